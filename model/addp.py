@@ -1,0 +1,100 @@
+"""The ADDP network (section 3.3): an encoder that sees pixels only, and a decoder that predicts tokens.
+
+Names follow the official checkpoint. `mask` is bool, (B, L), and True means masked (unknown, to be predicted).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import Geometry, TransformerConfig
+from model.transformer import MlmHead, blocks, initialise, learned, smoothed_cross_entropy
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class _PatchEmbedding(nn.Module):
+    def __init__(self, patch: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch, stride=patch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, L, D)."""
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class ADDP(nn.Module):
+    kind = "addp"
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, geometry: Geometry, config: TransformerConfig) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.config = config
+        c, positions = config, geometry.tokens + 1
+        self.patch_embed = _PatchEmbedding(geometry.patch_size, c.dim)
+        self.cls_token = learned(1, 1, c.dim)
+        self.pos_embed = learned(1, positions, c.dim)
+        self.tokenizer_norm = nn.LayerNorm(c.dim, eps=1e-6)
+        self.blocks = blocks(c.depth, c.dim, c.heads, c.dropout)
+        self.norm = nn.LayerNorm(c.dim, eps=1e-6)
+
+        self.token_emb = nn.Embedding(geometry.vocabulary, c.dim)
+        self.decoder_embed = nn.Linear(c.dim, c.dim)
+        self.mask_token = learned(1, 1, c.dim)
+        self.decoder_pos_embed_learned = learned(1, positions, c.dim)
+        self.decoder_pos_mask_embed = learned(1, positions, c.dim)
+        self.decoder_pos_token_embed = learned(1, positions, c.dim)
+        self.decoder_blocks = blocks(c.decoder_depth, c.dim, c.decoder_heads, c.dropout)
+        self.decoder_norm = nn.LayerNorm(c.dim, eps=1e-6)
+        self.mlm_layer = MlmHead(c.dim, geometry.vocabulary)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        initialise(self)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), clamped to [0, 1] -> features (B, 1 + L, D); index 0 is the class token."""
+        x = (images.clamp(0, 1).to(self.mean.dtype) - self.mean) / self.std
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), self.patch_embed(x)], 1) + self.pos_embed
+        x = F.dropout(self.tokenizer_norm(x), self.config.dropout, self.training)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def decode(self, features: Tensor, ids: Tensor, mask: Tensor, visible_count: int | None = None) -> Tensor:
+        """features (B, 1 + L, D), ids (B, L), mask (B, L) -> logits (B, L, V).
+
+        visible_count: number of unmasked positions, the same for every picture. Pass it where it is known:
+        reading it from the mask waits for the device.
+        """
+        if visible_count is None:
+            counts = (~mask).sum(1)
+            visible_count = int(counts[0])
+            assert bool((counts == visible_count).all()), "every picture of a batch needs the same number of masked tokens"
+        hidden = F.pad(mask, (1, 0), value=True).unsqueeze(-1)  # the class position is hidden like a masked one
+        x = self.decoder_embed(features)
+        x = torch.where(hidden, self.mask_token.to(x.dtype), x)
+        masked = F.pad(mask, (1, 0), value=False).unsqueeze(-1)
+        x = x + torch.where(masked, self.decoder_pos_mask_embed, self.decoder_pos_embed_learned)
+        # A stable sort of the mask puts the visible positions first, in raster order, without a wait for the device.
+        visible = mask.int().argsort(dim=1, stable=True)[:, :visible_count]
+        tokens = self.token_emb(ids.long().gather(1, visible))
+        tokens = tokens + self.decoder_pos_token_embed[0, 1:][visible]
+        x = torch.cat([x, tokens.to(x.dtype)], 1)
+        for block in self.decoder_blocks:
+            x = block(x)
+        x = self.decoder_norm(x)[:, 1 : 1 + ids.shape[1]]
+        return self.mlm_layer(x, self.token_emb.weight)
+
+    def logits(self, images: Tensor, ids: Tensor, mask: Tensor, visible_count: int | None = None) -> Tensor:
+        return self.decode(self.encode(images), ids, mask, visible_count)
+
+    def forward(
+        self, images: Tensor, ids: Tensor, mask: Tensor, target: Tensor, smoothing: float, visible_count: int | None = None
+    ) -> Tensor:
+        """The pre-training loss (eq. 8), a scalar. target: probabilities (B, L, K); the rest as in `logits`."""
+        return smoothed_cross_entropy(self.logits(images, ids, mask, visible_count), target, mask, smoothing)

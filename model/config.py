@@ -1,0 +1,145 @@
+"""Sizes of the three networks, as published and small. One picture geometry serves all: patch size = tokenizer stride."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+UNUSED_CLASS_IDS = 1000  # the official vocabulary keeps ImageNet's class ids between the codes and the mask id
+CLASS_SLOT_OFFSET = 76  # the class slot's id is K + 76 (1100 for K = 1024), one of the unused class ids
+
+
+class _Sizes(BaseModel):
+    """Frozen sizes; a `size` key takes the values of a named size, other keys override them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_named_size(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "size" not in values:
+            return values
+        values = dict(values)
+        name = values.pop("size")
+        if name not in SIZES[cls.__name__]:
+            raise ValueError(f"no size {name!r}; there are {', '.join(SIZES[cls.__name__])}")
+        return {**SIZES[cls.__name__][name], **values}
+
+
+class TokenizerConfig(_Sizes):
+    """VQ tokenizer (ADDP section 3.1; the MaskGIT VQGAN). Stride is 2 ** (levels - 1)."""
+
+    image_size: int = Field(256, description="side of the square pictures, pixels")
+    channels: int = Field(128, description="width of the highest resolution; a multiple of 32")
+    channel_multipliers: tuple[int, ...] = Field((1, 1, 2, 2, 4), description="width of each level over `channels`")
+    residual_blocks: int = Field(2, description="residual blocks a level")
+    code_dim: int = Field(256, description="Dz, width of a code")
+    codebook_size: int = Field(1024, description="K, number of codes")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TokenizerConfig:
+        if self.channels % 32:
+            raise ValueError(f"channels = {self.channels} must be a multiple of 32 (GroupNorm has 32 groups)")
+        if self.image_size % self.stride:
+            raise ValueError(f"image_size = {self.image_size} is no multiple of the stride {self.stride}")
+        return self
+
+    @property
+    def stride(self) -> int:
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def grid(self) -> int:
+        """Side of the square token grid."""
+        return self.image_size // self.stride
+
+    @property
+    def tokens(self) -> int:
+        """L, tokens of one picture."""
+        return self.grid**2
+
+
+class TransformerConfig(_Sizes):
+    """Sizes shared by the ADDP network and the token predictor: a ViT encoder and a ViT decoder."""
+
+    dim: int = Field(768, description="D, network width")
+    depth: int = Field(12, description="encoder blocks")
+    heads: int = Field(12, description="encoder heads")
+    decoder_depth: int = Field(8, description="decoder blocks")
+    decoder_heads: int = Field(16, description="decoder heads")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of attention, projections and embeddings")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TransformerConfig:
+        for name, heads in (("heads", self.heads), ("decoder_heads", self.decoder_heads)):
+            if self.dim % heads:
+                raise ValueError(f"dim = {self.dim} is no multiple of {name} = {heads}")
+        return self
+
+
+class Geometry(BaseModel):
+    """What ties the networks together: picture, grid and vocabulary."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_size: int = 256
+    patch_size: int = 16
+    codebook_size: int = 1024
+
+    @classmethod
+    def of(cls, tokenizer: TokenizerConfig) -> Geometry:
+        return cls(
+            image_size=tokenizer.image_size, patch_size=tokenizer.stride, codebook_size=tokenizer.codebook_size
+        )
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """L = h * w."""
+        return self.grid**2
+
+    @property
+    def vocabulary(self) -> int:
+        """V = K + 1000 + 1."""
+        return self.codebook_size + UNUSED_CLASS_IDS + 1
+
+    @property
+    def mask_id(self) -> int:
+        return self.vocabulary - 1
+
+    @property
+    def class_slot_id(self) -> int:
+        return self.codebook_size + CLASS_SLOT_OFFSET
+
+
+_BASE = {"dim": 768, "depth": 12, "heads": 12, "decoder_depth": 8, "decoder_heads": 16}
+_LARGE = {"dim": 1024, "depth": 24, "heads": 16, "decoder_depth": 8, "decoder_heads": 16}
+_DEMO = {"dim": 192, "depth": 6, "heads": 6, "decoder_depth": 3, "decoder_heads": 6}
+_TINY = {"dim": 32, "depth": 2, "heads": 2, "decoder_depth": 1, "decoder_heads": 2}
+
+SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    "TokenizerConfig": {
+        "published": {},
+        "demo": {
+            "image_size": 32,
+            "channels": 32,
+            "channel_multipliers": (1, 2, 4),
+            "residual_blocks": 1,
+            "code_dim": 32,
+            "codebook_size": 256,
+        },
+        "tiny": {
+            "image_size": 16,
+            "channels": 32,
+            "channel_multipliers": (1, 1, 1),
+            "residual_blocks": 1,
+            "code_dim": 8,
+            "codebook_size": 16,
+        },
+    },
+    "TransformerConfig": {"base": _BASE, "large": _LARGE, "demo": _DEMO, "tiny": _TINY},
+}

@@ -1,0 +1,51 @@
+"""One ADDP training step up to the loss: tokens in, (x_t, target) out. Steps 2 to 4 of algorithm 1; all frozen."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.masking import DenoisingMasks
+from model.predictor import TokenPredictor
+from model.vq import VQTokenizer
+
+
+class NoisyImage(NamedTuple):
+    """x_t: (B, 3, H, W), decoded from reliable and unreliable tokens. target: (B, L, K), q(z_{t-1} | z_t).
+
+    soft_embedding: (B, Dz, h, w), the expected codes under the prediction from mask_next.
+    """
+
+    x_t: Tensor
+    target: Tensor
+    soft_embedding: Tensor
+
+
+class FrozenNetworks(nn.Module):
+    """Tokenizer and predictor, in eval mode and without gradients; they are in no optimizer and in no checkpoint.
+
+    The paper describes a fixed predictor (the reference leaves its dropout on); here eval mode cannot be left.
+    """
+
+    def __init__(self, tokenizer: VQTokenizer, predictor: TokenPredictor) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.predictor = predictor
+        self.eval()
+        self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> FrozenNetworks:
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, ids: Tensor, masks: DenoisingMasks) -> NoisyImage:
+        """ids: (B, L). Token-to-pixel decoding of z_t and the target at the positions masked in mask_t."""
+        p_next = self.predictor.probabilities(ids, masks.mask_next)
+        target = self.predictor.probabilities(ids, masks.mask_t)
+        soft = self.tokenizer.soft_embed(p_next)
+        side = soft.shape[-1]
+        unreliable = masks.mask_t.view(-1, 1, side, side)
+        z_t = torch.where(unreliable, soft, self.tokenizer.embed(ids.long()))
+        return NoisyImage(self.tokenizer.decode(z_t), target, soft)

@@ -1,0 +1,21 @@
+"""Named errors for a user's mistakes. Each message says what was wrong, where, and what to do."""
+
+
+class ADDPError(Exception):
+    """Base of every error that a user can cause and mend. Command lines print it as one paragraph, without a trace."""
+
+    exit_code = 1
+
+
+class ConfigError(ADDPError):
+    """A configuration that cannot be run: unknown key, impossible batch arithmetic, wrong value."""
+
+    exit_code = 78
+
+
+class WeightsError(ADDPError):
+    """A weights file that does not fit the network it was meant for."""
+
+
+class DataError(ADDPError):
+    """Pictures, token shards or manifests that are missing, damaged or do not belong together."""

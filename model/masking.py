@@ -1,0 +1,84 @@
+"""The mask law (ADDP section 3.2 and addendum; MAGE section 3.2): how many tokens are masked, and which.
+
+Ratios are keyed by the global step, orders by the global sample index, so masks are the same on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.randomness import orders, uniforms
+
+MEAN, STD, LOW, HIGH = 0.55, 0.25, 0.5, 1.0  # the truncated normal of mask ratios
+_NORMAL = NormalDist(MEAN, STD)
+DROPPED = 0.5  # share of the tokens that MAGE leaves out of its encoder while it trains
+
+
+class DenoisingMasks(NamedTuple):
+    """mask_t is a subset of mask_next; both (B, L) bool, True = masked. masked: tokens masked in mask_t."""
+
+    mask_t: Tensor
+    mask_next: Tensor
+    masked: int
+
+
+class MageMasks(NamedTuple):
+    """mask: (B, L) bool, True = masked. kept: (B, N) int64 ascending, positions that enter the encoder."""
+
+    mask: Tensor
+    kept: Tensor
+
+
+@cache
+def ratio_table() -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The 66 mask ratios cos(pi/2 * k/100) in [0.5, 1), ascending, and the probability of each (float32 values)."""
+    ratios = np.cos(np.pi / 2 * np.arange(101) / 100).astype(np.float32)[::-1]
+    ratios = ratios[(ratios >= LOW) & (ratios < HIGH)]
+    weights = np.array([_NORMAL.pdf(float(r)) for r in ratios])
+    return tuple(float(r) for r in ratios), tuple((weights / weights.sum()).tolist())
+
+
+def masked_count(length: int, ratio: float) -> int:
+    """ceil(L * r)."""
+    return math.ceil(length * ratio)
+
+
+def denoising_ratios(seed: int, step: int) -> tuple[float, float]:
+    """(r_t, r_next) of a global step: r_next lies 1 to 5 places further in the table, at most at its end."""
+    ratios, weights = ratio_table()
+    u = uniforms(seed, "mask-ratio", step, 1, 2)[0]
+    i = min(int(np.searchsorted(np.cumsum(weights), u[0], side="right")), len(ratios) - 1)
+    j = min(i + 1 + int(5 * u[1]), len(ratios) - 1)
+    return ratios[i], ratios[j]
+
+
+def _ranks(seed: int, start: int, count: int, length: int) -> Tensor:
+    """(count, length): the place of each position in its picture's random masking order."""
+    order = torch.from_numpy(orders(seed, "mask-order", start, count, length))
+    return order.argsort(1)
+
+
+def denoising_masks(seed: int, step: int, start: int, count: int, length: int) -> DenoisingMasks:
+    """Masks of the samples with global indices start .. start+count-1 at a global step."""
+    r_t, r_next = denoising_ratios(seed, step)
+    ranks = _ranks(seed, start, count, length)
+    n_t, n_next = masked_count(length, r_t), masked_count(length, r_next)
+    return DenoisingMasks(ranks < n_t, ranks < n_next, n_t)
+
+
+def mage_masks(seed: int, step: int, start: int, count: int, length: int) -> MageMasks:
+    """As `denoising_masks`, with a continuous ratio, and half of the tokens (all of them masked) left out."""
+    u = float(uniforms(seed, "mage-ratio", step, 1, 1)[0, 0])
+    low, high = _NORMAL.cdf(LOW), _NORMAL.cdf(HIGH)
+    ratio = _NORMAL.inv_cdf(low + u * (high - low))
+    ranks = _ranks(seed, start, count, length)
+    dropped = int(DROPPED * length)
+    kept = ranks.ge(dropped).int().argsort(dim=1, descending=True, stable=True)[:, : length - dropped]
+    return MageMasks(ranks < max(masked_count(length, ratio), dropped), kept)

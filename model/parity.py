@@ -1,0 +1,199 @@
+"""Prove a machine, dtype or backend: reproduce a folder of the reference's inputs, weights and outputs.
+
+    python -m model.parity FOLDER [--device cuda] [--dtype bfloat16]
+
+FOLDER holds `weights.safetensors` (official keys), `io.safetensors` and `meta.json`. Prints JSON with the largest
+deviation of each quantity, relative to the reference's largest value; exits 0 if all hold, 1 if not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model.addp import ADDP
+from model.attention import backend_for
+from model.config import Geometry, TokenizerConfig, TransformerConfig
+from model.denoising import FrozenNetworks
+from model.errors import ADDPError, WeightsError
+from model.masking import DenoisingMasks
+from model.predictor import TokenPredictor
+from model.sampler import Generation, SamplerConfig, advance, mask_length, next_image
+from model.vq import VQTokenizer
+from model.weights import load_official
+
+# Largest allowed deviation by dtype. float32 and float64 prove the method; half precisions prove that a backend is
+# sane: rounding alone moves them this far from a float32 reference.
+TOLERANCES: dict[str, dict[str, float]] = {
+    name: {"ids": 0.0, "tensor": 1e-4, "loss": 1e-5, "gradient_norm": 1e-3, "gradient": 1e-3, "image": 1e-4}
+    for name in ("float32", "float64")
+} | {
+    "bfloat16": {"ids": 0.1, "tensor": 0.1, "loss": 1e-2, "gradient_norm": 0.1, "gradient": 0.1, "image": 0.1},
+    "float16": {"ids": 0.02, "tensor": 0.02, "loss": 1e-3, "gradient_norm": 0.02, "gradient": 0.02, "image": 0.02},
+}
+_LOSS_SCALE = {"float16": 2.0**12}  # as in training: float16 gradients would underflow
+
+
+class _Ledger:
+    """Deviations found so far; a quantity seen several times keeps its largest."""
+
+    def __init__(self, tolerances: dict[str, float]) -> None:
+        self.tolerances = tolerances
+        self.rows: dict[str, dict[str, Any]] = {}
+
+    def add(self, name: str, group: str, deviation: float) -> None:
+        tolerance = self.tolerances[group]
+        self.rows[name] = {"deviation": deviation, "tolerance": tolerance, "holds": deviation <= tolerance}
+
+    def tensor(self, name: str, group: str, ours: Tensor, reference: Tensor) -> None:
+        """Largest absolute difference over the reference's largest absolute value."""
+        ours, reference = ours.detach().double().cpu()[: reference.shape[0]], reference.double()
+        assert ours.shape == reference.shape, f"{name}: {tuple(ours.shape)} against {tuple(reference.shape)}"
+        self.add(name, group, float((ours - reference).abs().max() / reference.abs().max().clamp_min(1e-12)))
+
+    def ids(self, name: str, ours: Tensor, reference: Tensor) -> None:
+        """Share of ids that differ."""
+        self.add(name, "ids", float((ours.cpu().long() != reference.long()).double().mean()))
+
+
+def build_networks(folder: Path, meta: dict[str, Any]) -> tuple[FrozenNetworks, ADDP]:
+    """The three networks of the sizes in `meta.json` (codebook size from the weights), loaded from the folder."""
+    c, weights = meta["config"], folder / "weights.safetensors"
+    codebook = load_file(weights)["vqgan.quantize.embedding.weight"]
+    tokenizer = VQTokenizer(
+        TokenizerConfig(
+            image_size=meta["image_size"], channels=c["ch"], channel_multipliers=tuple(c["mult"]),
+            residual_blocks=c.get("res_blocks", 2), code_dim=c["zc"], codebook_size=codebook.shape[0],
+        )
+    )  # fmt: skip
+    geometry = Geometry.of(tokenizer.config)
+    predictor = TokenPredictor(
+        geometry,
+        TransformerConfig(
+            dim=c["pdim"], depth=c["pdepth"], heads=c["pheads"], decoder_depth=c["pddepth"],
+            decoder_heads=c.get("pdheads", c["pheads"]),
+        ),
+    )  # fmt: skip
+    addp = ADDP(
+        geometry,
+        TransformerConfig(
+            dim=c["dim"], depth=c["depth"], heads=c["heads"], decoder_depth=c["ddepth"], decoder_heads=c["dheads"]
+        ),
+    )
+    for network in (tokenizer, predictor, addp):
+        load_official(network, weights)
+    return FrozenNetworks(tokenizer, predictor), addp.eval()
+
+
+def compare(folder: Path, device: str = "cpu", dtype: str = "float32") -> dict[str, Any]:
+    """Run every quantity of the folder and return the report that `main` prints."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        io = load_file(folder / "io.safetensors")
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{folder} is no parity folder (meta.json, io.safetensors, weights.safetensors): {error}") from error
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    frozen, addp = build_networks(folder, meta)
+    frozen.to(device, torch_dtype)
+    addp.to(device, torch_dtype)
+    ledger = _Ledger(TOLERANCES[dtype])
+    image, ids = io["image"].to(device, torch_dtype), io["token_indices"].long().to(device)
+    _compare_tokenizer(ledger, frozen.tokenizer, image, io)
+    _compare_step(ledger, frozen, addp, ids, io, meta)
+    if "generation" in meta:
+        _compare_generation(ledger, frozen.tokenizer, addp, image, ids, io, meta)
+    return {
+        "folder": folder.name, "device": device, "dtype": dtype, "torch": torch.__version__,
+        "attention": backend_for(torch.device(device).type),
+        "holds": all(row["holds"] for row in ledger.rows.values()), "quantities": ledger.rows,
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def _compare_tokenizer(ledger: _Ledger, tokenizer: VQTokenizer, image: Tensor, io: dict[str, Tensor]) -> None:
+    ids = tokenizer.encode(image)
+    ledger.ids("token_indices", ids, io["token_indices"])
+    z0 = tokenizer.embed(io["token_indices"].long().to(image.device))
+    ledger.tensor("z0", "tensor", z0, io["z0"])
+    ledger.tensor("vq_reconstruction", "tensor", tokenizer.decode(z0), io["vq_reconstruction"])
+
+
+def _compare_step(
+    ledger: _Ledger, frozen: FrozenNetworks, addp: ADDP, ids: Tensor, io: dict[str, Tensor], meta: dict[str, Any]
+) -> None:
+    mask_t, mask_next = (io[name].bool().to(ids.device) for name in ("mask_t", "mask_t_next"))
+    noisy = frozen(ids, DenoisingMasks(mask_t, mask_next, int(mask_t[0].sum())))
+    ledger.tensor("predicted_soft_embedding", "tensor", noisy.soft_embedding, io["predicted_soft_embedding"])
+    ledger.tensor("x_t", "tensor", noisy.x_t, io["x_t"])
+    ledger.tensor("target_prob", "tensor", noisy.target, io["target_prob"].flatten(2).transpose(1, 2))
+
+    features = addp.encode(noisy.x_t)
+    ledger.tensor("encoder_output", "tensor", features, io["encoder_output"])
+    ledger.tensor("logits", "tensor", addp.decode(features, ids, mask_t), io["logits"])
+    loss = addp(noisy.x_t, ids, mask_t, noisy.target, meta["config"]["smooth"])
+    ledger.add("loss", "loss", abs(loss.item() - meta["loss"]) / abs(meta["loss"]))
+
+    scale = _LOSS_SCALE.get(str(noisy.x_t.dtype).removeprefix("torch."), 1.0)
+    (loss * scale).backward()
+    gradients = {name: p.grad.double() / scale for name, p in addp.named_parameters() if p.grad is not None}
+    missing = sorted(set(meta["grad_norms"]) - set(gradients))
+    ledger.add("parameters_without_gradient", "ids", float(len(missing)))
+    for name, norm in meta["grad_norms"].items():
+        if name in gradients:
+            ours = float(gradients[name].norm())
+            ledger.add(f"grad_norm.{name}", "gradient_norm", abs(ours - norm) / max(abs(norm), 1e-12))
+    for key in io:
+        if key.startswith("grad.") and (name := key.removeprefix("grad.")) in gradients:
+            ledger.tensor(key, "gradient", gradients[name], io[key])
+
+
+@torch.no_grad()
+def _compare_generation(
+    ledger: _Ledger, tokenizer: VQTokenizer, addp: ADDP, image: Tensor, ids: Tensor, io: dict[str, Tensor],
+    meta: dict[str, Any],
+) -> None:  # fmt: skip
+    g = meta["generation"]
+    config = SamplerConfig(g["num_iter"], g["schedule"], g["choice_temperature"], g["temperature"])
+    state = Generation(image, ids, torch.ones_like(ids, dtype=torch.bool), torch.empty(0))
+    lengths = [mask_length(config, s, ids.shape[1]) for s in range(config.steps)]
+    ledger.add("gen.mask_lengths", "ids", float(lengths != g["mask_lengths"]))
+    for step in range(config.steps):
+        name = f"gen.{step}."
+        sampled = io[name + "sampled_ids"].long().to(ids.device)
+        gumbel = io[name + "gumbel"].to(ids.device)
+        state = advance(addp, tokenizer, state, gumbel, gumbel, config, step, sampled)
+        reference_mask = io[name + "mask_next"].bool()
+        ledger.tensor(name + "logits", "tensor", state.logits[:, ::37, ::41], io[name + "logits_sample"])
+        ledger.ids(name + "mask_next", state.mask, reference_mask)
+        # Decode and go on from the reference's mask: a tie that rounding broke counts once, as a mask, not in each image.
+        mask = reference_mask.to(ids.device)
+        state = state._replace(mask=mask, image=next_image(tokenizer, state.logits, state.ids, mask))
+        ledger.tensor(name + "image", "image", state.image[:, :, ::8, ::8], io[name + "image_sample"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m model.parity", description=__doc__.split("\n\n")[0])
+    parser.add_argument("folder", type=Path, help="folder with weights.safetensors, io.safetensors and meta.json")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default cpu)")
+    parser.add_argument("--dtype", default="float32", choices=list(TOLERANCES), help="default float32")
+    options = parser.parse_args(arguments)
+    try:
+        report = compare(options.folder, options.device, options.dtype)
+    except ADDPError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(report, indent=1))
+    return 0 if report["holds"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Token predictor: MAGE (CVPR 2023), a ViT encoder-decoder on token ids. Frozen while ADDP trains.
+
+Names follow the official checkpoint. `mask` is bool and True means masked (unknown, to be predicted).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import Geometry, TransformerConfig
+from model.transformer import MlmHead, blocks, initialise, learned, smoothed_cross_entropy
+
+
+class _TokenEmbedding(nn.Module):
+    """Word + learned position -> LayerNorm (eps 1e-6) -> dropout."""
+
+    def __init__(self, vocabulary: int, positions: int, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(vocabulary, dim)
+        self.position_embeddings = nn.Embedding(positions, dim)
+        self.LayerNorm = nn.LayerNorm(dim, eps=1e-6)
+        self.dropout = dropout
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.word_embeddings(ids) + self.position_embeddings.weight
+        return F.dropout(self.LayerNorm(x), self.dropout, self.training)
+
+
+class TokenPredictor(nn.Module):
+    """p(code at the masked positions | visible tokens)."""
+
+    kind = "predictor"
+
+    def __init__(self, geometry: Geometry, config: TransformerConfig) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.config = config
+        c, positions = config, geometry.tokens + 1
+        self.token_emb = _TokenEmbedding(geometry.vocabulary, positions, c.dim, c.dropout)
+        self.blocks = blocks(c.depth, c.dim, c.heads, c.dropout)
+        self.norm = nn.LayerNorm(c.dim, eps=1e-6)
+        self.decoder_embed = nn.Linear(c.dim, c.dim)
+        self.decoder_pos_embed_learned = learned(1, positions, c.dim)
+        self.decoder_blocks = blocks(c.decoder_depth, c.dim, c.decoder_heads, c.dropout)
+        self.decoder_norm = nn.LayerNorm(c.dim, eps=1e-6)
+        self.mlm_layer = MlmHead(c.dim, geometry.vocabulary)
+        initialise(self)
+
+    def logits(self, ids: Tensor, mask: Tensor, kept: Tensor | None = None) -> Tensor:
+        """ids: (B, L) int, mask: (B, L) bool -> logits (B, L, V).
+
+        kept: (B, N) int64, the positions in 0..L-1 that enter the encoder, ascending; all of them when None.
+        Positions left out must be masked ones (MAGE drops half of the tokens while it trains).
+        """
+        b = ids.shape[0]
+        ids = ids.long().masked_fill(mask, self.geometry.mask_id)
+        class_slot = torch.full((b, 1), self.geometry.class_slot_id, device=ids.device)
+        x = self.token_emb(torch.cat([class_slot, ids], 1))
+        if kept is not None:
+            kept = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], 1).unsqueeze(-1)  # the class slot stays
+            x = x.gather(1, kept.expand(-1, -1, x.shape[2]))
+        for block in self.blocks:
+            x = block(x)
+        x = self.decoder_embed(self.norm(x))
+        slot = x[:, :1]
+        if kept is not None:
+            full = slot.expand(-1, ids.shape[1] + 1, -1)
+            x = full.scatter(1, kept.expand(-1, -1, x.shape[2]), x)
+        masked = F.pad(mask, (1, 0)).unsqueeze(-1)  # the class slot itself is never masked
+        x = torch.where(masked, slot, x) + self.decoder_pos_embed_learned
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.mlm_layer(self.decoder_norm(x)[:, 1:], self.token_emb.word_embeddings.weight)
+
+    @torch.no_grad()
+    def probabilities(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Softmax over the K codes, float32: (B, L, K)."""
+        return self.logits(ids, mask)[..., : self.geometry.codebook_size].float().softmax(-1)
+
+    def forward(self, ids: Tensor, mask: Tensor, kept: Tensor, smoothing: float) -> Tensor:
+        """MAGE's training loss: label-smoothed cross-entropy over V at the masked positions, a scalar."""
+        return smoothed_cross_entropy(self.logits(ids, mask, kept), ids, mask, smoothing)

@@ -1,0 +1,33 @@
+"""Counter-based random numbers: everything drawn is a pure function of (seed, purpose, index), on any number of ranks.
+
+Philox's raw output is fixed by its definition; numpy's distributions and permutations may change between releases,
+so only raw bits are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def raw_bits(seed: int, purpose: str, start: int, count: int, per_item: int) -> NDArray[np.uint64]:
+    """Uniform 64-bit words of items start .. start+count-1, shape (count, per_item).
+
+    Item i's words depend on (seed, purpose, i, per_item) alone, and any item is reached in O(1).
+    """
+    digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=16).digest()
+    blocks = -(-per_item // 4)  # Philox 4x64 makes four words for each value of its counter
+    generator = np.random.Philox(key=int.from_bytes(digest, "little"), counter=start * blocks)
+    return generator.random_raw(count * blocks * 4).reshape(count, blocks * 4)[:, :per_item]
+
+
+def uniforms(seed: int, purpose: str, start: int, count: int, per_item: int) -> NDArray[np.float64]:
+    """As `raw_bits`, as numbers strictly inside (0, 1)."""
+    return ((raw_bits(seed, purpose, start, count, per_item) >> np.uint64(11)) + 0.5) * 2.0**-53
+
+
+def orders(seed: int, purpose: str, start: int, count: int, length: int) -> NDArray[np.int64]:
+    """Independent uniform permutations of range(length) for each item, shape (count, length)."""
+    return np.argsort(raw_bits(seed, purpose, start, count, length), axis=1, kind="stable")

@@ -1,0 +1,110 @@
+"""Unconditional generation (ADDP section 3.4): N alternating steps of predicting tokens and decoding pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.addp import ADDP
+from model.randomness import uniforms
+from model.vq import VQTokenizer
+
+
+class SamplerConfig(NamedTuple):
+    steps: int = 20
+    schedule: Literal["cosine", "linear"] = "cosine"
+    choice_temperature: float = 6.0
+    temperature: Literal["dynamic", "constant"] = "dynamic"
+    top_p: float = 1.0
+
+
+class Generation(NamedTuple):
+    """State after a step: image (B, 3, H, W), nominally in [0, 1]; ids (B, L), mask (B, L) bool, logits over K that led to it (B, L, K)."""
+
+    image: Tensor
+    ids: Tensor
+    mask: Tensor
+    logits: Tensor
+
+
+def mask_length(config: SamplerConfig, step: int, length: int) -> int:
+    """Tokens that stay masked after step 0..N-1: clip(ceil(L f((s+1)/N)), 1, L)."""
+    u = (step + 1) / config.steps
+    f = math.cos(math.pi / 2 * u) if config.schedule == "cosine" else 1 - u
+    # float32, as the reference: in float64 a rounding error above a whole number would add a token
+    return min(max(math.ceil(np.float32(length) * np.float32(f)), 1), length)
+
+
+def noise_scale(config: SamplerConfig, step: int) -> float:
+    """Weight of the Gumbel noise in the confidence."""
+    decay = 1 - (step + 1) / config.steps if config.temperature == "dynamic" else 1.0
+    return config.choice_temperature * decay
+
+
+def sample_ids(logits: Tensor, u: Tensor, top_p: float = 1.0) -> Tensor:
+    """Draw ids (B, L) from logits (B, L, K) by inverse CDF of uniforms u (B, L); nucleus top-p below 1."""
+    p = logits.float().softmax(-1)
+    if top_p < 1.0:
+        sorted_p, order = p.sort(-1, descending=True)
+        kept = sorted_p.cumsum(-1) - sorted_p < top_p
+        p = torch.zeros_like(p).scatter(-1, order, sorted_p * kept)
+    cdf = p.cumsum(-1)
+    drawn = torch.searchsorted(cdf, (u.to(cdf) * cdf[..., -1]).unsqueeze(-1), right=True).squeeze(-1)
+    return drawn.clamp_max(p.shape[-1] - 1)
+
+
+def remask(logits: Tensor, ids: Tensor, mask: Tensor, gumbel: Tensor, scale: float, count: int) -> Tensor:
+    """The `count` least confident positions, (B, L) bool. Confidence: log p(id) + scale * Gumbel; known ones +inf."""
+    logp = logits.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    confidence = (logp + scale * gumbel).masked_fill(~mask, math.inf)
+    least = confidence.argsort(dim=1, stable=True)[:, :count]
+    return torch.zeros_like(mask).scatter(1, least, True)
+
+
+def next_image(tokenizer: VQTokenizer, logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    """Decode (B, 3, H, W): expected codes under the logits over K where masked, hard codes elsewhere."""
+    soft = tokenizer.soft_embed(logits.float().softmax(-1))
+    return tokenizer.decode(torch.where(tokenizer.to_grid(mask.unsqueeze(-1)), soft, tokenizer.embed(ids)))
+
+
+@torch.no_grad()
+def advance(
+    network: ADDP, tokenizer: VQTokenizer, state: Generation, u: Tensor, gumbel: Tensor, config: SamplerConfig, step: int,
+    sampled: Tensor | None = None,
+) -> Generation:  # fmt: skip
+    """One step. u, gumbel: (B, L) noise of this step. sampled: ids to take instead of drawing them (for parity)."""
+    k = network.geometry.codebook_size
+    logits = network.logits(state.image, state.ids, state.mask)[..., :k]
+    drawn = sample_ids(logits, u, config.top_p) if sampled is None else sampled
+    ids = torch.where(state.mask, drawn, state.ids)
+    count = mask_length(config, step, ids.shape[1])
+    mask = remask(logits, ids, state.mask, gumbel, noise_scale(config, step), count)
+    return Generation(next_image(tokenizer, logits, ids, mask), ids, mask, logits)
+
+
+def generate(
+    network: ADDP, tokenizer: VQTokenizer, seed: int, start: int, count: int, config: SamplerConfig
+) -> Iterator[Generation]:
+    """Samples start .. start+count-1, all N states in turn; the last image is the sample.
+
+    The noise of a sample is keyed by (seed, sample index): the same picture in any batch and on any rank.
+    """
+    device = network.pos_embed.device
+    length, size = network.geometry.tokens, network.geometry.image_size
+    state = Generation(
+        torch.zeros(count, 3, size, size, device=device),
+        torch.zeros(count, length, dtype=torch.int64, device=device),
+        torch.ones(count, length, dtype=torch.bool, device=device),
+        torch.empty(0, device=device),
+    )
+    for step in range(config.steps):
+        noise = torch.from_numpy(uniforms(seed, f"generate/{step}", start, count, 2 * length))
+        u, g = noise.view(count, 2, length).unbind(1)
+        gumbel = -torch.log(-torch.log(g))
+        state = advance(network, tokenizer, state, u.float().to(device), gumbel.float().to(device), config, step)
+        yield state

@@ -1,0 +1,170 @@
+"""Weights in and out: our self-describing safetensors files, and the official VQGAN, MAGE and ADDP files."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.addp import ADDP
+from model.config import Geometry, TokenizerConfig, TransformerConfig
+from model.errors import WeightsError
+from model.predictor import TokenPredictor
+from model.vq import VQTokenizer
+
+Network = VQTokenizer | TokenPredictor | ADDP
+
+# Where a network's keys lie in an official file, most specific first, and what else such a file may hold.
+_PREFIXES = {"tokenizer": ("vqgan.", ""), "predictor": ("token_predictor.", ""), "addp": ("",)}
+_MAE_LEFTOVERS = r"(decoder_pos_embed|decoder_pred\.(weight|bias))"
+_UNUSED = {
+    "tokenizer": r"(quantize\.(?!embedding\.weight).*)",
+    "predictor": rf"({_MAE_LEFTOVERS}|cls_token|pos_embed|mask_token|patch_embed\.proj\.(weight|bias)"
+    r"|token_emb\.position_ids|vqgan\..*)",
+    "addp": rf"({_MAE_LEFTOVERS}|pos_token_embed|pos_mask_embed|vqgan\..*|token_predictor\..*)",
+}
+_POSITIONS = "token_emb.position_embeddings.weight"
+
+
+class LoadReport(NamedTuple):
+    """What became of the keys of an official file."""
+
+    loaded: list[str]
+    unused: list[str]
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        # Official files carry their training arguments; Namespace is a plain record and runs no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path} is no readable weights file: {str(error).splitlines()[0]}") from error
+    for wrapper in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
+    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a `.safetensors` file or a pickle (`weights_only`, wrappers `model`/`state_dict` removed).
+
+    Raises WeightsError where the file is missing or unreadable.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"there is no weights file {path}; check the path in the configuration or on the command line")
+    if path.suffix != ".safetensors":
+        return _read_pickle(path), {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is no readable safetensors file: {error}") from error
+
+
+def load_official(network: Network, path: Path | str) -> LoadReport:
+    """Fill `network` from an official file (or one of the same keys); strict, apart from keys known to be unused.
+
+    Raises WeightsError that names the first missing, unexpected and misshapen keys.
+    """
+    state, _ = read_state(path)
+    prefixes = _PREFIXES[network.kind]
+    prefix = next(p for p in prefixes if not p or any(key.startswith(p) for key in state))
+    own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    outside = [key for key in state if not key.startswith(prefix)]  # other networks of the same file
+    expected = {key: value.shape for key, value in network.state_dict().items()}
+    if (positions := own.get(_POSITIONS)) is not None and _POSITIONS in expected:
+        own[_POSITIONS] = positions[: expected[_POSITIONS][0]]  # MAGE's table always has 257 rows; the rest is not used
+    unused_pattern = re.compile(_UNUSED[network.kind])
+    missing = [key for key in expected if key not in own]
+    unused = [key for key in own if key not in expected]
+    unexpected = [key for key in unused if not unused_pattern.fullmatch(key)]
+    misshapen = [
+        f"{key} (file {tuple(own[key].shape)}, network {tuple(shape)})"
+        for key, shape in expected.items()
+        if key in own and own[key].shape != shape
+    ]
+    if missing or unexpected or misshapen:
+        problems = [("missing", missing), ("not of this network", unexpected), ("of another shape", misshapen)]
+        named = "; ".join(
+            f"{len(keys)} {what}, first: {', '.join(keys[:3])}" for what, keys in problems if keys
+        )
+        raise WeightsError(f"{path} does not fit the {network.kind} of the configured size: {named}")
+    network.load_state_dict({key: own[key] for key in expected})
+    return LoadReport(list(expected), [*(prefix + key for key in unused), *outside])
+
+
+def fingerprint(network: nn.Module) -> str:
+    """sha256 over names, shapes and float32 values: equal for the same weights in any file format or on any device."""
+    digest = hashlib.sha256()
+    for key, value in sorted(network.state_dict().items()):
+        digest.update(f"{key}{tuple(value.shape)}".encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_network(network: Network, path: Path | str) -> None:
+    """Write one self-describing safetensors file (kind, sizes and geometry in its metadata), atomically."""
+    path = Path(path)
+    metadata = {"format": "addp-network-1", "kind": network.kind, "config": network.config.model_dump_json()}
+    if not isinstance(network, VQTokenizer):
+        metadata["geometry"] = network.geometry.model_dump_json()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, partial, metadata)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_network(
+    path: Path | str, kind: str, *, config: TokenizerConfig | TransformerConfig | None = None,
+    geometry: Geometry | None = None,
+) -> Network:  # fmt: skip
+    """A network from our own file, whose metadata gives its sizes, or from an official one of the given sizes.
+
+    kind: "tokenizer", "predictor" or "addp". Raises WeightsError where the file holds another kind, or another
+    picture geometry than `geometry`.
+    """
+    state, metadata = read_state(path)
+    if "kind" not in metadata:
+        if config is None:
+            raise WeightsError(f"{path} does not say its sizes (an official file?): state them in the configuration")
+        network = build(kind, config, geometry)
+        load_official(network, path)
+        return network
+    if metadata["kind"] != kind:
+        raise WeightsError(f"{path} holds a {metadata['kind']}, but a {kind} is needed here")
+    try:
+        own_geometry = Geometry.model_validate_json(metadata["geometry"]) if "geometry" in metadata else None
+        config_type = TokenizerConfig if kind == "tokenizer" else TransformerConfig
+        network = build(kind, config_type.model_validate_json(metadata["config"]), own_geometry)
+        network.load_state_dict(state)
+    except (KeyError, ValidationError, RuntimeError) as error:
+        raise WeightsError(f"{path} contradicts its own description: {str(error).splitlines()[0]}") from error
+    if geometry is not None and own_geometry is not None and geometry != own_geometry:
+        raise WeightsError(f"{path} was made for {own_geometry!r}, but {geometry!r} is needed here")
+    return network
+
+
+def build(kind: str, config: TokenizerConfig | TransformerConfig, geometry: Geometry | None = None) -> Network:
+    """A network with fresh weights."""
+    if kind == "tokenizer":
+        assert isinstance(config, TokenizerConfig)
+        return VQTokenizer(config)
+    assert isinstance(config, TransformerConfig) and geometry is not None
+    return TokenPredictor(geometry, config) if kind == "predictor" else ADDP(geometry, config)

@@ -37,24 +37,24 @@ class ADDP(nn.Module):
         self.config = config
         c, positions = config, geometry.tokens + 1
         self.patch_embed = _PatchEmbedding(geometry.patch_size, c.dim)
-        self.cls_token = learned(1, 1, c.dim)
-        self.pos_embed = learned(1, positions, c.dim)
+        self.cls_token = learned(c.init_std, 1, 1, c.dim)
+        self.pos_embed = learned(c.init_std, 1, positions, c.dim)
         self.tokenizer_norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.blocks = blocks(c.depth, c.dim, c.heads, c.dropout)
         self.norm = nn.LayerNorm(c.dim, eps=1e-6)
 
         self.token_emb = nn.Embedding(geometry.vocabulary, c.dim)
         self.decoder_embed = nn.Linear(c.dim, c.dim)
-        self.mask_token = learned(1, 1, c.dim)
-        self.decoder_pos_embed_learned = learned(1, positions, c.dim)
-        self.decoder_pos_mask_embed = learned(1, positions, c.dim)
-        self.decoder_pos_token_embed = learned(1, positions, c.dim)
+        self.mask_token = learned(c.init_std, 1, 1, c.dim)
+        self.decoder_pos_embed_learned = learned(c.init_std, 1, positions, c.dim)
+        self.decoder_pos_mask_embed = learned(c.init_std, 1, positions, c.dim)
+        self.decoder_pos_token_embed = learned(c.init_std, 1, positions, c.dim)
         self.decoder_blocks = blocks(c.decoder_depth, c.dim, c.decoder_heads, c.dropout)
         self.decoder_norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.mlm_layer = MlmHead(c.dim, geometry.vocabulary)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
-        initialise(self)
+        initialise(self, c.init_std)
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), clamped to [0, 1] -> features (B, 1 + L, D); index 0 is the class token."""
@@ -74,7 +74,9 @@ class ADDP(nn.Module):
         if visible_count is None:
             counts = (~mask).sum(1)
             visible_count = int(counts[0])
-            assert bool((counts == visible_count).all()), "every picture of a batch needs the same number of masked tokens"
+            assert bool((counts == visible_count).all()), (
+                "every picture of a batch needs the same number of masked tokens"
+            )
         hidden = F.pad(mask, (1, 0), value=True).unsqueeze(-1)  # the class position is hidden like a masked one
         x = self.decoder_embed(features)
         x = torch.where(hidden, self.mask_token.to(x.dtype), x)
@@ -94,7 +96,13 @@ class ADDP(nn.Module):
         return self.decode(self.encode(images), ids, mask, visible_count)
 
     def forward(
-        self, images: Tensor, ids: Tensor, mask: Tensor, target: Tensor, smoothing: float, visible_count: int | None = None
+        self,
+        images: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        target: Tensor,
+        smoothing: float,
+        visible_count: int | None = None,
     ) -> Tensor:
         """The pre-training loss (eq. 8), a scalar. target: probabilities (B, L, K); the rest as in `logits`."""
         return smoothed_cross_entropy(self.logits(images, ids, mask, visible_count), target, mask, smoothing)

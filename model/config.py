@@ -1,4 +1,4 @@
-"""Sizes of the three networks, as published and small. One picture geometry serves all: patch size = tokenizer stride."""
+"""Sizes of the three networks, as published and small, and the one geometry of all: patch = tokenizer stride."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TokenizerConfig(_Sizes):
 
     @property
     def stride(self) -> int:
-        return 2 ** (len(self.channel_multipliers) - 1)
+        return 1 << (len(self.channel_multipliers) - 1)
 
     @property
     def grid(self) -> int:
@@ -68,6 +68,7 @@ class TransformerConfig(_Sizes):
     heads: int = Field(12, description="encoder heads")
     decoder_depth: int = Field(8, description="decoder blocks")
     decoder_heads: int = Field(16, description="decoder heads")
+    init_std: float = Field(0.02, gt=0, description="start of tokens, embeddings and positions: N(0, init_std)")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of attention, projections and embeddings")
 
     @model_validator(mode="after")
@@ -89,9 +90,7 @@ class Geometry(BaseModel):
 
     @classmethod
     def of(cls, tokenizer: TokenizerConfig) -> Geometry:
-        return cls(
-            image_size=tokenizer.image_size, patch_size=tokenizer.stride, codebook_size=tokenizer.codebook_size
-        )
+        return cls(image_size=tokenizer.image_size, patch_size=tokenizer.stride, codebook_size=tokenizer.codebook_size)
 
     @property
     def grid(self) -> int:
@@ -118,7 +117,7 @@ class Geometry(BaseModel):
 
 _BASE = {"dim": 768, "depth": 12, "heads": 12, "decoder_depth": 8, "decoder_heads": 16}
 _LARGE = {"dim": 1024, "depth": 24, "heads": 16, "decoder_depth": 8, "decoder_heads": 16}
-_DEMO = {"dim": 192, "depth": 6, "heads": 6, "decoder_depth": 3, "decoder_heads": 6}
+_DEMO = {"dim": 128, "depth": 6, "heads": 4, "decoder_depth": 3, "decoder_heads": 4, "dropout": 0.0, "init_std": 0.1}
 _TINY = {"dim": 32, "depth": 2, "heads": 2, "decoder_depth": 1, "decoder_heads": 2}
 
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
@@ -127,7 +126,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "demo": {
             "image_size": 32,
             "channels": 32,
-            "channel_multipliers": (1, 2, 4),
+            "channel_multipliers": (1, 2, 2),
             "residual_blocks": 1,
             "code_dim": 32,
             "codebook_size": 256,

@@ -98,7 +98,9 @@ def compare(folder: Path, device: str = "cpu", dtype: str = "float32") -> dict[s
         meta = json.loads((folder / "meta.json").read_text())
         io = load_file(folder / "io.safetensors")
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder} is no parity folder (meta.json, io.safetensors, weights.safetensors): {error}") from error
+        raise WeightsError(
+            f"{folder} is no parity folder (meta.json, io.safetensors, weights.safetensors): {error}"
+        ) from error
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch_dtype: torch.dtype = getattr(torch, dtype)
@@ -174,7 +176,7 @@ def _compare_generation(
         reference_mask = io[name + "mask_next"].bool()
         ledger.tensor(name + "logits", "tensor", state.logits[:, ::37, ::41], io[name + "logits_sample"])
         ledger.ids(name + "mask_next", state.mask, reference_mask)
-        # Decode and go on from the reference's mask: a tie that rounding broke counts once, as a mask, not in each image.
+        # Decode and go on from the reference's mask: a tie broken by rounding counts once, as a mask.
         mask = reference_mask.to(ids.device)
         state = state._replace(mask=mask, image=next_image(tokenizer, state.logits, state.ids, mask))
         ledger.tensor(name + "image", "image", state.image[:, :, ::8, ::8], io[name + "image_sample"])

@@ -42,11 +42,11 @@ class TokenPredictor(nn.Module):
         self.blocks = blocks(c.depth, c.dim, c.heads, c.dropout)
         self.norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.decoder_embed = nn.Linear(c.dim, c.dim)
-        self.decoder_pos_embed_learned = learned(1, positions, c.dim)
+        self.decoder_pos_embed_learned = learned(c.init_std, 1, positions, c.dim)
         self.decoder_blocks = blocks(c.decoder_depth, c.dim, c.decoder_heads, c.dropout)
         self.decoder_norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.mlm_layer = MlmHead(c.dim, geometry.vocabulary)
-        initialise(self)
+        initialise(self, c.init_std)
 
     def logits(self, ids: Tensor, mask: Tensor, kept: Tensor | None = None) -> Tensor:
         """ids: (B, L) int, mask: (B, L) bool -> logits (B, L, V).

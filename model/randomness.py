@@ -25,7 +25,8 @@ def raw_bits(seed: int, purpose: str, start: int, count: int, per_item: int) -> 
 
 def uniforms(seed: int, purpose: str, start: int, count: int, per_item: int) -> NDArray[np.float64]:
     """As `raw_bits`, as numbers strictly inside (0, 1)."""
-    return ((raw_bits(seed, purpose, start, count, per_item) >> np.uint64(11)) + 0.5) * 2.0**-53
+    bits = raw_bits(seed, purpose, start, count, per_item) >> np.uint64(11)
+    return (bits.astype(np.float64) + 0.5) * 2.0**-53
 
 
 def orders(seed: int, purpose: str, start: int, count: int, length: int) -> NDArray[np.int64]:

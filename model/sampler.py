@@ -24,7 +24,8 @@ class SamplerConfig(NamedTuple):
 
 
 class Generation(NamedTuple):
-    """State after a step: image (B, 3, H, W), nominally in [0, 1]; ids (B, L), mask (B, L) bool, logits over K that led to it (B, L, K)."""
+    """State after a step: image (B, 3, H, W), nominally in [0, 1]; ids (B, L), mask (B, L) bool, logits over K codes
+    that led to it (B, L, K)."""
 
     image: Tensor
     ids: Tensor
@@ -74,7 +75,8 @@ def next_image(tokenizer: VQTokenizer, logits: Tensor, ids: Tensor, mask: Tensor
 
 @torch.no_grad()
 def advance(
-    network: ADDP, tokenizer: VQTokenizer, state: Generation, u: Tensor, gumbel: Tensor, config: SamplerConfig, step: int,
+    network: ADDP, tokenizer: VQTokenizer, state: Generation, u: Tensor, gumbel: Tensor,
+    config: SamplerConfig, step: int,
     sampled: Tensor | None = None,
 ) -> Generation:  # fmt: skip
     """One step. u, gumbel: (B, L) noise of this step. sampled: ids to take instead of drawing them (for parity)."""

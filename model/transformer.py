@@ -73,20 +73,20 @@ def blocks(depth: int, dim: int, heads: int, dropout: float) -> nn.ModuleList:
     return nn.ModuleList(Block(dim, heads, dropout) for _ in range(depth))
 
 
-def initialise(module: nn.Module) -> None:
-    """ADDP section A: xavier-uniform linears and convolutions (as one matrix), zero biases, N(0, 0.02) embeddings."""
+def initialise(module: nn.Module, std: float) -> None:
+    """Xavier-uniform linears and convolutions (as one matrix), zero biases, N(0, std) embeddings."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(part.weight.view(part.weight.shape[0], -1))
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, nn.Embedding):
-            nn.init.normal_(part.weight, std=0.02)
+            nn.init.normal_(part.weight, std=std)
 
 
-def learned(*shape: int) -> nn.Parameter:
-    """A learned token or position table, N(0, 0.02)."""
-    return nn.Parameter(torch.randn(*shape) * 0.02)
+def learned(std: float, *shape: int) -> nn.Parameter:
+    """A learned token or position table, N(0, std)."""
+    return nn.Parameter(torch.randn(*shape) * std)
 
 
 def smoothed_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor, smoothing: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""VQ tokenizer: pictures <-> discrete codes (addp: the MaskGIT VQGAN, PyTorch layout). Names follow the official file."""
+"""VQ tokenizer: pictures <-> discrete codes (the MaskGIT VQGAN, PyTorch layout). Names follow the official file."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import pickle
 import re
@@ -50,7 +49,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} is no readable weights file: {str(error).splitlines()[0]}") from error
+        raise WeightsError(
+            f"{path} is no readable weights file ({type(error).__name__} {error})".splitlines()[0]
+        ) from error
     for wrapper in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -60,13 +61,15 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 
 def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a `.safetensors` file or a pickle (`weights_only`, wrappers `model`/`state_dict` removed).
+    """Tensors and metadata of a `.safetensors` file or a pickle (`weights_only`, wrapper `model`/`state_dict` removed).
 
     Raises WeightsError where the file is missing or unreadable.
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}; check the path in the configuration or on the command line")
+        raise WeightsError(
+            f"there is no weights file {path}; check the path in the configuration or on the command line"
+        )
     if path.suffix != ".safetensors":
         return _read_pickle(path), {}
     try:
@@ -100,9 +103,7 @@ def load_official(network: Network, path: Path | str) -> LoadReport:
     ]
     if missing or unexpected or misshapen:
         problems = [("missing", missing), ("not of this network", unexpected), ("of another shape", misshapen)]
-        named = "; ".join(
-            f"{len(keys)} {what}, first: {', '.join(keys[:3])}" for what, keys in problems if keys
-        )
+        named = "; ".join(f"{len(keys)} {what}, first: {', '.join(keys[:3])}" for what, keys in problems if keys)
         raise WeightsError(f"{path} does not fit the {network.kind} of the configured size: {named}")
     network.load_state_dict({key: own[key] for key in expected})
     return LoadReport(list(expected), [*(prefix + key for key in unused), *outside])

@@ -1,0 +1,1 @@
+"""Where work is started on machines: the `addp` command line and launches. Of `trainer`, only the light contract."""

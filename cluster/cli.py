@@ -1,0 +1,110 @@
+"""`addp`, the one command line for people. Launchers call the modules themselves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from model.errors import ADDPError
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
+    help="Pre-train ADDP: token shards, training, generation, evaluation. Start with `addp demo`.",
+)  # fmt: skip
+
+# Commands that are modules of their own; `addp NAME --help` is the module's help.
+MODULES = {
+    "tokenize": ("data_pipeline.tokenize", "Pictures -> token shards and dataset.json."),
+    "generate": ("trainer.generate", "Sample pictures from a trained ADDP network into a grid."),
+    "evaluate": ("trainer.evaluate", "Held-out figures: PSNR and codebook use, masked-token cross-entropy."),
+    "probe": ("trainer.probe", "kNN and linear probe of the frozen encoder."),
+    "report": ("trainer.report", "One self-contained HTML page about the demo's runs."),
+    "parity": ("model.parity", "Prove a machine, dtype or backend against the reference's outputs."),
+}
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def _add_module(name: str, module: str, summary: str) -> None:
+    @app.command(name, context_settings=_PASS_ON, help=summary)
+    def run(context: typer.Context) -> None:
+        raise typer.Exit(subprocess.run([sys.executable, "-m", module, *context.args], check=False).returncode)
+
+
+for _name, (_module, _summary) in MODULES.items():
+    _add_module(_name, _module, _summary)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="run file, as in configs/")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in batch.micro=32")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="ranks on this machine")] = 1,
+) -> None:
+    """Train under the deepspeed launcher; on several machines call `deepspeed --module trainer.pretrain` itself."""
+    from cluster.launch import train as launch
+    from trainer.config import load_config
+
+    run = load_config(config, overrides or []).run
+    launch(run, processes, ["--config", str(config), *(overrides or [])])
+
+
+@app.command()
+def openmoji(
+    out: Annotated[Path, typer.Argument(help="folder to make")],
+    size: Annotated[int, typer.Option(help="side, pixels")] = 64,
+) -> None:
+    """Render the OpenMoji set (CC BY-SA 4.0) into class folders: real pictures without a download."""
+    from data_pipeline.openmoji import render
+
+    print(f"{out}: {render(out, size)} pictures")
+
+
+@app.command()
+def config(
+    file: Annotated[Path | None, typer.Argument(help="run file; without one, the defaults")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
+    defaults: Annotated[bool, typer.Option("--defaults", help="every key with its default and meaning")] = False,
+) -> None:
+    """Show the resolved configuration of a run file, or every key with its meaning."""
+    import yaml
+
+    from trainer.config import documented_defaults, load_config
+
+    if defaults:
+        print(documented_defaults(), end="")
+    else:
+        print(yaml.safe_dump(load_config(file, overrides or []).model_dump(mode="json"), sort_keys=False), end="")
+
+
+@app.command()
+def demo(
+    images: Annotated[Path | None, typer.Option(help="your own folder of class folders; OpenMoji if not given")] = None,
+    out: Annotated[Path, typer.Option(help="folder of the demo's runs")] = Path("runs/demo"),
+    processes: Annotated[int, typer.Option(min=1, help="ranks")] = 2,
+    scale: Annotated[
+        float, typer.Option(min=0.001, help="length of the trainings, 1 = as published in the README")
+    ] = 1.0,
+) -> None:
+    """The whole road on real pictures: tokenizer, shards, predictor, ADDP, samples, probes, report."""
+    from cluster.demo import run_demo
+
+    run_demo(images, out, processes, scale)
+
+
+def main() -> None:
+    if "parity" in sys.argv[1:2]:  # nothing of ours between the tool and its exit code
+        os.execv(sys.executable, [sys.executable, "-m", "model.parity", *sys.argv[2:]])
+    try:
+        app()
+    except ADDPError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

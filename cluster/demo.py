@@ -1,0 +1,105 @@
+"""`addp demo`: the whole road, once. Each stage leaves a marker, so an interrupted demo goes on where it stopped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from cluster.launch import RunFailed, train
+from data_pipeline.dataset import MANIFEST
+from data_pipeline.openmoji import render
+from data_pipeline.pictures import class_folders
+from model.errors import ConfigError
+from trainer.config import RunConfig, load_config
+from trainer.run_folder import RunFolder
+
+_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+_VIEWS = 8  # augmented views of each picture in the token shards
+_MIN_SCALE = 0.6  # emoji fill their picture; smaller crops would no longer look like emoji
+_ZOOM = 3
+_console = Console(stderr=True)
+
+
+def run_demo(images: Path | None, out: Path, processes: int, scale: float) -> None:
+    """All stages; raises ADDPError with what to do where one fails."""
+    started = time.monotonic()
+    pictures = images or out / "pictures"
+    _remember_pictures(out, images)
+    if images is None:
+        _console.rule("pictures: OpenMoji, CC BY-SA 4.0")
+        render(pictures)
+    source = class_folders(pictures)
+    _console.print(f"{len(source.pictures)} pictures in {len(source.classes)} classes")
+    tokens, tokenizer = out / "tokens", out / "tokenizer" / "network.safetensors"
+
+    def training(name: str, *overrides: str) -> None:
+        path = _CONFIGS / f"demo-{name}.yaml"
+        arguments = ["--config", str(path), f"run={out / name}", *_length(load_config(path), scale), *overrides]
+        stage(f"train the {name}", RunFolder(out / name).is_done, train, out / name, processes, arguments)
+
+    def tokenizing(split: str, *options: str) -> None:
+        folder = tokens / split
+        arguments = (str(pictures), str(folder), "--tokenizer", str(tokenizer), "--split", split, *options)
+        stage(f"token shards: {split}", (folder / MANIFEST).exists(), module, "data_pipeline.tokenize", *arguments)
+
+    def evaluation(name: str, *options: str) -> None:
+        done = (out / name / "evaluation" / "held-out.json").exists()
+        stage(f"evaluate the {name}", done, module, "trainer.evaluate", str(out / name), *options)
+
+    training("tokenizer", f"data.pictures={pictures}")
+    evaluation("tokenizer", "--pictures", str(pictures))
+    tokenizing("train", "--views", str(_VIEWS), "--min-scale", str(_MIN_SCALE), "--rows", "512")
+    tokenizing("val", "--center")
+    held_out = ("--tokens", str(tokens / "val"), "--train-tokens", str(tokens / "train"))
+    training("predictor", f"data.tokens={tokens / 'train'}")
+    evaluation("predictor", *held_out)
+    weights = (f"tokenizer.weights={tokenizer}", f"predictor.weights={out / 'predictor' / 'network.safetensors'}")
+    training("addp", f"data.tokens={tokens / 'train'}", *weights)
+    evaluation("addp", *held_out)
+
+    addp = out / "addp"
+    grid, probe = addp / "samples" / "grid.png", addp / "evaluation" / "probe.json"
+    stage("generate", grid.exists(), module, "trainer.generate", str(addp), "--count", "64", "--zoom", str(_ZOOM))
+    stage("probe the encoder", probe.exists(), module, "trainer.probe", str(addp), "--pictures", str(pictures))
+    module("trainer.report", str(out), "--pictures", str(pictures))
+    _console.print(f"the demo took {(time.monotonic() - started) / 60:.1f} minutes in this call")
+
+
+def stage(title: str, done: bool, work: Callable[..., None], *arguments: object) -> None:
+    if done:
+        _console.print(f"[dim]{title}: done before")
+        return
+    _console.rule(title)
+    began = time.monotonic()
+    work(*arguments)
+    _console.print(f"{title}: {time.monotonic() - began:.0f} s")
+
+
+def module(name: str, *arguments: str) -> None:
+    code = subprocess.run([sys.executable, "-m", name, *arguments], check=False).returncode
+    if code:
+        raise RunFailed(
+            f"`python -m {name} {' '.join(arguments)}` failed with exit code {code}; the reason stands above"
+        )
+
+
+def _length(config: RunConfig, scale: float) -> Sequence[str]:
+    """A shorter or longer run with the same shape of schedule."""
+    if scale == 1.0:
+        return ()
+    total = max(4, round(config.schedule.total * scale))
+    return (f"schedule.total={total}", f"schedule.warmup={max(1, round(config.schedule.warmup * scale))}")
+
+
+def _remember_pictures(out: Path, images: Path | None) -> None:
+    """Refuse to go on with one set of pictures where another was begun. Raises ConfigError."""
+    marker, name = out / "pictures.source", str(images.resolve()) if images else "openmoji"
+    if marker.exists() and (before := marker.read_text()) != name:
+        raise ConfigError(f"{out} holds a demo on {before}; remove that folder, or give another one with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    marker.write_text(name)

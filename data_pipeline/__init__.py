@@ -1,0 +1,1 @@
+"""Pictures -> token shards -> batches. Imports `model` only; order and storage code import no torch."""

@@ -1,0 +1,152 @@
+"""Token shards: plain ustar files in which every sample takes the same number of bytes, so that a tar is also an array.
+
+Row r lies at r * stride and holds two members, in this order (docs/data-format.md):
+
+    KEY.tokens.npy   uint16 (V, L), NumPy format 1.0
+    KEY.cls          the label, ten ASCII digits
+
+KEY is the picture's index in the data set's list of pictures, twelve digits. Any WebDataset reader reads a shard as
+usual; `ShardReader` maps it as a strided record array: no tar parsing, no index file, any row in O(1).
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from model.errors import DataError
+
+_BLOCK = 512
+_KEY_DIGITS, _LABEL_DIGITS = 12, 10
+END = bytes(2 * _BLOCK)  # two zero blocks close a tar
+
+
+class Sample(NamedTuple):
+    """picture: its index in the data set's list. label: class. tokens: uint16 (V, L)."""
+
+    picture: int
+    label: int
+    tokens: NDArray[np.uint16]
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Byte layout of a row, a function of V and L alone."""
+
+    views: int
+    tokens: int
+
+    @property
+    def npy_header(self) -> bytes:
+        """NumPy format 1.0, written here so that no NumPy release can change a shard's bytes."""
+        description = f"{{'descr': '<u2', 'fortran_order': False, 'shape': ({self.views}, {self.tokens}), }}".encode()
+        fill = -(10 + len(description) + 1) % 64
+        body = description + b" " * fill + b"\n"
+        return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body
+
+    @property
+    def npy_bytes(self) -> int:
+        return len(self.npy_header) + 2 * self.views * self.tokens
+
+    @property
+    def tokens_offset(self) -> int:
+        return _BLOCK + len(self.npy_header)
+
+    @property
+    def label_offset(self) -> int:
+        return _BLOCK + _padded(self.npy_bytes) + _BLOCK
+
+    @property
+    def stride(self) -> int:
+        """Bytes of a row."""
+        return self.label_offset + _padded(_LABEL_DIGITS)
+
+    def fields(self) -> dict[str, dict[str, object]]:
+        """The layout as it stands in `dataset.json`."""
+        return {
+            "index": {"offset": 0, "bytes": _KEY_DIGITS, "encoding": "ascii digits"},
+            "tokens": {"offset": self.tokens_offset, "dtype": "<u2", "shape": [self.views, self.tokens]},
+            "label": {"offset": self.label_offset, "bytes": _LABEL_DIGITS, "encoding": "ascii digits"},
+        }
+
+    def row(self, sample: Sample) -> bytes:
+        """A row's bytes. The two members' tar headers fix mode, owner and time, so equal samples give equal bytes."""
+        assert sample.tokens.shape == (self.views, self.tokens) and sample.tokens.dtype == np.uint16
+        key = f"{sample.picture:0{_KEY_DIGITS}d}"
+        npy = self.npy_header + sample.tokens.astype("<u2", copy=False).tobytes()
+        label = f"{sample.label:0{_LABEL_DIGITS}d}".encode()
+        data = b"".join(_member(name, body) for name, body in ((f"{key}.tokens.npy", npy), (f"{key}.cls", label)))
+        assert len(data) == self.stride
+        return data
+
+
+def _member(name: str, body: bytes) -> bytes:
+    info = tarfile.TarInfo(name)  # mtime 0, mode 0644, no owner
+    info.size = len(body)
+    return info.tobuf(tarfile.USTAR_FORMAT) + body.ljust(_padded(len(body)), b"\0")
+
+
+def write_shard(file: BytesIO, samples: Iterable[Sample], layout: Layout) -> int:
+    """Write a whole shard; returns its number of rows."""
+    rows = 0
+    for sample in samples:
+        file.write(layout.row(sample))
+        rows += 1
+    file.write(END)
+    return rows
+
+
+class ShardReader:
+    """A local shard as arrays that read straight from the file: tokens (N, V, L), label (N,), index (N,).
+
+    Raises DataError where the file is missing, has not `rows` rows of this layout, or (with `checksum`) other bytes.
+    """
+
+    def __init__(self, path: Path, rows: int, layout: Layout, checksum: str | None = None) -> None:
+        expected = rows * layout.stride + len(END)
+        try:
+            found = path.stat().st_size
+        except OSError as error:
+            raise DataError(f"cannot open the shard {path}: {error.strerror}") from error
+        if found != expected:
+            raise DataError(f"the shard {path} has {found} bytes instead of {expected}; fetch or make it again")
+        raw = np.memmap(path, np.uint8, "r")
+        if checksum is not None and (actual := xxhash.xxh3_128_hexdigest(raw.data)) != checksum:
+            raise DataError(
+                f"the shard {path} is damaged (xxh3 {actual} instead of {checksum}); fetch or make it again"
+            )
+        self.records = np.ndarray(
+            (rows,),
+            np.dtype(
+                {
+                    "names": ["index", "tokens", "label"],
+                    "formats": [f"S{_KEY_DIGITS}", ("<u2", (layout.views, layout.tokens)), f"S{_LABEL_DIGITS}"],
+                    "offsets": [0, layout.tokens_offset, layout.label_offset],
+                    "itemsize": layout.stride,
+                }
+            ),
+            raw[: rows * layout.stride],
+        )
+
+    def tokens(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.uint16]:
+        """One view of each row: (B, L)."""
+        return self.records["tokens"][rows, views]
+
+    def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.records["label"][rows].astype(np.int64)
+
+    def picture_indices(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Each row's picture in the data set's list."""
+        return self.records["index"][rows].astype(np.int64)

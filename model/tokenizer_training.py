@@ -1,0 +1,159 @@
+"""How a VQ tokenizer is trained: reconstruction + commitment, an EMA or gradient codebook with revival of dead codes,
+and perceptual and adversarial terms as options (VQ-VAE, arXiv 1711.00937; VQGAN, arXiv 2012.09841)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from model.perceptual import PerceptualDistance
+from model.randomness import uniforms
+from model.vq import VQTokenizer
+
+
+class TokenizerLossConfig(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    reconstruction: Literal["l1", "l2"] = Field("l2", description="distance of the reconstruction to the picture")
+    codebook: Literal["ema", "gradient"] = Field("ema", description="moving averages, or the codebook loss's gradient")
+    ema_decay: float = Field(
+        0.99, gt=0, lt=1, description="decay of code usage and (ema) of code vectors, per micro batch"
+    )
+    commitment: float = Field(0.25, ge=0, description="weight of the encoder's distance to its code")
+    revive_every: int = Field(20, gt=0, description="micro batches between revivals of dead codes")
+    revive_below: float = Field(0.05, ge=0, description="a code is dead below this share of the mean usage")
+    perceptual: float = Field(0.0, ge=0, description="weight of the feature distance (EfficientNet-Lite0)")
+    adversarial: float = Field(0.0, ge=0, description="weight of the patch discriminator's verdict")
+    adversarial_start: int = Field(0, ge=0, description="micro batches before the adversarial term counts")
+
+
+class PatchDiscriminator(nn.Sequential):
+    """Real or reconstructed, one verdict for each patch: (B, 3, H, W) -> (B, 1, h, w)."""
+
+    def __init__(self, channels: int = 64) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
+        for c in (channels, 2 * channels):
+            layers += [nn.Conv2d(c, 2 * c, 4, 2, 1), nn.GroupNorm(32, 2 * c), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, nn.Conv2d(4 * channels, 1, 3, 1, 1))
+
+
+class TokenizerTraining(nn.Module):
+    """The module that is optimised: pictures (B, 3, H, W) in [0, 1] -> scalar loss.
+
+    Usage averages, the micro-batch counter and all weights are in its state, so a resumed run goes on exactly.
+    Statistics are summed over ranks; revived codes come from rank 0's batch and are sent to all.
+    """
+
+    usage: Tensor
+    vector_sum: Tensor
+    batches: Tensor
+
+    def __init__(self, tokenizer: VQTokenizer, config: TokenizerLossConfig, seed: int) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.config = config
+        self.seed = seed
+        k, dim = tokenizer.codebook.shape
+        self.register_buffer("usage", torch.zeros(k))
+        self.register_buffer("vector_sum", torch.zeros(k, dim))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        tokenizer.quantize.requires_grad_(config.codebook == "gradient")
+        self.discriminator = PatchDiscriminator() if config.adversarial else None
+        self.perceptual = PerceptualDistance() if config.perceptual else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        c, tokenizer = self.config, self.tokenizer
+        z = tokenizer.encoder(images)
+        if self.training and int(self.batches) % c.revive_every == 0:
+            self._revive(z.detach())
+        ids = tokenizer.quantize(z.detach())
+        codes = tokenizer.embed(ids)
+        if self.training:
+            self._observe(z.detach(), ids)
+        loss = c.commitment * F.mse_loss(z, codes.detach())
+        if c.codebook == "gradient":
+            loss = loss + F.mse_loss(codes, z.detach())
+        straight_through = z + (codes - z).detach()
+        restored = tokenizer.decode(straight_through)
+        distance = F.l1_loss if c.reconstruction == "l1" else F.mse_loss
+        loss = loss + distance(restored, images)
+        if self.perceptual is not None:
+            loss = loss + c.perceptual * self.perceptual(restored, images)
+        if self.discriminator is not None:
+            loss = loss + self._adversarial(restored, images)
+        return loss
+
+    def _adversarial(self, restored: Tensor, images: Tensor) -> Tensor:
+        """Hinge losses of both players in one backward: the discriminator's weights are constants to the decoder, and
+        the reconstruction is a constant to the discriminator, so one optimizer trains both."""
+        assert self.discriminator is not None
+        frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        fooled = -torch.func.functional_call(self.discriminator, frozen, (restored,)).mean()
+        real, fake = self.discriminator(images), self.discriminator(restored.detach())
+        judged = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+        weight = self.config.adversarial * float(int(self.batches) > self.config.adversarial_start)
+        return weight * fooled + judged
+
+    @torch.no_grad()
+    def _observe(self, z: Tensor, ids: Tensor) -> None:
+        """Moving averages of usage and vector sums; with `ema`, the codebook follows them."""
+        k = self.usage.numel()
+        flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float()
+        counts = torch.bincount(ids.flatten(), minlength=k).float()
+        sums = torch.zeros_like(self.vector_sum).index_add_(0, ids.flatten(), flat)
+        if dist.is_initialized():
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
+        d = self.config.ema_decay
+        self.usage.mul_(d).add_(counts, alpha=1 - d)
+        self.vector_sum.mul_(d).add_(sums, alpha=1 - d)
+        if self.config.codebook == "ema":
+            seen = self.usage > 1e-3
+            means = self.vector_sum / self.usage.clamp_min(1e-3).unsqueeze(1)
+            self.tokenizer.codebook.copy_(torch.where(seen.unsqueeze(1), means, self.tokenizer.codebook))
+        self.batches += 1
+
+    @torch.no_grad()
+    def _revive(self, z: Tensor) -> None:
+        """Move dead codes onto badly represented vectors of this batch.
+
+        The vectors are drawn with a probability proportional to their squared distance to the nearest code
+        (k-means++): a uniform draw would put many equal codes on a plain background, and make its tokens noise.
+        At the first batch all codes are dead, so this is also how the codebook starts.
+        """
+        started = bool(self.usage.sum() > 0)
+        mean = float(self.usage.mean()) if started else 1.0
+        dead = (self.usage < self.config.revive_below * mean).nonzero().flatten() if started else None
+        count = self.usage.numel() if dead is None else dead.numel()
+        if not count:
+            return
+        flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float()
+        u = torch.from_numpy(uniforms(self.seed, "revival", int(self.batches), 1, count)[0]).to(flat)
+        if dead is None:
+            dead = torch.arange(count, device=flat.device)
+            chosen = self._spread(flat, u)
+        else:
+            weight = self.tokenizer.quantize.distances(flat).min(1).values.clamp_min(0)
+            cdf = weight.cumsum(0)
+            chosen = flat[torch.searchsorted(cdf, u * cdf[-1]).clamp_max(len(flat) - 1)]
+        if dist.is_initialized():
+            dist.broadcast(chosen, 0)
+        self.tokenizer.codebook[dead] = chosen.to(self.tokenizer.codebook.dtype)
+        self.usage[dead] = 0.5 * mean
+        self.vector_sum[dead] = 0.5 * mean * chosen
+
+    @staticmethod
+    def _spread(flat: Tensor, u: Tensor) -> Tensor:
+        """k-means++ seeds: each new one is drawn in proportion to the squared distance to those before it."""
+        chosen = [flat[int(u[0] * len(flat))]]
+        nearest = (flat - chosen[0]).square().sum(1)
+        for draw in u[1:]:
+            cdf = nearest.cumsum(0)
+            chosen.append(flat[int(torch.searchsorted(cdf, draw * cdf[-1]).clamp_max(len(flat) - 1))])
+            nearest = torch.minimum(nearest, (flat - chosen[-1]).square().sum(1))
+        return torch.stack(chosen)

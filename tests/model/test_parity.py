@@ -1,0 +1,57 @@
+"""The reference's outputs, reproduced to rounding error, through the tool that users run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import FIXTURES
+
+
+def run_tool(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "model.parity", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["small", "grid16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_reference_is_reproduced(name: str, dtype: str) -> None:
+    done = run_tool(FIXTURES / name, "--dtype", dtype)
+    report = json.loads(done.stdout)
+    failing = {k: v for k, v in report["quantities"].items() if not v["holds"]}
+    assert done.returncode == 0 and not failing, failing
+    quantities = report["quantities"]
+    assert {"token_indices", "vq_reconstruction", "x_t", "target_prob", "encoder_output", "logits", "loss"} <= set(
+        quantities
+    )
+    assert sum(k.startswith("grad_norm.") for k in quantities) == len(
+        json.loads((FIXTURES / name / "meta.json").read_text())["grad_norms"]
+    )
+    assert sum(k.startswith("grad.") for k in quantities) == 13
+    if name == "grid16":
+        assert sum(k.endswith(".mask_next") for k in quantities) == 4
+    if dtype == "float32":
+        assert quantities["token_indices"]["deviation"] == 0
+        assert quantities["loss"]["tolerance"] == 1e-5 and quantities["x_t"]["tolerance"] == 1e-4
+
+
+def test_another_network_does_not_pass(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "small", tmp_path / "f")
+    weights = load_file(tmp_path / "f" / "weights.safetensors")
+    weights["token_predictor.blocks.1.mlp.fc1.weight"] *= 1.02
+    save_file(weights, tmp_path / "f" / "weights.safetensors")
+    done = run_tool(tmp_path / "f")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1 and not report["holds"]
+    assert not report["quantities"]["target_prob"]["holds"] and report["quantities"]["vq_reconstruction"]["holds"]
+
+
+def test_a_folder_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
+    done = run_tool(tmp_path)
+    assert done.returncode == 1 and "no parity folder" in done.stderr and "Traceback" not in done.stderr

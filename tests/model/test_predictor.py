@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.config import Geometry, TransformerConfig
+from model.masking import mage_masks
+from model.predictor import TokenPredictor
+
+GEOMETRY = Geometry(image_size=16, patch_size=4, codebook_size=16)
+
+
+@pytest.fixture
+def predictor() -> TokenPredictor:
+    torch.manual_seed(0)
+    return TokenPredictor(GEOMETRY, TransformerConfig(size="tiny")).eval()  # type: ignore[call-arg]
+
+
+def test_keeping_everything_changes_nothing(predictor: TokenPredictor) -> None:
+    ids, mask = torch.randint(16, (2, 16)), torch.rand(2, 16) < 0.5
+    everything = torch.arange(16).expand(2, -1)
+    torch.testing.assert_close(predictor.logits(ids, mask, everything), predictor.logits(ids, mask))
+
+
+def test_only_visible_tokens_are_seen(predictor: TokenPredictor) -> None:
+    masks = mage_masks(0, 0, 0, 2, 16)
+    ids = torch.randint(16, (2, 16))
+    other = torch.where(masks.mask, (ids + 5) % 16, ids)
+    torch.testing.assert_close(
+        predictor.logits(ids, masks.mask, masks.kept), predictor.logits(other, masks.mask, masks.kept)
+    )
+    changed = torch.where(masks.mask, ids, (ids + 5) % 16)
+    assert not torch.allclose(
+        predictor.logits(ids, masks.mask, masks.kept), predictor.logits(changed, masks.mask, masks.kept)
+    )
+
+
+def test_it_learns(predictor: TokenPredictor) -> None:
+    """A constant picture is learned within a few steps; the loss falls to the floor that smoothing leaves."""
+    ids = torch.arange(16).expand(8, -1)
+    optimizer = torch.optim.Adam(predictor.train().parameters(), 3e-3)
+    losses = []
+    for step in range(60):
+        masks = mage_masks(0, step, 0, 8, 16)
+        loss = predictor(ids, masks.mask, masks.kept, 0.0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 5 and losses[-1] < 1
+
+
+def test_word_embeddings_get_no_gradient_through_the_head(predictor: TokenPredictor) -> None:
+    ids, mask = torch.zeros(1, 16, dtype=torch.int64), torch.ones(1, 16, dtype=torch.bool)
+    predictor.logits(ids, mask).sum().backward()
+    gradient = predictor.token_emb.word_embeddings.weight.grad
+    assert gradient is not None
+    touched = gradient.abs().sum(1).nonzero().flatten().tolist()
+    assert touched == [GEOMETRY.class_slot_id, GEOMETRY.mask_id]  # as inputs only

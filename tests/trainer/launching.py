@@ -1,0 +1,49 @@
+"""Real runs under the real deepspeed launcher, for tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from cluster.launch import launcher_command
+
+MAGE = ("objective=mage", "predictor.sizes.size=tiny", "tokenizer.sizes.size=tiny", "precision=fp32")
+SMALL = (
+    "batch.global_batch=8", "batch.micro=2", "schedule.unit=steps", "schedule.total=12", "schedule.warmup=2",
+    "checkpoint.every=4", "log_every=1", "optimizer.base_lr=0.03",
+)  # fmt: skip
+
+
+def start(run: Path, *overrides: str, processes: int = 2) -> subprocess.Popen[str]:
+    command = launcher_command(processes, "trainer.pretrain", [f"run={run}", *SMALL, *overrides])
+    return subprocess.Popen(
+        command, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=os.environ | {"DS_ACCELERATOR": "cpu"},
+    )  # fmt: skip
+
+
+def train(run: Path, *overrides: str, processes: int = 2) -> tuple[int, str]:
+    """(exit code, output) of a whole run."""
+    process = start(run, *overrides, processes=processes)
+    try:
+        output, _ = process.communicate(timeout=240)
+    finally:
+        kill_group(process)
+    return process.returncode, output
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline and process.poll() is None, f"{path} did not appear"
+        time.sleep(0.01)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from data_pipeline.loader import EpochSchedule
+from model.errors import ConfigError
+from trainer.config import RunConfig, ScheduleSection
+from trainer.schedule import accumulation_steps, learning_rate, parameter_groups, total_steps
+
+IMAGENET = EpochSchedule(1_281_167, 4096)
+
+
+def test_learning_rate_is_the_references(schedules: dict[str, Any]) -> None:
+    recipe = schedules["pretrain_base"]
+    schedule = ScheduleSection(total=recipe["epochs"], warmup=recipe["warmup_epochs"])
+    peak = recipe["base_lr"] * recipe["batch"] / 256
+    fine = EpochSchedule(1000, 1)  # 1000 steps an epoch hit every epoch of the table exactly
+    for epoch, expected in recipe["learning_rate_at_epoch"].items():
+        assert learning_rate(peak, schedule, fine, round(float(epoch) * 1000)) == pytest.approx(
+            expected, rel=1e-6, abs=1e-18
+        )
+
+
+def test_lengths() -> None:
+    assert total_steps(ScheduleSection(total=1600), IMAGENET) == 1600 * 312
+    assert total_steps(ScheduleSection(unit="steps", total=800, warmup=50), IMAGENET) == 800
+    rates = [learning_rate(1.0, ScheduleSection(unit="steps", total=800, warmup=50), IMAGENET, s) for s in range(800)]
+    assert rates[0] == 0 and max(rates) == rates[50] == 1 and rates[-1] < 1e-4
+
+
+def config(global_batch: int, micro: int) -> RunConfig:
+    return RunConfig.model_validate({"batch": {"global_batch": global_batch, "micro": micro}})
+
+
+@given(accumulation=st.integers(1, 50), micro=st.integers(1, 300), ranks=st.integers(1, 512))
+def test_batches_that_work(accumulation: int, micro: int, ranks: int) -> None:
+    assert accumulation_steps(config(accumulation * micro * ranks, micro), ranks) == accumulation
+
+
+def test_batches_that_do_not_work_name_those_that_would() -> None:
+    with pytest.raises(ConfigError) as caught:
+        accumulation_steps(config(64, 24), 2)
+    assert "batch.micro would work with 1, 2, 4, 8, 16, 32" in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        accumulation_steps(config(64, 8), 3)
+    assert "would work with 63 or 66, or on 1, 2, 4, 8, 16, 32, 64 ranks" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"batch\.micro would work with 1, 2, 4"):
+        accumulation_steps(config(4, 8), 1)
+
+
+def test_weight_decay_spares_biases_and_norms() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    module[2].weight.requires_grad_(False)
+    module.table = nn.Parameter(torch.zeros(1, 5, 4))
+    decayed, spared = parameter_groups(module.named_parameters(), 0.05)
+    assert {tuple(p.shape) for p in decayed["params"]} == {(4, 3), (1, 5, 4)} and decayed["weight_decay"] == 0.05
+    assert all(p.ndim == 1 for p in spared["params"]) and len(spared["params"]) == 4 and spared["weight_decay"] == 0

@@ -1,0 +1,192 @@
+"""The configuration of a run: defaults below < run file (YAML, differences only) < key=value on the command line.
+
+Unknown keys are refused with the nearest known one; `addp config` prints every key with its default and meaning.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from data_pipeline.views import ViewRecipe
+from model.config import Geometry, TokenizerConfig, TransformerConfig
+from model.errors import ConfigError
+from model.tokenizer_training import TokenizerLossConfig
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(Section):
+    tokens: Path | None = Field(None, description="folder of the token data set (objectives mage and addp)")
+    pictures: Path | None = Field(None, description="folder of class folders (objective tokenizer)")
+    held_out: float = Field(0.1, ge=0, lt=1, description="share of the pictures kept for evaluation, fixed by hash")
+    views: ViewRecipe = Field(ViewRecipe(), description="crops of the pictures (objective tokenizer)")
+    window: int = Field(16, gt=0, description="shards whose rows are shuffled together")
+
+
+class TokenizerSection(Section):
+    sizes: TokenizerConfig = Field(
+        TokenizerConfig(), description="sizes; `size: published|demo|tiny` takes a named one"
+    )
+    weights: Path | None = Field(None, description="weights file: our safetensors, or the official VQGAN checkpoint")
+
+
+class TransformerSection(Section):
+    sizes: TransformerConfig = Field(
+        TransformerConfig(), description="sizes; `size: base|large|demo|tiny` takes a named one"
+    )
+    weights: Path | None = Field(None, description="weights file: our safetensors, or the official checkpoint")
+
+
+class BatchSection(Section):
+    global_batch: int = Field(4096, gt=0, description="samples of one optimizer step over all ranks")
+    micro: int = Field(64, gt=0, description="samples of one forward pass on a rank")
+
+
+class OptimizerSection(Section):
+    base_lr: float = Field(
+        1e-4, gt=0, description="learning rate for a batch of 256; lr = base_lr * global_batch / 256"
+    )
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decays")
+    weight_decay: float = Field(0.05, ge=0, description="on tensors of two or more dimensions")
+    clip: float = Field(3.0, ge=0, description="largest gradient norm; 0 does not clip")
+
+
+class ScheduleSection(Section):
+    unit: Literal["epochs", "steps"] = Field("epochs", description="what `total` and `warmup` count")
+    total: float = Field(1600, gt=0, description="length of the run")
+    warmup: float = Field(40, ge=0, description="linear warm-up, then half a cosine to 0")
+
+
+class CheckpointSection(Section):
+    every: int = Field(1000, gt=0, description="steps between checkpoints")
+    keep: int = Field(3, gt=0, description="newest checkpoints kept")
+
+
+class RunConfig(Section):
+    """One training run."""
+
+    objective: Literal["tokenizer", "mage", "addp"] = Field(
+        "addp", description="what is trained: the VQ tokenizer, the token predictor (MAGE), or ADDP"
+    )
+    run: Path = Field(Path("runs/unnamed"), description="run folder: checkpoints, metrics, resolved configuration")
+    seed: int = Field(0, description="all randomness is keyed by it")
+    data: DataSection = DataSection()
+    tokenizer: TokenizerSection = TokenizerSection()
+    predictor: TransformerSection = TransformerSection()
+    addp: TransformerSection = TransformerSection()
+    tokenizer_loss: TokenizerLossConfig = TokenizerLossConfig()
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="over the whole vocabulary (mage, addp)")
+    output_bias: Literal["zeros", "frequencies"] = Field(
+        "zeros",
+        description="start of the output bias: zeros as published, or the log frequencies of the codes in the data",
+    )
+    batch: BatchSection = BatchSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 keeps float32 master weights in the optimizer")
+    zero_stage: Literal[0, 1] = Field(1, description="DeepSpeed ZeRO stage; bf16 needs 1")
+    checkpoint: CheckpointSection = CheckpointSection()
+    log_every: int = Field(20, gt=0, description="steps between metric lines")
+
+    @property
+    def learning_rate(self) -> float:
+        return self.optimizer.base_lr * self.batch.global_batch / 256
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry.of(self.tokenizer.sizes)
+
+
+def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Raises ConfigError that names the file or argument, the key and, for unknown ones, the nearest known key."""
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text()) or {}
+        except FileNotFoundError as error:
+            raise ConfigError(f"there is no configuration file {path}") from error
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} is no readable YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of keys to values")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{override!r} is no override; write key=value, as in batch.micro=32")
+        _set(values, key.split("."), yaml.safe_load(value), override)
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, str(path or "the command line"))) from error
+    if config.precision == "bf16" and config.zero_stage == 0:
+        # DeepSpeed's bf16 wrapper without ZeRO runs a first optimizer step with zero gradients.
+        raise ConfigError(
+            "precision = bf16 with zero_stage = 0 trains wrongly in DeepSpeed; use zero_stage = 1, or fp32"
+        )
+    return config
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{override}: {key} is a value, not a section")
+    values[keys[-1]] = value
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    problems = []
+    for item in error.errors():
+        location = [str(part) for part in item["loc"]]
+        name = ".".join(location)
+        if item["type"] == "extra_forbidden":
+            known = list(_model_at(location[:-1]).model_fields)
+            near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0)
+            problems.append(f"unknown key {name}; the nearest known one is {'.'.join([*location[:-1], *near])}")
+        else:
+            problems.append(f"{name or 'configuration'}: {item['msg']} (got {item['input']!r})")
+    return f"in {source}: " + "; ".join(problems)
+
+
+def _model_at(location: list[str]) -> type[BaseModel]:
+    model: type[BaseModel] = RunConfig
+    for key in location:
+        annotation = model.model_fields[key].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return model
+
+
+def documented_defaults() -> str:
+    """Every key with its default and meaning, as YAML."""
+    lines = [
+        "# Every key with its default. Written by `addp config --defaults`; a run file holds differences only.",
+        "",
+    ]
+    _document(RunConfig(), lines, "")
+    return "\n".join(lines) + "\n"
+
+
+def _document(section: BaseModel, lines: list[str], indent: str) -> None:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            lines.append(f"{indent}{name}:" + (f"  # {field.description}" if field.description else ""))
+            _document(value, lines, indent + "  ")
+        else:
+            dumped = yaml.safe_dump(section.model_dump(mode="json")[name], default_flow_style=True).split("\n")[0]
+            lines.append(f"{indent}{name}: {dumped}  # {field.description}{_choices(field.annotation)}")
+
+
+def _choices(annotation: Any) -> str:
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = get_args(annotation)[0]
+    return f" ({' | '.join(map(str, get_args(annotation)))})" if get_origin(annotation) is Literal else ""

@@ -1,0 +1,168 @@
+"""What a run trains: each objective turns (step, slice of the global batch) into the inputs of one forward pass.
+
+The module that DeepSpeed optimises is `network`; called with those inputs, it returns the loss. Frozen networks stay
+outside of it, its optimizer and its checkpoints, which name them by their fingerprints.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from data_pipeline.loader import EpochSchedule, TokenLoader
+from data_pipeline.picture_loader import PictureLoader
+from data_pipeline.pictures import class_folders
+from model.addp import ADDP
+from model.denoising import FrozenNetworks
+from model.errors import ConfigError
+from model.masking import denoising_masks, mage_masks
+from model.predictor import TokenPredictor
+from model.tokenizer_training import TokenizerTraining
+from model.vq import VQTokenizer
+from model.weights import Network, fingerprint, load_network
+from trainer.config import RunConfig
+
+Inputs = dict[str, Any]
+_UNUSED_LOGIT = -12.0  # output bias of vocabulary entries that are no codes, where the bias starts from the data
+
+
+class Objective(Protocol):
+    network: nn.Module  # what is optimised: network(**inputs) -> loss
+    result: Network  # the part of it that a checkpoint exports
+    epochs: EpochSchedule
+    data_fingerprint: str
+    frozen: dict[str, str]  # fingerprints of the frozen networks
+
+    def inputs(self, step: int, offset: int, count: int, device: torch.device) -> Inputs:
+        """Inputs for the samples offset .. offset+count-1 of the step's global batch."""
+
+
+class TokenizerObjective:
+    """Pictures -> reconstruction and codebook losses."""
+
+    def __init__(self, config: RunConfig) -> None:
+        if config.data.pictures is None:
+            raise ConfigError("objective tokenizer needs data.pictures, a folder of class folders")
+        if config.data.views.size != config.tokenizer.sizes.image_size:
+            raise ConfigError(
+                f"data.views.size = {config.data.views.size} must equal tokenizer.sizes.image_size = "
+                f"{config.tokenizer.sizes.image_size}"
+            )
+        if config.precision != "fp32":
+            raise ConfigError(
+                "objective tokenizer trains in fp32 only (its codebook averages need it): set precision: fp32"
+            )
+        source = class_folders(config.data.pictures, "train", config.data.held_out)
+        self.loader = PictureLoader(source, config.data.views, global_batch=config.batch.global_batch, seed=config.seed)
+        self.epochs = self.loader.schedule
+        self.result: Network = VQTokenizer(config.tokenizer.sizes)
+        self.network: nn.Module = TokenizerTraining(self.result, config.tokenizer_loss, config.seed)
+        self.frozen: dict[str, str] = {}
+        self.data_fingerprint = ""
+
+    def inputs(self, step: int, offset: int, count: int, device: torch.device) -> Inputs:
+        pixels = torch.from_numpy(self.loader.batch(step, offset, count).pixels).to(device)
+        return {"images": pixels.permute(0, 3, 1, 2).float() / 255}
+
+
+class _TokenObjective:
+    """Shared by the objectives that read token shards."""
+
+    def __init__(self, config: RunConfig, tokenizer_hash: str | None) -> None:
+        if config.data.tokens is None:
+            raise ConfigError(f"objective {config.objective} needs data.tokens, a folder made by `addp tokenize`")
+        self.config = config
+        self.loader = TokenLoader(
+            config.data.tokens, global_batch=config.batch.global_batch, seed=config.seed, window=config.data.window,
+            tokenizer=tokenizer_hash,
+        )  # fmt: skip
+        manifest = self.loader.manifest
+        if (manifest.codebook_size, manifest.tokens) != (config.geometry.codebook_size, config.geometry.tokens):
+            raise ConfigError(
+                f"{config.data.tokens} holds {manifest.tokens} tokens a picture of {manifest.codebook_size} codes, but "
+                f"tokenizer.sizes gives {config.geometry.tokens} of {config.geometry.codebook_size}"
+            )
+        self.epochs = self.loader.schedule
+        self.data_fingerprint = manifest.fingerprint
+
+    def start_output_bias(self, bias: Tensor) -> None:
+        """With `output_bias: frequencies`: log frequencies of the K codes, next to nothing for the unused ids."""
+        if self.config.output_bias == "frequencies":
+            frequencies = torch.from_numpy(self.loader.code_frequencies())
+            with torch.no_grad():
+                bias.fill_(_UNUSED_LOGIT)
+                bias[..., : len(frequencies)] = frequencies.log().to(bias)
+
+    def ids(self, step: int, offset: int, count: int) -> tuple[Tensor, int]:
+        batch = self.loader.batch(step, offset, count)
+        return torch.from_numpy(batch.ids.astype("int64")), batch.start
+
+
+class MageObjective(_TokenObjective):
+    """Tokens -> masked-token prediction (the token predictor's own training)."""
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(config, None)
+        network = TokenPredictor(config.geometry, config.predictor.sizes)
+        self.start_output_bias(network.mlm_layer.bias)
+        self.result: Network = network
+        self.network: nn.Module = network
+        self.frozen = {"tokenizer": self.loader.manifest.tokenizer}
+
+    def inputs(self, step: int, offset: int, count: int, device: torch.device) -> Inputs:
+        ids, start = self.ids(step, offset, count)
+        masks = mage_masks(self.config.seed, step, start, count, ids.shape[1])
+        return {
+            "ids": ids.to(device), "mask": masks.mask.to(device), "kept": masks.kept.to(device),
+            "smoothing": self.config.label_smoothing,
+        }  # fmt: skip
+
+
+def load_frozen(config: RunConfig) -> FrozenNetworks:
+    """The frozen tokenizer and predictor of an ADDP run. Raises ConfigError or WeightsError where they do not fit."""
+    if config.tokenizer.weights is None or config.predictor.weights is None:
+        missing = "tokenizer" if config.tokenizer.weights is None else "predictor"
+        raise ConfigError(f"objective addp needs {missing}.weights, the frozen {missing}")
+    tokenizer = load_network(config.tokenizer.weights, "tokenizer", config=config.tokenizer.sizes)
+    assert isinstance(tokenizer, VQTokenizer)
+    if tokenizer.config != config.tokenizer.sizes:
+        raise ConfigError(f"{config.tokenizer.weights} has the sizes {tokenizer.config!r}, not tokenizer.sizes")
+    predictor = load_network(
+        config.predictor.weights, "predictor", config=config.predictor.sizes, geometry=config.geometry
+    )
+    assert isinstance(predictor, TokenPredictor)
+    return FrozenNetworks(tokenizer, predictor)
+
+
+class ADDPObjective(_TokenObjective):
+    """Tokens -> noisy pixels -> tokens (algorithm 1)."""
+
+    def __init__(self, config: RunConfig) -> None:
+        frozen = load_frozen(config)
+        self.frozen = {"tokenizer": fingerprint(frozen.tokenizer), "predictor": fingerprint(frozen.predictor)}
+        super().__init__(config, self.frozen["tokenizer"])
+        self.frozen_networks = frozen.to(torch.bfloat16 if config.precision == "bf16" else torch.float32)
+        network = ADDP(config.geometry, config.addp.sizes)
+        self.start_output_bias(network.mlm_layer.bias)
+        self.result: Network = network
+        self.network: nn.Module = network
+
+    def inputs(self, step: int, offset: int, count: int, device: torch.device) -> Inputs:
+        self.frozen_networks.to(device)  # moves once
+        ids, start = self.ids(step, offset, count)
+        ids = ids.to(device)
+        masks = denoising_masks(self.config.seed, step, start, count, ids.shape[1])
+        masks = masks._replace(mask_t=masks.mask_t.to(device), mask_next=masks.mask_next.to(device))
+        noisy = self.frozen_networks(ids, masks)
+        return {
+            "images": noisy.x_t, "ids": ids, "mask": masks.mask_t, "target": noisy.target,
+            "smoothing": self.config.label_smoothing, "visible_count": ids.shape[1] - masks.masked,
+        }  # fmt: skip
+
+
+def make_objective(config: RunConfig) -> Objective:
+    if config.objective == "tokenizer":
+        return TokenizerObjective(config)
+    return MageObjective(config) if config.objective == "mage" else ADDPObjective(config)

@@ -1,0 +1,63 @@
+"""Pure functions of the step: learning rate, batch arithmetic, parameter groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from data_pipeline.loader import EpochSchedule
+from model.errors import ConfigError
+from trainer.config import RunConfig, ScheduleSection
+
+
+def total_steps(schedule: ScheduleSection, epochs: EpochSchedule) -> int:
+    per_unit = epochs.steps_per_epoch if schedule.unit == "epochs" else 1
+    return max(1, round(schedule.total * per_unit))
+
+
+def learning_rate(peak: float, schedule: ScheduleSection, epochs: EpochSchedule, step: int) -> float:
+    """Linear warm-up, then half a cosine to 0, by the step (ADDP table 7). step: 0 for the first."""
+    t = step / epochs.steps_per_epoch if schedule.unit == "epochs" else float(step)
+    if t < schedule.warmup:
+        return peak * t / schedule.warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (t - schedule.warmup) / (schedule.total - schedule.warmup)))
+
+
+def accumulation_steps(config: RunConfig, world_size: int) -> int:
+    """Micro batches of one optimizer step on a rank. Raises ConfigError that says which values would work."""
+    global_batch, micro = config.batch.global_batch, config.batch.micro
+    steps, rest = divmod(global_batch, micro * world_size)
+    if steps and not rest:
+        return steps
+    per_rank, uneven = divmod(global_batch, world_size)
+    if uneven:
+        near = sorted({max(1, per_rank), per_rank + 1})
+        raise ConfigError(
+            f"batch.global_batch = {global_batch} cannot be split over {world_size} ranks; it would work with "
+            f"{' or '.join(str(n * world_size) for n in near)}, or on {_list(_divisors(global_batch))} ranks"
+        )
+    raise ConfigError(
+        f"batch.global_batch = {global_batch} is no multiple of batch.micro = {micro} x {world_size} ranks; "
+        f"batch.micro would work with {_list(_divisors(per_rank))}"
+    )
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _list(values: list[int]) -> str:
+    shown = values if len(values) <= 12 else [*values[:6], *values[-6:]]
+    return ", ".join(map(str, shown))
+
+
+def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on tensors of two or more dimensions; biases and one-dimensional tensors have none."""
+    trained = [p for _, p in parameters if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]

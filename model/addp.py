@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Geometry, TransformerConfig
-from model.transformer import MlmHead, blocks, initialise, learned, smoothed_cross_entropy
+from model.transformer import MlmHead, blocks, initialise, learned, positions, smoothed_cross_entropy
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,26 +35,26 @@ class ADDP(nn.Module):
         super().__init__()
         self.geometry = geometry
         self.config = config
-        c, positions = config, geometry.tokens + 1
+        c = config
         self.patch_embed = _PatchEmbedding(geometry.patch_size, c.dim)
-        self.cls_token = learned(c.init_std, 1, 1, c.dim)
-        self.pos_embed = learned(c.init_std, 1, positions, c.dim)
+        self.cls_token = learned(1, 1, c.dim)
+        self.pos_embed = positions(c.positions, geometry.grid, c.dim)
         self.tokenizer_norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.blocks = blocks(c.depth, c.dim, c.heads, c.dropout)
         self.norm = nn.LayerNorm(c.dim, eps=1e-6)
 
         self.token_emb = nn.Embedding(geometry.vocabulary, c.dim)
         self.decoder_embed = nn.Linear(c.dim, c.dim)
-        self.mask_token = learned(c.init_std, 1, 1, c.dim)
-        self.decoder_pos_embed_learned = learned(c.init_std, 1, positions, c.dim)
-        self.decoder_pos_mask_embed = learned(c.init_std, 1, positions, c.dim)
-        self.decoder_pos_token_embed = learned(c.init_std, 1, positions, c.dim)
+        self.mask_token = learned(1, 1, c.dim)
+        self.decoder_pos_embed_learned = positions(c.positions, geometry.grid, c.dim)
+        self.decoder_pos_mask_embed = positions(c.positions, geometry.grid, c.dim)
+        self.decoder_pos_token_embed = positions(c.positions, geometry.grid, c.dim)
         self.decoder_blocks = blocks(c.decoder_depth, c.dim, c.decoder_heads, c.dropout)
         self.decoder_norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.mlm_layer = MlmHead(c.dim, geometry.vocabulary)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
-        initialise(self, c.init_std)
+        initialise(self)
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), clamped to [0, 1] -> features (B, 1 + L, D); index 0 is the class token."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -68,7 +68,10 @@ class TransformerConfig(_Sizes):
     heads: int = Field(12, description="encoder heads")
     decoder_depth: int = Field(8, description="decoder blocks")
     decoder_heads: int = Field(16, description="decoder heads")
-    init_std: float = Field(0.02, gt=0, description="start of tokens, embeddings and positions: N(0, init_std)")
+    positions: Literal["normal", "sincos"] = Field(
+        "normal",
+        description="start of the learned positions: N(0, 0.02) as published, or sines (short runs learn faster)",
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout of attention, projections and embeddings")
 
     @model_validator(mode="after")
@@ -117,7 +120,9 @@ class Geometry(BaseModel):
 
 _BASE = {"dim": 768, "depth": 12, "heads": 12, "decoder_depth": 8, "decoder_heads": 16}
 _LARGE = {"dim": 1024, "depth": 24, "heads": 16, "decoder_depth": 8, "decoder_heads": 16}
-_DEMO = {"dim": 128, "depth": 6, "heads": 4, "decoder_depth": 3, "decoder_heads": 4, "dropout": 0.0, "init_std": 0.1}
+_DEMO = {
+    "dim": 128, "depth": 3, "heads": 4, "decoder_depth": 2, "decoder_heads": 4, "dropout": 0.0, "positions": "sincos",
+}  # fmt: skip
 _TINY = {"dim": 32, "depth": 2, "heads": 2, "decoder_depth": 1, "decoder_heads": 2}
 
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
@@ -129,7 +134,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
             "channel_multipliers": (1, 2, 2),
             "residual_blocks": 1,
             "code_dim": 32,
-            "codebook_size": 256,
+            "codebook_size": 128,
         },
         "tiny": {
             "image_size": 16,

@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Geometry, TransformerConfig
-from model.transformer import MlmHead, blocks, initialise, learned, smoothed_cross_entropy
+from model.transformer import MlmHead, blocks, initialise, positions, smoothed_cross_entropy
 
 
 class _TokenEmbedding(nn.Module):
     """Word + learned position -> LayerNorm (eps 1e-6) -> dropout."""
 
-    def __init__(self, vocabulary: int, positions: int, dim: int, dropout: float) -> None:
+    def __init__(self, geometry: Geometry, c: TransformerConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(vocabulary, dim)
-        self.position_embeddings = nn.Embedding(positions, dim)
-        self.LayerNorm = nn.LayerNorm(dim, eps=1e-6)
-        self.dropout = dropout
+        self.word_embeddings = nn.Embedding(geometry.vocabulary, c.dim)
+        self.position_embeddings = nn.Embedding(geometry.tokens + 1, c.dim)
+        self.LayerNorm = nn.LayerNorm(c.dim, eps=1e-6)
+        self.dropout = c.dropout
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.word_embeddings(ids) + self.position_embeddings.weight
@@ -37,16 +37,18 @@ class TokenPredictor(nn.Module):
         super().__init__()
         self.geometry = geometry
         self.config = config
-        c, positions = config, geometry.tokens + 1
-        self.token_emb = _TokenEmbedding(geometry.vocabulary, positions, c.dim, c.dropout)
+        c = config
+        self.token_emb = _TokenEmbedding(geometry, c)
         self.blocks = blocks(c.depth, c.dim, c.heads, c.dropout)
         self.norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.decoder_embed = nn.Linear(c.dim, c.dim)
-        self.decoder_pos_embed_learned = learned(c.init_std, 1, positions, c.dim)
+        self.decoder_pos_embed_learned = positions(c.positions, geometry.grid, c.dim)
         self.decoder_blocks = blocks(c.decoder_depth, c.dim, c.decoder_heads, c.dropout)
         self.decoder_norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.mlm_layer = MlmHead(c.dim, geometry.vocabulary)
-        initialise(self, c.init_std)
+        initialise(self)
+        if c.positions != "normal":
+            self.token_emb.position_embeddings.weight.data.copy_(positions(c.positions, geometry.grid, c.dim)[0])
 
     def logits(self, ids: Tensor, mask: Tensor, kept: Tensor | None = None) -> Tensor:
         """ids: (B, L) int, mask: (B, L) bool -> logits (B, L, V).

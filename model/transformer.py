@@ -73,20 +73,34 @@ def blocks(depth: int, dim: int, heads: int, dropout: float) -> nn.ModuleList:
     return nn.ModuleList(Block(dim, heads, dropout) for _ in range(depth))
 
 
-def initialise(module: nn.Module, std: float) -> None:
-    """Xavier-uniform linears and convolutions (as one matrix), zero biases, N(0, std) embeddings."""
+def initialise(module: nn.Module) -> None:
+    """Xavier-uniform linears and convolutions (as one matrix), zero biases, N(0, 0.02) embeddings."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(part.weight.view(part.weight.shape[0], -1))
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, nn.Embedding):
-            nn.init.normal_(part.weight, std=std)
+            nn.init.normal_(part.weight, std=0.02)
 
 
-def learned(std: float, *shape: int) -> nn.Parameter:
-    """A learned token or position table, N(0, std)."""
-    return nn.Parameter(torch.randn(*shape) * std)
+def learned(*shape: int) -> nn.Parameter:
+    """A learned token, N(0, 0.02)."""
+    return nn.Parameter(torch.randn(*shape) * 0.02)
+
+
+def positions(kind: str, grid: int, dim: int) -> nn.Parameter:
+    """A learned table (1, 1 + grid * grid, D), index 0 for the class slot.
+
+    kind "normal": N(0, 0.02). "sincos": two-dimensional sines, so that neighbours are alike from the start.
+    """
+    if kind == "normal":
+        return learned(1, 1 + grid * grid, dim)
+    assert dim % 4 == 0, dim
+    y, x = torch.meshgrid(torch.arange(grid).float(), torch.arange(grid).float(), indexing="ij")
+    frequencies = 1000.0 ** -(torch.arange(dim // 4) / (dim // 4))
+    waves = [f(p.reshape(-1, 1) * frequencies) for p in (y, x) for f in (torch.sin, torch.cos)]
+    return nn.Parameter(0.5 * torch.cat([torch.zeros(1, dim), torch.cat(waves, 1)]).unsqueeze(0))
 
 
 def smoothed_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor, smoothing: float) -> Tensor:

@@ -80,7 +80,7 @@ def test_bytes_never_change(tmp_path: Path) -> None:
     assert hashlib.sha256(data).hexdigest() == GOLDEN
 
 
-GOLDEN = "?"
+GOLDEN = "15da1686e179677b05e44c1a08a8d406ebf2f6645e8235f906e9045ce3c78b06"
 
 
 def test_ten_views_of_256_tokens_take_the_documented_space() -> None:

@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from model.errors import ADDPError
 from trainer.run_folder import RunFolder
 
-_GRACE_SECONDS = 20
+_GRACE_SECONDS = 10
 
 
 class RunFailed(ADDPError):
@@ -44,26 +45,43 @@ def run_group(command: Sequence[str]) -> int:
     if shutil.which("nvidia-smi") is None:
         environment.setdefault("DS_ACCELERATOR", "cpu")
     process = subprocess.Popen(list(command), start_new_session=True, env=environment)
-    forwarded = {
-        s: signal.signal(s, lambda number, _: _signal_group(process, number)) for s in (signal.SIGINT, signal.SIGTERM)
-    }
+    stopped_at: list[float] = []
+
+    def forward(number: int, _: object) -> None:
+        stopped_at.append(time.monotonic())
+        _signal_group(process.pid, number)
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return process.wait()
+        while True:
+            try:
+                return process.wait(timeout=0.5)
+            except subprocess.TimeoutExpired:
+                if stopped_at and time.monotonic() - stopped_at[0] > _GRACE_SECONDS:
+                    _signal_group(process.pid, signal.SIGKILL)
     finally:
-        _signal_group(process, signal.SIGTERM)  # ranks that outlived the launcher
-        for number, handler in forwarded.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
+        _end_group(process.pid)
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+def _signal_group(group: int, number: int) -> bool:
+    """Whether there was still someone to signal."""
     try:
-        os.killpg(process.pid, number)
-        if process.poll() is None:
-            process.wait(_GRACE_SECONDS)
+        os.killpg(group, number)
     except ProcessLookupError:
-        return
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        return False
+    return True
+
+
+def _end_group(group: int) -> None:
+    """End ranks that outlived their launcher."""
+    deadline = time.monotonic() + _GRACE_SECONDS
+    number: int = signal.SIGTERM
+    while _signal_group(group, number) and time.monotonic() < deadline:
+        time.sleep(0.1)
+        number = 0
+    _signal_group(group, signal.SIGKILL)
 
 
 def train(run: Path, processes: int, arguments: Sequence[str]) -> None:

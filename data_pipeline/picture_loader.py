@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from data_pipeline.pictures import Picture, PictureSource, read_picture
 from data_pipeline.views import ViewRecipe, make_view
 from model.errors import DataError
 
+log = logging.getLogger(__name__)
 _CACHE_BYTES = 512 * 2**20
 
 
@@ -29,8 +31,8 @@ class PictureBatch(NamedTuple):
 class PictureLoader:
     """Random access to batches of seeded views; each epoch sees a new view of every picture.
 
-    Pictures are read by threads and kept in memory, shrunk as far as the smallest crop allows. Unreadable pictures
-    are found at the start and left out; more than `bad_limit` of them raise DataError.
+    Pictures are read by threads and kept in memory, shrunk as far as the smallest crop allows. An unreadable picture is
+    reported, and the next one takes its place; more than the share `bad_limit` of them (at least one) raise DataError.
     """
 
     def __init__(
@@ -44,25 +46,11 @@ class PictureLoader:
         self._cache: OrderedDict[str, Image.Image] = OrderedDict()
         self._pool = ThreadPoolExecutor(threads)
         self._ahead: dict[tuple[int, int, int], list[Future[NDArray[np.uint8]]]] = {}
-        self.pictures, self.bad = self._check(source.pictures, bad_limit)
+        self.pictures = source.pictures
+        self.bad: dict[str, str] = {}  # picture id -> reason
+        self._bad_allowed = max(1, int(bad_limit * len(self.pictures)))
         self.schedule: EpochSchedule = epoch_schedule(len(self.pictures), global_batch)
         self.order = SampleOrder([len(self.pictures)], seed)
-
-    def _check(self, pictures: tuple[Picture, ...], limit: float) -> tuple[list[Picture], list[str]]:
-        def problem(picture: Picture) -> str | None:
-            try:
-                self._picture(picture)
-            except DataError as error:
-                return str(error)
-            return None
-
-        problems = list(self._pool.map(problem, pictures))
-        bad = [p for p in problems if p]
-        if len(bad) > limit * len(pictures):
-            raise DataError(
-                f"{len(bad)} of {len(pictures)} pictures cannot be read, more than the limit {limit:.1%}: {bad[0]}"
-            )
-        return [p for p, why in zip(pictures, problems, strict=True) if why is None], bad
 
     def _picture(self, picture: Picture) -> Image.Image:
         image = self._cache.get(picture.id)
@@ -77,13 +65,26 @@ class PictureLoader:
             self._cache[picture.id] = image
         return image
 
-    def _view(self, picture: Picture, epoch: int) -> NDArray[np.uint8]:
-        return make_view(self._picture(picture), picture.id, epoch, self.recipe)
+    def _view(self, row: int, epoch: int) -> NDArray[np.uint8]:
+        """A view of the picture at `row`, or of the next one that can be read."""
+        while True:
+            picture = self.pictures[row % len(self.pictures)]
+            try:
+                return make_view(self._picture(picture), picture.id, epoch, self.recipe)
+            except DataError as error:
+                if picture.id not in self.bad:
+                    log.warning("%s; the next picture takes its place", error)
+                self.bad[picture.id] = str(error)
+                if len(self.bad) > self._bad_allowed:
+                    raise DataError(
+                        f"more than {self._bad_allowed} pictures cannot be read, the last: {error}"
+                    ) from error
+            row += 1
 
     def _start(self, step: int, offset: int, count: int) -> list[Future[NDArray[np.uint8]]]:
         epoch, position = self.schedule.locate(step)
         rows = self.order.locate(epoch, position + offset, count).row
-        return [self._pool.submit(self._view, self.pictures[row], epoch) for row in rows]
+        return [self._pool.submit(self._view, int(row), epoch) for row in rows]
 
     def batch(self, step: int, offset: int, count: int) -> PictureBatch:
         """Samples offset .. offset+count-1 of the global batch of a step; the next step's are started as well."""

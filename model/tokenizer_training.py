@@ -3,33 +3,15 @@ and perceptual and adversarial terms as options (VQ-VAE, arXiv 1711.00937; VQGAN
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from model.config import TokenizerLossConfig
 from model.perceptual import PerceptualDistance
 from model.randomness import uniforms
 from model.vq import VQTokenizer
-
-
-class TokenizerLossConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    reconstruction: Literal["l1", "l2"] = Field("l2", description="distance of the reconstruction to the picture")
-    codebook: Literal["ema", "gradient"] = Field("ema", description="moving averages, or the codebook loss's gradient")
-    ema_decay: float = Field(
-        0.99, gt=0, lt=1, description="decay of code usage and (ema) of code vectors, per micro batch"
-    )
-    commitment: float = Field(0.25, ge=0, description="weight of the encoder's distance to its code")
-    revive_every: int = Field(20, gt=0, description="micro batches between revivals of dead codes")
-    revive_below: float = Field(0.05, ge=0, description="a code is dead below this share of the mean usage")
-    perceptual: float = Field(0.0, ge=0, description="weight of the feature distance (EfficientNet-Lite0)")
-    adversarial: float = Field(0.0, ge=0, description="weight of the patch discriminator's verdict")
-    adversarial_start: int = Field(0, ge=0, description="micro batches before the adversarial term counts")
 
 
 class PatchDiscriminator(nn.Sequential):

@@ -36,7 +36,14 @@ def test_imports_go_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["data_pipeline.order", "data_pipeline.shards", "data_pipeline.loader", "trainer.run_folder", "cluster.launch"],
+    [
+        "data_pipeline.order",
+        "data_pipeline.shards",
+        "data_pipeline.loader",
+        "trainer.run_folder",
+        "trainer.config",
+        "cluster.launch",
+    ],
 )
 def test_light_modules_need_no_torch(module: str) -> None:
     code = f"import {module}, sys; assert 'torch' not in sys.modules"

@@ -14,9 +14,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.views import ViewRecipe
-from model.config import Geometry, TokenizerConfig, TransformerConfig
+from model.config import Geometry, TokenizerConfig, TokenizerLossConfig, TransformerConfig
 from model.errors import ConfigError
-from model.tokenizer_training import TokenizerLossConfig
 
 
 class Section(BaseModel):

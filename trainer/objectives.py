@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.loader import EpochSchedule, TokenLoader
-from data_pipeline.picture_loader import PictureLoader
+from data_pipeline.loader import Batch, EpochSchedule, TokenLoader
+from data_pipeline.picture_loader import PictureBatch, PictureLoader
 from data_pipeline.pictures import class_folders
 from model.addp import ADDP
 from model.denoising import FrozenNetworks
@@ -35,8 +35,11 @@ class Objective(Protocol):
     data_fingerprint: str
     frozen: dict[str, str]  # fingerprints of the frozen networks
 
-    def inputs(self, step: int, offset: int, count: int, device: torch.device) -> Inputs:
-        """Inputs for the samples offset .. offset+count-1 of the step's global batch."""
+    def batch(self, step: int, offset: int, count: int) -> Any:
+        """Data of the samples offset .. offset+count-1 of the step's global batch."""
+
+    def inputs(self, batch: Any, step: int, device: torch.device) -> Inputs:
+        """What `network` is called with for that data: masks, and what the frozen networks make of it."""
 
 
 class TokenizerObjective:
@@ -62,8 +65,11 @@ class TokenizerObjective:
         self.frozen: dict[str, str] = {}
         self.data_fingerprint = ""
 
-    def inputs(self, step: int, offset: int, count: int, device: torch.device) -> Inputs:
-        pixels = torch.from_numpy(self.loader.batch(step, offset, count).pixels).to(device)
+    def batch(self, step: int, offset: int, count: int) -> PictureBatch:
+        return self.loader.batch(step, offset, count)
+
+    def inputs(self, batch: PictureBatch, step: int, device: torch.device) -> Inputs:
+        pixels = torch.from_numpy(batch.pixels).to(device)
         return {"images": pixels.permute(0, 3, 1, 2).float() / 255}
 
 
@@ -95,9 +101,8 @@ class _TokenObjective:
                 bias.fill_(_UNUSED_LOGIT)
                 bias[..., : len(frequencies)] = frequencies.log().to(bias)
 
-    def ids(self, step: int, offset: int, count: int) -> tuple[Tensor, int]:
-        batch = self.loader.batch(step, offset, count)
-        return torch.from_numpy(batch.ids.astype("int64")), batch.start
+    def batch(self, step: int, offset: int, count: int) -> Batch:
+        return self.loader.batch(step, offset, count)
 
 
 class MageObjective(_TokenObjective):
@@ -111,9 +116,9 @@ class MageObjective(_TokenObjective):
         self.network: nn.Module = network
         self.frozen = {"tokenizer": self.loader.manifest.tokenizer}
 
-    def inputs(self, step: int, offset: int, count: int, device: torch.device) -> Inputs:
-        ids, start = self.ids(step, offset, count)
-        masks = mage_masks(self.config.seed, step, start, count, ids.shape[1])
+    def inputs(self, batch: Batch, step: int, device: torch.device) -> Inputs:
+        ids = torch.from_numpy(batch.ids.astype("int64"))
+        masks = mage_masks(self.config.seed, step, batch.start, *ids.shape)
         return {
             "ids": ids.to(device), "mask": masks.mask.to(device), "kept": masks.kept.to(device),
             "smoothing": self.config.label_smoothing,
@@ -149,11 +154,10 @@ class ADDPObjective(_TokenObjective):
         self.result: Network = network
         self.network: nn.Module = network
 
-    def inputs(self, step: int, offset: int, count: int, device: torch.device) -> Inputs:
+    def inputs(self, batch: Batch, step: int, device: torch.device) -> Inputs:
         self.frozen_networks.to(device)  # moves once
-        ids, start = self.ids(step, offset, count)
-        ids = ids.to(device)
-        masks = denoising_masks(self.config.seed, step, start, count, ids.shape[1])
+        ids = torch.from_numpy(batch.ids.astype("int64")).to(device)
+        masks = denoising_masks(self.config.seed, step, batch.start, *ids.shape)
         masks = masks._replace(mask_t=masks.mask_t.to(device), mask_next=masks.mask_next.to(device))
         noisy = self.frozen_networks(ids, masks)
         return {

@@ -14,6 +14,7 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from trainer import checkpoint
 from trainer.config import RunConfig, load_config
 from trainer.engine import Engine, start_distributed
 from trainer.metrics import Metrics
-from trainer.objectives import Objective, make_objective
+from trainer.objectives import Inputs, Objective, make_objective
 from trainer.run_folder import RunFolder, replace_text, write_json
 from trainer.schedule import accumulation_steps, learning_rate, total_steps
 
@@ -70,14 +71,14 @@ def train(config: RunConfig, rank: int, world_size: int) -> None:
 def micro_batches(
     objective: Objective, step: int, rank: int, accumulation: int, micro: int, device: torch.device,
     metrics: Metrics | None,
-) -> Any:  # fmt: skip
+) -> Iterator[Inputs]:  # fmt: skip
     """This rank's slice of the global batch, in `accumulation` parts."""
     for part in range(accumulation):
         started = time.perf_counter()
-        inputs = objective.inputs(step, (rank * accumulation + part) * micro, micro, device)
+        batch = objective.batch(step, (rank * accumulation + part) * micro, micro)
         if metrics:
             metrics.waited(time.perf_counter() - started)
-        yield inputs
+        yield objective.inputs(batch, step, device)
 
 
 def run_facts(config: RunConfig, objective: Objective) -> dict[str, Any]:
@@ -136,8 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
         rank, world_size, _ = start_distributed()
         train(config, rank, world_size)
     except ADDPError as error:
-        if rank == 0:
-            print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}" if rank == 0 else f"rank {rank}: error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -55,7 +55,7 @@ def collect_figures(out: Path) -> list[Figure]:
         read_json(RunFolder(out / name).evaluation / "held-out.json") for name in ("tokenizer", "predictor", "addp")
     )
     probe = read_json(RunFolder(out / "addp").evaluation / "probe.json")
-    losses = [row["loss"] for row in RunFolder(out / "addp").read_metrics()]
+    losses = [float(row["loss"]) for row in RunFolder(out / "addp").read_metrics()]
     first, last = float(np.mean(losses[:3])), float(np.mean(losses[-3:]))
     rows = [
         Figure("reconstruction PSNR", f"{tokenizer['psnr']:.2f} dB", ">= 19 dB", tokenizer["psnr"] >= 19),

@@ -70,3 +70,20 @@ def test_picture_batches_are_a_function_of_the_step(pictures: Path) -> None:
     np.testing.assert_array_equal(resumed.batch(2, 0, 4).pixels, batches[2][:4])
     np.testing.assert_array_equal(resumed.batch(2, 4, 4).pixels, batches[2][4:])
     assert batches[0].shape == (8, 16, 16, 3) and not np.array_equal(batches[0], batches[1])
+
+
+def test_an_unreadable_picture_is_replaced_up_to_a_limit(pictures: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "pictures"
+    shutil.copytree(pictures, copy)
+    source = class_folders(copy)
+
+    def epoch() -> PictureLoader:
+        loader = PictureLoader(source, ViewRecipe(size=16), global_batch=120, seed=1)
+        loader.batch(0, 0, 120)
+        return loader
+
+    source.pictures[5].path.write_bytes(b"")
+    assert list(epoch().bad) == [source.pictures[5].id]
+    source.pictures[6].path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="more than 1 pictures cannot be read"):
+        epoch()

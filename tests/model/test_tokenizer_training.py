@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.config import TokenizerConfig
-from model.tokenizer_training import TokenizerLossConfig, TokenizerTraining
+from model.config import TokenizerConfig, TokenizerLossConfig
+from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
 
 SIZES = {"image_size": 16, "channels": 32, "channel_multipliers": (1, 1, 1), "residual_blocks": 1, "code_dim": 8}

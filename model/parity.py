@@ -22,7 +22,7 @@ from model.addp import ADDP
 from model.attention import backend_for
 from model.config import Geometry, TokenizerConfig, TransformerConfig
 from model.denoising import FrozenNetworks
-from model.errors import ADDPError, WeightsError
+from model.errors import ADDPError, ConfigError, WeightsError
 from model.masking import DenoisingMasks
 from model.predictor import TokenPredictor
 from model.sampler import Generation, SamplerConfig, advance, mask_length, next_image
@@ -101,6 +101,8 @@ def compare(folder: Path, device: str = "cpu", dtype: str = "float32") -> dict[s
         raise WeightsError(
             f"{folder} is no parity folder (meta.json, io.safetensors, weights.safetensors): {error}"
         ) from error
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     torch_dtype: torch.dtype = getattr(torch, dtype)
@@ -141,7 +143,7 @@ def _compare_step(
     features = addp.encode(noisy.x_t)
     ledger.tensor("encoder_output", "tensor", features, io["encoder_output"])
     ledger.tensor("logits", "tensor", addp.decode(features, ids, mask_t), io["logits"])
-    loss = addp(noisy.x_t, ids, mask_t, noisy.target, meta["config"]["smooth"])
+    loss = addp(noisy.x_t, ids, mask_t, noisy.target, meta["config"].get("smooth", 0.1))
     ledger.add("loss", "loss", abs(loss.item() - meta["loss"]) / abs(meta["loss"]))
 
     scale = _LOSS_SCALE.get(str(noisy.x_t.dtype).removeprefix("torch."), 1.0)

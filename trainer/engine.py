@@ -81,7 +81,9 @@ class Engine:
         self.device: torch.device = self._engine.device
         self._engine.train()
 
-    def optimizer_step(self, micro_batches: Iterable[Inputs], learning_rate: float) -> tuple[torch.Tensor, float]:
+    def optimizer_step(
+        self, micro_batches: Iterable[Inputs], learning_rate: float
+    ) -> tuple[torch.Tensor, torch.Tensor | float | None]:
         """One optimizer step over all micro batches. Returns (this rank's mean loss, gradient norm before clipping)."""
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
@@ -91,7 +93,7 @@ class Engine:
             self._engine.backward(loss)
             self._engine.step()
             losses.append(loss.detach().float())
-        return torch.stack(losses).mean(), float(self._engine.get_global_grad_norm() or 0.0)
+        return torch.stack(losses).mean(), self._engine.get_global_grad_norm()
 
     def save(self, folder: Path) -> None:
         """All ranks together. Files below folder/engine; what makes them a checkpoint is the manifest beside it."""

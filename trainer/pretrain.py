@@ -60,7 +60,7 @@ def train(config: RunConfig, rank: int, world_size: int) -> None:
             if (step + 1) % config.log_every == 0 or step + 1 == total:
                 dist.all_reduce(loss)
                 if metrics:
-                    metrics.record(step, float(loss) / world_size, rate, gradient_norm)
+                    metrics.record(step, float(loss) / world_size, rate, float(gradient_norm or 0.0))
             step += 1
             if step % config.checkpoint.every == 0 or step == total:
                 checkpoint.save(folder, engine, objective.result, step, facts, config.checkpoint.keep)

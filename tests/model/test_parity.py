@@ -55,3 +55,11 @@ def test_another_network_does_not_pass(tmp_path: Path) -> None:
 def test_a_folder_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
     done = run_tool(tmp_path)
     assert done.returncode == 1 and "no parity folder" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_missing_device_is_said_so() -> None:
+    import torch
+
+    done = run_tool(FIXTURES / "small", "--device", "cuda:99")
+    assert done.returncode != 0
+    assert torch.cuda.is_available() or "sees no CUDA device" in done.stderr

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -49,35 +51,41 @@ def make_plan(
 
 
 @torch.no_grad()
-def encode(tokenizer: VQTokenizer, views: list[np.ndarray], batch: int) -> np.ndarray:
-    """uint8 arrays (H, W, 3) -> uint16 (N, L)."""
+def encode(tokenizer: VQTokenizer, views: Iterable[np.ndarray], batch: int) -> np.ndarray:
+    """uint8 arrays (H, W, 3), taken `batch` at a time -> uint16 (N, L)."""
     device = tokenizer.codebook.device
     parts = []
-    for start in range(0, len(views), batch):
-        images = torch.from_numpy(np.stack(views[start : start + batch])).to(device)
+    views = iter(views)
+    while chunk := list(islice(views, batch)):
+        images = torch.from_numpy(np.stack(chunk)).to(device)
         parts.append(tokenizer.encode(images.permute(0, 3, 1, 2).float() / 255).cpu().numpy().astype(np.uint16))
-    return np.concatenate(parts)
+    return np.concatenate(parts) if parts else np.empty((0, tokenizer.config.tokens), np.uint16)
 
 
 def tokenize_shard(
     pictures: list[tuple[int, Picture]], tokenizer: VQTokenizer, recipe: ViewRecipe, batch: int
 ) -> tuple[bytes, int, list[Quarantined]]:
     """One shard's bytes, its rows, and the pictures that could not be read. The same input gives the same bytes."""
-    views, good, bad = [], [], []
-    for index, picture in pictures:
-        try:
-            image = read_picture(picture.path)
-        except DataError as error:
-            bad.append(Quarantined(id=picture.id, reason=str(error.__cause__ or error)))
-            continue
-        views += [make_view(image, picture.id, v, recipe) for v in range(recipe.views)]
-        good.append((index, picture.label))
+    good: list[tuple[int, int]] = []
+    bad: list[Quarantined] = []
+
+    def views() -> Iterator[np.ndarray]:
+        for index, picture in pictures:
+            try:
+                image = read_picture(picture.path)
+            except DataError as error:
+                bad.append(Quarantined(id=picture.id, reason=str(error.__cause__ or error)))
+                continue
+            good.append((index, picture.label))
+            for view in range(recipe.views):
+                yield make_view(image, picture.id, view, recipe)
+
+    tokens = encode(tokenizer, views(), batch).reshape(-1, recipe.views, tokenizer.config.tokens)
     if not good:
         return b"", 0, bad
-    tokens = encode(tokenizer, views, batch).reshape(len(good), recipe.views, -1)
     file = BytesIO()
     samples = (Sample(index, label, t) for (index, label), t in zip(good, tokens, strict=True))
-    rows = write_shard(file, samples, Layout(recipe.views, tokens.shape[2]))
+    rows = write_shard(file, samples, Layout(recipe.views, tokenizer.config.tokens))
     return file.getvalue(), rows, bad
 
 
@@ -87,7 +95,8 @@ def tokenize(
 ) -> Manifest:  # fmt: skip
     """Make what is missing of the data set in `out` and finish it. rows: of a shard. batch: views encoded at once.
 
-    bad_limit: share of unreadable pictures above which the job stops; below, they are listed in `dataset.json`.
+    bad_limit: share of unreadable pictures above which the job stops (one is always let pass, unless it is 0); those
+    let pass are listed in `dataset.json`.
     Raises DataError where `out` holds another data set's plan, or too many pictures are unreadable.
     """
     if recipe.size != tokenizer.config.image_size:
@@ -111,12 +120,14 @@ def tokenize(
             )
             entries += [entry] if entry.rows else []
             bad += quarantined
-            if len(bad) > bad_limit * len(listed):
+            if len(bad) > (max(1.0, bad_limit * len(listed)) if bad_limit else 0):
                 named = "; ".join(f"{q.id}: {q.reason}" for q in bad[:3])
                 raise DataError(
                     f"{len(bad)} of {len(listed)} pictures cannot be read, more than the limit {bad_limit:.1%}: {named}"
                 )
             progress.update(task, completed=min(start + rows, len(listed)))
+    if not entries:
+        raise DataError(f"none of the {len(listed)} pictures can be read: {bad[0].id}: {bad[0].reason}")
     manifest = Manifest(
         shards=tuple(entries), stride=Layout(recipe.views, tokenizer.config.tokens).stride,
         fields=Layout(recipe.views, tokenizer.config.tokens).fields(), codebook_size=tokenizer.config.codebook_size,

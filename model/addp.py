@@ -59,6 +59,7 @@ class ADDP(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), clamped to [0, 1] -> features (B, 1 + L, D); index 0 is the class token."""
         x = (images.clamp(0, 1).to(self.mean.dtype) - self.mean) / self.std
+        x = x.to(self.cls_token.dtype)  # an engine may keep buffers in another precision than weights
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), self.patch_embed(x)], 1) + self.pos_embed
         x = F.dropout(self.tokenizer_norm(x), self.config.dropout, self.training)
         for block in self.blocks:

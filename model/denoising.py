@@ -42,8 +42,8 @@ class FrozenNetworks(nn.Module):
     @torch.no_grad()
     def forward(self, ids: Tensor, masks: DenoisingMasks) -> NoisyImage:
         """ids: (B, L). Token-to-pixel decoding of z_t and the target at the positions masked in mask_t."""
-        p_next = self.predictor.probabilities(ids, masks.mask_next)
-        target = self.predictor.probabilities(ids, masks.mask_t)
+        both = self.predictor.probabilities(torch.cat([ids, ids]), torch.cat([masks.mask_next, masks.mask_t]))
+        p_next, target = both.chunk(2)
         soft = self.tokenizer.soft_embed(p_next)
         side = soft.shape[-1]
         unreliable = masks.mask_t.view(-1, 1, side, side)

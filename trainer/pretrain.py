@@ -53,11 +53,15 @@ def train(config: RunConfig, rank: int, world_size: int) -> None:
             for reason in refused:
                 metrics.say(f"refused a checkpoint: {reason}")
             metrics.say(f"{'resumed at' if step else 'starts at'} step {step} of {total} on {world_size} ranks")
+        window: list[torch.Tensor] = []  # losses since the last metric line
         while step < total:
             rate = learning_rate(config.learning_rate, config.schedule, objective.epochs, step)
             batches = micro_batches(objective, step, rank, accumulation, config.batch.micro, engine.device, metrics)
             loss, gradient_norm = engine.optimizer_step(batches, rate)
+            window.append(loss)
             if (step + 1) % config.log_every == 0 or step + 1 == total:
+                loss = torch.stack(window).mean()
+                window.clear()
                 dist.all_reduce(loss)
                 if metrics:
                     metrics.record(step, float(loss) / world_size, rate, float(gradient_norm or 0.0))

@@ -102,7 +102,8 @@ def tokenize(
     if recipe.size != tokenizer.config.image_size:
         raise DataError(f"views of {recipe.size} px do not fit a tokenizer for {tokenizer.config.image_size} px")
     planned = [source.pictures[i] for i in orders(seed, "plan", 0, 1, len(source.pictures))[0]]
-    plan = make_plan(source, planned, recipe, fingerprint(tokenizer), rows)
+    tokenizer_hash = fingerprint(tokenizer)
+    plan = make_plan(source, planned, recipe, tokenizer_hash, rows)
     plan_bytes = json.dumps(plan).encode()
     if (out / PLAN).exists() and (out / PLAN).read_bytes() != plan_bytes:
         raise DataError(f"{out} holds tokens of other pictures, views or another tokenizer; choose an empty folder")
@@ -128,10 +129,11 @@ def tokenize(
             progress.update(task, completed=min(start + rows, len(listed)))
     if not entries:
         raise DataError(f"none of the {len(listed)} pictures can be read: {bad[0].id}: {bad[0].reason}")
+    layout = Layout(recipe.views, tokenizer.config.tokens)
     manifest = Manifest(
-        shards=tuple(entries), stride=Layout(recipe.views, tokenizer.config.tokens).stride,
-        fields=Layout(recipe.views, tokenizer.config.tokens).fields(), codebook_size=tokenizer.config.codebook_size,
-        tokens=tokenizer.config.tokens, views=recipe, tokenizer=fingerprint(tokenizer), classes=source.classes,
+        shards=tuple(entries), stride=layout.stride,
+        fields=layout.fields(), codebook_size=tokenizer.config.codebook_size,
+        tokens=tokenizer.config.tokens, views=recipe, tokenizer=tokenizer_hash, classes=source.classes,
         quarantined=tuple(bad),
     )  # fmt: skip
     write_manifest(out, manifest)

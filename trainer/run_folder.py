@@ -15,9 +15,10 @@ RUN/
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from data_pipeline.dataset import write_atomically
 
 EXIT_DONE = 0
 EXIT_CONFIG = 78
@@ -62,14 +63,8 @@ class RunFolder:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Whole or not at all: temporary file, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Whole or not at all."""
+    write_atomically(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:

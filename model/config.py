@@ -31,16 +31,19 @@ class TokenizerConfig(_Sizes):
     """VQ tokenizer (ADDP section 3.1; the MaskGIT VQGAN). Stride is 2 ** (levels - 1)."""
 
     image_size: int = Field(256, description="side of the square pictures, pixels")
-    channels: int = Field(128, description="width of the highest resolution; a multiple of 32")
+    channels: int = Field(128, description="width of the highest resolution; a multiple of `norm_groups`")
     channel_multipliers: tuple[int, ...] = Field((1, 1, 2, 2, 4), description="width of each level over `channels`")
     residual_blocks: int = Field(2, description="residual blocks a level")
     code_dim: int = Field(256, description="Dz, width of a code")
     codebook_size: int = Field(1024, description="K, number of codes")
+    norm_groups: int = Field(
+        32, gt=0, description="groups of each GroupNorm; few keep a narrow net from normalising every channel alone"
+    )
 
     @model_validator(mode="after")
     def _divisible(self) -> TokenizerConfig:
-        if self.channels % 32:
-            raise ValueError(f"channels = {self.channels} must be a multiple of 32 (GroupNorm has 32 groups)")
+        if self.channels % self.norm_groups:
+            raise ValueError(f"channels = {self.channels} must be a multiple of norm_groups = {self.norm_groups}")
         if self.image_size % self.stride:
             raise ValueError(f"image_size = {self.image_size} is no multiple of the stride {self.stride}")
         return self
@@ -153,6 +156,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
             "residual_blocks": 1,
             "code_dim": 32,
             "codebook_size": 128,
+            "norm_groups": 4,
         },
         "tiny": {
             "image_size": 16,

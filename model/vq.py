@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from model.config import TokenizerConfig
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+def _norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
-    def __init__(self, c_in: int, c_out: int) -> None:
+    def __init__(self, c_in: int, c_out: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = _norm(c_in)
+        self.norm1 = _norm(c_in, groups)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
-        self.norm2 = _norm(c_out)
+        self.norm2 = _norm(c_out, groups)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
         if c_in != c_out:
             self.nin_shortcut = nn.Conv2d(c_out, c_out, 1, bias=False)
@@ -33,9 +33,9 @@ class ResidualBlock(nn.Module):
 class _Level(nn.Module):
     """Residual blocks of one resolution, and the upsampling after them (decoder only)."""
 
-    def __init__(self, c_in: int, c_out: int, count: int, upsample: bool = False) -> None:
+    def __init__(self, c_in: int, c_out: int, count: int, groups: int, upsample: bool = False) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResidualBlock(c_in if i == 0 else c_out, c_out) for i in range(count))
+        self.block = nn.ModuleList(ResidualBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(count))
         if upsample:
             self.upsample = nn.ModuleDict({"conv": nn.Conv2d(c_out, c_out, 3, padding=1)})
 
@@ -47,8 +47,8 @@ class _Level(nn.Module):
         return x
 
 
-def _middle(channels: int) -> nn.ModuleDict:
-    return nn.ModuleDict({f"block_{i}": ResidualBlock(channels, channels) for i in (1, 2)})
+def _middle(channels: int, groups: int) -> nn.ModuleDict:
+    return nn.ModuleDict({f"block_{i}": ResidualBlock(channels, channels, groups) for i in (1, 2)})
 
 
 class Encoder(nn.Module):
@@ -57,11 +57,11 @@ class Encoder(nn.Module):
         widths = [c.channels * m for m in c.channel_multipliers]
         self.conv_in = nn.Conv2d(3, c.channels, 3, padding=1, bias=False)
         self.down = nn.ModuleList(
-            _Level(c_in, c_out, c.residual_blocks)
+            _Level(c_in, c_out, c.residual_blocks, c.norm_groups)
             for c_in, c_out in zip([c.channels, *widths[:-1]], widths, strict=True)
         )
-        self.mid = _middle(widths[-1])
-        self.norm_out = _norm(widths[-1])
+        self.mid = _middle(widths[-1], c.norm_groups)
+        self.norm_out = _norm(widths[-1], c.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], c.code_dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,13 +81,13 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [c.channels * m for m in c.channel_multipliers]
         self.conv_in = nn.Conv2d(c.code_dim, widths[-1], 3, padding=1)
-        self.mid = _middle(widths[-1])
+        self.mid = _middle(widths[-1], c.norm_groups)
         # Levels are numbered from the highest resolution; the data runs through them from the lowest.
         self.up = nn.ModuleList(
-            _Level(c_in, c_out, c.residual_blocks, upsample=i > 0)
+            _Level(c_in, c_out, c.residual_blocks, c.norm_groups, upsample=i > 0)
             for i, (c_in, c_out) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
         )
-        self.norm_out = _norm(widths[0])
+        self.norm_out = _norm(widths[0], c.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

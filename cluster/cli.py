@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from cluster import tokenize
 from model.errors import ADDPError
 
 app = typer.Typer(
@@ -17,9 +18,10 @@ app = typer.Typer(
     help="Pre-train ADDP: token shards, training, generation, evaluation. Start with `addp demo`.",
 )  # fmt: skip
 
+app.add_typer(tokenize.app, name="tokenize")
+
 # Commands that are modules of their own; `addp NAME --help` is the module's help.
 MODULES = {
-    "tokenize": ("data_pipeline.tokenize", "Pictures -> token shards and dataset.json."),
     "generate": ("trainer.generate", "Sample pictures from a trained ADDP network into a grid."),
     "evaluate": ("trainer.evaluate", "Held-out figures: PSNR and codebook use, masked-token cross-entropy."),
     "probe": ("trainer.probe", "kNN and linear probe of the frozen encoder."),

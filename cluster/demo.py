@@ -13,15 +13,16 @@ from rich.console import Console
 from cluster.launch import RunFailed, train
 from data_pipeline.dataset import MANIFEST
 from data_pipeline.openmoji import render
-from data_pipeline.pictures import class_folders
+from data_pipeline.sources import class_folders
 from model.errors import ConfigError
 from trainer.config import RunConfig, load_config
 from trainer.run_folder import RunFolder
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-_VIEWS = 8  # augmented views of each picture in the token shards
-_MIN_SCALE = 0.6  # emoji fill their picture; smaller crops would no longer look like emoji
+_VIEWS = 16  # augmented views of each picture in the token shards
+_MIN_SCALE = 0.75  # emoji fill their picture; smaller crops would no longer look like emoji
 _ZOOM = 3
+_TOP_P = 0.6  # a network trained for minutes is unsure of each token; its likelier ones make cleaner pictures
 _console = Console(stderr=True)
 
 
@@ -43,9 +44,14 @@ def run_demo(images: Path | None, out: Path, processes: int, scale: float) -> No
         stage(f"train the {name}", RunFolder(out / name).is_done, train, out / name, processes, arguments)
 
     def tokenizing(split: str, *options: str) -> None:
-        folder = tokens / split
-        arguments = (str(pictures), str(folder), "--tokenizer", str(tokenizer), "--split", split, *options)
-        stage(f"token shards: {split}", (folder / MANIFEST).exists(), module, "data_pipeline.tokenize", *arguments)
+        folder = str(tokens / split)
+        weights = ("--tokenizer", str(tokenizer))
+
+        def work() -> None:
+            module("cluster.cli", "tokenize", "plan", str(pictures), folder, *weights, "--split", split, *options)
+            module("cluster.cli", "tokenize", "run", folder, *weights, "--finalize")
+
+        stage(f"token shards: {split}", (tokens / split / MANIFEST).exists(), work)
 
     def evaluation(name: str, *options: str) -> None:
         done = (out / name / "evaluation" / "held-out.json").exists()
@@ -64,7 +70,8 @@ def run_demo(images: Path | None, out: Path, processes: int, scale: float) -> No
 
     addp = out / "addp"
     grid, probe = addp / "samples" / "grid.png", addp / "evaluation" / "probe.json"
-    stage("generate", grid.exists(), module, "trainer.generate", str(addp), "--count", "64", "--zoom", str(_ZOOM))
+    sampling = ("--count", "64", "--zoom", str(_ZOOM), "--top-p", str(_TOP_P))
+    stage("generate", grid.exists(), module, "trainer.generate", str(addp), *sampling)
     stage("probe the encoder", probe.exists(), module, "trainer.probe", str(addp), "--pictures", str(pictures))
     module("trainer.report", str(out), "--pictures", str(pictures))
     _console.print(f"the demo took {(time.monotonic() - started) / 60:.1f} minutes in this call")

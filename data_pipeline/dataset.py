@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
+from data_pipeline.plan import Precision
+from data_pipeline.records import Record
 from data_pipeline.shards import Layout
+from data_pipeline.storage import BucketMissing, ObjectMissing, Store, open_store
 from data_pipeline.views import ViewRecipe
 from model.errors import DataError
 
 MANIFEST = "dataset.json"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ShardEntry(_Record):
+class ShardEntry(Record):
     name: str
     rows: int
     bytes: int
@@ -29,14 +27,14 @@ class ShardEntry(_Record):
     xxh3: str
 
 
-class Quarantined(_Record):
+class Quarantined(Record):
     """A picture that could not be read, and why."""
 
     id: str
     reason: str
 
 
-class Manifest(_Record):
+class Manifest(Record):
     format: Literal["addp-tokens-1"] = "addp-tokens-1"
     shards: tuple[ShardEntry, ...]
     stride: int
@@ -45,7 +43,9 @@ class Manifest(_Record):
     tokens: int
     views: ViewRecipe
     tokenizer: str  # fingerprint of the tokenizer's weights (model.weights.fingerprint)
+    precision: Precision = "fp32"  # of the encoder
     classes: tuple[str, ...]
+    class_titles: tuple[str, ...] = ()  # what people call them, or empty
     quarantined: tuple[Quarantined, ...] = ()
 
     @property
@@ -62,35 +62,25 @@ class Manifest(_Record):
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def manifest_bytes(manifest: Manifest) -> bytes:
     content = {**manifest.model_dump(mode="json"), "fingerprint": manifest.fingerprint}
-    write_atomically(folder / MANIFEST, json.dumps(content, indent=1).encode())
+    return json.dumps(content, indent=1).encode()
 
 
-def read_manifest(folder: Path | str) -> Manifest:
+def read_manifest(place: Store | Path | str) -> Manifest:
     """Raises DataError where there is no finished data set, or its manifest was altered."""
-    path = Path(folder) / MANIFEST
+    store = open_store(place) if isinstance(place, Path | str) else place
+    where = f"{store.url}/{MANIFEST}"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(store.read(MANIFEST))
         fingerprint = content.pop("fingerprint")
         manifest = Manifest.model_validate(content)
-    except FileNotFoundError as error:
+    except (ObjectMissing, BucketMissing) as error:
         raise DataError(
-            f"{folder} is no finished token data set: it has no {MANIFEST}; make it with `addp tokenize`"
+            f"{store.url} is no finished token data set: it has no {MANIFEST}; make it with `addp tokenize`"
         ) from error
-    except (OSError, ValueError, KeyError, ValidationError) as error:
-        raise DataError(f"{path} is not readable as a token data set: {str(error).splitlines()[0]}") from error
+    except (ValueError, KeyError, ValidationError) as error:
+        raise DataError(f"{where} is not readable as a token data set: {str(error).splitlines()[0]}") from error
     if fingerprint != manifest.fingerprint:
-        raise DataError(f"{path} was changed after it was written: its fingerprint does not match its content")
+        raise DataError(f"{where} was changed after it was written: its fingerprint does not match its content")
     return manifest
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Whole or not at all: a temporary file beside it, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

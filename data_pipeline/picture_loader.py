@@ -13,7 +13,7 @@ from PIL import Image
 
 from data_pipeline.loader import EpochSchedule, epoch_schedule
 from data_pipeline.order import SampleOrder
-from data_pipeline.pictures import Picture, PictureSource, read_picture
+from data_pipeline.pictures import BadPicture, Picture, PictureSource, read_picture
 from data_pipeline.views import ViewRecipe, make_view
 from model.errors import DataError
 
@@ -46,7 +46,7 @@ class PictureLoader:
         self._cache: OrderedDict[str, Image.Image] = OrderedDict()
         self._pool = ThreadPoolExecutor(threads)
         self._ahead: dict[tuple[int, int, int], list[Future[NDArray[np.uint8]]]] = {}
-        self.pictures = source.pictures
+        self.store, self.pictures = source.store, source.pictures
         self.bad: dict[str, str] = {}  # picture id -> reason
         self._bad_allowed = max(1, int(bad_limit * len(self.pictures)))
         self.schedule: EpochSchedule = epoch_schedule(len(self.pictures), global_batch)
@@ -55,7 +55,7 @@ class PictureLoader:
     def _picture(self, picture: Picture) -> Image.Image:
         image = self._cache.get(picture.id)
         if image is None:
-            image = read_picture(picture.path)
+            image = read_picture(self.store, picture)
             factor = min(image.size) // self._side
             if factor > 1:
                 image = image.reduce(factor)
@@ -71,7 +71,7 @@ class PictureLoader:
             picture = self.pictures[row % len(self.pictures)]
             try:
                 return make_view(self._picture(picture), picture.id, epoch, self.recipe)
-            except DataError as error:
+            except BadPicture as error:
                 if picture.id not in self.bad:
                     log.warning("%s; the next picture takes its place", error)
                 self.bad[picture.id] = str(error)

@@ -1,36 +1,46 @@
-"""Picture sources: a folder of class folders, and how one picture file is read."""
+"""A picture: where its bytes lie, which split it belongs to, and how they become pixels."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from io import BytesIO
+from typing import Literal, NamedTuple
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from data_pipeline.storage import AccessDenied, LocalStore, ObjectMissing, Store
 from model.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 Split = Literal["train", "val", "all"]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """id: path relative to the source, with forward slashes. label: index into the source's class names."""
+class Picture(NamedTuple):
+    """id: unique in its source. label: index into the class names. The bytes are `size` bytes of the object `object`
+    of the source's store from `offset` on; the object holds nothing else where `offset` is None."""
 
     id: str
-    path: Path
     label: int
+    object: str
+    size: int
+    offset: int | None = None
 
 
 @dataclass(frozen=True)
 class PictureSource:
-    """The pictures of one split, in a fixed order (by id)."""
+    """The pictures of one split, held in memory, in the order of their ids."""
 
+    store: Store
     pictures: tuple[Picture, ...]
     classes: tuple[str, ...]
+
+
+def is_picture(name: str) -> bool:
+    dot = name.rfind(".")
+    return dot >= 0 and name[dot:].lower() in SUFFIXES
 
 
 def is_held_out(picture_id: str, share: float) -> bool:
@@ -39,41 +49,54 @@ def is_held_out(picture_id: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def class_folders(root: Path | str, split: Split = "all", held_out: float = 0.1) -> PictureSource:
-    """Pictures below ROOT/CLASS/, at any depth. `held_out`: share of the pictures in the validation split.
-
-    Raises DataError for a missing folder, one without class folders or pictures, or a split left empty.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"there is no picture folder {root}; give a folder that holds one folder for each class")
-    classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    if not classes:
-        raise DataError(f"{root} holds no class folders; put the pictures into one folder for each class")
-    found = [
-        Picture(path.relative_to(root).as_posix(), path, label)
-        for label, name in enumerate(classes)
-        for path in (root / name).rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.is_file()
-    ]
-    if not found:
-        raise DataError(f"{root} has class folders but no pictures ({', '.join(sorted(SUFFIXES))}) in them")
-    if split != "all":
-        found = [p for p in found if is_held_out(p.id, held_out) == (split == "val")]
-        if not found:
-            raise DataError(
-                f"the {split} split of {root} is empty; more pictures, or another held-out share, are needed"
-            )
-    return PictureSource(tuple(sorted(found, key=lambda p: p.id)), classes)
+def of_split(pictures: Iterable[Picture], split: Split, held_out: float) -> Iterator[Picture]:
+    """held_out: share of the pictures in the validation split."""
+    if split == "all":
+        return iter(pictures)
+    return (p for p in pictures if is_held_out(p.id, held_out) == (split == "val"))
 
 
-def read_picture(path: Path) -> Image.Image:
-    """An RGB picture: first frame, turned as EXIF says, 16 bit scaled to 8, transparency laid over white.
+class BadPicture(DataError):
+    """What is lastingly wrong with one picture. reason: the same on every machine, for it stands in data sets."""
 
-    Raises DataError with the file and the reason for anything that cannot be read so.
+    def __init__(self, picture: str, reason: str) -> None:
+        super().__init__(f"cannot read the picture {picture}: {reason}")
+        self.picture, self.reason = picture, reason
+
+    def __reduce__(self) -> tuple[type[BadPicture], tuple[str, str]]:  # engines send errors between processes
+        return type(self), (self.picture, self.reason)
+
+
+def read_picture(store: Store, picture: Picture) -> Image.Image:
+    """An RGB picture, as `decode_picture` makes it.
+
+    Raises BadPicture where it is gone, another file than when it was listed, not to be read by us, or not decodable.
+    Faults of the storage itself raise its own errors: they say nothing about the picture.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as file:
+        data = store.read(picture.object, picture.offset or 0, None if picture.offset is None else picture.size)
+    except ObjectMissing as error:
+        raise BadPicture(picture.id, "gone since it was listed") from error
+    except AccessDenied as error:
+        if not isinstance(store, LocalStore):  # there, it is our credentials that are wrong
+            raise
+        raise BadPicture(picture.id, "its mode forbids reading it") from error
+    if len(data) != picture.size:
+        raise BadPicture(picture.id, f"{len(data)} bytes, but {picture.size} when it was listed")
+    try:
+        return decode_picture(data)
+    except DataError as error:
+        raise BadPicture(picture.id, str(error)) from error
+
+
+def decode_picture(data: bytes) -> Image.Image:
+    """RGB: first frame, turned as EXIF says, 16 bit scaled to 8, CMYK and palettes converted, transparency over white.
+
+    The content decides the format, not the name. Raises DataError with the reason for anything else, also for a
+    truncated file and for one of more than Pillow's limit of pixels (a decompression bomb).
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(BytesIO(data)) as file:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             file.load()
             image = ImageOps.exif_transpose(file)
@@ -83,5 +106,7 @@ def read_picture(path: Path) -> Image.Image:
                 image = image.convert("RGBA")
                 return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError, Warning) as error:
-        raise DataError(f"cannot read the picture {path}: {error}") from error
+    except UnidentifiedImageError as error:
+        raise DataError("empty file" if not data else "cannot identify image file") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
+        raise DataError(str(error) or type(error).__name__) from error

@@ -108,6 +108,25 @@ def write_shard(file: BytesIO, samples: Iterable[Sample], layout: Layout) -> int
     return rows
 
 
+def picture_indices(content: bytes, layout: Layout) -> list[int]:
+    """Each row's picture in the data set's list, from a whole shard. Raises ValueError where it is no such shard."""
+    rows, rest = divmod(len(content) - len(END), layout.stride)
+    if rows < 1 or rest or not content.endswith(END):
+        raise ValueError(f"{len(content)} bytes are no whole number of rows")
+    return [int(content[r * layout.stride : r * layout.stride + _KEY_DIGITS]) for r in range(rows)]
+
+
+def shard_records(raw: NDArray[np.uint8], rows: int, layout: Layout) -> NDArray[np.void]:
+    """A shard's bytes as an array of rows with the fields index, tokens (V, L) and label, without a copy."""
+    fields = {
+        "names": ["index", "tokens", "label"],
+        "formats": [f"S{_KEY_DIGITS}", ("<u2", (layout.views, layout.tokens)), f"S{_LABEL_DIGITS}"],
+        "offsets": [0, layout.tokens_offset, layout.label_offset],
+        "itemsize": layout.stride,
+    }
+    return np.ndarray((rows,), np.dtype(fields), raw[: rows * layout.stride])  # type: ignore[call-overload]
+
+
 class ShardReader:
     """A local shard as arrays that read straight from the file: tokens (N, V, L), label (N,), index (N,).
 
@@ -127,18 +146,7 @@ class ShardReader:
             raise DataError(
                 f"the shard {path} is damaged (xxh3 {actual} instead of {checksum}); fetch or make it again"
             )
-        self.records = np.ndarray(
-            (rows,),
-            np.dtype(
-                {
-                    "names": ["index", "tokens", "label"],
-                    "formats": [f"S{_KEY_DIGITS}", ("<u2", (layout.views, layout.tokens)), f"S{_LABEL_DIGITS}"],
-                    "offsets": [0, layout.tokens_offset, layout.label_offset],
-                    "itemsize": layout.stride,
-                }
-            ),
-            raw[: rows * layout.stride],
-        )
+        self.records = shard_records(raw, rows, layout)
 
     def tokens(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.uint16]:
         """One view of each row: (B, L)."""

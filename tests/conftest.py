@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from data_pipeline.pictures import class_folders
-from data_pipeline.tokenize import tokenize
 from data_pipeline.views import ViewRecipe
 from model.config import TokenizerConfig
 from model.vq import VQTokenizer
 from model.weights import save_network
+from tests.datasets import tokenize
+from tests.s3_server import FaultProxy, client, environment, s3_server
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -58,15 +60,40 @@ def tokenizer_file(tokenizer: VQTokenizer, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
+def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A running S3 server."""
+    with s3_server(tmp_path_factory.mktemp("s3") / "data") as port:
+        yield port
+
+
+@pytest.fixture
+def proxy(s3_port: int) -> Iterator[FaultProxy]:
+    """In front of that server; it behaves until told otherwise."""
+    proxy = FaultProxy(s3_port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """url of an empty bucket, with the environment that reaches it."""
+    for name, value in environment(s3_port).items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    client(s3_port).create_bucket(Bucket=name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
 def tokens(pictures: Path, tokenizer: VQTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training data set of several shards, V = 3."""
     out = tmp_path_factory.mktemp("tokens") / "train"
-    tokenize(class_folders(pictures, "train"), out, tokenizer, ViewRecipe(size=16, views=3), rows=32)
+    tokenize(pictures, out, tokenizer, ViewRecipe(size=16, views=3), rows=32, split="train")
     return out
 
 
 @pytest.fixture(scope="session")
 def held_out_tokens(pictures: Path, tokenizer: VQTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tokens") / "val"
-    tokenize(class_folders(pictures, "val"), out, tokenizer, ViewRecipe.center(16))
+    tokenize(pictures, out, tokenizer, ViewRecipe.center(16), split="val")
     return out

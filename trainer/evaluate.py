@@ -19,10 +19,11 @@ import typer
 from torch import Tensor
 
 from data_pipeline.loader import TokenLoader
-from data_pipeline.pictures import Split, class_folders, read_picture
+from data_pipeline.pictures import BadPicture, Split, read_picture
+from data_pipeline.sources import class_folders
 from data_pipeline.views import ViewRecipe, make_view
 from model.addp import ADDP
-from model.errors import ADDPError, ConfigError
+from model.errors import ConfigError
 from model.masking import DenoisingMasks, denoising_masks
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
@@ -45,9 +46,9 @@ def held_out_pictures(
     arrays, labels = [], []
     for picture in source.pictures:
         try:
-            arrays.append(make_view(read_picture(picture.path), picture.id, 0, recipe))
+            arrays.append(make_view(read_picture(source.store, picture), picture.id, 0, recipe))
             labels.append(picture.label)
-        except ADDPError as error:
+        except BadPicture as error:
             print(f"left out: {error}", file=sys.stderr)
     pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
     return pixels, torch.tensor(labels), list(source.classes)

@@ -8,14 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
-import numpy as np
 import torch
 import typer
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
+from data_pipeline.picture_grid import picture_grid
 from model.addp import ADDP
 from model.sampler import SamplerConfig, generate
 from model.vq import VQTokenizer
@@ -23,19 +22,6 @@ from model.weights import load_network
 from trainer.evaluate import completed_run
 
 _BATCH = 64
-
-
-def picture_grid(images: Tensor, columns: int, zoom: int = 1, gap: int = 2) -> Image.Image:
-    """(N, 3, H, W) in [0, 1] -> one picture, row by row, on grey."""
-    n, _, h, w = images.shape
-    pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    rows = -(-n // columns)
-    h, w = h * zoom, w * zoom
-    sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, 3), 200, np.uint8)
-    for i, picture in enumerate(pixels):
-        top, left = gap + (i // columns) * (h + gap), gap + (i % columns) * (w + gap)
-        sheet[top : top + h, left : left + w] = picture.repeat(zoom, 0).repeat(zoom, 1)
-    return Image.fromarray(sheet)
 
 
 def main(

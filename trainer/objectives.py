@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from data_pipeline.loader import Batch, EpochSchedule, TokenLoader
 from data_pipeline.picture_loader import PictureBatch, PictureLoader
-from data_pipeline.pictures import class_folders
+from data_pipeline.sources import class_folders
 from model.addp import ADDP
 from model.denoising import FrozenNetworks
 from model.errors import ConfigError

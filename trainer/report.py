@@ -20,11 +20,11 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
+from data_pipeline.picture_grid import picture_grid
 from model.masking import DenoisingMasks, masked_count
 from model.randomness import orders
 from trainer.config import load_config
 from trainer.evaluate import held_out_pictures
-from trainer.generate import picture_grid
 from trainer.objectives import load_frozen
 from trainer.run_folder import RunFolder, replace_text
 

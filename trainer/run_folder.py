@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.dataset import write_atomically
+from data_pipeline.storage import write_atomically
 
 EXIT_DONE = 0
 EXIT_CONFIG = 78

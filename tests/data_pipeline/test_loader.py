@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.dataset import MANIFEST, read_manifest
 from data_pipeline.loader import TokenLoader
 from data_pipeline.picture_loader import PictureLoader
-from data_pipeline.pictures import class_folders
+from data_pipeline.sources import class_folders
 from data_pipeline.views import ViewRecipe
 from model.errors import ConfigError, DataError
 
@@ -82,8 +82,8 @@ def test_an_unreadable_picture_is_replaced_up_to_a_limit(pictures: Path, tmp_pat
         loader.batch(0, 0, 120)
         return loader
 
-    source.pictures[5].path.write_bytes(b"")
+    (copy / source.pictures[5].id).write_bytes(b"")
     assert list(epoch().bad) == [source.pictures[5].id]
-    source.pictures[6].path.write_bytes(b"no picture")
+    (copy / source.pictures[6].id).write_bytes(b"no picture")
     with pytest.raises(DataError, match="more than 1 pictures cannot be read"):
         epoch()

@@ -3,19 +3,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_pipeline.openmoji import labelled_svgs, render
-from data_pipeline.pictures import class_folders, read_picture
+from data_pipeline.pictures import read_picture
+from data_pipeline.sources import class_folders
 
 
 def test_rendering_and_going_on(tmp_path: Path) -> None:
     assert render(tmp_path, size=48, limit=60) > 40
     source = class_folders(tmp_path)
-    assert len(source.classes) >= 8 and read_picture(source.pictures[0].path).size == (48, 48)
-    assert read_picture(source.pictures[0].path).getpixel((0, 0)) == (255, 255, 255)
-    kept = source.pictures[0].path
-    kept.write_bytes(b"kept")
-    source.pictures[1].path.unlink()
+    first, second = source.pictures[:2]
+    image = read_picture(source.store, first)
+    assert len(source.classes) >= 8 and image.size == (48, 48) and image.getpixel((0, 0)) == (255, 255, 255)
+    (tmp_path / first.id).write_bytes(b"kept")
+    (tmp_path / second.id).unlink()
     render(tmp_path, size=48, limit=60)
-    assert kept.read_bytes() == b"kept" and source.pictures[1].path.exists()
+    assert (tmp_path / first.id).read_bytes() == b"kept" and (tmp_path / second.id).exists()
 
 
 def test_the_set() -> None:

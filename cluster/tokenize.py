@@ -1,0 +1,270 @@
+"""`addp tokenize`: plan, run, status, finalize, verify, inspect."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from data_pipeline.job_status import job_status
+from data_pipeline.parts import finalize, survey
+from data_pipeline.plan import make_plan, read_plan
+from data_pipeline.storage import open_store
+from model.errors import ConfigError
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Pictures -> token shards: `plan` freezes the work, `run` does it on many machines, `finalize` ends it.\n\n"
+    "Folders and s3://bucket/prefix alike. docs/tokenize.md walks through ImageNet.",
+)  # fmt: skip
+_console = Console(stderr=True)
+
+Out = Annotated[str, typer.Argument(help="the data set: a folder or s3://bucket/prefix", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object, for scripts")]
+BadLimit = Annotated[float, typer.Option(help="share of unreadable pictures above which the job stops", min=0, max=1)]
+Tokenizer = Annotated[Path, typer.Option(help="tokenizer weights (.safetensors)", show_default=False)]
+
+
+def _bar(unit: str) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
+        console=_console, disable=not _console.is_terminal,
+    )  # fmt: skip
+
+
+def _print(as_json: bool, values: dict[str, Any], text: str) -> None:
+    print(json.dumps(values) if as_json else text)
+
+
+@app.command()
+def plan(
+    source: Annotated[str, typer.Argument(help="class folders, ImageNet's tar, WebDataset shards; local or s3://")],
+    out: Out,
+    tokenizer: Tokenizer,
+    split: Annotated[
+        Literal["all", "train", "val"], typer.Option(help="all; train: all but the held-out pictures; val: those")
+    ] = "all",
+    held_out: Annotated[float, typer.Option(help="share of held-out pictures, fixed by the hash of their names")] = 0.1,
+    views: Annotated[int, typer.Option(help="V, augmented views of each picture", min=1)] = 10,
+    center: Annotated[bool, typer.Option("--center", help="one centre crop a picture, for evaluation")] = False,
+    min_scale: Annotated[float, typer.Option(help="smallest share of a picture's area in a random crop")] = 0.2,
+    rows: Annotated[int, typer.Option(help="pictures a shard", min=1)] = 1024,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the encoder's convolutions")] = "fp32",
+    class_names: Annotated[Path | None, typer.Option(help="file: a class a line, its name and title, in order")] = None,
+    labels: Annotated[Path | None, typer.Option(help="file: a class name a line, for a validation tar")] = None,
+    devkit: Annotated[
+        Path | None, typer.Option(help="ImageNet's devkit (ILSVRC2012_devkit_t12.tar.gz): class titles, val labels")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="seed of the shuffle and of the views")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """List the pictures and freeze which one goes to which shard and row. Made again, it must be the same plan."""
+    from data_pipeline.class_names import read_class_names, read_devkit, read_labels
+    from data_pipeline.pictures import of_split
+    from data_pipeline.sources import open_source
+    from data_pipeline.tokenize import plan_recipe
+    from data_pipeline.views import ViewRecipe
+    from model.vq import VQTokenizer
+    from model.weights import load_network
+
+    network = load_network(tokenizer, "tokenizer")
+    assert isinstance(network, VQTokenizer)
+    size = network.config.image_size
+    crops = ViewRecipe.center(size) if center else ViewRecipe(size=size, views=views, scale=(min_scale, 1.0), seed=seed)
+    recipe = plan_recipe(network, crops, precision=precision, rows=rows, seed=seed)
+    names, val_labels = read_devkit(devkit) if devkit else (None, None)
+    names = read_class_names(class_names) if class_names else names
+    found = open_source(source, names, read_labels(labels) if labels else val_labels)
+    with _console.status("listing pictures") as status:
+        made = make_plan(
+            open_store(out), source, of_split(found.pictures(), split, held_out), recipe,
+            lambda: (found.classes.names, found.classes.titles),
+            lambda count: status.update(f"listing pictures: {count:,}"),
+        )  # fmt: skip
+    _print(
+        as_json,
+        {"pictures": made.pictures, "shards": made.shards, "classes": len(made.classes), "plan": made.identity},
+        f"{out}: {made.pictures:,} pictures of {len(made.classes)} classes in {made.shards:,} shards ({found.kind}); "
+        f"next: addp tokenize run {out} --tokenizer {tokenizer}",
+    )
+
+
+@app.command()
+def run(
+    out: Out,
+    tokenizer: Tokenizer,
+    shards: Annotated[str, typer.Option(help="i/N: every N-th shard from the i-th, i = 0..N-1 (Slurm arrays)")] = "0/1",
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="this process, or a Ray cluster")] = "local",
+    ray_address: Annotated[str | None, typer.Option(help="of a running cluster, as auto; none: start one here")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="where the pictures lie now, if not where they were planned")
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda where there is one")] = "auto",
+    batch: Annotated[int, typer.Option(help="views encoded at once", min=1)] = 128,
+    threads: Annotated[int | None, typer.Option(help="that read and decode; one a core if not given", min=1)] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the encoder")] = False,
+    on_bad_image: Annotated[
+        Literal["quarantine", "fail"], typer.Option(help="list an unreadable picture and go on, or stop at the first")
+    ] = "quarantine",
+    bad_limit: BadLimit = 0.01,
+    then_finalize: Annotated[bool, typer.Option("--finalize", help="write dataset.json if nothing is missing")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the missing shards. Start it on as many machines as you like, kill it, start it again: same bytes."""
+    from data_pipeline.tokenize import JobSettings
+
+    settings = JobSettings(
+        out, str(tokenizer.resolve()), source, device, batch, threads, compiled, on_bad_image, bad_limit
+    )
+    store = open_store(out)
+    planned = read_plan(store)
+    i, n = _share(shards)
+    mine = [k for k in survey(store, planned).missing(planned) if k % n == i]
+    started, rows, bad, made = time.monotonic(), 0, 0, 0
+    with _bar("pictures") as bar:
+        task = bar.add_task("tokenizing", total=sum(planned.rows_of(k) for k in mine), rate="")
+
+        def progress(pictures: int) -> None:
+            done = bar.tasks[task].completed + pictures
+            bar.update(task, advance=pictures, rate=f"{done / max(time.monotonic() - started, 1e-3):.1f}/s")
+
+        for part in _parts(engine, settings, mine, ray_address, progress):
+            made, rows, bad = made + 1, rows + part.shard.rows, bad + len(part.quarantined)
+    seconds = time.monotonic() - started
+    left = survey(store, planned)
+    missing = left.missing(planned)
+    values: dict[str, Any] = {
+        "made": made, "pictures": rows, "quarantined": bad, "missing": len(missing), "seconds": round(seconds, 3),
+        "pictures_per_second": round(rows / seconds, 3),
+    }  # fmt: skip
+    text = f"{out}: made {made:,} shards, {rows:,} pictures in {seconds:.0f} s, {bad} quarantined; "
+    if then_finalize and not missing:
+        values["fingerprint"] = finalize(store, planned, bad_limit).fingerprint
+        text += "dataset.json is written"
+    else:
+        text += f"{len(missing):,} missing" if missing else f"next: addp tokenize finalize {out}"
+    _print(as_json, values, text)
+
+
+def _share(text: str) -> tuple[int, int]:
+    try:
+        i, n = (int(part) for part in text.split("/"))
+    except ValueError:
+        i, n = -1, 0
+    if not 0 <= i < n:
+        raise ConfigError(f"--shards {text}: write i/N with i = 0..N-1, as in --shards $SLURM_ARRAY_TASK_ID/64")
+    return i, n
+
+
+def _parts(
+    engine: str, settings: Any, shards: list[int], ray_address: str | None, progress: Callable[[int], None]
+) -> Any:
+    if engine == "ray":
+        from cluster.ray_engine import run_on_ray
+
+        return run_on_ray(settings, shards, ray_address, progress)
+    from data_pipeline.tokenize import run_locally
+
+    return run_locally(settings, shards, progress)
+
+
+@app.command()
+def status(
+    out: Out,
+    watch: Annotated[bool, typer.Option("--watch", help="follow a running job until its last shard")] = False,
+    every: Annotated[float, typer.Option(help="seconds between looks, with --watch", min=0.1)] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """What is done, missing and quarantined, at what rate, and when it will end (--json --watch: a line a look)."""
+    store = open_store(out)
+    planned = read_plan(store)
+    quarantined: dict[int, int] = {}
+    with _bar("shards") as bar:
+        task = bar.add_task("tokenizing", total=planned.shards, rate="", visible=watch)
+        while True:
+            found = job_status(store, planned, survey(store, planned), quarantined)
+            if not watch or not found.missing:
+                break
+            bar.update(task, completed=found.done, rate=f"{found.quarantined} quarantined")
+            if as_json:
+                print(json.dumps(found._asdict()), flush=True)
+            time.sleep(every)
+    _print(as_json, found._asdict(), f"{out}: {found.text}")
+
+
+@app.command("finalize")
+def finalize_command(out: Out, bad_limit: BadLimit = 0.01, as_json: AsJson = False) -> None:
+    """Merge the parts into dataset.json. Refuses gaps, duplicates, and shards of other tokenizers or views."""
+    store = open_store(out)
+    planned = read_plan(store)
+    with _bar("shards") as bar:
+        task = bar.add_task("finalizing", total=planned.shards, rate="")
+        manifest = finalize(store, planned, bad_limit, lambda done: bar.update(task, completed=done))
+    _print(
+        as_json,
+        {
+            "rows": manifest.rows, "shards": len(manifest.shards), "quarantined": len(manifest.quarantined),
+            "bytes": sum(s.bytes for s in manifest.shards), "fingerprint": manifest.fingerprint,
+        },
+        f"{out}: {manifest.rows:,} pictures, {len(manifest.shards):,} shards, {len(manifest.quarantined)} quarantined; "
+        f"fingerprint {manifest.fingerprint[:16]}",
+    )  # fmt: skip
+
+
+@app.command()
+def verify(out: Out, as_json: AsJson = False) -> None:
+    """Read every byte and check it against dataset.json. Exits with 1 where something does not match."""
+    from data_pipeline.dataset import read_manifest
+    from data_pipeline.verify import verify as checks
+
+    store = open_store(out)
+    manifest = read_manifest(store)
+    problems: list[dict[str, str]] = []
+    with _bar("shards") as bar:
+        task = bar.add_task("verifying", total=len(manifest.shards), rate="")
+        for check in checks(store, manifest):
+            problems += [{"shard": check.name, "problem": problem} for problem in check.problems]
+            bar.update(task, advance=1)
+    lines = [f"{p['shard']} {p['problem']}" for p in problems]
+    lines.append(f"{out}: {len(manifest.shards):,} shards, {len({p['shard'] for p in problems})} of them damaged")
+    values = {"shards": len(manifest.shards), "rows": manifest.rows, "problems": problems, "sound": not problems}
+    _print(as_json, values, "\n".join(lines))
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    out: Out,
+    tokenizer: Annotated[Path | None, typer.Option(help="its weights, to decode rows back to pictures")] = None,
+    page: Annotated[Path, typer.Option(help="PNG to write")] = Path("inspect.png"),
+    shards: Annotated[int, typer.Option(help="shards to read for the histograms, spread evenly; 0: all", min=0)] = 8,
+    rows: Annotated[int, typer.Option(help="rows to decode", min=1)] = 6,
+    as_json: AsJson = False,
+) -> None:
+    """Counts, class and code-usage histograms, and a few rows decoded back to pictures, as PNG."""
+    from data_pipeline.dataset import read_manifest
+    from data_pipeline.inspection import draw
+    from data_pipeline.inspection import inspect as look
+    from model.vq import VQTokenizer
+    from model.weights import fingerprint, load_network
+
+    store = open_store(out)
+    manifest = read_manifest(store)
+    network = load_network(tokenizer, "tokenizer").eval() if tokenizer else None
+    assert network is None or isinstance(network, VQTokenizer)
+    if network is not None and fingerprint(network) != manifest.tokenizer:
+        raise ConfigError(f"{tokenizer} is not the tokenizer that {out} was made with")
+    with _console.status("reading shards"):
+        found = look(store, manifest, shards, rows)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        draw(found, manifest, network).savefig(page, dpi=110)
+    values = {**found.summary(manifest), "page": str(page)}
+    _print(as_json, values, "\n".join(f"{key:14s} {value}" for key, value in values.items()))

@@ -1,0 +1,62 @@
+"""How far a sharding job is, read off the store's listing: whoever works on it, and wherever."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from data_pipeline.parts import Survey, read_parts
+from data_pipeline.plan import Plan
+from data_pipeline.storage import Store
+
+_RECENT = 50  # shards that the rate is taken from
+
+
+class JobStatus(NamedTuple):
+    """shards_per_hour, pictures_per_second, eta_seconds: from the latest shards; None where there are too few."""
+
+    shards: int
+    done: int
+    missing: int
+    first_missing: list[int]
+    pictures: int
+    pictures_done: int
+    quarantined: int
+    shards_per_hour: float | None
+    pictures_per_second: float | None
+    eta_seconds: float | None
+    last_shard_seconds_ago: float | None
+    finalized: bool
+
+    @property
+    def text(self) -> str:
+        lines = [
+            f"{self.done:,} of {self.shards:,} shards done, {self.missing:,} missing",
+            f"pictures: {self.pictures_done:,} of {self.pictures:,}, {self.quarantined} quarantined",
+        ]
+        if not self.missing:
+            return "\n".join([*lines, "finalized" if self.finalized else "complete; next: addp tokenize finalize"])
+        if self.eta_seconds is not None:
+            lines.append(
+                f"rate: {self.pictures_per_second:,} pictures/s, ETA {self.eta_seconds / 3600:.1f} h if it goes on; "
+                f"the last shard came {self.last_shard_seconds_ago} s ago"
+            )
+        return "\n".join([*lines, f"first missing: {', '.join(map(str, self.first_missing))}"])
+
+
+def job_status(store: Store, plan: Plan, found: Survey, quarantined: dict[int, int]) -> JobStatus:
+    """quarantined: of the shards read so far, which never change; new ones are read and added."""
+    new = [k for k in found.done if k not in quarantined]
+    quarantined.update({k: len(part.quarantined) for k, part in zip(new, read_parts(store, plan, new), strict=True)})
+    times = sorted(entry.modified for entry in found.done.values())[-_RECENT:]
+    span = times[-1] - times[0] if times else 0.0
+    rate = (len(times) - 1) / span if span > 0 else None
+    missing = found.missing(plan)
+    return JobStatus(
+        shards=plan.shards, done=len(found.done), missing=len(missing), first_missing=missing[:8],
+        pictures=plan.pictures, pictures_done=sum(plan.rows_of(k) for k in found.done),
+        quarantined=sum(quarantined.values()), shards_per_hour=round(3600 * rate, 1) if rate else None,
+        pictures_per_second=round(plan.recipe.rows * rate, 1) if rate else None,
+        eta_seconds=round(len(missing) / rate) if rate else None,
+        last_shard_seconds_ago=round(time.time() - times[-1]) if times else None, finalized=found.finalized,
+    )  # fmt: skip

@@ -1,0 +1,239 @@
+"""Where data sets and pictures lie: a local folder or `s3://bucket/prefix`, behind one small interface.
+
+A name is a relative path with forward slashes. An object is whole or absent: `create` and `replace` never show a part
+of one, and `create` never overwrites, so of several writers racing for a name exactly one wins.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from model.errors import ADDPError
+
+CHUNK = 8 * 2**20
+SCRATCH = ".tmp"  # below the root of a local store: files on their way to their names
+
+
+class StorageError(ADDPError):
+    """Something between us and the stored bytes. The message names the object, what happened and what to do."""
+
+    exit_code = 74
+
+
+class ObjectMissing(StorageError):
+    """No object of that name."""
+
+
+class BucketMissing(StorageError):
+    """No such bucket, or folder to list."""
+
+
+class AccessDenied(StorageError):
+    """Credentials are missing, wrong, expired or not enough, or a local file's mode forbids it."""
+
+
+class Throttled(StorageError):
+    """The server kept asking to slow down after all retries."""
+
+
+class Unreachable(StorageError):
+    """No answer after all retries: refused, reset or timed out."""
+
+
+class Truncated(StorageError):
+    """Fewer bytes than were asked for, although the object has them; or a local object that is shorter."""
+
+
+class StorageFull(StorageError):
+    """No space left, or a read-only file system."""
+
+
+class Entry(NamedTuple):
+    """size: bytes. modified: seconds since 1970."""
+
+    name: str
+    size: int
+    modified: float
+
+
+class Store(Protocol):
+    """Every method raises one of the errors above; retries are done inside."""
+
+    url: str
+
+    def folders(self) -> list[str]:
+        """First components of the names that have more than one, sorted."""
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Objects whose names start with `prefix`, at any depth, in no particular order."""
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """Bytes start .. start+length-1, to the end when None. Never fewer than asked for: raises Truncated."""
+
+    def create(self, name: str, content: bytes | Path) -> bool:
+        """Store a new object; False, with nothing changed, where the name is taken.
+
+        True is certain, False is not: after a lost answer the object that is in the way may be this very one.
+        """
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Store an object, whatever was there."""
+
+    def sweep(self) -> None:
+        """Remove what killed writers left behind. Only where no one else writes."""
+
+
+def open_store(url: str | Path) -> Store:
+    """A local folder (need not exist yet) or `s3://bucket/prefix`."""
+    text = str(url)
+    if text.startswith("s3://"):
+        from data_pipeline.s3 import S3Store
+
+        return S3Store(text)
+    if "://" in text:
+        raise StorageError(f"{text}: this scheme is not known; use a local folder or s3://bucket/prefix")
+    return LocalStore(Path(text))
+
+
+def split_url(url: str | Path) -> tuple[str, str]:
+    """(its folder's url, last name) of an object."""
+    folder, _, name = str(url).rstrip("/").rpartition("/")
+    return folder or ("/" if str(url).startswith("/") else "."), name
+
+
+class LocalStore:
+    """A folder. Objects appear by a link from a synced temporary file, which fails where the name is taken."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = str(root)
+
+    def folders(self) -> list[str]:
+        if not self.root.is_dir():
+            raise BucketMissing(f"there is no folder {self.root}; check the path")
+        return sorted(p.name for p in self.root.iterdir() if p.is_dir() and p.name != SCRATCH)
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        folder = prefix.rpartition("/")[0]
+        if not (self.root / folder).is_dir():
+            if folder and self.root.is_dir():
+                return
+            raise BucketMissing(f"there is no folder {self.root}; check the path")
+        yield from (e for e in self._walk(folder) if e.name.startswith(prefix))
+
+    def _walk(self, folder: str) -> Iterator[Entry]:
+        try:
+            with os.scandir(self.root / folder) as found:
+                entries = list(found)
+        except OSError as error:
+            raise _local_error(error, f"{self.root / folder}") from error
+        for entry in entries:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir():
+                if name != SCRATCH:
+                    yield from self._walk(name)
+            else:
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:  # a dangling link, or removed meanwhile: reading it will say so
+                    yield Entry(name, 0, 0.0)
+                    continue
+                yield Entry(name, status.st_size, status.st_mtime)
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        path = self.root / name
+        try:
+            with path.open("rb") as file:
+                file.seek(start)
+                content = file.read() if length is None else file.read(length)
+        except OSError as error:
+            raise _local_error(error, str(path)) from error
+        if length is not None and len(content) != length:
+            raise Truncated(f"{path} ends at byte {start + len(content)}; {start + length} were expected")
+        return content
+
+    def create(self, name: str, content: bytes | Path) -> bool:
+        target = self.root / name
+        if target.exists():
+            return False
+        scratch = self.root / SCRATCH / uuid.uuid4().hex
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _write_synced(scratch, content)
+            try:
+                os.link(scratch, target)
+            except FileExistsError:
+                return False
+            finally:
+                scratch.unlink(missing_ok=True)
+            _sync_folder(target.parent)
+        except FileNotFoundError:
+            if target.exists():  # a finished job swept our temporary file away: the name was taken before
+                return False
+            raise
+        except OSError as error:
+            raise _local_error(error, str(target)) from error
+        return True
+
+    def replace(self, name: str, content: bytes) -> None:
+        try:
+            write_atomically(self.root / name, content)
+        except OSError as error:
+            raise _local_error(error, str(self.root / name)) from error
+
+    def sweep(self) -> None:
+        scratch = self.root / SCRATCH
+        if scratch.is_dir():
+            for path in scratch.iterdir():
+                path.unlink(missing_ok=True)
+            scratch.rmdir()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Whole or not at all: a temporary file beside it, fsync, rename, fsync of the folder."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    _write_synced(partial, content)
+    partial.replace(path)
+    _sync_folder(path.parent)
+
+
+def _write_synced(path: Path, content: bytes | Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("wb") as file:
+            if isinstance(content, Path):
+                with content.open("rb") as source:
+                    while part := source.read(CHUNK):
+                        file.write(part)
+            else:
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _local_error(error: OSError, what: str) -> StorageError:
+    reason = error.strerror or str(error)
+    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        return ObjectMissing(f"{what}: {reason}")
+    if isinstance(error, PermissionError):
+        return AccessDenied(f"{what}: {reason}; check its owner and mode")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return StorageFull(f"{what}: {reason}; nothing was stored under that name. Make room, then run it again")
+    return StorageError(f"{what}: {reason}")

@@ -1,0 +1,1 @@
+"""Tests; `tests.s3_server` also serves the benchmarks."""

@@ -1,0 +1,198 @@
+"""One interface, two stores: a folder, and a real S3 server, also through a proxy that misbehaves."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from pathlib import Path
+
+import pytest
+
+from data_pipeline import s3
+from data_pipeline.storage import (
+    SCRATCH,
+    AccessDenied,
+    BucketMissing,
+    ObjectMissing,
+    StorageError,
+    StorageFull,
+    Store,
+    Throttled,
+    Truncated,
+    Unreachable,
+    open_store,
+    split_url,
+)
+from tests.s3_server import SECRET, FaultProxy, environment
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "folder":
+        (tmp_path / "root").mkdir()
+        return open_store(tmp_path / "root")
+    return open_store(f"{request.getfixturevalue('bucket')}/some/prefix")
+
+
+def test_objects(store: Store) -> None:
+    assert list(store.list()) == [] and store.folders() == []
+    assert store.create("a/b/x.bin", b"0123456789") and store.create("y", b"")
+    assert not store.create("a/b/x.bin", b"other")  # never overwrites
+    assert store.read("a/b/x.bin") == b"0123456789" and store.read("y") == b""
+    assert store.read("a/b/x.bin", 3, 4) == b"3456" and store.read("a/b/x.bin", 7) == b"789"
+    assert {(e.name, e.size) for e in store.list()} == {("a/b/x.bin", 10), ("y", 0)}
+    assert [e.name for e in store.list("a/")] == ["a/b/x.bin"] == [e.name for e in store.list("a/b/x")]
+    assert list(store.list("none/")) == [] and store.folders() == ["a"]
+    store.replace("y", b"now")
+    assert store.read("y") == b"now"
+    with pytest.raises(ObjectMissing, match="none"):
+        store.read("none")
+    with pytest.raises(Truncated, match="ends at byte 10; 12 were expected"):
+        store.read("a/b/x.bin", 8, 4)
+
+
+def test_large_objects_from_files(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "_PART", 5 * 2**20)  # parts, as for objects over 32 MiB
+    content = os.urandom(11 * 2**20 + 17)
+    (tmp_path / "big").write_bytes(content)
+    assert store.create("big", tmp_path / "big") and store.read("big") == content
+    assert not store.create("big", content[:-1]) and store.read("big") == content
+    store.sweep()
+    assert store.read("big", 5 * 2**20 - 3, 6) == content[5 * 2**20 - 3 : 5 * 2**20 + 3]
+
+
+def test_one_of_many_writers_wins(store: Store) -> None:
+    won: list[bytes] = []
+    start = threading.Barrier(8)
+
+    def write(content: bytes) -> None:
+        start.wait()
+        if store.create("prize", content):
+            won.append(content)
+
+    threads = [threading.Thread(target=write, args=(b"%d" % i * 100_000,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1 and store.read("prize") == won[0]
+
+
+def test_urls(tmp_path: Path) -> None:
+    assert split_url("s3://b/p/x.tar") == ("s3://b/p", "x.tar") and split_url("x.tar") == (".", "x.tar")
+    assert split_url("/x.tar") == ("/", "x.tar") and split_url("data/x.tar") == ("data", "x.tar")
+    with pytest.raises(StorageError, match="not known; use a local folder or s3://"):
+        open_store("gs://bucket")
+    with pytest.raises(StorageError, match="names no bucket"):
+        open_store("s3://")
+    with pytest.raises(BucketMissing, match="no folder"):
+        list(open_store(tmp_path / "none").list())
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"x")
+    with pytest.raises(StorageError):
+        open_store(file).create("x", b"y")
+    scratch = tmp_path / "root" / SCRATCH / "full"
+    scratch.parent.mkdir(parents=True)
+    scratch.symlink_to("/dev/full")  # every write to it fails as on a full disk
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=0))
+    scratch.rename(scratch.with_name(uuid.UUID(int=0).hex))
+    with pytest.raises(StorageFull, match="Make room"):
+        open_store(tmp_path / "root").create("x", b"y")
+    assert not list((tmp_path / "root").rglob("x"))
+
+
+def test_leftovers_are_no_objects(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.create("x", b"1")
+    (tmp_path / SCRATCH).mkdir(exist_ok=True)
+    (tmp_path / SCRATCH / "half").write_bytes(b"of a killed writer")
+    assert [e.name for e in store.list()] == ["x"] and store.folders() == []
+    store.sweep()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x"]
+
+
+@pytest.fixture
+def through(proxy: FaultProxy, bucket: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, FaultProxy, bytes]:
+    """(a store behind the proxy, the proxy, content of its object "x")."""
+    content = os.urandom(3_000_000)
+    open_store(bucket).create("x", content)
+    for name, value in environment(proxy.port, ADDP_STORAGE_TIMEOUT="1", AWS_MAX_ATTEMPTS="3").items():
+        monkeypatch.setenv(name, value)
+    return open_store(bucket), proxy, content
+
+
+def test_a_body_that_breaks_off_is_read_on(through: tuple[Store, FaultProxy, bytes]) -> None:
+    store, proxy, content = through
+    proxy.cut_after = 700_000
+    assert store.read("x") == content and store.read("x", 100, 2_500_000) == content[100:2_500_100]
+    assert proxy.faults >= 6
+    proxy.cut_after = 0  # no byte ever arrives
+    with pytest.raises((Truncated, Unreachable)):
+        store.read("x")
+
+
+def test_latency(through: tuple[Store, FaultProxy, bytes]) -> None:
+    store, proxy, content = through
+    proxy.latency = 0.02
+    assert store.read("x") == content
+    store.create("slow", content)  # may be slower than the time-out, and then be taken for lost once
+    assert store.read("slow") == content
+
+
+def test_silence_and_refusal_end_in_a_named_error(through: tuple[Store, FaultProxy, bytes]) -> None:
+    store, proxy, _ = through
+    proxy.refuse = True
+    with pytest.raises(Unreachable, match="no answer after 3 tries"):
+        store.read("x")
+    proxy.heal()
+    proxy.black_hole = True
+    with pytest.raises(Unreachable, match="no answer after 3 tries"):
+        store.create("y", b"z")
+
+
+def test_a_storm_of_503(through: tuple[Store, FaultProxy, bytes]) -> None:
+    store, proxy, content = through
+    proxy.busy_probability = 0.3
+    for i in range(10):
+        try:
+            assert store.read("x", i, 10) == content[i : i + 10]
+        except Throttled:
+            continue
+    proxy.busy_probability = 1.0
+    with pytest.raises(Throttled, match="slow down"):
+        store.read("x", 0, 10)
+
+
+def test_an_upload_whose_answer_is_lost_is_not_stored_twice(through: tuple[Store, FaultProxy, bytes]) -> None:
+    store, proxy, content = through
+    proxy.cut_after, proxy.cut_probability = 0, 0.7
+    for i in range(6):
+        try:
+            store.create(f"lost-{i}", content[:1000])  # True, or False where its own first try had arrived
+        except (Truncated, Unreachable):
+            continue
+        proxy.heal()
+        assert store.read(f"lost-{i}") == content[:1000]
+        proxy.cut_after = 0
+
+
+def test_credentials(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET + "x")
+    for use in (lambda s: s.create("x", b"y"), lambda s: s.read("x"), lambda s: list(s.list()), lambda s: s.folders()):
+        with pytest.raises(AccessDenied, match="check the credentials") as caught:
+            use(open_store(bucket))
+        assert SECRET not in str(caught.value)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(AccessDenied, match="finds no credentials"):
+        open_store(bucket).read("x")
+    monkeypatch.undo()
+
+
+def test_a_bucket_that_is_not_there(bucket: str) -> None:
+    with pytest.raises(BucketMissing, match="no bucket no-such-bucket"):
+        list(open_store("s3://no-such-bucket/x").list())

@@ -1,0 +1,45 @@
+"""Token data sets for tests, made as the commands make them, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_pipeline.dataset import Manifest
+from data_pipeline.encoder import TokenEncoder
+from data_pipeline.parts import finalize, survey
+from data_pipeline.pictures import Split, of_split
+from data_pipeline.plan import Plan, make_plan
+from data_pipeline.sources import open_source
+from data_pipeline.storage import open_store
+from data_pipeline.tokenize import OnBad, TokenizeJob, plan_recipe
+from data_pipeline.views import ViewRecipe
+from model.vq import VQTokenizer
+
+
+def plan(
+    pictures: Path | str, out: Path | str, tokenizer: VQTokenizer, recipe: ViewRecipe, rows: int = 1024,
+    split: Split = "all",
+) -> Plan:  # fmt: skip
+    source = open_source(pictures)
+    return make_plan(
+        open_store(out), str(pictures), of_split(source.pictures(), split, 0.1),
+        plan_recipe(tokenizer, recipe, rows=rows), lambda: (source.classes.names, source.classes.titles),
+    )  # fmt: skip
+
+
+def job(
+    planned: Plan, out: Path | str, tokenizer: VQTokenizer, batch: int = 32, on_bad: OnBad = "quarantine"
+) -> TokenizeJob:
+    encoder = TokenEncoder(tokenizer, batch=batch)
+    return TokenizeJob(open_store(out), planned, open_store(planned.source), encoder, on_bad=on_bad)
+
+
+def tokenize(
+    pictures: Path | str, out: Path | str, tokenizer: VQTokenizer, recipe: ViewRecipe, rows: int = 1024,
+    split: Split = "all", batch: int = 32,
+) -> Manifest:  # fmt: skip
+    """Plan, make what is missing, finalize."""
+    planned = plan(pictures, out, tokenizer, recipe, rows, split)
+    store = open_store(out)
+    list(job(planned, out, tokenizer, batch).run(survey(store, planned).missing(planned)))
+    return finalize(store, planned)

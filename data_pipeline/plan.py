@@ -15,6 +15,7 @@ import tempfile
 import zlib
 from array import array
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +63,7 @@ class Plan(Record):
     def shards(self) -> int:
         return len(self.slices) - 1
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """The same for the same work, wherever the pictures lie and however the list was compressed."""
         content = self.model_dump(mode="json", exclude={"source", "list", "slices"})

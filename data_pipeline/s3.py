@@ -188,6 +188,8 @@ class S3Store:
                 code = str(error.response.get("Error", {}).get("Code", ""))
                 if code in _TAKEN:
                     return False
+                if code == "NoSuchUpload" and any(entry.name == name for entry in self.list(name)):
+                    return False  # a finished job swept our upload away: the name was taken before
                 if code not in _CONFLICT or attempt + 1 == self._attempts:
                     raise self._typed(error, name) from None
             except (botocore_errors.BotoCoreError, urllib3.exceptions.HTTPError) as error:

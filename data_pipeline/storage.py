@@ -175,7 +175,7 @@ class LocalStore:
         except FileNotFoundError:
             if target.exists():  # a finished job swept our temporary file away: the name was taken before
                 return False
-            raise
+            raise ObjectMissing(f"{target}: its folder went away while it was stored; run it again") from None
         except OSError as error:
             raise _local_error(error, str(target)) from error
         return True

@@ -128,7 +128,7 @@ def network_pictures(out: Path, pixels: Tensor) -> dict[str, str]:
     }
 
 
-def write_report(out: Path, pictures: Path) -> Path:
+def write_report(out: Path, pictures: Path, figures: list[Figure]) -> Path:
     """Writes OUT/report.html and returns its path."""
     addp = RunFolder(out / "addp")
     config = load_config(addp.path / "config.resolved.yaml")
@@ -136,7 +136,7 @@ def write_report(out: Path, pictures: Path) -> Path:
     chosen = pixels[:: max(1, len(pixels) // _SHOWN)][:_SHOWN]
     environment = jinja2.Environment(loader=jinja2.PackageLoader("trainer", "."), autoescape=True)
     page = environment.get_template("report.html").render(
-        figures=collect_figures(out),
+        figures=figures,
         curves=loss_curves(out),
         samples=_png(Image.open(addp.samples / "grid.png")),
         steps=_png(Image.open(addp.samples / "grid-steps.png")),
@@ -154,8 +154,9 @@ def main(
     pictures: Annotated[Path, typer.Option(help="folder of class folders")],
 ) -> None:
     """Write OUT/report.html, print the table of figures and the page's path."""
-    path = write_report(out, pictures)
-    for figure in collect_figures(out):
+    figures = collect_figures(out)
+    path = write_report(out, pictures, figures)
+    for figure in figures:
         verdict = {True: "met", False: "MISSED", None: ""}[figure.met]
         print(f"{figure.name:36s} {figure.value:42s} {figure.target:28s} {verdict}")
     print(path.resolve())

@@ -1,0 +1,141 @@
+"""What a sharding job costs beside the encoder: job pictures/s against a bare loop of the encoder on ready tensors.
+
+    python -m benchmarks.tokenize_overhead                    # small and full-size tokenizer, CPU or CUDA
+    python -m benchmarks.tokenize_overhead --sizes small --shards 50    # memory over 50 shards
+
+Same batch, dtype and threads; job and bare loop alternate in one process, medians of the repeats. Pictures are JPEGs of
+500 x 375 pixels, about 110 kB, as ImageNet's are on average.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+
+from data_pipeline.encoder import TokenEncoder
+from data_pipeline.plan import make_plan
+from data_pipeline.sources import open_source
+from data_pipeline.storage import open_store
+from data_pipeline.tokenize import TokenizeJob, plan_recipe
+from data_pipeline.views import ViewRecipe
+from model.config import TokenizerConfig
+from model.vq import VQTokenizer
+
+# image size, tokenizer, batch, views a picture, pictures
+SIZES = {
+    "small": (
+        TokenizerConfig(image_size=64, channels=64, channel_multipliers=(1, 1, 2, 2), residual_blocks=1, code_dim=64),
+        64, 10, 96,
+    ),
+    "full": (TokenizerConfig(), 8, 10, 4),
+}  # fmt: skip
+
+
+def photograph(rng: np.random.Generator) -> bytes:
+    """A JPEG with the size and about the bytes of an ImageNet picture: soft shapes under some grain."""
+    coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize((500, 375), Image.BICUBIC)
+    grain = rng.normal(0, 14, (375, 500, 3))
+    data = io.BytesIO()
+    Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=88)
+    return data.getvalue()
+
+
+def rss_mib() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, object]:
+    config, batch, views, pictures = SIZES[name]
+    rows = pictures if shards == 1 else max(1, pictures // 8)
+    torch.manual_seed(0)
+    tokenizer = VQTokenizer(config).eval()
+    torch.nn.init.normal_(tokenizer.codebook)
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "pictures" / "class").mkdir(parents=True)
+        content = [photograph(rng) for _ in range(min(pictures, 64))]
+        for i in range(rows * shards):
+            (root / "pictures" / "class" / f"{i:05d}.jpg").write_bytes(content[i % len(content)])
+        source = open_source(root / "pictures")
+        recipe = plan_recipe(tokenizer, ViewRecipe(size=config.image_size, views=views), rows=rows)
+        encoder = TokenEncoder(tokenizer, device=device, batch=batch)
+        ready = torch.rand(batch, 3, config.image_size, config.image_size, device=device)
+        ready = ready.to(memory_format=torch.channels_last)
+
+        @torch.inference_mode()
+        def bare() -> float:
+            """Pictures/s of the encoder alone, over as many views as the job has, padding included."""
+            batches = -(-rows * views // batch) * shards
+            started = time.perf_counter()
+            for _ in range(batches):
+                ids = encoder._quantize(encoder._encoder(ready).float())
+            ids.cpu()
+            return rows * shards / (time.perf_counter() - started)
+
+        memory: list[float] = []
+
+        def job(number: int) -> float:
+            out = open_store(root / f"out-{number}")
+            plan = make_plan(out, str(root / "pictures"), source.pictures(), recipe, lambda: (source.classes.names, ()))
+            work = TokenizeJob(out, plan, source.store, encoder)
+            started = time.perf_counter()
+            for _ in work.run(range(plan.shards)):
+                memory.append(rss_mib())
+            return plan.pictures / (time.perf_counter() - started)
+
+        bare(), job(-1)  # warm-up
+        memory.clear()
+        pairs = [(bare(), job(i)) for i in range(repeats)]
+    result: dict[str, object] = {
+        "tokenizer": name, "image_size": config.image_size,
+        "parameters": sum(p.numel() for p in tokenizer.parameters()),
+        "batch": batch, "views": views, "pictures": rows * shards,
+        "jpeg_bytes": round(statistics.mean(map(len, content))),
+        "bare_pictures_per_second": round(statistics.median(b for b, _ in pairs), 2),
+        "job_pictures_per_second": round(statistics.median(j for _, j in pairs), 2),
+        "ratio": round(statistics.median(j / b for b, j in pairs), 3),
+        "ratios": [round(j / b, 3) for b, j in pairs],
+    }  # fmt: skip
+    if shards > 1:
+        fifth = memory[min(4, len(memory) - 1)]
+        result["rss_mib"] = {"shard 5": round(fifth, 1), f"shard {shards}": round(memory[shards - 1], 1)}
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    environment = {
+        "torch": torch.__version__, "pillow": PIL.__version__, "numpy": np.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(), "cores": len(os.sched_getaffinity(0)), "device": options.device,
+    }  # fmt: skip
+    print(json.dumps(environment))
+    for name in options.sizes:
+        print(json.dumps(measure(name, options.repeats, options.shards, options.device)), flush=True)
+    print(json.dumps({"peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}))
+
+
+if __name__ == "__main__":
+    main()

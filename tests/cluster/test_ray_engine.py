@@ -1,0 +1,80 @@
+"""The Ray engine on a real cluster of two nodes on this machine, with a worker and a node killed on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_pipeline.storage import open_store
+from tests.cluster.sharding import command, contents, succeed, tokenize, undisturbed, visible_shards_are_whole
+
+ROWS = 6
+NODES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+
+
+@pytest.fixture
+def cluster() -> Iterator[object]:
+    os.environ.update(NODES)
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    made = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    yield made
+    made.shutdown()
+
+
+def workers() -> list[psutil.Process]:
+    """Processes that make a shard just now."""
+    return [p for p in psutil.process_iter() if "ray::_make_shard" in " ".join(_cmdline(p))]
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_a_killed_worker_and_a_killed_node_lose_nothing(
+    cluster: object, pictures: Path, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    whole = undisturbed(pictures, str(tmp_path / "whole"), tokenizer_file, ROWS)
+    out = str(tmp_path / "out")
+    succeed("plan", str(pictures), out, "--tokenizer", str(tokenizer_file), "--views", "2", "--rows", str(ROWS))
+    node = cluster.add_node(num_cpus=1)  # type: ignore[attr-defined]
+    store = open_store(out)
+    run = command(
+        "run", out, "--tokenizer", str(tokenizer_file), "--engine", "ray",
+        "--ray-address", cluster.address, "--device", "cpu", "--batch", "4", "--finalize",  # type: ignore[attr-defined]
+    )  # fmt: skip
+    process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not workers() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    victims = workers()
+    assert victims, process.communicate()
+    victims[0].send_signal(signal.SIGKILL)
+    time.sleep(1.0)
+    visible_shards_are_whole(store, whole)
+    cluster.remove_node(node, allow_graceful=False)  # type: ignore[attr-defined]
+    text, errors = process.communicate(timeout=200)
+    assert process.returncode == 0 and "dataset.json is written" in text, errors
+    assert contents(store) == whole
+
+
+def test_mistakes_are_told_as_elsewhere(pictures: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    succeed("plan", str(pictures), out, "--tokenizer", str(tokenizer_file), "--rows", "60", "--views", "2")
+    run = ("run", out, "--tokenizer", str(tokenizer_file), "--engine", "ray", "--device", "cpu")
+    for picture in (tmp_path / "gone").glob("*"):
+        picture.unlink()
+    done = tokenize(*run, "--source", str(tmp_path / "gone"), env=NODES)
+    assert done.returncode == 1 and "cannot be read, more than the limit" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = tokenize(*run, "--ray-address", "127.0.0.1:1", env={**NODES, "RAY_gcs_server_request_timeout_seconds": "2"})
+    assert done.returncode == 78 and "there is no Ray cluster at 127.0.0.1:1" in done.stderr, done.stderr

@@ -4,7 +4,7 @@
     python -m benchmarks.tokenize_overhead --sizes small --shards 50    # memory over 50 shards
 
 Same batch, dtype and threads; job and bare loop alternate in one process, medians of the repeats. Pictures are JPEGs of
-500 x 375 pixels, about 110 kB, as ImageNet's are on average.
+500 x 375 pixels, about 75 kB.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SIZES = {
 
 
 def photograph(rng: np.random.Generator) -> bytes:
-    """A JPEG with the size and about the bytes of an ImageNet picture: soft shapes under some grain."""
+    """A JPEG with the pixels of an average ImageNet picture: soft shapes under some grain."""
     coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize((500, 375), Image.BICUBIC)
     grain = rng.normal(0, 14, (375, 500, 3))
     data = io.BytesIO()
@@ -62,7 +62,7 @@ def rss_mib() -> float:
 
 def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, object]:
     config, batch, views, pictures = SIZES[name]
-    rows = pictures if shards == 1 else max(1, pictures // 8)
+    rows = pictures if shards == 1 else max(1, pictures // 24)
     torch.manual_seed(0)
     tokenizer = VQTokenizer(config).eval()
     torch.nn.init.normal_(tokenizer.codebook)

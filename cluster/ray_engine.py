@@ -8,6 +8,7 @@ so a lost driver costs nothing but the shards in the making.
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
@@ -48,13 +49,16 @@ def run_on_ray(
     except ImportError as error:
         raise ConfigError("the ray engine needs Ray: pip install 'addp[ray]'") from error
     try:
+        if address and ":" in address.removeprefix("ray://"):  # Ray itself would try for minutes
+            host, _, port = address.removeprefix("ray://").rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(
             address=address,
             log_to_driver=False,
             logging_level=logging.WARNING,
             include_dashboard=False,
         )
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
     try:
         on_gpu = settings.device == "cuda" or (settings.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)

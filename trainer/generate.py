@@ -20,6 +20,7 @@ from model.sampler import SamplerConfig, generate
 from model.vq import VQTokenizer
 from model.weights import load_network
 from trainer.evaluate import completed_run
+from trainer.run_folder import write_json
 
 _BATCH = 64
 
@@ -35,7 +36,7 @@ def main(
     zoom: Annotated[int, typer.Option(help="enlarge each picture so many times", min=1)] = 1,
     out: Annotated[Path | None, typer.Option(help="PNG file; RUN/samples/grid.png if not given")] = None,
 ) -> None:
-    """Generate a grid of samples, and beside it the steps by which the first few came about."""
+    """Generate a grid of samples, and beside it the steps by which the first few came about, and the settings."""
     if schedule not in ("cosine", "linear"):
         raise typer.BadParameter(f"{schedule}: cosine or linear", param_hint="--schedule")
     folder, config = completed_run(run)
@@ -65,6 +66,7 @@ def main(
     shown = [round(i * (steps - 1) / min(7, max(1, steps - 1))) for i in range(min(8, steps))]
     rows = torch.stack([trail[i] for i in shown], 1).flatten(0, 1)  # one row a picture, its steps from left to right
     picture_grid(rows, columns=len(shown), zoom=zoom).save(target.with_name(target.stem + "-steps.png"))
+    write_json(target.with_suffix(".json"), {"count": count, "seed": seed, **sampler._asdict()})
     print(target)
 
 

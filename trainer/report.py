@@ -139,6 +139,7 @@ def write_report(out: Path, pictures: Path, figures: list[Figure]) -> Path:
         figures=figures,
         curves=loss_curves(out),
         samples=_png(Image.open(addp.samples / "grid.png")),
+        sampler=read_json(addp.samples / "grid.json"),
         steps=_png(Image.open(addp.samples / "grid-steps.png")),
         ratios=_RATIOS,
         environment=read_json(addp.path / "environment.json"),

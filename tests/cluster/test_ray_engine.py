@@ -15,7 +15,7 @@ import pytest
 from data_pipeline.storage import open_store
 from tests.cluster.sharding import command, contents, succeed, tokenize, undisturbed, visible_shards_are_whole
 
-ROWS = 6
+ROWS = 1  # 120 shards: the job is still at work when its node is killed
 NODES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
 
 
@@ -59,8 +59,10 @@ def test_a_killed_worker_and_a_killed_node_lose_nothing(
     victims = workers()
     assert victims, process.communicate()
     victims[0].send_signal(signal.SIGKILL)
-    time.sleep(1.0)
+    while not list(store.list("parts/")) and time.monotonic() < deadline:
+        time.sleep(0.05)
     visible_shards_are_whole(store, whole)
+    assert len(list(store.list("parts/"))) < 120
     cluster.remove_node(node, allow_graceful=False)  # type: ignore[attr-defined]
     text, errors = process.communicate(timeout=200)
     assert process.returncode == 0 and "dataset.json is written" in text, errors
@@ -71,10 +73,8 @@ def test_mistakes_are_told_as_elsewhere(pictures: Path, tokenizer_file: Path, tm
     out = str(tmp_path / "out")
     succeed("plan", str(pictures), out, "--tokenizer", str(tokenizer_file), "--rows", "60", "--views", "2")
     run = ("run", out, "--tokenizer", str(tokenizer_file), "--engine", "ray", "--device", "cpu")
-    for picture in (tmp_path / "gone").glob("*"):
-        picture.unlink()
     done = tokenize(*run, "--source", str(tmp_path / "gone"), env=NODES)
     assert done.returncode == 1 and "cannot be read, more than the limit" in done.stderr
     assert "Traceback" not in done.stderr
-    done = tokenize(*run, "--ray-address", "127.0.0.1:1", env={**NODES, "RAY_gcs_server_request_timeout_seconds": "2"})
+    done = tokenize(*run, "--ray-address", "127.0.0.1:1", env=NODES)
     assert done.returncode == 78 and "there is no Ray cluster at 127.0.0.1:1" in done.stderr, done.stderr

@@ -114,8 +114,7 @@ def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, obje
         "ratios": [round(j / b, 3) for b, j in pairs],
     }  # fmt: skip
     if shards > 1:
-        fifth = memory[min(4, len(memory) - 1)]
-        result["rss_mib"] = {"shard 5": round(fifth, 1), f"shard {shards}": round(memory[shards - 1], 1)}
+        result["rss_mib_every_5th_shard"] = [round(m) for m in memory[4::5]]  # of all repeats, one after the other
     return result
 
 

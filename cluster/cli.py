@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import tokenize
+from cluster import data, tokenize
 from model.errors import ADDPError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 app.add_typer(tokenize.app, name="tokenize")
+app.add_typer(data.app, name="data")
 
 # Commands that are modules of their own; `addp NAME --help` is the module's help.
 MODULES = {

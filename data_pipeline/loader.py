@@ -1,40 +1,63 @@
-"""Batches of a token data set. Batch b of the run holds the same samples on any number of ranks.
+"""Batches of token data sets. Batch b of a run holds the same samples, in the same order, on any number of ranks.
 
-Global sample s = b * G + i lies in epoch s // per_epoch at position s % per_epoch; an epoch uses one view of each
-picture, cycling. A rank takes its slice of the global batch, so the whole state of a loader is the step.
+A rank reads its slice of the global batch, so the whole state of a loader is how many samples the run has seen.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.dataset import Manifest, read_manifest
-from data_pipeline.order import SampleOrder
-from data_pipeline.shards import ShardReader
+from data_pipeline.fetch import Fetcher, Incident
+from data_pipeline.mixture import Mixture
+from data_pipeline.order import SampleOrder, stripes_of
+from data_pipeline.shard_cache import ShardCache, Shards
+from data_pipeline.storage import open_store
+from data_pipeline.windows import OnBadShard, Samples, SampleStream, joined
 from model.errors import ConfigError, DataError
+
+Tail = Literal["drop", "pad"]
 
 
 class Batch(NamedTuple):
-    """ids: uint16 (B, L). labels: int64 (B,). start: global sample index of the first; the rest follow."""
+    """ids: uint16 (B, L). labels: int64 (B,). start: global sample index of the first; the rest follow.
+
+    weights: float32 (B,), 0 for rows of quarantined shards and for padding; None where all are 1.
+    """
 
     ids: NDArray[np.uint16]
     labels: NDArray[np.int64]
     start: int
+    weights: NDArray[np.float32] | None = None
+
+
+class Place(NamedTuple):
+    """Where a sample lies: row and view in a shard of a data set, in which epoch of it."""
+
+    dataset: str
+    epoch: int
+    shard: str
+    row: int
+    view: int
 
 
 class EpochSchedule(NamedTuple):
-    """How steps map onto epochs. The tail of an epoch that fills no global batch is dropped."""
+    """How steps map onto epochs. An epoch's tail that fills no global batch is dropped, or padded."""
 
     samples: int
     global_batch: int
+    tail: Tail = "drop"
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.samples // self.global_batch
+        return -(-self.samples // self.global_batch) if self.tail == "pad" else self.samples // self.global_batch
 
     def locate(self, step: int) -> tuple[int, int]:
         """(epoch, position) of a step's first sample."""
@@ -42,61 +65,228 @@ class EpochSchedule(NamedTuple):
         return epoch, step * self.global_batch
 
 
-def epoch_schedule(samples: int, global_batch: int) -> EpochSchedule:
+def epoch_schedule(samples: int, global_batch: int, tail: Tail = "drop") -> EpochSchedule:
     """Raises ConfigError where not even one batch fits into an epoch."""
-    if global_batch > samples:
+    if global_batch > samples and tail == "drop":
         raise ConfigError(
             f"global_batch = {global_batch} is larger than the data set ({samples} samples); "
             f"use at most {samples}, or more pictures"
         )
-    return EpochSchedule(samples, global_batch)
+    return EpochSchedule(samples, global_batch, tail)
+
+
+class LoaderState(NamedTuple):
+    """All there is to resume from. description: of the data, to name a difference."""
+
+    fingerprint: str
+    seed: int
+    epoch: int
+    position: int
+    description: dict[str, Any]
+
+    def to_json(self) -> str:
+        return json.dumps(self._asdict())
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How data are read; none of it but `window`, `stripes` and `tail` changes the order.
+
+    cache: folder for shards of remote data sets, shared by all ranks of a host (kept in memory when None).
+    on_bad_shard: what a shard does that stays damaged. patience, hedge_after: see Fetcher.
+    """
+
+    window: int = 16
+    stripes: int = 1
+    tail: Tail = "drop"
+    cache: Path | None = None
+    cache_bytes: int = 200 * 2**30
+    on_bad_shard: OnBadShard = "stop"
+    patience: float = 600.0
+    hedge_after: float = 5.0
 
 
 class TokenLoader:
-    """Random access to the batches of a run.
+    """Random access to the batches of a run, fast in order.
 
-    Raises DataError for a data set that is missing, unfinished, damaged or of another tokenizer than `tokenizer`
-    (a fingerprint; not checked when None).
+    folder: of the data set, or several with their weights, to be mixed. tokenizer: a fingerprint that they must have
+    been made by (not checked when None). incident: told of every fault, also of those that passed.
+    Raises DataError for a data set that is missing, unfinished, or of another tokenizer.
     """
 
     def __init__(
-        self, folder: Path | str, *, global_batch: int, seed: int, window: int = 16, tokenizer: str | None = None
-    ) -> None:
-        self.manifest: Manifest = read_manifest(folder)
-        if tokenizer is not None and tokenizer != self.manifest.tokenizer:
+        self, folder: Path | str | list[tuple[str, float]], *, global_batch: int, seed: int,
+        tokenizer: str | None = None, options: LoaderOptions | None = None, incident: Incident = lambda record: None,
+    ) -> None:  # fmt: skip
+        self.options = o = options or LoaderOptions()
+        places = folder if isinstance(folder, list) else [(str(folder), 1.0)]
+        self.seed, self.global_batch = seed, global_batch
+        fetcher = Fetcher(hedge_after=o.hedge_after, patience=o.patience, incident=incident)
+        cache = ShardCache(o.cache, o.cache_bytes, incident) if o.cache else None
+        self.shards = [self._open(place, tokenizer, cache, fetcher, 2 * o.window) for place, _ in places]
+        self.manifest: Manifest = self.shards[0].manifest
+        self._check_alike()
+        rows = sum(s.manifest.rows for s in self.shards)
+        self._mixture = Mixture([weight for _, weight in places], seed) if len(places) > 1 else None
+        self._streams: list[SampleStream] = []
+        if self._mixture:
+            if o.stripes > 1:
+                raise ConfigError("data.stripes works with one data set, not with a mixture; leave it at 1")
+            self.schedule = epoch_schedule(rows, global_batch)
+            for i, shards in enumerate(self.shards):
+                order = SampleOrder(_rows(shards.manifest), seed, o.window, name=f"/{i}" if i else "")
+                self._streams.append(SampleStream(shards, order, order.samples, o.on_bad_shard, incident))
+            return
+        if global_batch % o.stripes:
+            raise ConfigError(f"global_batch = {global_batch} is no multiple of data.stripes = {o.stripes}")
+        counts = _rows(self.manifest)
+        parts = stripes_of(len(counts), o.stripes, seed) if o.stripes > 1 else [None]
+        orders = [SampleOrder(counts, seed, o.window, part, f"/{i}" if i else "") for i, part in enumerate(parts)]
+        sizes = [order.samples for order in orders]
+        even = (max if o.tail == "pad" else min)(sizes)  # an epoch has as many steps in each stripe
+        self.schedule = epoch_schedule(rows if o.stripes == 1 else even * o.stripes, global_batch, o.tail)
+        per_epoch = self.schedule.steps_per_epoch * global_batch // o.stripes
+        self._streams = [SampleStream(self.shards[0], order, per_epoch, o.on_bad_shard, incident) for order in orders]
+
+    @staticmethod
+    def _open(place: str, tokenizer: str | None, cache: ShardCache | None, fetcher: Fetcher, keep: int) -> Shards:
+        store = open_store(place)
+        manifest = read_manifest(store)
+        if tokenizer is not None and tokenizer != manifest.tokenizer:
             raise DataError(
-                f"{folder} was made by another tokenizer ({self.manifest.tokenizer[:12]}) than the configured one "
+                f"{place} was made by another tokenizer ({manifest.tokenizer[:12]}) than the configured one "
                 f"({tokenizer[:12]}); make the tokens again with `addp tokenize`, or configure their tokenizer"
             )
-        self.readers = [
-            ShardReader(Path(folder) / shard.name, shard.rows, self.manifest.layout, shard.xxh3)
-            for shard in self.manifest.shards
-        ]
-        self.schedule = epoch_schedule(self.manifest.rows, global_batch)
-        self.order = SampleOrder([shard.rows for shard in self.manifest.shards], seed, window)
+        return Shards(store, manifest, cache, fetcher, keep)
+
+    def _check_alike(self) -> None:
+        first = self.manifest
+        for shards in self.shards[1:]:
+            other = shards.manifest
+            if (other.tokenizer, other.tokens, other.codebook_size) != (
+                first.tokenizer, first.tokens, first.codebook_size
+            ):  # fmt: skip
+                raise DataError(f"{shards.store.url} was made by another tokenizer than {self.shards[0].store.url}")
 
     def batch(self, step: int, offset: int, count: int) -> Batch:
         """Samples offset .. offset+count-1 of the global batch of a step."""
-        epoch, position = self.schedule.locate(step)
-        where = self.order.locate(epoch, position + offset, count)
-        views = (where.row + epoch) % self.manifest.views.views  # each epoch the next view of every picture
+        assert offset >= 0 and offset + count <= self.global_batch, (offset, count, self.global_batch)
+        start = step * self.global_batch + offset
+        samples = self._mixed(start, count) if self._mixture else self._striped(step, offset, count)
+        weights = None if samples.sound is None or samples.sound.all() else samples.sound.astype(np.float32)
+        return Batch(samples.ids, samples.labels, start, weights)
+
+    def _striped(self, step: int, offset: int, count: int) -> Samples:
+        share = self.global_batch // len(self._streams)  # of a global batch that comes from one stripe
+        parts = []
+        while count:
+            stripe, inside = divmod(offset, share)
+            taken = min(count, share - inside)
+            parts.append(self._streams[stripe].read(step * share + inside, taken))
+            offset, count = offset + taken, count - taken
+        return parts[0] if len(parts) == 1 else joined(parts)
+
+    def _mixed(self, start: int, count: int) -> Samples:
+        assert self._mixture
+        slots = self._mixture.locate(start, count)
         ids = np.empty((count, self.manifest.tokens), np.uint16)
-        labels = np.empty(count, np.int64)
-        for shard in np.unique(where.shard):
-            at = np.nonzero(where.shard == shard)[0]
-            ids[at] = self.readers[shard].tokens(where.row[at], views[at])
-            labels[at] = self.readers[shard].labels(where.row[at])
-        return Batch(ids, labels, step * self.schedule.global_batch + offset)
+        labels, sound = np.empty(count, np.int64), np.ones(count, np.bool_)
+        for d, stream in enumerate(self._streams):
+            at = np.nonzero(slots.dataset == d)[0]
+            if len(at):  # a contiguous part of that set's own sequence
+                part = stream.read(int(slots.place[at[0]]), len(at))
+                ids[at], labels[at] = part.ids, part.labels
+                sound[at] = True if part.sound is None else part.sound
+        return Samples(ids, labels, sound)
+
+    def where(self, step: int, offset: int) -> Place | None:
+        """Where one sample of a run lies; None for padding. For looking at what was in a batch."""
+        start = step * self.global_batch + offset
+        if self._mixture:
+            slots = self._mixture.locate(start, 1)
+            dataset, place = int(slots.dataset[0]), int(slots.place[0])
+            found, shards = self._streams[dataset].locate(place), self.shards[dataset]
+        else:
+            share = self.global_batch // len(self._streams)
+            stripe, inside = divmod(offset, share)
+            found, shards = self._streams[stripe].locate(step * share + inside), self.shards[0]
+        if found is None:
+            return None
+        epoch, shard, row, view = found
+        return Place(shards.store.url, epoch, shards.manifest.shards[shard].name, row, view)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all data that are read."""
+        return "+".join(shards.manifest.fingerprint for shards in self.shards)
+
+    def state(self, step: int) -> LoaderState:
+        """What to keep in order to go on with `step`, on any number of ranks."""
+        epoch, position = self.schedule.locate(step)
+        m = self.manifest
+        description = {
+            "rows": [s.manifest.rows for s in self.shards], "shards": [len(s.manifest.shards) for s in self.shards],
+            "tokenizer": m.tokenizer[:16], "views": m.views.views, "window": self.options.window,
+            "stripes": self.options.stripes, "tail": self.options.tail,
+        }  # fmt: skip
+        return LoaderState(self.fingerprint, self.seed, epoch, position, description)
+
+    def resume(self, state: LoaderState) -> int:
+        """The step to go on with. Raises DataError for other data, another seed or order, and ConfigError for a global
+        batch that does not divide the position."""
+        now = self.state(0)
+        changed = [
+            f"{key} was {old!r}, is {now.description.get(key)!r}"
+            for key, old in state.description.items()
+            if old != now.description.get(key)
+        ]
+        if state.seed != self.seed:
+            changed.append(f"seed was {state.seed}, is {self.seed}")
+        if state.fingerprint != self.fingerprint and not changed:
+            changed.append("the shards' bytes or the classes")
+        if changed:
+            raise DataError(f"the data are not those that the run was stopped with: {'; '.join(changed)}")
+        if state.position % self.global_batch:
+            raise ConfigError(
+                f"the run stopped after {state.position} samples of an epoch, which is no multiple of "
+                f"global_batch = {self.global_batch}; go on with the batch it had"
+            )
+        return state.epoch * self.schedule.steps_per_epoch + state.position // self.global_batch
 
     def code_frequencies(self, shards: int = 4) -> NDArray[np.float64]:
         """Share of each code (K,) among the tokens of the first shards, add-one smoothed."""
         k = self.manifest.codebook_size
         counts = np.ones(k)
-        for reader in self.readers[:shards]:
-            counts += np.bincount(reader.records["tokens"].ravel(), minlength=k)
+        for number in range(min(shards, len(self.manifest.shards))):
+            counts += np.bincount(self.shards[0].open(number).records["tokens"].ravel(), minlength=k)
         return counts / counts.sum()
 
-    def all_tokens(self, view: int = 0) -> Batch:
-        """Every sample once, in stored order (for evaluation)."""
-        parts = [(r.records["tokens"][:, view], r.records["label"].astype(np.int64)) for r in self.readers]
-        return Batch(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), 0)
+    def all_tokens(self, view: int = 0, labels: Collection[int] | None = None, limit: int | None = None) -> Batch:
+        """Samples in stored order, for evaluation: all, or those of some labels, or the first `limit` of these."""
+        ids, found, total = [], [], 0
+        for number in range(len(self.manifest.shards)):
+            records = self.shards[0].open(number).records
+            label = records["label"].astype(np.int64)
+            chosen = np.arange(len(label)) if labels is None else np.nonzero(np.isin(label, list(labels)))[0]
+            if limit is not None:
+                chosen = chosen[: limit - total]
+            ids.append(records["tokens"][chosen, view])
+            found.append(label[chosen])
+            total += len(chosen)
+            if limit is not None and total >= limit:
+                break
+        return Batch(np.concatenate(ids), np.concatenate(found), 0)
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.close()
+
+
+def _rows(manifest: Manifest) -> NDArray[np.int64]:
+    return np.array([shard.rows for shard in manifest.shards], np.int64)
+
+
+def rank_slice(global_batch: int, rank: int, ranks: int) -> tuple[int, int]:
+    """(offset, count) of a rank's part of the global batch; parts differ by at most one sample."""
+    first, last = rank * global_batch // ranks, (rank + 1) * global_batch // ranks
+    return first, last - first

@@ -11,12 +11,12 @@ usual; `ShardReader` maps it as a strided record array: no tar parsing, no index
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import xxhash
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from model.errors import DataError
 
 _BLOCK = 512
-_KEY_DIGITS, _LABEL_DIGITS = 12, 10
+KEY_DIGITS, LABEL_DIGITS = 12, 10
 END = bytes(2 * _BLOCK)  # two zero blocks close a tar
 
 
@@ -71,22 +71,22 @@ class Layout:
     @property
     def stride(self) -> int:
         """Bytes of a row."""
-        return self.label_offset + _padded(_LABEL_DIGITS)
+        return self.label_offset + _padded(LABEL_DIGITS)
 
     def fields(self) -> dict[str, dict[str, object]]:
         """The layout as it stands in `dataset.json`."""
         return {
-            "index": {"offset": 0, "bytes": _KEY_DIGITS, "encoding": "ascii digits"},
+            "index": {"offset": 0, "bytes": KEY_DIGITS, "encoding": "ascii digits"},
             "tokens": {"offset": self.tokens_offset, "dtype": "<u2", "shape": [self.views, self.tokens]},
-            "label": {"offset": self.label_offset, "bytes": _LABEL_DIGITS, "encoding": "ascii digits"},
+            "label": {"offset": self.label_offset, "bytes": LABEL_DIGITS, "encoding": "ascii digits"},
         }
 
     def row(self, sample: Sample) -> bytes:
         """A row's bytes. The two members' tar headers fix mode, owner and time, so equal samples give equal bytes."""
         assert sample.tokens.shape == (self.views, self.tokens) and sample.tokens.dtype == np.uint16
-        key = f"{sample.picture:0{_KEY_DIGITS}d}"
+        key = f"{sample.picture:0{KEY_DIGITS}d}"
         npy = self.npy_header + sample.tokens.astype("<u2", copy=False).tobytes()
-        label = f"{sample.label:0{_LABEL_DIGITS}d}".encode()
+        label = f"{sample.label:0{LABEL_DIGITS}d}".encode()
         data = b"".join(_member(name, body) for name, body in ((f"{key}.tokens.npy", npy), (f"{key}.cls", label)))
         assert len(data) == self.stride
         return data
@@ -113,14 +113,14 @@ def picture_indices(content: bytes, layout: Layout) -> list[int]:
     rows, rest = divmod(len(content) - len(END), layout.stride)
     if rows < 1 or rest or not content.endswith(END):
         raise ValueError(f"{len(content)} bytes are no whole number of rows")
-    return [int(content[r * layout.stride : r * layout.stride + _KEY_DIGITS]) for r in range(rows)]
+    return [int(content[r * layout.stride : r * layout.stride + KEY_DIGITS]) for r in range(rows)]
 
 
 def shard_records(raw: NDArray[np.uint8], rows: int, layout: Layout) -> NDArray[np.void]:
     """A shard's bytes as an array of rows with the fields index, tokens (V, L) and label, without a copy."""
     fields = {
         "names": ["index", "tokens", "label"],
-        "formats": [f"S{_KEY_DIGITS}", ("<u2", (layout.views, layout.tokens)), f"S{_LABEL_DIGITS}"],
+        "formats": [f"S{KEY_DIGITS}", ("<u2", (layout.views, layout.tokens)), f"S{LABEL_DIGITS}"],
         "offsets": [0, layout.tokens_offset, layout.label_offset],
         "itemsize": layout.stride,
     }
@@ -128,33 +128,23 @@ def shard_records(raw: NDArray[np.uint8], rows: int, layout: Layout) -> NDArray[
 
 
 class ShardReader:
-    """A local shard as arrays that read straight from the file: tokens (N, V, L), label (N,), index (N,).
+    """A shard as arrays that read straight from its bytes: an open file, which stays open and is mapped, or memory.
 
-    Raises DataError where the file is missing, has not `rows` rows of this layout, or (with `checksum`) other bytes.
+    Raises DataError where it has not `rows` rows of this layout, or (with `checksum`) other bytes.
     """
 
-    def __init__(self, path: Path, rows: int, layout: Layout, checksum: str | None = None) -> None:
+    def __init__(self, source: BinaryIO | bytes, rows: int, layout: Layout, checksum: str | None = None) -> None:
+        self._source = source  # keeps a lock on the file
         expected = rows * layout.stride + len(END)
-        try:
-            found = path.stat().st_size
-        except OSError as error:
-            raise DataError(f"cannot open the shard {path}: {error.strerror}") from error
+        found = len(source) if isinstance(source, bytes) else os.fstat(source.fileno()).st_size
+        name = "in memory" if isinstance(source, bytes) else source.name
         if found != expected:
-            raise DataError(f"the shard {path} has {found} bytes instead of {expected}; fetch or make it again")
-        raw = np.memmap(path, np.uint8, "r")
-        if checksum is not None and (actual := xxhash.xxh3_128_hexdigest(raw.data)) != checksum:
+            raise DataError(f"the shard {name} has {found} bytes instead of {expected}; fetch or make it again")
+        self.raw: NDArray[np.uint8] = (
+            np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.memmap(source, np.uint8, "r")
+        )
+        if checksum is not None and (actual := xxhash.xxh3_128_hexdigest(self.raw.data)) != checksum:
             raise DataError(
-                f"the shard {path} is damaged (xxh3 {actual} instead of {checksum}); fetch or make it again"
+                f"the shard {name} is damaged (xxh3 {actual} instead of {checksum}); fetch or make it again"
             )
-        self.records = shard_records(raw, rows, layout)
-
-    def tokens(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.uint16]:
-        """One view of each row: (B, L)."""
-        return self.records["tokens"][rows, views]
-
-    def labels(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        return self.records["label"][rows].astype(np.int64)
-
-    def picture_indices(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Each row's picture in the data set's list."""
-        return self.records["index"][rows].astype(np.int64)
+        self.records = shard_records(self.raw, rows, layout)

@@ -104,6 +104,9 @@ class ADDP(nn.Module):
         target: Tensor,
         smoothing: float,
         visible_count: int | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
-        """The pre-training loss (eq. 8), a scalar. target: probabilities (B, L, K); the rest as in `logits`."""
-        return smoothed_cross_entropy(self.logits(images, ids, mask, visible_count), target, mask, smoothing)
+        """The pre-training loss (eq. 8), a scalar. target: probabilities (B, L, K); weights: of the samples, (B,), or
+        None; the rest as in `logits`."""
+        logits = self.logits(images, ids, mask, visible_count)
+        return smoothed_cross_entropy(logits, target, mask, smoothing, weights)

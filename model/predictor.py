@@ -81,6 +81,8 @@ class TokenPredictor(nn.Module):
         """Softmax over the K codes, float32: (B, L, K)."""
         return self.logits(ids, mask)[..., : self.geometry.codebook_size].float().softmax(-1)
 
-    def forward(self, ids: Tensor, mask: Tensor, kept: Tensor, smoothing: float) -> Tensor:
+    def forward(
+        self, ids: Tensor, mask: Tensor, kept: Tensor, smoothing: float, weights: Tensor | None = None
+    ) -> Tensor:
         """MAGE's training loss: label-smoothed cross-entropy over V at the masked positions, a scalar."""
-        return smoothed_cross_entropy(self.logits(ids, mask, kept), ids, mask, smoothing)
+        return smoothed_cross_entropy(self.logits(ids, mask, kept), ids, mask, smoothing, weights)

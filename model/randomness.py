@@ -31,4 +31,9 @@ def uniforms(seed: int, purpose: str, start: int, count: int, per_item: int) -> 
 
 def orders(seed: int, purpose: str, start: int, count: int, length: int) -> NDArray[np.int64]:
     """Independent uniform permutations of range(length) for each item, shape (count, length)."""
-    return np.argsort(raw_bits(seed, purpose, start, count, length), axis=1, kind="stable")
+    index_bits = np.uint64(max(1, length - 1).bit_length())
+    keys = raw_bits(seed, purpose, start, count, length) >> index_bits << index_bits | np.arange(
+        length, dtype=np.uint64
+    )
+    keys.sort(axis=1)  # no two are equal, so any sort gives this order, and plain sorts are the fast ones
+    return (keys & ((np.uint64(1) << index_bits) - np.uint64(1))).astype(np.int64)

@@ -103,11 +103,14 @@ def positions(kind: str, grid: int, dim: int) -> nn.Parameter:
     return nn.Parameter(0.5 * torch.cat([torch.zeros(1, dim), torch.cat(waves, 1)]).unsqueeze(0))
 
 
-def smoothed_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor, smoothing: float) -> Tensor:
+def smoothed_cross_entropy(
+    logits: Tensor, target: Tensor, mask: Tensor, smoothing: float, weights: Tensor | None = None
+) -> Tensor:
     """Mean over masked positions of the cross-entropy with label smoothing over all V entries, in float32.
 
     logits: (B, L, V). target: token ids (B, L), or probabilities (B, L, K) with K <= V, zero beyond K.
-    mask: (B, L) bool. Returns a scalar. (ADDP eq. 8, with the smoothing of the reference.)
+    mask: (B, L) bool. weights: of the samples, (B,); all 1 when None.
+    Returns a scalar, 0 where no sample counts. (ADDP eq. 8, with the smoothing of the reference.)
     """
     logp = F.log_softmax(logits.float(), dim=-1)
     if target.dtype.is_floating_point:
@@ -116,5 +119,8 @@ def smoothed_cross_entropy(logits: Tensor, target: Tensor, mask: Tensor, smoothi
     else:
         matched = logp.gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
     loss = -(1 - smoothing) * matched - smoothing * logp.mean(-1)
-    mask = mask.to(loss.dtype)
-    return (loss * mask).sum() / mask.sum()
+    counted = mask.to(loss.dtype)
+    if weights is not None:
+        counted = counted * weights.to(loss.dtype).unsqueeze(1)
+        return (loss * counted).sum() / counted.sum().clamp_min(1)
+    return (loss * counted).sum() / counted.sum()

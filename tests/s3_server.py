@@ -166,6 +166,10 @@ class FaultProxy:
     ) -> None:
         with suppress(OSError):
             while chunk := await reader.read(65536):
+                if self.refuse:
+                    self.faults += 1
+                    writer.transport.abort()
+                    break
                 if chunk.startswith(_METHODS) and self._random.random() < self.busy_probability:
                     self._answer_busy(writer)
                     break

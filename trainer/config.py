@@ -23,11 +23,22 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    tokens: Path | None = Field(None, description="folder of the token data set (objectives mage and addp)")
+    tokens: str | None = Field(None, description="the token data set, a folder or s3://bucket/prefix (mage and addp)")
+    mixture: dict[str, float] = Field({}, description="several token data sets and their weights, in place of `tokens`")
     pictures: Path | None = Field(None, description="folder of class folders (objective tokenizer)")
     held_out: float = Field(0.1, ge=0, lt=1, description="share of the pictures kept for evaluation, fixed by hash")
     views: ViewRecipe = Field(ViewRecipe(), description="crops of the pictures (objective tokenizer)")
     window: int = Field(16, gt=0, description="shards whose rows are shuffled together")
+    stripes: int = Field(1, gt=0, description="parts of the data; a node downloads only those that its ranks read")
+    tail: Literal["drop", "pad"] = Field("drop", description="samples that fill no batch at the end of an epoch")
+    cache: Path | None = Field(
+        None, description="folder on a local disk for shards from s3://, shared by a host's ranks"
+    )
+    cache_gib: float = Field(200, gt=0, description="size that the cache may have")
+    on_bad_shard: Literal["stop", "quarantine"] = Field(
+        "stop", description="what a shard does that stays damaged: end the run, or its rows count with weight 0"
+    )
+    patience: float = Field(600, ge=0, description="seconds for which a store that does not answer is tried again")
 
 
 class TokenizerSection(Section):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.loader import Batch, EpochSchedule, TokenLoader
+from data_pipeline.loader import Batch, EpochSchedule, LoaderOptions, TokenLoader
 from data_pipeline.picture_loader import PictureBatch, PictureLoader
 from data_pipeline.sources import class_folders
 from model.addp import ADDP
@@ -23,6 +23,7 @@ from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
 from model.weights import Network, fingerprint, load_network
 from trainer.config import RunConfig
+from trainer.run_folder import RunFolder
 
 Inputs = dict[str, Any]
 _UNUSED_LOGIT = -12.0  # output bias of vocabulary entries that are no codes, where the bias starts from the data
@@ -73,25 +74,38 @@ class TokenizerObjective:
         return {"images": pixels.permute(0, 3, 1, 2).float() / 255}
 
 
+def _weights(batch: Batch, device: torch.device) -> Tensor | None:
+    """(B,), 0 for rows of quarantined shards and padding; None where all count."""
+    return None if batch.weights is None else torch.from_numpy(batch.weights).to(device)
+
+
 class _TokenObjective:
     """Shared by the objectives that read token shards."""
 
     def __init__(self, config: RunConfig, tokenizer_hash: str | None) -> None:
-        if config.data.tokens is None:
-            raise ConfigError(f"objective {config.objective} needs data.tokens, a folder made by `addp tokenize`")
+        data = config.data
+        if (data.tokens is None) == (not data.mixture):
+            raise ConfigError(
+                f"objective {config.objective} needs data.tokens, a data set made by `addp tokenize`, or data.mixture"
+            )
         self.config = config
         self.loader = TokenLoader(
-            config.data.tokens, global_batch=config.batch.global_batch, seed=config.seed, window=config.data.window,
-            tokenizer=tokenizer_hash,
+            data.tokens or list(data.mixture.items()), global_batch=config.batch.global_batch, seed=config.seed,
+            tokenizer=tokenizer_hash, incident=RunFolder(config.run).incident,
+            options=LoaderOptions(
+                data.window, data.stripes, data.tail, data.cache, int(data.cache_gib * 2**30), data.on_bad_shard,
+                data.patience,
+            ),
         )  # fmt: skip
         manifest = self.loader.manifest
         if (manifest.codebook_size, manifest.tokens) != (config.geometry.codebook_size, config.geometry.tokens):
             raise ConfigError(
-                f"{config.data.tokens} holds {manifest.tokens} tokens a picture of {manifest.codebook_size} codes, but "
+                f"{data.tokens or data.mixture} holds {manifest.tokens} tokens a picture of {manifest.codebook_size} "
+                f"codes, but "
                 f"tokenizer.sizes gives {config.geometry.tokens} of {config.geometry.codebook_size}"
             )
         self.epochs = self.loader.schedule
-        self.data_fingerprint = manifest.fingerprint
+        self.data_fingerprint = self.loader.fingerprint
 
     def start_output_bias(self, bias: Tensor) -> None:
         """With `output_bias: frequencies`: log frequencies of the K codes, next to nothing for the unused ids."""
@@ -121,7 +135,7 @@ class MageObjective(_TokenObjective):
         masks = mage_masks(self.config.seed, step, batch.start, *ids.shape)
         return {
             "ids": ids.to(device), "mask": masks.mask.to(device), "kept": masks.kept.to(device),
-            "smoothing": self.config.label_smoothing,
+            "smoothing": self.config.label_smoothing, "weights": _weights(batch, device),
         }  # fmt: skip
 
 
@@ -163,6 +177,7 @@ class ADDPObjective(_TokenObjective):
         return {
             "images": noisy.x_t, "ids": ids, "mask": masks.mask_t, "target": noisy.target,
             "smoothing": self.config.label_smoothing, "visible_count": ids.shape[1] - masks.masked,
+            "weights": _weights(batch, device),
         }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ RUN/
   config.resolved.yaml   the configuration with every key
   environment.json       versions, host, command
   metrics.jsonl          one line every `log_every` steps
+  incidents.jsonl        faults, also those that passed; no file where there were none
   tensorboard/
   checkpoints/step-N/    manifest.json (written last), network.safetensors, engine/, rng-*.safetensors
   network.safetensors    the trained network, once the run is complete
@@ -15,6 +16,8 @@ RUN/
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self.incidents = self.path / "incidents.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.network = self.path / "network.safetensors"
         self.evaluation = self.path / "evaluation"
@@ -54,6 +58,13 @@ class RunFolder:
             except json.JSONDecodeError:
                 continue
         return rows
+
+    def incident(self, record: dict[str, Any]) -> None:
+        """Append a fault, with its time and rank, to incidents.jsonl. May be called by any thread and rank."""
+        line = json.dumps({"time": time.time(), "rank": int(os.environ.get("RANK", 0)), **record}) + "\n"
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.incidents.open("a") as file:  # one write of a short line: appends do not mix
+            file.write(line)
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will do again."""

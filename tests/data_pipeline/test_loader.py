@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.dataset import MANIFEST, read_manifest
-from data_pipeline.loader import TokenLoader
+from data_pipeline.loader import LoaderOptions, TokenLoader
 from data_pipeline.picture_loader import PictureLoader
 from data_pipeline.sources import class_folders
 from data_pipeline.views import ViewRecipe
@@ -17,8 +17,8 @@ from model.errors import ConfigError, DataError
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 12])
 def test_ranks_slice_the_global_batch(tokens: Path, ranks: int) -> None:
-    whole = TokenLoader(tokens, global_batch=12, seed=5, window=2)
-    ranked = [TokenLoader(tokens, global_batch=12, seed=5, window=2) for _ in range(ranks)]
+    whole = TokenLoader(tokens, global_batch=12, seed=5, options=LoaderOptions(window=2))
+    ranked = [TokenLoader(tokens, global_batch=12, seed=5, options=LoaderOptions(window=2)) for _ in range(ranks)]
     for step in (0, 3, whole.schedule.steps_per_epoch, 1000):
         expected = whole.batch(step, 0, 12)
         size = 12 // ranks
@@ -29,9 +29,11 @@ def test_ranks_slice_the_global_batch(tokens: Path, ranks: int) -> None:
 
 
 def test_each_picture_once_an_epoch_in_another_view_each_time(tokens: Path) -> None:
-    loader = TokenLoader(tokens, global_batch=1, seed=0, window=2)
+    loader = TokenLoader(tokens, global_batch=1, seed=0, options=LoaderOptions(window=2))
     n = loader.manifest.rows
-    stored = np.concatenate([r.records["tokens"] for r in loader.readers])
+    stored = np.concatenate(
+        [r.records["tokens"] for r in map(loader.shards[0].open, range(len(loader.manifest.shards)))]
+    )
     seen = []
     for epoch in range(3):
         ids = np.concatenate([loader.batch(epoch * n + s, 0, 1).ids for s in range(n)])

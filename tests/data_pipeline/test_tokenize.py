@@ -35,8 +35,10 @@ def test_tokens_are_those_of_the_views(pictures: Path, tokenizer: VQTokenizer, t
     assert manifest == read_manifest(tmp_path) and manifest.tokenizer == fingerprint(tokenizer)
     assert manifest.rows == len(source.pictures) and manifest.classes == source.classes
     loader = TokenLoader(tmp_path, global_batch=1, seed=0)
-    labels = np.concatenate([r.records["label"].astype(int) for r in loader.readers])
-    tokens = np.concatenate([r.records["tokens"] for r in loader.readers])
+    labels = np.concatenate(
+        [r.records["label"].astype(int) for r in map(loader.shards[0].open, range(len(manifest.shards)))]
+    )
+    tokens = np.concatenate([r.records["tokens"] for r in map(loader.shards[0].open, range(len(manifest.shards)))])
     for picture in source.pictures:
         views = np.stack([make_view(read_picture(source.store, picture), picture.id, v, RECIPE) for v in range(2)])
         with torch.no_grad():

@@ -1,0 +1,179 @@
+"""Shards at hand: mapped where they lie in a folder, or downloaded once per host into a cache that its ranks share.
+
+    CACHE/ab/abcd….tar   a shard, named by its sha256, so that later runs and other data sets find it again
+    CACHE/locks/…        files to lock; the kernel drops a dead process's locks, so none is ever stale
+    *.part               downloads on their way; those of dead processes are removed
+
+Nothing here is needed for correctness: where the cache cannot be used, a shard is kept in memory, and that is reported.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+from typing import BinaryIO
+
+from data_pipeline.dataset import Manifest, ShardEntry
+from data_pipeline.fetch import Fetcher, Incident, ShardDamaged
+from data_pipeline.shards import ShardReader
+from data_pipeline.storage import LocalStore, Store
+from model.errors import DataError
+
+
+class ShardCache:
+    """folder: on a local disk. limit: bytes; exceeded only where every shard in it is in use."""
+
+    def __init__(self, folder: Path | str, limit: int, incident: Incident) -> None:
+        self.folder, self.limit, self.incident = Path(folder), limit, incident
+
+    def path(self, entry: ShardEntry) -> Path:
+        return self.folder / entry.sha256[:2] / f"{entry.sha256}.tar"
+
+    def hold(self, entry: ShardEntry) -> BinaryIO | None:
+        """The cached shard, open, and safe from eviction until it is closed. None where it is not there. OSError."""
+        path = self.path(entry)
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return None
+        fcntl.flock(file, fcntl.LOCK_SH)
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                os.utime(path)  # the least recently used one goes first
+                return file
+        file.close()  # evicted between opening and locking
+        return None
+
+    @contextmanager
+    def downloading(self, entry: ShardEntry) -> Iterator[None]:
+        """One process of a host at a time. OSError where the cache cannot be written."""
+        with self._locked(entry.sha256):
+            yield
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+        with (self.folder / "locks" / name).open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def store(self, entry: ShardEntry, content: bytes) -> None:
+        """Put a checked shard under its name, making room first. OSError."""
+        self._make_room(len(content))
+        path = self.path(entry)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{entry.sha256}.{uuid.uuid4().hex}.part")
+        try:
+            with part.open("wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # while we live, this is not a leftover
+                file.write(content)
+                file.flush()
+                part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+
+    def discard(self, entry: ShardEntry) -> None:
+        self.path(entry).unlink(missing_ok=True)
+
+    def _make_room(self, incoming: int) -> None:
+        with self._locked("eviction"):
+            found: list[tuple[float, int, Path]] = []
+            for path in self.folder.glob("??/*"):
+                with suppress(FileNotFoundError):
+                    if path.suffix == ".part":
+                        self._remove_unless_locked(path)
+                    else:
+                        status = path.stat()
+                        found.append((status.st_mtime, status.st_size, path))
+            used = incoming + sum(size for _, size, _ in found)
+            for _, size, path in sorted(found):
+                if used <= self.limit:
+                    return
+                if self._remove_unless_locked(path):
+                    used -= size
+            if used > self.limit:
+                self.incident({"event": "cache over its limit", "bytes": used, "limit": self.limit})
+
+    @staticmethod
+    def _remove_unless_locked(path: Path) -> bool:
+        with suppress(FileNotFoundError), path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            path.unlink(missing_ok=True)
+            return True
+        return False
+
+
+class Shards:
+    """The shards of one data set, opened on demand; the `keep` last used stay open. A shard's checksum is taken at its
+    first use in a process. May be shared by threads."""
+
+    def __init__(self, store: Store, manifest: Manifest, cache: ShardCache | None, fetcher: Fetcher, keep: int) -> None:
+        self.store, self.manifest, self.cache, self.fetcher = store, manifest, cache, fetcher
+        self._checked: set[tuple[str, int, int]] = set()  # (sha256, inode, mtime) of files found sound
+        self._keep = keep
+        self._recent: OrderedDict[int, ShardReader] = OrderedDict()
+        self._lock = Lock()
+
+    def open(self, number: int) -> ShardReader:
+        """Raises ShardDamaged where the stored shard is bad or gone, StorageError where the store does not answer."""
+        with self._lock:
+            if (reader := self._recent.get(number)) is not None:
+                self._recent.move_to_end(number)
+                return reader
+        reader = self._open(number)
+        with self._lock:
+            self._recent[number] = reader
+            while len(self._recent) > self._keep:
+                self._recent.popitem(last=False)
+        return reader
+
+    def _open(self, number: int) -> ShardReader:
+        entry = self.manifest.shards[number]
+        if isinstance(self.store, LocalStore):
+            try:
+                return self._reader((self.store.root / entry.name).open("rb"), entry)
+            except (OSError, DataError) as error:
+                raise ShardDamaged(f"{self.store.root / entry.name}: {error}") from error
+        if self.cache is not None:
+            try:
+                return self._cached(self.cache, entry)
+            except OSError as error:
+                self.fetcher.incident(
+                    {"event": "cache not usable, shard kept in memory", "shard": entry.name, "error": str(error)}
+                )
+        return ShardReader(self.fetcher.fetch(self.store, entry), entry.rows, self.manifest.layout)
+
+    def _cached(self, cache: ShardCache, entry: ShardEntry) -> ShardReader:
+        while True:
+            file = cache.hold(entry)
+            if file is None:
+                with cache.downloading(entry):
+                    file = cache.hold(entry)  # another rank may have been faster
+                    if file is None:
+                        cache.store(entry, self.fetcher.fetch(self.store, entry))
+                        file = cache.hold(entry)
+                        if file is None:
+                            continue  # evicted already
+            try:
+                return self._reader(file, entry)
+            except DataError as error:  # a disk that lost what it was given
+                self.fetcher.incident({"event": "damaged in the cache, fetched again", "error": str(error)})
+                file.close()
+                cache.discard(entry)
+
+    def _reader(self, file: BinaryIO, entry: ShardEntry) -> ShardReader:
+        status = os.fstat(file.fileno())
+        key = (entry.sha256, status.st_ino, status.st_mtime_ns if self.cache is None else 0)
+        reader = ShardReader(file, entry.rows, self.manifest.layout, None if key in self._checked else entry.xxh3)
+        self._checked.add(key)
+        return reader

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.dataset import ShardEntry
-from data_pipeline.parts import Part, part_name, shard_name
+from data_pipeline.parts import Part, layout_of, part_name, shard_name
 from data_pipeline.pictures import Picture
 from data_pipeline.plan import Plan, PlanRecipe, make_plan, shard_pictures
 from data_pipeline.storage import Store, open_store
@@ -46,7 +46,8 @@ def finish_shards(store: Store, plan: Plan) -> None:
     identity = plan.identity
 
     def finish(k: int) -> None:
-        entry = ShardEntry(name=shard_name(k), rows=plan.rows_of(k), bytes=1, sha256="", xxh3="")
+        size = plan.rows_of(k) * layout_of(plan).stride + 1024
+        entry = ShardEntry(name=shard_name(k), rows=plan.rows_of(k), bytes=size, sha256="0" * 64, xxh3="0" * 32)
         store.replace(entry.name, b"x")
         store.replace(part_name(k), Part(plan=identity, shard=entry).model_dump_json().encode())
 

@@ -69,6 +69,11 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 def read_manifest(place: Store | Path | str) -> Manifest:
     """Raises DataError where there is no finished data set, or its manifest was altered."""
+    return read_fingerprinted(place)[0]
+
+
+def read_fingerprinted(place: Store | Path | str) -> tuple[Manifest, str]:
+    """As `read_manifest`, with the fingerprint, which takes long to take of a hundred thousand shards."""
     store = open_store(place) if isinstance(place, Path | str) else place
     where = f"{store.url}/{MANIFEST}"
     try:
@@ -83,4 +88,4 @@ def read_manifest(place: Store | Path | str) -> Manifest:
         raise DataError(f"{where} is not readable as a token data set: {str(error).splitlines()[0]}") from error
     if fingerprint != manifest.fingerprint:
         raise DataError(f"{where} was changed after it was written: its fingerprint does not match its content")
-    return manifest
+    return manifest, fingerprint

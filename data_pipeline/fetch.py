@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
+from threading import Event
 from typing import Any
 
 import xxhash
@@ -33,6 +34,7 @@ class Fetcher:
     def __init__(self, *, hedge_after: float = 5.0, patience: float = 600.0, incident: Incident) -> None:
         self.hedge_after, self.patience, self.incident = hedge_after, patience, incident
         self._pool = ThreadPoolExecutor(_REQUESTS, "fetch")
+        self._closing = Event()
         self.bytes = 0  # received, second answers included
 
     def fetch(self, store: Store, entry: ShardEntry) -> bytes:
@@ -53,15 +55,20 @@ class Fetcher:
             except _PASSING as error:
                 if isinstance(error, Truncated) and "ends at byte" in str(error):
                     raise ShardDamaged(f"{error}; the stored shard is cut") from error
-                if time.monotonic() - started > self.patience:
+                if self._closing.is_set() or time.monotonic() - started > self.patience:
                     raise
                 self.incident({"event": "storage fault", "shard": entry.name, "error": str(error)})
                 if isinstance(error, AccessDenied):
                     store = open_store(store.url)  # credentials may have been renewed meanwhile
             except StorageError as error:
                 raise ShardDamaged(f"{error}") from error
-            time.sleep(random.uniform(0.5, 1.0) * pause)
+            self._closing.wait(random.uniform(0.5, 1.0) * pause)
             pause = min(2 * pause, 30.0)
+
+    def close(self) -> None:
+        """No further tries: whoever waits gets the last error."""
+        self._closing.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _ranges(self, store: Store, entry: ShardEntry) -> bytes:
         starts = range(0, entry.bytes, _RANGE)

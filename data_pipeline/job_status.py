@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from data_pipeline.parts import Survey, read_parts
+from data_pipeline.parts import Survey, read_parts, sound_part_bytes
 from data_pipeline.plan import Plan
 from data_pipeline.storage import Store
 
@@ -45,8 +45,9 @@ class JobStatus(NamedTuple):
 
 
 def job_status(store: Store, plan: Plan, found: Survey, quarantined: dict[int, int]) -> JobStatus:
-    """quarantined: of the shards read so far, which never change; new ones are read and added."""
-    new = [k for k in found.done if k not in quarantined]
+    """quarantined: of the shards seen so far, which never change; new ones are added. Only parts that name some are
+    read."""
+    new = [k for k, part in found.done.items() if k not in quarantined and part.size != sound_part_bytes(plan, k)]
     quarantined.update({k: len(part.quarantined) for k, part in zip(new, read_parts(store, plan, new), strict=True)})
     times = sorted(entry.modified for entry in found.done.values())[-_RECENT:]
     span = times[-1] - times[0] if times else 0.0

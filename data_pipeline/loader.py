@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.dataset import Manifest, read_manifest
+from data_pipeline.dataset import Manifest, read_fingerprinted
 from data_pipeline.fetch import Fetcher, Incident
 from data_pipeline.mixture import Mixture
 from data_pipeline.order import SampleOrder, stripes_of
@@ -27,8 +27,9 @@ Tail = Literal["drop", "pad"]
 
 
 class Batch(NamedTuple):
-    """ids: uint16 (B, L). labels: int64 (B,). start: global sample index of the first; the rest follow.
+    """ids: uint16 (B, L). labels: int64 (B,), or (0,) where they are not read.
 
+    start: global sample index of the first; the rest follow.
     weights: float32 (B,), 0 for rows of quarantined shards and for padding; None where all are 1.
     """
 
@@ -92,6 +93,8 @@ class LoaderState(NamedTuple):
 class LoaderOptions:
     """How data are read; none of it but `window`, `stripes` and `tail` changes the order.
 
+    labels: read them too; pre-training needs none.
+
     cache: folder for shards of remote data sets, shared by all ranks of a host (kept in memory when None).
     on_bad_shard: what a shard does that stays damaged. patience, hedge_after: see Fetcher.
     """
@@ -99,6 +102,7 @@ class LoaderOptions:
     window: int = 16
     stripes: int = 1
     tail: Tail = "drop"
+    labels: bool = True
     cache: Path | None = None
     cache_bytes: int = 200 * 2**30
     on_bad_shard: OnBadShard = "stop"
@@ -121,7 +125,7 @@ class TokenLoader:
         self.options = o = options or LoaderOptions()
         places = folder if isinstance(folder, list) else [(str(folder), 1.0)]
         self.seed, self.global_batch = seed, global_batch
-        fetcher = Fetcher(hedge_after=o.hedge_after, patience=o.patience, incident=incident)
+        self._fetcher = fetcher = Fetcher(hedge_after=o.hedge_after, patience=o.patience, incident=incident)
         cache = ShardCache(o.cache, o.cache_bytes, incident) if o.cache else None
         self.shards = [self._open(place, tokenizer, cache, fetcher, 2 * o.window) for place, _ in places]
         self.manifest: Manifest = self.shards[0].manifest
@@ -135,7 +139,7 @@ class TokenLoader:
             self.schedule = epoch_schedule(rows, global_batch)
             for i, shards in enumerate(self.shards):
                 order = SampleOrder(_rows(shards.manifest), seed, o.window, name=f"/{i}" if i else "")
-                self._streams.append(SampleStream(shards, order, order.samples, o.on_bad_shard, incident))
+                self._streams.append(SampleStream(shards, order, order.samples, o.on_bad_shard, o.labels, incident))
             return
         if global_batch % o.stripes:
             raise ConfigError(f"global_batch = {global_batch} is no multiple of data.stripes = {o.stripes}")
@@ -146,18 +150,20 @@ class TokenLoader:
         even = (max if o.tail == "pad" else min)(sizes)  # an epoch has as many steps in each stripe
         self.schedule = epoch_schedule(rows if o.stripes == 1 else even * o.stripes, global_batch, o.tail)
         per_epoch = self.schedule.steps_per_epoch * global_batch // o.stripes
-        self._streams = [SampleStream(self.shards[0], order, per_epoch, o.on_bad_shard, incident) for order in orders]
+        self._streams = [
+            SampleStream(self.shards[0], order, per_epoch, o.on_bad_shard, o.labels, incident) for order in orders
+        ]
 
     @staticmethod
     def _open(place: str, tokenizer: str | None, cache: ShardCache | None, fetcher: Fetcher, keep: int) -> Shards:
         store = open_store(place)
-        manifest = read_manifest(store)
+        manifest, fingerprint = read_fingerprinted(store)
         if tokenizer is not None and tokenizer != manifest.tokenizer:
             raise DataError(
                 f"{place} was made by another tokenizer ({manifest.tokenizer[:12]}) than the configured one "
                 f"({tokenizer[:12]}); make the tokens again with `addp tokenize`, or configure their tokenizer"
             )
-        return Shards(store, manifest, cache, fetcher, keep)
+        return Shards(store, manifest, fingerprint, cache, fetcher, keep)
 
     def _check_alike(self) -> None:
         first = self.manifest
@@ -190,12 +196,15 @@ class TokenLoader:
         assert self._mixture
         slots = self._mixture.locate(start, count)
         ids = np.empty((count, self.manifest.tokens), np.uint16)
-        labels, sound = np.empty(count, np.int64), np.ones(count, np.bool_)
+        labels = np.empty(count if self.options.labels else 0, np.int64)
+        sound = np.ones(count, np.bool_)
         for d, stream in enumerate(self._streams):
             at = np.nonzero(slots.dataset == d)[0]
             if len(at):  # a contiguous part of that set's own sequence
                 part = stream.read(int(slots.place[at[0]]), len(at))
-                ids[at], labels[at] = part.ids, part.labels
+                ids[at] = part.ids
+                if self.options.labels:
+                    labels[at] = part.labels
                 sound[at] = True if part.sound is None else part.sound
         return Samples(ids, labels, sound)
 
@@ -218,7 +227,13 @@ class TokenLoader:
     @property
     def fingerprint(self) -> str:
         """Of all data that are read."""
-        return "+".join(shards.manifest.fingerprint for shards in self.shards)
+        return "+".join(shards.fingerprint for shards in self.shards)
+
+    @property
+    def order_options(self) -> dict[str, Any]:
+        """Options that the order depends on; a run that goes on must keep them."""
+        mixture = {"mixture": self._mixture.counts.tolist()} if self._mixture else {}
+        return {"window": self.options.window, "stripes": self.options.stripes, "tail": self.options.tail, **mixture}
 
     def state(self, step: int) -> LoaderState:
         """What to keep in order to go on with `step`, on any number of ranks."""
@@ -226,8 +241,7 @@ class TokenLoader:
         m = self.manifest
         description = {
             "rows": [s.manifest.rows for s in self.shards], "shards": [len(s.manifest.shards) for s in self.shards],
-            "tokenizer": m.tokenizer[:16], "views": m.views.views, "window": self.options.window,
-            "stripes": self.options.stripes, "tail": self.options.tail,
+            "tokenizer": m.tokenizer[:16], "views": m.views.views, **self.order_options,
         }  # fmt: skip
         return LoaderState(self.fingerprint, self.seed, epoch, position, description)
 
@@ -278,6 +292,8 @@ class TokenLoader:
         return Batch(np.concatenate(ids), np.concatenate(found), 0)
 
     def close(self) -> None:
+        """End the threads; what they were fetching is dropped."""
+        self._fetcher.close()
         for stream in self._streams:
             stream.close()
 

@@ -62,10 +62,9 @@ class SampleOrder:
     def _make_window(self, epoch: int, index: int) -> WindowRows:
         shards = self._epoch(epoch)[0][index * self.window : (index + 1) * self.window]
         counts = self._rows[shards]
-        place = np.repeat(np.arange(len(shards)), counts)
-        row = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        shuffled = orders(self.seed, f"row-order{self._name}/{epoch}", index, 1, len(row))[0]
-        return WindowRows(self._numbers[shards], place[shuffled], row[shuffled])
+        shuffled = orders(self.seed, f"row-order{self._name}/{epoch}", index, 1, int(counts.sum()))[0]
+        place = np.repeat(np.arange(len(shards)), counts)[shuffled]
+        return WindowRows(self._numbers[shards], place, shuffled - (np.cumsum(counts) - counts)[place])
 
     def bounds(self, epoch: int) -> NDArray[np.int64]:
         """First position of each of the epoch's windows, and the end."""

@@ -48,6 +48,14 @@ def layout_of(plan: Plan) -> Layout:
     return Layout(plan.recipe.views.views, plan.recipe.tokens)
 
 
+def sound_part_bytes(plan: Plan, shard: int) -> int:
+    """Size of the part of a shard all of whose pictures could be read; any other part is longer. So a listing tells."""
+    rows = plan.rows_of(shard)
+    size = rows * layout_of(plan).stride + len(END)
+    entry = ShardEntry(name=shard_name(shard), rows=rows, bytes=size, sha256="0" * 64, xxh3="0" * 32)
+    return len(Part(plan=plan.identity, shard=entry).model_dump_json())
+
+
 def commit(store: Store, plan: Plan, shard: int, content: bytes, bad: tuple[Quarantined, ...]) -> Part:
     """Store a made shard and its part; what another worker stored before stands.
 

@@ -86,6 +86,9 @@ class PictureLoader:
         rows = self.order.locate(epoch, position + offset, count).row
         return [self._pool.submit(self._view, int(row), epoch) for row in rows]
 
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
     def batch(self, step: int, offset: int, count: int) -> PictureBatch:
         """Samples offset .. offset+count-1 of the global batch of a step; the next step's are started as well."""
         futures = self._ahead.pop((step, offset, count), None) or self._start(step, offset, count)

@@ -117,8 +117,11 @@ class Shards:
     """The shards of one data set, opened on demand; the `keep` last used stay open. A shard's checksum is taken at its
     first use in a process. May be shared by threads."""
 
-    def __init__(self, store: Store, manifest: Manifest, cache: ShardCache | None, fetcher: Fetcher, keep: int) -> None:
-        self.store, self.manifest, self.cache, self.fetcher = store, manifest, cache, fetcher
+    def __init__(
+        self, store: Store, manifest: Manifest, fingerprint: str, cache: ShardCache | None, fetcher: Fetcher, keep: int
+    ) -> None:
+        self.store, self.manifest, self.fingerprint = store, manifest, fingerprint
+        self.cache, self.fetcher = cache, fetcher
         self._checked: set[tuple[str, int, int]] = set()  # (sha256, inode, mtime) of files found sound
         self._keep = keep
         self._recent: OrderedDict[int, ShardReader] = OrderedDict()
@@ -148,10 +151,16 @@ class Shards:
             try:
                 return self._cached(self.cache, entry)
             except OSError as error:
-                self.fetcher.incident(
-                    {"event": "cache not usable, shard kept in memory", "shard": entry.name, "error": str(error)}
-                )
-        return ShardReader(self.fetcher.fetch(self.store, entry), entry.rows, self.manifest.layout)
+                self._cache_failed(entry, error)
+        return self._in_memory(entry, self.fetcher.fetch(self.store, entry))
+
+    def _in_memory(self, entry: ShardEntry, content: bytes) -> ShardReader:
+        return ShardReader(content, entry.rows, self.manifest.layout)
+
+    def _cache_failed(self, entry: ShardEntry, error: OSError) -> None:
+        self.fetcher.incident(
+            {"event": "cache not usable, shard kept in memory", "shard": entry.name, "error": str(error)}
+        )
 
     def _cached(self, cache: ShardCache, entry: ShardEntry) -> ShardReader:
         while True:
@@ -160,7 +169,12 @@ class Shards:
                 with cache.downloading(entry):
                     file = cache.hold(entry)  # another rank may have been faster
                     if file is None:
-                        cache.store(entry, self.fetcher.fetch(self.store, entry))
+                        content = self.fetcher.fetch(self.store, entry)
+                        try:
+                            cache.store(entry, content)
+                        except OSError as error:  # a full disk, say
+                            self._cache_failed(entry, error)
+                            return self._in_memory(entry, content)
                         file = cache.hold(entry)
                         if file is None:
                             continue  # evicted already

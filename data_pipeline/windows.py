@@ -20,12 +20,14 @@ from data_pipeline.shards import LABEL_DIGITS, Layout, ShardReader
 
 OnBadShard = Literal["stop", "quarantine"]
 _OPENERS = 8
+_NONE = np.empty(0, np.int64)
 _POWERS = 10 ** np.arange(LABEL_DIGITS - 1, -1, -1, dtype=np.int64)
 
 
 class Samples(NamedTuple):
-    """ids: uint16 (N, L). labels: int64 (N,). sound: bool (N,), False for rows of quarantined shards and for padding;
-    None where all are."""
+    """ids: uint16 (N, L). labels: int64 (N,), or (0,) where they are not read.
+
+    sound: bool (N,), False for rows of quarantined shards and for padding; None where all are."""
 
     ids: NDArray[np.uint16]
     labels: NDArray[np.int64]
@@ -60,11 +62,13 @@ class Window:
         self._at_view = self._at + (layout.tokens_offset + view * size) * (1 if self.sound is None else self.sound)
         self._at_label = self._at + layout.label_offset
 
-    def read(self, start: int, count: int) -> Samples:
+    def read(self, start: int, count: int, labelled: bool) -> Samples:
         stop = start + count
         ids = self._views[self._at_view[start:stop]].view("<u2").reshape(count, self._layout.tokens)
-        digits = self._labels[self._at_label[start:stop]].view(np.uint8).reshape(count, -1)
-        labels = (digits - np.uint8(ord("0"))).astype(np.int64) @ _POWERS
+        labels = _NONE
+        if labelled:
+            digits = self._labels[self._at_label[start:stop]].view(np.uint8).reshape(count, -1)
+            labels = (digits - np.uint8(ord("0"))).astype(np.int64) @ _POWERS
         return Samples(ids, labels, None if self.sound is None else self.sound[start:stop])
 
 
@@ -75,10 +79,10 @@ class SampleStream:
     """
 
     def __init__(
-        self, shards: Shards, order: SampleOrder, per_epoch: int, on_bad: OnBadShard, incident: Incident
+        self, shards: Shards, order: SampleOrder, per_epoch: int, on_bad: OnBadShard, labelled: bool, incident: Incident
     ) -> None:
         self._shards, self._order, self.per_epoch = shards, order, per_epoch
-        self._on_bad, self._incident = on_bad, incident
+        self._on_bad, self._labelled, self._incident = on_bad, labelled, incident
         self._ahead = ThreadPoolExecutor(1, "window")
         self._openers = ThreadPoolExecutor(_OPENERS, "shards")
         self._windows: dict[tuple[int, int], Future[Window]] = {}
@@ -91,14 +95,14 @@ class SampleStream:
             epoch, position = divmod(place, self.per_epoch)
             if position >= self._order.samples:  # padding
                 taken = min(count, self.per_epoch - position)
-                first = self._window(epoch, 0).read(0, 1)
+                first = self._window(epoch, 0).read(0, 1, self._labelled)
                 parts.append(Samples(first.ids.repeat(taken, 0), first.labels.repeat(taken), np.zeros(taken, np.bool_)))
             else:
                 bounds = self._order.bounds(epoch)
                 index = int(np.searchsorted(bounds, position, side="right")) - 1
                 start = position - int(bounds[index])
                 taken = min(count, int(min(bounds[index + 1], self.per_epoch)) - position)
-                parts.append(self._window(epoch, index).read(start, taken))
+                parts.append(self._window(epoch, index).read(start, taken, self._labelled))
             place, count = place + taken, count - taken
         return parts[0] if len(parts) == 1 else joined(parts)
 

@@ -97,3 +97,13 @@ def held_out_tokens(pictures: Path, tokenizer: VQTokenizer, tmp_path_factory: py
     out = tmp_path_factory.mktemp("tokens") / "val"
     tokenize(pictures, out, tokenizer, ViewRecipe.center(16), split="val")
     return out
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The corruption matrix, as it was tested in this run."""
+    reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
+    rows = [(value, r.outcome) for r in reports for key, value in r.user_properties if key == "corruption"]
+    if rows:
+        terminalreporter.section("corruption matrix")
+        for (fault, place, outcome), result in rows:
+            terminalreporter.line(f"{fault:36s} {place:12s} {outcome}" + ("" if result == "passed" else "  FAILED"))

@@ -101,7 +101,7 @@ def _wait_until_it_stores(port: int) -> None:
 class FaultProxy:
     """A TCP proxy in a thread of its own; set its attributes at any time.
 
-    latency: seconds added to each chunk. cut_after: a response is reset after so many bytes, with cut_probability a
+    latency: seconds added to each request. cut_after: a response is reset after so many bytes, with cut_probability a
     chunk. refuse: connections are reset at once. black_hole: accepted, then silence. busy_probability: of a 503
     in place of an answer.
     """
@@ -173,7 +173,7 @@ class FaultProxy:
                 if chunk.startswith(_METHODS) and self._random.random() < self.busy_probability:
                     self._answer_busy(writer)
                     break
-                await self._wait()
+                await self._wait(self.latency if chunk.startswith(_METHODS) else 0.0)
                 up.write(chunk)
                 await up.drain()
         up.close()
@@ -182,7 +182,7 @@ class FaultProxy:
         passed = 0
         with suppress(OSError):
             while chunk := await reader.read(65536):
-                await self._wait()
+                await self._wait(0.0)
                 passed += len(chunk)
                 self.response_bytes += len(chunk)
                 too_many = 0 if self.cut_after is None else passed - self.cut_after
@@ -196,9 +196,9 @@ class FaultProxy:
                 await writer.drain()
         writer.close()
 
-    async def _wait(self) -> None:
+    async def _wait(self, seconds: float) -> None:
         while self.black_hole:
             self.faults += 1
             await asyncio.sleep(0.1)
-        if self.latency:
-            await asyncio.sleep(self.latency)
+        if seconds:
+            await asyncio.sleep(seconds)

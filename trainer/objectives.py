@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_pipeline.loader import Batch, EpochSchedule, LoaderOptions, TokenLoader
@@ -34,10 +35,14 @@ class Objective(Protocol):
     result: Network  # the part of it that a checkpoint exports
     epochs: EpochSchedule
     data_fingerprint: str
+    order: dict[str, Any]  # options that the order of the samples depends on
     frozen: dict[str, str]  # fingerprints of the frozen networks
 
     def batch(self, step: int, offset: int, count: int) -> Any:
         """Data of the samples offset .. offset+count-1 of the step's global batch."""
+
+    def close(self) -> None:
+        """End what reads ahead."""
 
     def inputs(self, batch: Any, step: int, device: torch.device) -> Inputs:
         """What `network` is called with for that data: masks, and what the frozen networks make of it."""
@@ -65,18 +70,28 @@ class TokenizerObjective:
         self.network: nn.Module = TokenizerTraining(self.result, config.tokenizer_loss, config.seed)
         self.frozen: dict[str, str] = {}
         self.data_fingerprint = ""
+        self.order: dict[str, Any] = {}
 
     def batch(self, step: int, offset: int, count: int) -> PictureBatch:
         return self.loader.batch(step, offset, count)
 
+    def close(self) -> None:
+        self.loader.close()
+
     def inputs(self, batch: PictureBatch, step: int, device: torch.device) -> Inputs:
-        pixels = torch.from_numpy(batch.pixels).to(device)
+        pixels = _on(device, batch.pixels)
         return {"images": pixels.permute(0, 3, 1, 2).float() / 255}
+
+
+def _on(device: torch.device, array: NDArray[Any]) -> Tensor:
+    """On CUDA by way of pinned memory, so that the copy does not wait for the work before it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _weights(batch: Batch, device: torch.device) -> Tensor | None:
     """(B,), 0 for rows of quarantined shards and padding; None where all count."""
-    return None if batch.weights is None else torch.from_numpy(batch.weights).to(device)
+    return None if batch.weights is None else _on(device, batch.weights)
 
 
 class _TokenObjective:
@@ -93,8 +108,8 @@ class _TokenObjective:
             data.tokens or list(data.mixture.items()), global_batch=config.batch.global_batch, seed=config.seed,
             tokenizer=tokenizer_hash, incident=RunFolder(config.run).incident,
             options=LoaderOptions(
-                data.window, data.stripes, data.tail, data.cache, int(data.cache_gib * 2**30), data.on_bad_shard,
-                data.patience,
+                data.window, data.stripes, data.tail, labels=False, cache=data.cache,
+                cache_bytes=int(data.cache_gib * 2**30), on_bad_shard=data.on_bad_shard, patience=data.patience,
             ),
         )  # fmt: skip
         manifest = self.loader.manifest
@@ -106,6 +121,7 @@ class _TokenObjective:
             )
         self.epochs = self.loader.schedule
         self.data_fingerprint = self.loader.fingerprint
+        self.order = self.loader.order_options
 
     def start_output_bias(self, bias: Tensor) -> None:
         """With `output_bias: frequencies`: log frequencies of the K codes, next to nothing for the unused ids."""
@@ -117,6 +133,9 @@ class _TokenObjective:
 
     def batch(self, step: int, offset: int, count: int) -> Batch:
         return self.loader.batch(step, offset, count)
+
+    def close(self) -> None:
+        self.loader.close()
 
 
 class MageObjective(_TokenObjective):
@@ -131,10 +150,10 @@ class MageObjective(_TokenObjective):
         self.frozen = {"tokenizer": self.loader.manifest.tokenizer}
 
     def inputs(self, batch: Batch, step: int, device: torch.device) -> Inputs:
-        ids = torch.from_numpy(batch.ids.astype("int64"))
+        ids = _on(device, batch.ids.astype("int64"))
         masks = mage_masks(self.config.seed, step, batch.start, *ids.shape)
         return {
-            "ids": ids.to(device), "mask": masks.mask.to(device), "kept": masks.kept.to(device),
+            "ids": ids, "mask": masks.mask.to(device), "kept": masks.kept.to(device),
             "smoothing": self.config.label_smoothing, "weights": _weights(batch, device),
         }  # fmt: skip
 
@@ -170,7 +189,7 @@ class ADDPObjective(_TokenObjective):
 
     def inputs(self, batch: Batch, step: int, device: torch.device) -> Inputs:
         self.frozen_networks.to(device)  # moves once
-        ids = torch.from_numpy(batch.ids.astype("int64")).to(device)
+        ids = _on(device, batch.ids.astype("int64"))
         masks = denoising_masks(self.config.seed, step, batch.start, *ids.shape)
         masks = masks._replace(mask_t=masks.mask_t.to(device), mask_next=masks.mask_next.to(device))
         noisy = self.frozen_networks(ids, masks)

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,15 @@ from trainer.schedule import accumulation_steps, learning_rate, total_steps
 
 def train(config: RunConfig, rank: int, world_size: int) -> None:
     """The whole run on this rank."""
-    folder = RunFolder(config.run)
     accumulation = accumulation_steps(config, world_size)
     torch.manual_seed(config.seed)  # every rank starts from the same weights
-    objective = make_objective(config)
+    with closing(make_objective(config)) as objective:
+        run_steps(config, objective, accumulation, rank, world_size)
+
+
+def run_steps(config: RunConfig, objective: Objective, accumulation: int, rank: int, world_size: int) -> None:
+    """From the newest valid checkpoint, or the start, to the end."""
+    folder = RunFolder(config.run)
     total = total_steps(config.schedule, objective.epochs)
     facts = run_facts(config, objective)
     engine = Engine(objective.network, config, accumulation, world_size)
@@ -92,6 +97,7 @@ def run_facts(config: RunConfig, objective: Objective) -> dict[str, Any]:
         "network": objective.result.config.model_dump(mode="json"),
         "geometry": config.geometry.model_dump(mode="json"),
         "data": objective.data_fingerprint,
+        "order": objective.order,
         "frozen": objective.frozen,
         "seed": config.seed,
         "global_batch": config.batch.global_batch,

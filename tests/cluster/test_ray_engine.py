@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import time
@@ -40,11 +41,19 @@ def _cmdline(process: psutil.Process) -> list[str]:
         return []
 
 
+@pytest.mark.parametrize("runs", [1, pytest.param(10, marks=pytest.mark.long)])
 def test_a_killed_worker_and_a_killed_node_lose_nothing(
-    cluster: object, pictures: Path, tokenizer_file: Path, tmp_path: Path
+    cluster: object, pictures: Path, tokenizer_file: Path, tmp_path: Path, runs: int
 ) -> None:
     whole = undisturbed(pictures, str(tmp_path / "whole"), tokenizer_file, ROWS)
-    out = str(tmp_path / "out")
+    for run in range(runs):
+        disturbed(cluster, whole, str(tmp_path / f"out-{run}"), pictures, tokenizer_file, random.Random(run))
+
+
+def disturbed(
+    cluster: object, whole: dict[str, bytes], out: str, pictures: Path, tokenizer_file: Path, chance: random.Random
+) -> None:
+    """One job on a head of one slot and a node of one slot; a worker is killed, then the node."""
     succeed("plan", str(pictures), out, "--tokenizer", str(tokenizer_file), "--views", "2", "--rows", str(ROWS))
     node = cluster.add_node(num_cpus=1)  # type: ignore[attr-defined]
     store = open_store(out)
@@ -62,6 +71,7 @@ def test_a_killed_worker_and_a_killed_node_lose_nothing(
     while not list(store.list("parts/")) and time.monotonic() < deadline:
         time.sleep(0.05)
     visible_shards_are_whole(store, whole)
+    time.sleep(chance.uniform(0, 1))
     assert len(list(store.list("parts/"))) < 120
     cluster.remove_node(node, allow_graceful=False)  # type: ignore[attr-defined]
     text, errors = process.communicate(timeout=200)

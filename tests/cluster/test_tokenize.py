@@ -191,6 +191,7 @@ def test_bad_pictures(pictures: Path, tokenizer_file: Path, tmp_path: Path) -> N
     assert stopped.returncode == 1 and "of 36 pictures cannot be read, more than the limit 1.0%" in stopped.stderr
     made = succeed("run", out, *weights, "--bad-limit", "0.2")
     assert made["missing"] == 0
+    assert succeed("status", out)["quarantined"] == 4
     refused = tokenize("finalize", out)
     assert refused.returncode == 1 and "4 of 36 pictures cannot be read, more than the limit" in refused.stderr
     assert succeed("finalize", out, "--bad-limit", "0.2")["quarantined"] == 4

@@ -1,6 +1,6 @@
 """The corruption matrix: every fault of a shard, a cache or a server, and its outcome. Never a silent loss.
 
-`pytest -s tests/data_pipeline/test_corruption.py` prints it as a table.
+The end of the test run prints it as a table.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tests.s3_server import KEY, SECRET, FaultProxy, environment
 from tests.token_sets import TOKENS, samples_of, write_tokens
 
 ROWS = [30] * 6
+Property = Callable[[str, object], None]
 BAD = 2  # the shard that is harmed
 LAYOUT = Layout(2, TOKENS)
 NAME = f"tokens-{BAD:06d}.tar"
@@ -99,7 +100,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str
 
 
 @pytest.mark.parametrize("fault", HARM)
-def test_a_harmed_shard(place: tuple[str, dict[str, Any]], fault: str) -> None:
+def test_a_harmed_shard(place: tuple[str, dict[str, Any]], fault: str, record_property: Property) -> None:
     url, options = place
     store = open_store(url)
     write_tokens(store, ROWS)
@@ -112,7 +113,7 @@ def test_a_harmed_shard(place: tuple[str, dict[str, Any]], fault: str) -> None:
     assert sorted(counted) == expected and len(lost) == 30  # nothing else is lost, nothing is shifted
     quarantined = [i for i in incidents if i["event"] == "shard quarantined"]
     assert quarantined and quarantined[0]["shard"] == NAME and quarantined[0]["rows"] == 30
-    print(f"\n| {fault} | {place_name(url, options)} | run stops, naming the shard; or 30 rows of weight 0, reported |")
+    record_property("corruption", (fault, place_name(url, options), "stops and names it; or its rows get weight 0"))
 
 
 def place_name(url: str, options: dict[str, Any]) -> str:
@@ -127,7 +128,7 @@ def remote(bucket: str, tmp_path: Path) -> tuple[str, Path, list[int]]:
 
 
 @pytest.mark.parametrize("fault", ["bit flip in tokens", "cut at a row", "zero length"])
-def test_a_harmed_cache_is_mended(remote: tuple[str, Path, list[int]], fault: str) -> None:
+def test_a_harmed_cache_is_mended(remote: tuple[str, Path, list[int]], fault: str, record_property: Property) -> None:
     url, cache, everything = remote
     with reading(url, cache=cache) as (reader, _):
         assert sorted(epoch_of(reader)[0]) == everything
@@ -141,9 +142,12 @@ def test_a_harmed_cache_is_mended(remote: tuple[str, Path, list[int]], fault: st
         counted, lost = epoch_of(reader)
     assert sorted(counted) == everything and not lost
     assert sum(i["event"] == "damaged in the cache, fetched again" for i in incidents) == 6
+    record_property("corruption", (fault, "cache", "fetched again"))
 
 
-def test_the_cache_goes_away_or_cannot_be_written(remote: tuple[str, Path, list[int]], tmp_path: Path) -> None:
+def test_the_cache_goes_away_or_cannot_be_written(
+    remote: tuple[str, Path, list[int]], tmp_path: Path, record_property: Property
+) -> None:
     url, cache, everything = remote
     with reading(url, cache=cache) as (reader, incidents):
         reader.batch(0, 0, 18)
@@ -154,9 +158,10 @@ def test_the_cache_goes_away_or_cannot_be_written(remote: tuple[str, Path, list[
     with reading(url, cache=file / "cache") as (reader, incidents):
         assert sorted(epoch_of(reader)[0]) == everything
     assert any(i["event"] == "cache not usable, shard kept in memory" for i in incidents)
+    record_property("corruption", ("removed, or not writable", "cache", "kept in memory"))
 
 
-def test_a_full_disk(remote: tuple[str, Path, list[int]]) -> None:
+def test_a_full_disk(remote: tuple[str, Path, list[int]], record_property: Property) -> None:
     """The kernel refuses to let files grow, as on a full disk."""
     url, cache, everything = remote
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -170,6 +175,7 @@ def test_a_full_disk(remote: tuple[str, Path, list[int]]) -> None:
     for file in cache.glob("??/*"):  # what was stored once there was room again is whole
         assert file.suffix == ".tar" and hashlib.sha256(file.read_bytes()).hexdigest() == file.stem
     assert any(i["event"] == "cache not usable, shard kept in memory" for i in incidents)
+    record_property("corruption", ("disk full during a download", "cache", "kept in memory"))
 
 
 @pytest.fixture
@@ -181,7 +187,9 @@ def behind(
     return (*remote, proxy)
 
 
-def test_the_server_is_down_for_a_while(behind: tuple[str, Path, list[int], FaultProxy]) -> None:
+def test_the_server_is_down_for_a_while(
+    behind: tuple[str, Path, list[int], FaultProxy], record_property: Property
+) -> None:
     url, cache, everything, proxy = behind
     with reading(url, cache=cache, patience=60.0) as (reader, incidents):
         reader.batch(0, 0, 18)
@@ -193,27 +201,32 @@ def test_the_server_is_down_for_a_while(behind: tuple[str, Path, list[int], Faul
         proxy.refuse = True
         with pytest.raises(Unreachable, match="no answer"):
             epoch_of(reader)
+    record_property("corruption", ("down for a while", "server", "waits and goes on; named error in the end"))
 
 
-def test_a_straggling_request_is_asked_again(behind: tuple[str, Path, list[int], FaultProxy]) -> None:
+def test_a_straggling_request_is_asked_again(
+    behind: tuple[str, Path, list[int], FaultProxy], record_property: Property
+) -> None:
     url, cache, everything, proxy = behind
     with reading(url, cache=cache, patience=60.0, hedge_after=0.2) as (reader, incidents):
         proxy.black_hole = True
         threading.Timer(0.7, proxy.heal).start()
         assert sorted(epoch_of(reader)[0]) == everything
     assert any(i["event"] == "slow request, asked again" for i in incidents)
+    record_property("corruption", ("a request hangs", "server", "asked again"))
 
 
-def test_bodies_that_break_off(behind: tuple[str, Path, list[int], FaultProxy]) -> None:
+def test_bodies_that_break_off(behind: tuple[str, Path, list[int], FaultProxy], record_property: Property) -> None:
     url, cache, everything, proxy = behind
     with reading(url, cache=cache, patience=60.0) as (reader, _):
         proxy.cut_after, proxy.cut_probability = 20_000, 0.7
         assert sorted(epoch_of(reader)[0]) == everything
     assert proxy.faults > 0
+    record_property("corruption", ("bodies break off", "server", "read on from there"))
 
 
 def test_credentials_that_expire_and_are_renewed(
-    remote: tuple[str, Path, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remote: tuple[str, Path, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Property
 ) -> None:
     url, cache, everything = remote
     file = tmp_path / "credentials"
@@ -234,6 +247,7 @@ def test_credentials_that_expire_and_are_renewed(
         reader.shards[0].store = expired(url, credentials)
         with pytest.raises(AccessDenied):
             epoch_of(reader)
+    record_property("corruption", ("credentials expire", "server", "looked up anew; named error in the end"))
 
 
 def expired(url: str, credentials: Callable[[str], None]) -> Store:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.dataset import MANIFEST, read_manifest
-from data_pipeline.parts import commit, finalize, part_name, read_part, shard_name, survey, unclaimed
+from data_pipeline.parts import commit, finalize, part_name, read_part, shard_name, sound_part_bytes, survey, unclaimed
 from data_pipeline.plan import Plan
 from data_pipeline.storage import LocalStore, open_store
 from data_pipeline.verify import verify
@@ -33,6 +33,7 @@ def test_a_survey_is_one_listing(made: tuple[LocalStore, Plan]) -> None:
     store, planned = made
     found = survey(store, planned)
     assert sorted(found.done) == [0, 1, 2, 3] and not found.missing(planned) and not found.finalized
+    assert {entry.size for k, entry in found.done.items()} == {sound_part_bytes(planned, k) for k in range(4)}
     (store.root / shard_name(2)).unlink()
     (store.root / part_name(3)).unlink()
     assert survey(store, planned).missing(planned) == [2, 3]

@@ -1,0 +1,208 @@
+"""Samples/s of this loader beside webdataset, MosaicML streaming and litdata, in one process, warm, shuffled.
+
+    pip install 'addp[peers]' && python -m benchmarks.streaming [--plot docs/streaming.png]
+
+The same 20,000 samples (256 uint16 tokens and a label), written in each system's own format by its own writer, are read
+in interleaved repeats; every system ends at the same NumPy batch (B, 256). Medians; per second of wall and of CPU time.
+A peer that is not installed is left out, and that is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.loader import LoaderOptions, TokenLoader
+from data_pipeline.storage import LocalStore
+from tests.token_sets import write_tokens
+
+SHARDS, ROWS, TOKENS = 20, 1000, 256
+SAMPLES = SHARDS * ROWS
+EPOCHS = 20  # of ours a repeat, which would be over in milliseconds; one of each peer
+Batches = Iterator[tuple[np.ndarray, np.ndarray | None]]
+Reader = Callable[[Path, int, bool], Batches]
+
+
+def payload(n: int) -> np.ndarray:
+    return ((np.arange(TOKENS) * 7 + n) % 1024).astype(np.uint16)
+
+
+def write_addp(folder: Path) -> None:
+    write_tokens(LocalStore(folder), [ROWS] * SHARDS, views=1, length=TOKENS)
+
+
+def read_addp(folder: Path, batch: int, labels: bool) -> Batches:
+    loader = TokenLoader(folder, global_batch=batch, seed=0, options=LoaderOptions(labels=labels))
+    for step in range(EPOCHS * loader.schedule.steps_per_epoch):
+        found = loader.batch(step, 0, batch)
+        yield found.ids, found.labels if labels else None
+    loader.close()
+
+
+def write_webdataset(folder: Path) -> None:
+    import webdataset
+
+    with webdataset.ShardWriter(str(folder / "s-%06d.tar"), maxcount=ROWS, verbose=0) as writer:
+        for n in range(SAMPLES):
+            writer.write({"__key__": f"{n:09d}", "tokens.npy": payload(n), "cls": n})
+
+
+def read_webdataset(folder: Path, batch: int, labels: bool) -> Batches:
+    import webdataset
+
+    urls = sorted(str(p) for p in folder.glob("*.tar"))
+    names = ("tokens.npy", "cls") if labels else ("tokens.npy",)
+    data = webdataset.WebDataset(urls, shardshuffle=len(urls)).shuffle(1000).decode().to_tuple(*names)
+    yield from _collated(iter(data), batch, labels)
+
+
+def write_mosaicml(folder: Path) -> None:
+    from streaming import MDSWriter
+
+    columns = {"tokens": f"ndarray:uint16:{TOKENS}", "label": "int"}
+    with MDSWriter(out=str(folder), columns=columns, size_limit=ROWS * (2 * TOKENS + 40)) as writer:
+        for n in range(SAMPLES):
+            writer.write({"tokens": payload(n), "label": n})
+
+
+def read_mosaicml(folder: Path, batch: int, labels: bool) -> Batches:
+    from streaming import StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+
+    clean_stale_shared_memory()
+    data = StreamingDataset(local=str(folder), shuffle=True, batch_size=batch)
+    yield from _collated(((s["tokens"], s["label"]) for s in data), batch, labels)
+
+
+def _litdata_sample(n: int) -> dict[str, Any]:
+    return {"tokens": payload(n), "label": n}
+
+
+def write_litdata(folder: Path) -> None:
+    import litdata
+
+    litdata.optimize(_litdata_sample, list(range(SAMPLES)), str(folder), chunk_size=ROWS, num_workers=1, verbose=False)
+
+
+def read_litdata(folder: Path, batch: int, labels: bool) -> Batches:
+    import litdata
+
+    data = litdata.StreamingDataset(str(folder), shuffle=True)
+    yield from _collated(((s["tokens"], s["label"]) for s in data), batch, labels)
+
+
+def _collated(samples: Iterator[Any], batch: int, labels: bool) -> Batches:
+    ids, found = [], []
+    for sample in samples:
+        ids.append(sample[0])
+        found.append(sample[1] if labels else 0)
+        if len(ids) == batch:
+            yield np.stack(ids), np.array(found) if labels else None
+            ids, found = [], []
+
+
+SYSTEMS: dict[str, tuple[str, Callable[[Path], None], Reader]] = {
+    "addp": ("addp", write_addp, read_addp),
+    "litdata": ("litdata", write_litdata, read_litdata),
+    "MosaicML streaming": ("mosaicml-streaming", write_mosaicml, read_mosaicml),
+    "webdataset": ("webdataset", write_webdataset, read_webdataset),
+}
+
+
+def measure(reader: Reader, folder: Path, batch: int, labels: bool) -> tuple[float, float]:
+    """(samples per second of wall time, of CPU time), the first batch left out."""
+    batches = reader(folder, batch, labels)
+    next(batches)
+    samples, started, used = 0, time.perf_counter(), time.process_time()
+    for ids, _ in batches:
+        samples += len(ids)
+        assert ids.shape == (batch, TOKENS)
+    return samples / (time.perf_counter() - started), samples / (time.process_time() - used)
+
+
+def draw(rows: list[dict[str, Any]], target: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.4), layout="constrained", sharey=True)
+    for axis, batch in zip(axes, (64, 1024), strict=True):
+        shown = [r for r in rows if r["batch"] == batch]
+        names = list(dict.fromkeys(r["system"] for r in shown))[::-1]
+        for shift, labels in ((0.2, False), (-0.2, True)):
+            values = [
+                next(r["per_cpu_second"] for r in shown if r["system"] == n and r["labels"] == labels) for n in names
+            ]
+            bars = axis.barh(
+                np.arange(len(names)) + shift, values, 0.38, color="#2a6fbb" if labels else "#9ec1e6",
+                label="tokens and label" if labels else "tokens",
+            )  # fmt: skip
+            axis.bar_label(bars, [f"{v:,.0f}" for v in values], fontsize=8, padding=3)
+        axis.set(xscale="log", yticks=np.arange(len(names)), yticklabels=names, title=f"batch {batch}",
+                 xlabel="samples per CPU-second, one process", xlim=(1e3, 3e7))  # fmt: skip
+    axes[0].legend(loc="lower right", fontsize=8)
+    figure.savefig(target, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    versions = {"python": platform.python_version(), "numpy": np.__version__, "cores": len(os.sched_getaffinity(0))}
+    present = {}
+    for name, (package, write, read) in SYSTEMS.items():
+        try:
+            versions[name] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "in this tree" if name == "addp" else "not installed: left out"
+        if "not" not in str(versions[name]):
+            present[name] = (write, read)
+    print(json.dumps(versions), flush=True)
+    with tempfile.TemporaryDirectory() as root:
+        folders = {}
+        for name, (write, _) in present.items():
+            folders[name] = Path(root) / name.replace(" ", "-")
+            folders[name].mkdir()
+            write(folders[name])
+        rows: list[dict[str, Any]] = []
+        for batch in (64, 1024):
+            for labels in (False, True):
+                found: dict[str, list[tuple[float, float]]] = {name: [] for name in present}
+                for repeat in range(-1, options.repeats):  # the first one warms up
+                    for name, (_, read) in present.items():
+                        result = measure(read, folders[name], batch, labels)
+                        if repeat >= 0:
+                            found[name].append(result)
+                for name, results in found.items():
+                    wall, cpu = (statistics.median(r[i] for r in results) for i in (0, 1))
+                    size = sum(p.stat().st_size for p in folders[name].rglob("*") if p.is_file())
+                    rows.append({"system": name, "batch": batch, "labels": labels, "per_second": round(wall),
+                                 "per_cpu_second": round(cpu), "bytes_a_sample": round(size / SAMPLES)})  # fmt: skip
+                    print(json.dumps(rows[-1]), flush=True)
+                ours = next(r for r in rows[-len(present) :] if r["system"] == "addp")
+                others = [r["per_cpu_second"] for r in rows[-len(present) :] if r["system"] != "addp"]
+                if others:
+                    ratio = ours["per_cpu_second"] / max(others)
+                    print(json.dumps({"batch": batch, "labels": labels, "times_the_fastest_peer": round(ratio, 1)}))
+        if options.plot:
+            draw(rows, options.plot)
+            print(options.plot)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

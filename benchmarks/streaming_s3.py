@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.loader import LoaderOptions, TokenLoader, rank_slice
+from data_pipeline.epochs import rank_slice
+from data_pipeline.loader import LoaderOptions, TokenLoader
 from data_pipeline.storage import open_store
 from tests.s3_server import FaultProxy, client, environment, s3_server
 from tests.token_sets import write_tokens

@@ -9,12 +9,13 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.dataset import Manifest, read_fingerprinted
+from data_pipeline.epochs import Tail, epoch_schedule
 from data_pipeline.fetch import Fetcher, Incident
 from data_pipeline.mixture import Mixture
 from data_pipeline.order import SampleOrder, stripes_of
@@ -22,8 +23,6 @@ from data_pipeline.shard_cache import ShardCache, Shards
 from data_pipeline.storage import open_store
 from data_pipeline.windows import OnBadShard, Samples, SampleStream, joined
 from model.errors import ConfigError, DataError
-
-Tail = Literal["drop", "pad"]
 
 
 class Batch(NamedTuple):
@@ -47,33 +46,6 @@ class Place(NamedTuple):
     shard: str
     row: int
     view: int
-
-
-class EpochSchedule(NamedTuple):
-    """How steps map onto epochs. An epoch's tail that fills no global batch is dropped, or padded."""
-
-    samples: int
-    global_batch: int
-    tail: Tail = "drop"
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-self.samples // self.global_batch) if self.tail == "pad" else self.samples // self.global_batch
-
-    def locate(self, step: int) -> tuple[int, int]:
-        """(epoch, position) of a step's first sample."""
-        epoch, step = divmod(step, self.steps_per_epoch)
-        return epoch, step * self.global_batch
-
-
-def epoch_schedule(samples: int, global_batch: int, tail: Tail = "drop") -> EpochSchedule:
-    """Raises ConfigError where not even one batch fits into an epoch."""
-    if global_batch > samples and tail == "drop":
-        raise ConfigError(
-            f"global_batch = {global_batch} is larger than the data set ({samples} samples); "
-            f"use at most {samples}, or more pictures"
-        )
-    return EpochSchedule(samples, global_batch, tail)
 
 
 class LoaderState(NamedTuple):
@@ -300,9 +272,3 @@ class TokenLoader:
 
 def _rows(manifest: Manifest) -> NDArray[np.int64]:
     return np.array([shard.rows for shard in manifest.shards], np.int64)
-
-
-def rank_slice(global_batch: int, rank: int, ranks: int) -> tuple[int, int]:
-    """(offset, count) of a rank's part of the global batch; parts differ by at most one sample."""
-    first, last = rank * global_batch // ranks, (rank + 1) * global_batch // ranks
-    return first, last - first

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_pipeline.loader import EpochSchedule, epoch_schedule
+from data_pipeline.epochs import EpochSchedule, epoch_schedule
 from data_pipeline.order import SampleOrder
 from data_pipeline.pictures import BadPicture, Picture, PictureSource, read_picture
 from data_pipeline.views import ViewRecipe, make_view

@@ -65,13 +65,15 @@ class ShardCache:
 
     def store(self, entry: ShardEntry, content: bytes) -> None:
         """Put a checked shard under its name, making room first. OSError."""
-        self._make_room(len(content))
         path = self.path(entry)
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{entry.sha256}.{uuid.uuid4().hex}.part")
         try:
-            with part.open("wb") as file:
+            with self._locked("eviction"):
+                self._make_room(len(content))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = part.open("wb")
                 fcntl.flock(file, fcntl.LOCK_EX)  # while we live, this is not a leftover
+            with file:
                 file.write(content)
                 file.flush()
                 part.replace(path)
@@ -83,23 +85,23 @@ class ShardCache:
         self.path(entry).unlink(missing_ok=True)
 
     def _make_room(self, incoming: int) -> None:
-        with self._locked("eviction"):
-            found: list[tuple[float, int, Path]] = []
-            for path in self.folder.glob("??/*"):
-                with suppress(FileNotFoundError):
-                    if path.suffix == ".part":
-                        self._remove_unless_locked(path)
-                    else:
-                        status = path.stat()
-                        found.append((status.st_mtime, status.st_size, path))
-            used = incoming + sum(size for _, size, _ in found)
-            for _, size, path in sorted(found):
-                if used <= self.limit:
-                    return
-                if self._remove_unless_locked(path):
-                    used -= size
-            if used > self.limit:
-                self.incident({"event": "cache over its limit", "bytes": used, "limit": self.limit})
+        """Under the lock "eviction": a new part is locked under it too, so it is never taken for a leftover."""
+        found: list[tuple[float, int, Path]] = []
+        for path in self.folder.glob("??/*"):
+            with suppress(FileNotFoundError):
+                if path.suffix == ".part":
+                    self._remove_unless_locked(path)
+                else:
+                    status = path.stat()
+                    found.append((status.st_mtime, status.st_size, path))
+        used = incoming + sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if used <= self.limit:
+                return
+            if self._remove_unless_locked(path):
+                used -= size
+        if used > self.limit:
+            self.incident({"event": "cache over its limit", "bytes": used, "limit": self.limit})
 
     @staticmethod
     def _remove_unless_locked(path: Path) -> bool:

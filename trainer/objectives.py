@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data_pipeline.loader import Batch, EpochSchedule, LoaderOptions, TokenLoader
+from data_pipeline.epochs import EpochSchedule
+from data_pipeline.loader import Batch, LoaderOptions, TokenLoader
 from data_pipeline.picture_loader import PictureBatch, PictureLoader
 from data_pipeline.sources import class_folders
 from model.addp import ADDP

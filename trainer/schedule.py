@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from data_pipeline.loader import EpochSchedule
+from data_pipeline.epochs import EpochSchedule
 from model.errors import ConfigError
 from trainer.config import RunConfig, ScheduleSection
 

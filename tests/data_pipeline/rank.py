@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
-from data_pipeline.loader import LoaderOptions, TokenLoader, rank_slice
+from data_pipeline.epochs import rank_slice
+from data_pipeline.loader import LoaderOptions, TokenLoader
 
 BATCH = 40
 
@@ -23,6 +25,7 @@ def main() -> None:
             positions = list(range(offset, offset + count))
             file.write(json.dumps({"step": step, "positions": positions, "labels": batch.labels.tolist()}) + "\n")
             file.flush()
+            time.sleep(0.005)  # what the network would take
     reader.close()
 
 

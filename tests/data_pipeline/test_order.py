@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.loader import EpochSchedule
+from data_pipeline.epochs import EpochSchedule
 from data_pipeline.order import SampleOrder
 
 shards = st.lists(st.integers(1, 40), min_size=1, max_size=30)

@@ -45,10 +45,12 @@ def test_rows_come_back(
     reader = ShardReader(path.open("rb"), count, layout)
     rows, view = np.arange(count)[::-1], np.arange(count) % views
     np.testing.assert_array_equal(
-        reader.tokens(rows, view), [content[r].tokens[v] for r, v in zip(rows, view, strict=True)]
+        reader.records["tokens"][rows, view], [content[r].tokens[v] for r, v in zip(rows, view, strict=True)]
     )
-    assert reader.labels(rows).tolist() == [content[r].label for r in rows]
-    assert reader.picture_indices(rows).tolist() == [content[r].picture for r in rows]
+    assert [int(label) for label in reader.records["label"][rows]] == [content[r].label for r in rows]
+    assert [int(index) for index in reader.records["index"][rows]] == [content[r].picture for r in rows]
+    in_memory = ShardReader(path.read_bytes(), count, layout)
+    assert np.array_equal(in_memory.records, reader.records)
 
 
 def test_plain_webdataset_reads_the_same(tokens: Path) -> None:
@@ -60,8 +62,8 @@ def test_plain_webdataset_reads_the_same(tokens: Path) -> None:
         for i, row in enumerate(rows):
             np.testing.assert_array_equal(row["tokens.npy"], reader.records["tokens"][i])
             assert row["tokens.npy"].dtype == np.uint16
-            assert row["cls"] == reader.labels(np.array([i]))[0]
-            assert int(row["__key__"]) == reader.picture_indices(np.array([i]))[0]
+            assert row["cls"] == int(reader.records["label"][i])
+            assert int(row["__key__"]) == int(reader.records["index"][i])
 
 
 def test_gnu_tar_and_numpy_read_it(tmp_path: Path) -> None:

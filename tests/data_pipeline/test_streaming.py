@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.loader import LoaderOptions, LoaderState, TokenLoader, rank_slice
+from data_pipeline.epochs import rank_slice
+from data_pipeline.loader import LoaderOptions, LoaderState, TokenLoader
 from data_pipeline.mixture import BLOCK, Mixture
 from data_pipeline.order import SampleOrder
 from data_pipeline.storage import LocalStore

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from data_pipeline.loader import EpochSchedule
+from data_pipeline.epochs import EpochSchedule
 from model.errors import ConfigError
 from trainer.config import RunConfig, ScheduleSection
 from trainer.schedule import accumulation_steps, learning_rate, parameter_groups, total_steps

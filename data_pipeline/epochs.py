@@ -1,0 +1,42 @@
+"""How a run's steps map onto epochs, and a global batch onto ranks."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from model.errors import ConfigError
+
+Tail = Literal["drop", "pad"]
+
+
+class EpochSchedule(NamedTuple):
+    """How steps map onto epochs. An epoch's tail that fills no global batch is dropped, or padded."""
+
+    samples: int
+    global_batch: int
+    tail: Tail = "drop"
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.samples // self.global_batch) if self.tail == "pad" else self.samples // self.global_batch
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """(epoch, position) of a step's first sample."""
+        epoch, step = divmod(step, self.steps_per_epoch)
+        return epoch, step * self.global_batch
+
+
+def epoch_schedule(samples: int, global_batch: int, tail: Tail = "drop") -> EpochSchedule:
+    """Raises ConfigError where not even one batch fits into an epoch."""
+    if global_batch > samples and tail == "drop":
+        raise ConfigError(
+            f"global_batch = {global_batch} is larger than the data set ({samples} samples); "
+            f"use at most {samples}, or more pictures"
+        )
+    return EpochSchedule(samples, global_batch, tail)
+
+
+def rank_slice(global_batch: int, rank: int, ranks: int) -> tuple[int, int]:
+    """(offset, count) of a rank's part of the global batch; parts differ by at most one sample."""
+    first, last = rank * global_batch // ranks, (rank + 1) * global_batch // ranks
+    return first, last - first

@@ -171,7 +171,7 @@ class LocalStore:
                 return False
             finally:
                 scratch.unlink(missing_ok=True)
-            _sync_folder(target.parent)
+            sync(target.parent)
         except FileNotFoundError:
             if target.exists():  # a finished job swept our temporary file away: the name was taken before
                 return False
@@ -199,7 +199,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     _write_synced(partial, content)
     partial.replace(path)
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
 def _write_synced(path: Path, content: bytes | Path) -> None:
@@ -219,9 +219,9 @@ def _write_synced(path: Path, content: bytes | Path) -> None:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a new name survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's new names, survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from data_pipeline.storage import sync
 from model.errors import ADDPError, ConfigError
 from model.weights import Network, save_network
 from trainer.engine import Engine
@@ -34,14 +34,6 @@ class NoValidCheckpoint(ADDPError):
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _rank_state(device: torch.device) -> dict[str, torch.Tensor]:
@@ -69,7 +61,7 @@ def save(folder: RunFolder, engine: Engine, network: Network, step: int, facts: 
     if rank == 0:
         files = {}
         for path in sorted(p for p in staging.rglob("*") if p.is_file()):
-            _sync(path)
+            sync(path)
             files[path.relative_to(staging).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         write_json(
             staging / MANIFEST,
@@ -77,7 +69,7 @@ def save(folder: RunFolder, engine: Engine, network: Network, step: int, facts: 
         )
         shutil.rmtree(target, ignore_errors=True)  # an older, damaged one that this run went round
         staging.rename(target)
-        _sync(folder.checkpoints)
+        sync(folder.checkpoints)
         for old in candidates(folder)[keep:]:
             (old / MANIFEST).unlink(missing_ok=True)  # first: what is half removed is no checkpoint
             shutil.rmtree(old)

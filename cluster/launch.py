@@ -44,15 +44,21 @@ def run_group(command: Sequence[str]) -> int:
     environment = os.environ.copy()
     if shutil.which("nvidia-smi") is None:
         environment.setdefault("DS_ACCELERATOR", "cpu")
-    process = subprocess.Popen(list(command), start_new_session=True, env=environment)
+    group: list[int] = []
     stopped_at: list[float] = []
 
     def forward(number: int, _: object) -> None:
         stopped_at.append(time.monotonic())
-        _signal_group(process.pid, number)
+        for pid in group:
+            _signal_group(pid, number)
 
+    # Before the start: a signal in between would otherwise end us and leave the group behind.
     previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        process = subprocess.Popen(list(command), start_new_session=True, env=environment)
+        group.append(process.pid)
+        if stopped_at:
+            _signal_group(process.pid, signal.SIGTERM)
         while True:
             try:
                 return process.wait(timeout=0.5)
@@ -62,7 +68,8 @@ def run_group(command: Sequence[str]) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        _end_group(process.pid)
+        for pid in group:
+            _end_group(pid)
 
 
 def _signal_group(group: int, number: int) -> bool:

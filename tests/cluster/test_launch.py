@@ -35,7 +35,10 @@ def test_orphans_are_ended(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_signal_reaches_the_whole_group(number: int, tmp_path: Path) -> None:
     sleeping = CHILD + "; time.sleep(60)"
     code = f"from cluster.launch import run_group; import sys; run_group([sys.executable, '-c', {sleeping!r}])"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
+    )  # fmt: skip
     assert process.stdout is not None
     child = int(process.stdout.readline())
     started = time.monotonic()

@@ -90,12 +90,10 @@ def preview(
     import torch
 
     from data_pipeline.picture_grid import picture_grid
-    from model.vq import VQTokenizer
-    from model.weights import fingerprint, load_network
+    from model.weights import fingerprint, load_tokenizer
 
     loader = _loader(tokens, global_batch, seed, window, stripes, cache)
-    network = load_network(tokenizer, "tokenizer").eval()
-    assert isinstance(network, VQTokenizer)
+    network = load_tokenizer(tokenizer)
     if fingerprint(network) != loader.manifest.tokenizer:
         raise ConfigError(f"{tokenizer} is not the tokenizer that {tokens} was made with")
     ids = torch.from_numpy(loader.batch(step, 0, min(count, global_batch)).ids.astype("int64"))

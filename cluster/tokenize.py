@@ -28,7 +28,7 @@ _console = Console(stderr=True)
 Out = Annotated[str, typer.Argument(help="the data set: a folder or s3://bucket/prefix", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object, for scripts")]
 BadLimit = Annotated[float, typer.Option(help="share of unreadable pictures above which the job stops", min=0, max=1)]
-Tokenizer = Annotated[Path, typer.Option(help="tokenizer weights (.safetensors)", show_default=False)]
+Tokenizer = Annotated[Path, typer.Option(help="tokenizer weights: ours, or the official .ckpt", show_default=False)]
 
 
 def _bar(unit: str) -> Progress:
@@ -71,11 +71,9 @@ def plan(
     from data_pipeline.sources import open_source
     from data_pipeline.tokenize import plan_recipe
     from data_pipeline.views import ViewRecipe
-    from model.vq import VQTokenizer
-    from model.weights import load_network
+    from model.weights import load_tokenizer
 
-    network = load_network(tokenizer, "tokenizer")
-    assert isinstance(network, VQTokenizer)
+    network = load_tokenizer(tokenizer)
     size = network.config.image_size
     crops = ViewRecipe.center(size) if center else ViewRecipe(size=size, views=views, scale=(min_scale, 1.0), seed=seed)
     recipe = plan_recipe(network, crops, precision=precision, rows=rows, seed=seed)
@@ -253,13 +251,11 @@ def inspect(
     from data_pipeline.dataset import read_manifest
     from data_pipeline.inspection import draw
     from data_pipeline.inspection import inspect as look
-    from model.vq import VQTokenizer
-    from model.weights import fingerprint, load_network
+    from model.weights import fingerprint, load_tokenizer
 
     store = open_store(out)
     manifest = read_manifest(store)
-    network = load_network(tokenizer, "tokenizer").eval() if tokenizer else None
-    assert network is None or isinstance(network, VQTokenizer)
+    network = load_tokenizer(tokenizer) if tokenizer else None
     if network is not None and fingerprint(network) != manifest.tokenizer:
         raise ConfigError(f"{tokenizer} is not the tokenizer that {out} was made with")
     with _console.status("reading shards"):

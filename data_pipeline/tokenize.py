@@ -29,7 +29,7 @@ from data_pipeline.storage import Store, open_store
 from data_pipeline.views import ViewRecipe, make_view
 from model.errors import DataError
 from model.vq import VQTokenizer
-from model.weights import fingerprint, load_network
+from model.weights import fingerprint, load_tokenizer
 
 OnBad = Literal["quarantine", "fail"]
 
@@ -51,8 +51,7 @@ class JobSettings(NamedTuple):
         """Read the plan, load the tokenizer, reach both stores. Raises ADDPError where one of them does not fit."""
         out = open_store(self.out)
         plan = read_plan(out)
-        network = load_network(self.tokenizer, "tokenizer")
-        assert isinstance(network, VQTokenizer)
+        network = load_tokenizer(self.tokenizer)
         check_tokenizer(network, plan)
         device = self.device
         if device == "auto":

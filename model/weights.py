@@ -162,6 +162,14 @@ def load_network(
     return network
 
 
+def load_tokenizer(path: Path | str) -> VQTokenizer:
+    """From our own file, or the official one (`vqgan_jax_strongaug.ckpt`), whose sizes are the published ones; in eval
+    mode. Raises WeightsError for anything else."""
+    network = load_network(path, "tokenizer", config=TokenizerConfig())
+    assert isinstance(network, VQTokenizer)
+    return network.eval()
+
+
 def build(kind: str, config: TokenizerConfig | TransformerConfig, geometry: Geometry | None = None) -> Network:
     """A network with fresh weights."""
     if kind == "tokenizer":

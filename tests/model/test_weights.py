@@ -16,7 +16,7 @@ from model.config import Geometry, TokenizerConfig, TransformerConfig
 from model.errors import WeightsError
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
-from model.weights import fingerprint, load_network, load_official, save_network
+from model.weights import fingerprint, load_network, load_official, load_tokenizer, save_network
 from tests.conftest import FIXTURES
 
 STATE = {
@@ -51,6 +51,19 @@ def test_vqgan_checkpoint(tmp_path: Path, wrapper: str | None) -> None:
     report = load_official(network, tmp_path / "vqgan_jax_strongaug.ckpt")
     assert len(report.loaded) == len(network.state_dict()) and report.unused == []
     assert torch.equal(network.codebook, state["quantize.embedding.weight"])
+
+
+def test_a_tokenizer_of_either_kind(tmp_path: Path) -> None:
+    """The official file has the published sizes; ours says its own."""
+    torch.save({"state_dict": VQTokenizer(TokenizerConfig()).state_dict()}, tmp_path / "vqgan_jax_strongaug.ckpt")
+    assert load_tokenizer(tmp_path / "vqgan_jax_strongaug.ckpt").config == TokenizerConfig()
+    small = vqgan()
+    save_network(small, tmp_path / "small.safetensors")
+    loaded = load_tokenizer(tmp_path / "small.safetensors")
+    assert loaded.config == small.config and not loaded.training
+    torch.save(small.state_dict(), tmp_path / "other.ckpt")
+    with pytest.raises(WeightsError, match="does not fit the tokenizer"):
+        load_tokenizer(tmp_path / "other.ckpt")
 
 
 def test_mage_checkpoint(tmp_path: Path) -> None:

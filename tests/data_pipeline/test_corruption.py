@@ -187,14 +187,15 @@ def behind(
     return (*remote, proxy)
 
 
+@pytest.mark.parametrize("seconds", [3.0, pytest.param(60.0, marks=pytest.mark.long)])
 def test_the_server_is_down_for_a_while(
-    behind: tuple[str, Path, list[int], FaultProxy], record_property: Property
+    behind: tuple[str, Path, list[int], FaultProxy], seconds: float, record_property: Property
 ) -> None:
     url, cache, everything, proxy = behind
-    with reading(url, cache=cache, patience=60.0) as (reader, incidents):
+    with reading(url, cache=cache, patience=300.0) as (reader, incidents):
         reader.batch(0, 0, 18)
         proxy.refuse = True
-        threading.Timer(3.0, proxy.heal).start()
+        threading.Timer(seconds, proxy.heal).start()
         assert sorted(epoch_of(reader)[0]) == everything
     assert any(i["event"] == "storage fault" for i in incidents)
     with reading(url, cache=cache / "other", patience=1.0) as (reader, _):

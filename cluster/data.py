@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import cache as cache_results
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 
 from data_pipeline.loader import LoaderOptions, TokenLoader
+from data_pipeline.pictures import Picture
 from data_pipeline.plan import read_plan, shard_pictures
 from data_pipeline.storage import ObjectMissing, open_store
 from model.errors import ConfigError
@@ -89,13 +91,11 @@ def preview(
     """Decode the first samples of a step back to pictures: what the network saw there."""
     import torch
 
+    from data_pipeline.inspection import tokenizer_of
     from data_pipeline.picture_grid import picture_grid
-    from model.weights import fingerprint, load_tokenizer
 
     loader = _loader(tokens, global_batch, seed, window, stripes, cache)
-    network = load_tokenizer(tokenizer)
-    if fingerprint(network) != loader.manifest.tokenizer:
-        raise ConfigError(f"{tokenizer} is not the tokenizer that {tokens} was made with")
+    network = tokenizer_of(loader.manifest, tokenizer)
     ids = torch.from_numpy(loader.batch(step, 0, min(count, global_batch)).ids.astype("int64"))
     loader.close()
     with torch.no_grad():
@@ -127,6 +127,13 @@ def order(
         plan = read_plan(store)
     except ObjectMissing:
         plan = None
+    numbers = {shard.name: number for number, shard in enumerate(loader.manifest.shards)}
+
+    @cache_results
+    def listed(shard: int) -> dict[int, Picture]:
+        assert plan is not None
+        return dict(shard_pictures(store, plan, shard))
+
     found: list[dict[str, Any]] = []
     labels = loader.batch(step, offset, count).labels
     for i in range(count):
@@ -140,10 +147,8 @@ def order(
             "view": place.view, "label": label, "class": loader.manifest.classes[label],
         }  # fmt: skip
         if plan is not None:
-            number = [s.name for s in loader.manifest.shards].index(place.shard)
-            picture = int(loader.shards[0].open(number).records["index"][place.row])
-            planned = dict(shard_pictures(store, plan, picture // plan.recipe.rows))
-            entry |= {"picture": planned[picture].id, "source": plan.source}
+            picture = int(loader.shards[0].open(numbers[place.shard]).records["index"][place.row])
+            entry |= {"picture": listed(picture // plan.recipe.rows)[picture].id, "source": plan.source}
         found.append(entry)
     loader.close()
     if as_json:

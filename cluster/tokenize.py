@@ -249,15 +249,12 @@ def inspect(
 ) -> None:
     """Counts, class and code-usage histograms, and a few rows decoded back to pictures, as PNG."""
     from data_pipeline.dataset import read_manifest
-    from data_pipeline.inspection import draw
+    from data_pipeline.inspection import draw, tokenizer_of
     from data_pipeline.inspection import inspect as look
-    from model.weights import fingerprint, load_tokenizer
 
     store = open_store(out)
     manifest = read_manifest(store)
-    network = load_tokenizer(tokenizer) if tokenizer else None
-    if network is not None and fingerprint(network) != manifest.tokenizer:
-        raise ConfigError(f"{tokenizer} is not the tokenizer that {out} was made with")
+    network = tokenizer_of(manifest, tokenizer) if tokenizer else None
     with _console.status("reading shards"):
         found = look(store, manifest, shards, rows)
         page.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,16 @@ from typing import Any
 import xxhash
 
 from data_pipeline.dataset import ShardEntry
-from data_pipeline.storage import AccessDenied, StorageError, Store, Throttled, Truncated, Unreachable, open_store
+from data_pipeline.storage import (
+    AccessDenied,
+    StorageError,
+    Store,
+    Throttled,
+    TooShort,
+    Truncated,
+    Unreachable,
+    open_store,
+)
 from model.errors import DataError
 
 _RANGE = 4 * 2**20
@@ -35,7 +44,6 @@ class Fetcher:
         self.hedge_after, self.patience, self.incident = hedge_after, patience, incident
         self._pool = ThreadPoolExecutor(_REQUESTS, "fetch")
         self._closing = Event()
-        self.bytes = 0  # received, second answers included
 
     def fetch(self, store: Store, entry: ShardEntry) -> bytes:
         """The shard's bytes, whose checksum matches. Raises ShardDamaged where they do not, twice, and the store's
@@ -52,9 +60,9 @@ class Fetcher:
         while True:
             try:
                 return self._ranges(store, entry)
+            except TooShort as error:
+                raise ShardDamaged(f"{error}; the stored shard is cut") from error
             except _PASSING as error:
-                if isinstance(error, Truncated) and "ends at byte" in str(error):
-                    raise ShardDamaged(f"{error}; the stored shard is cut") from error
                 if self._closing.is_set() or time.monotonic() - started > self.patience:
                     raise
                 self.incident({"event": "storage fault", "shard": entry.name, "error": str(error)})
@@ -90,7 +98,6 @@ class Fetcher:
             for answer in done:
                 answers.remove(answer)
                 if (error := answer.exception()) is None:
-                    self.bytes += len(answer.result())
                     return answer.result()
         assert error is not None
         raise error

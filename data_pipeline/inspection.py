@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -13,7 +14,9 @@ from data_pipeline.dataset import Manifest
 from data_pipeline.picture_grid import picture_grid
 from data_pipeline.shards import shard_records
 from data_pipeline.storage import Store
+from model.errors import ConfigError
 from model.vq import VQTokenizer
+from model.weights import fingerprint, load_tokenizer
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -69,6 +72,14 @@ def inspect(store: Store, manifest: Manifest, shards: int, shown: int) -> Inspec
             at = np.unique(np.linspace(0, entry.rows - 1, min(shown, entry.rows)).astype(int))
             kept, labels = [records["tokens"][at]], [found[at]]
     return Inspection(len(chosen), rows, classes, codes, np.concatenate(kept), np.concatenate(labels))
+
+
+def tokenizer_of(manifest: Manifest, path: Path) -> VQTokenizer:
+    """The tokenizer at `path`. Raises ConfigError where the data set was not made with it."""
+    network = load_tokenizer(path)
+    if fingerprint(network) != manifest.tokenizer:
+        raise ConfigError(f"{path} is not the tokenizer that the data set was made with ({manifest.tokenizer[:12]})")
+    return network
 
 
 @torch.no_grad()

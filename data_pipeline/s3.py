@@ -29,6 +29,7 @@ from data_pipeline.storage import (
     ObjectMissing,
     StorageError,
     Throttled,
+    TooShort,
     Truncated,
     Unreachable,
 )
@@ -135,7 +136,7 @@ class S3Store:
             return b""
         content = b"".join(self._stream(name, start, length))
         if length is not None and len(content) != length:
-            raise Truncated(f"{self.url}/{name} ends at byte {start + len(content)}; {start + length} were expected")
+            raise TooShort(f"{self.url}/{name} ends at byte {start + len(content)}; {start + length} were expected")
         return content
 
     def _stream(self, name: str, start: int, length: int | None) -> Iterator[bytes]:

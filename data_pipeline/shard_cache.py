@@ -189,7 +189,7 @@ class Shards:
 
     def _reader(self, file: BinaryIO, entry: ShardEntry) -> ShardReader:
         status = os.fstat(file.fileno())
-        key = (entry.sha256, status.st_ino, status.st_mtime_ns if self.cache is None else 0)
+        key = (entry.sha256, status.st_ino, status.st_mtime_ns if isinstance(self.store, LocalStore) else 0)
         reader = ShardReader(file, entry.rows, self.manifest.layout, None if key in self._checked else entry.xxh3)
         self._checked.add(key)
         return reader

@@ -46,7 +46,11 @@ class Unreachable(StorageError):
 
 
 class Truncated(StorageError):
-    """Fewer bytes than were asked for, although the object has them; or a local object that is shorter."""
+    """Fewer bytes than were asked for, although the object has them."""
+
+
+class TooShort(Truncated):
+    """The object itself ends before the bytes that were asked for."""
 
 
 class StorageFull(StorageError):
@@ -73,7 +77,7 @@ class Store(Protocol):
         """Objects whose names start with `prefix`, at any depth, in no particular order."""
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
-        """Bytes start .. start+length-1, to the end when None. Never fewer than asked for: raises Truncated."""
+        """Bytes start .. start+length-1, to the end when None. Never fewer than asked for: raises TooShort."""
 
     def create(self, name: str, content: bytes | Path) -> bool:
         """Store a new object; False, with nothing changed, where the name is taken.
@@ -154,7 +158,7 @@ class LocalStore:
         except OSError as error:
             raise _local_error(error, str(path)) from error
         if length is not None and len(content) != length:
-            raise Truncated(f"{path} ends at byte {start + len(content)}; {start + length} were expected")
+            raise TooShort(f"{path} ends at byte {start + len(content)}; {start + length} were expected")
         return content
 
     def create(self, name: str, content: bytes | Path) -> bool:

@@ -217,6 +217,9 @@ class S3Store:
     def replace(self, name: str, content: bytes) -> None:
         self._call(name, lambda: self._s3.put_object(**self._key(name), Body=content))
 
+    def remove(self, name: str) -> None:
+        self._call(name, lambda: self._s3.delete_object(**self._key(name)))
+
     def sweep(self) -> None:
         """Abort multipart uploads of killed writers below our prefix: they cost money and never appear."""
         found = self._call("", lambda: self._s3.list_multipart_uploads(Bucket=self._bucket, Prefix=self._prefix))

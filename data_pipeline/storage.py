@@ -88,6 +88,9 @@ class Store(Protocol):
     def replace(self, name: str, content: bytes) -> None:
         """Store an object, whatever was there."""
 
+    def remove(self, name: str) -> None:
+        """Remove an object; nothing where there is none."""
+
     def sweep(self) -> None:
         """Remove what killed writers left behind. Only where no one else writes."""
 
@@ -187,6 +190,12 @@ class LocalStore:
     def replace(self, name: str, content: bytes) -> None:
         try:
             write_atomically(self.root / name, content)
+        except OSError as error:
+            raise _local_error(error, str(self.root / name)) from error
+
+    def remove(self, name: str) -> None:
+        try:
+            (self.root / name).unlink(missing_ok=True)
         except OSError as error:
             raise _local_error(error, str(self.root / name)) from error
 

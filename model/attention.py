@@ -50,7 +50,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, backend: st
     backend: "xformers" or "sdpa"; chosen by the device when None.
     """
     name = backend or backend_for(q.device.type)
-    if torch.is_autocast_enabled(q.device.type):  # the residual stream is float32 there; the products need not be
+    if not q.is_meta and torch.is_autocast_enabled(
+        q.device.type
+    ):  # the residual stream is float32 there; the products need not be
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     return _BACKENDS[name](q, k, v, dropout)

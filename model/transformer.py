@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.attention import attention
 
@@ -38,7 +39,12 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: LayerNorm eps 1e-6, qkv bias, MLP ratio 4, exact GELU."""
+    """Pre-norm transformer block: LayerNorm eps 1e-6, qkv bias, MLP ratio 4, exact GELU.
+
+    recompute: keep no activations for the backward pass, but compute them again there (see `recompute_blocks`).
+    """
+
+    recompute = False
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -48,6 +54,13 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            # The reentrant form: the other one compares shapes that ZeRO-3 changes in between.
+            result: Tensor = checkpoint(self._forward, x, use_reentrant=True)
+            return result
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -71,6 +84,14 @@ class MlmHead(nn.Module):
 
 def blocks(depth: int, dim: int, heads: int, dropout: float) -> nn.ModuleList:
     return nn.ModuleList(Block(dim, heads, dropout) for _ in range(depth))
+
+
+def recompute_blocks(network: nn.Module, every: int) -> int:
+    """Activation checkpointing of each `every`-th block of a network; 0: of none. Returns of how many."""
+    found = [part for part in network.modules() if isinstance(part, Block)]
+    for index, block in enumerate(found):
+        block.recompute = every > 0 and index % every == 0
+    return sum(block.recompute for block in found)
 
 
 def initialise(module: nn.Module) -> None:

@@ -1,28 +1,39 @@
-"""Checkpoints that are valid or invisible.
+"""The format of a checkpoint: valid or invisible, and independent of ZeRO's stage and the number of ranks.
 
-All ranks write into step-N.tmp; rank 0 gathers sizes and hashes of every file, writes `manifest.json` last, syncs and
-renames. A folder step-N with a manifest whose hashes match is a checkpoint; nothing else is.
+step-N/rank-R.safetensors holds what rank R owned: for each fragment of a parameter its float32 weights, optimizer
+state and average, under the key "KIND/PARAMETER@START". step-N/manifest.json is written last and states the bytes and
+sha256 of every file. A folder step-N whose manifest holds is a checkpoint; nothing else is. No file is a pickle:
+nothing in a checkpoint can run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import os
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from data_pipeline.storage import sync
-from model.errors import ADDPError, ConfigError
-from model.weights import Network, save_network
-from trainer.engine import Engine
-from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT, RunFolder, write_json
+from data_pipeline.storage import CHUNK
+from model.config import Geometry, TokenizerConfig, TransformerConfig
+from model.errors import ADDPError
+from model.weights import Network, build
+from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT
 
 MANIFEST = "manifest.json"
+FORMAT = "addp-checkpoint-2"
+BUFFER = "buffer"
+_NAMES = {
+    torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
+    torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 class NoValidCheckpoint(ADDPError):
@@ -31,132 +42,215 @@ class NoValidCheckpoint(ADDPError):
     exit_code = EXIT_NO_VALID_CHECKPOINT
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class Damaged(ADDPError):
+    """A checkpoint that does not hold what its manifest states. The message names it and the file."""
 
 
-def _rank_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Dropout's generator: the only randomness that belongs to a rank."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+class FileEntry(BaseModel):
+    bytes: int
+    sha256: str
 
 
-def save(folder: RunFolder, engine: Engine, network: Network, step: int, facts: dict[str, Any], keep: int) -> None:
-    """All ranks together. facts: what must agree when the run goes on (see `check_facts`), stored in the manifest."""
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    target = folder.checkpoints / f"step-{step:08d}"
-    staging = target.with_name(target.name + ".tmp")
-    if rank == 0:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    dist.barrier()
-    engine.save(staging)
-    save_file(_rank_state(engine.device), staging / f"rng-{rank:05d}.safetensors")
-    if rank == 0:
-        save_network(network, staging / "network.safetensors")
-    dist.barrier()
-    if rank == 0:
-        files = {}
-        for path in sorted(p for p in staging.rglob("*") if p.is_file()):
-            sync(path)
-            files[path.relative_to(staging).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        write_json(
-            staging / MANIFEST,
-            {"format": "addp-checkpoint-1", "step": step, "world_size": world_size, **facts, "files": files},
-        )
-        shutil.rmtree(target, ignore_errors=True)  # an older, damaged one that this run went round
-        staging.rename(target)
-        sync(folder.checkpoints)
-        for old in candidates(folder)[keep:]:
-            (old / MANIFEST).unlink(missing_ok=True)  # first: what is half removed is no checkpoint
-            shutil.rmtree(old)
-    dist.barrier()
+class Manifest(BaseModel):
+    """step: steps done. facts: what the run that goes on must share. parameters: shapes. part: prefix of the exported
+    network's names. kinds: of tensors for each parameter. applied: optimizer updates. skipped: data left out so far.
+    progress: the run's own counters and statistics."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["addp-checkpoint-2"] = "addp-checkpoint-2"
+    step: int
+    world_size: int
+    zero_stage: int
+    facts: dict[str, Any]
+    parameters: dict[str, list[int]]
+    part: str
+    kinds: list[str]
+    applied: int
+    scaler: dict[str, Any]
+    skipped: list[dict[str, int]]
+    progress: dict[str, Any]
+    files: dict[str, FileEntry] = {}
 
 
-def candidates(folder: RunFolder) -> list[Path]:
+def folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def candidates(checkpoints: Path) -> list[Path]:
     """Checkpoint folders, newest first."""
-    return sorted(folder.checkpoints.glob("step-????????"), reverse=True)
+    return sorted(checkpoints.glob("step-" + "[0-9]" * 8), reverse=True)
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, all of whose files have the sizes and hashes it states. Raises ADDPError if not."""
+def parse_manifest(text: bytes | str, name: str) -> Manifest:
+    """Raises Damaged."""
     try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-        files = manifest["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ADDPError(f"{path.name} has no readable {MANIFEST}: {error}") from error
-    for name, stated in files.items():
-        file = path / name
-        if not file.is_file():
-            raise ADDPError(f"{path.name}: {name} is missing")
-        if file.stat().st_size != stated["bytes"] or _sha256(file) != stated["sha256"]:
-            raise ADDPError(f"{path.name}: {name} is damaged")
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        if "format" in str(error):
+            raise Damaged(f"{name} was written by another version of this program ({MANIFEST}: format)") from error
+        raise Damaged(f"{name} has no readable {MANIFEST}: {error.errors()[0]['msg']}") from error
+    for file in manifest.files:
+        if Path(file).name != file:
+            raise Damaged(f"{name}: {MANIFEST} names {file!r}, which is no plain file name")
     return manifest
 
 
-def newest_valid(folder: RunFolder) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """(path, manifest, reasons why newer ones were refused); None for a run without checkpoints.
+def read_manifest(path: Path) -> Manifest:
+    """Raises Damaged."""
+    try:
+        text = (path / MANIFEST).read_bytes()
+    except OSError as error:
+        raise Damaged(f"{path.name} has no readable {MANIFEST}: {error.strerror}") from error
+    return parse_manifest(text, path.name)
 
-    Raises NoValidCheckpoint where there are candidates but none is valid.
-    """
-    refused: list[str] = []
-    for path in candidates(folder):
+
+def verify_file(path: Path, name: str, stated: FileEntry) -> None:
+    """Raises Damaged where a file of the checkpoint at `path` is not as its manifest states."""
+    try:
+        size = (path / name).stat().st_size
+        if size != stated.bytes:
+            raise Damaged(f"{path.name}: {name} is damaged: {size} bytes instead of {stated.bytes}")
+        with (path / name).open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise Damaged(f"{path.name}: {name} is missing") from error
+    except OSError as error:
+        raise Damaged(f"{path.name}: {name} cannot be read: {error.strerror}") from error
+    if found != stated.sha256:
+        raise Damaged(f"{path.name}: {name} is damaged: its sha256 is not the manifest's")
+
+
+def verify(path: Path) -> Manifest:
+    """The manifest of a checkpoint, all of whose files are as it states. Raises Damaged."""
+    manifest = read_manifest(path)
+    for name, stated in manifest.files.items():
+        verify_file(path, name, stated)
+    return manifest
+
+
+def newest_valid(checkpoints: Path) -> tuple[Path, Manifest]:
+    """Raises NoValidCheckpoint with the reason for each that was refused."""
+    refused = []
+    for path in candidates(checkpoints):
         try:
-            return path, verify(path), refused
-        except ADDPError as error:
+            return path, verify(path)
+        except Damaged as error:
             refused.append(str(error))
-    if refused:
-        raise NoValidCheckpoint(
-            f"{folder.checkpoints} has {len(refused)} checkpoints, but none is valid: {'; '.join(refused)}. "
-            "Restore one from a copy, or move the folder away to start from the beginning"
-        )
-    return None
+    raise no_valid(str(checkpoints), refused)
 
 
-def check_facts(manifest: dict[str, Any], facts: dict[str, Any], world_size: int, path: Path) -> None:
-    """Refuse a checkpoint of another model, data set or world size. Raises ConfigError that names the difference."""
-    different = [
-        f"{key}: checkpoint {manifest.get(key)!r}, now {value!r}"
-        for key, value in facts.items()
-        if manifest.get(key) != value
-    ]
-    if different:
-        raise ConfigError(
-            f"{path} belongs to another run than the configured one ({'; '.join(different)}); "
-            "use that configuration, or another run folder"
-        )
-    if manifest["world_size"] != world_size:
-        raise ConfigError(
-            f"{path} was written by {manifest['world_size']} ranks, but {world_size} are running; start as many"
-        )
+def no_valid(where: str, refused: list[str]) -> NoValidCheckpoint:
+    return NoValidCheckpoint(
+        f"{where} has {len(refused)} checkpoints, but none is valid: {'; '.join(refused)}. "
+        "Restore one from a copy, or move the folder away to start from the beginning"
+    )
 
 
-def restore(folder: RunFolder, engine: Engine, facts: dict[str, Any]) -> tuple[int, list[str]]:
-    """Load the newest valid checkpoint on all ranks. Returns (step to do next, reasons for those refused).
+class Snapshot(NamedTuple):
+    """A safetensors file in host memory: its header, and its tensors' bytes one after the other."""
 
-    Rank 0 verifies and tells the others, so that all load the same one.
+    header: bytes
+    payload: Tensor
+
+
+def snapshot(tensors: Iterable[tuple[str, Tensor]], buffer: Tensor | None) -> Snapshot:
+    """Copy tensors to host memory, in one go; when it returns, they may change.
+
+    buffer: an earlier snapshot's payload, used again where the size is the same.
     """
-    message: list[Any] = [None]
-    if dist.get_rank() == 0:
+    ordered = sorted(tensors, key=lambda item: -item[1].element_size())  # so that each is aligned
+    total = sum(t.numel() * t.element_size() for _, t in ordered)
+    if buffer is None or buffer.numel() != total:
+        buffer = torch.empty(total, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    header: dict[str, Any] = {}
+    at = 0
+    on_cuda = False
+    for key, tensor in ordered:
+        end = at + tensor.numel() * tensor.element_size()
+        buffer[at:end].view(tensor.dtype).view(tensor.shape).copy_(tensor.detach(), non_blocking=True)
+        on_cuda = on_cuda or tensor.is_cuda
+        header[key] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    if on_cuda:
+        torch.cuda.synchronize()
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return Snapshot(len(text).to_bytes(8, "little") + text, buffer)
+
+
+def write_snapshot(path: Path, content: Snapshot) -> FileEntry:
+    """Write and sync the file; hashed on the way. Raises OSError."""
+    digest = hashlib.sha256(content.header)
+    data = content.payload.numpy().data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(content.header)
+        for start in range(0, len(data), CHUNK):
+            part = data[start : start + CHUNK]
+            digest.update(part)
+            file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileEntry(bytes=len(content.header) + len(data), sha256=digest.hexdigest())
+
+
+class SavedState:
+    """The tensors of a verified checkpoint, mapped; what is read is all that is loaded."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._files = []
+        self._pieces: dict[tuple[str, str], list[tuple[int, str, Any]]] = defaultdict(list)
         try:
-            found = newest_valid(folder)
-            if found is not None:
-                check_facts(found[1], facts, dist.get_world_size(), found[0])
-            message = [found]
-        except ADDPError as error:
-            message = [error]
-    dist.broadcast_object_list(message, 0)
-    if isinstance(message[0], ADDPError):
-        raise message[0]
-    if message[0] is None:
-        return 0, []
-    path, manifest, refused = message[0]
-    engine.load(path)
-    state = load_file(path / f"rng-{dist.get_rank():05d}.safetensors")
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], engine.device)
-    return int(manifest["step"]), refused
+            for name in manifest.files:
+                file = safe_open(path / name, "pt")
+                self._files.append(file)
+                for key in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118 - it is no dictionary
+                    kind, _, rest = key.partition("/")
+                    parameter, _, start = rest.rpartition("@")
+                    self._pieces[kind, parameter].append((int(start), key, file))
+        except (SafetensorError, ValueError) as error:
+            raise Damaged(f"{path.name} is no checkpoint of tensors: {error}") from error
+
+    def read(self, kind: str, parameter: str, start: int, length: int) -> Tensor:
+        """(length,) float32, whatever the division into pieces was."""
+        result = torch.empty(length)
+        filled = 0
+        for at, key, file in self._pieces[kind, parameter]:
+            piece = file.get_slice(key)
+            first, last = max(start, at), min(start + length, at + piece.get_shape()[0])
+            if first < last:
+                result[first - start : last - start] = piece[first - at : last - at]
+                filled += last - first
+        if filled != length:
+            raise Damaged(f"{folder_name(self.manifest.step)}: {kind} of {parameter} is incomplete")
+        return result
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {
+            name: file.get_tensor(key)
+            for (kind, name), pieces in self._pieces.items()
+            if kind == BUFFER
+            for _, key, file in pieces
+        }
+
+    def network(self, kind: str) -> Network:
+        """The exported network with the weights of a kind, "weights" or "ema". Raises ADDPError where it has none."""
+        m = self.manifest
+        if kind not in m.kinds:
+            raise ADDPError(f"{folder_name(m.step)} has no {kind}; it has {', '.join(m.kinds)}")
+        state = {
+            name: self.read(kind, name, 0, torch.Size(shape).numel()).view(shape)
+            for name, shape in m.parameters.items()
+            if name.startswith(m.part)
+        }
+        state |= {name: value for name, value in self.buffers().items() if name.startswith(m.part)}
+        objective = m.facts["objective"]
+        config_type = TokenizerConfig if objective == "tokenizer" else TransformerConfig
+        network = build(
+            "predictor" if objective == "mage" else objective,
+            config_type.model_validate(m.facts["network"]), Geometry.model_validate(m.facts["geometry"]),
+        )  # fmt: skip
+        network.load_state_dict({name.removeprefix(m.part): value for name, value in state.items()})
+        return network

@@ -61,10 +61,14 @@ class BatchSection(Section):
 
 
 class OptimizerSection(Section):
+    name: Literal["adamw", "lamb", "lars"] = Field("adamw", description="LAMB and LARS are layer-wise in every stage")
+    kernel: Literal["auto", "torch", "apex"] = Field("auto", description="auto takes NVIDIA apex's where it fits")
     base_lr: float = Field(
         1e-4, gt=0, description="learning rate for a batch of 256; lr = base_lr * global_batch / 256"
     )
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's moment decays")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="moment decays; LARS takes the first as momentum")
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second moment (adamw, lamb)")
+    trust: float = Field(0.001, gt=0, description="LARS: step length of a layer over the length of its weights")
     weight_decay: float = Field(0.05, ge=0, description="on tensors of two or more dimensions")
     clip: float = Field(3.0, ge=0, description="largest gradient norm; 0 does not clip")
 
@@ -78,6 +82,24 @@ class ScheduleSection(Section):
 class CheckpointSection(Section):
     every: int = Field(1000, gt=0, description="steps between checkpoints")
     keep: int = Field(3, gt=0, description="newest checkpoints kept")
+    permanent_every: int = Field(0, ge=0, description="checkpoints at multiples of it are kept for good; 0: none")
+    asynchronous: bool = Field(True, description="write files while training goes on; needs their size in host memory")
+    upload: str | None = Field(None, description="s3://bucket/prefix (or a folder) that each checkpoint is copied to")
+    patience: float = Field(
+        600, ge=0, description="seconds for which an upload is tried again, and the end of a run waits"
+    )
+
+
+class HealthSection(Section):
+    spikes: Literal["off", "log", "rewind"] = Field("log", description="what a spike of loss or gradient norm does")
+    loss_deviations: float = Field(8.0, gt=0, description="a spike: loss above the median by so many deviations")
+    norm_factor: float = Field(10.0, gt=1, description="a spike: gradient norm above so many times the median")
+    consecutive: int = Field(3, gt=0, description="steps in a row that make a spike")
+    history: int = Field(256, ge=8, description="steps of the running statistics; nothing is judged before half of it")
+    skip: int = Field(0, ge=0, description="steps of data left out beyond the spike's own after a rewind")
+    rewinds: int = Field(3, ge=0, description="rewinds before the run stops as diverged (exit code 77)")
+    skips: int = Field(100, gt=0, description="non-finite steps in a row before the run stops as diverged")
+    hang: float = Field(1800, ge=0, description="seconds without progress before a rank exits with 76; 0: never")
 
 
 class RunConfig(Section):
@@ -101,10 +123,24 @@ class RunConfig(Section):
     batch: BatchSection = BatchSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16 keeps float32 master weights in the optimizer")
-    zero_stage: Literal[0, 1] = Field(1, description="DeepSpeed ZeRO stage; bf16 needs 1")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "bf16", description="bf16 and fp16 keep float32 master weights in the optimizer; fp16 scales the loss"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage; bf16 and fp16 need 1 or more")
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        "none", description="what lies in CPU memory: the optimizer (stages 1 to 3), also the parameters (stage 3)"
+    )
+    recompute_every: int = Field(
+        0, ge=0, description="activation checkpointing of each n-th transformer block; 0: none"
+    )
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="average of the weights, saved beside them; null: none"
+    )
+    deterministic: bool = Field(False, description="only deterministic kernels; slower on CUDA")
     checkpoint: CheckpointSection = CheckpointSection()
+    health: HealthSection = HealthSection()
     log_every: int = Field(20, gt=0, description="steps between metric lines")
+    wandb: str | None = Field(None, description="project of Weights & Biases to log to as well (extra `wandb`)")
 
     @property
     def learning_rate(self) -> float:
@@ -136,12 +172,27 @@ def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] 
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error, str(path or "the command line"))) from error
-    if config.precision == "bf16" and config.zero_stage == 0:
+    _check_together(config)
+    return config
+
+
+def _check_together(config: RunConfig) -> None:
+    """What no single key shows. Raises ConfigError."""
+    if config.precision != "fp32" and config.zero_stage == 0:
         # DeepSpeed's bf16 wrapper without ZeRO runs a first optimizer step with zero gradients.
         raise ConfigError(
-            "precision = bf16 with zero_stage = 0 trains wrongly in DeepSpeed; use zero_stage = 1, or fp32"
+            f"precision = {config.precision} with zero_stage = 0 trains wrongly in DeepSpeed; use zero_stage = 1, "
+            "or fp32"
         )
-    return config
+    least = {"none": 0, "optimizer": 1, "parameters": 3}[config.offload]
+    if config.zero_stage < least:
+        raise ConfigError(f"offload = {config.offload} needs zero_stage = {least} or more, not {config.zero_stage}")
+    permanent, every = config.checkpoint.permanent_every, config.checkpoint.every
+    if permanent % every:
+        raise ConfigError(
+            f"checkpoint.permanent_every = {permanent} is no multiple of checkpoint.every = {every}; "
+            f"{permanent // every * every or every} or {(permanent // every + 1) * every} would be"
+        )
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:

@@ -1,25 +1,30 @@
-"""The only file that touches DeepSpeed: start, one optimizer step, and the engine's part of a checkpoint."""
+"""The only file that touches DeepSpeed: start, one optimizer step, and the engine's state as named tensors."""
 
 from __future__ import annotations
 
 import gc
+import math
 import os
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
+from model.errors import ConfigError
 from trainer.config import RunConfig
+from trainer.ema import WeightAverage
 from trainer.objectives import Inputs
+from trainer.optimizers import STATE, make_optimizer
+from trainer.partition import Fragment, Partition
 from trainer.schedule import parameter_groups
+from trainer.timing import Stopwatch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise every import probes for accelerators, and warns
 
-_TAG = "engine"
+WEIGHTS, AVERAGE = "weights", "ema"  # kinds of tensors, beside the optimizer's own
 
 
 def start_distributed() -> tuple[int, int, torch.device]:
@@ -48,20 +53,38 @@ def start_distributed() -> tuple[int, int, torch.device]:
 
 def deepspeed_config(config: RunConfig, accumulation: int, world_size: int) -> dict[str, Any]:
     """Generated from the run's configuration, never written by hand."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    on_cuda = torch.cuda.is_available()
+    if config.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_cuda}
+    if config.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": on_cuda}
     result: dict[str, Any] = {
         "train_batch_size": config.batch.micro * accumulation * world_size,
         "train_micro_batch_size_per_gpu": config.batch.micro,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.optimizer.clip,
-        "zero_optimization": {"stage": config.zero_stage},
+        "gradient_clipping": config.optimizer.clip if config.zero_stage else 0.0,  # without ZeRO: see optimizer_step
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
     if config.precision == "bf16":
-        result["bf16"] = {"enabled": True}
+        result["bf16"] = {"enabled": True, "check_grad_overflow": True}
         result["data_types"] = {"grad_accum_dtype": "fp32"}
+    elif config.precision == "fp16":
+        result["fp16"] = {"enabled": True}
     return result
+
+
+class StepResult(NamedTuple):
+    """loss: this rank's mean over micro batches, a scalar on its device. norm: of the gradient before clipping, the
+    same on all ranks; not finite where nothing was applied."""
+
+    loss: Tensor
+    norm: float
+    applied: bool
 
 
 class Engine:
@@ -70,42 +93,123 @@ class Engine:
     def __init__(self, network: nn.Module, config: RunConfig, accumulation: int, world_size: int) -> None:
         import deepspeed
 
+        if config.precision == "fp16" and not torch.cuda.is_available():
+            raise ConfigError("precision = fp16 needs a GPU; use bf16 or fp32 here")
+        self._stage, self._clip, self._accumulation = config.zero_stage, config.optimizer.clip, accumulation
+        self._state_keys = STATE[config.optimizer.name]
+        self._network = network
+        # Before the engine takes them: half precision would round the first weights, and ZeRO-3 divides them.
+        first = {name: p.detach().float().clone() for name, p in network.named_parameters() if p.requires_grad}
         groups = parameter_groups(network.named_parameters(), config.optimizer.weight_decay)
-        optimizer = torch.optim.AdamW(
-            groups, lr=config.learning_rate, betas=config.optimizer.betas, fused=torch.cuda.is_available()
-        )
+        self._base = make_optimizer(config, groups, torch.cuda.is_available())
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=network, optimizer=optimizer, config=deepspeed_config(config, accumulation, world_size),
+            model=network, optimizer=self._base, config=deepspeed_config(config, accumulation, world_size),
             dist_init_required=False,
         )  # fmt: skip
         self.device: torch.device = self._engine.device
+        self.partition = Partition(network, self._optimizer, self._stage, dist.get_rank(), world_size)
+        self.partition.connect(self._base)
+        for fragment in self.partition.held:
+            fragment.weights().copy_(first[fragment.name].view(-1)[fragment.start : fragment.start + fragment.length])
+        self.partition.publish()
+        self.average = WeightAverage(self.partition, config.ema_decay) if config.ema_decay is not None else None
+        self.applied = 0  # updates so far
         self._engine.train()
 
-    def optimizer_step(
-        self, micro_batches: Iterable[Inputs], learning_rate: float
-    ) -> tuple[torch.Tensor, torch.Tensor | float | None]:
-        """One optimizer step over all micro batches. Returns (this rank's mean loss, gradient norm before clipping)."""
+    def optimizer_step(self, micro_batches: Iterable[Inputs], learning_rate: float, own: Stopwatch) -> StepResult:
+        """One optimizer step over all micro batches. A non-finite gradient changes nothing, on any rank.
+
+        own: runs while this rank works alone, from making inputs to the end of the forward pass.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         losses = []
-        for inputs in micro_batches:
-            loss = self._engine(**inputs)
+        batches = iter(micro_batches)
+        for index in range(self._accumulation):
+            own.start()
+            loss = self._engine(**next(batches))
+            own.stop()
             self._engine.backward(loss)
+            if self._stage == 0 and index + 1 == self._accumulation:
+                norm = self._clip_whole_gradients()
             self._engine.step()
             losses.append(loss.detach().float())
-        return torch.stack(losses).mean(), self._engine.get_global_grad_norm()
+        if self._stage:
+            norm = float(self._engine.get_global_grad_norm())
+        applied = math.isfinite(norm) and bool(self._engine.was_step_applied())
+        if applied:
+            self.applied += 1
+            if self.average:
+                self.average.update(self.applied)
+        return StepResult(torch.stack(losses).mean(), norm, applied)
 
-    def save(self, folder: Path) -> None:
-        """All ranks together. Files below folder/engine; what makes them a checkpoint is the manifest beside it."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+    def _clip_whole_gradients(self) -> float:
+        """What ZeRO does by itself in stages 1 to 3: clip, or drop gradients that are not finite."""
+        trained = [p for p in self._network.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        if not bool(norm.isfinite()):
+            for parameter in trained:
+                parameter.grad = None
+        elif self._clip:
+            torch.nn.utils.clip_grads_with_norm_(trained, self._clip, norm)
+        return float(norm)
 
-    def load(self, folder: Path) -> None:
-        """All ranks together, from a folder whose manifest was verified: DeepSpeed's files are pickles."""
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
-        assert loaded is not None, f"DeepSpeed found no checkpoint in {folder}"
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of the tensors that are kept for each parameter."""
+        return (WEIGHTS, *self._state_keys, *((AVERAGE,) if self.average else ()))
+
+    def owned(self) -> Iterator[tuple[str, Fragment, Tensor]]:
+        """(kind, fragment, its values (length,) float32, a view) of this rank's share of the state."""
+        if self.applied == 0:
+            self.partition.make_state(self._base, self._state_keys, 0)
+        for index, fragment in enumerate(self.partition.owned):
+            yield WEIGHTS, fragment, fragment.weights()
+            for key in self._state_keys:
+                yield key, fragment, fragment.state(self._base, key)
+            if self.average:
+                yield AVERAGE, fragment, self.average.values[index]
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What the network keeps beside its trained parameters, the same on all ranks."""
+        return {k: v for k, v in self._network.state_dict().items() if k not in self.partition.shapes}
+
+    def scaler(self) -> dict[str, Any]:
+        """State of fp16's loss scale."""
+        found = getattr(self._optimizer, "loss_scaler", None)
+        return {k: v for k, v in vars(found).items() if isinstance(v, int | float)} if found is not None else {}
+
+    def fill(
+        self, read: Callable[[str, str, int, int], Tensor], buffers: dict[str, Tensor], scaler: dict[str, Any],
+        applied: int, averaged: bool,
+    ) -> None:  # fmt: skip
+        """All ranks together: take over a saved state, of any stage and number of ranks.
+
+        read(kind, parameter, start, length) -> (length,) float32. averaged: whether the state has an average; where
+        one is wanted and missing, it starts from the weights.
+        """
+        self.applied = applied
+        self.partition.make_state(self._base, self._state_keys, applied)
+        for fragment in self.partition.held:
+            at = (fragment.name, fragment.start, fragment.length)
+            fragment.weights().copy_(read(WEIGHTS, *at))
+            for key in self._state_keys:
+                fragment.state(self._base, key).copy_(read(key, *at))
+        if self.average and averaged:
+            for fragment, value in zip(self.partition.owned, self.average.values, strict=True):
+                value.copy_(read(AVERAGE, fragment.name, fragment.start, fragment.length))
+        elif self.average:
+            self.average.reset()
+        state = self._network.state_dict()
+        for name, value in buffers.items():
+            state[name].copy_(value)
+        found = getattr(self._optimizer, "loss_scaler", None)
+        if found is not None:
+            vars(found).update({k: v for k, v in scaler.items() if k in vars(found)})
+        self.partition.publish()
 
     def close(self) -> None:
         """Free the engine before the process group: otherwise gloo aborts in some runs after all is done."""
-        del self._engine, self._optimizer
+        del self._engine, self._optimizer, self._base, self.partition, self.average, self._network
         gc.collect()
         dist.destroy_process_group()

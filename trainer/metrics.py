@@ -1,10 +1,9 @@
-"""Metrics of a run, on rank 0: one good line on the console, a progress bar with ETA, JSONL and TensorBoard."""
+"""Metrics of a run, on rank 0: one good line on the console, a progress bar with ETA, JSONL, TensorBoard, W&B."""
 
 from __future__ import annotations
 
 import json
 import math
-import resource
 import time
 from types import TracebackType
 from typing import Any
@@ -12,26 +11,33 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from model.errors import ConfigError
+from trainer.config import RunConfig
 from trainer.run_folder import RunFolder
 
 
 class Metrics:
     """Use as a context. `record` is called every `log_every` steps."""
 
-    def __init__(self, folder: RunFolder, name: str, first_step: int, total: int, global_batch: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder.rewind_metrics(first_step)
-        self._file = folder.metrics.open("a")
-        self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step)
-        self._name, self._total, self._global_batch = name, total, global_batch
+    def __init__(self, folder: RunFolder, config: RunConfig, first_step: int, total: int) -> None:
+        self._folder, self._name, self._total = folder, config.run.name, total
+        self._wandb = _start_wandb(config) if config.wandb else None
         self._console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn(f"[bold]{name}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"),
-            TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal,
+            TextColumn(f"[bold]{self._name}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("ETA"), TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal,
         )  # fmt: skip
-        self._task = self._progress.add_task(name, total=total, completed=first_step)
-        self._since, self._last_step, self._waited = time.perf_counter(), first_step, 0.0
+        self._task = self._progress.add_task(self._name, total=total)
+        self.rewind(first_step)
+
+    def rewind(self, step: int) -> None:
+        """Drop what was recorded of this step and later ones: they are done again."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder.rewind_metrics(step)
+        self._file = self._folder.metrics.open("a")
+        self._board = SummaryWriter(str(self._folder.tensorboard), purge_step=step)
+        self._progress.update(self._task, completed=step)
 
     def __enter__(self) -> Metrics:
         self._progress.start()
@@ -43,39 +49,53 @@ class Metrics:
         self._progress.stop()
         self._file.close()
         self._board.close()
+        if self._wandb:
+            self._wandb.finish(exit_code=0 if value is None else getattr(value, "exit_code", 1))
 
     def say(self, line: str) -> None:
         self._console.print(f"{self._name}: {line}", highlight=False, markup=False, soft_wrap=True)
 
-    def waited(self, seconds: float) -> None:
-        """Time in which a step waited for its data."""
-        self._waited += seconds
-
-    def record(self, step: int, loss: float, learning_rate: float, gradient_norm: float) -> None:
-        """step: the one just done, from 0."""
-        now = time.perf_counter()
-        done, seconds = step + 1 - self._last_step, now - self._since
-        row: dict[str, Any] = {
-            "step": step, "loss": loss, "lr": learning_rate, "grad_norm": gradient_norm,
-            "images_per_second": done * self._global_batch / seconds, "seconds_per_step": seconds / done,
-            "data_wait": self._waited / seconds,
-            "memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "time": time.time(),
-        }  # fmt: skip
-        self._since, self._last_step, self._waited = now, step + 1, 0.0
-        self._file.write(
-            json.dumps({k: v if not isinstance(v, float) or math.isfinite(v) else str(v) for k, v in row.items()})
-            + "\n"
-        )
+    def record(self, row: dict[str, Any]) -> None:
+        """row["step"]: the last one done, from 0; the rest as docs/recovery.md lists it."""
+        row = {**row, "time": time.time()}
+        self._file.write(json.dumps({k: v if _finite(v) else str(v) for k, v in row.items()}) + "\n")
         self._file.flush()
-        for key in ("loss", "lr", "grad_norm", "images_per_second", "data_wait"):
-            self._board.add_scalar(key, row[key], step)
-        self._progress.update(self._task, completed=step + 1)
-        remaining = row["seconds_per_step"] * (self._total - step - 1)
-        self.say(
-            f"step {step + 1}/{self._total}  loss {loss:.4f}  lr {learning_rate:.2e}  grad {gradient_norm:.2f}  "
-            f"{row['images_per_second']:.0f} images/s  data wait {row['data_wait']:.0%}  "
-            f"memory {row['memory_gib']:.1f} GiB  ETA {_duration(remaining)}"
-        )
+        numbers = {k: v for k, v in row.items() if k not in ("step", "time") and isinstance(v, int | float)}
+        for key, value in numbers.items():
+            self._board.add_scalar(key, value, row["step"])
+        if self._wandb:
+            self._wandb.log(numbers, step=row["step"])
+        done = row["step"] + 1
+        self._progress.update(self._task, completed=done)
+        remaining = row["seconds_per_step"] * (self._total - done)
+        parts = [
+            f"step {done}/{self._total}", f"loss {row['loss']:.4f}", f"lr {row['lr']:.2e}",
+            f"grad {row['grad_norm']:.2f}",
+            f"{row['images_per_second']:.0f} images/s", f"data wait {row['data_wait']:.0%}",
+            f"memory {row['device_memory_gib'] or row['memory_gib']:.1f} GiB",
+        ]  # fmt: skip
+        if row.get("mfu") is not None:
+            parts.append(f"MFU {row['mfu']:.0%}")
+        if row["straggler"] is not None:
+            parts.append(f"slow: rank {row['straggler']}")
+        if row["skipped_steps"]:
+            parts.append(f"skipped {row['skipped_steps']}")
+        self.say("  ".join([*parts, f"ETA {_duration(remaining)}"]))
+
+
+def _start_wandb(config: RunConfig) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("wandb is set, but Weights & Biases is not installed; `pip install addp[wandb]`") from error
+    # The id is the run folder's name, so that a resumed run goes on there.
+    return wandb.init(
+        project=config.wandb, id=config.run.name, resume="allow", config=config.model_dump(mode="json"), dir=config.run
+    )
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _duration(seconds: float) -> str:

@@ -5,25 +5,36 @@ RUN/
   environment.json       versions, host, command
   metrics.jsonl          one line every `log_every` steps
   incidents.jsonl        faults, also those that passed; no file where there were none
+  heartbeats/rank-N.json a sign of life of each rank
   tensorboard/
-  checkpoints/step-N/    manifest.json (written last), network.safetensors, engine/, rng-*.safetensors
-  network.safetensors    the trained network, once the run is complete
+  checkpoints/step-N/    manifest.json (written last), rank-*.safetensors
+  rewinds.json           data that are left out since their steps spiked; no file where there are none
+  network.safetensors    the trained network, once the run is complete; network-ema.safetensors: its average
   done.json              written last of all: the run is complete
+  exit.json              how the last start ended: {"code", "step", "reason"}
+  STOP                   put there by somebody who wants the run to save and stop
+  lock                   held by rank 0 while the run lives
   evaluation/            one JSON file for each evaluation
   samples/               pictures
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from data_pipeline.storage import write_atomically
+from model.errors import ConfigError
 
 EXIT_DONE = 0
+EXIT_PREEMPTED = 75
+EXIT_HANG = 76
+EXIT_DIVERGED = 77
 EXIT_CONFIG = 78
 EXIT_NO_VALID_CHECKPOINT = 79
 
@@ -34,15 +45,51 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.incidents = self.path / "incidents.jsonl"
+        self.heartbeats = self.path / "heartbeats"
+        self.rewinds = self.path / "rewinds.json"
         self.tensorboard = self.path / "tensorboard"
         self.network = self.path / "network.safetensors"
+        self.average = self.path / "network-ema.safetensors"
+        self.exit = self.path / "exit.json"
+        self.stop = self.path / "STOP"
         self.evaluation = self.path / "evaluation"
         self.samples = self.path / "samples"
         self._done = self.path / "done.json"
+        self._lock: TextIO | None = None
 
     @property
     def is_done(self) -> bool:
         return self._done.is_file()
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether this process holds the lock."""
+        return self._lock is not None
+
+    def lock(self, patience: float = 10.0) -> None:
+        """Hold RUN/lock until this process ends, however it ends. Raises ConfigError while another run holds it.
+
+        patience: seconds to wait for it; the ranks of a run that was just killed may still be ending.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = (self.path / "lock").open("a+")
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                    raise ConfigError(
+                        f"{self.path} is in use by {holder}; wait for that run to end, or use another run folder"
+                    ) from error
+                time.sleep(0.2)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        self._lock = file  # closed, and so released, with the process
 
     def mark_done(self, content: dict[str, Any]) -> None:
         write_json(self._done, content)

@@ -1,0 +1,170 @@
+"""What a run costs: operations of one image, parameters, memory of each ZeRO stage, bytes of a checkpoint.
+
+Operations are counted by PyTorch's own counter over the real networks on the meta device, where nothing is computed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.addp import ADDP
+from model.config import Geometry, TransformerConfig
+from model.masking import masked_count, ratio_table
+from model.predictor import TokenPredictor
+from model.vq import VQTokenizer
+from trainer.config import RunConfig
+from trainer.optimizers import STATE
+
+_PEAKS = {  # dense bf16 operations a second, from the makers' data sheets
+    "H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "MI300X": 1307e12, "V100": 125e12,
+}  # fmt: skip
+_SAVED_PER_TOKEN = 34  # bytes over width that a 16-bit block keeps for its backward pass (arXiv 2205.05198, eq. 2)
+
+
+class Operations(NamedTuple):
+    """Floating-point operations (two a multiply-add) of one image: forward and backward of what is trained, forward of
+    what is frozen."""
+
+    trained: float
+    frozen: float
+
+    @property
+    def total(self) -> float:
+        return self.trained + self.frozen
+
+
+class Memory(NamedTuple):
+    """Bytes on one rank."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    average: float
+    frozen: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+
+def device_peak() -> float | None:
+    """bf16 operations a second of this process's GPU, where it is a known one."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for known, peak in _PEAKS.items() if known in name), None)
+
+
+def _networks(config: RunConfig) -> tuple[nn.Module, list[nn.Module]]:
+    """(trained, frozen), on the meta device."""
+    with torch.device("meta"):
+        tokenizer = VQTokenizer(config.tokenizer.sizes)
+        if config.objective == "tokenizer":
+            return tokenizer, []
+        if config.objective == "mage":
+            return TokenPredictor(config.geometry, config.predictor.sizes), []
+        predictor = TokenPredictor(config.geometry, config.predictor.sizes)
+        return ADDP(config.geometry, config.addp.sizes), [predictor, tokenizer.decoder]
+
+
+def parameters(config: RunConfig) -> tuple[int, int]:
+    """(trained, frozen)."""
+    trained, frozen = _networks(config)
+    return _size(trained), sum(_size(network) for network in frozen)
+
+
+def _size(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def _mean_visible(geometry: Geometry) -> int:
+    ratios, weights = ratio_table()
+    mean = sum(r * w for r, w in zip(ratios, weights, strict=True))
+    return geometry.tokens - masked_count(geometry.tokens, mean)
+
+
+def image_operations(config: RunConfig) -> Operations:
+    """At the mean mask ratio. Of a tokenizer: its encoder and decoder, without the losses' own networks."""
+    trained, _ = _networks(config)
+    trained.train()
+    with torch.device("meta"):
+        if config.objective == "tokenizer":
+            assert isinstance(trained, VQTokenizer)
+            size = config.tokenizer.sizes.image_size
+            with FlopCounterMode(display=False) as counter:
+                _backward(trained.decoder(trained.encoder(torch.empty(1, 3, size, size))))
+            return Operations(counter.get_total_flops(), 0)
+        g = config.geometry
+        ids = torch.empty(1, g.tokens, dtype=torch.int64)
+        mask = torch.empty(1, g.tokens, dtype=torch.bool)
+        if config.objective == "mage":
+            assert isinstance(trained, TokenPredictor)
+            kept = torch.empty(1, g.tokens // 2, dtype=torch.int64)
+            with FlopCounterMode(display=False) as counter:
+                _backward(trained.logits(ids, mask, kept))
+            return Operations(counter.get_total_flops(), 0)
+        assert isinstance(trained, ADDP)
+        images = torch.empty(1, 3, g.image_size, g.image_size)
+        with FlopCounterMode(display=False) as counter:
+            _backward(trained.logits(images, ids, mask, _mean_visible(g)))
+        predictor = TokenPredictor(g, config.predictor.sizes)
+        tokenizer = VQTokenizer(config.tokenizer.sizes)
+        codes = torch.empty(1, tokenizer.config.code_dim, g.grid, g.grid)
+        with FlopCounterMode(display=False) as frozen, torch.no_grad():
+            predictor.logits(ids, mask)
+            predictor.logits(ids, mask)
+            tokenizer.decode(codes)
+    return Operations(counter.get_total_flops(), frozen.get_total_flops())
+
+
+def _backward(result: torch.Tensor) -> None:
+    torch.autograd.backward(result.sum())
+
+
+def rank_memory(config: RunConfig, stage: int, world_size: int) -> Memory:
+    """An estimate: what the training's own tensors take, without buffers of communication and the allocator's waste.
+    Offloaded parts lie in host memory."""
+    trained, frozen = parameters(config)
+    width = 4 if config.precision == "fp32" else 2
+    divided = world_size if stage >= 1 else 1
+    master = 0 if config.precision == "fp32" and stage == 0 else 4
+    states = len(STATE[config.optimizer.name])
+    return Memory(
+        weights=width * trained / (world_size if stage == 3 else 1),
+        gradients=4 * trained / (world_size if stage >= 2 else 1),
+        optimizer=(master + 4 * states) * trained / divided,
+        average=4 * trained / world_size if config.ema_decay is not None else 0,
+        frozen=width * frozen,
+        activations=activation_bytes(config) * config.batch.micro,
+    )
+
+
+def activation_bytes(config: RunConfig) -> float:
+    """Of one image between forward and backward, with memory-efficient attention. Of a tokenizer: 0, not estimated."""
+    if config.objective == "tokenizer":
+        return 0
+    sizes: TransformerConfig = config.predictor.sizes if config.objective == "mage" else config.addp.sizes
+    tokens = config.geometry.tokens
+    lengths = (1 + tokens // 2, 1 + tokens) if config.objective == "mage" else (
+        1 + tokens, 1 + tokens + _mean_visible(config.geometry)
+    )  # fmt: skip
+    wide = 2 if config.precision == "fp32" else 1
+    total = 0.0
+    for length, depth in zip(lengths, (sizes.depth, sizes.decoder_depth), strict=True):
+        recomputed = -(-depth // config.recompute_every) if config.recompute_every else 0
+        block = wide * length * sizes.dim
+        total += block * (_SAVED_PER_TOKEN * (depth - recomputed) + 2 * recomputed)
+    logits = 3 * 4 * tokens * config.geometry.vocabulary  # in float32: logits, log-softmax, gradient
+    return total + logits
+
+
+def checkpoint_bytes(config: RunConfig) -> float:
+    """Of all ranks' files together."""
+    trained, _ = parameters(config)
+    kinds = 1 + len(STATE[config.optimizer.name]) + (config.ema_decay is not None)
+    return 4.0 * kinds * trained

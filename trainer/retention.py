@@ -1,0 +1,36 @@
+"""Which checkpoints are kept: the newest few, and for good those at multiples of `permanent_every`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from trainer.checkpoint import MANIFEST, candidates
+from trainer.config import CheckpointSection
+
+
+def is_permanent(step: int, section: CheckpointSection) -> bool:
+    return section.permanent_every > 0 and step % section.permanent_every == 0
+
+
+def expired(steps: Iterable[int], newest: int, section: CheckpointSection) -> list[int]:
+    """Of these, the steps to remove once `newest` is safe. Later ones are of a past that was refused or rewound: they
+    neither count nor are touched, and are replaced when the run comes to them."""
+    passing = sorted((s for s in steps if s <= newest and not is_permanent(s, section)), reverse=True)
+    return passing[section.keep :]
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def prune(checkpoints: Path, newest: int, section: CheckpointSection) -> list[int]:
+    """Remove what has expired; a killed removal leaves no manifest, so nothing half removed is a checkpoint. Returns
+    the steps removed. Raises OSError."""
+    paths = {step_of(path): path for path in candidates(checkpoints)}
+    gone = expired(paths, newest, section)
+    for step in gone:
+        (paths[step] / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(paths[step])
+    return gone

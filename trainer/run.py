@@ -1,0 +1,295 @@
+"""The training loop of one rank: restore, steps, saves, rewinds, the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from data_pipeline.storage import Store, open_store
+from model.errors import ADDPError
+from model.randomness import raw_bits
+from model.transformer import recompute_blocks
+from model.weights import save_network
+from trainer import costs
+from trainer.checkpoint import Manifest, SavedState, newest_valid
+from trainer.config import RunConfig
+from trainer.control import Control, Flags
+from trainer.engine import AVERAGE, WEIGHTS, Engine
+from trainer.health import Diverged, Spike, judge
+from trainer.heartbeat import Heartbeat
+from trainer.metrics import Metrics
+from trainer.objectives import Inputs, Objective
+from trainer.prefetch import Prefetch
+from trainer.progress import Progress, Row, add_rewind, data_step, read_rewinds, rewinds_before
+from trainer.restore import restore
+from trainer.run_folder import RunFolder
+from trainer.saver import Saver
+from trainer.schedule import learning_rate, total_steps
+from trainer.start import describe_run, part_name, run_facts
+from trainer.stopping import Preempted, StopRequest
+from trainer.timing import StepTimes, Stopwatch
+from trainer.upload import Uploader
+
+
+class Run:
+    """Use as a context."""
+
+    def __init__(
+        self, config: RunConfig, objective: Objective, control: Control, accumulation: int, heartbeat: Heartbeat,
+        stop: StopRequest, session: str, device: torch.device,
+    ) -> None:  # fmt: skip
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        self._config, self._objective, self._control, self._device = config, objective, control, device
+        self._heartbeat, self._stop, self._session = heartbeat, stop, session
+        self._folder = RunFolder(config.run)
+        self._facts = run_facts(config, objective)
+        self._total = total_steps(config.schedule, objective.epochs)
+        recompute_blocks(objective.network, config.recompute_every)
+        self._engine = Engine(objective.network, config, accumulation, control.world_size)
+        self._store: Store | None = open_store(config.checkpoint.upload) if config.checkpoint.upload else None
+        self._prefetch = Prefetch(objective, control.rank, accumulation, config.batch.micro)
+        self._own, self._times = Stopwatch(device.type == "cuda"), StepTimes()
+        self._operations = costs.image_operations(config).total if control.rank == 0 else 0.0
+        self._exit = ExitStack()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._prefetch.close()
+        self._exit.close()
+        self._engine.close()
+
+    def go(self) -> None:
+        """To the end of the run. Raises Preempted, Diverged, SaveFailed and what restoring and the data raise."""
+        config, control = self._config, self._control
+        self._uploader = (
+            Uploader(self._folder, config.checkpoint) if config.checkpoint.upload and control.rank == 0 else None
+        )
+        self._saver = Saver(
+            self._folder, self._engine, control, config.checkpoint, self._session, self._uploader
+        )  # fmt: skip
+        self._exit.callback(self._saver.close)
+        self._heartbeat.beat("restore", 0)
+        self._restore(None)
+        self._progress.started()
+        if control.rank == 0:
+            describe_run(self._folder, config, control.world_size)
+        self._metrics = Metrics(self._folder, config, self._step, self._total) if control.rank == 0 else None
+        if self._metrics:
+            self._exit.enter_context(self._metrics)
+            state = "resumed at" if self._step else "starts at"
+            self._say(f"{state} step {self._step} of {self._total} on {control.world_size} ranks")
+        if self._step == 0 and config.health.spikes == "rewind":
+            self._save()  # so that there is something to go back to
+        while self._step < self._total:
+            batches = self._next_data()
+            self._train_step(batches)
+            if self._step % config.log_every == 0 or self._step == self._total:
+                self._look_back()
+            if self._step % config.checkpoint.every == 0 or self._step == self._total:
+                self._save()
+        self._finish()
+
+    def _restore(self, latest: int | None) -> None:
+        self._rewinds = self._control.on_first(lambda: read_rewinds(self._folder))
+        found = restore(
+            self._folder, self._engine, self._control, self._facts, self._rewinds, self._store, self._session, latest
+        )  # fmt: skip
+        for reason in found.refused:
+            self._say(f"refused a checkpoint: {reason}")
+            if self._control.rank == 0:
+                self._folder.incident({"kind": "checkpoint refused", "reason": reason})
+        self._step = self._saved = found.step
+        self._progress = Progress.model_validate(found.manifest.progress) if found.manifest else Progress()
+        self._losses: list[torch.Tensor] = []  # of steps that are not in progress.rows yet, on their device
+        self._norms: list[tuple[float, bool]] = []
+
+    def _say(self, line: str) -> None:
+        if self._control.rank == 0:
+            print(f"{self._config.run.name}: {line}", file=sys.stderr, flush=True)
+
+    def _next_data(self) -> list[Any]:
+        """The next step's batches, once all ranks have theirs. Saves and raises where a rank was asked to stop, or its
+        data failed."""
+        self._heartbeat.beat("data", self._step)
+        started = time.perf_counter()
+        ahead = data_step(self._rewinds, self._step + 1) if self._step + 1 < self._total else None
+        future = self._prefetch.get(data_step(self._rewinds, self._step), ahead)
+        while True:
+            wait([future], timeout=0.5)
+            failed = _failure(future)
+            flags = self._control.agree(
+                Flags(
+                    stop=self._stop.reason() is not None, waiting=not future.done(), writing=self._saver.writing,
+                    failed=failed.exit_code if failed else 0,
+                )
+            )  # fmt: skip
+            if not flags.writing:
+                self._saver.commit()
+            if flags.stop or flags.failed:
+                self._end_early(flags, failed)
+            if not flags.waiting:
+                self._waited = time.perf_counter() - started
+                return future.result()
+            self._heartbeat.beat("data", self._step)  # a store that is patiently tried again is no hang
+
+    def _train_step(self, batches: list[Any]) -> None:
+        self._heartbeat.beat("step", self._step)
+        started = time.perf_counter()
+        rate = learning_rate(self._config.learning_rate, self._config.schedule, self._objective.epochs, self._step)
+        result = self._engine.optimizer_step(self._micro_batches(batches), rate, self._own)
+        self._losses.append(result.loss)
+        self._norms.append((result.norm, result.applied))
+        self._step += 1
+        seconds = time.perf_counter() - started + self._waited
+        self._times.add(seconds, self._waited)
+        self._progress.train_seconds += seconds
+
+    def _micro_batches(self, batches: list[Any]) -> Iterator[Inputs]:
+        """Dropout is keyed by the place of a micro batch in the run's data, so that it does not depend on who computes
+        it, nor on what was computed before."""
+        step = data_step(self._rewinds, self._step)
+        for offset, batch in zip(self._prefetch.parts, batches, strict=True):
+            place = step * self._config.batch.global_batch + offset
+            torch.manual_seed(int(raw_bits(self._config.seed, "dropout", place, 1, 1)[0, 0] >> 1))
+            yield self._objective.inputs(batch, step, self._device)
+
+    def _collect(self) -> list[Row]:
+        """All ranks together: bring the latest steps' losses, averaged over ranks, to the host."""
+        losses = self._control.mean(torch.stack(self._losses).double().tolist()) if self._losses else []
+        rows = [Row(loss=loss, norm=n, applied=a) for loss, (n, a) in zip(losses, self._norms, strict=True)]
+        self._losses, self._norms = [], []
+        self._progress.rows += rows
+        return self._progress.rows
+
+    def _look_back(self) -> None:
+        """At a metric line: judge the steps since the last one, and write it."""
+        rows = self._collect()
+        self._progress.rows = []
+        first = self._step - len(rows)
+        spike = judge(self._progress, rows, first, self._config.health)
+        times = self._times.summary(self._own.take(), self._control)
+        if self._metrics:
+            finite = [row.loss for row in rows if row.applied]
+            images = self._config.batch.global_batch / times["seconds_per_step"]
+            peak = costs.device_peak()
+            p, schedule = self._progress, self._config.schedule
+            self._metrics.record({
+                "step": self._step - 1, "loss": sum(finite) / len(finite) if finite else float("nan"),
+                "lr": learning_rate(self._config.learning_rate, schedule, self._objective.epochs, self._step - 1),
+                "grad_norm": rows[-1].norm, "images_per_second": images, **times,
+                "mfu": self._operations * images / (peak * self._control.world_size) if peak else None,
+                "applied_steps": self._engine.applied, "skipped_steps": p.nonfinite,
+                "train_seconds": p.train_seconds, "lost_seconds": p.lost_seconds, "starts": p.starts,
+                "save_stall_seconds": self._saver.stalled,
+            })  # fmt: skip
+        if spike:
+            self._spiked(spike)
+
+    def _spiked(self, spike: Spike) -> None:
+        """Rewind before the spike and leave its data out, or say so only. Raises Diverged."""
+        health = self._config.health
+        hopeless = self._progress.in_a_row >= health.skips
+        record = {"kind": "spike", "first": spike.first, "last": spike.last, "reason": spike.reason}
+        if health.spikes != "rewind" or len(self._rewinds) >= health.rewinds:
+            if self._control.rank == 0:
+                self._folder.incident({**record, "action": "stop" if hopeless or health.spikes == "rewind" else "none"})
+            if hopeless or health.spikes == "rewind":
+                raise Diverged(
+                    f"steps {spike.first} to {spike.last}: {spike.reason}; rewound {len(self._rewinds)} times before. "
+                    "Look at incidents.jsonl and metrics.jsonl; a lower optimizer.base_lr or other data may help"
+                )
+            self._say(f"spike at steps {spike.first} to {spike.last}: {spike.reason}")
+            return
+        self._saver.drain()
+        length = spike.last - spike.first + 1 + health.skip
+        self._control.on_first(lambda: add_rewind(self._folder, spike.first, length))
+        before = self._progress
+        self._restore(spike.first)
+        lost = before.train_seconds - self._progress.train_seconds
+        self._progress.lost_seconds, self._progress.seen = before.lost_seconds + lost, before.seen
+        self._progress.starts = before.starts
+        if self._metrics:
+            self._metrics.rewind(self._step)
+            self._folder.incident({**record, "action": "rewind", "to": self._step, "left_out": length})
+        self._say(
+            f"spike at steps {spike.first} to {spike.last}: {spike.reason}; rewound to step {self._step}, "
+            f"leaving out {length} steps of data"
+        )
+
+    def _save(self) -> None:
+        if self._saved == self._step and self._step:
+            return
+        self._heartbeat.beat("save", self._step)
+        self._collect()
+        self._progress.seen = time.time()
+        self._saver.save(
+            Manifest(
+                step=self._step, world_size=self._control.world_size, zero_stage=self._config.zero_stage,
+                facts=self._facts, parameters={k: list(v) for k, v in self._engine.partition.shapes.items()},
+                part=part_name(self._objective), kinds=list(self._engine.kinds), applied=self._engine.applied,
+                scaler=self._engine.scaler(), skipped=rewinds_before(self._rewinds, self._step),
+                progress=self._progress.model_dump(mode="json"),
+            )
+        )  # fmt: skip
+        self._saved = self._step
+
+    def _complete_save(self) -> None:
+        """Save what is not saved yet, and wait until it stands, here and on the store. Raises SaveFailed."""
+        self._save()
+        self._saver.drain(lambda: self._heartbeat.beat("save", self._step))
+        self._saver.require(self._step)
+        if self._uploader:
+            self._heartbeat.beat("end", self._step)
+            for step in self._uploader.close(self._config.checkpoint.patience):
+                self._say(
+                    f"the checkpoint of step {step} is not on {self._config.checkpoint.upload}: see incidents.jsonl"
+                )
+
+    def _end_early(self, flags: Flags, failed: ADDPError | None) -> None:
+        reasons = self._control.gather(str(failed) if failed else self._stop.reason())
+        reason = next(r for r in reasons if r is not None)
+        if self._step:
+            self._complete_save()
+        if self._control.rank == 0:
+            self._folder.incident({"kind": "stopped", "step": self._step, "reason": reason})
+        self._control.barrier()
+        if failed:
+            raise failed
+        if flags.failed:
+            error = ADDPError(f"another rank's data failed: {reason}")
+            error.exit_code = flags.failed
+            raise error
+        self._folder.stop.unlink(missing_ok=True)  # else the next start would stop at once
+        raise Preempted(f"at step {self._step} of {self._total} ({reason}); saved. Start it again to go on")
+
+    def _finish(self) -> None:
+        """Publish the trained network and, last of all, the completion marker."""
+        self._complete_save()
+
+        def publish() -> None:
+            path, manifest = newest_valid(self._folder.checkpoints)
+            state = SavedState(path, manifest)
+            save_network(state.network(WEIGHTS), self._folder.network)
+            if AVERAGE in manifest.kinds:
+                save_network(state.network(AVERAGE), self._folder.average)
+            self._folder.mark_done({"step": self._step, "checkpoint": path.name})
+
+        self._control.on_first(publish)
+
+
+def _failure(future: Future[Any]) -> ADDPError | None:
+    error = future.exception() if future.done() else None
+    if error is not None and not isinstance(error, ADDPError):
+        raise error
+    return error

@@ -1,0 +1,87 @@
+"""What comes before the first step: the lock of the run folder, and what a run writes down about itself."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import uuid
+from typing import Any
+
+import torch
+import yaml
+
+from data_pipeline.storage import StorageError
+from model.errors import ConfigError
+from trainer.config import RunConfig
+from trainer.control import Control
+from trainer.objectives import Objective
+from trainer.run_folder import RunFolder, replace_text, write_json
+
+
+def prepare(folder: RunFolder, control: Control) -> str:
+    """Lock the run folder, and prove that all ranks see it. Returns the name of this start. Raises ConfigError where
+    another run holds it or a rank does not see it, StorageError where it cannot be written."""
+
+    def first() -> str:
+        try:
+            folder.lock()
+            folder.exit.unlink(missing_ok=True)
+            session = uuid.uuid4().hex[:8]
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+            replace_text(folder.path / "session", session)
+        except OSError as error:
+            raise StorageError(
+                f"the run folder {folder.path} cannot be written: {error.strerror or error}; make room, or choose "
+                "another"
+            ) from error
+        return session
+
+    session = control.on_first(first)
+    try:
+        seen = (folder.path / "session").read_text() == session
+    except OSError:
+        seen = False
+    blind = [rank for rank, found in enumerate(control.gather(seen)) if not found]
+    if blind:
+        raise ConfigError(
+            f"ranks {blind} do not see {folder.path} as rank 0 does; put the run folder on storage that all machines "
+            "share"
+        )
+    return session
+
+
+def part_name(objective: Objective) -> str:
+    """Prefix of the exported network's names in the trained one's."""
+    names = [name for name, module in objective.network.named_modules() if module is objective.result]
+    return names[0] + "." if names[0] else ""
+
+
+def run_facts(config: RunConfig, objective: Objective) -> dict[str, Any]:
+    """What a checkpoint and the run that loads it must share."""
+    return {
+        "objective": config.objective,
+        "network": objective.result.config.model_dump(mode="json"),
+        "geometry": config.geometry.model_dump(mode="json"),
+        "data": objective.data_fingerprint,
+        "order": objective.order,
+        "frozen": objective.frozen,
+        "seed": config.seed,
+        "global_batch": config.batch.global_batch,
+        "optimizer": config.optimizer.name,
+    }
+
+
+def describe_run(folder: RunFolder, config: RunConfig, world_size: int) -> None:
+    replace_text(folder.path / "config.resolved.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    versions = {}
+    for name in ("torch", "deepspeed", "numpy", "xformers"):
+        module = sys.modules.get(name)
+        versions[name] = getattr(module, "__version__", None)
+    write_json(
+        folder.path / "environment.json",
+        {
+            "command": sys.argv, "host": platform.node(), "python": platform.python_version(), "versions": versions,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+            "world_size": world_size, "threads": torch.get_num_threads(),
+        },
+    )  # fmt: skip

@@ -1,0 +1,138 @@
+"""Copies of checkpoints on object storage: `UPLOAD/checkpoints/step-N/`, manifest last, valid or invisible as at home.
+
+The objects of a checkpoint carry the beginning of their sha256 in their names, so that nothing is ever overwritten with
+other bytes, and an upload that was cut short goes on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+from data_pipeline.storage import CHUNK, ObjectMissing, StorageError, Store, open_store
+from trainer.checkpoint import MANIFEST, FileEntry, Manifest, folder_name, parse_manifest, read_manifest, verify_file
+from trainer.config import CheckpointSection
+from trainer.retention import expired
+from trainer.run_folder import RunFolder
+
+_PAUSES = (1.0, 5.0, 15.0, 30.0)  # seconds between tries
+
+
+def object_name(step: int, name: str, stated: FileEntry) -> str:
+    return f"checkpoints/{folder_name(step)}/{name}.{stated.sha256[:12]}"
+
+
+def manifest_name(step: int) -> str:
+    return f"checkpoints/{folder_name(step)}/{MANIFEST}"
+
+
+def remote_steps(store: Store) -> list[int]:
+    """Steps with a manifest on the store, newest first. Raises StorageError."""
+    found = [e.name.split("/") for e in store.list("checkpoints/") if e.name.endswith("/" + MANIFEST)]
+    return sorted((int(parts[1].removeprefix("step-")) for parts in found), reverse=True)
+
+
+def remote_manifest(store: Store, step: int) -> Manifest:
+    """Raises Damaged or StorageError."""
+    return parse_manifest(store.read(manifest_name(step)), f"{store.url}/{folder_name(step)}")
+
+
+def upload(path: Path, store: Store) -> None:
+    """Raises StorageError, Damaged for a checkpoint that is not whole, OSError where it goes away meanwhile."""
+    manifest = read_manifest(path)
+    there = {entry.name: entry.size for entry in store.list(f"checkpoints/{path.name}/")}
+    for name, stated in manifest.files.items():
+        target = object_name(manifest.step, name, stated)
+        if there.get(target) != stated.bytes:
+            verify_file(path, name, stated)
+            store.create(target, path / name)
+    store.replace(manifest_name(manifest.step), (path / MANIFEST).read_bytes())
+
+
+def remove(store: Store, step: int) -> None:
+    """Manifest first. Raises StorageError."""
+    store.remove(manifest_name(step))
+    for entry in list(store.list(f"checkpoints/{folder_name(step)}/")):
+        store.remove(entry.name)
+
+
+def download(store: Store, manifest: Manifest, name: str, folder: Path) -> None:
+    """One file of a checkpoint, verified. Raises Damaged, StorageError or OSError."""
+    stated = manifest.files[name]
+    target = object_name(manifest.step, name, stated)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("wb") as file:
+        for start in range(0, stated.bytes, 8 * CHUNK):
+            file.write(store.read(target, start, min(8 * CHUNK, stated.bytes - start)))
+    verify_file(folder, name, stated)
+
+
+class Uploader:
+    """A thread of rank 0 that brings the newest checkpoint to the store, and tries again for as long as it takes. One
+    that is overtaken by a newer one is left out, unless it is permanent."""
+
+    def __init__(self, folder: RunFolder, section: CheckpointSection) -> None:
+        assert section.upload is not None
+        self._store, self._folder, self._section = open_store(section.upload), folder, section
+        self._wanted: list[int] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, daemon=True, name="upload")
+        self._thread.start()
+
+    def offer(self, step: int) -> None:
+        with self._changed:
+            self._wanted = [s for s in self._wanted if self._permanent(s)] + [step]
+            self._changed.notify_all()
+
+    def _permanent(self, step: int) -> bool:
+        every = self._section.permanent_every
+        return every > 0 and step % every == 0
+
+    def _run(self) -> None:
+        failures = 0
+        while True:
+            with self._changed:
+                while not self._wanted and not self._closing:
+                    self._changed.wait()
+                if not self._wanted:
+                    return
+                step = self._wanted[0]
+            try:
+                self._bring(step)
+            except StorageError as error:
+                if failures == 0:
+                    self._folder.incident({"kind": "upload", "step": step, "error": str(error)})
+                pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
+                failures += 1
+                with self._changed:
+                    self._changed.wait(pause)
+                continue
+            if failures:
+                self._folder.incident({"kind": "upload recovered", "step": step, "tries": failures + 1})
+            failures = 0
+            with self._changed:
+                self._wanted = [s for s in self._wanted if s != step]
+                self._changed.notify_all()
+
+    def _bring(self, step: int) -> None:
+        path = self._folder.checkpoints / folder_name(step)
+        try:
+            upload(path, self._store)
+        except (OSError, ObjectMissing) as error:
+            if path.exists():
+                raise StorageError(f"{path}: {error}") from error
+            return  # retention was faster: a newer one follows
+        for old in expired(remote_steps(self._store), step, self._section):
+            remove(self._store, old)
+
+    def close(self, patience: float) -> list[int]:
+        """Wait until all is uploaded, at most `patience` seconds. Returns the steps that are not."""
+        deadline = time.monotonic() + patience
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            while self._wanted and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(min(left, 1.0))
+            return list(self._wanted)

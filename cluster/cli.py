@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import data, tokenize
+from cluster import checkpoints, data, tokenize
 from model.errors import ADDPError
 
 app = typer.Typer(
@@ -20,12 +20,14 @@ app = typer.Typer(
 
 app.add_typer(tokenize.app, name="tokenize")
 app.add_typer(data.app, name="data")
+app.command()(checkpoints.checkpoints)
 
 # Commands that are modules of their own; `addp NAME --help` is the module's help.
 MODULES = {
     "generate": ("trainer.generate", "Sample pictures from a trained ADDP network into a grid."),
     "evaluate": ("trainer.evaluate", "Held-out figures: PSNR and codebook use, masked-token cross-entropy."),
     "probe": ("trainer.probe", "kNN and linear probe of the frozen encoder."),
+    "plan": ("trainer.planning", "What a run will take: batch arithmetic, memory, days, checkpoints."),
     "report": ("trainer.report", "One self-contained HTML page about the demo's runs."),
     "parity": ("model.parity", "Prove a machine, dtype or backend against the reference's outputs."),
 }

@@ -15,7 +15,7 @@ from pathlib import Path
 from model.errors import ADDPError
 from trainer.run_folder import RunFolder
 
-_GRACE_SECONDS = 10
+_GRACE_SECONDS = 60  # for ranks to save, once they were asked to stop
 
 
 class RunFailed(ADDPError):
@@ -92,10 +92,16 @@ def _end_group(group: int) -> None:
 
 
 def train(run: Path, processes: int, arguments: Sequence[str]) -> None:
-    """`trainer.pretrain` on `processes` ranks. Raises RunFailed unless the run left its own completion marker: the
-    deepspeed launcher may exit with 0 although its ranks are gone."""
+    """`trainer.pretrain` on `processes` ranks. Raises RunFailed, with the run's own exit code, unless the run left its
+    completion marker: the deepspeed launcher may exit with 0 although its ranks are gone, or 1 although they saved."""
+    folder = RunFolder(run)
+    before = folder.read_exit()
     code = run_group(launcher_command(processes, "trainer.pretrain", arguments))
-    if not RunFolder(run).is_done:
-        raise RunFailed(
-            f"training in {run} did not complete (exit code {code}); the reason stands above. Run it again to go on"
-        )
+    if folder.is_done:
+        return
+    after = folder.read_exit()
+    if after is None or after == before:
+        raise RunFailed(f"training in {run} died (exit code {code}); what is known stands above. Run it again to go on")
+    error = RunFailed(f"training in {run} ended: {after['reason']}")
+    error.exit_code = after["code"]
+    raise error

@@ -212,4 +212,6 @@ class Engine:
         """Free the engine before the process group: otherwise gloo aborts in some runs after all is done."""
         del self._engine, self._optimizer, self._base, self.partition, self.average, self._network
         gc.collect()
-        dist.destroy_process_group()
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()  # and what DeepSpeed itself remembers of it

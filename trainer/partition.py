@@ -59,13 +59,10 @@ class Partition:
             self.held = [Fragment(name, 0, p.numel(), p, 0, 0) for p, name in names.items()]
             self.owned = _share(self.held, rank, world_size)
         else:
-            self.held = list(_stage3(zero, names, rank) if stage == 3 else _stage12(zero, names))
+            pairs = list(zip(*_groups(zero, stage), strict=True))
+            self.held = list(_stage3(pairs, names, rank) if stage == 3 else _stage12(pairs, names))
             self.owned = self.held
-            groups, flats = (
-                (zero.fp16_groups, zero.fp32_partitioned_groups_flat) if stage == 3
-                else (zero.bit16_groups, zero.single_partition_of_fp32_groups)
-            )  # fmt: skip
-            self._layers = {flat: len(group) for flat, group in zip(flats, groups, strict=True)}
+            self._layers = {flat: len(group) for group, flat in pairs}
 
     @property
     def stepped(self) -> list[Tensor]:
@@ -102,8 +99,17 @@ class Partition:
             self._zero.update_lp_params()
 
 
-def _stage12(zero: Any, names: dict[nn.Parameter, str]) -> Iterable[Fragment]:
-    for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+def _groups(zero: Any, stage: int) -> tuple[list[Any], list[Tensor]]:
+    """(groups of parameters, the flat tensors that hold this rank's parts of them)."""
+    if stage == 3:
+        return zero.fp16_groups, zero.fp32_partitioned_groups_flat
+    if hasattr(zero, "bf16_groups"):  # stage 1 in bf16 is an optimizer of its own
+        return zero.bf16_groups, zero.fp32_groups_flat_partition
+    return zero.bit16_groups, zero.single_partition_of_fp32_groups
+
+
+def _stage12(pairs: list[tuple[Any, Tensor]], names: dict[nn.Parameter, str]) -> Iterable[Fragment]:
+    for group, flat in pairs:
         for layer, parameter in enumerate(group):
             mapping = parameter._hp_mapping
             if mapping is not None:
@@ -111,8 +117,8 @@ def _stage12(zero: Any, names: dict[nn.Parameter, str]) -> Iterable[Fragment]:
                 yield Fragment(names[parameter], at.start, at.numel, flat, to.start, layer)
 
 
-def _stage3(zero: Any, names: dict[nn.Parameter, str], rank: int) -> Iterable[Fragment]:
-    for group, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
+def _stage3(pairs: list[tuple[Any, Tensor]], names: dict[nn.Parameter, str], rank: int) -> Iterable[Fragment]:
+    for group, flat in pairs:
         offset = 0
         for layer, parameter in enumerate(group):
             size = parameter.partition_numel()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from model.errors import ADDPError
 from trainer.config import RunConfig, load_config
-from trainer.run_folder import RunFolder, write_json
+from trainer.run_folder import RunFolder
 from trainer.stopping import Preempted, StopRequest
 
 
@@ -67,10 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
         label = "stopped" if isinstance(error, Preempted) else "error"
         print(f"{label}: {error}" if rank == 0 else f"rank {rank}: {label}: {error}", file=sys.stderr)
         if folder is not None and folder.is_locked:
-            write_json(folder.exit, {"code": error.exit_code, "reason": str(error)})
+            folder.write_exit(error.exit_code, str(error))
         return error.exit_code
     if folder.is_locked:
-        write_json(folder.exit, {"code": 0, "reason": "done"})
+        folder.write_exit(0, "done")
     return 0
 
 

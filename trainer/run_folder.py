@@ -11,9 +11,9 @@ RUN/
   rewinds.json           data that are left out since their steps spiked; no file where there are none
   network.safetensors    the trained network, once the run is complete; network-ema.safetensors: its average
   done.json              written last of all: the run is complete
-  exit.json              how the last start ended: {"code", "step", "reason"}
+  exit.json              how the last start ended: {"code", "reason", "time"}; none where it was killed
   STOP                   put there by somebody who wants the run to save and stop
-  lock                   held by rank 0 while the run lives
+  lock, session          held by rank 0 while the run lives; the name of the last start
   evaluation/            one JSON file for each evaluation
   samples/               pictures
 """
@@ -60,6 +60,17 @@ class RunFolder:
     @property
     def is_done(self) -> bool:
         return self._done.is_file()
+
+    def write_exit(self, code: int, reason: str) -> None:
+        write_json(self.exit, {"code": code, "reason": reason, "time": time.time()})
+
+    def read_exit(self) -> dict[str, Any] | None:
+        """How the last start ended; None where it was killed, runs, or was never started."""
+        try:
+            record: dict[str, Any] = json.loads(self.exit.read_text())
+        except (OSError, ValueError):
+            return None
+        return record
 
     @property
     def is_locked(self) -> bool:

@@ -35,14 +35,22 @@ def accumulation_steps(config: RunConfig, world_size: int) -> int:
     per_rank, uneven = divmod(global_batch, world_size)
     if uneven:
         near = sorted({max(1, per_rank), per_rank + 1})
+        possible = possible_world_sizes(config) or _divisors(global_batch)
         raise ConfigError(
             f"batch.global_batch = {global_batch} cannot be split over {world_size} ranks; it would work with "
-            f"{' or '.join(str(n * world_size) for n in near)}, or on {_list(_divisors(global_batch))} ranks"
+            f"{' or '.join(str(n * world_size) for n in near)}, or on {_list(possible)} ranks"
         )
     raise ConfigError(
         f"batch.global_batch = {global_batch} is no multiple of batch.micro = {micro} x {world_size} ranks; "
         f"batch.micro would work with {_list(_divisors(per_rank))}"
+        + (f", or this one on {_list(sizes)} ranks" if (sizes := possible_world_sizes(config)) else "")
     )
+
+
+def possible_world_sizes(config: RunConfig) -> list[int]:
+    """Numbers of ranks that make the global batch of whole micro batches."""
+    parts, rest = divmod(config.batch.global_batch, config.batch.micro)
+    return [] if rest else _divisors(parts)
 
 
 def _divisors(n: int) -> list[int]:

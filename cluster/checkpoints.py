@@ -1,0 +1,74 @@
+"""`addp checkpoints`: look at a run's checkpoints, check them, remove old ones, take a network out of one."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from model.errors import ADDPError, ConfigError
+
+
+class Action(StrEnum):
+    list = "list"
+    verify = "verify"
+    prune = "prune"
+    export = "export"
+
+
+def checkpoints(
+    run: Annotated[str, typer.Argument(help="run folder, or s3://bucket/prefix that a run uploads to")],
+    action: Annotated[Action, typer.Argument(help="what to do")] = Action.list,
+    step: Annotated[int | None, typer.Option(help="verify, export: this step; else all, and the newest valid")] = None,
+    keep: Annotated[int, typer.Option(min=1, help="prune: newest checkpoints that stay")] = 3,
+    permanent_every: Annotated[int, typer.Option(min=0, help="prune: multiples of it stay as well")] = 0,
+    weights: Annotated[str, typer.Option(help="export: weights, or ema, their average")] = "weights",
+    out: Annotated[Path | None, typer.Option(help="export: folder to make")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="list, verify: for scripts")] = False,
+) -> None:
+    """List, verify, prune or export checkpoints.
+
+    export writes OUT/network.safetensors (plain float32 tensors under the network's own names, whatever ZeRO stage and
+    number of ranks wrote the checkpoint) and OUT/config.json; `model.weights.load_network` and plain PyTorch load it.
+    """
+    from trainer import checkpoint_admin as admin
+
+    place = admin.open_run(run)
+    if action is Action.list:
+        _show(admin.listed(place), as_json)
+    elif action is Action.verify:
+        rows = admin.verified(place, step)
+        _show(rows, as_json)
+        if any(row["state"] != "valid" for row in rows):
+            raise ADDPError(f"{sum(row['state'] != 'valid' for row in rows)} of {len(rows)} checkpoints are not valid")
+    elif action is Action.prune:
+        gone = admin.pruned(place, keep, permanent_every)
+        print(f"{run}: removed {len(gone)} checkpoints" + (f": steps {', '.join(map(str, gone))}" if gone else ""))
+    else:
+        if out is None:
+            raise typer.BadParameter("export needs a folder to write", param_hint="--out")
+        if weights not in ("weights", "ema"):
+            raise ConfigError(f"--weights {weights}: weights or ema")
+        print(admin.exported(place, step, weights, out))
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    for name, justify in (("step", "right"), ("state", "left"), ("ranks", "right"), ("ZeRO", "right"),
+                          ("size", "right"), ("saved", "left"), ("remark", "left")):  # fmt: skip
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in rows:
+        size = f"{row['bytes'] / 2**20:.1f} MiB" if row["bytes"] is not None else ""
+        values = (row["step"], row["state"], row["ranks"], row["zero_stage"], size, row["saved"], row["remark"])
+        table.add_row(*("" if v is None else str(v) for v in values))
+    Console(soft_wrap=True).print(table)
+    if not rows:
+        print("no checkpoints")

@@ -1,0 +1,171 @@
+"""What `addp checkpoints` does, on a run folder or on the store that a run uploads to."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import track
+
+from data_pipeline.storage import StorageError, Store, open_store
+from model.errors import ADDPError, ConfigError
+from model.weights import save_network
+from trainer import upload
+from trainer.checkpoint import (
+    Damaged,
+    Manifest,
+    NoValidCheckpoint,
+    SavedState,
+    candidates,
+    folder_name,
+    read_manifest,
+    verify,
+)
+from trainer.config import CheckpointSection
+from trainer.retention import expired, prune, step_of
+from trainer.run_folder import RunFolder, write_json
+
+
+class Place(NamedTuple):
+    """folder: where checkpoints lie at hand; or the store where they lie."""
+
+    name: str
+    folder: Path | None
+    store: Store | None
+
+    def steps(self) -> list[int]:
+        """Newest first."""
+        if self.store is not None:
+            return upload.remote_steps(self.store)
+        assert self.folder is not None
+        return [step_of(path) for path in candidates(self.folder)]
+
+    def manifest(self, step: int) -> Manifest:
+        """Raises Damaged or StorageError."""
+        if self.store is not None:
+            return upload.remote_manifest(self.store, step)
+        assert self.folder is not None
+        return read_manifest(self.folder / folder_name(step))
+
+    @contextmanager
+    def verified(self, step: int) -> Iterator[tuple[Path, Manifest]]:
+        """A checkpoint at hand, all of whose files hold. Raises Damaged or StorageError."""
+        if self.folder is not None:
+            path = self.folder / folder_name(step)
+            yield path, verify(path)
+            return
+        assert self.store is not None
+        manifest = self.manifest(step)
+        with tempfile.TemporaryDirectory(prefix="addp-checkpoint-") as folder:
+            for name in manifest.files:
+                upload.download(self.store, manifest, name, Path(folder))
+            yield Path(folder), manifest
+
+
+def open_run(run: str) -> Place:
+    """Raises ConfigError where there is no such run."""
+    if "://" in run:
+        return Place(run, None, open_store(run))
+    folder = RunFolder(run)
+    if not folder.checkpoints.is_dir():
+        raise ConfigError(f"{run} is no run folder: it has no checkpoints/; give the folder that `run=` named")
+    return Place(run, folder.checkpoints, None)
+
+
+def _row(step: int, state: str, manifest: Manifest | None, remark: str) -> dict[str, Any]:
+    saved = manifest.progress.get("seen") if manifest else None
+    return {
+        "step": step, "state": state, "ranks": manifest.world_size if manifest else None,
+        "zero_stage": manifest.zero_stage if manifest else None,
+        "bytes": sum(f.bytes for f in manifest.files.values()) if manifest else None,
+        "saved": datetime.fromtimestamp(saved).isoformat(" ", "seconds") if saved else None, "remark": remark,
+    }  # fmt: skip
+
+
+def listed(place: Place) -> list[dict[str, Any]]:
+    """Of each checkpoint what its manifest says; its files are not read."""
+    rows = []
+    for step in place.steps():
+        try:
+            manifest = place.manifest(step)
+            rows.append(_row(step, "unchecked", manifest, ", ".join(manifest.kinds)))
+        except (Damaged, StorageError) as error:
+            rows.append(_row(step, "invalid", None, str(error)))
+    return rows
+
+
+def verified(place: Place, step: int | None) -> list[dict[str, Any]]:
+    """All files of one checkpoint, or of all, against their sha256."""
+    steps = place.steps() if step is None else [_known(place, step)]
+    rows = []
+    console = Console(stderr=True)
+    for number in track(steps, "verifying", console=console, disable=not console.is_terminal):
+        try:
+            with place.verified(number) as (_, manifest):
+                rows.append(_row(number, "valid", manifest, ""))
+        except (Damaged, StorageError) as error:
+            rows.append(_row(number, "invalid", None, str(error)))
+    return rows
+
+
+def pruned(place: Place, keep: int, permanent_every: int) -> list[int]:
+    """Remove all but the newest `keep`, counted from the newest valid one, and permanent ones; returns their steps.
+
+    Raises ConfigError while the run goes on, which prunes by itself.
+    """
+    section = CheckpointSection(keep=keep, permanent_every=permanent_every)
+    newest = _newest_valid(place)
+    if place.folder is not None:
+        RunFolder(place.folder.parent).lock(patience=0)
+        try:
+            return prune(place.folder, newest, section)
+        except OSError as error:
+            raise StorageError(f"{place.folder}: {error.strerror}") from error
+    assert place.store is not None
+    gone = expired(place.steps(), newest, section)
+    for step in gone:
+        upload.remove(place.store, step)
+    return gone
+
+
+def exported(place: Place, step: int | None, kind: str, out: Path) -> Path:
+    """network.safetensors and config.json below `out`, both or neither. Raises ADDPError."""
+    if out.exists():
+        raise ConfigError(f"{out} exists; give a folder to make")
+    number = _newest_valid(place) if step is None else _known(place, step)
+    with place.verified(number) as (path, manifest):
+        network = SavedState(path, manifest).network(kind)
+        partial = out.with_name(out.name + ".tmp")
+        shutil.rmtree(partial, ignore_errors=True)
+        save_network(network, partial / "network.safetensors")
+        config = {"kind": network.kind, "config": manifest.facts["network"], "geometry": manifest.facts["geometry"]}
+        write_json(partial / "config.json", {**config, "step": number, "weights": kind, "run": place.name})
+        partial.rename(out)
+    return out / "network.safetensors"
+
+
+def _known(place: Place, step: int) -> int:
+    steps = place.steps()
+    if step not in steps:
+        there = ", ".join(map(str, steps)) or "none"
+        raise ConfigError(f"{place.name} has no checkpoint of step {step}; it has {there}")
+    return step
+
+
+def _newest_valid(place: Place) -> int:
+    refused = []
+    for step in place.steps():
+        try:
+            with place.verified(step):
+                return step
+        except (Damaged, StorageError) as error:
+            refused.append(str(error))
+    if not refused:
+        raise ADDPError(f"{place.name} has no checkpoint yet")
+    raise NoValidCheckpoint(f"{place.name}: none of {len(refused)} checkpoints is valid: {'; '.join(refused)}")

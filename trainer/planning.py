@@ -1,0 +1,141 @@
+"""What a run will take, before it is started.
+
+python -m trainer.planning --config configs/base.yaml --gpus 32 --gpus 64
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from data_pipeline.epochs import EpochSchedule
+from model.errors import ConfigError
+from trainer import costs
+from trainer.config import load_config
+from trainer.schedule import accumulation_steps, possible_world_sizes, total_steps
+
+_IMAGENET = 1_281_167
+_GIB = 2**30
+_PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "B200": 2250.0}  # TFLOP/s, bf16, dense: the makers' data sheets
+
+
+def main(
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in batch.micro=32")] = None,
+    config: Annotated[Path | None, typer.Option(help="run file; without one, the defaults")] = None,
+    gpus: Annotated[list[int] | None, typer.Option(help="ranks; may be given several times")] = None,
+    images: Annotated[
+        int, typer.Option(min=1, help="pictures of an epoch, where the data set is not at hand")
+    ] = _IMAGENET,
+    device: Annotated[str, typer.Option(help=f"{', '.join(_PEAKS)}, or TFLOP/s of your device")] = "H100",
+    mfu: Annotated[float, typer.Option(min=0.01, max=1, help="share of the device's peak that a step reaches")] = 0.4,
+    write: Annotated[float, typer.Option(min=0.001, help="GB/s with which one rank's checkpoint reaches disk")] = 1.0,
+    grace: Annotated[float, typer.Option(help="seconds between a preemption's signal and the kill")] = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
+) -> None:
+    """Batch arithmetic, parameters, memory of each ZeRO stage, operations, days, and checkpoints of a run.
+
+    Memory and days are estimates: of the training's own tensors, and at the share of the peak that --mfu states.
+    """
+    plan = make_plan(config, overrides or [], gpus or [8], images, device, mfu, write, grace)
+    if as_json:
+        print(json.dumps(plan, indent=1))
+    else:
+        _show(plan)
+
+
+def make_plan(
+    file: Path | None, overrides: list[str], gpus: list[int], images: int, device: str, mfu: float, write: float,
+    grace: float,
+) -> dict[str, Any]:  # fmt: skip
+    """All figures. Raises ConfigError."""
+    config = load_config(file, overrides)
+    epochs = EpochSchedule(_samples(config.data.tokens, images), config.batch.global_batch, config.data.tail)
+    steps = total_steps(config.schedule, epochs)
+    trained, frozen = costs.parameters(config)
+    operations = costs.image_operations(config)
+    peak = _peak(device)
+    size = costs.checkpoint_bytes(config)
+    worlds = []
+    for world in gpus:
+        accumulation = accumulation_steps(config, world)
+        seconds = steps * config.batch.global_batch * operations.total / (peak * mfu * world)
+        save = size / world / (write * 1e9)
+        worlds.append({
+            "gpus": world, "accumulation": accumulation, "days": seconds / 86400,
+            "memory_gib": {
+                str(stage): {k: v / _GIB for k, v in costs.rank_memory(config, stage, world)._asdict().items()}
+                | {"total": costs.rank_memory(config, stage, world).total / _GIB}
+                for stage in range(4)
+                if not (stage == 0 and config.precision != "fp32")
+            },
+            "save_seconds": save, "saves_within_grace": save < grace,
+        })  # fmt: skip
+    return {
+        "objective": config.objective, "learning_rate": config.learning_rate, "precision": config.precision,
+        "global_batch": config.batch.global_batch, "micro": config.batch.micro, "steps": steps,
+        "steps_per_epoch": epochs.steps_per_epoch, "images_per_epoch": epochs.samples,
+        "possible_gpus": possible_world_sizes(config), "trained_parameters": trained, "frozen_parameters": frozen,
+        "gflop_per_image": {"trained": operations.trained / 1e9, "frozen": operations.frozen / 1e9},
+        "device": device, "tflops": peak / 1e12, "mfu": mfu, "checkpoint_gib": size / _GIB,
+        "checkpoints_gib": size / _GIB * config.checkpoint.keep, "grace": grace, "worlds": worlds,
+    }  # fmt: skip
+
+
+def _samples(tokens: str | None, images: int) -> int:
+    """Rows of the data set where it can be read, else what was stated."""
+    if tokens is None:
+        return images
+    from data_pipeline.dataset import read_manifest
+    from data_pipeline.storage import open_store
+
+    return read_manifest(open_store(tokens)).rows
+
+
+def _peak(device: str) -> float:
+    try:
+        return (_PEAKS.get(device) or float(device)) * 1e12
+    except ValueError as error:
+        raise ConfigError(f"--device {device}: {', '.join(_PEAKS)}, or a number of TFLOP/s") from error
+
+
+def _show(plan: dict[str, Any]) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    g, sizes = plan["gflop_per_image"], plan["possible_gpus"]
+    shown = ", ".join(map(str, sizes if len(sizes) <= 16 else [*sizes[:8], "...", *sizes[-7:]]))
+    for name, value in (
+        ("objective", f"{plan['objective']}, {plan['precision']}, learning rate {plan['learning_rate']:.3g}"),
+        ("batch", f"{plan['global_batch']} = micro {plan['micro']} x accumulation x GPUs; GPUs: {shown}"),
+        ("steps", f"{plan['steps']:,} ({plan['steps_per_epoch']:,} an epoch of {plan['images_per_epoch']:,} images)"),
+        (
+            "parameters",
+            f"{plan['trained_parameters'] / 1e6:.1f} M trained, {plan['frozen_parameters'] / 1e6:.1f} M frozen",
+        ),
+        ("operations", f"{g['trained']:.1f} GFLOP an image trained, {g['frozen']:.1f} frozen"),
+        ("checkpoint", f"{plan['checkpoint_gib']:.2f} GiB, {plan['checkpoints_gib']:.2f} GiB kept"),
+    ):  # fmt: skip
+        console.print(f"[bold]{name:11s}[/] {value}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("GPUs", "accumulation", "days", "save", *(f"ZeRO-{s}" for s in plan["worlds"][0]["memory_gib"])):
+        table.add_column(column, justify="right")
+    for world in plan["worlds"]:
+        save = f"{world['save_seconds']:.1f} s" + ("" if world["saves_within_grace"] else f" > {plan['grace']:.0f} s!")
+        memory = [f"{stage['total']:.1f} GiB" for stage in world["memory_gib"].values()]
+        table.add_row(str(world["gpus"]), str(world["accumulation"]), f"{world['days']:.1f}", save, *memory)
+    console.print()
+    console.print(table)
+    console.print(
+        f"days: at {plan['mfu']:.0%} of {plan['tflops']:.0f} TFLOP/s ({plan['device']}). Memory of a GPU: weights, "
+        "gradients, optimizer, frozen networks, activations of a micro batch (estimates; offload not counted). save: "
+        "of one rank's share."
+    )
+
+
+if __name__ == "__main__":
+    from trainer.command import run_command
+
+    run_command(main)

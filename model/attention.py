@@ -38,7 +38,8 @@ def backend_for(device_type: str) -> str:
     """Name of the backend used on a device type ("cuda", "cpu", ...). Logged once, at the first call."""
     # xformers has no CPU operator for attention.
     name = "xformers" if device_type == "cuda" and importlib.util.find_spec("xformers") else "sdpa"
-    log.info("attention backend on %s: %s", device_type, name)
+    if device_type != "meta":
+        log.info("attention backend on %s: %s", device_type, name)
     return name
 
 

@@ -28,6 +28,7 @@ from model.weights import Network, build
 from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT
 
 MANIFEST = "manifest.json"
+PUBLISHED = "published"  # beside the checkpoints: the step of the last one, so that their loss is noticed
 FORMAT = "addp-checkpoint-2"
 BUFFER = "buffer"
 _NAMES = {

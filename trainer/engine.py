@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -47,6 +48,8 @@ def start_distributed() -> tuple[int, int, torch.device]:
         import deepspeed.ops
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed calls collectives by names that PyTorch is about to change; that is no news for the user of a run.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
     return dist.get_rank(), dist.get_world_size(), device
 

@@ -10,8 +10,10 @@ from data_pipeline.storage import StorageError, Store, sync, write_atomically
 from model.errors import ConfigError
 from trainer.checkpoint import (
     MANIFEST,
+    PUBLISHED,
     Damaged,
     Manifest,
+    NoValidCheckpoint,
     SavedState,
     candidates,
     folder_name,
@@ -74,7 +76,19 @@ def restore(
         return Restored(manifest, refused)
     if refused:
         raise no_valid(str(folder.checkpoints), refused)
+    if latest is None:
+        control.on_first(lambda: _was_never_saved(folder))
     return Restored(None, [])
+
+
+def _was_never_saved(folder: RunFolder) -> None:
+    """Raises NoValidCheckpoint where the run had checkpoints once."""
+    published = folder.checkpoints / PUBLISHED
+    if published.exists():
+        raise NoValidCheckpoint(
+            f"the run saved step {published.read_text().strip()}, but its checkpoints are gone from "
+            f"{folder.checkpoints}; bring them back, or remove {published} to start from the beginning"
+        )
 
 
 def _candidates(folder: RunFolder, store: Store | None, latest: int | None) -> list[_Candidate]:

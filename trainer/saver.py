@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from data_pipeline.storage import StorageError, sync, write_atomically
-from trainer.checkpoint import BUFFER, MANIFEST, FileEntry, Manifest, folder_name, snapshot, write_snapshot
+from trainer.checkpoint import BUFFER, MANIFEST, PUBLISHED, FileEntry, Manifest, folder_name, snapshot, write_snapshot
 from trainer.config import CheckpointSection
 from trainer.control import Control, Flags
 from trainer.engine import Engine
@@ -163,3 +163,4 @@ def publish(manifest: Manifest, staging: Path, session: str) -> None:
     else:
         staging.rename(target)
     sync(target.parent)
+    write_atomically(target.with_name(PUBLISHED), f"{manifest.step}\n".encode())

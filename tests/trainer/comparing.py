@@ -1,0 +1,59 @@
+"""What tests read from run folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from trainer.checkpoint import candidates, folder_name
+from trainer.run_folder import RunFolder
+
+
+def losses(run: Path) -> list[float]:
+    """Of each step, once: nothing was done twice or left out."""
+    rows = RunFolder(run).read_metrics()
+    assert [row["step"] for row in rows] == list(range(len(rows)))
+    return [row["loss"] for row in rows]
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = load_file(a), load_file(b)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def weight_distance(a: Path, b: Path) -> float:
+    first, second = load_file(a), load_file(b)
+    return max(float((first[k].float() - second[k].float()).abs().max()) for k in first)
+
+
+def same_end(a: Path, b: Path) -> bool:
+    """Bit for bit: every loss, the weights and, where there is one, their average."""
+    first, second = RunFolder(a), RunFolder(b)
+    assert first.is_done and second.is_done
+    assert first.average.exists() == second.average.exists()
+    pairs = [(first.network, second.network)]
+    if first.average.exists():
+        pairs.append((first.average, second.average))
+    return losses(a) == losses(b) and all(same_weights(*pair) for pair in pairs)
+
+
+def cut_back(run: Path, to: Path, step: int) -> Path:
+    """A copy of a finished run as it was when `step` had just been saved."""
+    shutil.copytree(run, to)
+    for name in ("done.json", "network.safetensors", "network-ema.safetensors"):
+        (to / name).unlink(missing_ok=True)
+    for path in candidates(to / "checkpoints"):
+        if path.name > folder_name(step):
+            shutil.rmtree(path)
+    return to
+
+
+def incidents(run: Path, kind: str) -> list[dict[str, Any]]:
+    path = RunFolder(run).incidents
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [record for record in found if record["kind"] == kind]

@@ -1,0 +1,77 @@
+"""Faults inside a rank, at an exact point, without a hook in the product: Python announces every file operation to its
+audit hooks, and these may kill the process or make the operation fail."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Sabotage:
+    """At the `nth` file operation `event` on `rank` whose arguments contain all of `words`: `action`, before it happens.
+
+    event: as in Python's table of audit events, e.g. "open", "os.rename". action: "kill", an errno's name, or
+    "sleep:SECONDS". nth 0: every time. nan: data steps whose loss is not a number, on rank 1. spikes: data steps
+    first..last-1 whose loss is 50 times as high.
+    """
+
+    event: str = ""
+    words: tuple[str, ...] = ()
+    action: str = "kill"
+    nth: int = 1
+    rank: int = 0
+    nan: tuple[int, ...] = ()
+    spikes: tuple[int, int] = (0, 0)
+    clock: float = 0.0  # seconds that the wall clock jumps, to and fro
+    seen: int = field(default=0, init=False)
+
+    def install(self, rank: int) -> None:
+        if self.nan or self.spikes[1]:
+            self._change_losses(rank)
+        if self.clock:
+            real, calls = time.time, iter(range(10**9))
+            time.time = lambda: real() + (self.clock if next(calls) % 3 == 1 else -self.clock)  # type: ignore[assignment]
+        if self.event and rank == self.rank:
+            sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event != self.event or not all(word in str(arguments) for word in self.words):
+            return
+        self.seen += 1
+        if self.nth and self.seen != self.nth:
+            return
+        if self.action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.action.startswith("sleep:"):
+            time.sleep(float(self.action.partition(":")[2]))
+        else:
+            number = getattr(errno, self.action)
+            raise OSError(number, os.strerror(number))
+
+    def _change_losses(self, rank: int) -> None:
+        """Through the objective's own inputs: the network multiplies its loss by `factor`."""
+        from trainer import objectives
+
+        original = objectives.MageObjective.inputs
+        forward = objectives.TokenPredictor.forward
+
+        def inputs(own: Any, batch: Any, step: int, device: Any) -> Any:
+            found = original(own, batch, step, device)
+            factor = 1.0
+            if step in self.nan and rank == 1:
+                factor = float("nan")
+            if self.spikes[0] <= step < self.spikes[1]:
+                factor = 50.0
+            return {**found, "factor": factor}
+
+        def scaled(own: Any, *arguments: Any, factor: float = 1.0, **named: Any) -> Any:
+            return forward(own, *arguments, **named) * factor
+
+        objectives.MageObjective.inputs = inputs  # type: ignore[method-assign]
+        objectives.TokenPredictor.forward = scaled  # type: ignore[method-assign]

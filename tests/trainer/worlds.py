@@ -1,0 +1,96 @@
+"""Worlds of ranks without a launcher: forked from a process that has PyTorch and DeepSpeed loaded, so that a whole run of
+two real ranks takes a second or two. What launchers do is tested with the launchers, by `launching`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import NamedTuple
+
+from cluster.launch import free_port
+from tests.trainer.launching import SMALL
+from tests.trainer.sabotage import Sabotage
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["trainer.run", "trainer.pretrain", "deepspeed", "torch.utils.tensorboard"])
+
+
+def _rank(rank: int, world: int, port: int, arguments: Sequence[str], sabotage: Sabotage | None, log: str) -> None:
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    if sabotage:
+        sabotage.install(rank)
+    from trainer.pretrain import main
+
+    sys.exit(main(list(arguments)))
+
+
+class Outcome(NamedTuple):
+    """codes: exit codes by rank, negative for signals."""
+
+    codes: list[int | None]
+    output: str
+
+
+class World:
+    """Ranks that run."""
+
+    def __init__(self, run: Path, overrides: Sequence[str], processes: int, sabotage: Sabotage | None) -> None:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        self.log = run.parent / f"{run.name}.log"
+        self.log.write_text("")
+        arguments = [f"run={run}", *SMALL, *overrides]
+        port = free_port()
+        self.ranks: list[ForkServerProcess] = [
+            _CONTEXT.Process(target=_rank, args=(r, processes, port, arguments, sabotage, str(self.log)))
+            for r in range(processes)
+        ]
+        for rank in self.ranks:
+            rank.start()
+
+    def wait(self, seconds: float = 90) -> Outcome:
+        deadline = time.monotonic() + seconds
+        for rank in self.ranks:
+            rank.join(max(0.0, deadline - time.monotonic()))
+        late = [rank for rank in self.ranks if rank.is_alive()]
+        self.kill()
+        output = self.log.read_text()
+        assert not late, f"{len(late)} ranks still ran after {seconds} s:\n{output}"
+        return Outcome([rank.exitcode for rank in self.ranks], output)
+
+    def kill(self, which: Sequence[int] | None = None) -> None:
+        """SIGKILL."""
+        for index, rank in enumerate(self.ranks):
+            if which is None or index in which:
+                rank.kill()
+                rank.join()
+
+    def wait_for(self, path: Path, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not path.exists():
+            alive = any(rank.is_alive() for rank in self.ranks)
+            assert time.monotonic() < deadline and alive, f"{path} did not appear:\n{self.log.read_text()}"
+            time.sleep(0.005)
+
+
+def run_world(
+    run: Path, *overrides: str, processes: int = 2, sabotage: Sabotage | None = None, seconds: float = 90
+) -> Outcome:
+    """A whole run."""
+    return World(run, overrides, processes, sabotage).wait(seconds)
+
+
+def finish(run: Path, *overrides: str, processes: int = 2) -> str:
+    """A run that must end well. Returns its output."""
+    codes, output = run_world(run, *overrides, processes=processes)
+    assert codes == [0] * processes, output
+    return output

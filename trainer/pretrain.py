@@ -39,8 +39,8 @@ def train(config: RunConfig, folder: RunFolder, stop: StopRequest) -> None:
     with ExitStack() as stack:
         heartbeat = stack.enter_context(Heartbeat(folder, rank, config.health.hang))
         control = Control(config)
-        session = prepare(folder, control)
         accumulation = accumulation_steps(config, world_size)
+        session = prepare(folder, control)
         torch.manual_seed(config.seed)  # every rank starts from the same weights
         objective = stack.enter_context(closing(make_objective(config)))
         run = stack.enter_context(Run(config, objective, control, accumulation, heartbeat, stop, session, device))

@@ -77,7 +77,7 @@ class RunFolder:
         """Whether this process holds the lock."""
         return self._lock is not None
 
-    def lock(self, patience: float = 10.0) -> None:
+    def lock(self, patience: float = 5.0) -> None:
         """Hold RUN/lock until this process ends, however it ends. Raises ConfigError while another run holds it.
 
         patience: seconds to wait for it; the ranks of a run that was just killed may still be ending.

@@ -53,6 +53,7 @@ class Saver:
         self._buffer: Tensor | None = None
         self.stalled = 0.0  # seconds that training has waited for saves
         if control.rank == 0:
+            folder.checkpoints.mkdir(exist_ok=True)
             for left in [*folder.checkpoints.glob("*.tmp")]:
                 shutil.rmtree(left, ignore_errors=True)
 

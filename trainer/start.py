@@ -27,7 +27,6 @@ def prepare(folder: RunFolder, control: Control) -> str:
             folder.lock()
             folder.exit.unlink(missing_ok=True)
             session = uuid.uuid4().hex[:8]
-            folder.checkpoints.mkdir(parents=True, exist_ok=True)
             replace_text(folder.path / "session", session)
         except OSError as error:
             raise StorageError(

@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass
 class Sabotage:
-    """At the `nth` file operation `event` on `rank` whose arguments contain all of `words`: `action`, before it happens.
+    """At the `nth` file operation `event` on `rank` whose arguments contain all of `words`: `action`, instead of it.
 
     event: as in Python's table of audit events, e.g. "open", "os.rename". action: "kill", an errno's name, or
     "sleep:SECONDS". nth 0: every time. nan: data steps whose loss is not a number, on rank 1. spikes: data steps

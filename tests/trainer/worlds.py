@@ -1,5 +1,5 @@
-"""Worlds of ranks without a launcher: forked from a process that has PyTorch and DeepSpeed loaded, so that a whole run of
-two real ranks takes a second or two. What launchers do is tested with the launchers, by `launching`."""
+"""Worlds of ranks without a launcher: forked from a process that has PyTorch and DeepSpeed loaded, so that a whole run
+of two real ranks takes a second or two. What launchers do is tested with the launchers, by `launching`."""
 
 from __future__ import annotations
 

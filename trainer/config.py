@@ -91,7 +91,7 @@ class CheckpointSection(Section):
 
 
 class HealthSection(Section):
-    spikes: Literal["off", "log", "rewind"] = Field("log", description="what a spike of loss or gradient norm does")
+    spikes: Literal["ignore", "log", "rewind"] = Field("log", description="what a spike of loss or gradient norm does")
     loss_deviations: float = Field(8.0, gt=0, description="a spike: loss above the median by so many deviations")
     norm_factor: float = Field(10.0, gt=1, description="a spike: gradient norm above so many times the median")
     consecutive: int = Field(3, gt=0, description="steps in a row that make a spike")

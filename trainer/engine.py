@@ -140,6 +140,8 @@ class Engine:
         if self._stage:
             norm = float(self._engine.get_global_grad_norm())
         applied = math.isfinite(norm) and bool(self._engine.was_step_applied())
+        if not applied:
+            self.partition.publish()  # ZeRO-3 skips a step without gathering again the parameters that it keeps whole
         if applied:
             self.applied += 1
             if self.average:

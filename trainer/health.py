@@ -43,7 +43,7 @@ def judge(progress: Progress, rows: list[Row], first_step: int, section: HealthS
                 return Spike(step - progress.in_a_row + 1, step, f"{progress.in_a_row} steps without a finite gradient")
             continue
         progress.in_a_row = 0
-        reason = _out_of_line(progress, row, section) if section.spikes != "off" else None
+        reason = _out_of_line(progress, row, section) if section.spikes != "ignore" else None
         progress.suspects = [*progress.suspects, step] if reason else []
         if reason and len(progress.suspects) >= section.consecutive:
             found = Spike(progress.suspects[0], first_step + len(rows) - 1, reason)

@@ -271,7 +271,8 @@ class Run:
             error.exit_code = flags.failed
             raise error
         self._folder.stop.unlink(missing_ok=True)  # else the next start would stop at once
-        raise Preempted(f"at step {self._step} of {self._total} ({reason}); saved. Start it again to go on")
+        state = "saved" if self._step else "nothing to save yet"
+        raise Preempted(f"at step {self._step} of {self._total} ({reason}); {state}. Start it again to go on")
 
     def _finish(self) -> None:
         """Publish the trained network and, last of all, the completion marker."""

@@ -17,8 +17,8 @@ from trainer.run_folder import RunFolder
 
 KEEP = "checkpoint.keep=2"
 
-# What is about to happen when the process is killed. The save of step 8 begins at 1, and is a checkpoint once 6 is done;
-# with two kept, the save of step 12 removes that of step 4.
+# What is about to happen when the process is killed. The save of step 8 begins at 1, and is a checkpoint once 6 is
+# done; with two kept, the save of step 12 removes that of step 4.
 POINTS = {
     "1 folder of the unfinished checkpoint": (Sabotage("os.mkdir", ("step-00000008.",)), 4),
     "2 rank 0 opens its file": (Sabotage("open", ("step-00000008.", "rank-00000")), 4),

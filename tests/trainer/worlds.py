@@ -17,7 +17,10 @@ from tests.trainer.launching import SMALL
 from tests.trainer.sabotage import Sabotage
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["trainer.run", "trainer.pretrain", "deepspeed", "torch.utils.tensorboard"])
+_CONTEXT.set_forkserver_preload([
+    "trainer.run", "trainer.pretrain", "deepspeed", "torch.utils.tensorboard", "torch._dynamo.eval_frame",
+    "deepspeed.runtime.zero.muon.original_muon",  # what deepspeed.initialize would import
+])  # fmt: skip
 
 
 def _rank(rank: int, world: int, port: int, arguments: Sequence[str], sabotage: Sabotage | None, log: str) -> None:
@@ -74,11 +77,13 @@ class World:
                 rank.kill()
                 rank.join()
 
+    def alive(self) -> bool:
+        return any(rank.is_alive() for rank in self.ranks)
+
     def wait_for(self, path: Path, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not path.exists():
-            alive = any(rank.is_alive() for rank in self.ranks)
-            assert time.monotonic() < deadline and alive, f"{path} did not appear:\n{self.log.read_text()}"
+            assert time.monotonic() < deadline and self.alive(), f"{path} did not appear:\n{self.log.read_text()}"
             time.sleep(0.005)
 
 

@@ -92,10 +92,16 @@ def _was_never_saved(folder: RunFolder) -> None:
 
 
 def _candidates(folder: RunFolder, store: Store | None, latest: int | None) -> list[_Candidate]:
-    """Newest first, and of one step the copy at hand first."""
+    """Newest first, and of one step the copy at hand first. Raises StorageError where the store does not answer and
+    there is none at hand: to start from zero then could repeat weeks."""
     found = [_Candidate(step_of(path), False) for path in candidates(folder.checkpoints)]
     if store is not None:
-        found += [_Candidate(step, True) for step in remote_steps(store)]
+        try:
+            found += [_Candidate(step, True) for step in remote_steps(store)]
+        except StorageError as error:
+            if not found:
+                raise
+            folder.incident({"kind": "store not asked", "error": str(error)})
     return sorted((c for c in found if latest is None or c.step <= latest), key=lambda c: (-c.step, c.remote))
 
 

@@ -18,7 +18,7 @@ from model.randomness import raw_bits
 from model.transformer import recompute_blocks
 from model.weights import save_network
 from trainer import costs
-from trainer.checkpoint import Manifest, SavedState, newest_valid
+from trainer.checkpoint import Manifest, SavedState, candidates, newest_valid
 from trainer.config import RunConfig
 from trainer.control import Control, Flags
 from trainer.engine import AVERAGE, WEIGHTS, Engine
@@ -35,7 +35,7 @@ from trainer.schedule import learning_rate, total_steps
 from trainer.start import describe_run, part_name, run_facts
 from trainer.stopping import Preempted, StopRequest
 from trainer.timing import StepTimes, Stopwatch
-from trainer.upload import Uploader
+from trainer.upload import Uploader, fetch_records
 
 
 class Run:
@@ -80,6 +80,8 @@ class Run:
         )  # fmt: skip
         self._exit.callback(self._saver.close)
         self._heartbeat.beat("restore", 0)
+        if self._store is not None and not candidates(self._folder.checkpoints):
+            control.on_first(lambda: fetch_records(self._store, self._folder) if self._store else None)
         self._restore(None)
         self._progress.started()
         if control.rank == 0:
@@ -251,6 +253,8 @@ class Run:
         self._saver.require(self._step)
         if self._uploader:
             self._heartbeat.beat("end", self._step)
+            if self._uploader.busy:
+                self._say(f"waits for uploads to {self._config.checkpoint.upload}")
             for step in self._uploader.close(self._config.checkpoint.patience):
                 self._say(
                     f"the checkpoint of step {step} is not on {self._config.checkpoint.upload}: see incidents.jsonl"

@@ -10,12 +10,22 @@ import threading
 import time
 from pathlib import Path
 
-from data_pipeline.storage import CHUNK, ObjectMissing, StorageError, Store, open_store
+from data_pipeline.storage import (
+    CHUNK,
+    Entry,
+    LocalStore,
+    ObjectMissing,
+    StorageError,
+    Store,
+    open_store,
+    write_atomically,
+)
 from trainer.checkpoint import MANIFEST, FileEntry, Manifest, folder_name, parse_manifest, read_manifest, verify_file
 from trainer.config import CheckpointSection
 from trainer.retention import expired
 from trainer.run_folder import RunFolder
 
+RECORDS = ("metrics.jsonl", "incidents.jsonl", "rewinds.json", "config.resolved.yaml")  # of the run, beside them
 _PAUSES = (1.0, 5.0, 15.0, 30.0)  # seconds between tries
 
 
@@ -29,8 +39,15 @@ def manifest_name(step: int) -> str:
 
 def remote_steps(store: Store) -> list[int]:
     """Steps with a manifest on the store, newest first. Raises StorageError."""
-    found = [e.name.split("/") for e in store.list("checkpoints/") if e.name.endswith("/" + MANIFEST)]
+    found = [e.name.split("/") for e in _listed(store, "checkpoints/") if e.name.endswith("/" + MANIFEST)]
     return sorted((int(parts[1].removeprefix("step-")) for parts in found), reverse=True)
+
+
+def _listed(store: Store, prefix: str) -> list[Entry]:
+    """A folder is made by the first upload; a bucket is not, and has to be there."""
+    if isinstance(store, LocalStore) and not store.root.exists():
+        return []
+    return list(store.list(prefix))
 
 
 def remote_manifest(store: Store, step: int) -> Manifest:
@@ -41,7 +58,7 @@ def remote_manifest(store: Store, step: int) -> Manifest:
 def upload(path: Path, store: Store) -> None:
     """Raises StorageError, Damaged for a checkpoint that is not whole, OSError where it goes away meanwhile."""
     manifest = read_manifest(path)
-    there = {entry.name: entry.size for entry in store.list(f"checkpoints/{path.name}/")}
+    there = {entry.name: entry.size for entry in _listed(store, f"checkpoints/{path.name}/")}
     for name, stated in manifest.files.items():
         target = object_name(manifest.step, name, stated)
         if there.get(target) != stated.bytes:
@@ -53,7 +70,7 @@ def upload(path: Path, store: Store) -> None:
 def remove(store: Store, step: int) -> None:
     """Manifest first. Raises StorageError."""
     store.remove(manifest_name(step))
-    for entry in list(store.list(f"checkpoints/{folder_name(step)}/")):
+    for entry in _listed(store, f"checkpoints/{folder_name(step)}/"):
         store.remove(entry.name)
 
 
@@ -66,6 +83,14 @@ def download(store: Store, manifest: Manifest, name: str, folder: Path) -> None:
         for start in range(0, stated.bytes, 8 * CHUNK):
             file.write(store.read(target, start, min(8 * CHUNK, stated.bytes - start)))
     verify_file(folder, name, stated)
+
+
+def fetch_records(store: Store, folder: RunFolder) -> None:
+    """Bring the run's records to a machine that has none. Raises StorageError."""
+    there = {entry.name for name in RECORDS for entry in store.list(name)} if remote_steps(store) else set()
+    for name in RECORDS:
+        if name in there and not (folder.path / name).exists():
+            write_atomically(folder.path / name, store.read(name))
 
 
 class Uploader:
@@ -124,8 +149,15 @@ class Uploader:
             if path.exists():
                 raise StorageError(f"{path}: {error}") from error
             return  # retention was faster: a newer one follows
+        for name in RECORDS:
+            if (self._folder.path / name).exists():
+                self._store.replace(name, (self._folder.path / name).read_bytes())
         for old in expired(remote_steps(self._store), step, self._section):
             remove(self._store, old)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._wanted)
 
     def close(self, patience: float) -> list[int]:
         """Wait until all is uploaded, at most `patience` seconds. Returns the steps that are not."""

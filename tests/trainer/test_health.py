@@ -156,4 +156,6 @@ def test_an_outlier_of_one_step_is_left_alone(tokens: Path, tmp_path: Path) -> N
 def test_watching_for_spikes_changes_no_healthy_run(tokens: Path, tmp_path: Path) -> None:
     for name, extra in (("ignore", "health.spikes=ignore"), ("rewind", "health.spikes=rewind")):
         finish(tmp_path / name, *MAGE, f"data.tokens={tokens}", extra)
-    assert losses(tmp_path / "ignore") == losses(tmp_path / "rewind") and same_end(tmp_path / "ignore", tmp_path / "rewind")
+    assert losses(tmp_path / "ignore") == losses(tmp_path / "rewind") and same_end(
+        tmp_path / "ignore", tmp_path / "rewind"
+    )

@@ -23,10 +23,15 @@ _CONTEXT.set_forkserver_preload([
 ])  # fmt: skip
 
 
-def _rank(rank: int, world: int, port: int, arguments: Sequence[str], sabotage: Sabotage | None, log: str) -> None:
+def _rank(
+    rank: int, world: int, port: int, arguments: Sequence[str], sabotage: Sabotage | None, log: str,
+    environment: dict[str, str],
+) -> None:  # fmt: skip
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)
+    os.environ.clear()
+    os.environ.update(environment)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
@@ -52,9 +57,9 @@ class World:
         self.log = run.parent / f"{run.name}.log"
         self.log.write_text("")
         arguments = [f"run={run}", *SMALL, *overrides]
-        port = free_port()
+        port, environment = free_port(), {**os.environ, "DS_ACCELERATOR": "cpu"}
         self.ranks: list[ForkServerProcess] = [
-            _CONTEXT.Process(target=_rank, args=(r, processes, port, arguments, sabotage, str(self.log)))
+            _CONTEXT.Process(target=_rank, args=(r, processes, port, arguments, sabotage, str(self.log), environment))
             for r in range(processes)
         ]
         for rank in self.ranks:

@@ -1,0 +1,92 @@
+"""SIGKILL at random moments, to one rank or all: the run always goes on from a valid checkpoint by itself, and ends
+with the undisturbed run's losses, weights and average."""
+
+from __future__ import annotations
+
+import collections
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.comparing import same_end
+from tests.trainer.launching import MAGE
+from tests.trainer.worlds import World, finish
+from trainer.checkpoint import MANIFEST, PUBLISHED, candidates, verify
+from trainer.run_folder import RunFolder
+
+STEPS = 40
+OPTIONS = (
+    *MAGE, f"schedule.total={STEPS}", "checkpoint.every=1", "checkpoint.keep=2", "checkpoint.permanent_every=10",
+    "ema_decay=0.9", "health.spikes=rewind", "checkpoint.patience=20",
+)  # fmt: skip
+
+
+def moment(run: Path) -> str:
+    """What the kill fell into, by what is left."""
+    unfinished = list((run / "checkpoints").glob("*.tmp"))
+    if not run.exists():
+        return "before the run folder"
+    if any((path / MANIFEST).exists() for path in unfinished):
+        return "between manifest and rename"
+    if unfinished:
+        return "writing files"
+    if any(not (path / MANIFEST).exists() for path in candidates(run / "checkpoints")):
+        return "removing old ones"
+    return "steps, restore or start" if candidates(run / "checkpoints") else "before the first checkpoint"
+
+
+def survive(run: Path, options: tuple[str, ...], kills: int, dice: random.Random) -> collections.Counter[str]:
+    """Run, and kill, until that many kills are done; then to the end."""
+    moments: collections.Counter[str] = collections.Counter()
+    for _ in range(kills):
+        before = saved(run)
+        world = World(run, options, 2, None)
+        deadline = time.monotonic() + dice.uniform(0.2, 2.5)
+        while time.monotonic() < deadline and world.alive():
+            time.sleep(0.002)
+        if not world.alive():
+            codes, output = world.wait()
+            assert codes == [0, 0], output
+            break
+        world.kill(None if dice.random() < 0.5 else [dice.randrange(2)])
+        deadline = time.monotonic() + 3  # a rank that is left ends by itself, once it talks to the dead one; and as
+        while world.alive() and time.monotonic() < deadline:  # launchers do, what is left then is ended
+            time.sleep(0.01)
+        world.kill()
+        moments[moment(run)] += 1
+        for path in candidates(run / "checkpoints"):
+            if (path / MANIFEST).exists():
+                verify(path)
+        assert saved(run) >= before
+        assert "starts at step 0" not in world.log.read_text() or before == 0, "a start from zero"
+    finish(run, *options)
+    return moments
+
+
+def saved(run: Path) -> int:
+    path = run / "checkpoints" / PUBLISHED
+    return int(path.read_text()) if path.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "kills", "seed"),
+    [(1, 4, 0), *(pytest.param(s, 30, 10 + s, marks=pytest.mark.long) for s in range(4))],
+)
+def test_killed_again_and_again(
+    stage: int, kills: int, seed: int, tokens: Path, tmp_path: Path, record_property: pytest.FixtureRequest
+) -> None:
+    options = (*OPTIONS, f"data.tokens={tokens}", f"zero_stage={stage}")
+    finish(tmp_path / "whole", *options)
+    dice = random.Random(seed)
+    moments: collections.Counter[str] = collections.Counter()
+    round_ = 0
+    while moments.total() < kills:
+        round_ += 1
+        run = tmp_path / f"run-{round_}"
+        upload = f"checkpoint.upload={tmp_path / f'store-{round_}'}"
+        moments += survive(run, (*options, upload), kills - moments.total(), dice)
+        assert same_end(run, tmp_path / "whole")
+        assert not list(RunFolder(run).checkpoints.glob("*.tmp"))
+    record_property("chaos", (stage, round_, dict(moments)))  # type: ignore[operator]

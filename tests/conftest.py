@@ -30,11 +30,14 @@ def schedules() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def draw_pictures(root: Path) -> Path:
     """Three classes of 40 drawn shapes."""
-    root = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for shape in ("ellipse", "rectangle", "line"):
-        (root / shape).mkdir()
+        (root / shape).mkdir(parents=True)
         for i in range(40):
             image = Image.new("RGB", (24, 20), "white")
             box = [*rng.integers(0, 8, 2), *rng.integers(12, 19, 2)]
@@ -46,6 +49,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> VQTokenizer:
+    return fresh_tokenizer()
+
+
+def fresh_tokenizer() -> VQTokenizer:
     torch.manual_seed(0)
     network = VQTokenizer(TokenizerConfig(size="tiny")).eval()  # type: ignore[call-arg]
     torch.nn.init.normal_(network.codebook, std=0.5)
@@ -100,10 +107,16 @@ def held_out_tokens(pictures: Path, tokenizer: VQTokenizer, tmp_path_factory: py
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The corruption matrix, as it was tested in this run."""
+    """The corruption matrix and the kills, as they were tested in this run."""
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
     rows = [(value, r.outcome) for r in reports for key, value in r.user_properties if key == "corruption"]
     if rows:
         terminalreporter.section("corruption matrix")
         for (fault, place, outcome), result in rows:
             terminalreporter.line(f"{fault:36s} {place:12s} {outcome}" + ("" if result == "passed" else "  FAILED"))
+    chaos = [value for r in reports for key, value in r.user_properties if key == "chaos"]
+    if chaos:
+        terminalreporter.section("kills")
+        for stage, runs, moments in chaos:
+            fell = ", ".join(f"{count} {moment}" for moment, count in sorted(moments.items()))
+            terminalreporter.line(f"ZeRO-{stage}: {sum(moments.values())} kills in {runs} runs: {fell}")

@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -90,31 +90,36 @@ def masked_cross_entropy(predict: Any, ids: Tensor, codes: int) -> float:
     return total / count
 
 
-def token_figures(config: RunConfig, run: RunFolder, held_out: Path, train: Path) -> dict[str, float]:
+def token_figures(config: RunConfig, network: Path, held_out: Path, train: Path) -> dict[str, float]:
     """Masked-token cross-entropy of a run's predictor or ADDP beside the unigram cross-entropy."""
     tokens = TokenLoader(held_out, global_batch=1, seed=0).all_tokens().ids
     train_tokens = TokenLoader(train, global_batch=1, seed=0).all_tokens().ids
     ids, codes = torch.from_numpy(tokens.astype(np.int64)), config.geometry.codebook_size
     unigram = unigram_cross_entropy(train_tokens, tokens, codes)
     if config.objective == "mage":
-        predictor = load_network(run.network, "predictor").eval()
+        predictor = load_network(network, "predictor").eval()
         assert isinstance(predictor, TokenPredictor)
         found = masked_cross_entropy(lambda i, m: predictor.logits(i, m.mask_t), ids, codes)
     else:
-        found = masked_cross_entropy(addp_prediction(config, run), ids, codes)
+        found = masked_cross_entropy(addp_prediction(config, network), ids, codes)
     return {"cross_entropy": found, "unigram": unigram, "gain": unigram - found}
 
 
-def addp_prediction(config: RunConfig, run: RunFolder) -> Any:
+def addp_prediction(config: RunConfig, weights: Path) -> Any:
     """(ids, masks) -> ADDP's logits, on x_t decoded as in training."""
     frozen = load_frozen(config)
-    network = load_network(run.network, "addp").eval()
+    network = load_network(weights, "addp").eval()
     assert isinstance(network, ADDP)
 
     def predict(ids: Tensor, masks: DenoisingMasks) -> Tensor:
         return network.logits(frozen(ids, masks).x_t, ids, masks.mask_t, ids.shape[1] - masks.masked)
 
     return predict
+
+
+def suffix(weights: str) -> str:
+    """Of the names of files about an average."""
+    return "-ema" if weights == "ema" else ""
 
 
 def completed_run(path: Path) -> tuple[RunFolder, RunConfig]:
@@ -132,11 +137,12 @@ def main(
         Path | None, typer.Option(help="training token data set, for the unigram frequencies")
     ] = None,
     pictures: Annotated[Path | None, typer.Option(help="picture folder (tokenizer)")] = None,
+    weights: Annotated[Literal["raw", "ema"], typer.Option(help="the trained weights, or their average")] = "raw",
 ) -> None:
     """Held-out figures of a run: PSNR and codebook use of a tokenizer, masked-token cross-entropy of the others."""
     folder, config = completed_run(run)
     if config.objective == "tokenizer":
-        network = load_network(folder.network, "tokenizer").eval()
+        network = load_network(folder.trained(weights), "tokenizer").eval()
         assert isinstance(network, VQTokenizer)
         source = pictures or config.data.pictures
         assert source is not None
@@ -145,8 +151,8 @@ def main(
     else:
         if tokens is None or train_tokens is None:
             raise typer.BadParameter("give --tokens and --train-tokens for a predictor or ADDP")
-        figures = token_figures(config, folder, tokens, train_tokens)
-    write_json(folder.evaluation / "held-out.json", figures)
+        figures = token_figures(config, folder.trained(weights), tokens, train_tokens)
+    write_json(folder.evaluation / f"held-out{suffix(weights)}.json", figures)
     print(json.dumps(figures))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model.addp import ADDP
 from model.weights import load_network
-from trainer.evaluate import completed_run, held_out_pictures
+from trainer.evaluate import completed_run, held_out_pictures, suffix
 from trainer.run_folder import write_json
 
 NEIGHBOURS = 10
@@ -55,10 +55,11 @@ def main(
     run: Annotated[Path, typer.Argument(help="run folder of a completed ADDP run")],
     pictures: Annotated[Path, typer.Option(help="folder of class folders")],
     held_out: Annotated[float, typer.Option(help="share of held-out pictures")] = 0.1,
+    weights: Annotated[Literal["raw", "ema"], typer.Option(help="the trained weights, or their average")] = "raw",
 ) -> None:
-    """Probe the encoder. Prints JSON, and writes it to RUN/evaluation/probe.json."""
+    """Probe the encoder. Prints JSON, and writes it to RUN/evaluation/probe.json (of an average: probe-ema.json)."""
     folder, config = completed_run(run)
-    network = load_network(folder.network, "addp").eval()
+    network = load_network(folder.trained(weights), "addp").eval()
     assert isinstance(network, ADDP)
     torch.manual_seed(config.seed)
     untrained = ADDP(network.geometry, network.config).eval()
@@ -74,7 +75,7 @@ def main(
     most_common = Counter(train_labels.tolist()).most_common(1)[0][0]
     figures["majority_class"] = float((test_labels == most_common).float().mean())
     figures["classes"], figures["pictures"] = len(classes), {"train": len(train), "held_out": len(test)}
-    write_json(folder.evaluation / "probe.json", figures)
+    write_json(folder.evaluation / f"probe{suffix(weights)}.json", figures)
     print(json.dumps(figures))
 
 

@@ -26,7 +26,7 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from data_pipeline.storage import write_atomically
 from model.errors import ConfigError
@@ -101,6 +101,15 @@ class RunFolder:
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
         self._lock = file  # closed, and so released, with the process
+
+    def trained(self, weights: Literal["raw", "ema"] = "raw") -> Path:
+        """File of the trained network, or of the average of its weights. Raises ConfigError where there is none."""
+        path = self.average if weights == "ema" else self.network
+        if not path.is_file():
+            raise ConfigError(f"{self.path} has no {path.name}" + (
+                "; the run kept no average (ema_decay was not set)" if weights == "ema" else "; let the run finish"
+            ))  # fmt: skip
+        return path
 
     def mark_done(self, content: dict[str, Any]) -> None:
         write_json(self._done, content)

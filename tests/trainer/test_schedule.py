@@ -49,7 +49,7 @@ def test_batches_that_do_not_work_name_those_that_would() -> None:
     assert "batch.micro would work with 1, 2, 4, 8, 16, 32" in str(caught.value)
     with pytest.raises(ConfigError) as caught:
         accumulation_steps(config(64, 8), 3)
-    assert "would work with 63 or 66, or on 1, 2, 4, 8, 16, 32, 64 ranks" in str(caught.value)
+    assert "would work with 63 or 66, or on 1, 2, 4, 8 ranks" in str(caught.value)
     with pytest.raises(ConfigError, match=r"batch\.micro would work with 1, 2, 4"):
         accumulation_steps(config(4, 8), 1)
 

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.errors import ConfigError
+from model.weights import build
+from trainer import costs
+from trainer.config import load_config
+from trainer.planning import make_plan
+
+ROOT = Path(__file__).parents[2]
+
+
+def plan(file: str = "configs/base.yaml", *overrides: str, gpus: tuple[int, ...] = (8, 32)) -> dict[str, object]:
+    return make_plan(ROOT / file, list(overrides), list(gpus), 1_281_167, "H100", 0.4, 1.0, 30.0)
+
+
+def test_the_published_run() -> None:
+    found = plan()
+    assert found["steps"] == 1600 * 312 and found["learning_rate"] == pytest.approx(1.6e-3)
+    assert found["possible_gpus"] == [1, 2, 4, 8, 16, 32]
+    assert found["trained_parameters"] == 145_883_625
+    eight, many = found["worlds"]  # type: ignore[misc]
+    assert (eight["accumulation"], many["accumulation"]) == (4, 1)
+    assert eight["days"] == pytest.approx(4 * many["days"])
+    memory = {stage: row["total"] for stage, row in eight["memory_gib"].items()}
+    assert set(memory) == {"1", "2", "3"} and memory["1"] > memory["2"] > memory["3"]
+
+
+def test_impossible_sizes_are_named() -> None:
+    with pytest.raises(ConfigError, match="this one on 1, 2, 4, 8, 16, 32 ranks"):
+        plan(gpus=(64,))
+    with pytest.raises(ConfigError, match="H100"):
+        make_plan(None, [], [8], 1000, "abacus", 0.4, 1.0, 30.0)
+
+
+def test_recomputing_and_offloading_save_memory() -> None:
+    config = load_config(ROOT / "configs/base.yaml")
+    recomputing = load_config(ROOT / "configs/base.yaml", ["recompute_every=1"])
+    assert costs.activation_bytes(recomputing) < 0.3 * costs.activation_bytes(config)
+    assert costs.rank_memory(config, 3, 64).optimizer == pytest.approx(costs.rank_memory(config, 3, 8).optimizer / 8)
+
+
+def test_operations_are_those_of_the_real_network() -> None:
+    """Of the predictor's forward and backward: six a parameter and token in its matrices, and some for attention."""
+    config = load_config(ROOT / "configs/mage-base.yaml")
+    g, sizes = config.geometry, config.predictor.sizes
+    per_block = 12 * sizes.dim**2
+    encoder = 6 * per_block * sizes.depth * (g.tokens // 2 + 1)
+    decoder = 6 * per_block * sizes.decoder_depth * (g.tokens + 1)
+    assert encoder + decoder < costs.image_operations(config).total < 1.25 * (encoder + decoder)
+
+
+def test_parameters_and_checkpoint_sizes_are_those_of_a_real_one(tmp_path: Path) -> None:
+    config = load_config(None, ["objective=mage", "predictor.sizes.size=tiny", "tokenizer.sizes.size=tiny"])
+    network = build("predictor", config.predictor.sizes, config.geometry)
+    size = sum(p.numel() for p in network.parameters())
+    assert costs.parameters(config) == (size, 0)
+    assert costs.checkpoint_bytes(config) == 12 * size  # weights and two moments, in float32
+    assert next(network.parameters()).dtype == torch.float32
+
+
+def test_the_command_prints_a_table_and_json() -> None:
+    command = [sys.executable, "-m", "trainer.planning", "--config", str(ROOT / "configs/base.yaml"), "--gpus", "32"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    assert "ZeRO-3" in text and "145.9 M trained" in text
+    found = json.loads(
+        subprocess.run([*command, "--json"], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    )
+    assert found["worlds"][0]["gpus"] == 32

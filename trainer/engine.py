@@ -25,6 +25,7 @@ from trainer.timing import Stopwatch
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise every import probes for accelerators, and warns
 
+_BUCKET = 500_000_000  # elements that are reduced together at most; DeepSpeed's own default
 WEIGHTS, AVERAGE = "weights", "ema"  # kinds of tensors, beside the optimizer's own
 
 
@@ -54,9 +55,10 @@ def start_distributed() -> tuple[int, int, torch.device]:
     return dist.get_rank(), dist.get_world_size(), device
 
 
-def deepspeed_config(config: RunConfig, accumulation: int, world_size: int) -> dict[str, Any]:
-    """Generated from the run's configuration, never written by hand."""
-    zero: dict[str, Any] = {"stage": config.zero_stage}
+def deepspeed_config(config: RunConfig, accumulation: int, world_size: int, parameters: int) -> dict[str, Any]:
+    """Generated from the run's configuration, never written by hand. parameters: how many the network has."""
+    # DeepSpeed allocates a bucket in full, also where the whole network is smaller.
+    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": min(_BUCKET, max(parameters, 1))}
     on_cuda = torch.cuda.is_available()
     if config.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_cuda}
@@ -106,8 +108,8 @@ class Engine:
         groups = parameter_groups(network.named_parameters(), config.optimizer.weight_decay)
         self._base = make_optimizer(config, groups, torch.cuda.is_available())
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=network, optimizer=self._base, config=deepspeed_config(config, accumulation, world_size),
-            dist_init_required=False,
+            model=network, optimizer=self._base, dist_init_required=False,
+            config=deepspeed_config(config, accumulation, world_size, sum(t.numel() for t in first.values())),
         )  # fmt: skip
         self.device: torch.device = self._engine.device
         self.partition = Partition(network, self._optimizer, self._stage, dist.get_rank(), world_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from trainer.restore import restore
 from trainer.run_folder import RunFolder
 from trainer.saver import Saver
 from trainer.schedule import learning_rate, total_steps
-from trainer.start import describe_run, part_name, run_facts
+from trainer.start import describe_run, make_deterministic, part_name, run_facts
 from trainer.stopping import Preempted, StopRequest
 from trainer.timing import StepTimes, Stopwatch
 from trainer.upload import Uploader, fetch_records
@@ -46,8 +45,7 @@ class Run:
         stop: StopRequest, session: str, device: torch.device,
     ) -> None:  # fmt: skip
         if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
+            make_deterministic()
         self._config, self._objective, self._control, self._device = config, objective, control, device
         self._heartbeat, self._stop, self._session = heartbeat, stop, session
         self._folder = RunFolder(config.run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 import uuid
@@ -47,6 +48,14 @@ def prepare(folder: RunFolder, control: Control) -> str:
             "share"
         )
     return session
+
+
+def make_deterministic() -> None:
+    """Only kernels that give the same bits each time, or an error that names the one that does not."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # To find errors, PyTorch would also fill new buffers; of DeepSpeed's large ones that takes a second a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def part_name(objective: Objective) -> str:

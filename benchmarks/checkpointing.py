@@ -36,7 +36,7 @@ OPTIONS = (
     "schedule.warmup=2",
     "log_every=1", "ema_decay=0.999", "zero_stage=1",
 )  # fmt: skip
-EVERY, SAVES = 12, 4
+EVERY, SAVES = 6, 4
 
 
 def start(run: Path, tokens: Path, *overrides: str) -> subprocess.Popen[bytes]:

@@ -14,8 +14,10 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import NoReturn
 
 from model.errors import ADDPError
 from trainer.config import RunConfig, load_config
@@ -74,5 +76,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def run_and_leave(arguments: list[str] | None = None) -> NoReturn:
+    """`main`, and the end of this process: threads that wait for a store that does not answer would hold it up for
+    minutes."""
+    try:
+        code = main(arguments)
+    except Exception:  # noqa: BLE001 - a crash; nothing is caught but the wait for threads
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_leave()

@@ -50,5 +50,5 @@ def test_a_signal_reaches_the_whole_group(number: int, tmp_path: Path) -> None:
 def test_an_exit_code_of_zero_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The deepspeed launcher exits with 0 when its own helper was killed."""
     monkeypatch.setattr("cluster.launch.launcher_command", lambda *_: [sys.executable, "-c", "pass"])
-    with pytest.raises(RunFailed, match=r"did not complete \(exit code 0\)"):
+    with pytest.raises(RunFailed, match=r"died \(exit code 0\)"):
         train(tmp_path, 2, [])

@@ -28,12 +28,13 @@ class Sabotage:
     rank: int = 0
     nan: tuple[int, ...] = ()
     spikes: tuple[int, int] = (0, 0)
+    slow: float = 0.0  # seconds more that rank 1 takes to make its inputs
     clock: float = 0.0  # seconds that the wall clock jumps, to and fro
     seen: int = field(default=0, init=False)
 
     def install(self, rank: int) -> None:
-        if self.nan or self.spikes[1]:
-            self._change_losses(rank)
+        if self.nan or self.spikes[1] or self.slow:
+            self._change_inputs(rank)
         if self.clock:
             real, calls = time.time, iter(range(10**9))
             time.time = lambda: real() + (self.clock if next(calls) % 3 == 1 else -self.clock)  # type: ignore[assignment]
@@ -54,7 +55,7 @@ class Sabotage:
             number = getattr(errno, self.action)
             raise OSError(number, os.strerror(number))
 
-    def _change_losses(self, rank: int) -> None:
+    def _change_inputs(self, rank: int) -> None:
         """Through the objective's own inputs: the network multiplies its loss by `factor`."""
         from trainer import objectives
 
@@ -64,6 +65,7 @@ class Sabotage:
         def inputs(own: Any, batch: Any, step: int, device: Any) -> Any:
             found = original(own, batch, step, device)
             factor = 1.0
+            time.sleep(self.slow if rank == 1 else 0.0)
             if step in self.nan and rank == 1:
                 factor = float("nan")
             if self.spikes[0] <= step < self.spikes[1]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from cluster.launch import free_port
+from data_pipeline.storage import open_store
+from tests.s3_server import FaultProxy, environment
 from tests.trainer.comparing import incidents, same_end
 from tests.trainer.launching import MAGE, SMALL, kill_group, start
 from tests.trainer.worlds import World, finish
@@ -160,6 +163,45 @@ def test_every_way_to_ask(how: str, tokens: Path, tmp_path: Path) -> None:
     codes, output = world.wait()
     assert codes == [75, 75] and "stopped: at step" in output and how in output, output
     assert saved_once(run) > 0 and not (run / "STOP").exists()
+
+
+def test_stopped_while_it_waits_for_data(
+    bucket: str, proxy: FaultProxy, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store answers the manifest and then nothing more; SIGTERM to one rank ends both within seconds."""
+    store = open_store(f"{bucket}/tokens")
+    for file in sorted(tokens.glob("*.*")):
+        store.create(file.name, file)
+    for name, value in environment(proxy.port).items():
+        monkeypatch.setenv(name, value)
+    run = tmp_path / "run"
+    proxy.latency = 0.3
+    world = World(run, [*MAGE, f"data.tokens={bucket}/tokens", f"data.cache={tmp_path / 'cache'}"], 2, None)
+    while proxy.response_bytes < (tokens / "dataset.json").stat().st_size:
+        time.sleep(0.005)
+    proxy.black_hole = True
+    world.wait_for(run / "session")
+    time.sleep(2)
+    pid = world.ranks[1].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    codes, output = world.wait(20)
+    assert codes == [75, 75] and "nothing to save yet" in output, output
+
+
+def test_data_that_fail_are_an_error_with_all_work_saved(tokens: Path, tmp_path: Path) -> None:
+    run, data = tmp_path / "run", tmp_path / "tokens"
+    shutil.copytree(tokens, data)
+    victim = sorted(data.glob("tokens-*.tar"))[-1]
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    options = (*MAGE, f"data.tokens={data}", "data.window=1", "schedule.total=40", "checkpoint.every=1000")
+    codes, output = World(run, options, 2, None).wait()
+    assert len(set(codes)) == 1 and codes[0] not in (0, 75, None), output
+    assert victim.name in output and "error: " in output
+    (record,) = incidents(run, "stopped")
+    assert record["step"] > 0 and (run / "checkpoints" / f"step-{record['step']:08d}" / "manifest.json").exists()
 
 
 def test_stopped_while_it_starts_it_saves_nothing_and_goes_on_later(tokens: Path, tmp_path: Path) -> None:

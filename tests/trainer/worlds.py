@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
@@ -37,9 +36,9 @@ def _rank(
     )
     if sabotage:
         sabotage.install(rank)
-    from trainer.pretrain import main
+    from trainer.pretrain import run_and_leave
 
-    sys.exit(main(list(arguments)))
+    run_and_leave(list(arguments))
 
 
 class Outcome(NamedTuple):

@@ -1,0 +1,68 @@
+"""What a run says about itself: over all ranks, and over all of its starts."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.comparing import cut_back
+from tests.trainer.launching import MAGE
+from tests.trainer.sabotage import Sabotage
+from tests.trainer.worlds import finish, run_world
+from trainer.progress import Progress
+from trainer.run_folder import RunFolder
+
+
+def test_a_slow_rank_is_named(tokens: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    codes, output = run_world(run, *MAGE, f"data.tokens={tokens}", "log_every=4", sabotage=Sabotage(slow=0.05))
+    assert codes == [0, 0] and "slow: rank 1" in output, output
+    rows = RunFolder(run).read_metrics()
+    assert [row["straggler"] for row in rows] == [1] * 3
+    assert all(row["rank_seconds_max"] > 0.1 > row["rank_seconds_p50"] - 0.05 for row in rows)  # two micro batches
+
+
+def test_true_training_time_and_what_restarts_cost(tokens: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    options = (*MAGE, f"data.tokens={tokens}")
+    finish(whole, *options)
+    cut = cut_back(whole, tmp_path / "cut", 4)
+    time.sleep(1.0)
+    finish(cut, *options)
+    first, last = RunFolder(whole).read_metrics()[-1], RunFolder(cut).read_metrics()[-1]
+    assert first["starts"] == 1 and first["lost_seconds"] == 0 and 0 < first["train_seconds"] < 60
+    assert last["starts"] == 2 and last["lost_seconds"] > 1 and 0 < last["train_seconds"] < 60
+    assert all(a["train_seconds"] < b["train_seconds"] for a, b in zip(*_pairs(cut), strict=True))
+
+
+def _pairs(run: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    rows = RunFolder(run).read_metrics()
+    return rows[:-1], rows[1:]
+
+
+def test_a_clock_that_goes_back_costs_nothing() -> None:
+    progress = Progress(seen=time.time() + 3600)
+    progress.started()
+    assert progress.lost_seconds == 0 and progress.starts == 1
+
+
+def test_each_rank_gives_a_sign_of_life(tokens: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finish(run, *MAGE, f"data.tokens={tokens}")
+    for rank in range(2):
+        record = json.loads((run / "heartbeats" / f"rank-{rank:05d}.json").read_text())
+        assert record["section"] in ("save", "end", "data", "step") and record["step"] == 12 and record["pid"] > 0
+
+
+def test_wandb_is_asked_for_by_name_where_it_is_missing(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wandb.py").write_text("raise ImportError\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    from tests.trainer.launching import train
+
+    code, output = train(tmp_path / "run", *MAGE, f"data.tokens={tokens}", "wandb=project", processes=1)
+    assert code == 78 and "pip install addp[wandb]" in output

@@ -50,10 +50,10 @@ def run_group(command: Sequence[str]) -> int:
     def forward(number: int, _: object) -> None:
         stopped_at.append(time.monotonic())
         for pid in group:
-            _signal_group(pid, number)
+            _signal_group(pid, signal.SIGTERM if number == signal.SIGUSR1 else number)  # launchers know no SIGUSR1
 
     # Before the start: a signal in between would otherwise end us and leave the group behind.
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         process = subprocess.Popen(list(command), start_new_session=True, env=environment)
         group.append(process.pid)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from model.errors import ADDPError
 from trainer.objectives import Objective
+
+
+def failure(future: Future[Any]) -> ADDPError | None:
+    """What a finished fetch failed of, if the user can mend it; raises what is no such error."""
+    error = future.exception() if future.done() else None
+    if error is not None and not isinstance(error, ADDPError):
+        raise error
+    return error
 
 
 class Prefetch:

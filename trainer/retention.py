@@ -26,11 +26,22 @@ def step_of(path: Path) -> int:
 
 
 def prune(checkpoints: Path, newest: int, section: CheckpointSection) -> list[int]:
-    """Remove what has expired; a killed removal leaves no manifest, so nothing half removed is a checkpoint. Returns
-    the steps removed. Raises OSError."""
+    """Remove what has expired. Returns the steps removed. Raises OSError."""
     paths = {step_of(path): path for path in candidates(checkpoints)}
     gone = expired(paths, newest, section)
     for step in gone:
-        (paths[step] / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(paths[step])
+        _remove(paths[step])
     return gone
+
+
+def discard_after(checkpoints: Path, step: int) -> None:
+    """Remove those of later steps, which a rewind has undone: nobody shall evaluate them. Raises OSError."""
+    for path in candidates(checkpoints):
+        if step_of(path) > step:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """The manifest first: what is half removed is no checkpoint."""
+    (path / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import ExitStack
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -25,9 +26,10 @@ from trainer.health import Diverged, Spike, judge
 from trainer.heartbeat import Heartbeat
 from trainer.metrics import Metrics
 from trainer.objectives import Inputs, Objective
-from trainer.prefetch import Prefetch
+from trainer.prefetch import Prefetch, failure
 from trainer.progress import Progress, Row, add_rewind, data_step, read_rewinds, rewinds_before
 from trainer.restore import restore
+from trainer.retention import discard_after
 from trainer.run_folder import RunFolder
 from trainer.saver import Saver
 from trainer.schedule import learning_rate, total_steps
@@ -56,26 +58,25 @@ class Run:
         self._store: Store | None = open_store(config.checkpoint.upload) if config.checkpoint.upload else None
         self._prefetch = Prefetch(objective, control.rank, accumulation, config.batch.micro)
         self._own, self._times = Stopwatch(device.type == "cuda"), StepTimes()
-        self._operations = costs.image_operations(config).total if control.rank == 0 else 0.0
+        self._operations = costs.image_operations(config) if control.rank == 0 else costs.Operations(0, 0)
         self._exit = ExitStack()
 
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._prefetch.close()
-        self._exit.close()
+        self._exit.__exit__(kind, value, trace)
         self._engine.close()
 
     def go(self) -> None:
         """To the end of the run. Raises Preempted, Diverged, SaveFailed and what restoring and the data raise."""
         config, control = self._config, self._control
-        self._uploader = (
-            Uploader(self._folder, config.checkpoint) if config.checkpoint.upload and control.rank == 0 else None
-        )
-        self._saver = Saver(
-            self._folder, self._engine, control, config.checkpoint, self._session, self._uploader
-        )  # fmt: skip
+        uploads = config.checkpoint.upload and control.rank == 0
+        self._uploader = Uploader(self._folder, config.checkpoint) if uploads else None
+        self._saver = Saver(self._folder, self._engine, control, config.checkpoint, self._session, self._uploader)
         self._exit.callback(self._saver.close)
         self._heartbeat.beat("restore", 0)
         if self._store is not None and not candidates(self._folder.checkpoints):
@@ -83,7 +84,7 @@ class Run:
         self._restore(None)
         self._progress.started()
         if control.rank == 0:
-            describe_run(self._folder, config, control.world_size)
+            describe_run(self._folder, config, control.world_size, self._operations)
         self._metrics = Metrics(self._folder, config, self._step, self._total) if control.rank == 0 else None
         if self._metrics:
             self._exit.enter_context(self._metrics)
@@ -127,7 +128,7 @@ class Run:
         future = self._prefetch.get(data_step(self._rewinds, self._step), ahead)
         while True:
             wait([future], timeout=0.5)
-            failed = _failure(future)
+            failed = failure(future)
             flags = self._control.agree(
                 Flags(
                     stop=self._stop.reason() is not None, waiting=not future.done(), writing=self._saver.writing,
@@ -182,13 +183,14 @@ class Run:
         if self._metrics:
             finite = [row.loss for row in rows if row.applied]
             images = self._config.batch.global_batch / times["seconds_per_step"]
-            peak = costs.device_peak()
+            peak, each = costs.device_peak(), images / self._control.world_size
             p, schedule = self._progress, self._config.schedule
             self._metrics.record({
                 "step": self._step - 1, "loss": sum(finite) / len(finite) if finite else float("nan"),
                 "lr": learning_rate(self._config.learning_rate, schedule, self._objective.epochs, self._step - 1),
                 "grad_norm": rows[-1].norm, "images_per_second": images, **times,
-                "mfu": self._operations * images / (peak * self._control.world_size) if peak else None,
+                "tflops": self._operations.total * each / 1e12,
+                "mfu": self._operations.total * each / peak if peak else None,
                 "applied_steps": self._engine.applied, "skipped_steps": p.nonfinite,
                 "train_seconds": p.train_seconds, "lost_seconds": p.lost_seconds, "starts": p.starts,
                 "save_stall_seconds": self._saver.stalled,
@@ -213,7 +215,7 @@ class Run:
             return
         self._saver.drain()
         length = spike.last - spike.first + 1 + health.skip
-        self._control.on_first(lambda: add_rewind(self._folder, spike.first, length))
+        self._control.on_first(lambda: self._leave_out(spike.first, length))
         before = self._progress
         self._restore(spike.first)
         lost = before.train_seconds - self._progress.train_seconds
@@ -226,6 +228,11 @@ class Run:
             f"spike at steps {spike.first} to {spike.last}: {spike.reason}; rewound to step {self._step}, "
             f"leaving out {length} steps of data"
         )
+
+    def _leave_out(self, first: int, length: int) -> None:
+        """Rank 0."""
+        add_rewind(self._folder, first, length)
+        discard_after(self._folder.checkpoints, first)
 
     def _save(self) -> None:
         if self._saved == self._step and self._step:
@@ -289,10 +296,3 @@ class Run:
             self._folder.mark_done({"step": self._step, "checkpoint": path.name})
 
         self._control.on_first(publish)
-
-
-def _failure(future: Future[Any]) -> ADDPError | None:
-    error = future.exception() if future.done() else None
-    if error is not None and not isinstance(error, ADDPError):
-        raise error
-    return error

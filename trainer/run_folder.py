@@ -20,8 +20,10 @@ RUN/
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import platform
 import time
@@ -30,6 +32,8 @@ from typing import Any, Literal, TextIO
 
 from data_pipeline.storage import write_atomically
 from model.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 EXIT_DONE = 0
 EXIT_PREEMPTED = 75
@@ -90,6 +94,9 @@ class RunFolder:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    log.warning("%s: this storage has no locks; nothing keeps two runs apart", self.path)
+                    break
                 if time.monotonic() > deadline:
                     file.seek(0)
                     holder = file.read().strip() or "another process"

@@ -15,6 +15,7 @@ from data_pipeline.storage import StorageError
 from model.errors import ConfigError
 from trainer.config import RunConfig
 from trainer.control import Control
+from trainer.costs import Operations
 from trainer.objectives import Objective
 from trainer.run_folder import RunFolder, replace_text, write_json
 
@@ -79,7 +80,7 @@ def run_facts(config: RunConfig, objective: Objective) -> dict[str, Any]:
     }
 
 
-def describe_run(folder: RunFolder, config: RunConfig, world_size: int) -> None:
+def describe_run(folder: RunFolder, config: RunConfig, world_size: int, operations: Operations) -> None:
     replace_text(folder.path / "config.resolved.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     versions = {}
     for name in ("torch", "deepspeed", "numpy", "xformers"):
@@ -90,6 +91,7 @@ def describe_run(folder: RunFolder, config: RunConfig, world_size: int) -> None:
         {
             "command": sys.argv, "host": platform.node(), "python": platform.python_version(), "versions": versions,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
-            "world_size": world_size, "threads": torch.get_num_threads(),
+            "world_size": world_size, "gflop_per_image": {k: v / 1e9 for k, v in operations._asdict().items()},
+            "threads": torch.get_num_threads(),
         },
     )  # fmt: skip

@@ -70,7 +70,7 @@ def _launcher_chain() -> list[tuple[int, int | None]]:
             command = Path(f"/proc/{parent}/cmdline").read_bytes()
         except OSError:
             break
-        if not any(word in command for word in (b"deepspeed.launcher.launch", b"torch/distributed", b"torchrun")):
+        if not any(word in command for word in (b"deepspeed.launcher.launch", b"torch.distributed", b"torchrun")):
             break
         assert parent is not None
         pid = parent

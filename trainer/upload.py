@@ -20,9 +20,18 @@ from data_pipeline.storage import (
     open_store,
     write_atomically,
 )
-from trainer.checkpoint import MANIFEST, FileEntry, Manifest, folder_name, parse_manifest, read_manifest, verify_file
+from trainer.checkpoint import (
+    MANIFEST,
+    Damaged,
+    FileEntry,
+    Manifest,
+    folder_name,
+    parse_manifest,
+    read_manifest,
+    verify_file,
+)
 from trainer.config import CheckpointSection
-from trainer.retention import expired
+from trainer.retention import expired, is_permanent
 from trainer.run_folder import RunFolder
 
 RECORDS = ("metrics.jsonl", "incidents.jsonl", "rewinds.json", "config.resolved.yaml")  # of the run, beside them
@@ -108,12 +117,8 @@ class Uploader:
 
     def offer(self, step: int) -> None:
         with self._changed:
-            self._wanted = [s for s in self._wanted if self._permanent(s)] + [step]
+            self._wanted = [s for s in self._wanted if is_permanent(s, self._section)] + [step]
             self._changed.notify_all()
-
-    def _permanent(self, step: int) -> bool:
-        every = self._section.permanent_every
-        return every > 0 and step % every == 0
 
     def _run(self) -> None:
         failures = 0
@@ -145,6 +150,9 @@ class Uploader:
         path = self._folder.checkpoints / folder_name(step)
         try:
             upload(path, self._store)
+        except Damaged as error:
+            self._folder.incident({"kind": "not uploaded", "step": step, "error": str(error)})
+            return
         except (OSError, ObjectMissing) as error:
             if path.exists():
                 raise StorageError(f"{path}: {error}") from error

@@ -118,6 +118,9 @@ def test_a_spike_is_rewound_and_its_data_left_out(tokens: Path, tmp_path: Path) 
     first = json.loads((run / "rewinds.json").read_text())
     assert sum(entry["length"] for entry in first) >= 5 and all(e["step"] == 25 for e in first)
     assert max(losses_of(run)) < 10
+    assert all(
+        verify(path).skipped == (first if verify(path).step > 25 else []) for path in candidates(run / "checkpoints")
+    )
     assert [record["action"] for record in incidents(run, "spike")] == ["rewind"] * len(first)
     assert len(RunFolder(run).read_metrics()) == 20 and RunFolder(run).is_done
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.trainer.comparing import cut_back, losses, same_end, weight_distance
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import finish, run_world
+from trainer.checkpoint import read_manifest
 from trainer.run_folder import RunFolder
 
 EMA = "ema_decay=0.9"
@@ -55,6 +58,12 @@ def test_resumed_it_ends_bit_for_bit_the_same(options: tuple[str, ...], tokens: 
 def test_stages_agree(stage: int, undisturbed: Path, tokens: Path, tmp_path: Path) -> None:
     finish(tmp_path / "run", *MAGE, f"data.tokens={tokens}", EMA, f"zero_stage={stage}", "recompute_every=1")
     assert losses(tmp_path / "run") == pytest.approx(losses(undisturbed), rel=1e-6)
+    saved = 0
+    for file in (tmp_path / "run" / "checkpoints" / "step-00000012").glob("*.safetensors"):
+        saved += sum(value.numel() for value in load_file(file).values())
+    manifest = read_manifest(tmp_path / "run" / "checkpoints" / "step-00000012")
+    elements = sum(math.prod(shape) for shape in manifest.parameters.values())
+    assert saved == len(manifest.kinds) * elements  # each is one rank's
 
 
 def test_two_ranks_one_rank_four_ranks_two_ranks(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:

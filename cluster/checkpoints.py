@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,6 +70,6 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
         size = f"{row['bytes'] / 2**20:.1f} MiB" if row["bytes"] is not None else ""
         values = (row["step"], row["state"], row["ranks"], row["zero_stage"], size, row["saved"], row["remark"])
         table.add_row(*("" if v is None else str(v) for v in values))
-    Console(soft_wrap=True).print(table)
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
     if not rows:
         print("no checkpoints")

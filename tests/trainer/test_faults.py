@@ -37,13 +37,6 @@ POINTS = {
 SHORT = ("3 rank 1 opens its file", "5 manifest renamed", "6 checkpoint renamed", "10 old folder removed")
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "undisturbed"
-    finish(run, *MAGE, f"data.tokens={tokens}", "ema_decay=0.9")
-    return run
-
-
 @pytest.mark.parametrize(
     "point", [p if p in SHORT else pytest.param(p, marks=pytest.mark.long) for p in POINTS], ids=str
 )

@@ -22,13 +22,6 @@ from trainer.upload import remote_steps
 EMA = "ema_decay=0.9"
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "undisturbed"
-    finish(run, *MAGE, f"data.tokens={tokens}", EMA)
-    return run
-
-
 def test_another_machine_goes_on_from_the_store(undisturbed: Path, bucket: str, tokens: Path, tmp_path: Path) -> None:
     """The first one dies after its second checkpoint is on S3, and its disk is lost."""
     url = f"{bucket}/runs/one"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.errors import ADDPError
-from trainer.run_folder import RunFolder
+from trainer.run_folder import OWN_CODES, RunFolder
 
 _GRACE_SECONDS = 60  # for ranks to save, once they were asked to stop
 
@@ -100,8 +100,10 @@ def train(run: Path, processes: int, arguments: Sequence[str]) -> None:
     if folder.is_done:
         return
     after = folder.read_exit()
-    if after is None or after == before:
-        raise RunFailed(f"training in {run} died (exit code {code}); what is known stands above. Run it again to go on")
-    error = RunFailed(f"training in {run} ended: {after['reason']}")
-    error.exit_code = after["code"]
+    if after is not None and after != before:
+        error = RunFailed(f"training in {run} ended: {after['reason']}")
+        error.exit_code = after["code"]
+    else:
+        error = RunFailed(f"training in {run} died (exit code {code}); the reason stands above. Run it again to go on")
+        error.exit_code = code if code in OWN_CODES else RunFailed.exit_code
     raise error

@@ -55,6 +55,7 @@ def s3_server(folder: Path) -> Iterator[int]:
         "dir": folder, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "s3.port": port, "master.port": free_port(),
         "volume.port": free_port(), "filer.port": free_port(), "s3.port.iceberg": 0, "s3.port.lance": 0,
         "webdav": "false", "admin.ui": "false",
+        "volume.max": 100_000,  # else as many as fit on the disk, of which each test's bucket takes seven
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "weed.log").open("wb") as log:

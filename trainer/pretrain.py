@@ -37,11 +37,13 @@ def train(config: RunConfig, folder: RunFolder, stop: StopRequest) -> None:
     from trainer.schedule import accumulation_steps
     from trainer.start import prepare
 
+    # Before the ranks meet: where one mistake ends them all, none shall find the others gone.
+    accumulation = accumulation_steps(config, int(os.environ.get("WORLD_SIZE", "1")))
     rank, world_size, device = start_distributed()
+    assert world_size == int(os.environ["WORLD_SIZE"]), world_size
     with ExitStack() as stack:
         heartbeat = stack.enter_context(Heartbeat(folder, rank, config.health.hang))
         control = Control(config)
-        accumulation = accumulation_steps(config, world_size)
         session = prepare(folder, control)
         torch.manual_seed(config.seed)  # every rank starts from the same weights
         objective = stack.enter_context(closing(make_objective(config)))

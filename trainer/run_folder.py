@@ -41,6 +41,7 @@ EXIT_HANG = 76
 EXIT_DIVERGED = 77
 EXIT_CONFIG = 78
 EXIT_NO_VALID_CHECKPOINT = 79
+OWN_CODES = range(74, 80)  # 74: storage; any other code is a crash
 
 
 class RunFolder:

@@ -80,7 +80,6 @@ def test_a_number_of_ranks_that_does_not_divide_the_batch_is_refused(
     codes, output = run_world(cut, *MAGE, f"data.tokens={tokens}", EMA, processes=3)
     assert codes == [78] * 3
     assert "cannot be split over 3 ranks" in output and "or on 1, 2, 4 ranks" in output
-    assert RunFolder(cut).read_exit()["code"] == 78  # type: ignore[index]
 
 
 def test_another_run_s_checkpoint_is_refused(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:

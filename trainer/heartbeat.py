@@ -59,6 +59,6 @@ class Heartbeat:
                 print(f"error: no progress for {silent:.0f} s in {self._section}; stacks follow", file=sys.stderr)
                 faulthandler.dump_traceback(all_threads=True)
                 self._folder.incident(
-                    {"kind": "hang", "section": self._section, "step": self._step, "seconds": round(silent)}
+                    {"event": "hang", "section": self._section, "step": self._step, "seconds": round(silent)}
                 )
                 os._exit(EXIT_HANG)

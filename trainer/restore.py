@@ -101,7 +101,7 @@ def _candidates(folder: RunFolder, store: Store | None, latest: int | None) -> l
         except StorageError as error:
             if not found:
                 raise
-            folder.incident({"kind": "store not asked", "error": str(error)})
+            folder.incident({"event": "store not asked", "error": str(error)})
     return sorted((c for c in found if latest is None or c.step <= latest), key=lambda c: (-c.step, c.remote))
 
 

@@ -109,7 +109,7 @@ class Run:
         for reason in found.refused:
             self._say(f"refused a checkpoint: {reason}")
             if self._control.rank == 0:
-                self._folder.incident({"kind": "checkpoint refused", "reason": reason})
+                self._folder.incident({"event": "checkpoint refused", "reason": reason})
         self._step = self._saved = found.step
         self._progress = Progress.model_validate(found.manifest.progress) if found.manifest else Progress()
         self._losses: list[torch.Tensor] = []  # of steps that are not in progress.rows yet, on their device
@@ -202,7 +202,7 @@ class Run:
         """Rewind before the spike and leave its data out, or say so only. Raises Diverged."""
         health = self._config.health
         hopeless = self._progress.in_a_row >= health.skips
-        record = {"kind": "spike", "first": spike.first, "last": spike.last, "reason": spike.reason}
+        record = {"event": "spike", "first": spike.first, "last": spike.last, "reason": spike.reason}
         if health.spikes != "rewind" or len(self._rewinds) >= health.rewinds:
             if self._control.rank == 0:
                 self._folder.incident({**record, "action": "stop" if hopeless or health.spikes == "rewind" else "none"})
@@ -271,7 +271,7 @@ class Run:
         if self._step:
             self._complete_save()
         if self._control.rank == 0:
-            self._folder.incident({"kind": "stopped", "step": self._step, "reason": reason})
+            self._folder.incident({"event": "stopped", "step": self._step, "reason": reason})
         self._control.barrier()
         if failed:
             raise failed

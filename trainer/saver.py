@@ -114,13 +114,13 @@ class Saver:
         try:
             prune(self._folder.checkpoints, manifest.step, self._section)
         except OSError as error:
-            self._folder.incident({"kind": "retention", "step": manifest.step, "error": str(error)})
+            self._folder.incident({"event": "retention", "step": manifest.step, "error": str(error)})
 
     def _give_up(self, step: int, staging: Path, reason: str) -> None:
         """Training goes on: the older checkpoints stand, and the next save tries again."""
         shutil.rmtree(staging, ignore_errors=True)
         self._failed[step] = reason
-        self._folder.incident({"kind": "checkpoint not saved", "step": step, "error": reason})
+        self._folder.incident({"event": "checkpoint not saved", "step": step, "error": reason})
 
     def drain(self, alive: Callable[[], Any] = lambda: None) -> None:
         """All ranks together: wait until nothing is under way. alive: called now and then meanwhile."""

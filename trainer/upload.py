@@ -133,14 +133,14 @@ class Uploader:
                 self._bring(step)
             except StorageError as error:
                 if failures == 0:
-                    self._folder.incident({"kind": "upload", "step": step, "error": str(error)})
+                    self._folder.incident({"event": "upload", "step": step, "error": str(error)})
                 pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
                 failures += 1
                 with self._changed:
                     self._changed.wait(pause)
                 continue
             if failures:
-                self._folder.incident({"kind": "upload recovered", "step": step, "tries": failures + 1})
+                self._folder.incident({"event": "upload recovered", "step": step, "tries": failures + 1})
             failures = 0
             with self._changed:
                 self._wanted = [s for s in self._wanted if s != step]
@@ -151,7 +151,7 @@ class Uploader:
         try:
             upload(path, self._store)
         except Damaged as error:
-            self._folder.incident({"kind": "not uploaded", "step": step, "error": str(error)})
+            self._folder.incident({"event": "not uploaded", "step": step, "error": str(error)})
             return
         except (OSError, ObjectMissing) as error:
             if path.exists():

@@ -53,7 +53,7 @@ def cut_back(run: Path, to: Path, step: int) -> Path:
     return to
 
 
-def incidents(run: Path, kind: str) -> list[dict[str, Any]]:
+def incidents(run: Path, event: str) -> list[dict[str, Any]]:
     path = RunFolder(run).incidents
     found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [record for record in found if record["kind"] == kind]
+    return [record for record in found if record["event"] == event]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import sys
 import time
@@ -28,6 +29,7 @@ class Sabotage:
     rank: int = 0
     nan: tuple[int, ...] = ()
     spikes: tuple[int, int] = (0, 0)
+    limit: tuple[str, int] = ("", 0)  # files whose names hold the word: while they are written none may grow larger
     slow: float = 0.0  # seconds more that rank 1 takes to make its inputs
     clock: float = 0.0  # seconds that the wall clock jumps, to and fro
     seen: int = field(default=0, init=False)
@@ -38,6 +40,9 @@ class Sabotage:
         if self.clock:
             real, calls = time.time, iter(range(10**9))
             time.time = lambda: real() + (self.clock if next(calls) % 3 == 1 else -self.clock)  # type: ignore[assignment]
+        if self.limit[0]:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            sys.addaudithook(self._limit_files)
         if self.event and rank == self.rank:
             sys.addaudithook(self._hook)
 
@@ -54,6 +59,11 @@ class Sabotage:
         else:
             number = getattr(errno, self.action)
             raise OSError(number, os.strerror(number))
+
+    def _limit_files(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and "checkpoints" in str(arguments[0]):
+            most = self.limit[1] if self.limit[0] in str(arguments[0]) else resource.RLIM_INFINITY
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
 
     def _change_inputs(self, rank: int) -> None:
         """Through the objective's own inputs: the network multiplies its loss by `factor`."""

@@ -90,6 +90,25 @@ def test_a_run_folder_that_cannot_be_written_is_refused(tokens: Path, tmp_path: 
     assert codes == [74, 74] and "cannot be written: Read-only file system" in output
 
 
+def test_ranks_that_see_different_folders_are_refused(tokens: Path, tmp_path: Path) -> None:
+    """As where the run folder lies on a disk of its own on each machine."""
+    sabotage = Sabotage("open", ("/session",), "ENOENT", 0, rank=1)
+    codes, output = run_world(tmp_path / "run", *MAGE, f"data.tokens={tokens}", sabotage=sabotage)
+    assert codes == [78, 78] and "ranks [1] do not see" in output and "storage that all machines share" in output
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_file(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:
+    """The kernel refuses to let files grow over 200 KB, from the second save on; a rank's are 600 KB."""
+    run = tmp_path / "run"
+    codes, output = run_world(
+        run, *MAGE, f"data.tokens={tokens}", "ema_decay=0.9", sabotage=Sabotage(limit=("step-00000008.", 200_000))
+    )
+    assert codes == [0, 0], output
+    assert [path.name for path in candidates(RunFolder(run).checkpoints)] == ["step-00000012", "step-00000004"]
+    assert "File too large" in incidents(run, "checkpoint not saved")[0]["error"]
+    assert same_end(run, undisturbed)
+
+
 def test_a_slow_rank_delays_the_manifest(tokens: Path, tmp_path: Path) -> None:
     """Rank 1 takes two seconds to open its file: nothing is visible meanwhile, and training goes on."""
     run = tmp_path / "run"

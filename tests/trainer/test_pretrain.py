@@ -92,6 +92,7 @@ def test_mistakes_are_one_paragraph(undisturbed: Path, tokens: Path, tokenizer_f
     data = f"data.tokens={tokens}"
     cases = [
         ([*MAGE, data, "batch.micro=3"], "batch.micro would work with"),
+        ([*MAGE, data, "precision=fp16"], "precision = fp16 needs a GPU"),
         ([*MAGE, "data.tokens=/nowhere"], "is no finished token data set"),
         ([*MAGE, data, "predictor.sizes.dim=64"], "belongs to another run"),
         ([*addp, data, "tokenizer.weights=/nowhere.safetensors"], "objective addp needs predictor.weights"),

@@ -6,13 +6,13 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from model.errors import ADDPError, ConfigError
+from model.errors import ADDPError
 
 
 class Action(StrEnum):
@@ -28,7 +28,7 @@ def checkpoints(
     step: Annotated[int | None, typer.Option(help="verify, export: this step; else all, and the newest valid")] = None,
     keep: Annotated[int, typer.Option(min=1, help="prune: newest checkpoints that stay")] = 3,
     permanent_every: Annotated[int, typer.Option(min=0, help="prune: multiples of it stay as well")] = 0,
-    weights: Annotated[str, typer.Option(help="export: weights, or ema, their average")] = "weights",
+    weights: Annotated[Literal["raw", "ema"], typer.Option(help="export: raw, or their average")] = "raw",
     out: Annotated[Path | None, typer.Option(help="export: folder to make")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="list, verify: for scripts")] = False,
 ) -> None:
@@ -53,8 +53,6 @@ def checkpoints(
     else:
         if out is None:
             raise typer.BadParameter("export needs a folder to write", param_hint="--out")
-        if weights not in ("weights", "ema"):
-            raise ConfigError(f"--weights {weights}: weights or ema")
         print(admin.exported(place, step, weights, out))
 
 

@@ -8,16 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 from rich.progress import track
 
 from data_pipeline.storage import StorageError, Store, open_store
 from model.errors import ADDPError, ConfigError
-from model.weights import save_network
+from model.weights import Network, save_network
 from trainer import upload
 from trainer.checkpoint import (
+    AVERAGE,
+    WEIGHTS,
     Damaged,
     Manifest,
     NoValidCheckpoint,
@@ -67,6 +69,32 @@ class Place(NamedTuple):
                 upload.download(self.store, manifest, name, Path(folder))
             yield Path(folder), manifest
 
+    def known(self, step: int) -> int:
+        """Raises ConfigError where there is no such checkpoint."""
+        steps = self.steps()
+        if step not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise ConfigError(f"{self.name} has no checkpoint of step {step}; it has {there}")
+        return step
+
+    def newest_valid(self) -> int:
+        """Raises ADDPError where there is none yet, NoValidCheckpoint where none holds."""
+        refused = []
+        for step in self.steps():
+            try:
+                with self.verified(step):
+                    return step
+            except (Damaged, StorageError) as error:
+                refused.append(str(error))
+        if not refused:
+            raise ADDPError(f"{self.name} has no checkpoint yet")
+        raise NoValidCheckpoint(f"{self.name}: none of {len(refused)} checkpoints is valid: {'; '.join(refused)}")
+
+    def network(self, step: int, weights: Literal["raw", "ema"]) -> Network:
+        """The trained network as of a checkpoint, verified. Raises Damaged, StorageError or ADDPError."""
+        with self.verified(step) as (path, manifest):
+            return SavedState(path, manifest).network(WEIGHTS if weights == "raw" else AVERAGE)
+
 
 def open_run(run: str) -> Place:
     """Raises ConfigError where there is no such run."""
@@ -102,7 +130,7 @@ def listed(place: Place) -> list[dict[str, Any]]:
 
 def verified(place: Place, step: int | None) -> list[dict[str, Any]]:
     """All files of one checkpoint, or of all, against their sha256."""
-    steps = place.steps() if step is None else [_known(place, step)]
+    steps = place.steps() if step is None else [place.known(step)]
     rows = []
     console = Console(stderr=True)
     for number in track(steps, "verifying", console=console, disable=not console.is_terminal):
@@ -120,7 +148,7 @@ def pruned(place: Place, keep: int, permanent_every: int) -> list[int]:
     Raises ConfigError while the run goes on, which prunes by itself.
     """
     section = CheckpointSection(keep=keep, permanent_every=permanent_every)
-    newest = _newest_valid(place)
+    newest = place.newest_valid()
     if place.folder is not None:
         RunFolder(place.folder.parent).lock(patience=0)
         try:
@@ -134,38 +162,16 @@ def pruned(place: Place, keep: int, permanent_every: int) -> list[int]:
     return gone
 
 
-def exported(place: Place, step: int | None, kind: str, out: Path) -> Path:
+def exported(place: Place, step: int | None, weights: Literal["raw", "ema"], out: Path) -> Path:
     """network.safetensors and config.json below `out`, both or neither. Raises ADDPError."""
     if out.exists():
         raise ConfigError(f"{out} exists; give a folder to make")
-    number = _newest_valid(place) if step is None else _known(place, step)
-    with place.verified(number) as (path, manifest):
-        network = SavedState(path, manifest).network(kind)
-        partial = out.with_name(out.name + ".tmp")
-        shutil.rmtree(partial, ignore_errors=True)
-        save_network(network, partial / "network.safetensors")
-        config = {"kind": network.kind, "config": manifest.facts["network"], "geometry": manifest.facts["geometry"]}
-        write_json(partial / "config.json", {**config, "step": number, "weights": kind, "run": place.name})
-        partial.rename(out)
+    number = place.newest_valid() if step is None else place.known(step)
+    facts, network = place.manifest(number).facts, place.network(number, weights)
+    partial = out.with_name(out.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    save_network(network, partial / "network.safetensors")
+    config = {"kind": network.kind, "config": facts["network"], "geometry": facts["geometry"]}
+    write_json(partial / "config.json", {**config, "step": number, "weights": weights, "run": place.name})
+    partial.rename(out)
     return out / "network.safetensors"
-
-
-def _known(place: Place, step: int) -> int:
-    steps = place.steps()
-    if step not in steps:
-        there = ", ".join(map(str, steps)) or "none"
-        raise ConfigError(f"{place.name} has no checkpoint of step {step}; it has {there}")
-    return step
-
-
-def _newest_valid(place: Place) -> int:
-    refused = []
-    for step in place.steps():
-        try:
-            with place.verified(step):
-                return step
-        except (Damaged, StorageError) as error:
-            refused.append(str(error))
-    if not refused:
-        raise ADDPError(f"{place.name} has no checkpoint yet")
-    raise NoValidCheckpoint(f"{place.name}: none of {len(refused)} checkpoints is valid: {'; '.join(refused)}")

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.errors import ConfigError
+from trainer.checkpoint import AVERAGE, WEIGHTS
 from trainer.config import RunConfig
 from trainer.ema import WeightAverage
 from trainer.objectives import Inputs
@@ -26,7 +27,6 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise every import probes for accelerators, and warns
 
 _BUCKET = 500_000_000  # elements that are reduced together at most; DeepSpeed's own default
-WEIGHTS, AVERAGE = "weights", "ema"  # kinds of tensors, beside the optimizer's own
 
 
 def start_distributed() -> tuple[int, int, torch.device]:

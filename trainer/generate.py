@@ -1,10 +1,12 @@
-"""Generate pictures with a trained ADDP network, and put them into a grid.
+"""Generate pictures with an ADDP network: a grid to look at, or a set of any size to measure.
 
-python -m trainer.generate RUN --count 64
+python -m trainer.generate RUN --count 64                                    a grid, and the steps it came about by
+deepspeed --module trainer.generate RUN --count 50000 --into samples-50k     a set, by all ranks; run again, it goes on
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
@@ -15,60 +17,91 @@ from rich.progress import Progress
 from torch import Tensor
 
 from data_pipeline.picture_grid import picture_grid
-from model.addp import ADDP
 from model.sampler import SamplerConfig, generate
-from model.vq import VQTokenizer
-from model.weights import load_network
-from trainer.evaluate import completed_run, suffix
-from trainer.run_folder import write_json
-
-_BATCH = 64
+from trainer.run_folder import RunFolder, write_json
+from trainer.sample_set import Container, SampleSet
+from trainer.trained import Trained, Weights, load_addp
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="run folder of a completed ADDP run")],
+    run: Annotated[Path, typer.Argument(help="run folder of an ADDP run, finished or not")],
     count: Annotated[int, typer.Option(help="pictures", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="picture i is a function of (seed, i)")] = 0,
     steps: Annotated[int, typer.Option(help="N, denoising steps", min=1)] = 20,
     schedule: Annotated[str, typer.Option(help="cosine or linear")] = "cosine",
     choice_temperature: Annotated[float, typer.Option(help="noise of the choice which tokens stay")] = 6.0,
     top_p: Annotated[float, typer.Option(help="nucleus of the token distribution", min=0.01, max=1)] = 1.0,
-    weights: Annotated[Literal["raw", "ema"], typer.Option(help="the trained weights, or their average")] = "raw",
-    zoom: Annotated[int, typer.Option(help="enlarge each picture so many times", min=1)] = 1,
-    out: Annotated[Path | None, typer.Option(help="PNG file; RUN/samples/grid.png if not given")] = None,
+    weights: Annotated[Weights, typer.Option(help="the trained weights, or their average")] = "raw",
+    checkpoint: Annotated[
+        int | None, typer.Option(help="step of a checkpoint; else the finished or newest one")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="pictures that are computed together", min=1)] = 64,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the networks")] = "fp32",
+    into: Annotated[Path | None, typer.Option(help="make a set in this folder, not a grid")] = None,
+    container: Annotated[Container, typer.Option(help="files of a set")] = "png",
+    zoom: Annotated[int, typer.Option(help="grid: enlarge each picture so many times", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option(help="grid: PNG file; else in RUN/samples/")] = None,
+    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # launchers append it
 ) -> None:
-    """Generate a grid of samples, and beside it the steps by which the first few came about, and the settings."""
+    """Generate a grid of samples with the steps by which the first few came about, or a set of samples.
+
+    A set is the same files for any number of processes, and a set that was cut off is finished by the same command.
+    """
     if schedule not in ("cosine", "linear"):
         raise typer.BadParameter(f"{schedule}: cosine or linear", param_hint="--schedule")
-    folder, config = completed_run(run)
-    assert config.tokenizer.weights is not None
-    network = load_network(folder.trained(weights), "addp").eval()
-    tokenizer = load_network(config.tokenizer.weights, "tokenizer", config=config.tokenizer.sizes).eval()
-    assert isinstance(network, ADDP) and isinstance(tokenizer, VQTokenizer)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device)
-    tokenizer.to(device)
+    trained = load_addp(run, weights, checkpoint)
+    device = _device(local_rank)
+    trained.network.to(device)
+    trained.tokenizer.to(device)
     sampler = SamplerConfig(steps, cast(Literal["cosine", "linear"], schedule), choice_temperature, top_p=top_p)
+    if into is not None:
+        _make_set(SampleSet(into, trained, count, seed, sampler, container, batch, precision), count)
+        print(into)
+        return
+    name = "grid" + ("" if trained.step is None else f"-step-{trained.step}") + ("-ema" if weights == "ema" else "")
+    target = out or RunFolder(run).samples / f"{name}.png"
+    _make_grid(trained, count, seed, sampler, batch, zoom, target)
+    settings = {"count": count, "seed": seed, "weights": weights, "step": trained.step}
+    write_json(target.with_suffix(".json"), {**settings, **sampler._asdict()})
+    print(target)
+
+
+def _device(local_rank: int | None) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank if local_rank is not None else int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _make_set(samples: SampleSet, count: int) -> None:
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    console = Console(stderr=True)
+    mine = sum(samples.size(chunk) for chunk in range(rank, samples.chunks, world_size))
+    with Progress(console=console, disable=rank != 0 or not console.is_terminal) as progress:
+        task = progress.add_task(f"generating {count}, {mine} here", total=mine)
+        samples.make(rank, world_size, lambda pictures: progress.advance(task, pictures))
+
+
+def _make_grid(
+    trained: Trained, count: int, seed: int, sampler: SamplerConfig, batch: int, zoom: int, target: Path
+) -> None:
     finished: list[Tensor] = []
     trail: list[Tensor] = []
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("generating", total=count * steps)
-        for start in range(0, count, _BATCH):
-            size = min(_BATCH, count - start)
-            for state in generate(network, tokenizer, seed, start, size, sampler):
+        task = progress.add_task("generating", total=count * sampler.steps)
+        for start in range(0, count, batch):
+            size = min(batch, count - start)
+            for state in generate(trained.network, trained.tokenizer, seed, start, size, sampler):
                 if start == 0:
                     trail.append(state.image[:8].cpu())
                 progress.advance(task, size)
             finished.append(state.image.cpu())
-    target = out or folder.samples / f"grid{suffix(weights)}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     picture_grid(torch.cat(finished), columns=max(1, round(count**0.5)), zoom=zoom).save(target)
+    steps = sampler.steps
     shown = [round(i * (steps - 1) / min(7, max(1, steps - 1))) for i in range(min(8, steps))]
     rows = torch.stack([trail[i] for i in shown], 1).flatten(0, 1)  # one row a picture, its steps from left to right
     picture_grid(rows, columns=len(shown), zoom=zoom).save(target.with_name(target.stem + "-steps.png"))
-    write_json(target.with_suffix(".json"), {"count": count, "seed": seed, "weights": weights, **sampler._asdict()})
-    print(target)
 
 
 if __name__ == "__main__":

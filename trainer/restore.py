@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from data_pipeline.storage import StorageError, Store, sync, write_atomically
 from model.errors import ConfigError
 from trainer.checkpoint import (
+    AVERAGE,
     MANIFEST,
     PUBLISHED,
     Damaged,
@@ -22,7 +23,7 @@ from trainer.checkpoint import (
     verify_file,
 )
 from trainer.control import Control
-from trainer.engine import AVERAGE, Engine
+from trainer.engine import Engine
 from trainer.progress import rewinds_before
 from trainer.retention import step_of
 from trainer.run_folder import RunFolder

@@ -18,10 +18,10 @@ from model.randomness import raw_bits
 from model.transformer import recompute_blocks
 from model.weights import save_network
 from trainer import costs
-from trainer.checkpoint import Manifest, SavedState, candidates, newest_valid
+from trainer.checkpoint import AVERAGE, WEIGHTS, Manifest, SavedState, candidates, newest_valid
 from trainer.config import RunConfig
 from trainer.control import Control, Flags
-from trainer.engine import AVERAGE, WEIGHTS, Engine
+from trainer.engine import Engine
 from trainer.health import Diverged, Spike, judge
 from trainer.heartbeat import Heartbeat
 from trainer.metrics import Metrics

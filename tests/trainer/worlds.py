@@ -15,8 +15,8 @@ from cluster.launch import free_port
 from tests.trainer.launching import SMALL
 from tests.trainer.sabotage import Sabotage
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload([
     "trainer.run", "trainer.pretrain", "deepspeed", "torch.utils.tensorboard", "torch._dynamo.eval_frame",
     "deepspeed.runtime.zero.muon.original_muon",  # what deepspeed.initialize would import
 ])  # fmt: skip
@@ -58,7 +58,7 @@ class World:
         arguments = [f"run={run}", *SMALL, *overrides]
         port, environment = free_port(), {**os.environ, "DS_ACCELERATOR": "cpu"}
         self.ranks: list[ForkServerProcess] = [
-            _CONTEXT.Process(target=_rank, args=(r, processes, port, arguments, sabotage, str(self.log), environment))
+            CONTEXT.Process(target=_rank, args=(r, processes, port, arguments, sabotage, str(self.log), environment))
             for r in range(processes)
         ]
         for rank in self.ranks:

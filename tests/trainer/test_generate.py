@@ -1,0 +1,104 @@
+"""Sets of generated pictures: the same files on any number of ranks, from any checkpoint, after any number of kills."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import pytest
+import webdataset as wds
+from PIL import Image
+
+from model.config import Geometry, TransformerConfig
+from model.errors import ConfigError
+from model.predictor import TokenPredictor
+from model.vq import VQTokenizer
+from model.weights import save_network
+from tests.trainer.worlds import CONTEXT, finish
+
+
+@pytest.fixture(scope="module")
+def run(tokens: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generating")
+    predictor = TokenPredictor(Geometry.of(tokenizer.config), TransformerConfig(size="tiny"))  # type: ignore[call-arg]
+    save_network(predictor, folder / "predictor.safetensors")
+    finish(
+        folder / "run", "objective=addp", "addp.sizes.size=tiny", "tokenizer.sizes.size=tiny", "precision=fp32",
+        "predictor.sizes.size=tiny", f"tokenizer.weights={tokenizer_file}", f"data.tokens={tokens}", "ema_decay=0.9",
+        f"predictor.weights={folder / 'predictor.safetensors'}",
+    )  # fmt: skip
+    return folder / "run"
+
+
+def _generate(rank: int, world_size: int, run: Path, into: Path, options: dict[str, object]) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
+    from trainer.generate import main
+
+    main(run, **{"count": 60, "steps": 4, "batch": 8, "into": into, **options})  # type: ignore[arg-type]
+
+
+def start(run: Path, into: Path, world_size: int = 1, **options: object) -> list[ForkServerProcess]:
+    ranks = [CONTEXT.Process(target=_generate, args=(r, world_size, run, into, options)) for r in range(world_size)]
+    for rank in ranks:
+        rank.start()
+    return ranks
+
+
+def finished(ranks: list[ForkServerProcess]) -> None:
+    for rank in ranks:
+        rank.join(60)
+        assert rank.exitcode == 0
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if ".tmp" not in p.name}
+
+
+@pytest.mark.parametrize("container", ["png", "webdataset"])
+def test_one_rank_and_two_make_the_same_files(container: str, run: Path, tmp_path: Path) -> None:
+    for world_size in (1, 2):
+        finished(start(run, tmp_path / str(world_size), world_size, container=container))
+    one = contents(tmp_path / "1")
+    assert one == contents(tmp_path / "2") and len(one) == (61 if container == "png" else 9)
+    if container == "png":
+        assert Image.open(tmp_path / "1" / "000059.png").size == (16, 16) and len(set(one.values())) > 50
+    else:
+        shards = sorted(map(str, (tmp_path / "1").glob("*.tar")))
+        samples = [s for shard in shards for s in wds.WebDataset(shard, shardshuffle=False).decode("pil")]
+        assert [s["__key__"] for s in samples] == [f"{i:06d}" for i in range(60)]
+        assert samples[0]["png"].size == (16, 16)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_at_random_it_ends_with_the_same_files(kills: int, run: Path, tmp_path: Path) -> None:
+    finished(start(run, tmp_path / "whole", count=400))
+    dice, folder = random.Random(0), tmp_path / "killed"
+    for _ in range(kills):
+        ranks = start(run, folder, 2, count=400)
+        time.sleep(dice.uniform(0.2, 1.0))
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+    finished(start(run, folder, 2, count=400))
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_from_a_checkpoint_and_from_an_average(run: Path, tmp_path: Path) -> None:
+    for name, options in (
+        ("raw", {}), ("ema", {"weights": "ema"}), ("last", {"checkpoint": 12}), ("early", {"checkpoint": 4}),
+    ):  # fmt: skip
+        finished(start(run, tmp_path / name, count=8, **options))
+    pictures = {name: (tmp_path / name / "000003.png").read_bytes() for name in ("raw", "ema", "last", "early")}
+    assert pictures["raw"] == pictures["last"] and len(set(pictures.values())) == 3
+
+
+def test_another_set_is_not_mixed_in(run: Path, tmp_path: Path) -> None:
+    finished(start(run, tmp_path / "set", count=8))
+    with pytest.raises(ConfigError, match="holds another set of samples"):
+        _generate(0, 1, run, tmp_path / "set", {"count": 8, "seed": 1})
+    with pytest.raises(ConfigError, match="no checkpoint of step 5"):
+        _generate(0, 1, run, tmp_path / "x", {"checkpoint": 5})

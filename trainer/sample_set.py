@@ -1,0 +1,103 @@
+"""A set of generated pictures on disk: picture i is a function of (network, seed, i), whoever makes it.
+
+The unit of work is a chunk of `batch` pictures, always computed as one batch, so that the files are the same for any
+number of processes. There is nothing to coordinate: process r of R makes every R-th chunk, leaves out what is there,
+and a set that was cut off is finished by the same command.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from data_pipeline.storage import LocalStore, write_atomically
+from model.errors import ConfigError
+from model.sampler import SamplerConfig, generate
+from model.weights import fingerprint
+from trainer.trained import Trained
+
+Container = Literal["png", "webdataset"]
+SETTINGS = "samples.json"
+
+
+class SampleSet:
+    """`folder` holds samples.json (what the pictures are a function of) and either NNNNNN.png or samples-NNNNN.tar, a
+    WebDataset shard of PNGs a chunk. Raises ConfigError where the folder holds another set."""
+
+    def __init__(
+        self, folder: Path, trained: Trained, count: int, seed: int, sampler: SamplerConfig, container: Container,
+        batch: int, precision: Literal["fp32", "bf16"],
+    ) -> None:  # fmt: skip
+        self._folder, self._trained, self._count, self._seed = folder, trained, count, seed
+        self._sampler, self._container, self._batch, self._precision = sampler, container, batch, precision
+        settings: dict[str, Any] = {
+            "count": count, "seed": seed, "sampler": sampler._asdict(), "container": container, "batch": batch,
+            "precision": precision, "network": fingerprint(trained.network),
+            "tokenizer": fingerprint(trained.tokenizer), "step": trained.step,
+        }  # fmt: skip
+        store = LocalStore(folder)
+        store.create(SETTINGS, (json.dumps(settings, indent=1) + "\n").encode())  # the first of all processes wins
+        there = json.loads(store.read(SETTINGS))
+        different = [f"{k}: {there.get(k)!r} there, now {v!r}" for k, v in settings.items() if there.get(k) != v]
+        if different:
+            raise ConfigError(f"{folder} holds another set of samples ({'; '.join(different)}); choose another folder")
+
+    @property
+    def chunks(self) -> int:
+        return -(-self._count // self._batch)
+
+    def size(self, chunk: int) -> int:
+        return min(self._batch, self._count - chunk * self._batch)
+
+    def is_made(self, chunk: int) -> bool:
+        return all(path.exists() for path in self._files(chunk))
+
+    def _files(self, chunk: int) -> list[Path]:
+        if self._container == "webdataset":
+            return [self._folder / f"samples-{chunk:05d}.tar"]
+        first = chunk * self._batch
+        return [self._folder / f"{i:06d}.png" for i in range(first, first + self.size(chunk))]
+
+    def make(self, rank: int, world_size: int, made: Callable[[int], None]) -> None:
+        """This process's chunks. made(pictures): called after each, also for those that were there."""
+        for chunk in range(rank, self.chunks, world_size):
+            if not self.is_made(chunk):
+                self._write(chunk, self._pictures(chunk))
+            made(self.size(chunk))
+
+    def _pictures(self, chunk: int) -> Tensor:
+        """(size, 3, H, W). The last chunk computes as many as the others: no picture depends on how many are kept."""
+        network, tokenizer = self._trained.network, self._trained.tokenizer
+        device = network.pos_embed.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            for state in generate(network, tokenizer, self._seed, chunk * self._batch, self._batch, self._sampler):
+                last = state.image
+        return last[: self.size(chunk)]
+
+    def _write(self, chunk: int, images: Tensor) -> None:
+        pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        pictures = []
+        for picture in pixels:
+            data = BytesIO()
+            Image.fromarray(picture).save(data, "PNG")
+            pictures.append(data.getvalue())
+        files = self._files(chunk)
+        if self._container == "png":
+            for path, content in zip(files, pictures, strict=True):
+                write_atomically(path, content)
+            return
+        tar = BytesIO()
+        with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for index, content in enumerate(pictures, chunk * self._batch):
+                member = tarfile.TarInfo(f"{index:06d}.png")  # its mtime is 0: the same bytes each time
+                member.size = len(content)
+                archive.addfile(member, BytesIO(content))
+        write_atomically(files[0], tar.getvalue())

@@ -104,7 +104,7 @@ class FaultProxy:
 
     latency: seconds added to each request. cut_after: a response is reset after so many bytes, with cut_probability a
     chunk. refuse: connections are reset at once. black_hole: accepted, then silence. busy_probability: of a 503
-    in place of an answer.
+    in place of an answer. silent_about: requests for names that hold it are never answered.
     """
 
     def __init__(self, upstream: int) -> None:
@@ -114,6 +114,7 @@ class FaultProxy:
         self.cut_probability = 1.0
         self.refuse = self.black_hole = False
         self.busy_probability = 0.0
+        self.silent_about = b""  # requests whose first line holds it are never answered
         self.connections = self.faults = self.response_bytes = 0
         self._random = random.Random(0)
         self._loop = asyncio.new_event_loop()
@@ -174,6 +175,8 @@ class FaultProxy:
                 if chunk.startswith(_METHODS) and self._random.random() < self.busy_probability:
                     self._answer_busy(writer)
                     break
+                while self.silent_about and self.silent_about in chunk.partition(b"\r\n")[0]:
+                    await asyncio.sleep(0.1)
                 await self._wait(self.latency if chunk.startswith(_METHODS) else 0.0)
                 up.write(chunk)
                 await up.drain()

@@ -175,13 +175,14 @@ def test_stopped_while_it_waits_for_data(
     for name, value in environment(proxy.port).items():
         monkeypatch.setenv(name, value)
     run = tmp_path / "run"
-    proxy.latency = 0.3
+    proxy.silent_about = b".tar"
     world = World(run, [*MAGE, f"data.tokens={bucket}/tokens", f"data.cache={tmp_path / 'cache'}"], 2, None)
-    while proxy.response_bytes < (tokens / "dataset.json").stat().st_size:
-        time.sleep(0.005)
-    proxy.black_hole = True
-    world.wait_for(run / "session")
-    time.sleep(2)
+    for rank in range(2):
+        heartbeat = run / "heartbeats" / f"rank-{rank:05d}.json"
+        world.wait_for(heartbeat)
+        while '"data"' not in heartbeat.read_text():
+            assert world.alive()
+            time.sleep(0.05)
     pid = world.ranks[1].pid
     assert pid is not None
     os.kill(pid, signal.SIGTERM)

@@ -6,13 +6,14 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from model.errors import ADDPError
+from trainer.run_folder import Weights
 
 
 class Action(StrEnum):
@@ -28,7 +29,7 @@ def checkpoints(
     step: Annotated[int | None, typer.Option(help="verify, export: this step; else all, and the newest valid")] = None,
     keep: Annotated[int, typer.Option(min=1, help="prune: newest checkpoints that stay")] = 3,
     permanent_every: Annotated[int, typer.Option(min=0, help="prune: multiples of it stay as well")] = 0,
-    weights: Annotated[Literal["raw", "ema"], typer.Option(help="export: raw, or their average")] = "raw",
+    weights: Annotated[Weights, typer.Option(help="export: raw, or their average")] = "raw",
     out: Annotated[Path | None, typer.Option(help="export: folder to make")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="list, verify: for scripts")] = False,
 ) -> None:

@@ -29,7 +29,6 @@ from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT
 
 MANIFEST = "manifest.json"
 PUBLISHED = "published"  # beside the checkpoints: the step of the last one, so that their loss is noticed
-FORMAT = "addp-checkpoint-2"
 WEIGHTS, AVERAGE, BUFFER = "weights", "ema", "buffer"  # kinds of tensors, beside the optimizer's own
 _NAMES = {
     torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import track
@@ -31,7 +31,7 @@ from trainer.checkpoint import (
 )
 from trainer.config import CheckpointSection
 from trainer.retention import expired, prune, step_of
-from trainer.run_folder import RunFolder, write_json
+from trainer.run_folder import RunFolder, Weights, write_json
 
 
 class Place(NamedTuple):
@@ -90,7 +90,7 @@ class Place(NamedTuple):
             raise ADDPError(f"{self.name} has no checkpoint yet")
         raise NoValidCheckpoint(f"{self.name}: none of {len(refused)} checkpoints is valid: {'; '.join(refused)}")
 
-    def network(self, step: int, weights: Literal["raw", "ema"]) -> Network:
+    def network(self, step: int, weights: Weights) -> Network:
         """The trained network as of a checkpoint, verified. Raises Damaged, StorageError or ADDPError."""
         with self.verified(step) as (path, manifest):
             return SavedState(path, manifest).network(WEIGHTS if weights == "raw" else AVERAGE)
@@ -162,7 +162,7 @@ def pruned(place: Place, keep: int, permanent_every: int) -> list[int]:
     return gone
 
 
-def exported(place: Place, step: int | None, weights: Literal["raw", "ema"], out: Path) -> Path:
+def exported(place: Place, step: int | None, weights: Weights, out: Path) -> Path:
     """network.safetensors and config.json below `out`, both or neither. Raises ADDPError."""
     if out.exists():
         raise ConfigError(f"{out} exists; give a folder to make")

@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from model.vq import VQTokenizer
 from model.weights import load_network
 from trainer.config import RunConfig, load_config
 from trainer.objectives import load_frozen
-from trainer.run_folder import RunFolder, write_json
+from trainer.run_folder import RunFolder, Weights, write_json
 
 _BATCH = 64
 _MASK_DRAWS = 8  # mask ratios that a picture is evaluated at
@@ -137,7 +137,7 @@ def main(
         Path | None, typer.Option(help="training token data set, for the unigram frequencies")
     ] = None,
     pictures: Annotated[Path | None, typer.Option(help="picture folder (tokenizer)")] = None,
-    weights: Annotated[Literal["raw", "ema"], typer.Option(help="the trained weights, or their average")] = "raw",
+    weights: Annotated[Weights, typer.Option(help="the trained weights, or their average")] = "raw",
 ) -> None:
     """Held-out figures of a run: PSNR and codebook use of a tokenizer, masked-token cross-entropy of the others."""
     folder, config = completed_run(run)

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from data_pipeline.picture_grid import picture_grid
 from model.sampler import SamplerConfig, generate
-from trainer.run_folder import RunFolder, write_json
+from trainer.evaluate import suffix
+from trainer.run_folder import RunFolder, Weights, write_json
 from trainer.sample_set import Container, SampleSet
-from trainer.trained import Trained, Weights, load_addp
+from trainer.trained import Trained, load_addp
 
 
 def main(
@@ -58,7 +59,7 @@ def main(
         _make_set(SampleSet(into, trained, count, seed, sampler, container, batch, precision), count)
         print(into)
         return
-    name = "grid" + ("" if trained.step is None else f"-step-{trained.step}") + ("-ema" if weights == "ema" else "")
+    name = "grid" + ("" if trained.step is None else f"-step-{trained.step}") + suffix(weights)
     target = out or RunFolder(run).samples / f"{name}.png"
     _make_grid(trained, count, seed, sampler, batch, zoom, target)
     settings = {"count": count, "seed": seed, "weights": weights, "step": trained.step}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from model.addp import ADDP
 from model.weights import load_network
 from trainer.evaluate import completed_run, held_out_pictures, suffix
-from trainer.run_folder import write_json
+from trainer.run_folder import Weights, write_json
 
 NEIGHBOURS = 10
 _INVERSE_PENALTY = 0.01  # of the logistic regression; fixed beforehand, the same for every kind of feature
@@ -55,7 +55,7 @@ def main(
     run: Annotated[Path, typer.Argument(help="run folder of a completed ADDP run")],
     pictures: Annotated[Path, typer.Option(help="folder of class folders")],
     held_out: Annotated[float, typer.Option(help="share of held-out pictures")] = 0.1,
-    weights: Annotated[Literal["raw", "ema"], typer.Option(help="the trained weights, or their average")] = "raw",
+    weights: Annotated[Weights, typer.Option(help="the trained weights, or their average")] = "raw",
 ) -> None:
     """Probe the encoder. Prints JSON, and writes it to RUN/evaluation/probe.json (of an average: probe-ema.json)."""
     folder, config = completed_run(run)

@@ -33,6 +33,7 @@ from typing import Any, Literal, TextIO
 from data_pipeline.storage import write_atomically
 from model.errors import ConfigError
 
+Weights = Literal["raw", "ema"]  # the trained weights, or their average
 log = logging.getLogger(__name__)
 
 EXIT_DONE = 0
@@ -110,7 +111,7 @@ class RunFolder:
         file.flush()
         self._lock = file  # closed, and so released, with the process
 
-    def trained(self, weights: Literal["raw", "ema"] = "raw") -> Path:
+    def trained(self, weights: Weights = "raw") -> Path:
         """File of the trained network, or of the average of its weights. Raises ConfigError where there is none."""
         path = self.average if weights == "ema" else self.network
         if not path.is_file():

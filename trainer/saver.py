@@ -54,7 +54,7 @@ class Saver:
         self.stalled = 0.0  # seconds that training has waited for saves
         if control.rank == 0:
             folder.checkpoints.mkdir(exist_ok=True)
-            for left in [*folder.checkpoints.glob("*.tmp")]:
+            for left in folder.checkpoints.glob("*.tmp"):
                 shutil.rmtree(left, ignore_errors=True)
 
     @property
@@ -69,10 +69,8 @@ class Saver:
         staging = self._folder.checkpoints / f"{folder_name(manifest.step)}.{self._session}.tmp"
         content = snapshot(self._tensors(), self._buffer)
         self._buffer = content.payload
-        name = f"rank-{self._control.rank:05d}.safetensors"
-        self._pending = _Pending(
-            manifest, staging, self._thread.submit(write_snapshot, staging / name, content)
-        )  # fmt: skip
+        part = self._thread.submit(write_snapshot, staging / _file_name(self._control.rank), content)
+        self._pending = _Pending(manifest, staging, part)
         if not self._section.asynchronous:
             self.drain()
         self.stalled += time.perf_counter() - started
@@ -100,7 +98,7 @@ class Saver:
         if errors:
             self._give_up(manifest.step, staging, "; ".join(errors))
             return
-        manifest.files = {f"rank-{rank:05d}.safetensors": found for rank, found in enumerate(results)}
+        manifest.files = {_file_name(rank): found for rank, found in enumerate(results)}
         self._published = self._thread.submit(self._publish, manifest, staging)
 
     def _publish(self, manifest: Manifest, staging: Path) -> None:
@@ -149,6 +147,10 @@ class Saver:
 
     def close(self) -> None:
         self._thread.shutdown()
+
+
+def _file_name(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
 
 
 def publish(manifest: Manifest, staging: Path, session: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from model.addp import ADDP
 from model.errors import ConfigError
@@ -11,9 +11,7 @@ from model.vq import VQTokenizer
 from model.weights import load_network
 from trainer.checkpoint_admin import open_run
 from trainer.config import RunConfig, load_config
-from trainer.run_folder import RunFolder
-
-Weights = Literal["raw", "ema"]  # the trained weights, or their average
+from trainer.run_folder import RunFolder, Weights
 
 
 class Trained(NamedTuple):

@@ -13,7 +13,7 @@ from rich.console import Console
 from cluster.launch import RunFailed, train
 from data_pipeline.dataset import MANIFEST
 from data_pipeline.openmoji import render
-from data_pipeline.sources import class_folders
+from data_pipeline.sources import split_of
 from model.errors import ConfigError
 from trainer.config import RunConfig, load_config
 from trainer.run_folder import RunFolder
@@ -34,7 +34,7 @@ def run_demo(images: Path | None, out: Path, processes: int, scale: float) -> No
     if images is None:
         _console.rule("pictures: OpenMoji, CC BY-SA 4.0")
         render(pictures)
-    source = class_folders(pictures)
+    source = split_of(pictures)
     _console.print(f"{len(source.pictures)} pictures in {len(source.classes)} classes")
     tokens, tokenizer = out / "tokens", out / "tokenizer" / "network.safetensors"
 

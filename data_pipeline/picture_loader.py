@@ -22,9 +22,10 @@ _CACHE_BYTES = 512 * 2**20
 
 
 class PictureBatch(NamedTuple):
-    """pixels: uint8 (B, H, W, 3). start: global sample index of the first."""
+    """pixels: uint8 (B, H, W, 3). labels: int64 (B,). start: global sample index of the first."""
 
     pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
     start: int
 
 
@@ -45,7 +46,7 @@ class PictureLoader:
         )
         self._cache: OrderedDict[str, Image.Image] = OrderedDict()
         self._pool = ThreadPoolExecutor(threads)
-        self._ahead: dict[tuple[int, int, int], list[Future[NDArray[np.uint8]]]] = {}
+        self._ahead: dict[tuple[int, int, int], list[Future[tuple[NDArray[np.uint8], int]]]] = {}
         self.store, self.pictures = source.store, source.pictures
         self.bad: dict[str, str] = {}  # picture id -> reason
         self._bad_allowed = max(1, int(bad_limit * len(self.pictures)))
@@ -65,12 +66,12 @@ class PictureLoader:
             self._cache[picture.id] = image
         return image
 
-    def _view(self, row: int, epoch: int) -> NDArray[np.uint8]:
-        """A view of the picture at `row`, or of the next one that can be read."""
+    def _view(self, row: int, epoch: int) -> tuple[NDArray[np.uint8], int]:
+        """A view of the picture at `row`, or of the next one that can be read, and its label."""
         while True:
             picture = self.pictures[row % len(self.pictures)]
             try:
-                return make_view(self._picture(picture), picture.id, epoch, self.recipe)
+                return make_view(self._picture(picture), picture.id, epoch, self.recipe), picture.label
             except BadPicture as error:
                 if picture.id not in self.bad:
                     log.warning("%s; the next picture takes its place", error)
@@ -81,7 +82,7 @@ class PictureLoader:
                     ) from error
             row += 1
 
-    def _start(self, step: int, offset: int, count: int) -> list[Future[NDArray[np.uint8]]]:
+    def _start(self, step: int, offset: int, count: int) -> list[Future[tuple[NDArray[np.uint8], int]]]:
         epoch, position = self.schedule.locate(step)
         rows = self.order.locate(epoch, position + offset, count).row
         return [self._pool.submit(self._view, int(row), epoch) for row in rows]
@@ -93,4 +94,6 @@ class PictureLoader:
         """Samples offset .. offset+count-1 of the global batch of a step; the next step's are started as well."""
         futures = self._ahead.pop((step, offset, count), None) or self._start(step, offset, count)
         self._ahead[step + 1, offset, count] = self._start(step + 1, offset, count)
-        return PictureBatch(np.stack([f.result() for f in futures]), step * self.schedule.global_batch + offset)
+        pixels, labels = zip(*(f.result() for f in futures), strict=True)
+        start = step * self.schedule.global_batch + offset
+        return PictureBatch(np.stack(pixels), np.array(labels, np.int64), start)

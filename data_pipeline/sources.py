@@ -194,12 +194,12 @@ def open_source(url: str | Path, names: ClassNames | None = None, labels: list[s
     raise DataError(f"{url} holds neither class folders nor tars; docs/tokenize.md shows what a source looks like")
 
 
-def class_folders(root: Path | str, split: Split = "all", held_out: float = 0.1) -> PictureSource:
-    """The pictures of one split of a folder of class folders, in memory.
+def split_of(root: Path | str, split: Split = "all", held_out: float = 0.1) -> PictureSource:
+    """The pictures of one split of a source, in memory (their names, not their pixels).
 
-    Raises DataError for a missing folder, one without class folders or pictures, or a split left empty.
+    Raises DataError for what is no source, one without pictures, or a split left empty.
     """
-    source = ClassFolders(open_store(root))
+    source = open_source(root)
     pictures = tuple(sorted(of_split(source.pictures(), split, held_out)))
     if not pictures:
         raise DataError(f"the {split} split of {root} is empty; more pictures, or another held-out share, are needed")

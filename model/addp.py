@@ -10,39 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Geometry, TransformerConfig
+from model.encoder import Encoder
 from model.transformer import MlmHead, blocks, initialise, learned, positions, smoothed_cross_entropy
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
-
-class _PatchEmbedding(nn.Module):
-    def __init__(self, patch: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch, stride=patch)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, L, D)."""
-        return self.proj(images).flatten(2).transpose(1, 2)
-
-
-class ADDP(nn.Module):
+class ADDP(Encoder):
     kind = "addp"
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, geometry: Geometry, config: TransformerConfig) -> None:
-        super().__init__()
-        self.geometry = geometry
-        self.config = config
-        c = config
-        self.patch_embed = _PatchEmbedding(geometry.patch_size, c.dim)
-        self.cls_token = learned(1, 1, c.dim)
-        self.pos_embed = positions(c.positions, geometry.grid, c.dim)
-        self.tokenizer_norm = nn.LayerNorm(c.dim, eps=1e-6)
-        self.blocks = blocks(c.depth, c.dim, c.heads, c.dropout)
-        self.norm = nn.LayerNorm(c.dim, eps=1e-6)
-
+        super().__init__(geometry, config)
+        self.config = c = config
         self.token_emb = nn.Embedding(geometry.vocabulary, c.dim)
         self.decoder_embed = nn.Linear(c.dim, c.dim)
         self.mask_token = learned(1, 1, c.dim)
@@ -52,19 +29,7 @@ class ADDP(nn.Module):
         self.decoder_blocks = blocks(c.decoder_depth, c.dim, c.decoder_heads, c.dropout)
         self.decoder_norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.mlm_layer = MlmHead(c.dim, geometry.vocabulary)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         initialise(self)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), clamped to [0, 1] -> features (B, 1 + L, D); index 0 is the class token."""
-        x = (images.clamp(0, 1).to(self.mean.dtype) - self.mean) / self.std
-        x = x.to(self.cls_token.dtype)  # an engine may keep buffers in another precision than weights
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), self.patch_embed(x)], 1) + self.pos_embed
-        x = F.dropout(self.tokenizer_norm(x), self.config.dropout, self.training)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
 
     def decode(self, features: Tensor, ids: Tensor, mask: Tensor, visible_count: int | None = None) -> Tensor:
         """features (B, 1 + L, D), ids (B, L), mask (B, L) -> logits (B, L, V).

@@ -85,6 +85,17 @@ class TransformerConfig(_Sizes):
         return self
 
 
+class ClassifierConfig(BaseModel):
+    """An encoder with a head for classes (ADDP section 4.2)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoder: TransformerConfig = TransformerConfig()
+    classes: int = Field(gt=0, description="number of classes")
+    method: Literal["finetune", "linear"] = Field("finetune", description="all is trained, or a linear head only")
+    tokenizer_norm: bool = Field(False, description="keep the norm before the blocks, which the reference leaves out")
+
+
 class TokenizerLossConfig(BaseModel):
     """Terms of tokenizer training (model/tokenizer_training.py)."""
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model.addp import ADDP
+from model.predictor import TokenPredictor
 from model.randomness import uniforms
 from model.vq import VQTokenizer
 
@@ -73,40 +74,83 @@ def next_image(tokenizer: VQTokenizer, logits: Tensor, ids: Tensor, mask: Tensor
     return tokenizer.decode(torch.where(tokenizer.to_grid(mask.unsqueeze(-1)), soft, tokenizer.embed(ids)))
 
 
+class Given(NamedTuple):
+    """Where generation starts: image (B, 3, H, W), ids (B, L), mask (B, L) bool, True where tokens are to be generated,
+    as many in each picture."""
+
+    image: Tensor
+    ids: Tensor
+    mask: Tensor
+
+
+@torch.no_grad()
+def given_tokens(tokenizer: VQTokenizer, predictor: TokenPredictor | None, ids: Tensor, mask: Tensor) -> Given:
+    """Keep the tokens outside of `mask` and generate the rest (the paper's section 3.4 from a later step).
+
+    The first picture is what training shows for this state: unreliable tokens are the predictor's expected codes
+    (section 3.2). Without a predictor they are the mean code.
+    """
+    if predictor is not None:
+        soft = tokenizer.soft_embed(predictor.probabilities(ids, mask))
+    else:
+        soft = tokenizer.codebook.mean(0).view(1, -1, 1, 1)
+    z = torch.where(tokenizer.to_grid(mask.unsqueeze(-1)), soft, tokenizer.embed(ids))
+    return Given(tokenizer.decode(z), ids, mask)
+
+
 @torch.no_grad()
 def advance(
     network: ADDP, tokenizer: VQTokenizer, state: Generation, u: Tensor, gumbel: Tensor,
     config: SamplerConfig, step: int,
-    sampled: Tensor | None = None,
+    sampled: Tensor | None = None, visible: int | None = None, next_visible: int | None = None, decode: bool = True,
 ) -> Generation:  # fmt: skip
-    """One step. u, gumbel: (B, L) noise of this step. sampled: ids to take instead of drawing them (for parity)."""
-    k = network.geometry.codebook_size
-    logits = network.logits(state.image, state.ids, state.mask)[..., :k]
+    """One step. u, gumbel: (B, L) noise of this step. sampled: ids to take instead of drawing them (for parity).
+
+    visible: unmasked positions now, where known; next_visible: after this step, by the schedule when None. decode:
+    whether the image is wanted; it stays the last one otherwise.
+    """
+    k, length = network.geometry.codebook_size, state.ids.shape[1]
+    if visible == 0:  # neither image nor ids matter: the same logits for every picture
+        one = network.logits(state.image[:1], state.ids[:1], state.mask[:1], 0)[..., :k]
+        logits = one.expand(len(state.ids), -1, -1)
+    else:
+        logits = network.logits(state.image, state.ids, state.mask, visible)[..., :k]
     drawn = sample_ids(logits, u, config.top_p) if sampled is None else sampled
     ids = torch.where(state.mask, drawn, state.ids)
-    count = mask_length(config, step, ids.shape[1])
+    count = mask_length(config, step, length) if next_visible is None else length - next_visible
     mask = remask(logits, ids, state.mask, gumbel, noise_scale(config, step), count)
-    return Generation(next_image(tokenizer, logits, ids, mask), ids, mask, logits)
+    image = next_image(tokenizer, logits, ids, mask) if decode else state.image
+    return Generation(image, ids, mask, logits)
 
 
 def generate(
-    network: ADDP, tokenizer: VQTokenizer, seed: int, start: int, count: int, config: SamplerConfig
-) -> Iterator[Generation]:
+    network: ADDP, tokenizer: VQTokenizer, seed: int, start: int, count: int, config: SamplerConfig,
+    given: Given | None = None, all_images: bool = True,
+) -> Iterator[Generation]:  # fmt: skip
     """Samples start .. start+count-1, all N states in turn; the last image is the sample.
 
     The noise of a sample is keyed by (seed, sample index): the same picture in any batch and on any rank.
+    all_images: also those that no later step depends on (while all tokens are masked).
     """
     device = network.pos_embed.device
     length, size = network.geometry.tokens, network.geometry.image_size
-    state = Generation(
-        torch.zeros(count, 3, size, size, device=device),
-        torch.zeros(count, length, dtype=torch.int64, device=device),
-        torch.ones(count, length, dtype=torch.bool, device=device),
-        torch.empty(0, device=device),
-    )
+    if given is None:
+        given = Given(
+            torch.zeros(count, 3, size, size, device=device),
+            torch.zeros(count, length, dtype=torch.int64, device=device),
+            torch.ones(count, length, dtype=torch.bool, device=device),
+        )
+    unknown = int(given.mask[0].sum())
+    state = Generation(*given, torch.empty(0, device=device))
+    visible = length - unknown
     for step in range(config.steps):
         noise = torch.from_numpy(uniforms(seed, f"generate/{step}", start, count, 2 * length))
         u, g = noise.view(count, 2, length).unbind(1)
         gumbel = -torch.log(-torch.log(g))
-        state = advance(network, tokenizer, state, u.float().to(device), gumbel.float().to(device), config, step)
+        following = length - mask_length(config, step, unknown)
+        state = advance(
+            network, tokenizer, state, u.float().to(device), gumbel.float().to(device), config, step,
+            visible=visible, next_visible=following, decode=all_images or following > 0 or step + 1 == config.steps,
+        )  # fmt: skip
+        visible = following
         yield state

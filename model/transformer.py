@@ -42,9 +42,11 @@ class Block(nn.Module):
     """Pre-norm transformer block: LayerNorm eps 1e-6, qkv bias, MLP ratio 4, exact GELU.
 
     recompute: keep no activations for the backward pass, but compute them again there (see `recompute_blocks`).
+    drop_path: probability with which, in training, a picture takes no part in a branch (stochastic depth).
     """
 
     recompute = False
+    drop_path = 0.0
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -61,8 +63,14 @@ class Block(nn.Module):
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self._dropped(self.attn(self.norm1(x)))
+        return x + self._dropped(self.mlp(self.norm2(x)))
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        if not self.drop_path or not self.training:
+            return x
+        kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop_path
+        return x * (kept.to(x.dtype) / (1 - self.drop_path))
 
 
 class MlmHead(nn.Module):
@@ -92,6 +100,13 @@ def recompute_blocks(network: nn.Module, every: int) -> int:
     for index, block in enumerate(found):
         block.recompute = every > 0 and index % every == 0
     return sum(block.recompute for block in found)
+
+
+def drop_paths(found: nn.ModuleList, rate: float) -> None:
+    """Stochastic depth (arXiv 1603.09382): a probability that grows linearly from 0 to `rate` at the last block."""
+    for index, block in enumerate(found):
+        assert isinstance(block, Block)
+        block.drop_path = rate * index / max(1, len(found) - 1)
 
 
 def initialise(module: nn.Module) -> None:

@@ -17,12 +17,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.addp import ADDP
-from model.config import Geometry, TokenizerConfig, TransformerConfig
+from model.classifier import Classifier
+from model.config import ClassifierConfig, Geometry, TokenizerConfig, TransformerConfig
 from model.errors import WeightsError
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 
-Network = VQTokenizer | TokenPredictor | ADDP
+Network = VQTokenizer | TokenPredictor | ADDP | Classifier
+Config = TokenizerConfig | TransformerConfig | ClassifierConfig
+CONFIG: dict[str, type[Config]] = {
+    "tokenizer": TokenizerConfig, "predictor": TransformerConfig, "addp": TransformerConfig,
+    "classifier": ClassifierConfig,
+}  # fmt: skip
 
 # Where a network's keys lie in an official file, most specific first, and what else such a file may hold.
 _PREFIXES = {"tokenizer": ("vqgan.", ""), "predictor": ("token_predictor.", ""), "addp": ("",)}
@@ -133,12 +139,12 @@ def save_network(network: Network, path: Path | str) -> None:
 
 
 def load_network(
-    path: Path | str, kind: str, *, config: TokenizerConfig | TransformerConfig | None = None,
+    path: Path | str, kind: str, *, config: Config | None = None,
     geometry: Geometry | None = None,
 ) -> Network:  # fmt: skip
     """A network from our own file, whose metadata gives its sizes, or from an official one of the given sizes.
 
-    kind: "tokenizer", "predictor" or "addp". Raises WeightsError where the file holds another kind, or another
+    kind: "tokenizer", "predictor", "addp" or "classifier". Raises WeightsError where the file holds another kind, or another
     picture geometry than `geometry`.
     """
     state, metadata = read_state(path)
@@ -152,8 +158,7 @@ def load_network(
         raise WeightsError(f"{path} holds a {metadata['kind']}, but a {kind} is needed here")
     try:
         own_geometry = Geometry.model_validate_json(metadata["geometry"]) if "geometry" in metadata else None
-        config_type = TokenizerConfig if kind == "tokenizer" else TransformerConfig
-        network = build(kind, config_type.model_validate_json(metadata["config"]), own_geometry)
+        network = build(kind, CONFIG[kind].model_validate_json(metadata["config"]), own_geometry)
         network.load_state_dict(state)
     except (KeyError, ValidationError, RuntimeError) as error:
         raise WeightsError(f"{path} contradicts its own description: {str(error).splitlines()[0]}") from error
@@ -170,10 +175,13 @@ def load_tokenizer(path: Path | str) -> VQTokenizer:
     return network.eval()
 
 
-def build(kind: str, config: TokenizerConfig | TransformerConfig, geometry: Geometry | None = None) -> Network:
+def build(kind: str, config: Config, geometry: Geometry | None = None) -> Network:
     """A network with fresh weights."""
     if kind == "tokenizer":
         assert isinstance(config, TokenizerConfig)
         return VQTokenizer(config)
-    assert isinstance(config, TransformerConfig) and geometry is not None
+    assert geometry is not None
+    if isinstance(config, ClassifierConfig):
+        return Classifier(geometry, config)
+    assert isinstance(config, TransformerConfig)
     return TokenPredictor(geometry, config) if kind == "predictor" else ADDP(geometry, config)

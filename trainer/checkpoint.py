@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_pipeline.storage import CHUNK
-from model.config import Geometry, TokenizerConfig, TransformerConfig
+from model.config import Geometry
 from model.errors import ADDPError
-from model.weights import Network, build
+from model.weights import CONFIG, Network, build
 from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT
 
 MANIFEST = "manifest.json"
@@ -247,10 +247,9 @@ class SavedState:
         }
         state |= {name: value for name, value in self.buffers().items() if name.startswith(m.part)}
         objective = m.facts["objective"]
-        config_type = TokenizerConfig if objective == "tokenizer" else TransformerConfig
+        kind = {"mage": "predictor", "classify": "classifier"}.get(objective, objective)
         network = build(
-            "predictor" if objective == "mage" else objective,
-            config_type.model_validate(m.facts["network"]), Geometry.model_validate(m.facts["geometry"]),
-        )  # fmt: skip
+            kind, CONFIG[kind].model_validate(m.facts["network"]), Geometry.model_validate(m.facts["geometry"])
+        )
         network.load_state_dict({name.removeprefix(m.part): value for name, value in state.items()})
         return network

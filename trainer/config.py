@@ -25,9 +25,11 @@ class Section(BaseModel):
 class DataSection(Section):
     tokens: str | None = Field(None, description="the token data set, a folder or s3://bucket/prefix (mage and addp)")
     mixture: dict[str, float] = Field({}, description="several token data sets and their weights, in place of `tokens`")
-    pictures: Path | None = Field(None, description="folder of class folders (objective tokenizer)")
+    pictures: str | None = Field(
+        None, description="pictures, a folder or s3://: class folders or WebDataset shards (tokenizer, classify)"
+    )
     held_out: float = Field(0.1, ge=0, lt=1, description="share of the pictures kept for evaluation, fixed by hash")
-    views: ViewRecipe = Field(ViewRecipe(), description="crops of the pictures (objective tokenizer)")
+    views: ViewRecipe = Field(ViewRecipe(), description="crops of the pictures (tokenizer, classify)")
     window: int = Field(16, gt=0, description="shards whose rows are shuffled together")
     stripes: int = Field(1, gt=0, description="parts of the data; a node downloads only those that its ranks read")
     tail: Literal["drop", "pad"] = Field("drop", description="samples that fill no batch at the end of an epoch")
@@ -53,6 +55,24 @@ class TransformerSection(Section):
         TransformerConfig(), description="sizes; `size: base|large|demo|tiny` takes a named one"
     )
     weights: Path | None = Field(None, description="weights file: our safetensors, or the official checkpoint")
+
+
+class ClassifierSection(Section):
+    method: Literal["finetune", "linear"] = Field(
+        "finetune", description="train everything from addp.weights (null: from scratch), or a linear head only"
+    )
+    tokenizer_norm: bool = Field(False, description="finetune: keep the norm that the reference leaves out")
+    layer_decay: float = Field(0.65, gt=0, le=1, description="finetune: learning rate of a block over the next one's")
+    drop_path: float = Field(0.1, ge=0, lt=1, description="finetune: stochastic depth of the last block")
+    dropout: float = Field(0.0, ge=0, lt=1, description="in place of addp.sizes.dropout")
+
+
+class AugmentationSection(Section):
+    randaugment: int = Field(9, ge=0, lt=30, description="magnitude; 0: none")
+    operations: int = Field(2, ge=1, description="operations that RandAugment draws")
+    erasing: float = Field(0.25, ge=0, le=1, description="share of the pictures with a random rectangle erased")
+    mixup: float = Field(0.8, ge=0, description="alpha of mixup; 0: none")
+    cutmix: float = Field(1.0, ge=0, description="alpha of cutmix; 0: none")
 
 
 class BatchSection(Section):
@@ -105,8 +125,8 @@ class HealthSection(Section):
 class RunConfig(Section):
     """One training run."""
 
-    objective: Literal["tokenizer", "mage", "addp"] = Field(
-        "addp", description="what is trained: the VQ tokenizer, the token predictor (MAGE), or ADDP"
+    objective: Literal["tokenizer", "mage", "addp", "classify"] = Field(
+        "addp", description="what is trained: VQ tokenizer, token predictor (MAGE), ADDP, or a classifier on its encoder"
     )
     run: Path = Field(Path("runs/unnamed"), description="run folder: checkpoints, metrics, resolved configuration")
     seed: int = Field(0, description="all randomness is keyed by it")
@@ -114,8 +134,10 @@ class RunConfig(Section):
     tokenizer: TokenizerSection = TokenizerSection()
     predictor: TransformerSection = TransformerSection()
     addp: TransformerSection = TransformerSection()
+    classifier: ClassifierSection = ClassifierSection()
+    augmentation: AugmentationSection = AugmentationSection()
     tokenizer_loss: TokenizerLossConfig = TokenizerLossConfig()
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="over the whole vocabulary (mage, addp)")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="over the vocabulary (mage, addp) or classes")
     output_bias: Literal["zeros", "frequencies"] = Field(
         "zeros",
         description="start of the output bias: zeros as published, or the log frequencies of the codes in the data",

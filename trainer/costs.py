@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.addp import ADDP
-from model.config import Geometry, TransformerConfig
+from model.classifier import Classifier
+from model.config import ClassifierConfig, Geometry, TransformerConfig
 from model.masking import masked_count, ratio_table
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
@@ -68,6 +69,9 @@ def _networks(config: RunConfig) -> tuple[nn.Module, list[nn.Module]]:
             return tokenizer, []
         if config.objective == "mage":
             return TokenPredictor(config.geometry, config.predictor.sizes), []
+        if config.objective == "classify":
+            sizes = ClassifierConfig(encoder=config.addp.sizes, classes=1000, method=config.classifier.method)
+            return Classifier(config.geometry, sizes), []
         predictor = TokenPredictor(config.geometry, config.predictor.sizes)
         return ADDP(config.geometry, config.addp.sizes), [predictor, tokenizer.decoder]
 
@@ -75,11 +79,12 @@ def _networks(config: RunConfig) -> tuple[nn.Module, list[nn.Module]]:
 def parameters(config: RunConfig) -> tuple[int, int]:
     """(trained, frozen)."""
     trained, frozen = _networks(config)
-    return _size(trained), sum(_size(network) for network in frozen)
+    still = sum(p.numel() for p in trained.parameters() if not p.requires_grad)
+    return _size(trained), still + sum(_size(network) for network in frozen)
 
 
 def _size(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def _mean_visible(geometry: Geometry) -> int:
@@ -108,8 +113,12 @@ def image_operations(config: RunConfig) -> Operations:
             with FlopCounterMode(display=False) as counter:
                 _backward(trained.logits(ids, mask, kept))
             return Operations(counter.get_total_flops(), 0)
-        assert isinstance(trained, ADDP)
         images = torch.empty(1, 3, g.image_size, g.image_size)
+        if isinstance(trained, Classifier):
+            with FlopCounterMode(display=False) as counter:
+                _backward(trained.eval().logits(images))
+            return Operations(counter.get_total_flops(), 0)
+        assert isinstance(trained, ADDP)
         with FlopCounterMode(display=False) as counter:
             _backward(trained.logits(images, ids, mask, _mean_visible(g)))
         predictor = TokenPredictor(g, config.predictor.sizes)
@@ -145,7 +154,8 @@ def rank_memory(config: RunConfig, stage: int, world_size: int) -> Memory:
 
 
 def activation_bytes(config: RunConfig) -> float:
-    """Of one image between forward and backward, with memory-efficient attention. Of a tokenizer: 0, not estimated."""
+    """Of one image between forward and backward, with memory-efficient attention. Of a tokenizer: 0, not estimated; of
+    a linear probe next to nothing, and 0 here."""
     if config.objective == "tokenizer":
         return 0
     sizes: TransformerConfig = config.predictor.sizes if config.objective == "mage" else config.addp.sizes
@@ -153,12 +163,18 @@ def activation_bytes(config: RunConfig) -> float:
     lengths = (1 + tokens // 2, 1 + tokens) if config.objective == "mage" else (
         1 + tokens, 1 + tokens + _mean_visible(config.geometry)
     )  # fmt: skip
+    if config.objective == "classify":
+        if config.classifier.method == "linear":
+            return 0
+        lengths = (1 + tokens, 0)
     wide = 2 if config.precision == "fp32" else 1
     total = 0.0
     for length, depth in zip(lengths, (sizes.depth, sizes.decoder_depth), strict=True):
         recomputed = -(-depth // config.recompute_every) if config.recompute_every else 0
         block = wide * length * sizes.dim
         total += block * (_SAVED_PER_TOKEN * (depth - recomputed) + 2 * recomputed)
+    if config.objective == "classify":
+        return total
     logits = 3 * 4 * tokens * config.geometry.vocabulary  # in float32: logits, log-softmax, gradient
     return total + logits
 

@@ -105,7 +105,7 @@ class Engine:
         self._network = network
         # Before the engine takes them: half precision would round the first weights, and ZeRO-3 divides them.
         first = {name: p.detach().float().clone() for name, p in network.named_parameters() if p.requires_grad}
-        groups = parameter_groups(network.named_parameters(), config.optimizer.weight_decay)
+        groups = parameter_groups(network.named_parameters(), config)
         self._base = make_optimizer(config, groups, torch.cuda.is_available())
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=network, optimizer=self._base, dist_init_required=False,
@@ -127,7 +127,7 @@ class Engine:
         own: runs while this rank works alone, from making inputs to the end of the forward pass.
         """
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("scale", 1.0)
         losses = []
         batches = iter(micro_batches)
         for index in range(self._accumulation):

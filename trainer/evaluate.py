@@ -20,7 +20,7 @@ from torch import Tensor
 
 from data_pipeline.loader import TokenLoader
 from data_pipeline.pictures import BadPicture, Split, read_picture
-from data_pipeline.sources import class_folders
+from data_pipeline.sources import split_of
 from data_pipeline.views import ViewRecipe, make_view
 from model.addp import ADDP
 from model.errors import ConfigError
@@ -41,7 +41,7 @@ def held_out_pictures(
     folder: Path, size: int, held_out: float, split: Split = "val"
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Centre crops of one split: pixels (N, 3, H, W) in [0, 1], labels (N,), class names."""
-    source = class_folders(folder, split, held_out)
+    source = split_of(folder, split, held_out)
     recipe = ViewRecipe.center(size)
     arrays, labels = [], []
     for picture in source.pictures:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from data_pipeline.epochs import EpochSchedule
 from data_pipeline.loader import Batch, LoaderOptions, TokenLoader
 from data_pipeline.picture_loader import PictureBatch, PictureLoader
-from data_pipeline.sources import class_folders
+from data_pipeline.sources import split_of
 from model.addp import ADDP
 from model.denoising import FrozenNetworks
 from model.errors import ConfigError
@@ -24,6 +24,7 @@ from model.predictor import TokenPredictor
 from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
 from model.weights import Network, fingerprint, load_network
+from trainer.classify import ClassifyObjective
 from trainer.config import RunConfig
 from trainer.run_folder import RunFolder
 
@@ -64,7 +65,7 @@ class TokenizerObjective:
             raise ConfigError(
                 "objective tokenizer trains in fp32 only (its codebook averages need it): set precision: fp32"
             )
-        source = class_folders(config.data.pictures, "train", config.data.held_out)
+        source = split_of(config.data.pictures, "train", config.data.held_out)
         self.loader = PictureLoader(source, config.data.views, global_batch=config.batch.global_batch, seed=config.seed)
         self.epochs = self.loader.schedule
         self.result: Network = VQTokenizer(config.tokenizer.sizes)
@@ -204,4 +205,6 @@ class ADDPObjective(_TokenObjective):
 def make_objective(config: RunConfig) -> Objective:
     if config.objective == "tokenizer":
         return TokenizerObjective(config)
+    if config.objective == "classify":
+        return ClassifyObjective(config)
     return MageObjective(config) if config.objective == "mage" else ADDPObjective(config)

@@ -62,10 +62,29 @@ def _list(values: list[int]) -> str:
     return ", ".join(map(str, shown))
 
 
-def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on tensors of two or more dimensions; biases and one-dimensional tensors have none."""
-    trained = [p for _, p in parameters if p.requires_grad]
+def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: RunConfig) -> list[dict[str, Any]]:
+    """Weight decay on tensors of two or more dimensions; biases and one-dimensional tensors have none.
+
+    A classifier that is fine-tuned also has a group for each layer, with its `scale` of the learning rate, and no decay
+    on positions and class token (BEiT, arXiv 2106.08254, and MAE, arXiv 2111.06377).
+    """
+    depth = config.addp.sizes.depth if config.objective == "classify" else None
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            decays = parameter.ndim >= 2 and not (depth is not None and name in ("pos_embed", "cls_token"))
+            groups.setdefault((layer_of(name, depth) if depth is not None else 0, not decays), []).append(parameter)
     return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+        {
+            "params": found, "weight_decay": 0.0 if plain else config.optimizer.weight_decay,
+            "scale": 1.0 if depth is None else config.classifier.layer_decay ** (depth + 1 - layer),
+        }
+        for (layer, plain), found in sorted(groups.items(), key=lambda item: item[0])
+    ]  # fmt: skip
+
+
+def layer_of(name: str, depth: int) -> int:
+    """0 for what stands before the blocks, 1 to depth for a block, depth + 1 for the head."""
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    return 0 if name.startswith(("cls_token", "pos_embed", "patch_embed.", "tokenizer_norm.")) else depth + 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from data_pipeline.loader import LoaderOptions, TokenLoader
-from data_pipeline.sources import class_folders
+from data_pipeline.sources import split_of
 
 
 def data(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -32,7 +32,7 @@ def test_order_names_the_pictures_of_a_step(tokens: Path, pictures: Path) -> Non
     found = json.loads(done.stdout)
     reader = TokenLoader(tokens, global_batch=16, seed=3, options=LoaderOptions())
     assert [entry["label"] for entry in found] == reader.batch(9, 0, 5).labels.tolist()
-    labels = {p.id: p.label for p in class_folders(pictures).pictures}
+    labels = {p.id: p.label for p in split_of(pictures).pictures}
     assert all(labels[entry["picture"]] == entry["label"] for entry in found)
     assert found[0]["epoch"] == 9 // reader.schedule.steps_per_epoch
     reader.close()

@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.dataset import MANIFEST, read_manifest
 from data_pipeline.loader import LoaderOptions, TokenLoader
 from data_pipeline.picture_loader import PictureLoader
-from data_pipeline.sources import class_folders
+from data_pipeline.sources import split_of
 from data_pipeline.views import ViewRecipe
 from model.errors import ConfigError, DataError
 
@@ -61,7 +61,7 @@ def test_refusals(tokens: Path, tmp_path: Path) -> None:
 
 
 def test_picture_batches_are_a_function_of_the_step(pictures: Path) -> None:
-    source = class_folders(pictures, "train")
+    source = split_of(pictures, "train")
 
     def loader() -> PictureLoader:
         return PictureLoader(source, ViewRecipe(size=16), global_batch=8, seed=1)
@@ -77,7 +77,7 @@ def test_picture_batches_are_a_function_of_the_step(pictures: Path) -> None:
 def test_an_unreadable_picture_is_replaced_up_to_a_limit(pictures: Path, tmp_path: Path) -> None:
     copy = tmp_path / "pictures"
     shutil.copytree(pictures, copy)
-    source = class_folders(copy)
+    source = split_of(copy)
 
     def epoch() -> PictureLoader:
         loader = PictureLoader(source, ViewRecipe(size=16), global_batch=120, seed=1)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from data_pipeline.openmoji import labelled_svgs, render
 from data_pipeline.pictures import read_picture
-from data_pipeline.sources import class_folders
+from data_pipeline.sources import split_of
 
 
 def test_rendering_and_going_on(tmp_path: Path) -> None:
     assert render(tmp_path, size=48, limit=60) > 40
-    source = class_folders(tmp_path)
+    source = split_of(tmp_path)
     first, second = source.pictures[:2]
     image = read_picture(source.store, first)
     assert len(source.classes) >= 8 and image.size == (48, 48) and image.getpixel((0, 0)) == (255, 255, 255)

@@ -15,7 +15,7 @@ from scipy.io import savemat
 
 from data_pipeline.class_names import ClassNames, read_class_names, read_devkit, read_labels
 from data_pipeline.pictures import read_picture
-from data_pipeline.sources import class_folders, open_source
+from data_pipeline.sources import split_of, open_source
 from data_pipeline.storage import open_store
 from data_pipeline.tar_members import members
 from model.errors import ADDPError, DataError
@@ -121,15 +121,15 @@ def test_labels_that_are_none(tmp_path: Path) -> None:
 
 
 def test_class_folders(pictures: Path, bucket: str) -> None:
-    everything = class_folders(pictures)
+    everything = split_of(pictures)
     assert everything.classes == ("ellipse", "line", "rectangle") and len(everything.pictures) == 120
-    train, val = class_folders(pictures, "train"), class_folders(pictures, "val")
+    train, val = split_of(pictures, "train"), split_of(pictures, "val")
     assert {p.id for p in train.pictures} | {p.id for p in val.pictures} == {p.id for p in everything.pictures}
     assert not {p.id for p in train.pictures} & {p.id for p in val.pictures}
     assert everything.pictures[0].id == "ellipse/000.png" and everything.pictures[-1].label == 2
     for picture in val.pictures:
         open_store(bucket).create(f"p/{picture.id}", (pictures / picture.id).read_bytes())
-    stored = class_folders(f"{bucket}/p")
+    stored = split_of(f"{bucket}/p")
     assert stored.pictures == val.pictures and stored.classes == val.classes
     assert read_picture(stored.store, stored.pictures[0]).size == (24, 20)
 
@@ -150,7 +150,7 @@ def test_empty_split(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "a" / "x.png")
     with pytest.raises(DataError, match="split"):
-        class_folders(tmp_path, "val", 0.0)
+        split_of(tmp_path, "val", 0.0)
 
 
 def test_class_names(tmp_path: Path) -> None:

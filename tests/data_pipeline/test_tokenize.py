@@ -12,7 +12,7 @@ import torch
 from data_pipeline.dataset import MANIFEST, read_manifest
 from data_pipeline.loader import TokenLoader
 from data_pipeline.pictures import BadPicture, read_picture
-from data_pipeline.sources import class_folders
+from data_pipeline.sources import split_of
 from data_pipeline.tokenize import JobSettings, check_tokenizer
 from data_pipeline.views import ViewRecipe, make_view
 from model.config import TokenizerConfig
@@ -30,7 +30,7 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("batch", [5, 64])  # a batch ends within a picture's views, or is never full
 def test_tokens_are_those_of_the_views(pictures: Path, tokenizer: VQTokenizer, tmp_path: Path, batch: int) -> None:
-    source = class_folders(pictures, "val")
+    source = split_of(pictures, "val")
     manifest = tokenize(pictures, tmp_path, tokenizer, RECIPE, rows=8, split="val", batch=batch)
     assert manifest == read_manifest(tmp_path) and manifest.tokenizer == fingerprint(tokenizer)
     assert manifest.rows == len(source.pictures) and manifest.classes == source.classes
@@ -111,7 +111,7 @@ def test_bf16_and_fp32_agree_on_most_tokens(pictures: Path, tokenizer: VQTokeniz
 
     from data_pipeline.encoder import TokenEncoder
 
-    source = class_folders(pictures)
+    source = split_of(pictures)
     views = np.stack([make_view(read_picture(source.store, p), p.id, 0, RECIPE) for p in source.pictures[:64]])
     exact = TokenEncoder(copy.deepcopy(tokenizer), batch=64)(views)
     half = TokenEncoder(copy.deepcopy(tokenizer), batch=64, precision="bf16")(views)

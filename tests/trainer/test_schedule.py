@@ -58,6 +58,6 @@ def test_weight_decay_spares_biases_and_norms() -> None:
     module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     module[2].weight.requires_grad_(False)
     module.table = nn.Parameter(torch.zeros(1, 5, 4))
-    decayed, spared = parameter_groups(module.named_parameters(), 0.05)
+    decayed, spared = parameter_groups(module.named_parameters(), RunConfig())
     assert {tuple(p.shape) for p in decayed["params"]} == {(4, 3), (1, 5, 4)} and decayed["weight_decay"] == 0.05
     assert all(p.ndim == 1 for p in spared["params"]) and len(spared["params"]) == 4 and spared["weight_decay"] == 0

@@ -1,0 +1,103 @@
+"""ADDP's encoder (section 3.3): a ViT that sees pixels only. It is what transfers to recognition.
+
+Names follow the official checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import Geometry, TransformerConfig
+from model.transformer import blocks, learned, positions
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+STRIDES = (4, 8, 16, 32)  # of the four maps that detectors and segmenters expect
+
+
+class PatchEmbedding(nn.Module):
+    def __init__(self, patch: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch, stride=patch)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, L, D)."""
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+class Encoder(nn.Module):
+    """tokenizer_norm: LayerNorm before the blocks, as ADDP pre-trains with; the reference fine-tunes without it.
+    norm: LayerNorm after them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, geometry: Geometry, config: TransformerConfig, *, tokenizer_norm: bool = True, norm: bool = True
+    ) -> None:
+        super().__init__()
+        self.geometry = geometry
+        c = config
+        self.patch_embed = PatchEmbedding(geometry.patch_size, c.dim)
+        self.cls_token = learned(1, 1, c.dim)
+        self.pos_embed = positions(c.positions, geometry.grid, c.dim)
+        self.tokenizer_norm = nn.LayerNorm(c.dim, eps=1e-6) if tokenizer_norm else nn.Identity()
+        self.blocks = blocks(c.depth, c.dim, c.heads, c.dropout)
+        self.norm = nn.LayerNorm(c.dim, eps=1e-6) if norm else nn.Identity()
+        self.dropout = c.dropout
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 1 + L, D), before the blocks."""
+        x = (images.clamp(0, 1).to(self.mean.dtype) - self.mean) / self.std
+        x = x.to(self.cls_token.dtype)  # an engine may keep buffers in another precision than weights
+        at = self._positions(images.shape[-2] // self.geometry.patch_size, images.shape[-1] // self.geometry.patch_size)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), self.patch_embed(x)], 1) + at
+        return F.dropout(self.tokenizer_norm(x), self.dropout, self.training)
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """(1, 1 + height * width, D); those of another grid than the trained one by bicubic interpolation."""
+        grid = self.geometry.grid
+        if (height, width) == (grid, grid):
+            return self.pos_embed
+        table = self.pos_embed[:, 1:].transpose(1, 2).reshape(1, -1, grid, grid)
+        table = F.interpolate(table.float(), (height, width), mode="bicubic", align_corners=False)
+        return torch.cat([self.pos_embed[:, :1], table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)], 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), clamped to [0, 1] -> features (B, 1 + L, D); index 0 is the class token."""
+        x = self._embed(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def feature_maps(self, images: Tensor, at: Sequence[int] | None = None) -> list[Tensor]:
+        """Four maps (B, D, H / s, W / s) with s = 4, 8, 16, 32: what detectors and segmenters build on.
+
+        images: (B, 3, H, W) in [0, 1], H and W multiples of the patch, any size. at: four block numbers, 1 for the
+        first; the quarters of the depth when None (3, 6, 9 and 12 of Base), as UperNet takes them from plain ViTs.
+        Resized without weights: bilinear up, average down. Gradients flow.
+        """
+        depth, patch = len(self.blocks), self.geometry.patch_size
+        at = at or [max(1, round(depth * (i + 1) / len(STRIDES))) for i in range(len(STRIDES))]
+        height, width = images.shape[-2] // patch, images.shape[-1] // patch
+        x, found = self._embed(images), {}
+        for number, block in enumerate(self.blocks, 1):
+            x = block(x)
+            found[number] = self.norm(x) if number == depth else x
+        maps = []
+        for number, stride in zip(at, STRIDES, strict=True):
+            grid = found[number][:, 1:].transpose(1, 2).reshape(len(x), -1, height, width)
+            size = (max(1, height * patch // stride), max(1, width * patch // stride))
+            larger = size[0] >= height
+            maps.append(
+                F.interpolate(grid, size, mode="bilinear", align_corners=False)
+                if larger
+                else F.adaptive_avg_pool2d(grid, size)
+            )
+        return maps

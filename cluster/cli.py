@@ -24,11 +24,13 @@ app.command()(checkpoints.checkpoints)
 
 # Commands that are modules of their own; `addp NAME --help` is the module's help.
 MODULES = {
-    "generate": ("trainer.generate", "Sample pictures from a trained ADDP network into a grid."),
-    "evaluate": ("trainer.evaluate", "Held-out figures: PSNR and codebook use, masked-token cross-entropy."),
-    "probe": ("trainer.probe", "kNN and linear probe of the frozen encoder."),
+    "generate": ("trainer.evaluation.generate", "Sample pictures from an ADDP network: a grid, a set, completions."),
+    "evaluate": (
+        "trainer.evaluation.evaluate",
+        "Measure checkpoints: FID, kNN, linear probe; --follow a run.",
+    ),
     "plan": ("trainer.planning", "What a run will take: batch arithmetic, memory, days, checkpoints."),
-    "report": ("trainer.report", "One self-contained HTML page about the demo's runs."),
+    "report": ("trainer.evaluation.report", "One self-contained HTML page about a run, or several."),
     "parity": ("model.parity", "Prove a machine, dtype or backend against the reference's outputs."),
 }
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

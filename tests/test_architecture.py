@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = ["model", "data_pipeline", "trainer", "cluster"]
 ONE_FILE = {
-    "deepspeed": "trainer/engine.py", "xformers": "model/attention.py", "sklearn": "trainer/probe.py",
+    "deepspeed": "trainer/engine.py", "xformers": "model/attention.py", "sklearn": "trainer/evaluation/recognition.py",
+    "kornia": "trainer/augmentation.py",
+    "torch_fidelity": "trainer/evaluation/fidelity.py",
     "apex": "trainer/optimizers.py", "boto3": "data_pipeline/s3.py", "botocore": "data_pipeline/s3.py",
     "ray": "cluster/ray_engine.py",
 }  # fmt: skip
@@ -52,6 +54,7 @@ def test_imports_go_one_way(path: Path) -> None:
         "trainer.stopping",
         "trainer.heartbeat",
         "cluster.launch",
+        "trainer.evaluation.report",
     ],
 )
 def test_light_modules_need_no_torch(module: str) -> None:

@@ -25,7 +25,7 @@ from data_pipeline.storage import CHUNK
 from model.config import Geometry
 from model.errors import ADDPError
 from model.weights import CONFIG, Network, build
-from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT
+from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT, step_folder
 
 MANIFEST = "manifest.json"
 PUBLISHED = "published"  # beside the checkpoints: the step of the last one, so that their loss is noticed
@@ -71,10 +71,6 @@ class Manifest(BaseModel):
     skipped: list[dict[str, int]]
     progress: dict[str, Any]
     files: dict[str, FileEntry] = {}
-
-
-def folder_name(step: int) -> str:
-    return f"step-{step:08d}"
 
 
 def candidates(checkpoints: Path) -> list[Path]:
@@ -224,7 +220,7 @@ class SavedState:
                 result[first - start : last - start] = piece[first - at : last - at]
                 filled += last - first
         if filled != length:
-            raise Damaged(f"{folder_name(self.manifest.step)}: {kind} of {parameter} is incomplete")
+            raise Damaged(f"{step_folder(self.manifest.step)}: {kind} of {parameter} is incomplete")
         return result
 
     def buffers(self) -> dict[str, Tensor]:
@@ -239,7 +235,7 @@ class SavedState:
         """The exported network with the weights of a kind, "weights" or "ema". Raises ADDPError where it has none."""
         m = self.manifest
         if kind not in m.kinds:
-            raise ADDPError(f"{folder_name(m.step)} has no {kind}; it has {', '.join(m.kinds)}")
+            raise ADDPError(f"{step_folder(m.step)} has no {kind}; it has {', '.join(m.kinds)}")
         state = {
             name: self.read(kind, name, 0, torch.Size(shape).numel()).view(shape)
             for name, shape in m.parameters.items()

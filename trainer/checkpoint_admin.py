@@ -25,13 +25,12 @@ from trainer.checkpoint import (
     NoValidCheckpoint,
     SavedState,
     candidates,
-    folder_name,
     read_manifest,
     verify,
 )
 from trainer.config import CheckpointSection
 from trainer.retention import expired, prune, step_of
-from trainer.run_folder import RunFolder, Weights, write_json
+from trainer.run_folder import RunFolder, Weights, step_folder, write_json
 
 
 class Place(NamedTuple):
@@ -53,13 +52,13 @@ class Place(NamedTuple):
         if self.store is not None:
             return upload.remote_manifest(self.store, step)
         assert self.folder is not None
-        return read_manifest(self.folder / folder_name(step))
+        return read_manifest(self.folder / step_folder(step))
 
     @contextmanager
     def verified(self, step: int) -> Iterator[tuple[Path, Manifest]]:
         """A checkpoint at hand, all of whose files hold. Raises Damaged or StorageError."""
         if self.folder is not None:
-            path = self.folder / folder_name(step)
+            path = self.folder / step_folder(step)
             yield path, verify(path)
             return
         assert self.store is not None

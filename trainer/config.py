@@ -126,7 +126,8 @@ class RunConfig(Section):
     """One training run."""
 
     objective: Literal["tokenizer", "mage", "addp", "classify"] = Field(
-        "addp", description="what is trained: VQ tokenizer, token predictor (MAGE), ADDP, or a classifier on its encoder"
+        "addp",
+        description="what is trained: VQ tokenizer, token predictor (MAGE), ADDP, or a classifier on its encoder",
     )
     run: Path = Field(Path("runs/unnamed"), description="run folder: checkpoints, metrics, resolved configuration")
     seed: int = Field(0, description="all randomness is keyed by it")

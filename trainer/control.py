@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -10,10 +11,20 @@ import torch
 import torch.distributed as dist
 
 from model.errors import ADDPError
-from trainer.config import RunConfig
 
 T = TypeVar("T")
 _LONG = 7 * 24 * 3600.0  # where hangs are not to be ended
+
+
+def join_ranks() -> None:
+    """Meet the other ranks of a launcher, without an engine; a lone process is its own world."""
+    if dist.is_initialized():
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=_LONG))
+    else:
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
 
 
 class Flags(NamedTuple):
@@ -28,8 +39,9 @@ class Flags(NamedTuple):
 class Control:
     """A process group of its own, so that it never meets the gradients' collectives."""
 
-    def __init__(self, config: RunConfig) -> None:
-        seconds = config.health.hang + 60 if config.health.hang else _LONG
+    def __init__(self, hang: float = 0) -> None:
+        """hang: seconds after which something else ends a rank that hangs; 0: never."""
+        seconds = hang + 60 if hang else _LONG
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
@@ -51,6 +63,23 @@ class Control:
         found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, value, self._group)
         return found
+
+    def collect(self, value: Any) -> list[Any]:
+        """The values of all ranks, by rank, on rank 0; nothing on the others."""
+        found: list[Any] = [None] * self.world_size if self.rank == 0 else []
+        dist.gather_object(value, found or None, 0, self._group)
+        return found
+
+    def divide(self, count: int, work: Callable[[int], T], done: Callable[[], None] = lambda: None) -> list[T]:
+        """work(0) .. work(count-1), each on one rank; all results, in their order, on rank 0, none on the others.
+
+        done: called on this rank after each of its own.
+        """
+        mine = []
+        for number in range(self.rank, count, self.world_size):
+            mine.append((number, work(number)))
+            done()
+        return [result for _, result in sorted((r for part in self.collect(mine) for r in part), key=lambda r: r[0])]
 
     def on_first(self, work: Callable[[], T]) -> T:
         """The result of `work` on rank 0, on all ranks; or its ADDPError, raised on all ranks."""

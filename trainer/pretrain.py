@@ -43,7 +43,7 @@ def train(config: RunConfig, folder: RunFolder, stop: StopRequest) -> None:
     assert world_size == int(os.environ["WORLD_SIZE"]), world_size
     with ExitStack() as stack:
         heartbeat = stack.enter_context(Heartbeat(folder, rank, config.health.hang))
-        control = Control(config)
+        control = Control(config.health.hang)
         session = prepare(folder, control)
         torch.manual_seed(config.seed)  # every rank starts from the same weights
         objective = stack.enter_context(closing(make_objective(config)))

@@ -17,7 +17,6 @@ from trainer.checkpoint import (
     NoValidCheckpoint,
     SavedState,
     candidates,
-    folder_name,
     no_valid,
     read_manifest,
     verify_file,
@@ -26,7 +25,7 @@ from trainer.control import Control
 from trainer.engine import Engine
 from trainer.progress import rewinds_before
 from trainer.retention import step_of
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, step_folder
 from trainer.upload import download, remote_manifest, remote_steps
 
 
@@ -63,7 +62,7 @@ def restore(
         except (Damaged, StorageError) as error:
             refused.append(str(error))
             continue
-        path = folder.checkpoints / folder_name(candidate.step)
+        path = folder.checkpoints / step_folder(candidate.step)
         if candidate.remote:
             path = path.with_name(f"{path.name}.{session}.tmp")
         problems = [p for p in control.gather(_check_share(path, manifest, control, store, candidate)) if p]
@@ -114,8 +113,8 @@ def _usable(
         assert store is not None
         manifest = remote_manifest(store, candidate.step)
     else:
-        manifest = read_manifest(folder.checkpoints / folder_name(candidate.step))
-    name = folder_name(candidate.step)
+        manifest = read_manifest(folder.checkpoints / step_folder(candidate.step))
+    name = step_folder(candidate.step)
     if manifest.step != candidate.step:
         raise Damaged(f"{name} holds step {manifest.step}")
     different = [
@@ -153,7 +152,7 @@ def _check_share(
 
 
 def _move_in(path: Path, manifest: Manifest) -> Path:
-    target = path.with_name(folder_name(manifest.step))
+    target = path.with_name(step_folder(manifest.step))
     write_atomically(path / MANIFEST, manifest.model_dump_json(indent=1).encode())
     if target.exists():
         shutil.rmtree(target)

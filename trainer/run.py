@@ -296,3 +296,5 @@ class Run:
             self._folder.mark_done({"step": self._step, "checkpoint": path.name})
 
         self._control.on_first(publish)
+        if self._uploader:
+            self._uploader.announce_end()

@@ -14,7 +14,7 @@ RUN/
   exit.json              how the last start ended: {"code", "reason", "time"}; none where it was killed
   STOP                   put there by somebody who wants the run to save and stop
   lock, session          held by rank 0 while the run lives; the name of the last start
-  evaluation/            one JSON file for each evaluation
+  evaluation/step-N/     PART.json for each part of an evaluation, and its pictures
   samples/               pictures
 """
 
@@ -36,6 +36,9 @@ from model.errors import ConfigError
 Weights = Literal["raw", "ema"]  # the trained weights, or their average
 log = logging.getLogger(__name__)
 
+TARGETS = "targets.json"  # below evaluation/: figures beside what they must reach, for the report
+
+DONE = "done.json"
 EXIT_DONE = 0
 EXIT_PREEMPTED = 75
 EXIT_HANG = 76
@@ -43,6 +46,11 @@ EXIT_DIVERGED = 77
 EXIT_CONFIG = 78
 EXIT_NO_VALID_CHECKPOINT = 79
 OWN_CODES = range(74, 80)  # 74: storage; any other code is a crash
+
+
+def step_folder(step: int) -> str:
+    """Name of a folder about a step, below checkpoints/ and evaluation/."""
+    return f"step-{step:08d}"
 
 
 class RunFolder:
@@ -60,7 +68,7 @@ class RunFolder:
         self.stop = self.path / "STOP"
         self.evaluation = self.path / "evaluation"
         self.samples = self.path / "samples"
-        self._done = self.path / "done.json"
+        self._done = self.path / DONE
         self._lock: TextIO | None = None
 
     @property

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from data_pipeline.storage import StorageError, sync, write_atomically
-from trainer.checkpoint import BUFFER, MANIFEST, PUBLISHED, FileEntry, Manifest, folder_name, snapshot, write_snapshot
+from trainer.checkpoint import BUFFER, MANIFEST, PUBLISHED, FileEntry, Manifest, snapshot, write_snapshot
 from trainer.config import CheckpointSection
 from trainer.control import Control, Flags
 from trainer.engine import Engine
 from trainer.retention import prune
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, step_folder
 from trainer.upload import Uploader
 
 
@@ -66,7 +66,7 @@ class Saver:
         """All ranks together. Returns once the state is in host memory, or, if saving is synchronous, on disk."""
         started = time.perf_counter()
         self.drain()
-        staging = self._folder.checkpoints / f"{folder_name(manifest.step)}.{self._session}.tmp"
+        staging = self._folder.checkpoints / f"{step_folder(manifest.step)}.{self._session}.tmp"
         content = snapshot(self._tensors(), self._buffer)
         self._buffer = content.payload
         part = self._thread.submit(write_snapshot, staging / _file_name(self._control.rank), content)
@@ -155,7 +155,7 @@ def _file_name(rank: int) -> str:
 
 def publish(manifest: Manifest, staging: Path, session: str) -> None:
     """Rank 0: from here on it is a checkpoint. Raises OSError, and StorageError for a full disk."""
-    target = staging.with_name(folder_name(manifest.step))
+    target = staging.with_name(step_folder(manifest.step))
     write_atomically(staging / MANIFEST, manifest.model_dump_json(indent=1).encode())
     sync(staging)
     if target.exists():  # of a past that was refused or rewound

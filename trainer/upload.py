@@ -25,25 +25,26 @@ from trainer.checkpoint import (
     Damaged,
     FileEntry,
     Manifest,
-    folder_name,
     parse_manifest,
     read_manifest,
     verify_file,
 )
 from trainer.config import CheckpointSection
 from trainer.retention import expired, is_permanent
-from trainer.run_folder import RunFolder
+from trainer.run_folder import DONE, RunFolder, step_folder
 
-RECORDS = ("metrics.jsonl", "incidents.jsonl", "rewinds.json", "config.resolved.yaml")  # of the run, beside them
+RECORDS = (  # of the run, beside them
+    "metrics.jsonl", "incidents.jsonl", "rewinds.json", "config.resolved.yaml", "environment.json",
+)  # fmt: skip
 _PAUSES = (1.0, 5.0, 15.0, 30.0)  # seconds between tries
 
 
 def object_name(step: int, name: str, stated: FileEntry) -> str:
-    return f"checkpoints/{folder_name(step)}/{name}.{stated.sha256[:12]}"
+    return f"checkpoints/{step_folder(step)}/{name}.{stated.sha256[:12]}"
 
 
 def manifest_name(step: int) -> str:
-    return f"checkpoints/{folder_name(step)}/{MANIFEST}"
+    return f"checkpoints/{step_folder(step)}/{MANIFEST}"
 
 
 def remote_steps(store: Store) -> list[int]:
@@ -61,7 +62,7 @@ def _listed(store: Store, prefix: str) -> list[Entry]:
 
 def remote_manifest(store: Store, step: int) -> Manifest:
     """Raises Damaged or StorageError."""
-    return parse_manifest(store.read(manifest_name(step)), f"{store.url}/{folder_name(step)}")
+    return parse_manifest(store.read(manifest_name(step)), f"{store.url}/{step_folder(step)}")
 
 
 def upload(path: Path, store: Store) -> None:
@@ -79,7 +80,7 @@ def upload(path: Path, store: Store) -> None:
 def remove(store: Store, step: int) -> None:
     """Manifest first. Raises StorageError."""
     store.remove(manifest_name(step))
-    for entry in _listed(store, f"checkpoints/{folder_name(step)}/"):
+    for entry in _listed(store, f"checkpoints/{step_folder(step)}/"):
         store.remove(entry.name)
 
 
@@ -147,7 +148,7 @@ class Uploader:
                 self._changed.notify_all()
 
     def _bring(self, step: int) -> None:
-        path = self._folder.checkpoints / folder_name(step)
+        path = self._folder.checkpoints / step_folder(step)
         try:
             upload(path, self._store)
         except Damaged as error:
@@ -162,6 +163,13 @@ class Uploader:
                 self._store.replace(name, (self._folder.path / name).read_bytes())
         for old in expired(remote_steps(self._store), step, self._section):
             remove(self._store, old)
+
+    def announce_end(self) -> None:
+        """For who follows the run on its store."""
+        try:
+            self._store.replace(DONE, (self._folder.path / DONE).read_bytes())
+        except StorageError as error:
+            self._folder.incident({"event": "upload", "error": str(error)})
 
     @property
     def busy(self) -> bool:

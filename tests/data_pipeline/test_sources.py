@@ -15,7 +15,7 @@ from scipy.io import savemat
 
 from data_pipeline.class_names import ClassNames, read_class_names, read_devkit, read_labels
 from data_pipeline.pictures import read_picture
-from data_pipeline.sources import split_of, open_source
+from data_pipeline.sources import open_source, split_of
 from data_pipeline.storage import open_store
 from data_pipeline.tar_members import members
 from model.errors import ADDPError, DataError

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from trainer.checkpoint import candidates, folder_name
-from trainer.run_folder import RunFolder
+from trainer.checkpoint import candidates
+from trainer.run_folder import RunFolder, step_folder
 
 
 def losses(run: Path) -> list[float]:
@@ -48,7 +48,7 @@ def cut_back(run: Path, to: Path, step: int) -> Path:
     for name in ("done.json", "network.safetensors", "network-ema.safetensors"):
         (to / name).unlink(missing_ok=True)
     for path in candidates(to / "checkpoints"):
-        if path.name > folder_name(step):
+        if path.name > step_folder(step):
             shutil.rmtree(path)
     return to
 

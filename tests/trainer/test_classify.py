@@ -128,7 +128,7 @@ def test_augmentation_is_a_function_of_the_seed() -> None:
     assert torch.equal(found[0][0], found[1][0])
     assert not torch.equal(found[0][0], found[2][0])
     pixels, target = found[0]
-    assert pixels.shape == images.shape and 0 <= float(pixels.min()) and float(pixels.max()) <= 1
+    assert pixels.shape == images.shape and float(pixels.min()) >= 0 and float(pixels.max()) <= 1
     assert target.shape == (10, 3)
 
 

@@ -1,14 +1,15 @@
 """Generate pictures with an ADDP network: a grid to look at, or a set of any size to measure.
 
-python -m trainer.generate RUN --count 64                                    a grid, and the steps it came about by
-deepspeed --module trainer.generate RUN --count 50000 --into samples-50k     a set, by all ranks; run again, it goes on
+python -m trainer.evaluation.generate RUN --count 64             a grid, and the steps it came about by
+deepspeed --module trainer.evaluation.generate RUN --count 50000 --into FOLDER
+                                                                 a set, by all ranks; run again, it goes on
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import typer
@@ -18,19 +19,21 @@ from torch import Tensor
 
 from data_pipeline.picture_grid import picture_grid
 from model.sampler import SamplerConfig, generate
-from trainer.evaluate import suffix
+from trainer.evaluation.completion import KEEP, completed_pictures
+from trainer.evaluation.results import suffix
+from trainer.evaluation.sample_set import Container, SampleSet
+from trainer.evaluation.trained import Trained, load_addp
 from trainer.run_folder import RunFolder, Weights, write_json
-from trainer.sample_set import Container, SampleSet
-from trainer.trained import Trained, load_addp
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="run folder of an ADDP run, finished or not")],
+    run: Annotated[str, typer.Argument(help="folder of an ADDP run, finished or not; or s3:// where it uploads to")],
     count: Annotated[int, typer.Option(help="pictures", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="picture i is a function of (seed, i)")] = 0,
     steps: Annotated[int, typer.Option(help="N, denoising steps", min=1)] = 20,
     schedule: Annotated[str, typer.Option(help="cosine or linear")] = "cosine",
     choice_temperature: Annotated[float, typer.Option(help="noise of the choice which tokens stay")] = 6.0,
+    temperature: Annotated[str, typer.Option(help="dynamic: that noise falls to 0; or constant")] = "dynamic",
     top_p: Annotated[float, typer.Option(help="nucleus of the token distribution", min=0.01, max=1)] = 1.0,
     weights: Annotated[Weights, typer.Option(help="the trained weights, or their average")] = "raw",
     checkpoint: Annotated[
@@ -40,6 +43,12 @@ def main(
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the networks")] = "fp32",
     into: Annotated[Path | None, typer.Option(help="make a set in this folder, not a grid")] = None,
     container: Annotated[Container, typer.Option(help="files of a set")] = "png",
+    complete: Annotated[
+        Path | None,
+        typer.Option(help="grid: keep a part of this picture, or of those in this folder, and generate the rest"),
+    ] = None,
+    keep: Annotated[str, typer.Option(help=f"of these: {', '.join(KEEP)}, or a mask PNG, white: generate")] = "left",
+    tokenizer: Annotated[Path | None, typer.Option(help="the run's tokenizer, where it lies elsewhere here")] = None,
     zoom: Annotated[int, typer.Option(help="grid: enlarge each picture so many times", min=1)] = 1,
     out: Annotated[Path | None, typer.Option(help="grid: PNG file; else in RUN/samples/")] = None,
     local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # launchers append it
@@ -48,20 +57,30 @@ def main(
 
     A set is the same files for any number of processes, and a set that was cut off is finished by the same command.
     """
-    if schedule not in ("cosine", "linear"):
-        raise typer.BadParameter(f"{schedule}: cosine or linear", param_hint="--schedule")
-    trained = load_addp(run, weights, checkpoint)
+    for value, allowed, option in (
+        (schedule, ("cosine", "linear"), "--schedule"), (temperature, ("dynamic", "constant"), "--temperature"),
+    ):  # fmt: skip
+        if value not in allowed:
+            raise typer.BadParameter(f"{value}: {' or '.join(allowed)}", param_hint=option)
+    if into is None and out is None and "://" in run:
+        raise typer.BadParameter("give --out FILE or --into FOLDER for a run on a store", param_hint="--out")
+    trained = load_addp(run, weights, checkpoint, tokenizer)
     device = _device(local_rank)
     trained.network.to(device)
     trained.tokenizer.to(device)
-    sampler = SamplerConfig(steps, cast(Literal["cosine", "linear"], schedule), choice_temperature, top_p=top_p)
+    sampler = SamplerConfig(steps, cast(Any, schedule), choice_temperature, cast(Any, temperature), top_p)
     if into is not None:
         _make_set(SampleSet(into, trained, count, seed, sampler, container, batch, precision), count)
         print(into)
         return
-    name = "grid" + ("" if trained.step is None else f"-step-{trained.step}") + suffix(weights)
+    name = "completed" if complete else "grid"
+    name += ("" if trained.step is None else f"-step-{trained.step}") + suffix(weights)
     target = out or RunFolder(run).samples / f"{name}.png"
-    _make_grid(trained, count, seed, sampler, batch, zoom, target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if complete is not None:
+        completed_pictures(trained, complete, keep, seed, sampler, zoom).save(target)
+    else:
+        _make_grid(trained, count, seed, sampler, batch, zoom, target)
     settings = {"count": count, "seed": seed, "weights": weights, "step": trained.step}
     write_json(target.with_suffix(".json"), {**settings, **sampler._asdict()})
     print(target)
@@ -76,10 +95,13 @@ def _device(local_rank: int | None) -> torch.device:
 def _make_set(samples: SampleSet, count: int) -> None:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     console = Console(stderr=True)
-    mine = sum(samples.size(chunk) for chunk in range(rank, samples.chunks, world_size))
+    mine = range(rank, samples.chunks, world_size)
     with Progress(console=console, disable=rank != 0 or not console.is_terminal) as progress:
-        task = progress.add_task(f"generating {count}, {mine} here", total=mine)
-        samples.make(rank, world_size, lambda pictures: progress.advance(task, pictures))
+        pictures = sum(map(samples.size, mine))
+        task = progress.add_task(f"generating {count}, {pictures} here", total=pictures)
+        for chunk in mine:  # there is nothing to agree upon: no rank waits for another
+            samples.make_chunk(chunk)
+            progress.advance(task, samples.size(chunk))
 
 
 def _make_grid(
@@ -97,7 +119,6 @@ def _make_grid(
                     trail.append(state.image[:8].cpu())
                 progress.advance(task, size)
             finished.append(state.image.cpu())
-    target.parent.mkdir(parents=True, exist_ok=True)
     picture_grid(torch.cat(finished), columns=max(1, round(count**0.5)), zoom=zoom).save(target)
     steps = sampler.steps
     shown = [round(i * (steps - 1) / min(7, max(1, steps - 1))) for i in range(min(8, steps))]

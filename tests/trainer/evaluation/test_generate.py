@@ -13,32 +13,15 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from model.config import Geometry, TransformerConfig
 from model.errors import ConfigError
-from model.predictor import TokenPredictor
-from model.vq import VQTokenizer
-from model.weights import save_network
-from tests.trainer.worlds import CONTEXT, finish
-
-
-@pytest.fixture(scope="module")
-def run(tokens: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("generating")
-    predictor = TokenPredictor(Geometry.of(tokenizer.config), TransformerConfig(size="tiny"))  # type: ignore[call-arg]
-    save_network(predictor, folder / "predictor.safetensors")
-    finish(
-        folder / "run", "objective=addp", "addp.sizes.size=tiny", "tokenizer.sizes.size=tiny", "precision=fp32",
-        "predictor.sizes.size=tiny", f"tokenizer.weights={tokenizer_file}", f"data.tokens={tokens}", "ema_decay=0.9",
-        f"predictor.weights={folder / 'predictor.safetensors'}",
-    )  # fmt: skip
-    return folder / "run"
+from tests.trainer.worlds import CONTEXT
 
 
 def _generate(rank: int, world_size: int, run: Path, into: Path, options: dict[str, object]) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
-    from trainer.generate import main
+    from trainer.evaluation.generate import main
 
-    main(run, **{"count": 60, "steps": 4, "batch": 8, "into": into, **options})  # type: ignore[arg-type]
+    main(str(run), **{"count": 60, "steps": 4, "batch": 8, "into": into, **options})  # type: ignore[arg-type]
 
 
 def start(run: Path, into: Path, world_size: int = 1, **options: object) -> list[ForkServerProcess]:

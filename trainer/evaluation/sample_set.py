@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from data_pipeline.storage import LocalStore, write_atomically
-from model.errors import ConfigError
+from model.errors import ConfigError, DataError
 from model.sampler import SamplerConfig, generate
 from model.weights import fingerprint
-from trainer.trained import Trained
+from trainer.evaluation.trained import Trained
 
 Container = Literal["png", "webdataset"]
 SETTINGS = "samples.json"
@@ -66,19 +66,24 @@ class SampleSet:
         first = chunk * self._batch
         return [self._folder / f"{i:06d}.png" for i in range(first, first + self.size(chunk))]
 
-    def make(self, rank: int, world_size: int, made: Callable[[int], None]) -> None:
-        """This process's chunks. made(pictures): called after each, also for those that were there."""
-        for chunk in range(rank, self.chunks, world_size):
-            if not self.is_made(chunk):
-                self._write(chunk, self._pictures(chunk))
-            made(self.size(chunk))
+    def file(self, chunk: int) -> Path:
+        """Of a WebDataset set."""
+        assert self._container == "webdataset"
+        return self._files(chunk)[0]
+
+    def make_chunk(self, chunk: int) -> None:
+        """Where it is missing."""
+        if not self.is_made(chunk):
+            self._write(chunk, self._pictures(chunk))
 
     def _pictures(self, chunk: int) -> Tensor:
         """(size, 3, H, W). The last chunk computes as many as the others: no picture depends on how many are kept."""
         network, tokenizer = self._trained.network, self._trained.tokenizer
         device = network.pos_embed.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16"):
-            for state in generate(network, tokenizer, self._seed, chunk * self._batch, self._batch, self._sampler):
+            for state in generate(
+                network, tokenizer, self._seed, chunk * self._batch, self._batch, self._sampler, all_images=False
+            ):
                 last = state.image
         return last[: self.size(chunk)]
 
@@ -101,3 +106,17 @@ class SampleSet:
                 member.size = len(content)
                 archive.addfile(member, BytesIO(content))
         write_atomically(files[0], tar.getvalue())
+
+
+def read_chunk(path: Path) -> Tensor:
+    """Pictures of a WebDataset set's file, uint8 (N, 3, H, W). Raises DataError where it is damaged."""
+    pictures = []
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                content = archive.extractfile(member)
+                assert content is not None
+                pictures.append(np.asarray(Image.open(content).convert("RGB")))
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}); remove it, and it is made again") from error
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)

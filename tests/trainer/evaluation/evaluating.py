@@ -1,0 +1,63 @@
+"""Evaluators as processes, for tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from cluster.launch import free_port
+from tests.trainer.worlds import CONTEXT
+
+QUICK = ("--count", "24", "--batch", "8", "--steps", "3", "--lease", "1.5")
+
+
+def _evaluate(
+    rank: int, world_size: int, port: int, run: str, options: Sequence[str], log: str, environment: dict[str, str]
+) -> None:
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.environ.update(environment)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    import torch
+
+    torch.set_num_threads(1)
+    from trainer.command import run_command
+    from trainer.evaluation.evaluate import main
+
+    sys.argv = ["evaluate", run, *options]
+    run_command(main)
+
+
+def start(run: Path | str, log: Path, *options: str, world_size: int = 1) -> list[ForkServerProcess]:
+    """The ranks of one evaluator."""
+    port, environment = free_port(), dict(os.environ)
+    arguments = (world_size, port, str(run), [*QUICK, *options], str(log), environment)
+    ranks = [CONTEXT.Process(target=_evaluate, args=(r, *arguments)) for r in range(world_size)]
+    for rank in ranks:
+        rank.start()
+    return ranks
+
+
+def codes(ranks: list[ForkServerProcess], seconds: float = 120) -> list[int | None]:
+    for rank in ranks:
+        rank.join(seconds)
+    found = [rank.exitcode for rank in ranks]
+    kill(ranks)
+    return found
+
+
+def kill(ranks: list[ForkServerProcess]) -> None:
+    """SIGKILL."""
+    for rank in ranks:
+        rank.kill()
+        rank.join()
+
+
+def without_maker(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What must be the same, whoever made it."""
+    return [{key: value for key, value in result.items() if key != "made"} for result in results]

@@ -1,0 +1,147 @@
+"""Evaluation of checkpoints while a run goes on: each once, whole, whoever is killed."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.storage import LocalStore, open_store
+from model.vq import VQTokenizer
+from tests.trainer.evaluation.conftest import addp_options
+from tests.trainer.evaluation.evaluating import codes, kill, start, without_maker
+from tests.trainer.worlds import World
+from trainer.evaluation.results import read_results
+
+SUITE = ("--suite", "samples,proxy,knn,linear")
+
+
+def copy_of(run: Path, target: Path) -> Path:
+    """Without its evaluations."""
+    shutil.copytree(run, target, ignore=shutil.ignore_patterns("evaluation", ".tmp"))
+    return target
+
+
+@pytest.fixture(scope="session")
+def undisturbed(run: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every checkpoint of a run, by one evaluator that nothing happens to."""
+    folder = copy_of(run, tmp_path_factory.mktemp("undisturbed") / "run")
+    log = folder.parent / "log"
+    ranks = start(folder, log, *SUITE, "--every", "1", "--pictures", str(pictures), "--baselines")
+    assert codes(ranks) == [0], log.read_text()
+    return folder
+
+
+def test_every_checkpoint_has_every_figure(undisturbed: Path) -> None:
+    results = read_results(LocalStore(undisturbed))
+    assert [(r["step"], r["part"]) for r in results] == [
+        (step, part) for step in (4, 8, 12) for part in ("knn", "linear", "proxy", "samples")
+    ]
+    figures = {r["part"]: r["figures"] for r in results if r["step"] == 12}
+    assert figures["proxy"].keys() >= {"efficientnet_frechet_distance", "efficientnet_precision"}
+    assert not any("fid" in key.lower() or "inception" in key for key in figures["proxy"])
+    assert figures["proxy"]["efficientnet_frechet_distance"] > 1 and figures["proxy"]["reference_pictures"] > 5
+    assert {"top1_k10", "untrained_top1_k10", "pixels_top1_k10", "majority_class"} <= figures["knn"].keys()
+    assert figures["linear"]["top1"] > figures["linear"]["majority_class"]
+    step = undisturbed / "evaluation" / "step-00000012"
+    assert sorted(p.name for p in step.glob("*.png")) == ["samples-steps.png", "samples.png"]
+    assert not (step / "samples").exists() and not list((undisturbed / "evaluation" / "claims").iterdir())
+
+
+def test_two_ranks_find_the_same(run: Path, undisturbed: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = copy_of(run, tmp_path / "run")
+    ranks = start(folder, tmp_path / "log", *SUITE, "--pictures", str(pictures), "--baselines", world_size=2)
+    assert codes(ranks) == [0, 0], (tmp_path / "log").read_text()
+    ours = without_maker(read_results(LocalStore(folder)))
+    theirs = [r for r in without_maker(read_results(LocalStore(undisturbed))) if r["step"] == 12]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine["figures"] == pytest.approx(other["figures"], rel=1e-6)
+        assert {**mine, "figures": 0} == {**other, "figures": 0}
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.long)])
+def test_two_evaluators_that_are_killed(
+    kills: int, run: Path, undisturbed: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """Each is killed so many times, at random; what they leave is what an undisturbed one leaves."""
+    folder, dice = copy_of(run, tmp_path / "run"), random.Random(kills)
+    options = (*SUITE, "--every", "1", "--pictures", str(pictures), "--baselines")
+    evaluators = [start(folder, tmp_path / f"log{i}", *options) for i in range(2)]
+    left = [kills, kills]
+    while any(left):
+        time.sleep(dice.uniform(0.1, 1.2))
+        chosen = dice.choice([i for i in range(2) if left[i]])
+        kill(evaluators[chosen])
+        left[chosen] -= 1
+        for result in (folder / "evaluation").glob("step-*/*.json"):
+            json.loads(result.read_text())  # never half of one
+        evaluators[chosen] = start(folder, tmp_path / f"log{chosen}", *options)
+    for i in range(2):
+        assert codes(evaluators[i]) == [0], (tmp_path / f"log{i}").read_text()
+    results, expected = read_results(LocalStore(folder)), read_results(LocalStore(undisturbed))
+    assert without_maker(results) == without_maker(expected)
+    for name in ("samples.png", "samples-steps.png"):
+        paths = [f / "evaluation" / "step-00000008" / name for f in (folder, undisturbed)]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_following_a_run_on_a_store(
+    tokens: Path, tokenizer: VQTokenizer, tokenizer_file: Path, pictures: Path, bucket: str, tmp_path: Path
+) -> None:
+    """From before its first checkpoint to its end, and with no copy of its folder; then nothing is done again."""
+    upload = f"{bucket}/followed"
+    options = ("--follow", "--suite", "knn,samples", "--pictures", str(pictures), "--work", str(tmp_path / "work"))
+    ranks = start(upload, tmp_path / "log", *options)
+    world = World(
+        tmp_path / "run",
+        [
+            *addp_options(tmp_path, tokenizer, tokenizer_file, tokens), f"checkpoint.upload={upload}",
+            "checkpoint.permanent_every=4", "checkpoint.keep=1",
+        ],
+        1, None,
+    )  # fmt: skip
+    assert world.wait().codes == [0]
+    assert codes(ranks) == [0], (tmp_path / "log").read_text()
+    results = read_results(open_store(upload))
+    assert [(r["step"], r["part"]) for r in results] == [(s, p) for s in (4, 8, 12) for p in ("knn", "samples")]
+    assert codes(start(upload, tmp_path / "log", *options)) == [0]
+    assert read_results(open_store(upload)) == results
+
+
+def test_a_damaged_checkpoint_is_left_out(run: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = copy_of(run, tmp_path / "run")
+    file = next((folder / "checkpoints" / "step-00000008").glob("rank-*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    ranks = start(folder, tmp_path / "log", "--every", "1", "--pictures", str(pictures), "--weights", "ema")
+    assert codes(ranks) == [0]
+    assert "step 8 is left out" in (tmp_path / "log").read_text()
+    found = read_results(LocalStore(folder))
+    assert [(r["step"], r["weights"]) for r in found] == [(4, "ema"), (12, "ema")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--suite", "fid"), "fid needs --inception-weights FILE"),
+        (("--suite", "knn,nonsense"), "no such part"),
+        (("--suite", "accuracy"), "trained a addp, for which there is no accuracy"),
+        (("--suite", "knn"), "needs --pictures"),
+        (("--checkpoint", "5"), "no checkpoint of step 5"),
+        (("--suite", "held-out"), "need --tokens and --train-tokens"),
+    ],
+)
+def test_mistakes_are_said(options: tuple[str, ...], message: str, run: Path, tmp_path: Path) -> None:
+    assert codes(start(run, tmp_path / "log", *options)) == [78]
+    assert message in (tmp_path / "log").read_text()
+
+
+def test_other_options_do_not_pass_for_the_same(undisturbed: Path, pictures: Path, tmp_path: Path) -> None:
+    options = ("--suite", "samples", "--checkpoint", "12", "--count", "25")
+    assert codes(start(undisturbed, tmp_path / "log", *options)) == [78]
+    assert "count: 24 there, now 25" in (tmp_path / "log").read_text()

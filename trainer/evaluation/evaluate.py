@@ -1,0 +1,155 @@
+"""Measure checkpoints, while the run goes on or after it.
+
+python -m trainer.evaluation.evaluate RUN --suite knn,linear --pictures PICTURES        the newest checkpoint
+deepspeed --module trainer.evaluation.evaluate s3://bucket/run --follow --suite samples,fid --pictures PICTURES ...
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from data_pipeline.storage import open_store
+from model.errors import ConfigError
+from trainer.control import Control, join_ranks
+from trainer.evaluation.evaluator import Choice, Evaluator
+from trainer.evaluation.results import FOLDER, flattened, read_results
+from trainer.evaluation.suite import PARTS
+from trainer.evaluation.task import Options
+from trainer.evaluation.trained import run_config
+from trainer.run_folder import Weights
+from trainer.stopping import Preempted
+
+
+def main(
+    run: Annotated[str, typer.Argument(help="run folder, or s3://bucket/prefix that a run uploads to")],
+    suite: Annotated[str, typer.Option(help=f"parts, with commas: {', '.join(PARTS)}")] = "knn",
+    follow: Annotated[bool, typer.Option(help="each new checkpoint, until the run is done")] = False,
+    every: Annotated[int | None, typer.Option(min=1, help="all checkpoints at multiples of so many steps")] = None,
+    checkpoint: Annotated[int | None, typer.Option(help="this step; else the newest valid one")] = None,
+    weights: Annotated[Weights, typer.Option(help="the trained weights, or their average")] = "raw",
+    pictures: Annotated[
+        str | None, typer.Option(help="class folders or WebDataset shards; else what the run itself reads")
+    ] = None,
+    held_out: Annotated[float, typer.Option(min=0, max=1, help="share of held-out pictures, by hash")] = 0.1,
+    tokens: Annotated[str | None, typer.Option(help="held-out: held-out token data set")] = None,
+    train_tokens: Annotated[str | None, typer.Option(help="held-out: training token data set")] = None,
+    count: Annotated[int, typer.Option(min=2, help="samples, fid, proxy: pictures to generate")] = 50_000,
+    seed: Annotated[int, typer.Option(help="picture i is a function of (seed, i)")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="N, denoising steps")] = 20,
+    schedule: Annotated[str, typer.Option(help="cosine or linear")] = "cosine",
+    choice_temperature: Annotated[float, typer.Option(help="noise of the choice which tokens stay")] = 6.0,
+    temperature: Annotated[str, typer.Option(help="dynamic: falls to 0; or constant")] = "dynamic",
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="nucleus of the token distribution")] = 1.0,
+    batch: Annotated[int, typer.Option(min=1, help="pictures that are computed together")] = 64,
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the networks that generate")] = "fp32",
+    inception_weights: Annotated[
+        Path | None, typer.Option(help="fid: Inception-v3, pt_inception-2015-12-05-6726825d.pth")
+    ] = None,
+    baselines: Annotated[bool, typer.Option(help="knn, linear: also an untrained encoder, and raw pixels")] = False,
+    tokenizer: Annotated[Path | None, typer.Option(help="the run's tokenizer, where it lies elsewhere here")] = None,
+    work: Annotated[Path | None, typer.Option(help="folder for samples and caches; else RUN/evaluation")] = None,
+    keep_samples: Annotated[bool, typer.Option(help="leave generated sets in the work folder")] = False,
+    lease: Annotated[float, typer.Option(min=0.1, help="seconds after which a dead evaluator's work is free")] = 60,
+    as_json: Annotated[bool, typer.Option("--json", help="all results of these parts, for scripts")] = False,
+    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # launchers append it
+) -> None:
+    """Measure checkpoints of a run, finished or not; several evaluators may share the work.
+
+    held-out: PSNR, or masked-token cross-entropy. samples: a set, its grid and steps. fid: FID, IS, KID, precision and
+    recall. proxy: the same on packaged EfficientNet features. knn, linear: frozen features. accuracy: of a classifier.
+    Each result is RUN/evaluation/step-N/PART.json, whole and once; what is there is not done again.
+    """
+    del local_rank
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    signal.signal(signal.SIGTERM, _stop)
+    parts = [part.strip() for part in suite.split(",") if part.strip()]
+    options = Options.model_validate({
+        name: value for name, value in locals().items() if name in Options.model_fields
+    })  # fmt: skip
+    if work is None:
+        work = (
+            Path(run) / FOLDER if "://" not in run else Path("evaluation") / run.partition("://")[2].replace("/", "-")
+        )
+    join_ranks()
+    control = Control()
+    control.on_first(lambda: _check(run, parts, options, follow))
+    if follow and every is None:
+        every = 1
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else (
+        torch.device("cpu")
+    )  # fmt: skip
+    Evaluator(
+        run, control, device, parts, options, weights, Choice(checkpoint, every), follow, lease, work, keep_samples,
+        tokenizer,
+    ).go()  # fmt: skip
+    if control.rank == 0:
+        _show([r for r in read_results(open_store(run)) if r["part"] in parts and r["weights"] == weights], as_json)
+
+
+def _stop(number: int, _: object) -> None:
+    raise Preempted(f"{signal.Signals(number).name}: what is finished stands; start it again to go on")
+
+
+def _check(run: str, parts: list[str], options: Options, follow: bool) -> None:
+    """Before anything is computed. Raises ConfigError."""
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts:
+        raise ConfigError(f"--suite {','.join(unknown)}: no such part; there are {', '.join(PARTS)}")
+    if "fid" in parts and (options.inception_weights is None or not options.inception_weights.is_file()):
+        raise ConfigError(
+            f"fid needs --inception-weights FILE ({options.inception_weights or 'none given'}): the standard "
+            "Inception-v3 as torch-fidelity distributes it, pt_inception-2015-12-05-6726825d.pth. Without it, the part "
+            "`proxy` gives the same formulas on packaged EfficientNet features: good to compare checkpoints, not to "
+            "compare with published figures"
+        )
+    if follow:
+        _wait_for_start(run)
+    objective = run_config(run).objective
+    wrong = [part for part in parts if objective not in PARTS[part].objectives]
+    if wrong:
+        fitting = ", ".join(name for name, part in PARTS.items() if objective in part.objectives)
+        raise ConfigError(f"{run} trained a {objective}, for which there is no {', '.join(wrong)}; there are {fitting}")
+
+
+def _wait_for_start(run: str) -> None:
+    said = False
+    while True:
+        try:
+            run_config(run)
+            return
+        except ConfigError:
+            if not said:
+                print(f"waits for {run} to begin", file=sys.stderr, flush=True)
+            said = True
+            time.sleep(2)
+
+
+def _show(results: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(results, indent=1))
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("step", "part", "figure", "value"):
+        table.add_column(name, justify="right" if name in ("step", "value") else "left")
+    for result in results:
+        for name, value in flattened(result["figures"]):
+            table.add_row(str(result["step"]), result["part"], name, f"{value:.4g}")
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+if __name__ == "__main__":
+    from trainer.command import run_command
+
+    run_command(main)

@@ -1,0 +1,175 @@
+"""Which checkpoint is measured next, by whom, and what becomes of the results."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from data_pipeline.storage import StorageError, Store, open_store
+from model.errors import ConfigError
+from trainer.checkpoint import Damaged
+from trainer.checkpoint_admin import Place, open_run
+from trainer.control import Control
+from trainer.evaluation.claims import Claim, Claims
+from trainer.evaluation.results import FOLDER, publish, read_results, suffix
+from trainer.evaluation.suite import PARTS
+from trainer.evaluation.task import Options, Task
+from trainer.evaluation.trained import is_done, run_config
+from trainer.run_folder import Weights, step_folder
+
+
+class Assignment(NamedTuple):
+    """What all ranks do next. parts: those of the suite without a result."""
+
+    step: int
+    parts: tuple[str, ...]
+
+
+class Choice:
+    """Which checkpoints: one step; the newest valid one; or all, or those at multiples of `every`, oldest first."""
+
+    def __init__(self, step: int | None, every: int | None) -> None:
+        self._step, self._every = step, every
+        self._newest: int | None = None
+
+    def __call__(self, place: Place, refused: set[int]) -> list[int]:
+        if self._step is not None:
+            return [place.known(self._step)] if self._step not in refused else []
+        if self._every is None:
+            if self._newest is None or self._newest in refused:
+                self._newest = place.newest_valid()
+            return [self._newest]
+        return sorted(s for s in place.steps() if s % self._every == 0 and s not in refused)
+
+
+class Evaluator:
+    """Rank 0 decides, all ranks compute. As many evaluators as there are may watch one run.
+
+    choose: which of the checkpoints there are. follow: wait for more until the run is done.
+    """
+
+    def __init__(
+        self, run: str, control: Control, device: torch.device, parts: list[str], options: Options, weights: Weights,
+        choose: Choice, follow: bool, lease: float, work: Path, keep_samples: bool, tokenizer: Path | None,
+    ) -> None:  # fmt: skip
+        self._run, self._control, self._device = run, control, device
+        self._parts, self._options, self._weights = parts, options, weights
+        self._choose, self._follow, self._work = choose, follow, work
+        self._keep_samples, self._tokenizer = keep_samples, tokenizer
+        self._store: Store = open_store(run)
+        self._claims = Claims(self._store, lease)
+        self._claim: Claim | None = None
+        self._refused: set[int] = set()  # checkpoints that are damaged
+        self._poll = min(lease / 4, 15.0)
+
+    def go(self) -> None:
+        """Until nothing is left to do. Raises ADDPError."""
+        while True:
+            found = self._control.on_first(self._next)
+            if found is None:
+                return
+            try:
+                self._evaluate(found)
+            finally:
+                if self._claim is not None:
+                    self._claim.release()
+                    self._claim = None
+
+    def _next(self) -> Assignment | None:
+        """On rank 0: wait for, and claim, a checkpoint that lacks results."""
+        while True:
+            done = is_done(self._run)  # before the list: nothing comes after it
+            place = _opened(self._run)
+            steps = self._choose(place, self._refused) if place is not None else []
+            waiting = False
+            for step in steps:
+                if not self._missing(step):
+                    continue
+                self._claim = self._claims.take(f"{step_folder(step)}{suffix(self._weights)}")
+                if self._claim is None:
+                    waiting = True  # for another evaluator: should it die, the work is ours
+                    continue
+                missing = self._missing(step)  # it may just have ended
+                if missing:
+                    return Assignment(step, missing)
+                self._claim.release()
+                self._claim = None
+            if not waiting and (done or not self._follow):
+                return None
+            time.sleep(self._poll)
+
+    def _missing(self, step: int) -> tuple[str, ...]:
+        """Raises ConfigError where a result was made with other options."""
+        there = {
+            r["part"]: r["settings"]
+            for r in read_results(self._store, step)
+            if r["step"] == step and r["weights"] == self._weights
+        }
+        for part in self._parts:
+            if part in there and there[part] != (wanted := self._settings(part)):
+                different = [k for k in wanted if there[part].get(k) != wanted[k]]
+                raise ConfigError(
+                    f"{self._run}: {FOLDER}/{step_folder(step)} has a result of {part} with other options ("
+                    + ", ".join(f"{k}: {there[part].get(k)!r} there, now {wanted[k]!r}" for k in different)
+                    + "); remove it to measure anew, or use the same options"
+                )
+        return tuple(part for part in self._parts if part not in there)
+
+    def _settings(self, part: str) -> dict[str, Any]:
+        values = self._options.model_dump(mode="json")
+        return {name: values[name] for name in PARTS[part].settings}
+
+    def _evaluate(self, found: Assignment) -> None:
+        place = open_run(self._run)
+
+        def load() -> Any:
+            try:
+                return place.network(found.step, self._weights), place.manifest(found.step).facts
+            except (Damaged, StorageError, OSError) as error:
+                if isinstance(error, StorageError) and found.step in place.steps():
+                    raise
+                self._refused.add(found.step)  # damaged, or removed by the run since it was listed
+                self._say(f"step {found.step} is left out: {error}")
+                return None
+
+        loaded = self._control.on_first(load)
+        if loaded is None:
+            return
+        network, facts = loaded
+        task = Task(
+            self._control, self._device, self._options, run_config(self._run), found.step, network, facts,
+            self._weights, self._work / step_folder(found.step), self._tokenizer,
+        )  # fmt: skip
+        for part in found.parts:
+            started = time.time()
+            outcome = PARTS[part].run(task)
+            if self._control.rank == 0:
+                result = {
+                    "step": found.step, "part": part, "weights": self._weights, "figures": outcome.figures,
+                    "settings": self._settings(part),
+                    "made": {
+                        "host": os.uname().nodename, "process": os.getpid(), "ranks": self._control.world_size,
+                        "seconds": round(time.time() - started, 2), "time": time.time(), "torch": torch.__version__,
+                    },
+                }  # fmt: skip
+                if not publish(self._store, result, outcome.pictures):
+                    self._say(f"step {found.step}: {part} was published by another evaluator meanwhile")
+        if self._control.rank == 0 and not self._keep_samples:
+            shutil.rmtree(task.sample_folder, ignore_errors=True)
+
+    def _say(self, line: str) -> None:
+        print(f"{self._run}: {line}", file=sys.stderr, flush=True)
+
+
+def _opened(run: str) -> Place | None:
+    """None while the run has not begun."""
+    try:
+        return open_run(run)
+    except ConfigError:
+        return None

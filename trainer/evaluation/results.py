@@ -1,0 +1,57 @@
+"""What evaluations leave: `RUN/evaluation/step-N/PART.json`, whole and once, and the pictures that belong to it.
+
+The same below a run folder and on the store that a run uploads to. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from data_pipeline.storage import BucketMissing, Store
+from trainer.run_folder import Weights, step_folder
+
+FOLDER = "evaluation"
+
+
+def suffix(weights: str) -> str:
+    """Of the names of files about an average."""
+    return "-ema" if weights == "ema" else ""
+
+
+def result_name(step: int, part: str, weights: Weights) -> str:
+    return f"{FOLDER}/{step_folder(step)}/{part}{suffix(weights)}.json"
+
+
+def flattened(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers among the figures."""
+    for name, value in figures.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield name, value
+
+
+def publish(store: Store, result: dict[str, Any], pictures: dict[str, bytes]) -> bool:
+    """Pictures first. False where there is a result already: it stays. Raises StorageError.
+
+    result: with "step", "part" and "weights". pictures: PNGs by their names, whose files take the part's name before
+    them.
+    """
+    name = result_name(result["step"], result["part"], result["weights"])
+    stem = name.removesuffix(".json")
+    files = {key: f"{stem}-{key}.png" if key else f"{stem}.png" for key in pictures}
+    for key, content in pictures.items():
+        store.replace(files[key], content)
+    result = {**result, "pictures": {key: file.rpartition("/")[2] for key, file in files.items()}}
+    return store.create(name, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def read_results(store: Store, step: int | None = None) -> list[dict[str, Any]]:
+    """All there are, or those of a step, by step. Raises StorageError."""
+    prefix = f"{FOLDER}/step-" if step is None else f"{FOLDER}/{step_folder(step)}/"
+    try:
+        names = [e.name for e in store.list(prefix) if e.name.count("/") == 2 and e.name.endswith(".json")]
+    except BucketMissing:
+        return []
+    found: list[dict[str, Any]] = [json.loads(store.read(name)) for name in sorted(names)]
+    return found

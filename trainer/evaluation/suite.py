@@ -1,0 +1,220 @@
+"""The parts of an evaluation: what each computes, of which runs, and what its result depends on."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.numpy import load_file, save
+from torch import Tensor
+
+from data_pipeline.picture_grid import picture_grid
+from data_pipeline.storage import write_atomically
+from model.addp import ADDP
+from model.classifier import Classifier
+from model.denoising import FrozenNetworks
+from model.errors import ConfigError
+from model.predictor import TokenPredictor
+from model.sampler import generate
+from model.vq import VQTokenizer
+from trainer.evaluation import fidelity, held_out, recognition
+from trainer.evaluation.sample_set import read_chunk
+from trainer.evaluation.task import Outcome, Task
+from trainer.objectives import load_frozen
+
+_SHOWN = 64  # samples of a grid
+_ROWS = 8  # of its denoising steps
+
+
+def _png(image: Image.Image) -> bytes:
+    data = io.BytesIO()
+    image.save(data, "PNG", optimize=True)
+    return data.getvalue()
+
+
+def _zoom(size: int) -> int:
+    return max(1, 96 // size)
+
+
+def _held_out(task: Task) -> Outcome:
+    o, network = task.options, task.network
+    zoom = _zoom(task.image_size)
+    if isinstance(network, VQTokenizer):
+        crops = task.crops("val")
+        parts = task.over("pictures", crops.chunks, lambda n: held_out.tokenizer_part(network, crops.read(n).pixels))
+        if task.control.rank:
+            return Outcome({})
+        shown = crops.read(0).pixels[:8].to(task.device).float() / 255
+        with torch.no_grad():
+            pairs = torch.cat([shown, network.reconstruct(shown)]).cpu()
+        grid = picture_grid(pairs, columns=len(shown), zoom=zoom)
+        return Outcome(held_out.tokenizer_figures(parts), {"reconstructions": _png(grid)})
+    if o.tokens is None or o.train_tokens is None:
+        raise ConfigError("held-out figures of a predictor or ADDP need --tokens and --train-tokens")
+    assert isinstance(network, TokenPredictor | ADDP)
+    ids, frequencies = held_out.token_data(o.tokens, o.train_tokens)
+    frozen: FrozenNetworks | None = load_frozen(task.config).to(task.device) if isinstance(network, ADDP) else None
+    predict, codes = held_out.predictor_of(network, frozen), task.config.geometry.codebook_size
+    on_device = ids.to(task.device)
+    draws = task.over(
+        "masked tokens", held_out.MASK_DRAWS, lambda d: held_out.masked_nats(predict, on_device, d, codes)
+    )
+    if task.control.rank:
+        return Outcome({})
+    found = sum(d[0] for d in draws) / sum(d[1] for d in draws)
+    unigram = held_out.unigram_cross_entropy(frequencies, ids)
+    figures = {"cross_entropy": found, "unigram": unigram, "gain": unigram - found}
+    if frozen is None or o.pictures is None:
+        return Outcome(figures)
+    shown = task.crops("val").read(0).pixels[:_ROWS].to(task.device).float() / 255
+    noisy = held_out.noisy_pictures(frozen, shown).cpu()
+    return Outcome(figures, {"x_t": _png(picture_grid(noisy, columns=len(held_out.RATIOS) + 2, zoom=zoom))})
+
+
+def _samples(task: Task) -> Outcome:
+    """The whole set, and a grid of its first pictures with the steps by which some came about."""
+    made = task.samples()
+    if task.control.rank:
+        return Outcome({})
+    shown = torch.cat([read_chunk(made.file(n)) for n in range(min(made.chunks, -(-_SHOWN // task.options.batch)))])
+    shown = shown[:_SHOWN].float() / 255
+    assert isinstance(task.network, ADDP)
+    sampler = task.options.sampler
+    trail = [
+        state.image.cpu()
+        for state in generate(task.network, task.tokenizer, task.options.seed, 0, min(_ROWS, len(shown)), sampler)
+    ]
+    chosen = sorted({round(i * (sampler.steps - 1) / 7) for i in range(8)})
+    rows = torch.stack([trail[i] for i in chosen], 1).flatten(0, 1)
+    zoom = _zoom(task.image_size)
+    return Outcome(
+        {"samples": task.options.count},
+        {
+            "": _png(picture_grid(shown, columns=max(1, round(len(shown) ** 0.5)), zoom=zoom)),
+            "steps": _png(picture_grid(rows, columns=len(chosen), zoom=zoom)),
+        },
+    )
+
+
+def _quality(task: Task, extractor: fidelity.Extractor) -> Outcome:
+    real = _reference(task, extractor)
+    made = task.samples()
+    found = _feature_set(
+        task, f"{extractor.name} of samples", made.chunks, lambda n: read_chunk(made.file(n)), extractor
+    )
+    if found is None or real is None:
+        return Outcome({})
+    return Outcome({**fidelity.figures(extractor.labels, found, real), "reference_pictures": len(real.features)})
+
+
+def _feature_set(
+    task: Task, title: str, chunks: int, read: Callable[[int], Tensor], extractor: fidelity.Extractor
+) -> fidelity.FeatureSet | None:
+    """On rank 0."""
+    moments: list[fidelity.Moments] = []
+
+    def work(number: int) -> tuple[Any, Any]:
+        features, logits = (x.numpy() for x in extractor(read(number)))
+        if not moments:
+            moments.append(fidelity.Moments(features.shape[1]))
+        moments[0].add(features)
+        return features, logits
+
+    parts = task.over(title, chunks, work)
+    of_ranks = [m for found in task.control.collect(moments) for m in found]
+    if not parts:
+        return None
+    for other in of_ranks[1:]:
+        of_ranks[0].merge(other)
+    features, logits = (np.concatenate(list(arrays)) for arrays in zip(*parts, strict=True))
+    return fidelity.FeatureSet(of_ranks[0].mean, of_ranks[0].covariance, features, logits)
+
+
+def _reference(task: Task, extractor: fidelity.Extractor) -> fidelity.FeatureSet | None:
+    """Of the held-out pictures; made once and kept beside the sample sets. On rank 0."""
+    crops = task.crops("val")
+    key = f"{extractor.name}-{extractor.fingerprint[:12]}-{crops.fingerprint[:12]}".replace(" ", "_")
+    path = task.work.parent / "reference" / f"{key}.safetensors"
+    if not task.control.on_first(path.is_file):
+        title = f"{extractor.name} of real pictures"
+        made = _feature_set(task, title, crops.chunks, lambda n: crops.read(n).pixels, extractor)
+        if made is not None:
+            write_atomically(path, save({name: np.ascontiguousarray(a) for name, a in made._asdict().items()}))
+    return fidelity.FeatureSet(**load_file(path)) if task.control.rank == 0 else None
+
+
+def _fid(task: Task) -> Outcome:
+    assert task.options.inception_weights is not None  # checked before
+    return _quality(task, fidelity.Inception(task.options.inception_weights, task.device))
+
+
+def _proxy(task: Task) -> Outcome:
+    return _quality(task, fidelity.EfficientNet(task.device))
+
+
+def _probe(task: Task, score: Callable[..., dict[str, float]]) -> Outcome:
+    figures: dict[str, Any] = {}
+    for name, extract in task.encoders().items():
+        train, labels = task.features("train", name, extract)
+        test, test_labels = task.features("val", name, extract)
+        if task.control.rank == 0:
+            prefix = "" if name == "trained" else f"{name}_"
+            found = score(train, labels, test, test_labels)
+            figures |= {f"{prefix}{key}": value for key, value in found.items()}
+            most = labels.bincount().argmax()
+            figures["majority_class"] = float((test_labels == most).float().mean())
+    return Outcome(figures)
+
+
+def _knn(task: Task) -> Outcome:
+    return _probe(task, partial(recognition.knn, device=task.device))
+
+
+def _linear(task: Task) -> Outcome:
+    return _probe(task, recognition.linear)
+
+
+@torch.no_grad()
+def _accuracy(task: Task) -> Outcome:
+    network, crops = task.network, task.crops("val")
+    assert isinstance(network, Classifier)
+
+    def work(number: int) -> tuple[int, int, int]:
+        chunk = crops.read(number)
+        best = (
+            network.logits(chunk.pixels.to(task.device).float() / 255).topk(min(5, network.config.classes), 1).indices
+        )
+        right = best.cpu() == chunk.labels[:, None]
+        return int(right[:, 0].sum()), int(right.sum()), len(right)
+
+    parts = task.over("pictures", crops.chunks, work)
+    if task.control.rank:
+        return Outcome({})
+    first, five, count = (sum(column) for column in zip(*parts, strict=True))
+    return Outcome({"top1": first / count, "top5": five / count, "pictures": count})
+
+
+class Part(NamedTuple):
+    """settings: the options that its result depends on."""
+
+    run: Callable[[Task], Outcome]
+    objectives: tuple[str, ...]
+    settings: tuple[str, ...]
+
+
+_DATA = ("pictures", "held_out")
+_SAMPLING = ("count", "seed", "steps", "schedule", "choice_temperature", "temperature", "top_p", "batch", "precision")
+PARTS = {
+    "held-out": Part(_held_out, ("tokenizer", "mage", "addp"), ("tokens", "train_tokens", *_DATA)),
+    "samples": Part(_samples, ("addp",), _SAMPLING),
+    "fid": Part(_fid, ("addp",), (*_SAMPLING, *_DATA, "inception_weights")),
+    "proxy": Part(_proxy, ("addp",), (*_SAMPLING, *_DATA)),
+    "knn": Part(_knn, ("addp",), (*_DATA, "baselines")),
+    "linear": Part(_linear, ("addp",), (*_DATA, "baselines")),
+    "accuracy": Part(_accuracy, ("classify",), _DATA),
+}

@@ -1,0 +1,83 @@
+"""A run, finished or not, here or on the store that it uploads to: its configuration and its trained networks."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from data_pipeline.storage import ObjectMissing, open_store
+from model.addp import ADDP
+from model.errors import ConfigError, WeightsError
+from model.vq import VQTokenizer
+from model.weights import fingerprint, load_network
+from trainer.checkpoint_admin import open_run
+from trainer.config import RunConfig, load_config
+from trainer.run_folder import DONE, RunFolder, Weights
+
+
+class Trained(NamedTuple):
+    """Both networks in eval mode. step: of the checkpoint; None for the network of a finished run."""
+
+    network: ADDP
+    tokenizer: VQTokenizer
+    config: RunConfig
+    step: int | None
+
+
+def run_config(run: str) -> RunConfig:
+    """The resolved configuration of a run folder, or of the store that a run uploads to. Raises ConfigError."""
+    try:
+        text = open_store(run).read("config.resolved.yaml")
+    except ObjectMissing as error:
+        raise ConfigError(
+            f"{run} is no run folder, nor what a run uploads to: it has no config.resolved.yaml"
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.resolved.yaml"
+        path.write_bytes(text)
+        return load_config(path)
+
+
+def frozen_tokenizer(config: RunConfig, file: Path | None, expected: str | None) -> VQTokenizer:
+    """The tokenizer that an ADDP run was trained with: `file`, or where its configuration says.
+
+    expected: its fingerprint, by the run's checkpoint. Raises WeightsError where it is missing or another one.
+    """
+    path = file or config.tokenizer.weights
+    assert path is not None
+    if file is None and not path.is_file():
+        raise WeightsError(f"the run's tokenizer {path} is not on this machine; name a copy with --tokenizer FILE")
+    tokenizer = load_network(path, "tokenizer", config=config.tokenizer.sizes)
+    assert isinstance(tokenizer, VQTokenizer)
+    if expected is not None and fingerprint(tokenizer) != expected:
+        raise WeightsError(f"{path} is another tokenizer than the run was trained with")
+    return tokenizer.eval()
+
+
+def load_addp(run: str, weights: Weights = "raw", step: int | None = None, tokenizer: Path | None = None) -> Trained:
+    """step: that checkpoint, verified; without one the finished run's network, or else its newest valid checkpoint.
+
+    Raises ConfigError, WeightsError, StorageError, Damaged or NoValidCheckpoint.
+    """
+    config = run_config(run)
+    if config.objective != "addp":
+        raise ConfigError(f"{run} trained a {config.objective}; an ADDP run is needed here")
+    expected = None
+    if step is None and "://" not in run and RunFolder(run).is_done:
+        network = load_network(RunFolder(run).trained(weights), "addp")
+    else:
+        place = open_run(run)
+        step = place.newest_valid() if step is None else place.known(step)
+        network, expected = place.network(step, weights), place.manifest(step).facts["frozen"]["tokenizer"]
+    assert isinstance(network, ADDP)
+    return Trained(network.eval(), frozen_tokenizer(config, tokenizer, expected), config, step)
+
+
+def is_done(run: str) -> bool:
+    """Whether the run has come to its end. Raises StorageError."""
+    try:
+        open_store(run).read(DONE)
+    except ObjectMissing:
+        return False
+    return True

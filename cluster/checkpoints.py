@@ -1,11 +1,10 @@
-"""`addp checkpoints`: look at a run's checkpoints, check them, remove old ones, take a network out of one."""
+"""`addp checkpoints`: look at a run's checkpoints, check them, remove old ones."""
 
 from __future__ import annotations
 
 import json
 import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,31 +12,23 @@ from rich.console import Console
 from rich.table import Table
 
 from model.errors import ADDPError
-from trainer.run_folder import Weights
 
 
 class Action(StrEnum):
     list = "list"
     verify = "verify"
     prune = "prune"
-    export = "export"
 
 
 def checkpoints(
     run: Annotated[str, typer.Argument(help="run folder, or s3://bucket/prefix that a run uploads to")],
     action: Annotated[Action, typer.Argument(help="what to do")] = Action.list,
-    step: Annotated[int | None, typer.Option(help="verify, export: this step; else all, and the newest valid")] = None,
+    step: Annotated[int | None, typer.Option(help="verify: this step; else all")] = None,
     keep: Annotated[int, typer.Option(min=1, help="prune: newest checkpoints that stay")] = 3,
     permanent_every: Annotated[int, typer.Option(min=0, help="prune: multiples of it stay as well")] = 0,
-    weights: Annotated[Weights, typer.Option(help="export: raw, or their average")] = "raw",
-    out: Annotated[Path | None, typer.Option(help="export: folder to make")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="list, verify: for scripts")] = False,
 ) -> None:
-    """List, verify, prune or export checkpoints.
-
-    export writes OUT/network.safetensors (plain float32 tensors under the network's own names, whatever ZeRO stage and
-    number of ranks wrote the checkpoint) and OUT/config.json; `model.weights.load_network` and plain PyTorch load it.
-    """
+    """List, verify or prune checkpoints; `addp export` takes a network out of one."""
     from trainer import checkpoint_admin as admin
 
     place = admin.open_run(run)
@@ -48,13 +39,9 @@ def checkpoints(
         _show(rows, as_json)
         if any(row["state"] != "valid" for row in rows):
             raise ADDPError(f"{sum(row['state'] != 'valid' for row in rows)} of {len(rows)} checkpoints are not valid")
-    elif action is Action.prune:
+    else:
         gone = admin.pruned(place, keep, permanent_every)
         print(f"{run}: removed {len(gone)} checkpoints" + (f": steps {', '.join(map(str, gone))}" if gone else ""))
-    else:
-        if out is None:
-            raise typer.BadParameter("export needs a folder to write", param_hint="--out")
-        print(admin.exported(place, step, weights, out))
 
 
 def _show(rows: list[dict[str, Any]], as_json: bool) -> None:

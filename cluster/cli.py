@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import checkpoints, data, tokenize
+from cluster import checkpoints, data, tokenize, weights
 from model.errors import ADDPError
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app = typer.Typer(
 app.add_typer(tokenize.app, name="tokenize")
 app.add_typer(data.app, name="data")
 app.command()(checkpoints.checkpoints)
+app.command()(weights.export)
+app.command("import")(weights.import_weights)
 
 # Commands that are modules of their own; `addp NAME --help` is the module's help.
 MODULES = {

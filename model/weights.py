@@ -85,6 +85,14 @@ def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise WeightsError(f"{path} is no readable safetensors file: {error}") from error
 
 
+def read_kind(path: Path | str) -> str:
+    """Kind of the network in one of our files. Raises WeightsError for others."""
+    _, metadata = read_state(path)
+    if "kind" not in metadata:
+        raise WeightsError(f"{path} is no file of ours: it does not say its kind; see `addp import`")
+    return metadata["kind"]
+
+
 def load_official(network: Network, path: Path | str) -> LoadReport:
     """Fill `network` from an official file (or one of the same keys); strict, apart from keys known to be unused.
 

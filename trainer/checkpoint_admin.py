@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from rich.progress import track
 
 from data_pipeline.storage import StorageError, Store, open_store
 from model.errors import ADDPError, ConfigError
-from model.weights import Network, save_network
+from model.weights import Network
 from trainer import upload
 from trainer.checkpoint import (
     AVERAGE,
@@ -30,7 +29,7 @@ from trainer.checkpoint import (
 )
 from trainer.config import CheckpointSection
 from trainer.retention import expired, prune, step_of
-from trainer.run_folder import RunFolder, Weights, step_folder, write_json
+from trainer.run_folder import RunFolder, Weights, step_folder
 
 
 class Place(NamedTuple):
@@ -102,6 +101,8 @@ def open_run(run: str) -> Place:
     folder = RunFolder(run)
     if not folder.checkpoints.is_dir():
         raise ConfigError(f"{run} is no run folder: it has no checkpoints/; give the folder that `run=` named")
+    if any(folder.checkpoints.glob("step-*/*.safetensors.*")):  # what a run uploads to may be a folder as well
+        return Place(run, None, open_store(run))
     return Place(run, folder.checkpoints, None)
 
 
@@ -159,18 +160,3 @@ def pruned(place: Place, keep: int, permanent_every: int) -> list[int]:
     for step in gone:
         upload.remove(place.store, step)
     return gone
-
-
-def exported(place: Place, step: int | None, weights: Weights, out: Path) -> Path:
-    """network.safetensors and config.json below `out`, both or neither. Raises ADDPError."""
-    if out.exists():
-        raise ConfigError(f"{out} exists; give a folder to make")
-    number = place.newest_valid() if step is None else place.known(step)
-    facts, network = place.manifest(number).facts, place.network(number, weights)
-    partial = out.with_name(out.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    save_network(network, partial / "network.safetensors")
-    config = {"kind": network.kind, "config": facts["network"], "geometry": facts["geometry"]}
-    write_json(partial / "config.json", {**config, "step": number, "weights": weights, "run": place.name})
-    partial.rename(out)
-    return out / "network.safetensors"

@@ -34,6 +34,7 @@ from data_pipeline.storage import write_atomically
 from model.errors import ConfigError
 
 Weights = Literal["raw", "ema"]  # the trained weights, or their average
+Format = Literal["native", "addp", "timm", "huggingface"]  # of an export
 log = logging.getLogger(__name__)
 
 TARGETS = "targets.json"  # below evaluation/: figures beside what they must reach, for the report

@@ -35,12 +35,12 @@ def test_list_verify_export_prune(run: Path, tmp_path: Path) -> None:
     found = addp("checkpoints", run, "verify")
     assert found.returncode == 0 and found.stdout.count("valid") == 3
 
-    found = addp("checkpoints", run, "export", "--out", tmp_path / "out")
+    found = addp("export", run, tmp_path / "out")
     assert found.returncode == 0 and json.loads((tmp_path / "out" / "config.json").read_text())["step"] == 12
     exported, trained = load_file(tmp_path / "out" / "network.safetensors"), load_file(run / "network.safetensors")
     assert all((exported[name] == value).all() for name, value in trained.items())
-    assert "exists; give a folder to make" in addp("checkpoints", run, "export", "--out", tmp_path / "out").stderr
-    found = addp("checkpoints", run, "export", "--step", 5, "--out", tmp_path / "x")
+    assert "exists; give a name that is free" in addp("export", run, tmp_path / "out").stderr
+    found = addp("export", run, tmp_path / "x", "--step", 5)
     assert found.returncode == 78 and "it has 12, 8, 4" in found.stderr
 
     file = run / "checkpoints" / "step-00000012" / "rank-00000.safetensors"
@@ -59,7 +59,9 @@ def test_on_a_store(run: Path, tmp_path: Path) -> None:
 
     store = admin.Place("store", None, admin.open_store(str(run.parent / "store")))
     assert admin.verified(store, None)[0]["state"] == "valid"
-    admin.exported(store, 12, "ema", tmp_path / "out")
+    from trainer.export import export, open_network
+
+    export(open_network(store.store.url, 12, "ema"), "native", tmp_path / "out", "drop", None)
     exported, average = load_file(tmp_path / "out" / "network.safetensors"), load_file(run / "network-ema.safetensors")
     assert all((exported[name] == value).all() for name, value in average.items())
 

@@ -105,8 +105,9 @@ def test_admin(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:
     (run / "checkpoints" / "step-00000012" / "rank-00000.safetensors").unlink()
     assert [row["state"] for row in admin.verified(place, None)] == ["invalid", "valid", "valid"]
     from model.weights import load_network
+    from trainer.export import export, open_network
 
-    admin.exported(place, None, "ema", tmp_path / "out")
+    export(open_network(place.name, None, "ema"), "native", tmp_path / "out", "drop", None)
     assert load_network(tmp_path / "out" / "network.safetensors", "predictor").kind == "predictor"
     assert '"step": 8' in (tmp_path / "out" / "config.json").read_text()
     assert admin.pruned(place, 1, 0) == [4]

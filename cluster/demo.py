@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cluster.demo_targets import show_targets
 from cluster.launch import RunFailed, train
 from data_pipeline.dataset import MANIFEST
 from data_pipeline.openmoji import render
@@ -21,7 +22,7 @@ from trainer.run_folder import RunFolder
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _VIEWS = 16  # augmented views of each picture in the token shards
 _MIN_SCALE = 0.75  # emoji fill their picture; smaller crops would no longer look like emoji
-_ZOOM = 3
+_SAMPLES = 256
 _TOP_P = 0.6  # a network trained for minutes is unsure of each token; its likelier ones make cleaner pictures
 _console = Console(stderr=True)
 
@@ -53,27 +54,26 @@ def run_demo(images: Path | None, out: Path, processes: int, scale: float) -> No
 
         stage(f"token shards: {split}", (tokens / split / MANIFEST).exists(), work)
 
-    def evaluation(name: str, *options: str) -> None:
-        done = (out / name / "evaluation" / "held-out.json").exists()
-        stage(f"evaluate the {name}", done, module, "trainer.evaluate", str(out / name), *options)
+    def evaluation(name: str, suite: str, *options: str) -> None:
+        """Parts that are there are not done again."""
+        measure = ("--suite", suite, "--pictures", str(pictures), *options)
+        stage(f"evaluate the {name}", False, module, "trainer.evaluation.evaluate", str(out / name), *measure)
 
     training("tokenizer", f"data.pictures={pictures}")
-    evaluation("tokenizer", "--pictures", str(pictures))
+    evaluation("tokenizer", "held-out")
     tokenizing("train", "--views", str(_VIEWS), "--min-scale", str(_MIN_SCALE), "--rows", "512")
     tokenizing("val", "--center")
     held_out = ("--tokens", str(tokens / "val"), "--train-tokens", str(tokens / "train"))
     training("predictor", f"data.tokens={tokens / 'train'}")
-    evaluation("predictor", *held_out)
+    evaluation("predictor", "held-out", *held_out)
     weights = (f"tokenizer.weights={tokenizer}", f"predictor.weights={out / 'predictor' / 'network.safetensors'}")
     training("addp", f"data.tokens={tokens / 'train'}", *weights)
-    evaluation("addp", *held_out)
-
-    addp = out / "addp"
-    grid, probe = addp / "samples" / "grid.png", addp / "evaluation" / "probe.json"
-    sampling = ("--count", "64", "--zoom", str(_ZOOM), "--top-p", str(_TOP_P))
-    stage("generate", grid.exists(), module, "trainer.generate", str(addp), *sampling)
-    stage("probe the encoder", probe.exists(), module, "trainer.probe", str(addp), "--pictures", str(pictures))
-    module("trainer.report", str(out), "--pictures", str(pictures))
+    evaluation("addp", "samples,proxy,knn", "--every", str(_EVERY), "--count", "128", "--top-p", str(_TOP_P)) if 0 else None
+    sampling = ("--count", str(_SAMPLES), "--top-p", str(_TOP_P))
+    evaluation("addp", "held-out,samples,proxy,knn,linear", *held_out, *sampling, "--baselines")
+    show_targets(out)
+    runs = [str(out / name) for name in ("addp", "predictor", "tokenizer")]
+    module("trainer.evaluation.report", *runs, "--out", str(out / "report.html"))
     _console.print(f"the demo took {(time.monotonic() - started) / 60:.1f} minutes in this call")
 
 

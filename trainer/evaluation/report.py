@@ -129,36 +129,57 @@ def measured(runs: list[RunRecord]) -> list[tuple[str, str]]:
     return [(title, _plot(title, lines, points=True)) for title, lines in sorted(series.items())]
 
 
-def newest_figures(runs: list[RunRecord]) -> list[tuple[str, list[str]]]:
-    """(figure, its newest value in each run), as text; the table that compares runs."""
-    table: dict[str, dict[int, tuple[int, str]]] = defaultdict(dict)
-    for index, run in enumerate(runs):
-        for result in run.results:
+class Table(NamedTuple):
+    """columns: runs, an average of the weights apart. rows: (figure, text of each column)."""
+
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]
+
+
+def newest_figures(runs: list[RunRecord]) -> Table:
+    """The newest value of each figure in each run: what compares runs."""
+    newest: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
+    for run in runs:
+        for result in run.results:  # by step, so that the newest stays
             for name, value in flattened(result["figures"]):
-                row = table[f"{result['part']}: {name}{suffix(result['weights'])}"]
-                if index not in row or row[index][0] <= result["step"]:
-                    row[index] = (result["step"], f"{value:.4g} at step {result['step']}")
-    return [(name, [row.get(i, (0, ""))[1] for i in range(len(runs))]) for name, row in sorted(table.items())]
+                column = run.name + (" (average)" if result["weights"] == "ema" else "")
+                newest[f"{result['part']}: {name}"][column] = (result["step"], value)
+    columns = list(dict.fromkeys(column for row in newest.values() for column in row))
+    return Table(columns, [
+        (name, [f"{row[c][1]:.4g} (step {row[c][0]})" if c in row else "" for c in columns])
+        for name, row in sorted(newest.items())
+    ])  # fmt: skip
+
+
+_TITLES = {  # in the order of the page
+    ("samples", ""): ("Samples", "Generated from nothing but masked tokens; none was chosen."),
+    ("samples", "steps"): ("How they come about", "One sample a row, its denoising steps from left to right."),
+    ("held-out", "x_t"): (
+        "What ADDP sees",
+        "Held-out pictures, from left: the picture; decoded with 99, 90, 75, 60 and 51 % of its tokens unreliable (the "
+        "predictor's expected codes); decoded from all its own tokens.",
+    ),
+    ("held-out", "reconstructions"): ("Reconstructions", "Held-out pictures; below, what the tokenizer keeps."),
+}  # fmt: skip
 
 
 def pictures(run: RunRecord) -> list[dict[str, Any]]:
-    """Pictures of the evaluations, grouped by what they show, over time: first, last and some between."""
-    groups: dict[tuple[str, str], list[tuple[int, str]]] = defaultdict(list)
-    for result in run.results:
-        for key, file in result["pictures"].items():
-            groups[result["part"] + suffix(result["weights"]), key].append(
-                (result["step"], f"{FOLDER}/{step_folder(result['step'])}/{file}")
-            )
+    """Pictures of the evaluations by what they show: samples over time, of the others the latest."""
     shown = []
-    for (part, key), found in sorted(groups.items()):
-        found.sort()
-        last = len(found) - 1
-        most = _GRIDS if not key else 1  # of steps, reconstructions and the like, the latest
-        chosen = sorted({last - round(i * last / max(1, most - 1)) for i in range(most)}) if most > 1 else [last]
-        shown.append({
-            "title": f"{part}: {key}" if key else part,
-            "items": [(found[i][0], _embedded(run.store.read(found[i][1]))) for i in chosen],
-        })  # fmt: skip
+    for (part, key), (title, note) in _TITLES.items():
+        for weights in ("raw", "ema"):
+            found = [
+                (r["step"], f"{FOLDER}/{step_folder(r['step'])}/{r['pictures'][key]}")
+                for r in run.results
+                if r["part"] == part and r["weights"] == weights and key in r["pictures"]
+            ]
+            if found:
+                last, most = len(found) - 1, 1 if key else _GRIDS
+                chosen = sorted({last - round(i * last / max(1, most - 1)) for i in range(most)})
+                shown.append({
+                    "title": title + (" of the average" if weights == "ema" else ""), "note": note,
+                    "steps": [(found[i][0], _embedded(run.store.read(found[i][1]))) for i in chosen],
+                })  # fmt: skip
     return shown
 
 

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format environment clean
+.PHONY: demo test lint format environment browser clean
 
 environment: .venv/.ready
 
@@ -23,7 +23,13 @@ lint: environment
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+# The report is looked at in a real browser. Where there is none and it cannot be installed, that test says so.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium) \
+	  >/dev/null 2>&1 || echo "no Chromium here, and it could not be installed: tests of the report need it"
+
+test: lint browser
 	$(BIN)/pytest -m "not long"
 
 format: environment

@@ -125,17 +125,6 @@ def verify(path: Path) -> Manifest:
     return manifest
 
 
-def newest_valid(checkpoints: Path) -> tuple[Path, Manifest]:
-    """Raises NoValidCheckpoint with the reason for each that was refused."""
-    refused = []
-    for path in candidates(checkpoints):
-        try:
-            return path, verify(path)
-        except Damaged as error:
-            refused.append(str(error))
-    raise no_valid(str(checkpoints), refused)
-
-
 def no_valid(where: str, refused: list[str]) -> NoValidCheckpoint:
     return NoValidCheckpoint(
         f"{where} has {len(refused)} checkpoints, but none is valid: {'; '.join(refused)}. "

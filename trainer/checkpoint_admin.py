@@ -21,9 +21,9 @@ from trainer.checkpoint import (
     WEIGHTS,
     Damaged,
     Manifest,
-    NoValidCheckpoint,
     SavedState,
     candidates,
+    no_valid,
     read_manifest,
     verify,
 )
@@ -86,7 +86,7 @@ class Place(NamedTuple):
                 refused.append(str(error))
         if not refused:
             raise ADDPError(f"{self.name} has no checkpoint yet")
-        raise NoValidCheckpoint(f"{self.name}: none of {len(refused)} checkpoints is valid: {'; '.join(refused)}")
+        raise no_valid(self.name, refused)
 
     def network(self, step: int, weights: Weights) -> Network:
         """The trained network as of a checkpoint, verified. Raises Damaged, StorageError or ADDPError."""

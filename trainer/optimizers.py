@@ -140,7 +140,6 @@ def make_optimizer(config: RunConfig, groups: list[dict[str, Any]], on_cuda: boo
     Raises ConfigError where `optimizer.kernel: apex` cannot be had.
     """
     o, rate = config.optimizer, config.learning_rate
-    groups = [{**group, "adapt": group["weight_decay"] > 0} for group in groups]
     apex = _apex(config, on_cuda)
     if o.name == "lars":
         optimizer: Optimizer = LARS(groups, rate, o.betas[0], o.trust)

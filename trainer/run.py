@@ -18,7 +18,7 @@ from model.randomness import raw_bits
 from model.transformer import recompute_blocks
 from model.weights import save_network
 from trainer import costs
-from trainer.checkpoint import AVERAGE, WEIGHTS, Manifest, SavedState, candidates, newest_valid
+from trainer.checkpoint import AVERAGE, WEIGHTS, Manifest, SavedState, candidates, verify
 from trainer.config import RunConfig
 from trainer.control import Control, Flags
 from trainer.engine import Engine
@@ -30,7 +30,7 @@ from trainer.prefetch import Prefetch, failure
 from trainer.progress import Progress, Row, add_rewind, data_step, read_rewinds, rewinds_before
 from trainer.restore import restore
 from trainer.retention import discard_after
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, step_folder
 from trainer.saver import Saver
 from trainer.schedule import learning_rate, total_steps
 from trainer.start import describe_run, make_deterministic, part_name, run_facts
@@ -288,10 +288,10 @@ class Run:
         self._complete_save()
 
         def publish() -> None:
-            path, manifest = newest_valid(self._folder.checkpoints)
-            state = SavedState(path, manifest)
+            path = self._folder.checkpoints / step_folder(self._step)
+            state = SavedState(path, verify(path))
             save_network(state.network(WEIGHTS), self._folder.network)
-            if AVERAGE in manifest.kinds:
+            if AVERAGE in state.manifest.kinds:
                 save_network(state.network(AVERAGE), self._folder.average)
             self._folder.mark_done({"step": self._step, "checkpoint": path.name})
 

@@ -77,6 +77,7 @@ def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: Run
     return [
         {
             "params": found, "weight_decay": 0.0 if plain else config.optimizer.weight_decay,
+            "adapt": not plain,  # LAMB and LARS
             "scale": 1.0 if depth is None else config.classifier.layer_decay ** (depth + 1 - layer),
         }
         for (layer, plain), found in sorted(groups.items(), key=lambda item: item[0])

@@ -89,7 +89,14 @@ def test_timm_keeps_the_features() -> None:
     assert "patch_embed.proj.bias" not in kept and "norm_pre.weight" in kept
     assert torch.allclose(plain_vit(kept, images, 4), network.encode(images), atol=1e-4)
     dropped = timm_state(network, "drop")
-    expected = {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"}
+    expected = {
+        "cls_token",
+        "pos_embed",
+        "patch_embed.proj.weight",
+        "patch_embed.proj.bias",
+        "norm.weight",
+        "norm.bias",
+    }
     assert {k for k in dropped if not k.startswith("blocks.")} == expected
     assert not torch.allclose(plain_vit(dropped, images, 4), network.encode(images), atol=0.1)
 

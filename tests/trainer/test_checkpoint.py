@@ -22,12 +22,12 @@ from trainer.checkpoint import (
     Manifest,
     NoValidCheckpoint,
     SavedState,
-    newest_valid,
     parse_manifest,
     snapshot,
     verify,
     write_snapshot,
 )
+from trainer.checkpoint_admin import Place
 from trainer.config import CheckpointSection
 from trainer.retention import expired, prune
 
@@ -99,9 +99,9 @@ def test_every_fault_in_every_file_is_seen(name: str, fault: str, tmp_path: Path
     with pytest.raises(Damaged, match="step-00000004"):
         verify(path)
     with pytest.raises(NoValidCheckpoint, match="none is valid"):
-        newest_valid(tmp_path)
+        Place("run", tmp_path, None).newest_valid()
     make(tmp_path, [5], step=2)
-    assert newest_valid(tmp_path)[0].name == "step-00000002"
+    assert Place("run", tmp_path, None).newest_valid() == 2
 
 
 class _Bomb:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def run(tokens: Path, tokenizer, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ANN001
+def run(tokens: Path, tokenizer, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     finish(folder / "run", *addp_options(folder, tokenizer, tokenizer_file, tokens), "schedule.total=4")
     return folder / "run"

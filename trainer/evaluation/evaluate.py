@@ -42,6 +42,9 @@ def main(
     pictures: Annotated[
         str | None, typer.Option(help="class folders or WebDataset shards; else what the run itself reads")
     ] = None,
+    train_pictures: Annotated[
+        str | None, typer.Option(help="training pictures, where they stand apart; all of --pictures is then held out")
+    ] = None,
     held_out: Annotated[float, typer.Option(min=0, max=1, help="share of held-out pictures, by hash")] = 0.1,
     tokens: Annotated[str | None, typer.Option(help="held-out: held-out token data set")] = None,
     train_tokens: Annotated[str | None, typer.Option(help="held-out: training token data set")] = None,

@@ -66,6 +66,7 @@ class Evaluator:
         self._claims = Claims(self._store, lease)
         self._claim: Claim | None = None
         self._refused: set[int] = set()  # checkpoints that are damaged
+        self._complete: set[int] = set()  # those with all results
         self._poll = min(lease / 4, 15.0)
 
     def go(self) -> None:
@@ -105,7 +106,9 @@ class Evaluator:
             time.sleep(self._poll)
 
     def _missing(self, step: int) -> tuple[str, ...]:
-        """Raises ConfigError where a result was made with other options."""
+        """Parts without a result. Raises ConfigError where a result was made with other options."""
+        if step in self._complete:
+            return ()
         there = {
             r["part"]: r["settings"]
             for r in read_results(self._store, step)
@@ -119,7 +122,10 @@ class Evaluator:
                     + ", ".join(f"{k}: {there[part].get(k)!r} there, now {wanted[k]!r}" for k in different)
                     + "); remove it to measure anew, or use the same options"
                 )
-        return tuple(part for part in self._parts if part not in there)
+        missing = tuple(part for part in self._parts if part not in there)
+        if not missing:
+            self._complete.add(step)
+        return missing
 
     def _settings(self, part: str) -> dict[str, Any]:
         values = self._options.model_dump(mode="json")
@@ -160,8 +166,9 @@ class Evaluator:
                 }  # fmt: skip
                 if not publish(self._store, result, outcome.pictures):
                     self._say(f"step {found.step}: {part} was published by another evaluator meanwhile")
-        if self._control.rank == 0 and not self._keep_samples:
-            shutil.rmtree(task.sample_folder, ignore_errors=True)
+        if not self._keep_samples:
+            self._control.barrier()
+            shutil.rmtree(task.sample_folder, ignore_errors=True)  # by every rank: it may lie on each host's own disk
 
     def _say(self, line: str) -> None:
         print(f"{self._run}: {line}", file=sys.stderr, flush=True)

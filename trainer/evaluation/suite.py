@@ -79,10 +79,11 @@ def _held_out(task: Task) -> Outcome:
 def _samples(task: Task) -> Outcome:
     """The whole set, and a grid of its first pictures with the steps by which some came about."""
     made = task.samples()
+    first = min(made.chunks, -(-_SHOWN // task.options.batch))
+    parts = task.control.divide(first, lambda n: read_chunk(made.file(n)))  # each by the rank that made it
     if task.control.rank:
         return Outcome({})
-    shown = torch.cat([read_chunk(made.file(n)) for n in range(min(made.chunks, -(-_SHOWN // task.options.batch)))])
-    shown = shown[:_SHOWN].float() / 255
+    shown = torch.cat(parts)[:_SHOWN].float() / 255
     assert isinstance(task.network, ADDP)
     sampler = task.options.sampler
     trail = [
@@ -207,7 +208,7 @@ class Part(NamedTuple):
     settings: tuple[str, ...]
 
 
-_DATA = ("pictures", "held_out")
+_DATA = ("pictures", "train_pictures", "held_out")
 _SAMPLING = ("count", "seed", "steps", "schedule", "choice_temperature", "temperature", "top_p", "batch", "precision")
 PARTS = {
     "held-out": Part(_held_out, ("tokenizer", "mage", "addp"), ("tokens", "train_tokens", *_DATA)),

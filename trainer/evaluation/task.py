@@ -37,6 +37,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pictures: str | None = None
+    train_pictures: str | None = None
     held_out: float = 0.1
     tokens: str | None = None
     train_tokens: str | None = None
@@ -89,10 +90,10 @@ class Task:
         pictures = self.options.pictures
         if pictures is None and self.config.data.pictures is None:
             raise ConfigError("this part of the evaluation needs --pictures: class folders or WebDataset shards")
-        return Crops(
-            pictures or str(self.config.data.pictures), split, self.options.held_out, self.image_size,
-            self.options.batch,
-        )  # fmt: skip
+        place = pictures or str(self.config.data.pictures)
+        if self.options.train_pictures is not None:
+            place, split = (place if split == "val" else self.options.train_pictures), "all"
+        return Crops(place, split, self.options.held_out, self.image_size, self.options.batch)
 
     def over(self, title: str, chunks: int, work: Callable[[int], Any]) -> list[Any]:
         """work(0) .. work(chunks-1), divided among the ranks, with a progress bar; all results on rank 0."""

@@ -55,7 +55,9 @@ def test_masks(tmp_path: Path) -> None:
     masks = {keep: generated_mask(keep, 4).view(4, 4) for keep in KEEP}
     assert not masks["left"][:, :2].any() and masks["left"][:, 2:].all()
     assert not masks["top"][:2].any() and masks["bottom"][:2].all()
-    assert masks["border"].sum() == 4 and masks["border"][1:3, 1:3].all() and not (masks["center"] & masks["border"]).any()
+    assert (
+        masks["border"].sum() == 4 and masks["border"][1:3, 1:3].all() and not (masks["center"] & masks["border"]).any()
+    )
     image = Image.new("L", (64, 64))
     image.putpixel((17, 2), 255)
     image.save(tmp_path / "mask.png")

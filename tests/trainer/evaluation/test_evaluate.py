@@ -125,6 +125,18 @@ def test_a_damaged_checkpoint_is_left_out(run: Path, pictures: Path, tmp_path: P
     assert [(r["step"], r["weights"]) for r in found] == [(4, "ema"), (12, "ema")]
 
 
+def test_asked_to_stop_while_it_waits(run: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = copy_of(run, tmp_path / "run")
+    (folder / "done.json").unlink()  # so that more checkpoints are waited for
+    (rank,) = start(folder, tmp_path / "log", "--follow", "--pictures", str(pictures))
+    deadline = time.monotonic() + 60
+    while len(read_results(LocalStore(folder))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    rank.terminate()
+    assert codes([rank]) == [75], (tmp_path / "log").read_text()
+    assert len(read_results(LocalStore(folder))) == 3 and not list((folder / "evaluation" / "claims").iterdir())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,0 +1,104 @@
+"""Samples a second against a plain loop in the style of the reference: float32, explicit attention, every picture
+decoded at every step. The same networks, sizes and steps.
+
+    python benchmarks/generation.py                        published Base sizes at 256 px
+    python benchmarks/generation.py --device cuda --batch 64 --repeats 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import model.attention
+import model.transformer
+from model.addp import ADDP
+from model.config import Geometry, TokenizerConfig, TransformerConfig
+from model.sampler import Generation, SamplerConfig, advance, generate
+from model.vq import VQTokenizer
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, backend: str | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, the matrix of weights written out."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
+    return (weights @ v).transpose(1, 2)
+
+
+def plain_loop(network: ADDP, tokenizer: VQTokenizer, batch: int, config: SamplerConfig) -> Tensor:
+    """Every step whole: logits and pictures of all samples."""
+    device, length = network.pos_embed.device, network.geometry.tokens
+    size = network.geometry.image_size
+    state = Generation(
+        torch.zeros(batch, 3, size, size, device=device), torch.zeros(batch, length, dtype=torch.int64, device=device),
+        torch.ones(batch, length, dtype=torch.bool, device=device), torch.empty(0),
+    )  # fmt: skip
+    model.transformer.attention = explicit_attention
+    try:
+        for step in range(config.steps):
+            u = torch.rand(batch, length, device=device)
+            gumbel = -torch.log(-torch.log(torch.rand(batch, length, device=device)))
+            state = advance(network, tokenizer, state, u, gumbel, config, step)
+    finally:
+        model.transformer.attention = model.attention.attention
+    return state.image
+
+
+def ours(network: ADDP, tokenizer: VQTokenizer, batch: int, config: SamplerConfig, dtype: torch.dtype) -> Tensor:
+    device = network.pos_embed.device
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        for state in generate(network, tokenizer, 0, 0, batch, config, all_images=False):
+            last = state.image
+    return last
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="base", help="base, large, demo or tiny")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--schedule", default="cosine")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    published = options.size in ("base", "large")
+    tokenizer = VQTokenizer(TokenizerConfig(size="published" if published else options.size)).eval().to(options.device)
+    network = ADDP(Geometry.of(tokenizer.config), TransformerConfig(size=options.size)).eval().to(options.device)
+    config = SamplerConfig(options.steps, options.schedule)
+    ways: dict[str, Callable[[SamplerConfig], Tensor]] = {
+        "plain": lambda c: plain_loop(network, tokenizer, options.batch, c),
+        "fp32": lambda c: ours(network, tokenizer, options.batch, c, torch.float32),
+        "bf16": lambda c: ours(network, tokenizer, options.batch, c, torch.bfloat16),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    with torch.no_grad():
+        for way in ways.values():
+            way(config._replace(steps=2))  # warm-up
+        for _ in range(options.repeats):
+            for name, way in ways.items():  # side by side, so that a slow minute is everybody's
+                started = time.perf_counter()
+                way(config)
+                if options.device != "cpu":
+                    torch.cuda.synchronize()
+                seconds[name].append(time.perf_counter() - started)
+    print(json.dumps({
+        "torch": torch.__version__, "device": torch.cuda.get_device_name() if options.device != "cpu" else "cpu",
+        "processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
+        **vars(options),
+        "samples_per_second": {n: round(options.batch / statistics.median(s), 4) for n, s in seconds.items()},
+        "speedup_by_repeat": {
+            n: [round(p / s, 2) for p, s in zip(seconds["plain"], seconds[n], strict=True)] for n in ("fp32", "bf16")
+        },
+    }, indent=1))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -44,7 +44,7 @@ class Classifier(Encoder):
         self.config = config
         dim = config.encoder.dim
         self.fc_norm: nn.Module = _FeatureNorm(dim) if linear else nn.LayerNorm(dim, eps=1e-6)
-        self.head = nn.Linear(dim, config.classes)
+        self.head = nn.Linear(dim, len(config.classes))
         initialise(self)
         nn.init.trunc_normal_(self.head.weight, std=0.01 if linear else 2e-5)
         nn.init.zeros_(self.head.bias)

@@ -91,7 +91,7 @@ class ClassifierConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     encoder: TransformerConfig = TransformerConfig()
-    classes: int = Field(gt=0, description="number of classes")
+    classes: tuple[str, ...] = Field(min_length=1, description="names, in the order of the logits")
     method: Literal["finetune", "linear"] = Field("finetune", description="all is trained, or a linear head only")
     tokenizer_norm: bool = Field(False, description="keep the norm before the blocks, which the reference leaves out")
 

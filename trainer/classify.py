@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import torch
 from torch import nn
 
 from data_pipeline.picture_loader import PictureBatch, PictureLoader
+from data_pipeline.pictures import PictureSource
 from data_pipeline.sources import split_of
 from model.addp import ADDP
 from model.classifier import Classifier
@@ -17,6 +20,13 @@ from model.transformer import drop_paths
 from model.weights import Network, fingerprint, load_network
 from trainer.augmentation import Augmentation
 from trainer.config import RunConfig
+
+
+def _fingerprint(source: PictureSource) -> str:
+    digest = hashlib.sha256(json.dumps(source.classes).encode())
+    for picture in source.pictures:
+        digest.update(f"{picture.id}\n{picture.label}\n".encode())
+    return digest.hexdigest()
 
 
 class ClassifyObjective:
@@ -38,7 +48,7 @@ class ClassifyObjective:
         network = Classifier(
             config.geometry,
             ClassifierConfig(
-                encoder=config.addp.sizes.model_copy(update={"dropout": section.dropout}), classes=len(source.classes),
+                encoder=config.addp.sizes.model_copy(update={"dropout": section.dropout}), classes=source.classes,
                 method=section.method, tokenizer_norm=section.tokenizer_norm,
             ),
         )  # fmt: skip
@@ -57,7 +67,7 @@ class ClassifyObjective:
         self._classes = len(source.classes)
         self.result: Network = network
         self.network: nn.Module = network
-        self.data_fingerprint = ""
+        self.data_fingerprint = _fingerprint(source)
         self.order: dict[str, Any] = {}
 
     def batch(self, step: int, offset: int, count: int) -> PictureBatch:

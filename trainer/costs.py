@@ -70,7 +70,9 @@ def _networks(config: RunConfig) -> tuple[nn.Module, list[nn.Module]]:
         if config.objective == "mage":
             return TokenPredictor(config.geometry, config.predictor.sizes), []
         if config.objective == "classify":
-            sizes = ClassifierConfig(encoder=config.addp.sizes, classes=1000, method=config.classifier.method)
+            sizes = ClassifierConfig(
+                encoder=config.addp.sizes, classes=tuple(map(str, range(1000))), method=config.classifier.method
+            )
             return Classifier(config.geometry, sizes), []
         predictor = TokenPredictor(config.geometry, config.predictor.sizes)
         return ADDP(config.geometry, config.addp.sizes), [predictor, tokenizer.decoder]

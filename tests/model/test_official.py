@@ -103,7 +103,9 @@ def test_timm_keeps_the_features() -> None:
 
 @pytest.mark.parametrize("tokenizer_norm", [False, True])
 def test_timm_takes_a_fine_tuned_classifier(tokenizer_norm: bool) -> None:
-    network = Classifier(GEOMETRY, ClassifierConfig(encoder=SIZES, classes=7, tokenizer_norm=tokenizer_norm)).eval()
+    network = Classifier(
+        GEOMETRY, ClassifierConfig(encoder=SIZES, classes=tuple("abcdefg"), tokenizer_norm=tokenizer_norm)
+    ).eval()
     randomised(network)
     images = torch.rand(2, 3, 32, 32)
     state = timm_state(network, "keep")

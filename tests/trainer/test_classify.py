@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data_pipeline.storage import LocalStore
 from model.addp import ADDP
 from model.classifier import Classifier
 from model.config import ClassifierConfig, Geometry, TransformerConfig
 from model.errors import ConfigError
 from model.weights import load_network, save_network
+from tests.trainer.evaluation.evaluating import codes, start
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import finish, run_world
 from trainer.augmentation import Augmentation, mixed
 from trainer.config import AugmentationSection, RunConfig
+from trainer.evaluation.results import read_results
 from trainer.run_folder import RunFolder
 from trainer.schedule import layer_of, parameter_groups
 
@@ -27,7 +31,7 @@ TINY = Geometry(image_size=16, patch_size=4, codebook_size=16)
 
 def tiny(kind: str = "finetune") -> Classifier:
     encoder = TransformerConfig(size="tiny", dropout=0.0)  # type: ignore[call-arg]
-    return Classifier(TINY, ClassifierConfig(encoder=encoder, classes=3, method=kind))  # type: ignore[arg-type]
+    return Classifier(TINY, ClassifierConfig(encoder=encoder, classes=("a", "b", "c"), method=kind))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +79,30 @@ def test_a_killed_fine_tuning_ends_bit_for_bit(options: tuple[str, ...], tmp_pat
         whole, cut = (load_file(tmp_path / run / name) for run in ("whole", "cut"))
         assert all(torch.equal(whole[key], cut[key]) for key in whole) and whole.keys() == cut.keys()
     network = load_network(tmp_path / "whole" / "network.safetensors", "classifier")
-    assert isinstance(network, Classifier) and network.config.classes == 3
+    assert isinstance(network, Classifier) and network.config.classes == ("ellipse", "line", "rectangle")
     losses = [row["loss"] for row in RunFolder(tmp_path / "whole").read_metrics()]
     assert len(losses) == 12 and losses[-1] < losses[0]
+
+
+def test_accuracy_goes_by_class_names(options: tuple[str, ...], pictures: Path, tmp_path: Path) -> None:
+    """Also on held-out pictures that stand apart and lack a class."""
+    finish(tmp_path / "run", *options, "schedule.total=100", "optimizer.base_lr=0.1", "data.held_out=0.3")
+    log = tmp_path / "log"
+    assert codes(start(tmp_path / "run", log, "--suite", "accuracy", "--held-out", "0.3")) == [0], log.read_text()
+    (whole,) = read_results(LocalStore(tmp_path / "run"))
+    assert whole["figures"]["top1"] > 0.5 and whole["figures"]["top5"] == 1 and whole["figures"]["pictures"] > 20
+
+    apart = tmp_path / "apart"
+    for name in ("line", "rectangle"):
+        shutil.copytree(pictures / name, apart / name)
+    shutil.rmtree(tmp_path / "run" / "evaluation")
+    options = ("--suite", "accuracy", "--pictures", str(apart), "--held-out", "1")
+    assert codes(start(tmp_path / "run", log, *options)) == [0], log.read_text()
+    (part,) = read_results(LocalStore(tmp_path / "run"))
+    assert part["figures"]["pictures"] == 80 and part["figures"]["top1"] > 0.5
+    (apart / "line").rename(apart / "zebra")
+    assert codes(start(tmp_path / "run", log, *options, "--checkpoint", "96")) == [78]
+    assert "knows no class zebra" in log.read_text()
 
 
 def test_a_linear_probe_trains_its_head_only(options: tuple[str, ...], pretrained: Path, tmp_path: Path) -> None:

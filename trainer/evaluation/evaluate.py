@@ -51,9 +51,11 @@ def main(
     count: Annotated[int, typer.Option(min=2, help="samples, fid, proxy: pictures to generate")] = 50_000,
     seed: Annotated[int, typer.Option(help="picture i is a function of (seed, i)")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="N, denoising steps")] = 20,
-    schedule: Annotated[str, typer.Option(help="cosine or linear")] = "cosine",
+    schedule: Annotated[Literal["cosine", "linear"], typer.Option(help="of the tokens that stay masked")] = "cosine",
     choice_temperature: Annotated[float, typer.Option(help="noise of the choice which tokens stay")] = 6.0,
-    temperature: Annotated[str, typer.Option(help="dynamic: falls to 0; or constant")] = "dynamic",
+    temperature: Annotated[
+        Literal["dynamic", "constant"], typer.Option(help="that noise falls to 0, or stays")
+    ] = "dynamic",
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="nucleus of the token distribution")] = 1.0,
     batch: Annotated[int, typer.Option(min=1, help="pictures that are computed together")] = 64,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the networks that generate")] = "fp32",

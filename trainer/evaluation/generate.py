@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -31,9 +31,11 @@ def main(
     count: Annotated[int, typer.Option(help="pictures", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="picture i is a function of (seed, i)")] = 0,
     steps: Annotated[int, typer.Option(help="N, denoising steps", min=1)] = 20,
-    schedule: Annotated[str, typer.Option(help="cosine or linear")] = "cosine",
+    schedule: Annotated[Literal["cosine", "linear"], typer.Option(help="of the tokens that stay masked")] = "cosine",
     choice_temperature: Annotated[float, typer.Option(help="noise of the choice which tokens stay")] = 6.0,
-    temperature: Annotated[str, typer.Option(help="dynamic: that noise falls to 0; or constant")] = "dynamic",
+    temperature: Annotated[
+        Literal["dynamic", "constant"], typer.Option(help="that noise falls to 0, or stays")
+    ] = "dynamic",
     top_p: Annotated[float, typer.Option(help="nucleus of the token distribution", min=0.01, max=1)] = 1.0,
     weights: Annotated[Weights, typer.Option(help="the trained weights, or their average")] = "raw",
     checkpoint: Annotated[
@@ -57,18 +59,13 @@ def main(
 
     A set is the same files for any number of processes, and a set that was cut off is finished by the same command.
     """
-    for value, allowed, option in (
-        (schedule, ("cosine", "linear"), "--schedule"), (temperature, ("dynamic", "constant"), "--temperature"),
-    ):  # fmt: skip
-        if value not in allowed:
-            raise typer.BadParameter(f"{value}: {' or '.join(allowed)}", param_hint=option)
     if into is None and out is None and "://" in run:
         raise typer.BadParameter("give --out FILE or --into FOLDER for a run on a store", param_hint="--out")
     trained = load_addp(run, weights, checkpoint, tokenizer)
     device = _device(local_rank)
     trained.network.to(device)
     trained.tokenizer.to(device)
-    sampler = SamplerConfig(steps, cast(Any, schedule), choice_temperature, cast(Any, temperature), top_p)
+    sampler = SamplerConfig(steps, schedule, choice_temperature, temperature, top_p)
     if into is not None:
         _make_set(SampleSet(into, trained, count, seed, sampler, container, batch, precision), count)
         print(into)

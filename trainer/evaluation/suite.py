@@ -185,12 +185,16 @@ def _accuracy(task: Task) -> Outcome:
     network, crops = task.network, task.crops("val")
     assert isinstance(network, Classifier)
 
+    unknown = [name for name in crops.classes if name not in network.config.classes]
+    if unknown:
+        raise ConfigError(f"the classifier knows no class {unknown[0]}; its classes: {network.config.classes[:5]} ...")
+    label_of = torch.tensor([network.config.classes.index(name) for name in crops.classes])
+
     def work(number: int) -> tuple[int, int, int]:
         chunk = crops.read(number)
-        best = (
-            network.logits(chunk.pixels.to(task.device).float() / 255).topk(min(5, network.config.classes), 1).indices
-        )
-        right = best.cpu() == chunk.labels[:, None]
+        logits = network.logits(chunk.pixels.to(task.device).float() / 255)
+        best = logits.topk(min(5, logits.shape[1]), 1).indices.cpu()
+        right = best == label_of[chunk.labels][:, None]
         return int(right[:, 0].sum()), int(right.sum()), len(right)
 
     parts = task.over("pictures", crops.chunks, work)

@@ -12,7 +12,7 @@ from typing import Any
 from cluster.launch import free_port
 from tests.trainer.worlds import CONTEXT
 
-QUICK = ("--count", "24", "--batch", "8", "--steps", "3", "--lease", "1.5")
+QUICK = ("--count", "16", "--batch", "8", "--steps", "3", "--lease", "1.5")
 
 
 def _evaluate(

@@ -1,9 +1,9 @@
-"""Fine-tuning the demo's encoder against training the same network from scratch with the same budget, after `make demo`.
+"""Fine-tuning the demo's encoder against training the same network from scratch, same budget, after `make demo`.
 
     python -m benchmarks.finetuning runs/demo
     python -m benchmarks.finetuning runs/demo --labelled 0.2 --epochs 40
 
-Each seed fine-tunes from the pre-trained weights and from scratch; both are measured on the pictures that no training saw.
+Each seed fine-tunes from the pre-trained weights and from scratch; both are measured on pictures that no training saw.
 --labelled: share of the pictures whose labels are used; the held-out tenth is never among them.
 """
 

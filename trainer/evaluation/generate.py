@@ -21,7 +21,7 @@ from data_pipeline.picture_grid import picture_grid
 from model.sampler import SamplerConfig, generate
 from trainer.evaluation.completion import KEEP, completed_pictures
 from trainer.evaluation.results import suffix
-from trainer.evaluation.sample_set import Container, SampleSet
+from trainer.evaluation.sample_set import Container, SampleSet, denoising_grid
 from trainer.evaluation.trained import Trained, load_addp
 from trainer.run_folder import RunFolder, Weights, write_json
 
@@ -117,10 +117,7 @@ def _make_grid(
                 progress.advance(task, size)
             finished.append(state.image.cpu())
     picture_grid(torch.cat(finished), columns=max(1, round(count**0.5)), zoom=zoom).save(target)
-    steps = sampler.steps
-    shown = [round(i * (steps - 1) / min(7, max(1, steps - 1))) for i in range(min(8, steps))]
-    rows = torch.stack([trail[i] for i in shown], 1).flatten(0, 1)  # one row a picture, its steps from left to right
-    picture_grid(rows, columns=len(shown), zoom=zoom).save(target.with_name(target.stem + "-steps.png"))
+    denoising_grid(trail, zoom).save(target.with_name(target.stem + "-steps.png"))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data_pipeline.picture_grid import picture_grid
 from data_pipeline.storage import LocalStore, write_atomically
 from model.errors import ConfigError, DataError
 from model.sampler import SamplerConfig, generate
@@ -26,6 +27,7 @@ from trainer.evaluation.trained import Trained
 
 Container = Literal["png", "webdataset"]
 SETTINGS = "samples.json"
+_COLUMNS = 8  # of a grid of denoising steps
 
 
 class SampleSet:
@@ -106,6 +108,14 @@ class SampleSet:
                 member.size = len(content)
                 archive.addfile(member, BytesIO(content))
         write_atomically(files[0], tar.getvalue())
+
+
+def denoising_grid(states: list[Tensor], zoom: int) -> Image.Image:
+    """states: pictures (N, 3, H, W) after each step. One row a picture, some of its steps from left to right."""
+    last = len(states) - 1
+    chosen = sorted({round(i * last / (_COLUMNS - 1)) for i in range(_COLUMNS)})
+    rows = torch.stack([states[i] for i in chosen], 1).flatten(0, 1)
+    return picture_grid(rows, columns=len(chosen), zoom=zoom)
 
 
 def read_chunk(path: Path) -> Tensor:

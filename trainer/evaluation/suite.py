@@ -23,7 +23,7 @@ from model.predictor import TokenPredictor
 from model.sampler import generate
 from model.vq import VQTokenizer
 from trainer.evaluation import fidelity, held_out, recognition
-from trainer.evaluation.sample_set import read_chunk
+from trainer.evaluation.sample_set import denoising_grid, read_chunk
 from trainer.evaluation.task import Outcome, Task
 from trainer.objectives import load_frozen
 
@@ -90,14 +90,12 @@ def _samples(task: Task) -> Outcome:
         state.image.cpu()
         for state in generate(task.network, task.tokenizer, task.options.seed, 0, min(_ROWS, len(shown)), sampler)
     ]
-    chosen = sorted({round(i * (sampler.steps - 1) / 7) for i in range(8)})
-    rows = torch.stack([trail[i] for i in chosen], 1).flatten(0, 1)
     zoom = _zoom(task.image_size)
     return Outcome(
         {"samples": task.options.count},
         {
             "": _png(picture_grid(shown, columns=max(1, round(len(shown) ** 0.5)), zoom=zoom)),
-            "steps": _png(picture_grid(rows, columns=len(chosen), zoom=zoom)),
+            "steps": _png(denoising_grid(trail, zoom)),
         },
     )
 

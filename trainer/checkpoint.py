@@ -72,6 +72,12 @@ class Manifest(BaseModel):
     progress: dict[str, Any]
     files: dict[str, FileEntry] = {}
 
+    @property
+    def fingerprint(self) -> str:
+        """Of what its files hold."""
+        stated = sorted(f"{name} {entry.sha256}" for name, entry in self.files.items())
+        return hashlib.sha256("\n".join(stated).encode()).hexdigest()[:16]
+
 
 def candidates(checkpoints: Path) -> list[Path]:
     """Checkpoint folders, newest first."""

@@ -136,7 +136,7 @@ class Evaluator:
 
         def load() -> Any:
             try:
-                return place.network(found.step, self._weights), place.manifest(found.step).facts
+                return place.network(found.step, self._weights), place.manifest(found.step)
             except (Damaged, StorageError, OSError) as error:
                 if isinstance(error, StorageError) and found.step in place.steps():
                     raise
@@ -147,9 +147,9 @@ class Evaluator:
         loaded = self._control.on_first(load)
         if loaded is None:
             return
-        network, facts = loaded
+        network, manifest = loaded
         task = Task(
-            self._control, self._device, self._options, run_config(self._run), found.step, network, facts,
+            self._control, self._device, self._options, run_config(self._run), found.step, network, manifest.facts,
             self._weights, self._work / step_folder(found.step), self._tokenizer,
         )  # fmt: skip
         for part in found.parts:
@@ -158,6 +158,7 @@ class Evaluator:
             if self._control.rank == 0:
                 result = {
                     "step": found.step, "part": part, "weights": self._weights, "figures": outcome.figures,
+                    "checkpoint": manifest.fingerprint,
                     "settings": self._settings(part),
                     "made": {
                         "host": os.uname().nodename, "process": os.getpid(), "ranks": self._control.world_size,

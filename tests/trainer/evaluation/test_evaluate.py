@@ -65,7 +65,7 @@ def test_two_ranks_of_the_launcher_find_the_same(run: Path, undisturbed: Path, p
     ours = without_maker(read_results(LocalStore(folder)))
     theirs = [r for r in without_maker(read_results(LocalStore(undisturbed))) if r["step"] == 12]
     for mine, other in zip(ours, theirs, strict=True):
-        assert mine["figures"] == pytest.approx(other["figures"], rel=1e-6)
+        assert mine["figures"] == pytest.approx(other["figures"], rel=1e-4)  # float32, other threads
         assert {**mine, "figures": 0} == {**other, "figures": 0}
 
 

@@ -1,16 +1,19 @@
 """Samples a second against a plain loop in the style of the reference: float32, explicit attention, every picture
 decoded at every step. The same networks, sizes and steps.
 
-    python benchmarks/generation.py                        published Base sizes at 256 px
-    python benchmarks/generation.py --device cuda --batch 64 --repeats 5
+    python -m benchmarks.generation                        published Base sizes at 256 px
+    python -m benchmarks.generation --device cuda --batch 64 --repeats 5
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -23,6 +26,9 @@ from model.addp import ADDP
 from model.config import Geometry, TokenizerConfig, TransformerConfig
 from model.sampler import Generation, SamplerConfig, advance, generate
 from model.vq import VQTokenizer
+from trainer.host_memory import keep_freed_memory
+
+WAYS = ("plain", "fp32", "bf16")
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, backend: str | None = None) -> Tensor:
@@ -51,12 +57,34 @@ def plain_loop(network: ADDP, tokenizer: VQTokenizer, batch: int, config: Sample
     return state.image
 
 
-def ours(network: ADDP, tokenizer: VQTokenizer, batch: int, config: SamplerConfig, dtype: torch.dtype) -> Tensor:
-    device = network.pos_embed.device
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        for state in generate(network, tokenizer, 0, 0, batch, config, all_images=False):
-            last = state.image
+def ours(network: ADDP, tokenizer: VQTokenizer, batch: int, config: SamplerConfig) -> Tensor:
+    for state in generate(network, tokenizer, 0, 0, batch, config, all_images=False):
+        last = state.image
     return last
+
+
+def seconds(options: argparse.Namespace) -> float:
+    """Of one batch, one way."""
+    torch.manual_seed(0)
+    published = options.size in ("base", "large")
+    tokenizer = VQTokenizer(TokenizerConfig(size="published" if published else options.size)).eval().to(options.device)
+    network = ADDP(Geometry.of(tokenizer.config), TransformerConfig(size=options.size)).eval().to(options.device)
+    half = copy.deepcopy(network).bfloat16(), copy.deepcopy(tokenizer).bfloat16().to(memory_format=torch.channels_last)
+    config = SamplerConfig(options.steps, options.schedule)
+    ways: dict[str, Callable[[SamplerConfig], Tensor]] = {
+        "plain": lambda c: plain_loop(network, tokenizer, options.batch, c),
+        "fp32": lambda c: ours(network, tokenizer, options.batch, c),
+        "bf16": lambda c: ours(*half, options.batch, c),
+    }
+    if options.way != "plain" and options.device == "cpu":
+        keep_freed_memory()  # as `addp generate` and `addp evaluate` do
+    with torch.no_grad():
+        ways[options.way](config._replace(steps=2))  # warm-up
+        started = time.perf_counter()
+        ways[options.way](config)
+        if options.device != "cpu":
+            torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -67,35 +95,24 @@ def main() -> None:
     parser.add_argument("--schedule", default="cosine")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--way", choices=WAYS, help="time one way in this process, and print its seconds")
     options = parser.parse_args()
-    torch.manual_seed(0)
-    published = options.size in ("base", "large")
-    tokenizer = VQTokenizer(TokenizerConfig(size="published" if published else options.size)).eval().to(options.device)
-    network = ADDP(Geometry.of(tokenizer.config), TransformerConfig(size=options.size)).eval().to(options.device)
-    config = SamplerConfig(options.steps, options.schedule)
-    ways: dict[str, Callable[[SamplerConfig], Tensor]] = {
-        "plain": lambda c: plain_loop(network, tokenizer, options.batch, c),
-        "fp32": lambda c: ours(network, tokenizer, options.batch, c, torch.float32),
-        "bf16": lambda c: ours(network, tokenizer, options.batch, c, torch.bfloat16),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    with torch.no_grad():
-        for way in ways.values():
-            way(config._replace(steps=2))  # warm-up
-        for _ in range(options.repeats):
-            for name, way in ways.items():  # side by side, so that a slow minute is everybody's
-                started = time.perf_counter()
-                way(config)
-                if options.device != "cpu":
-                    torch.cuda.synchronize()
-                seconds[name].append(time.perf_counter() - started)
+    if options.way:
+        print(seconds(options))
+        return
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(options.repeats):
+        for way in WAYS:  # in turn, so that a slow minute is everybody's; each in a process of its own
+            command = [sys.executable, "-m", "benchmarks.generation", *sys.argv[1:], "--way", way]
+            found[way].append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            print(f"{way}: {found[way][-1]:.1f} s", file=sys.stderr, flush=True)
     print(json.dumps({
         "torch": torch.__version__, "device": torch.cuda.get_device_name() if options.device != "cpu" else "cpu",
         "processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
-        **vars(options),
-        "samples_per_second": {n: round(options.batch / statistics.median(s), 4) for n, s in seconds.items()},
+        **{name: value for name, value in vars(options).items() if name != "way"},
+        "samples_per_second": {n: round(options.batch / statistics.median(s), 4) for n, s in found.items()},
         "speedup_by_repeat": {
-            n: [round(p / s, 2) for p, s in zip(seconds["plain"], seconds[n], strict=True)] for n in ("fp32", "bf16")
+            n: [round(p / s, 2) for p, s in zip(found["plain"], found[n], strict=True)] for n in ("fp32", "bf16")
         },
     }, indent=1))  # fmt: skip
 

@@ -11,9 +11,18 @@ import torch
 import torch.distributed as dist
 
 from model.errors import ADDPError
+from trainer.host_memory import keep_freed_memory
 
 T = TypeVar("T")
 _LONG = 7 * 24 * 3600.0  # where hangs are not to be ended
+
+
+def own_device() -> torch.device:
+    """This rank's GPU, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    keep_freed_memory()
+    return torch.device("cpu")
 
 
 def join_ranks() -> None:

@@ -17,6 +17,7 @@ from model.errors import ConfigError
 from trainer.checkpoint import AVERAGE, WEIGHTS
 from trainer.config import RunConfig
 from trainer.ema import WeightAverage
+from trainer.host_memory import keep_freed_memory
 from trainer.objectives import Inputs
 from trainer.optimizers import STATE, make_optimizer
 from trainer.partition import Fragment, Partition
@@ -43,6 +44,7 @@ def start_distributed() -> tuple[int, int, torch.device]:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
+        keep_freed_memory()
         local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
         # DeepSpeed would compile a shared-memory communication kernel for a minute; training does not need it.

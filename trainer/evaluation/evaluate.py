@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.storage import open_store
 from model.errors import ConfigError
-from trainer.control import Control, join_ranks
+from trainer.control import Control, join_ranks, own_device
 from trainer.evaluation.evaluator import Choice, Evaluator
 from trainer.evaluation.results import FOLDER, flattened, read_results
 from trainer.evaluation.suite import PARTS
@@ -92,13 +90,10 @@ def main(
     control.on_first(lambda: _check(run, parts, options, follow))
     if follow and every is None:
         every = 1
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else (
-        torch.device("cpu")
-    )  # fmt: skip
+    choose = Choice(checkpoint, every)
     Evaluator(
-        run, control, device, parts, options, weights, Choice(checkpoint, every), follow, lease, work, keep_samples,
-        tokenizer,
-    ).go()  # fmt: skip
+        run, control, own_device(), parts, options, weights, choose, follow, lease, work, keep_samples, tokenizer
+    ).go()
     if control.rank == 0:
         _show([r for r in read_results(open_store(run)) if r["part"] in parts and r["weights"] == weights], as_json)
 

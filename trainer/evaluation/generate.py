@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data_pipeline.picture_grid import picture_grid
 from model.sampler import SamplerConfig, generate
+from trainer.control import own_device
 from trainer.evaluation.completion import KEEP, completed_pictures
 from trainer.evaluation.results import suffix
 from trainer.evaluation.sample_set import Container, SampleSet, denoising_grid
@@ -62,7 +63,7 @@ def main(
     if into is None and out is None and "://" in run:
         raise typer.BadParameter("give --out FILE or --into FOLDER for a run on a store", param_hint="--out")
     trained = load_addp(run, weights, checkpoint, tokenizer)
-    device = _device(local_rank)
+    device = own_device()
     trained.network.to(device)
     trained.tokenizer.to(device)
     sampler = SamplerConfig(steps, schedule, choice_temperature, temperature, top_p)
@@ -81,12 +82,6 @@ def main(
     settings = {"count": count, "seed": seed, "weights": weights, "step": trained.step}
     write_json(target.with_suffix(".json"), {**settings, **sampler._asdict()})
     print(target)
-
-
-def _device(local_rank: int | None) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", local_rank if local_rank is not None else int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _make_set(samples: SampleSet, count: int) -> None:

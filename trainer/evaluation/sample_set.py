@@ -7,8 +7,10 @@ and a set that was cut off is finished by the same command.
 
 from __future__ import annotations
 
+import copy
 import json
 import tarfile
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +22,10 @@ from torch import Tensor
 
 from data_pipeline.picture_grid import picture_grid
 from data_pipeline.storage import LocalStore, write_atomically
+from model.addp import ADDP
 from model.errors import ConfigError, DataError
 from model.sampler import SamplerConfig, generate
+from model.vq import VQTokenizer
 from model.weights import fingerprint
 from trainer.evaluation.trained import Trained
 
@@ -80,14 +84,21 @@ class SampleSet:
 
     def _pictures(self, chunk: int) -> Tensor:
         """(size, 3, H, W). The last chunk computes as many as the others: no picture depends on how many are kept."""
-        network, tokenizer = self._trained.network, self._trained.tokenizer
-        device = network.pos_embed.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16"):
-            for state in generate(
-                network, tokenizer, self._seed, chunk * self._batch, self._batch, self._sampler, all_images=False
-            ):
-                last = state.image
+        network, tokenizer = self._networks
+        start, size = chunk * self._batch, self._batch
+        for state in generate(network, tokenizer, self._seed, start, size, self._sampler, all_images=False):
+            last = state.image
         return last[: self.size(chunk)]
+
+    @cached_property
+    def _networks(self) -> tuple[ADDP, VQTokenizer]:
+        """In bf16 whole, where autocast would keep the residual stream in float32; convolutions with channels last."""
+        network, tokenizer = self._trained.network, self._trained.tokenizer
+        if self._precision == "bf16":
+            return copy.deepcopy(network).bfloat16(), copy.deepcopy(tokenizer).bfloat16().to(
+                memory_format=torch.channels_last
+            )
+        return network, tokenizer
 
     def _write(self, chunk: int, images: Tensor) -> None:
         pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

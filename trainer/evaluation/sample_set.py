@@ -95,9 +95,8 @@ class SampleSet:
         """In bf16 whole, where autocast would keep the residual stream in float32; convolutions with channels last."""
         network, tokenizer = self._trained.network, self._trained.tokenizer
         if self._precision == "bf16":
-            return copy.deepcopy(network).bfloat16(), copy.deepcopy(tokenizer).bfloat16().to(
-                memory_format=torch.channels_last
-            )
+            network, tokenizer = copy.deepcopy(network).bfloat16(), copy.deepcopy(tokenizer).bfloat16()
+            tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network, tokenizer
 
     def _write(self, chunk: int, images: Tensor) -> None:

@@ -73,10 +73,12 @@ def test_killed_at_random_it_ends_with_the_same_files(kills: int, run: Path, tmp
 def test_from_a_checkpoint_and_from_an_average(run: Path, tmp_path: Path) -> None:
     for name, options in (
         ("raw", {}), ("ema", {"weights": "ema"}), ("last", {"checkpoint": 12}), ("early", {"checkpoint": 4}),
+        ("half", {"precision": "bf16"}),
     ):  # fmt: skip
         finished(start(run, tmp_path / name, count=8, **options))
     pictures = {name: (tmp_path / name / "000003.png").read_bytes() for name in ("raw", "ema", "last", "early")}
     assert pictures["raw"] == pictures["last"] and len(set(pictures.values())) == 3
+    assert len(contents(tmp_path / "half")) == 9 and Image.open(tmp_path / "half" / "000007.png").size == (16, 16)
 
 
 def test_another_set_is_not_mixed_in(run: Path, tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ class Claims:
     def take(self, name: str) -> Claim | None:
         """The claim, held until it is released; None while another evaluator holds it. Raises StorageError."""
         prefix = f"{FOLDER}/{name}."
-        attempts = sorted(int(e.name.removeprefix(prefix)) for e in self._store.list(prefix))
+        numbers = (entry.name.removeprefix(prefix) for entry in self._store.list(prefix))
+        attempts = sorted(int(number) for number in numbers if number.isdigit())  # else: a renewal on its way
         if attempts and not self._is_free(f"{prefix}{attempts[-1]}"):
             return None
         target = f"{prefix}{attempts[-1] + 1 if attempts else 1}"

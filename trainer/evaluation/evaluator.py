@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from data_pipeline.storage import StorageError, Store, open_store
+from data_pipeline.storage import ObjectMissing, StorageError, Store, open_store
 from model.errors import ConfigError
 from trainer.checkpoint import Damaged
 from trainer.checkpoint_admin import Place, open_run
@@ -85,25 +85,40 @@ class Evaluator:
     def _next(self) -> Assignment | None:
         """On rank 0: wait for, and claim, a checkpoint that lacks results."""
         while True:
-            done = is_done(self._run)  # before the list: nothing comes after it
-            place = _opened(self._run)
-            steps = self._choose(place, self._refused) if place is not None else []
-            waiting = False
-            for step in steps:
-                if not self._missing(step):
-                    continue
-                self._claim = self._claims.take(f"{step_folder(step)}{suffix(self._weights)}")
-                if self._claim is None:
-                    waiting = True  # for another evaluator: should it die, the work is ours
-                    continue
-                missing = self._missing(step)  # it may just have ended
-                if missing:
-                    return Assignment(step, missing)
-                self._claim.release()
-                self._claim = None
-            if not waiting and (done or not self._follow):
-                return None
+            try:
+                found, finished = self._look()
+            except StorageError as error:
+                self._endure(error)
+                continue
+            if found is not None or finished:
+                return found
             time.sleep(self._poll)
+
+    def _look(self) -> tuple[Assignment | None, bool]:
+        """(claimed work, whether there will be no more)."""
+        done = is_done(self._run)  # before the list: nothing comes after it
+        place = _opened(self._run)
+        waiting = False
+        for step in self._choose(place, self._refused) if place is not None else []:
+            if not self._missing(step):
+                continue
+            self._claim = self._claims.take(f"{step_folder(step)}{suffix(self._weights)}")
+            if self._claim is None:
+                waiting = True  # for another evaluator: should it die, the work is ours
+                continue
+            missing = self._missing(step)  # it may just have ended
+            if missing:
+                return Assignment(step, missing), False
+            self._claim.release()
+            self._claim = None
+        return None, not waiting and (done or not self._follow)
+
+    def _endure(self, error: StorageError) -> None:
+        """Who follows a run waits for its store; nobody else does. Raises the error."""
+        if not self._follow:
+            raise error
+        self._say(f"{error}; tries again")
+        time.sleep(self._poll)
 
     def _missing(self, step: int) -> tuple[str, ...]:
         """Parts without a result. Raises ConfigError where a result was made with other options."""
@@ -137,12 +152,12 @@ class Evaluator:
         def load() -> Any:
             try:
                 return place.network(found.step, self._weights), place.manifest(found.step)
-            except (Damaged, StorageError, OSError) as error:
-                if isinstance(error, StorageError) and found.step in place.steps():
-                    raise
+            except (Damaged, ObjectMissing, OSError) as error:
                 self._refused.add(found.step)  # damaged, or removed by the run since it was listed
                 self._say(f"step {found.step} is left out: {error}")
-                return None
+            except StorageError as error:
+                self._endure(error)
+            return None
 
         loaded = self._control.on_first(load)
         if loaded is None:
@@ -165,11 +180,19 @@ class Evaluator:
                         "seconds": round(time.time() - started, 2), "time": time.time(), "torch": torch.__version__,
                     },
                 }  # fmt: skip
-                if not publish(self._store, result, outcome.pictures):
-                    self._say(f"step {found.step}: {part} was published by another evaluator meanwhile")
+                self._publish(result, outcome.pictures)
         if not self._keep_samples:
             self._control.barrier()
             shutil.rmtree(task.sample_folder, ignore_errors=True)  # by every rank: it may lie on each host's own disk
+
+    def _publish(self, result: dict[str, Any], pictures: dict[str, bytes]) -> None:
+        while True:
+            try:
+                if not publish(self._store, result, pictures):
+                    self._say(f"step {result['step']}: another evaluator published {result['part']} meanwhile")
+                return
+            except StorageError as error:
+                self._endure(error)
 
     def _say(self, line: str) -> None:
         print(f"{self._run}: {line}", file=sys.stderr, flush=True)

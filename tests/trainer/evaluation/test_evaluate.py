@@ -15,6 +15,7 @@ import pytest
 from cluster.launch import launcher_command
 from data_pipeline.storage import LocalStore, open_store
 from model.vq import VQTokenizer
+from tests.s3_server import FaultProxy, environment
 from tests.trainer.evaluation.conftest import addp_options
 from tests.trainer.evaluation.evaluating import QUICK, codes, kill, start, without_maker
 from tests.trainer.worlds import World
@@ -96,12 +97,18 @@ def test_two_evaluators_that_are_killed(
 
 
 def test_following_a_run_on_a_store(
-    tokens: Path, tokenizer: VQTokenizer, tokenizer_file: Path, pictures: Path, bucket: str, tmp_path: Path
-) -> None:
-    """From before its first checkpoint to its end, and with no copy of its folder; then nothing is done again."""
-    upload = f"{bucket}/followed"
+    tokens: Path, tokenizer: VQTokenizer, tokenizer_file: Path, pictures: Path, bucket: str, proxy: FaultProxy,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """From before its first checkpoint to its end, with no copy of its folder, and with an outage of the store; then
+    nothing is done again."""
+    upload, log = f"{bucket}/followed", tmp_path / "log"
     options = ("--follow", "--suite", "knn,samples", "--pictures", str(pictures), "--work", str(tmp_path / "work"))
-    ranks = start(upload, tmp_path / "log", *options)
+    direct = os.environ["AWS_ENDPOINT_URL_S3"]
+    for name, value in environment(proxy.port, AWS_MAX_ATTEMPTS="1").items():
+        monkeypatch.setenv(name, value)
+    ranks = start(upload, log, *options)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", direct)
     world = World(
         tmp_path / "run",
         [
@@ -110,11 +117,19 @@ def test_following_a_run_on_a_store(
         ],
         1, None,
     )  # fmt: skip
+    deadline = time.monotonic() + 90
+    while not read_results(open_store(upload)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    proxy.refuse = True
     assert world.wait().codes == [0]
-    assert codes(ranks) == [0], (tmp_path / "log").read_text()
+    while "tries again" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    proxy.heal()
+    assert codes(ranks) == [0], log.read_text()
+    assert "tries again" in log.read_text()
     results = read_results(open_store(upload))
     assert [(r["step"], r["part"]) for r in results] == [(s, p) for s in (4, 8, 12) for p in ("knn", "samples")]
-    assert codes(start(upload, tmp_path / "log", *options)) == [0]
+    assert codes(start(upload, log, *options)) == [0]
     assert read_results(open_store(upload)) == results
 
 

@@ -30,6 +30,8 @@ _CURVES = (
     ("loss", "training loss"), ("lr", "learning rate"), ("images_per_second", "images a second"),
     ("grad_norm", "gradient norm"),
 )  # fmt: skip
+_VARIANTS = ("untrained_", "pixels_")  # before the names of figures: what they are compared with
+_UNPLOTTED = ("_std", "majority_class", "pictures", "samples")
 _GRIDS = 6  # samples over time: at most so many checkpoints
 _INCIDENTS = 200  # the latest ones
 
@@ -115,18 +117,25 @@ def curves(runs: list[RunRecord]) -> list[tuple[str, str]]:
 
 
 def measured(runs: list[RunRecord]) -> list[tuple[str, str]]:
-    """(title, picture) of each figure of the evaluations that has several checkpoints, or several runs, to show."""
-    series: dict[str, list[tuple[str, str, list[float], list[float]]]] = defaultdict(list)
-    for run, color in zip(runs, _COLORS * len(runs), strict=False):
-        found: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
+    """(title, picture) of each figure of the evaluations that has several checkpoints to show; what it is compared with
+    (an untrained encoder, raw pixels, an average of the weights, other runs) shares its plot."""
+    series: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
         for result in run.results:
             for name, value in flattened(result["figures"]):
-                found[f"{result['part']}: {name}", suffix(result["weights"])].append((result["step"], value))
-        for (title, average), values in sorted(found.items()):
-            if len(values) > 1:
-                steps, heights = zip(*sorted(values), strict=True)
-                series[title].append((run.name + average, color, list(steps), list(heights)))
-    return [(title, _plot(title, lines, points=True)) for title, lines in sorted(series.items())]
+                variant = next((v for v in _VARIANTS if name.startswith(v)), "")
+                label = " ".join(filter(None, (run.name, suffix(result["weights"]).strip("-"), variant.strip("_"))))
+                if not name.endswith(_UNPLOTTED):
+                    series[f"{result['part']}: {name.removeprefix(variant)}"][label].append((result["step"], value))
+    plots = []
+    for title, lines in sorted(series.items()):
+        if any(len(values) > 1 for values in lines.values()):
+            drawn = [
+                (label, color, [float(step) for step, _ in values], [value for _, value in values])
+                for (label, values), color in zip(lines.items(), _COLORS * len(lines), strict=False)
+            ]
+            plots.append((title, _plot(title, drawn, points=True)))
+    return plots
 
 
 class Table(NamedTuple):

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("demo", type=Path, help="the demo's folder")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--labelled", type=float, default=0.9)
-    parser.add_argument("--epochs", type=float, default=12)
+    parser.add_argument("--epochs", type=float, default=3)
     options = parser.parse_args()
     shared = [f"data.held_out={1 - options.labelled:.6g}", f"schedule.total={options.epochs}"]
     rows: dict[str, list[float]] = {"pre-trained": [], "from scratch": []}

@@ -49,6 +49,17 @@ EXIT_NO_VALID_CHECKPOINT = 79
 OWN_CODES = range(74, 80)  # 74: storage; any other code is a crash
 
 
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """Of metrics.jsonl or incidents.jsonl; a last line that a kill cut short is left out."""
+    rows = []
+    for line in text.splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
 def step_folder(step: int) -> str:
     """Name of a folder about a step, below checkpoints/ and evaluation/."""
     return f"step-{step:08d}"
@@ -133,16 +144,8 @@ class RunFolder:
         write_json(self._done, content)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Metric lines; a last line that a kill cut short is left out."""
-        if not self.metrics.exists():
-            return []
-        rows = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return rows
+        """Metric lines, as `json_lines`."""
+        return json_lines(self.metrics.read_text()) if self.metrics.exists() else []
 
     def incident(self, record: dict[str, Any]) -> None:
         """Append a fault, with its time and rank, to incidents.jsonl. May be called by any thread and rank."""

@@ -67,8 +67,3 @@ class Crops:
         size = self._recipe.size
         pixels = np.stack([view for view, _ in good]) if good else np.zeros((0, size, size, 3), np.uint8)
         return Chunk(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor([label for _, label in good]).long())
-
-    def all(self) -> Chunk:
-        """Everything, for sets that fit into memory."""
-        chunks = [self.read(number) for number in range(self.chunks)]
-        return Chunk(torch.cat([c.pixels for c in chunks]), torch.cat([c.labels for c in chunks]))

@@ -20,7 +20,7 @@ import typer
 from data_pipeline.storage import ObjectMissing, Store, open_store
 from model.errors import ConfigError
 from trainer.evaluation.results import FOLDER, flattened, read_results, suffix
-from trainer.run_folder import TARGETS, RunFolder, replace_text, step_folder
+from trainer.run_folder import TARGETS, RunFolder, json_lines, replace_text, step_folder
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -50,17 +50,6 @@ class RunRecord(NamedTuple):
     store: Store
 
 
-def _lines(text: str) -> list[dict[str, Any]]:
-    """A last line that a kill cut short is left out."""
-    rows = []
-    for line in text.splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
-
-
 def read_run(run: str) -> RunRecord:
     """Raises ConfigError where there is no such run, StorageError where it cannot be read."""
     store = open_store(run)
@@ -77,7 +66,7 @@ def read_run(run: str) -> RunRecord:
     objective = next((line.split()[1] for line in config.splitlines() if line.startswith("objective:")), "")
     return RunRecord(
         run.rstrip("/").rpartition("/")[2], config, objective, json.loads(text("environment.json") or "{}"),
-        _lines(text("metrics.jsonl")), _lines(text("incidents.jsonl")), read_results(store),
+        json_lines(text("metrics.jsonl")), json_lines(text("incidents.jsonl")), read_results(store),
         json.loads(text(f"{FOLDER}/{TARGETS}") or "[]"), store,
     )  # fmt: skip
 
@@ -206,7 +195,6 @@ def summary(run: RunRecord) -> dict[str, Any]:
         "hours": f"{seconds / 3600:.2f}" if seconds is not None else "",
         "lost": f"{last.get('lost_seconds', 0) / 60:.1f}" if last else "",
         "ranks": run.environment.get("world_size", ""), "device": run.environment.get("device", ""),
-        "versions": run.environment.get("versions", {}),
     }  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def _held_out(task: Task) -> Outcome:
 
 def _samples(task: Task) -> Outcome:
     """The whole set, and a grid of its first pictures with the steps by which some came about."""
-    made = task.samples()
+    made = task.samples
     first = min(made.chunks, -(-_SHOWN // task.options.batch))
     parts = task.control.divide(first, lambda n: read_chunk(made.file(n)))  # each by the rank that made it
     if task.control.rank:
@@ -102,7 +102,7 @@ def _samples(task: Task) -> Outcome:
 
 def _quality(task: Task, extractor: fidelity.Extractor) -> Outcome:
     real = _reference(task, extractor)
-    made = task.samples()
+    made = task.samples
     found = _feature_set(
         task, f"{extractor.name} of samples", made.chunks, lambda n: read_chunk(made.file(n)), extractor
     )

@@ -76,6 +76,7 @@ class Task:
         self.network = network.to(device).eval()
         self.work, self.sample_folder = work, work / f"samples{suffix(weights)}"
         self._facts, self._tokenizer = facts, tokenizer
+        self._crops: dict[Split, Crops] = {}
         self._features: dict[tuple[str, str], tuple[Features, Tensor]] = {}
 
     @cached_property
@@ -87,6 +88,12 @@ class Task:
         return self.config.geometry.image_size
 
     def crops(self, split: Split) -> Crops:
+        """Listed once: a source may have millions of pictures."""
+        if split not in self._crops:
+            self._crops[split] = self._open(split)
+        return self._crops[split]
+
+    def _open(self, split: Split) -> Crops:
         pictures = self.options.pictures
         if pictures is None and self.config.data.pictures is None:
             raise ConfigError("this part of the evaluation needs --pictures: class folders or WebDataset shards")
@@ -133,6 +140,7 @@ class Task:
             found["pixels"] = lambda pixels: pixels.flatten(1).float().div(255).numpy()
         return found
 
+    @cached_property
     def samples(self) -> SampleSet:
         """The set of this checkpoint, made as far as it is missing."""
         assert isinstance(self.network, ADDP)

@@ -16,7 +16,7 @@ from model.classifier import Classifier
 from model.config import UNUSED_CLASS_IDS, Geometry, TokenizerConfig, TransformerConfig
 from model.encoder import Encoder
 from model.errors import WeightsError
-from model.weights import Config, Network, build, load_official, read_state
+from model.weights import Config, Network, build, fill_official, read_state
 
 _PREFIX = {"tokenizer": "vqgan.", "predictor": "token_predictor.", "addp": ""}
 _HEAD_WIDTH = 64  # of the encoders, Base and Large
@@ -45,7 +45,7 @@ def import_official(path: Path, heads: int | None, decoder_heads: int | None, im
         except (KeyError, ValueError) as error:
             raise WeightsError(f"{path}: the sizes of its {kind} cannot be told from its tensors ({error})") from error
         network = build(kind, config, geometry)
-        load_official(network, path)
+        fill_official(network, state, path)
         networks[kind] = network
     if not networks:
         raise WeightsError(f"{path} holds no network of ADDP, MAGE or the VQGAN; its first keys: {list(state)[:3]}")

@@ -98,7 +98,11 @@ def load_official(network: Network, path: Path | str) -> LoadReport:
 
     Raises WeightsError that names the first missing, unexpected and misshapen keys.
     """
-    state, _ = read_state(path)
+    return fill_official(network, read_state(path)[0], path)
+
+
+def fill_official(network: Network, state: dict[str, Tensor], path: Path | str) -> LoadReport:
+    """As `load_official`, from the tensors that were read from `path`."""
     prefixes = _PREFIXES[network.kind]
     prefix = next(p for p in prefixes if not p or any(key.startswith(p) for key in state))
     own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
@@ -160,7 +164,7 @@ def load_network(
         if config is None:
             raise WeightsError(f"{path} does not say its sizes (an official file?): state them in the configuration")
         network = build(kind, config, geometry)
-        load_official(network, path)
+        fill_official(network, state, path)
         return network
     if metadata["kind"] != kind:
         raise WeightsError(f"{path} holds a {metadata['kind']}, but a {kind} is needed here")

@@ -14,7 +14,7 @@ from model.official import official_state, timm_state, write_state
 from model.weights import Network, load_network, read_kind, save_network
 from trainer.checkpoint_admin import open_run
 from trainer.config import RunConfig
-from trainer.evaluation.trained import frozen_tokenizer, run_config
+from trainer.evaluation.trained import frozen_predictor, frozen_tokenizer, run_config
 from trainer.run_folder import Format, Weights, write_json
 
 
@@ -75,10 +75,9 @@ def _with_frozen(source: Source, tokenizer: Path | None) -> dict[str, Network]:
     config = source.config
     if isinstance(source.network, ADDP) and config is not None:
         networks["tokenizer"] = frozen_tokenizer(config, tokenizer, None)
-        if config.predictor.weights is not None and config.predictor.weights.is_file():
-            networks["predictor"] = load_network(
-                config.predictor.weights, "predictor", config=config.predictor.sizes, geometry=config.geometry
-            )
+        predictor = frozen_predictor(config)
+        if predictor is not None:
+            networks["predictor"] = predictor
     return networks
 
 

@@ -13,10 +13,8 @@ from data_pipeline.picture_grid import picture_grid
 from data_pipeline.pictures import decode_picture, is_picture
 from data_pipeline.views import ViewRecipe, make_view
 from model.errors import ConfigError, DataError
-from model.predictor import TokenPredictor
 from model.sampler import SamplerConfig, generate, given_tokens
-from model.weights import load_network
-from trainer.evaluation.trained import Trained
+from trainer.evaluation.trained import Trained, frozen_predictor
 
 KEEP = ("left", "right", "top", "bottom", "border", "center")
 _MOST = 8  # pictures
@@ -69,11 +67,9 @@ def completed_pictures(
     device, geometry = network.pos_embed.device, network.geometry
     pictures = read_pictures(path, geometry.image_size).to(device)
     mask = generated_mask(keep, geometry.grid).to(device)
-    predictor = None
-    if config.predictor.weights is not None and config.predictor.weights.is_file():
-        found = load_network(config.predictor.weights, "predictor", config=config.predictor.sizes, geometry=geometry)
-        assert isinstance(found, TokenPredictor)
-        predictor = found.to(device).eval()
+    predictor = frozen_predictor(config)
+    if predictor is not None:
+        predictor.to(device)
     patch = geometry.patch_size
     hidden = mask.view(1, 1, geometry.grid, geometry.grid).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     rows = []

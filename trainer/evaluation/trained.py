@@ -9,6 +9,7 @@ from typing import NamedTuple
 from data_pipeline.storage import ObjectMissing, open_store
 from model.addp import ADDP
 from model.errors import ConfigError, WeightsError
+from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
 from trainer.checkpoint_admin import open_run
@@ -53,6 +54,16 @@ def frozen_tokenizer(config: RunConfig, file: Path | None, expected: str | None)
     if expected is not None and fingerprint(tokenizer) != expected:
         raise WeightsError(f"{path} is another tokenizer than the run was trained with")
     return tokenizer.eval()
+
+
+def frozen_predictor(config: RunConfig) -> TokenPredictor | None:
+    """The predictor that an ADDP run was trained with; None where its file is not on this machine."""
+    path = config.predictor.weights
+    if path is None or not path.is_file():
+        return None
+    predictor = load_network(path, "predictor", config=config.predictor.sizes, geometry=config.geometry)
+    assert isinstance(predictor, TokenPredictor)
+    return predictor.eval()
 
 
 def load_addp(run: str, weights: Weights = "raw", step: int | None = None, tokenizer: Path | None = None) -> Trained:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -19,24 +18,9 @@ from data_pipeline.sources import open_source, split_of
 from data_pipeline.storage import open_store
 from data_pipeline.tar_members import members
 from model.errors import ADDPError, DataError
+from tests.tars import jpeg, tar_of
 
 WORDNET = ("n01440764", "n01443537", "n02084071")
-
-
-def jpeg(seed: int) -> bytes:
-    data = io.BytesIO()
-    Image.effect_noise((20 + seed, 20), 60).convert("RGB").save(data, "JPEG")
-    return data.getvalue()
-
-
-def tar_of(files: dict[str, bytes], format: int = tarfile.GNU_FORMAT) -> bytes:
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w", format=format) as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.mtime = len(content), 1.5  # a fraction makes a PAX header, as WebDataset's writer does
-            tar.addfile(info, io.BytesIO(content))
-    return data.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data_pipeline.job_status import job_status
 from data_pipeline.parts import finalize, survey
 from data_pipeline.plan import make_plan, read_plan
+from data_pipeline.source_place import absolute
 from data_pipeline.storage import open_store
 from model.errors import ConfigError
 
@@ -45,7 +46,9 @@ def _print(as_json: bool, values: dict[str, Any], text: str) -> None:
 
 @app.command()
 def plan(
-    source: Annotated[str, typer.Argument(help="class folders, ImageNet's tar, WebDataset shards; local or s3://")],
+    source: Annotated[
+        str, typer.Argument(help="class folders, a tar, or tars as 'DIR/x-{000..012}.tar'; local or s3://")
+    ],
     out: Out,
     tokenizer: Tokenizer,
     split: Annotated[
@@ -82,7 +85,7 @@ def plan(
     found = open_source(source, names, read_labels(labels) if labels else val_labels)
     with _console.status("listing pictures") as status:
         made = make_plan(
-            open_store(out), source, of_split(found.pictures(), split, held_out), recipe,
+            open_store(out), absolute(source), of_split(found.pictures(), split, held_out), recipe,
             lambda: (found.classes.names, found.classes.titles),
             lambda count: status.update(f"listing pictures: {count:,}"),
         )  # fmt: skip
@@ -102,7 +105,7 @@ def run(
     engine: Annotated[Literal["local", "ray"], typer.Option(help="this process, or a Ray cluster")] = "local",
     ray_address: Annotated[str | None, typer.Option(help="of a running cluster, as auto; none: start one here")] = None,
     source: Annotated[
-        str | None, typer.Option(help="where the pictures lie now, if not where they were planned")
+        str | None, typer.Option(help="where the pictures lie now, if not where they were planned: as for plan")
     ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda where there is one")] = "auto",
     batch: Annotated[int, typer.Option(help="views encoded at once", min=1)] = 128,
@@ -119,8 +122,9 @@ def run(
     from data_pipeline.tokenize import JobSettings
 
     settings = JobSettings(
-        out, str(tokenizer.resolve()), source, device, batch, threads, compiled, on_bad_image, bad_limit
-    )
+        out, str(tokenizer.resolve()), source and absolute(source), device, batch, threads, compiled, on_bad_image,
+        bad_limit,
+    )  # fmt: skip
     store = open_store(out)
     planned = read_plan(store)
     i, n = _share(shards)

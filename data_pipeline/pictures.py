@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,11 +12,18 @@ from typing import Literal, NamedTuple
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data_pipeline.storage import AccessDenied, LocalStore, ObjectMissing, Store
+from data_pipeline.storage import AccessDenied, LocalStore, NoRegularFile, ObjectMissing, Store, TooShort
 from model.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # of Pillow's some 40: the common ones, in process
+MOST_BYTES = 64 * 2**20
+MOST_PIXELS = 2**30 // 12  # as Pillow's own limit: a third of a GiB at four bytes a pixel
 Split = Literal["train", "val", "all"]
+
+# Pillow warns of large pictures; they are refused here instead. To turn its warning into an error for a while is not
+# safe in threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Picture(NamedTuple):
@@ -39,8 +47,10 @@ class PictureSource:
 
 
 def is_picture(name: str) -> bool:
-    dot = name.rfind(".")
-    return dot >= 0 and name[dot:].lower() in SUFFIXES
+    """By its suffix. Hidden files, such as the ._x.jpg that macOS puts beside x.jpg, are none."""
+    base = name[name.rfind("/") + 1 :]
+    dot = base.rfind(".")
+    return dot > 0 and base[0] != "." and base[dot:].lower() in SUFFIXES
 
 
 def is_held_out(picture_id: str, share: float) -> bool:
@@ -50,17 +60,22 @@ def is_held_out(picture_id: str, share: float) -> bool:
 
 
 def of_split(pictures: Iterable[Picture], split: Split, held_out: float) -> Iterator[Picture]:
-    """held_out: share of the pictures in the validation split."""
-    if split == "all":
-        return iter(pictures)
-    return (p for p in pictures if is_held_out(p.id, held_out) == (split == "val"))
+    """held_out: share of the pictures in the validation split. Raises DataError for a name that is not UTF-8."""
+    for p in pictures:
+        try:
+            p.id.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"the name of the picture {p.id!a} is not UTF-8; rename it") from error
+        if split == "all" or is_held_out(p.id, held_out) == (split == "val"):
+            yield p
 
 
 class BadPicture(DataError):
     """What is lastingly wrong with one picture. reason: the same on every machine, for it stands in data sets."""
 
     def __init__(self, picture: str, reason: str) -> None:
-        super().__init__(f"cannot read the picture {picture}: {reason}")
+        shown = picture if picture.isprintable() else ascii(picture)
+        super().__init__(f"cannot read the picture {shown}: {reason}")
         self.picture, self.reason = picture, reason
 
     def __reduce__(self) -> tuple[type[BadPicture], tuple[str, str]]:  # engines send errors between processes
@@ -73,16 +88,26 @@ def read_picture(store: Store, picture: Picture) -> Image.Image:
     Raises BadPicture where it is gone, another file than when it was listed, not to be read by us, or not decodable.
     Faults of the storage itself raise its own errors: they say nothing about the picture.
     """
+    if picture.size > MOST_BYTES:
+        raise BadPicture(picture.id, f"{picture.size:,} bytes, more than the limit of {MOST_BYTES:,}")
+    whole = picture.offset is None
     try:
-        data = store.read(picture.object, picture.offset or 0, None if picture.offset is None else picture.size)
+        # A byte more than a file had tells whether it has grown, however large it is now.
+        data = store.read(picture.object, picture.offset or 0, picture.size + whole)
     except ObjectMissing as error:
-        raise BadPicture(picture.id, "gone since it was listed") from error
+        gone = "no regular file" if isinstance(error, NoRegularFile) else "gone since it was listed"
+        raise BadPicture(picture.id, gone) from error
     except AccessDenied as error:
         if not isinstance(store, LocalStore):  # there, it is our credentials that are wrong
             raise
         raise BadPicture(picture.id, "its mode forbids reading it") from error
+    except TooShort as error:
+        if not whole:
+            raise  # it is the tar that is cut
+        data = error.content
     if len(data) != picture.size:
-        raise BadPicture(picture.id, f"{len(data)} bytes, but {picture.size} when it was listed")
+        found = f"{len(data)}" if len(data) < picture.size else f"more than {picture.size}"
+        raise BadPicture(picture.id, f"{found} bytes, but {picture.size} when it was listed")
     try:
         return decode_picture(data)
     except DataError as error:
@@ -92,21 +117,38 @@ def read_picture(store: Store, picture: Picture) -> Image.Image:
 def decode_picture(data: bytes) -> Image.Image:
     """RGB: first frame, turned as EXIF says, 16 bit scaled to 8, CMYK and palettes converted, transparency over white.
 
-    The content decides the format, not the name. Raises DataError with the reason for anything else, also for a
-    truncated file and for one of more than Pillow's limit of pixels (a decompression bomb).
+    The content decides the format, one of `FORMATS`, not the name. Raises DataError with the reason for anything else:
+    a file that is truncated or damaged, of more than `MOST_BYTES`, or of more than `MOST_PIXELS` once decoded.
     """
+    if len(data) > MOST_BYTES:
+        raise DataError(f"{len(data):,} bytes, more than the limit of {MOST_BYTES:,}")
     try:
-        with warnings.catch_warnings(), Image.open(BytesIO(data)) as file:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            file.load()
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):  # 16-bit grey; a plain conversion would clip it
-                image = image.point(lambda value: value * (1 / 256)).convert("L")
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-            return image.convert("RGB")
+        return _decoded(data)
+    except DataError:
+        raise
     except UnidentifiedImageError as error:
         raise DataError("empty file" if not data else "cannot identify image file") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
-        raise DataError(str(error) or type(error).__name__) from error
+    except Exception as error:  # a damaged file may raise anything, and with these limits it is the file's fault
+        text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))[:200]  # the same on every machine
+        expected = isinstance(error, OSError | SyntaxError | ValueError)
+        raise DataError(text if text and expected else f"{type(error).__name__}: {text}") from error
+
+
+def _decoded(data: bytes) -> Image.Image:
+    with Image.open(BytesIO(data), formats=FORMATS) as file:
+        width, height = file.size
+        if width * height > MOST_PIXELS:
+            raise DataError(f"{width} x {height} pixels, more than the limit of {MOST_PIXELS:,}: a decompression bomb")
+        if width * height == 0:
+            raise DataError("no pixels")
+        file.load()
+        ImageOps.exif_transpose(file, in_place=True)
+        image: Image.Image = file
+        if image.mode == "F":
+            raise DataError("pixels are floating-point numbers, of no known scale")
+        if image.mode.startswith("I"):  # 16-bit grey; a plain conversion would clip it
+            image = image.point(lambda value: value * (1 / 256)).convert("L")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")

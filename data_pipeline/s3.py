@@ -136,7 +136,8 @@ class S3Store:
             return b""
         content = b"".join(self._stream(name, start, length))
         if length is not None and len(content) != length:
-            raise TooShort(f"{self.url}/{name} ends at byte {start + len(content)}; {start + length} were expected")
+            message = f"{self.url}/{name} ends at byte {start + len(content)}; {start + length} were expected"
+            raise TooShort(message, content)
         return content
 
     def _stream(self, name: str, start: int, length: int | None) -> Iterator[bytes]:

@@ -5,7 +5,6 @@ A source lists pictures one by one and holds none of them, so ten millions cost 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,10 @@ from typing import Literal, Protocol
 
 from data_pipeline.class_names import ClassNames
 from data_pipeline.pictures import Picture, PictureSource, Split, is_picture, of_split
-from data_pipeline.storage import Entry, Store, open_store, split_url
-from data_pipeline.tar_members import ObjectReader, members
+from data_pipeline.source_place import locate, tars_in
+from data_pipeline.storage import Entry, Store
+from data_pipeline.tar_members import members
+from data_pipeline.webdataset_shards import WebDatasetShards
 from model.errors import DataError
 
 Kind = Literal["folders", "imagenet-train", "imagenet-val", "webdataset"]
@@ -25,7 +26,9 @@ class Source(Protocol):
     """A listing. `classes` is complete once `pictures` was run through."""
 
     store: Store
-    kind: Kind
+
+    @property
+    def kind(self) -> Kind: ...
 
     @property
     def classes(self) -> ClassNames: ...
@@ -64,7 +67,7 @@ class ImageNetTrain:
 
     def __init__(self, store: Store, tar: Entry, names: ClassNames | None = None) -> None:
         self.store, self._tar = store, tar
-        self._inner = [m for m in members(store, tar.name, tar.size) if m.name.endswith(".tar")]
+        self._inner = list(members(store, tar.name, tar.size, wanted=lambda name: name.endswith(".tar")))
         if not self._inner:
             raise DataError(f"{store.url}/{tar.name} holds no tar of a class; this is not ImageNet's training tar")
         self.classes = names or ClassNames(tuple(sorted(Path(m.name).stem for m in self._inner)))
@@ -73,9 +76,8 @@ class ImageNetTrain:
         for inner in self._inner:
             wordnet_id = Path(inner.name).stem
             label = self.classes.label(wordnet_id)
-            for m in members(self.store, self._tar.name, inner.size, inner.offset):
-                if is_picture(m.name):
-                    yield Picture(f"{wordnet_id}/{m.name}", label, self._tar.name, m.size, m.offset)
+            for m in members(self.store, self._tar.name, inner.size, inner.offset, is_picture):
+                yield Picture(f"{wordnet_id}/{m.name}", label, self._tar.name, m.size, m.offset)
 
 
 class ImageNetVal:
@@ -85,7 +87,7 @@ class ImageNetVal:
 
     def __init__(self, store: Store, tar: Entry, labels: list[str], names: ClassNames | None = None) -> None:
         self.store, self._tar = store, tar
-        self._members = sorted(m for m in members(store, tar.name, tar.size) if is_picture(m.name))
+        self._members = sorted(members(store, tar.name, tar.size, wanted=is_picture))
         if len(labels) != len(self._members):
             raise DataError(
                 f"{store.url}/{tar.name} has {len(self._members)} pictures, but {len(labels)} labels were given; "
@@ -99,99 +101,35 @@ class ImageNetVal:
             yield Picture(m.name, self.classes.label(name), self._tar.name, m.size, m.offset)
 
 
-class WebDatasetShards:
-    """*.tar with KEY.jpg (or another picture) and its label beside it: KEY.cls, or "label" or "cls" in KEY.json."""
-
-    kind: Kind = "webdataset"
-
-    def __init__(self, store: Store, tars: list[Entry], names: ClassNames | None = None) -> None:
-        self.store, self._tars = store, tars
-        self._named = names
-        self._largest = -1
-
-    @property
-    def classes(self) -> ClassNames:
-        return self._named or ClassNames(tuple(str(i) for i in range(self._largest + 1)))
-
-    def pictures(self) -> Iterator[Picture]:
-        for tar in self._tars:
-            for key, picture, label in self._samples(tar):
-                if picture is None:
-                    continue
-                if label is None:
-                    raise DataError(f"{self.store.url}/{tar.name}: {key} has no label (.cls, or label in .json)")
-                if self._named and label >= len(self._named.names):
-                    raise DataError(
-                        f"{tar.name}: {key} has label {label}, but {len(self._named.names)} classes are named"
-                    )
-                self._largest = max(self._largest, label)
-                yield picture._replace(label=label)
-
-    def _samples(self, tar: Entry) -> Iterator[tuple[str, Picture | None, int | None]]:
-        """(key, picture, label) of each run of members with one key, as WebDataset groups them."""
-        labels = ObjectReader(self.store, tar.name, tar.size)
-        now, picture, label = "", None, None
-        for m in members(self.store, tar.name, tar.size):
-            folder, slash, base = m.name.rpartition("/")
-            stem, _, extension = base.partition(".")
-            key = f"{folder}{slash}{stem}"
-            if key != now:
-                if now:
-                    yield now, picture, label
-                now, picture, label = key, None, None
-            if is_picture(m.name):
-                picture = Picture(f"{tar.name}/{m.name}", 0, tar.name, m.size, m.offset)
-            elif extension.lower() in ("cls", "json"):
-                labels.seek(m.offset)
-                label = _label(labels.read(m.size), extension.lower(), f"{tar.name}/{m.name}", label)
-        if now:
-            yield now, picture, label
-
-
-def _label(content: bytes, extension: str, where: str, known: int | None) -> int | None:
-    try:
-        if extension == "cls":
-            label = int(content)
-        else:
-            fields = json.loads(content)
-            found = fields.get("label", fields.get("cls")) if isinstance(fields, dict) else None
-            if found is None:
-                return known
-            label = int(found)
-    except ValueError as error:
-        raise DataError(f"{where} is no label: {content[:40]!r}") from error
-    if label < 0:
-        raise DataError(f"{where}: the label {label} is negative")
-    return label
-
-
 def open_source(url: str | Path, names: ClassNames | None = None, labels: list[str] | None = None) -> Source:
-    """The source at a folder, a tar, or the same on `s3://`; what it holds decides its kind.
+    """The source at a folder, a tar, or a list of tars in braces, here or on `s3://`; what it holds decides its kind.
 
     names: class names and their order (else: what is found, sorted). labels: of a validation tar, class by class.
     Raises DataError for what is no source, StorageError where it cannot be reached.
     """
-    if str(url).endswith(".tar"):
-        folder, name = split_url(url)
-        store = open_store(folder)
-        entry = next((e for e in store.list(name) if e.name == name), None)
-        if entry is None:
-            raise DataError(f"there is no tar {url}")
-        first = next(members(store, entry.name, entry.size), None)
-        if first is None:
-            raise DataError(f"{url} is empty")
-        if _WORDNET_TAR.fullmatch(Path(first.name).name):
-            return ImageNetTrain(store, entry, names)
-        if labels is not None:
-            return ImageNetVal(store, entry, labels, names)
-        return WebDatasetShards(store, [entry], names)
-    store = open_store(url)
-    if store.folders():
+    place = locate(url)
+    if place.tars:
+        return _of_tars(place.store, tars_in(place), names, labels)
+    store = place.store
+    if any(not folder.startswith(".") for folder in store.folders()):
         return ClassFolders(store, names)
     tars = sorted(e for e in store.list() if e.name.endswith(".tar"))
     if tars:
-        return WebDatasetShards(store, tars, names)
+        return _of_tars(store, tars, names, labels)
     raise DataError(f"{url} holds neither class folders nor tars; docs/tokenize.md shows what a source looks like")
+
+
+def _of_tars(store: Store, tars: list[Entry], names: ClassNames | None, labels: list[str] | None) -> Source:
+    if len(tars) > 1:
+        return WebDatasetShards(store, tars, names)
+    first = next(members(store, tars[0].name, tars[0].size), None)
+    if first is None:
+        raise DataError(f"{store.url}/{tars[0].name} is empty")
+    if _WORDNET_TAR.fullmatch(Path(first.name).name):
+        return ImageNetTrain(store, tars[0], names)
+    if labels is not None:
+        return ImageNetVal(store, tars[0], labels, names)
+    return WebDatasetShards(store, tars, names)
 
 
 def split_of(root: Path | str, split: Split = "all", held_out: float = 0.1) -> PictureSource:

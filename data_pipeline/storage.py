@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,10 @@ class StorageError(ADDPError):
 
 class ObjectMissing(StorageError):
     """No object of that name."""
+
+
+class NoRegularFile(ObjectMissing):
+    """The name is that of a folder, a pipe or a device."""
 
 
 class BucketMissing(StorageError):
@@ -50,7 +55,11 @@ class Truncated(StorageError):
 
 
 class TooShort(Truncated):
-    """The object itself ends before the bytes that were asked for."""
+    """The object itself ends before the bytes that were asked for. content: what it has of them."""
+
+    def __init__(self, message: str, content: bytes = b"") -> None:
+        super().__init__(message)
+        self.content = content
 
 
 class StorageFull(StorageError):
@@ -131,37 +140,48 @@ class LocalStore:
             if folder and self.root.is_dir():
                 return
             raise BucketMissing(f"there is no folder {self.root}; check the path")
-        yield from (e for e in self._walk(folder) if e.name.startswith(prefix))
+        yield from (e for e in self._walk(folder, prefix, ()) if e.name.startswith(prefix))
 
-    def _walk(self, folder: str) -> Iterator[Entry]:
+    def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
+        """above: folders that this one lies in (device, inode): a link back to one of them holds nothing new."""
         try:
+            status = (self.root / folder).stat()
+            here = (status.st_dev, status.st_ino)
+            if here in above:
+                return
             with os.scandir(self.root / folder) as found:
                 entries = list(found)
         except OSError as error:
             raise _local_error(error, f"{self.root / folder}") from error
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.is_dir():
-                if name != SCRATCH:
-                    yield from self._walk(name)
-            else:
-                try:
-                    status = entry.stat()
-                except FileNotFoundError:  # a dangling link, or removed meanwhile: reading it will say so
-                    yield Entry(name, 0, 0.0)
-                    continue
+            try:
+                status = entry.stat()
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ELOOP):
+                    raise _local_error(error, f"{self.root / name}") from error
+                yield Entry(name, 0, 0.0)  # a link to nothing, or removed meanwhile: reading it will say so
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                if name != SCRATCH and (prefix.startswith(f"{name}/") or name.startswith(prefix)):
+                    yield from self._walk(name, prefix, (*above, here))
+            elif stat.S_ISREG(status.st_mode):
                 yield Entry(name, status.st_size, status.st_mtime)
+            else:
+                yield Entry(name, 0, status.st_mtime)  # a pipe or a device, which reading refuses
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         path = self.root / name
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+                raise NoRegularFile(f"{path} is no regular file")
             with path.open("rb") as file:
                 file.seek(start)
                 content = file.read() if length is None else file.read(length)
         except OSError as error:
             raise _local_error(error, str(path)) from error
         if length is not None and len(content) != length:
-            raise TooShort(f"{path} ends at byte {start + len(content)}; {start + length} were expected")
+            raise TooShort(f"{path} ends at byte {start + len(content)}; {start + length} were expected", content)
         return content
 
     def create(self, name: str, content: bytes | Path) -> bool:
@@ -243,7 +263,8 @@ def sync(path: Path) -> None:
 
 def _local_error(error: OSError, what: str) -> StorageError:
     reason = error.strerror or str(error)
-    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+    missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    if missing or error.errno == errno.ELOOP:
         return ObjectMissing(f"{what}: {reason}")
     if isinstance(error, PermissionError):
         return AccessDenied(f"{what}: {reason}; check its owner and mode")

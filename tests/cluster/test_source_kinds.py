@@ -43,7 +43,7 @@ def folders(store: Store, _: Path) -> Case:
 
 
 def imagenet_train(store: Store, _: Path) -> Case:
-    inner = {f"{w}.tar": tar_of({f"{w}_{k}.JPEG": jpeg(2 * k + i) for i in range(2)}) for k, w in enumerate(WORDNET)}
+    inner = {f"{w}.tar": tar_of({f"{w}_{i}.JPEG": jpeg(2 * k + i) for i in range(2)}) for k, w in enumerate(WORDNET)}
     store.create("ILSVRC2012_img_train.tar", tar_of(dict(reversed(inner.items()))))
     return Case("ILSVRC2012_img_train.tar", (), (0, 0, 1, 1, 2, 2))
 

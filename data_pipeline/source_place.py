@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -40,7 +41,7 @@ def locate(source: str | Path) -> Place:
     if names != [text]:
         start = text[: text.index("{")]
         folder = split_url(f"{start}x")[0]
-        if "://" in folder and not folder.partition("://")[2]:
+        if "://" in text and "://" not in folder:
             raise DataError(
                 f"{text}: the braces must stand behind the bucket, as in s3://bucket/shard-{{000..012}}.tar"
             )
@@ -50,7 +51,7 @@ def locate(source: str | Path) -> Place:
             if not tar.endswith(".tar") or ".." in tar.split("/"):
                 raise DataError(f"{text}: a list in braces names tars, and {tar} is none")
         return Place(open_store(folder), tars)
-    if text.endswith(".tar") and ("://" in text or not Path(text).is_dir()):
+    if text.endswith(".tar") and not _exists(f"{text}/"):  # a folder may be called so
         folder, name = split_url(text)
         return Place(open_store(folder), (name,))
     return Place(open_store(text), ())
@@ -86,15 +87,18 @@ def pictures_store(source: str, tars: Collection[str]) -> Store:
     return place.store
 
 
+def _exists(path: str) -> bool:
+    """On disk. Unlike Path.exists, false for names that are too long for a file."""
+    return "://" not in path and os.access(path, os.F_OK)
+
+
 def _expanded(text: str) -> list[str]:
     """As bash and WebDataset expand braces; bounded before anything is made. A path that exists stands for itself."""
-    if "{" not in text or ("://" not in text and Path(text).exists()):
+    if "{" not in text or _exists(text):
         return [text]
     if len(text) > _LONGEST or (most := _most_names(text)) > MOST_TARS:
         size = f"{len(text):,} characters" if len(text) > _LONGEST else f"up to {most:,} names"
-        raise DataError(
-            f"{text[:80]}: this list has {size}; at most {MOST_TARS:,} tars can be given so, or their folder"
-        )
+        raise DataError(f"{text[:80]}: this list has {size}; give at most {MOST_TARS:,} tars so, or their folder")
     try:
         return list(braceexpand(text, escape=False))
     except (ValueError, RecursionError) as error:

@@ -20,9 +20,11 @@ from typer.testing import CliRunner
 from cluster.tokenize import app
 from data_pipeline.loader import TokenLoader
 from data_pipeline.pictures import decode_picture
-from data_pipeline.storage import Store, open_store
+from data_pipeline.storage import StorageError, Store, open_store
 from data_pipeline.views import ViewRecipe, make_view
+from model.errors import DataError
 from model.vq import VQTokenizer
+from tests.cluster.sharding import succeed
 from tests.tars import jpeg, link, tar_of
 
 WORDNET = ("n01440764", "n01443537", "n02084071")  # sorted, as their labels are
@@ -115,6 +117,41 @@ def loaded(out: str) -> list[tuple[int, bytes]]:
     batch = reader.batch(0, 0, rows)
     reader.close()
     return sorted((int(label), ids.astype(np.uint16).tobytes()) for label, ids in zip(*batch[1::-1], strict=True))
+
+
+def test_processes_in_other_folders(
+    tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a user has it: relative paths, planned in one folder, run in another."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.chdir(tmp_path)
+    case = imagenet_train(open_store("data"), tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    weights = ("--tokenizer", str(tokenizer_file))
+    succeed("plan", f"data/{case.source}", "out", *weights, "--center")
+    monkeypatch.chdir("elsewhere")
+    assert succeed("run", "../out", *weights, "--finalize")["quarantined"] == 0
+    assert loaded("../out") == expected(tokenizer, case.labels)
+
+
+def test_pictures_that_were_moved(
+    tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`run --source` takes what `plan` takes, and refuses what was not planned."""
+    labels = shards(open_store(tmp_path / "data"), 6)
+    weights = ("--tokenizer", str(tokenizer_file))
+    for out in ("a", "b"):
+        command("plan", f"{tmp_path}/data/wds/shard-{{000..005}}.tar", f"{tmp_path}/{out}", *weights, "--center")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["run", "a", *weights])
+    assert isinstance(done.exception, StorageError) and "there is no folder" in str(done.exception)
+    done = CliRunner().invoke(app, ["run", "a", *weights, "--source", "moved/wds/shard-{000..004}.tar"])
+    assert isinstance(done.exception, DataError) and "the plan's pictures lie in shard-005.tar" in str(done.exception)
+    assert not (tmp_path / "a" / "parts").exists()
+    for out, source in (("a", "moved/wds/shard-{000..005}.tar"), ("b", "moved/wds")):
+        command("run", out, *weights, "--source", source, "--finalize")
+        assert loaded(out) == expected(tokenizer, labels)
 
 
 KINDS: tuple[Callable[[Store, Path], Case], ...] = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from PIL import Image
 from scipy.io import savemat
 
 from data_pipeline.class_names import ClassNames, read_class_names, read_devkit, read_labels
-from data_pipeline.pictures import read_picture
+from data_pipeline.pictures import BadPicture, read_picture
 from data_pipeline.sources import open_source, split_of
 from data_pipeline.storage import open_store
 from data_pipeline.tar_members import members
 from model.errors import ADDPError, DataError
-from tests.tars import jpeg, tar_of
+from tests.tars import add, jpeg, tar_of
 
 WORDNET = ("n01440764", "n01443537", "n02084071")
 
@@ -98,10 +99,85 @@ def test_webdataset_shards(place: str, tmp_path: Path, label: str) -> None:
 
 
 def test_labels_that_are_none(tmp_path: Path) -> None:
-    for content, words in ((b"cat", "is no label: b'cat'"), (b"-1", "negative")):
-        (tmp_path / "x.tar").write_bytes(tar_of({"a.jpg": jpeg(0), "a.cls": content}))
-        with pytest.raises(DataError, match=words):
-            list(open_source(tmp_path).pictures())
+    wrong: dict[str, list[bytes]] = {
+        "cls": [b"cat", b"-1", b"1.9", b"1_0", "\u0663".encode(), b"", b"1\n2", b"9" * 10, b" " * 65],
+        "json": [
+            b'{"label": %s}' % value
+            for value in (b"1.9", b"1.0", b"true", b"[1]", b"Infinity", b"NaN", b'"1.9"', b"-1", b"1e3", b"9" * 5000)
+        ],
+    }
+    wrong["json"] += [b"[" * 100_000, b"\xff", b"{", b'{"label": 1}' + b" " * 2**20]
+    store = open_store(tmp_path)
+    for extension, contents in wrong.items():
+        for content in contents:
+            store.replace("x.tar", tar_of({"a.jpg": jpeg(0), f"a.{extension}": content}))
+            with pytest.raises(DataError, match=rf"x\.tar: a\.{extension} (is no label|has [0-9,]+ bytes)"):
+                print(content[:20], list(open_source(tmp_path).pictures()))
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ([("a.jpg", 0), ("a.jpg", 1), ("a.cls", 0)], "a has two members .jpg"),
+        ([("a.jpg", 0), ("a.cls", 0), ("a.cls", 1)], "a has two members .cls"),
+        ([("a.jpg", 0), ("a.png", 1), ("a.cls", 0)], r"a has several pictures \(.jpg, .png\)"),
+        ([("a.1.jpg", 0), ("a.2.jpg", 1), ("a.cls", 0)], "a has no picture, only .1.jpg; a key ends at the first dot"),
+        ([("a.avif", 0), ("a.cls", 0)], "a has no picture, only a label; known are .bmp, "),
+        ([("a.jpg", 0), ("b.jpg", 0), ("a.cls", 0), ("b.cls", 0)], "a has no label"),
+        ([("a.jpg", 0), ("a.cls", 1), ("a.json", 2)], "a has two labels: 1 in .cls, 2 in .json"),
+        ([("a.jpg", 0), ("a.cls", 7_000_000)], "has label 7000000, but 1,000,000 classes"),
+    ],
+)
+def test_keys_that_are_not_one_picture(tmp_path: Path, files: list[tuple[str, int]], words: str) -> None:
+    """Each was one picture or none in silence."""
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name, number in files:
+            content = b'{"label": %d}' % number if name.endswith("json") else b"%d" % number
+            add(tar, name, content if name.endswith(("cls", "json")) else jpeg(number))
+    with pytest.raises(DataError, match=words):
+        list(open_source(tmp_path / "x.tar").pictures())
+
+
+def test_other_fields_of_a_key(tmp_path: Path) -> None:
+    """A mask is not the picture; hidden files and keys without picture and label are nothing."""
+    files = {
+        "d.x/._a.jpg": b"", "d.x/a.jpg": jpeg(0), "d.x/a.seg.png": jpeg(1), "d.x/a.txt": b"", "d.x/a.cls": b" 1\n",
+        "d.x/a.json": b'{"label": null, "cls": "1"}', "readme.txt": b"", "b.json": b'{"caption": ""}', ".cls": b"x",
+    }  # fmt: skip
+    (tmp_path / "x.tar").write_bytes(tar_of(files))
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (found,) = open_source(tmp_path).pictures()
+    assert (found.id, found.label) == ("x.tar/d.x/a.jpg", 1)
+
+
+def test_links_in_folders(tmp_path: Path) -> None:
+    """Links are followed to files and folders, but never round, and never into a pipe or a device."""
+    kept = tmp_path / "kept" / "deep"
+    kept.mkdir(parents=True)
+    (kept / "0.jpg").write_bytes(jpeg(0))
+    cat = tmp_path / "pictures" / "cat"
+    cat.mkdir(parents=True)
+    (cat / "link.jpg").symlink_to(kept / "0.jpg")
+    (cat.parent / "dog").symlink_to(kept.parent)
+    (kept / "round").symlink_to(kept.parent)
+    (cat / "self.jpg").symlink_to("self.jpg")
+    (cat / "zero.jpg").symlink_to("/dev/zero")
+    os.mkfifo(cat / "pipe.jpg")
+    (cat / "new\nline.jpg").write_bytes(b"")
+    source = split_of(cat.parent)
+    reasons = {}
+    for picture in source.pictures:
+        try:
+            reasons[picture.id] = str(read_picture(source.store, picture).size)
+        except BadPicture as error:
+            reasons[picture.id] = error.reason
+    assert reasons == {
+        "cat/link.jpg": "(20, 20)", "dog/deep/0.jpg": "(20, 20)", "cat/self.jpg": "gone since it was listed",
+        "cat/zero.jpg": "no regular file", "cat/pipe.jpg": "no regular file", "cat/new\nline.jpg": "empty file",
+    }  # fmt: skip
+    (cat / os.fsdecode(b"\xff.jpg")).write_bytes(b"")
+    with pytest.raises(DataError, match=r"cat/\\udcff.jpg' is not UTF-8"):
+        split_of(cat.parent)
 
 
 def test_class_folders(pictures: Path, bucket: str) -> None:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
 from data_pipeline.pictures import Picture
 from data_pipeline.records import Record
@@ -58,6 +58,11 @@ class Plan(Record):
     pictures_sha256: str  # of the list, uncompressed
     list: str  # name of the list
     slices: tuple[int, ...]  # shard k's part of it: bytes slices[k] .. slices[k+1]-1
+
+    @field_validator("objects")
+    @classmethod
+    def _objects_inside(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_inside(name) for name in names)
 
     @property
     def shards(self) -> int:
@@ -197,4 +202,11 @@ def _parsed(fields: list[Any], objects: tuple[str, ...]) -> Picture:
     picture_id, label, size, *place = fields
     if len(place) == 2:
         return Picture(picture_id, label, objects[place[0]], size, place[1])
-    return Picture(picture_id, label, place[0] if place else picture_id, size)
+    return Picture(picture_id, label, _inside(place[0] if place else picture_id), size)
+
+
+def _inside(name: str) -> str:
+    """The name of an object of the source, which lies nowhere else. Raises ValueError."""
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(f"{name!r} does not lie in the source")
+    return name

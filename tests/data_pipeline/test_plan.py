@@ -93,3 +93,15 @@ def test_refusals(tmp_path: Path) -> None:
     store.replace(PLAN, b'{"format": "addp-plan-1"}')
     with pytest.raises(DataError, match="not readable as a plan"):
         read_plan(store)
+
+
+@pytest.mark.parametrize("name", ["/etc/x.jpg", "a/../../x.jpg", ".."])
+def test_a_plan_names_nothing_outside_its_source(tmp_path: Path, name: str) -> None:
+    store = LocalStore(tmp_path)
+    plan = make(store, [Picture("x.jpg", 0, name, 5)])
+    with pytest.raises(DataError, match=r"is damaged in the part of shard 0: '.*' does not lie in the source"):
+        shard_pictures(store, plan, 0)
+    content = json.loads(store.read(PLAN))
+    store.replace(PLAN, json.dumps({**content, "objects": [name]}).encode())
+    with pytest.raises(DataError, match=r"not readable as a plan: objects .* does not lie in the source"):
+        read_plan(store)

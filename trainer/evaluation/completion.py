@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipeline.picture_grid import picture_grid
-from data_pipeline.pictures import decode_picture, is_picture
+from data_pipeline.pictures import Picture, is_picture, read_picture
+from data_pipeline.storage import LocalStore
 from data_pipeline.views import ViewRecipe, make_view
 from model.errors import ConfigError, DataError
 from model.sampler import SamplerConfig, generate, given_tokens
@@ -52,7 +53,8 @@ def read_pictures(path: Path, size: int) -> Tensor:
     if not files:
         raise DataError(f"{path} holds no pictures")
     try:
-        views = [make_view(decode_picture(f.read_bytes()), f.name, 0, ViewRecipe.center(size)) for f in files]
+        listed = [(LocalStore(f.parent), Picture(f.name, 0, f.name, f.stat().st_size)) for f in files]
+        views = [make_view(read_picture(store, p), p.id, 0, ViewRecipe.center(size)) for store, p in listed]
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
     return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 255

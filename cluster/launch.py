@@ -92,9 +92,9 @@ def _end_group(group: int) -> None:
 
 
 def train(run: Path, processes: int, arguments: Sequence[str]) -> None:
-    """`trainer.pretrain` on `processes` ranks. Raises RunFailed, with the run's own exit code, unless this start has left
-    the completion marker: the deepspeed launcher may exit with 0 although its ranks are gone, or 1 although they saved.
-    """
+    """`trainer.pretrain` on `processes` ranks. Raises RunFailed, with the run's own exit code, unless this very start has
+    left the completion marker: the deepspeed launcher may exit with 0 although its ranks are gone, or 1 although they
+    saved."""
     folder = RunFolder(run)
     before, done_before = folder.read_exit(), folder.read_done()
     code = run_group(launcher_command(processes, "trainer.pretrain", arguments))

@@ -59,10 +59,12 @@ def within(key: str, names: tuple[str, ...]) -> bool:
 
 
 def changes(before: dict[str, Any], now: BaseModel) -> list[Change]:
-    """Keys whose values differ. before: a configuration as JSON, maybe of an older version; what it does not have says
-    nothing."""
+    """Keys whose values differ, but for the permission itself. before: a configuration as JSON, maybe of an older
+    version; what it does not have says nothing."""
     found, values = [], now.model_dump(mode="json")
     for key in keys_of(type(now)):
+        if key == "resume.allow":
+            continue
         old, new = _value(before, key), _value(values, key)
         if old is not _ABSENT and old != new:
             found.append(Change(key, old, new))

@@ -83,7 +83,8 @@ class Ownership:
         except BaseException:
             claim.release()
             raise
-        self._claims.owner["run"] = self.run
+        self._claims.owner["run"] = self.run  # a new one is known only now
+        claim.renew()
         self._claim = claim
         return True
 

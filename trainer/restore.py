@@ -49,11 +49,11 @@ class Restored(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """The run that wants to go on. facts: what a checkpoint must share. run: its id; None while the folder has none.
+    """The run that wants to go on. facts: what a checkpoint must share. run: its id.
     before: the configuration of the folder's last start, as JSON; {} where there was none."""
 
     facts: dict[str, Any]
-    run: str | None
+    run: str
     config: RunConfig
     before: dict[str, Any]
 
@@ -66,7 +66,7 @@ class Expected(NamedTuple):
             for key, value in self.facts.items()
             if _lasting(known.get(key)) != _lasting(value)
         ]
-        if self.run and manifest.run and manifest.run != self.run:
+        if manifest.run and manifest.run != self.run:
             different.append(f"run: checkpoint {manifest.run}, now {self.run}")
         if different:
             raise ConfigError(

@@ -129,7 +129,11 @@ class Claim:
 
     def _renew(self) -> None:
         while not self._ended.wait(self._claims.pause):
-            self._claims.renew(self._target)
+            self.renew()
+
+    def renew(self) -> None:
+        """Also where what a claim says of its holder has changed."""
+        self._claims.renew(self._target)
 
     def is_lost(self) -> bool:
         """Whether it was taken over. Raises StorageError."""

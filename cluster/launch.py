@@ -92,7 +92,7 @@ def _end_group(group: int) -> None:
 
 
 def train(run: Path, processes: int, arguments: Sequence[str]) -> None:
-    """`trainer.pretrain` on `processes` ranks. Raises RunFailed, with the run's own exit code, unless this very start has
+    """`trainer.pretrain` on `processes` ranks. Raises RunFailed, with the run's own exit code, unless this very start
     left the completion marker: the deepspeed launcher may exit with 0 although its ranks are gone, or 1 although they
     saved."""
     folder = RunFolder(run)

@@ -92,12 +92,13 @@ def _end_group(group: int) -> None:
 
 
 def train(run: Path, processes: int, arguments: Sequence[str]) -> None:
-    """`trainer.pretrain` on `processes` ranks. Raises RunFailed, with the run's own exit code, unless the run left its
-    completion marker: the deepspeed launcher may exit with 0 although its ranks are gone, or 1 although they saved."""
+    """`trainer.pretrain` on `processes` ranks. Raises RunFailed, with the run's own exit code, unless this very start
+    left the completion marker: the deepspeed launcher may exit with 0 although its ranks are gone, or 1 although they
+    saved."""
     folder = RunFolder(run)
-    before = folder.read_exit()
+    before, done_before = folder.read_exit(), folder.read_done()
     code = run_group(launcher_command(processes, "trainer.pretrain", arguments))
-    if folder.is_done:
+    if (done := folder.read_done()) is not None and done != done_before:
         return
     after = folder.read_exit()
     if after is not None and after != before:

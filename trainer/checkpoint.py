@@ -54,7 +54,8 @@ class FileEntry(BaseModel):
 class Manifest(BaseModel):
     """step: steps done. facts: what the run that goes on must share. parameters: shapes. part: prefix of the exported
     network's names. kinds: of tensors for each parameter. applied: optimizer updates. skipped: data left out so far.
-    progress: the run's own counters and statistics."""
+    progress: the run's own counters and statistics. run: its id, "" before there were ids. config: the resolved
+    configuration that it was trained with, {} before it was kept."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -70,6 +71,8 @@ class Manifest(BaseModel):
     scaler: dict[str, Any]
     skipped: list[dict[str, int]]
     progress: dict[str, Any]
+    run: str = ""
+    config: dict[str, Any] = {}
     files: dict[str, FileEntry] = {}
 
     @property

@@ -22,7 +22,8 @@ from trainer.augmentation import Augmentation
 from trainer.config import RunConfig
 
 
-def _fingerprint(source: PictureSource) -> str:
+def pictures_fingerprint(source: PictureSource) -> str:
+    """Of classes, ids and labels, wherever the pictures lie."""
     digest = hashlib.sha256(json.dumps(source.classes).encode())
     for picture in source.pictures:
         digest.update(f"{picture.id}\n{picture.label}\n".encode())
@@ -67,7 +68,7 @@ class ClassifyObjective:
         self._classes = len(source.classes)
         self.result: Network = network
         self.network: nn.Module = network
-        self.data_fingerprint = _fingerprint(source)
+        self.data_fingerprint = pictures_fingerprint(source)
         self.order: dict[str, Any] = {}
 
     def batch(self, step: int, offset: int, count: int) -> PictureBatch:

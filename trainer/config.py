@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from data_pipeline.views import ViewRecipe
 from model.config import Geometry, TokenizerConfig, TokenizerLossConfig, TransformerConfig
 from model.errors import ConfigError
+from trainer.changes import check_names
 
 
 class Section(BaseModel):
@@ -108,6 +109,15 @@ class CheckpointSection(Section):
     patience: float = Field(
         600, ge=0, description="seconds for which an upload is tried again, and the end of a run waits"
     )
+    lease: float = Field(
+        60, gt=0, description="seconds without a sign of life after which another machine's hold on `upload` is void"
+    )
+
+
+class ResumeSection(Section):
+    allow: tuple[str, ...] = Field(
+        (), description="keys (or sections) that may differ from the checkpoint's although they change the optimisation"
+    )
 
 
 class HealthSection(Section):
@@ -161,6 +171,7 @@ class RunConfig(Section):
     )
     deterministic: bool = Field(False, description="only deterministic kernels; slower on CUDA")
     checkpoint: CheckpointSection = CheckpointSection()
+    resume: ResumeSection = ResumeSection()
     health: HealthSection = HealthSection()
     log_every: int = Field(20, gt=0, description="steps between metric lines")
     wandb: str | None = Field(None, description="project of Weights & Biases to log to as well (extra `wandb`)")
@@ -201,6 +212,7 @@ def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] 
 
 def _check_together(config: RunConfig) -> None:
     """What no single key shows. Raises ConfigError."""
+    check_names(config.resume.allow, RunConfig)
     if config.precision != "fp32" and config.zero_stage == 0:
         # DeepSpeed's bf16 wrapper without ZeRO runs a first optimizer step with zero gradients.
         raise ConfigError(

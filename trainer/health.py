@@ -11,6 +11,8 @@ from trainer.config import HealthSection
 from trainer.progress import Progress, Row
 from trainer.run_folder import EXIT_DIVERGED
 
+ADVICE = "Look at incidents.jsonl and metrics.jsonl; a lower optimizer.base_lr or other data may help"
+
 
 class Diverged(ADDPError):
     """Training does not recover; to start it again would not help."""
@@ -24,6 +26,9 @@ class Spike(NamedTuple):
     first: int
     last: int
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.first} to {self.last}: {self.reason}"
 
 
 def judge(progress: Progress, rows: list[Row], first_step: int, section: HealthSection) -> Spike | None:
@@ -53,6 +58,15 @@ def judge(progress: Progress, rows: list[Row], first_step: int, section: HealthS
             progress.losses = [*progress.losses, row.loss][-section.history :]
             progress.norms = [*progress.norms, row.norm][-section.history :]
     return found
+
+
+def unfit(progress: Progress, steps: int, section: HealthSection) -> str | None:
+    """Why a run that has come to its end is no success; None where it is one."""
+    if progress.in_a_row >= min(section.consecutive, steps):
+        return f"its last {progress.in_a_row} steps had no finite loss or gradient"
+    if 2 * progress.nonfinite > steps:
+        return f"{progress.nonfinite} of its {steps} steps were skipped, since they had no finite loss or gradient"
+    return None
 
 
 def _out_of_line(progress: Progress, row: Row, section: HealthSection) -> str | None:

@@ -24,7 +24,7 @@ from model.predictor import TokenPredictor
 from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
 from model.weights import Network, fingerprint, load_network
-from trainer.classify import ClassifyObjective
+from trainer.classify import ClassifyObjective, pictures_fingerprint
 from trainer.config import RunConfig
 from trainer.run_folder import RunFolder
 
@@ -71,7 +71,7 @@ class TokenizerObjective:
         self.result: Network = VQTokenizer(config.tokenizer.sizes)
         self.network: nn.Module = TokenizerTraining(self.result, config.tokenizer_loss, config.seed)
         self.frozen: dict[str, str] = {}
-        self.data_fingerprint = ""
+        self.data_fingerprint = pictures_fingerprint(source)
         self.order: dict[str, Any] = {}
 
     def batch(self, step: int, offset: int, count: int) -> PictureBatch:

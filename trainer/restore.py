@@ -6,8 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from data_pipeline.storage import StorageError, Store, sync, write_atomically
 from model.errors import ConfigError
+from trainer.changes import Change, changes, forbidden
 from trainer.checkpoint import (
     AVERAGE,
     MANIFEST,
@@ -21,23 +24,82 @@ from trainer.checkpoint import (
     read_manifest,
     verify_file,
 )
+from trainer.config import RunConfig
 from trainer.control import Control
 from trainer.engine import Engine
-from trainer.progress import rewinds_before
+from trainer.progress import read_rewinds, rewinds_before
 from trainer.retention import step_of
 from trainer.run_folder import RunFolder, step_folder
-from trainer.upload import download, remote_manifest, remote_steps
+from trainer.upload import download, fetch_records, remote_manifest, remote_steps
 
 
 class Restored(NamedTuple):
-    """manifest: None for a run without checkpoints. refused: why newer ones were not taken."""
+    """manifest: None for a run without checkpoints. refused: why newer ones were not taken. rewinds: data that are left
+    out. source: where the checkpoint lay. changed: keys of the configuration that differ from the checkpoint's."""
 
     manifest: Manifest | None
     refused: list[str]
+    rewinds: list[dict[str, int]]
+    source: str = ""
+    changed: tuple[Change, ...] = ()
 
     @property
     def step(self) -> int:
         return self.manifest.step if self.manifest else 0
+
+
+class Expected(NamedTuple):
+    """The run that wants to go on. facts: what a checkpoint must share. run: its id.
+    before: the configuration of the folder's last start, as JSON; {} where there was none."""
+
+    facts: dict[str, Any]
+    run: str
+    config: RunConfig
+    before: dict[str, Any]
+
+    def check(self, manifest: Manifest, name: str) -> list[Change]:
+        """What has changed since that checkpoint. Raises ConfigError where it is another run's, or where a key that
+        changes the optimisation has changed and is not allowed."""
+        known = manifest.facts if manifest.facts.get("data") else {**manifest.facts, "data": self.facts["data"]}
+        different = [
+            f"{key}: checkpoint {known.get(key)!r}, now {value!r}"
+            for key, value in self.facts.items()
+            if _lasting(known.get(key)) != _lasting(value)
+        ]
+        if manifest.run and manifest.run != self.run:
+            different.append(f"run: checkpoint {manifest.run}, now {self.run}")
+        if different:
+            raise ConfigError(
+                f"{name} belongs to another run than the configured one ({'; '.join(different)}); "
+                "use that configuration, or another run folder"
+            )
+        found = changes(manifest.config or self.before, self.config)
+        known_before = {change.key for change in changes(self.before or manifest.config, self.config)}
+        bad = [c for c in forbidden(found, self.config.resume.allow) if c.key in known_before]  # else: allowed before
+        if bad:
+            allow = ",".join(sorted({*self.config.resume.allow, *(c.key for c in bad)}))
+            raise ConfigError(
+                f"the configuration differs from that of {name} in what changes the optimisation: "
+                f"{'; '.join(map(str, bad))}. To go on with it, add 'resume.allow=[{allow}]'; else use the "
+                "configuration of before, or another run folder (and another checkpoint.upload)"
+            )
+        return found
+
+
+def _lasting(value: Any) -> Any:
+    """Of a fact what no run may change: not the dropout, which `resume.allow` is for, nor how positions started."""
+    if isinstance(value, dict):
+        return {k: _lasting(v) for k, v in value.items() if k not in ("dropout", "positions")}
+    return value
+
+
+def last_config(folder: RunFolder) -> dict[str, Any]:
+    """The resolved configuration of the folder's last start, as JSON; {} where there is none that can be read."""
+    try:
+        found = yaml.safe_load((folder.path / "config.resolved.yaml").read_text())
+    except (OSError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class _Candidate(NamedTuple):
@@ -46,24 +108,34 @@ class _Candidate(NamedTuple):
 
 
 def restore(
-    folder: RunFolder, engine: Engine, control: Control, facts: dict[str, Any], rewinds: list[dict[str, int]],
-    store: Store | None, session: str, latest: int | None = None,
+    folder: RunFolder, engine: Engine, control: Control, expected: Expected, store: Store | None, session: str,
+    latest: int | None = None,
 ) -> Restored:  # fmt: skip
     """All ranks together. Every rank verifies its share of the files, and all agree on the one that is loaded.
 
     latest: newest step that will do. Raises NoValidCheckpoint where there are candidates but none is valid, ConfigError
-    for a checkpoint of another run, StorageError where the store cannot be asked.
+    as `Expected.check`, StorageError where the store cannot be asked.
     """
+
+    def records() -> list[dict[str, int]]:
+        if store is not None and not candidates(folder.checkpoints):
+            fetch_records(store, folder, expected.check)
+        return read_rewinds(folder)
+
     refused: list[str] = []
+    rewinds = control.on_first(records)
     found = control.on_first(lambda: _candidates(folder, store, latest))
     for candidate in found:
         try:
-            manifest = control.on_first(lambda c=candidate: _usable(folder, store, c, facts, rewinds))  # type: ignore[misc]
+            manifest, changed = control.on_first(lambda c=candidate: _usable(folder, store, c, expected, rewinds))  # type: ignore[misc]
         except (Damaged, StorageError) as error:
             refused.append(str(error))
             continue
         path = folder.checkpoints / step_folder(candidate.step)
+        source = str(path)
         if candidate.remote:
+            assert store is not None
+            source = f"{store.url}/checkpoints/{path.name}"
             path = path.with_name(f"{path.name}.{session}.tmp")
         problems = [p for p in control.gather(_check_share(path, manifest, control, store, candidate)) if p]
         if problems:
@@ -73,12 +145,12 @@ def restore(
             path = control.on_first(lambda p=path, m=manifest: _move_in(p, m))  # type: ignore[misc]
         state = SavedState(path, manifest)
         engine.fill(state.read, state.buffers(), manifest.scaler, manifest.applied, AVERAGE in manifest.kinds)
-        return Restored(manifest, refused)
+        return Restored(manifest, refused, rewinds, source, tuple(changed))
     if refused:
         raise no_valid(str(folder.checkpoints), refused)
     if latest is None:
         control.on_first(lambda: _was_never_saved(folder))
-    return Restored(None, [])
+    return Restored(None, [], rewinds)
 
 
 def _was_never_saved(folder: RunFolder) -> None:
@@ -106,8 +178,8 @@ def _candidates(folder: RunFolder, store: Store | None, latest: int | None) -> l
 
 
 def _usable(
-    folder: RunFolder, store: Store | None, candidate: _Candidate, facts: dict[str, Any], rewinds: list[dict[str, int]]
-) -> Manifest:
+    folder: RunFolder, store: Store | None, candidate: _Candidate, expected: Expected, rewinds: list[dict[str, int]]
+) -> tuple[Manifest, list[Change]]:
     """Rank 0. Raises Damaged, ConfigError or StorageError."""
     if candidate.remote:
         assert store is not None
@@ -117,19 +189,10 @@ def _usable(
     name = step_folder(candidate.step)
     if manifest.step != candidate.step:
         raise Damaged(f"{name} holds step {manifest.step}")
-    different = [
-        f"{key}: checkpoint {manifest.facts.get(key)!r}, now {value!r}"
-        for key, value in facts.items()
-        if manifest.facts.get(key) != value
-    ]
-    if different:
-        raise ConfigError(
-            f"{name} belongs to another run than the configured one ({'; '.join(different)}); "
-            "use that configuration, or another run folder"
-        )
+    changed = expected.check(manifest, name)
     if manifest.skipped != rewinds_before(rewinds, manifest.step):
         raise Damaged(f"{name} was trained on data that a rewind leaves out")
-    return manifest
+    return manifest, changed
 
 
 def _check_share(

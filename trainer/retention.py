@@ -8,6 +8,8 @@ from pathlib import Path
 
 from trainer.checkpoint import MANIFEST, candidates
 from trainer.config import CheckpointSection
+from trainer.progress import add_rewind
+from trainer.run_folder import RunFolder
 
 
 def is_permanent(step: int, section: CheckpointSection) -> bool:
@@ -34,9 +36,11 @@ def prune(checkpoints: Path, newest: int, section: CheckpointSection) -> list[in
     return gone
 
 
-def discard_after(checkpoints: Path, step: int) -> None:
-    """Remove those of later steps, which a rewind has undone: nobody shall evaluate them. Raises OSError."""
-    for path in candidates(checkpoints):
+def leave_out(folder: RunFolder, step: int, length: int) -> None:
+    """Leave the data of `length` steps out from that step on, and remove the checkpoints that were trained on them:
+    nobody shall evaluate them. Raises OSError."""
+    add_rewind(folder, step, length)
+    for path in candidates(folder.checkpoints):
         if step_of(path) > step:
             _remove(path)
 

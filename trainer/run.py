@@ -16,27 +16,28 @@ from data_pipeline.storage import Store, open_store
 from model.errors import ADDPError
 from model.randomness import raw_bits
 from model.transformer import recompute_blocks
-from model.weights import save_network
 from trainer import costs
-from trainer.checkpoint import AVERAGE, WEIGHTS, Manifest, SavedState, candidates, verify
+from trainer.checkpoint import Manifest
 from trainer.config import RunConfig
 from trainer.control import Control, Flags
+from trainer.ending import conclude, end_line
 from trainer.engine import Engine
-from trainer.health import Diverged, Spike, judge
+from trainer.health import ADVICE, Diverged, Spike, judge
 from trainer.heartbeat import Heartbeat
 from trainer.metrics import Metrics
 from trainer.objectives import Inputs, Objective
+from trainer.ownership import enter
 from trainer.prefetch import Prefetch, failure
-from trainer.progress import Progress, Row, add_rewind, data_step, read_rewinds, rewinds_before
-from trainer.restore import restore
-from trainer.retention import discard_after
-from trainer.run_folder import RunFolder, step_folder
+from trainer.progress import Progress, Row, data_step, rewinds_before
+from trainer.restore import Expected, Restored, last_config, restore
+from trainer.retention import leave_out
+from trainer.run_folder import RunFolder
 from trainer.saver import Saver
 from trainer.schedule import learning_rate, total_steps
-from trainer.start import describe_run, make_deterministic, part_name, run_facts
+from trainer.start import describe_run, make_deterministic, part_name, run_facts, take_up
 from trainer.stopping import Preempted, StopRequest
 from trainer.timing import StepTimes, Stopwatch
-from trainer.upload import Uploader, fetch_records
+from trainer.upload import Uploader
 
 
 class Run:
@@ -74,22 +75,26 @@ class Run:
     def go(self) -> None:
         """To the end of the run. Raises Preempted, Diverged, SaveFailed and what restoring and the data raise."""
         config, control = self._config, self._control
-        uploads = config.checkpoint.upload and control.rank == 0
-        self._uploader = Uploader(self._folder, config.checkpoint) if uploads else None
+        self._heartbeat.beat("restore", 0)
+        self._id, owner, self._store = enter(
+            self._folder, self._store, config.checkpoint.lease, control, self._heartbeat, self._session, self._say
+        )
+        if owner:
+            self._exit.callback(owner.release)
+        self._uploader = Uploader(self._folder, config.checkpoint, owner.confirm) if owner else None
         self._saver = Saver(self._folder, self._engine, control, config.checkpoint, self._session, self._uploader)
         self._exit.callback(self._saver.close)
-        self._heartbeat.beat("restore", 0)
-        if self._store is not None and not candidates(self._folder.checkpoints):
-            control.on_first(lambda: fetch_records(self._store, self._folder) if self._store else None)
-        self._restore(None)
+        self._expected = Expected(self._facts, self._id, config, last_config(self._folder))
+        found = self._restore(None)
         self._progress.started()
+        control.on_first(lambda: take_up(self._folder, self._id, found, self._total, control.world_size, self._say))
         if control.rank == 0:
             describe_run(self._folder, config, control.world_size, self._operations)
+        if self._uploader and self._step < self._total:
+            self._uploader.withdraw_end()
         self._metrics = Metrics(self._folder, config, self._step, self._total) if control.rank == 0 else None
         if self._metrics:
             self._exit.enter_context(self._metrics)
-            state = "resumed at" if self._step else "starts at"
-            self._say(f"{state} step {self._step} of {self._total} on {control.world_size} ranks")
         if self._step == 0 and config.health.spikes == "rewind":
             self._save()  # so that there is something to go back to
         while self._step < self._total:
@@ -101,19 +106,18 @@ class Run:
                 self._save()
         self._finish()
 
-    def _restore(self, latest: int | None) -> None:
-        self._rewinds = self._control.on_first(lambda: read_rewinds(self._folder))
-        found = restore(
-            self._folder, self._engine, self._control, self._facts, self._rewinds, self._store, self._session, latest
-        )  # fmt: skip
+    def _restore(self, latest: int | None) -> Restored:
+        found = restore(self._folder, self._engine, self._control, self._expected, self._store, self._session, latest)
         for reason in found.refused:
             self._say(f"refused a checkpoint: {reason}")
             if self._control.rank == 0:
                 self._folder.incident({"event": "checkpoint refused", "reason": reason})
-        self._step = self._saved = found.step
+        self._step, self._rewinds = found.step, found.rewinds
+        self._saved = self._step
         self._progress = Progress.model_validate(found.manifest.progress) if found.manifest else Progress()
         self._losses: list[torch.Tensor] = []  # of steps that are not in progress.rows yet, on their device
         self._norms: list[tuple[float, bool]] = []
+        return found
 
     def _say(self, line: str) -> None:
         if self._control.rank == 0:
@@ -128,7 +132,7 @@ class Run:
         future = self._prefetch.get(data_step(self._rewinds, self._step), ahead)
         while True:
             wait([future], timeout=0.5)
-            failed = failure(future)
+            failed = failure(future) or (self._uploader.lost if self._uploader else None)
             flags = self._control.agree(
                 Flags(
                     stop=self._stop.reason() is not None, waiting=not future.done(), writing=self._saver.writing,
@@ -207,15 +211,12 @@ class Run:
             if self._control.rank == 0:
                 self._folder.incident({**record, "action": "stop" if hopeless or health.spikes == "rewind" else "none"})
             if hopeless or health.spikes == "rewind":
-                raise Diverged(
-                    f"steps {spike.first} to {spike.last}: {spike.reason}; rewound {len(self._rewinds)} times before. "
-                    "Look at incidents.jsonl and metrics.jsonl; a lower optimizer.base_lr or other data may help"
-                )
-            self._say(f"spike at steps {spike.first} to {spike.last}: {spike.reason}")
+                raise Diverged(f"steps {spike}; rewound {len(self._rewinds)} times before. {ADVICE}")
+            self._say(f"spike at steps {spike}")
             return
         self._saver.drain()
         length = spike.last - spike.first + 1 + health.skip
-        self._control.on_first(lambda: self._leave_out(spike.first, length))
+        self._control.on_first(lambda: leave_out(self._folder, spike.first, length))
         before = self._progress
         self._restore(spike.first)
         lost = before.train_seconds - self._progress.train_seconds
@@ -224,15 +225,7 @@ class Run:
         if self._metrics:
             self._metrics.rewind(self._step)
             self._folder.incident({**record, "action": "rewind", "to": self._step, "left_out": length})
-        self._say(
-            f"spike at steps {spike.first} to {spike.last}: {spike.reason}; rewound to step {self._step}, "
-            f"leaving out {length} steps of data"
-        )
-
-    def _leave_out(self, first: int, length: int) -> None:
-        """Rank 0."""
-        add_rewind(self._folder, first, length)
-        discard_after(self._folder.checkpoints, first)
+        self._say(f"spike at steps {spike}; rewound to step {self._step}, leaving out {length} steps of data")
 
     def _save(self) -> None:
         if self._saved == self._step and self._step:
@@ -246,7 +239,8 @@ class Run:
                 facts=self._facts, parameters={k: list(v) for k, v in self._engine.partition.shapes.items()},
                 part=part_name(self._objective), kinds=list(self._engine.kinds), applied=self._engine.applied,
                 scaler=self._engine.scaler(), skipped=rewinds_before(self._rewinds, self._step),
-                progress=self._progress.model_dump(mode="json"),
+                progress=self._progress.model_dump(mode="json"), run=self._id,
+                config=self._config.model_dump(mode="json"),
             )
         )  # fmt: skip
         self._saved = self._step
@@ -276,7 +270,7 @@ class Run:
         if failed:
             raise failed
         if flags.failed:
-            error = ADDPError(f"another rank's data failed: {reason}")
+            error = ADDPError(f"another rank ended: {reason}")
             error.exit_code = flags.failed
             raise error
         self._folder.stop.unlink(missing_ok=True)  # else the next start would stop at once
@@ -284,17 +278,15 @@ class Run:
         raise Preempted(f"at step {self._step} of {self._total} ({reason}); {state}. Start it again to go on")
 
     def _finish(self) -> None:
-        """Publish the trained network and, last of all, the completion marker."""
         self._complete_save()
+        done = {"step": self._step, "run": self._id, "start": self._session}
 
-        def publish() -> None:
-            path = self._folder.checkpoints / step_folder(self._step)
-            state = SavedState(path, verify(path))
-            save_network(state.network(WEIGHTS), self._folder.network)
-            if AVERAGE in state.manifest.kinds:
-                save_network(state.network(AVERAGE), self._folder.average)
-            self._folder.mark_done({"step": self._step, "checkpoint": path.name})
+        def end() -> None:
+            if self._uploader and self._uploader.lost:
+                raise self._uploader.lost
+            conclude(self._folder, self._config.health, self._progress, done)
 
-        self._control.on_first(publish)
+        self._control.on_first(end)
         if self._uploader:
             self._uploader.announce_end()
+        self._say(end_line(self._config, self._folder, self._step))

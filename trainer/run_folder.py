@@ -8,9 +8,11 @@ RUN/
   heartbeats/rank-N.json a sign of life of each rank
   tensorboard/
   checkpoints/step-N/    manifest.json (written last), rank-*.safetensors
+  run.json               which run this is: {"run": its id, "host", "made"}
   rewinds.json           data that are left out since their steps spiked; no file where there are none
-  network.safetensors    the trained network, once the run is complete; network-ema.safetensors: its average
-  done.json              written last of all: the run is complete
+  network.safetensors    the trained network, once the run is complete; network-ema.safetensors: its average. Once a
+                         complete run is extended: network-step-N.safetensors, network-ema-step-N.safetensors
+  done.json              written last of all: the run is complete; gone while an extended run has work left
   exit.json              how the last start ended: {"code", "reason", "time"}; none where it was killed
   STOP                   put there by somebody who wants the run to save and stop
   lock, session          held by rank 0 while the run lives; the name of the last start
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 TARGETS = "targets.json"  # below evaluation/: figures beside what they must reach, for the report
 
 DONE = "done.json"
+RUN = "run.json"
 EXIT_DONE = 0
 EXIT_PREEMPTED = 75
 EXIT_HANG = 76
@@ -80,6 +83,7 @@ class RunFolder:
         self.stop = self.path / "STOP"
         self.evaluation = self.path / "evaluation"
         self.samples = self.path / "samples"
+        self.identity = self.path / RUN
         self._done = self.path / DONE
         self._lock: TextIO | None = None
 
@@ -87,16 +91,29 @@ class RunFolder:
     def is_done(self) -> bool:
         return self._done.is_file()
 
+    def read_done(self) -> dict[str, Any] | None:
+        """{"step", "checkpoint", "run", "start"}: the end of the run, and the start that came to it; None before."""
+        return _read_json(self._done)
+
+    def read_identity(self) -> dict[str, Any] | None:
+        """{"run", "host", "made"}; None before the first step, and in folders of earlier versions."""
+        return _read_json(self.identity)
+
+    def reopen(self) -> None:
+        """A complete run has work again: it is not done, and its networks are named after their step. Networks first:
+        a kill in between is made good by the next start."""
+        if done := self.read_done():
+            for path in (self.network, self.average):
+                if path.exists():
+                    path.rename(path.with_name(f"{path.stem}-{step_folder(done['step'])}{path.suffix}"))
+        self._done.unlink(missing_ok=True)
+
     def write_exit(self, code: int, reason: str) -> None:
         write_json(self.exit, {"code": code, "reason": reason, "time": time.time()})
 
     def read_exit(self) -> dict[str, Any] | None:
         """How the last start ended; None where it was killed, runs, or was never started."""
-        try:
-            record: dict[str, Any] = json.loads(self.exit.read_text())
-        except (OSError, ValueError):
-            return None
-        return record
+        return _read_json(self.exit)
 
     @property
     def is_locked(self) -> bool:
@@ -159,6 +176,15 @@ class RunFolder:
         kept = [json.dumps(row) for row in self.read_metrics() if row["step"] < step]
         if self.metrics.exists():
             replace_text(self.metrics, "".join(line + "\n" for line in kept))
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """None where there is none, or none that can be read."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return record
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
 import uuid
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,6 +20,8 @@ from trainer.config import RunConfig
 from trainer.control import Control
 from trainer.costs import Operations
 from trainer.objectives import Objective
+from trainer.ownership import new_identity
+from trainer.restore import Restored
 from trainer.run_folder import RunFolder, replace_text, write_json
 
 
@@ -78,6 +83,29 @@ def run_facts(config: RunConfig, objective: Objective) -> dict[str, Any]:
         "global_batch": config.batch.global_batch,
         "optimizer": config.optimizer.name,
     }
+
+
+def take_up(
+    folder: RunFolder, run: str, found: Restored, total: int, world_size: int, say: Callable[[str], None]
+) -> None:
+    """Rank 0, once it is certain that the run goes on here: say so, name the run in its folder, and take back that it
+    is done where it has work left. Raises ConfigError where it is configured to be shorter than it is."""
+    if found.step > total:
+        raise ConfigError(
+            f"the run has come to step {found.step}, and schedule.total gives it {total} steps; set a longer "
+            "schedule.total, or use another run folder (and another checkpoint.upload)"
+        )
+    if folder.read_identity() is None:
+        write_json(folder.identity, new_identity(run))
+    if found.step < total:
+        folder.reopen()
+    if found.manifest is None:
+        say(f"starts at step 0 of {total} on {world_size} ranks as run {run}")
+        return
+    age = timedelta(seconds=max(0, round(time.time() - found.manifest.progress.get("seen", 0.0))))
+    say(f"resumed at step {found.step} of {total} on {world_size} ranks from {found.source}, saved {age} ago")
+    for change in found.changed:
+        say(f"changed since that checkpoint: {change}")
 
 
 def describe_run(folder: RunFolder, config: RunConfig, world_size: int, operations: Operations) -> None:

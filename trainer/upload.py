@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.storage import (
     CHUNK,
@@ -20,6 +22,7 @@ from data_pipeline.storage import (
     open_store,
     write_atomically,
 )
+from model.errors import ADDPError, ConfigError
 from trainer.checkpoint import (
     MANIFEST,
     Damaged,
@@ -95,9 +98,17 @@ def download(store: Store, manifest: Manifest, name: str, folder: Path) -> None:
     verify_file(folder, name, stated)
 
 
-def fetch_records(store: Store, folder: RunFolder) -> None:
-    """Bring the run's records to a machine that has none. Raises StorageError."""
-    there = {entry.name for name in RECORDS for entry in store.list(name)} if remote_steps(store) else set()
+def fetch_records(store: Store, folder: RunFolder, check: Callable[[Manifest, str], Any]) -> None:
+    """Bring the run's records to a machine that has none, unless `check` raises for its newest checkpoint: another
+    run's records shall not come into the folder. Raises StorageError, and what `check` raises."""
+    steps = remote_steps(store)
+    for step in steps:
+        try:
+            check(remote_manifest(store, step), f"{store.url}/{step_folder(step)}")
+            break
+        except Damaged:
+            continue
+    there = {entry.name for name in RECORDS for entry in store.list(name)} if steps else set()
     for name in RECORDS:
         if name in there and not (folder.path / name).exists():
             write_atomically(folder.path / name, store.read(name))
@@ -105,12 +116,18 @@ def fetch_records(store: Store, folder: RunFolder) -> None:
 
 class Uploader:
     """A thread of rank 0 that brings the newest checkpoint to the store, and tries again for as long as it takes. One
-    that is overtaken by a newer one is left out, unless it is permanent."""
+    that is overtaken by a newer one is left out, unless it is permanent.
 
-    def __init__(self, folder: RunFolder, section: CheckpointSection) -> None:
+    confirm: raises where the store is not this run's: ConfigError for good, StorageError where it cannot be told now.
+    """
+
+    def __init__(self, folder: RunFolder, section: CheckpointSection, confirm: Callable[[], None]) -> None:
         assert section.upload is not None
         self._store, self._folder, self._section = open_store(section.upload), folder, section
+        self._confirm = confirm
+        self.lost: ADDPError | None = None  # why nothing is uploaded any more
         self._wanted: list[int] = []
+        self._withdrawing = False  # whether the store may still call the run complete
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="upload")
@@ -118,20 +135,38 @@ class Uploader:
 
     def offer(self, step: int) -> None:
         with self._changed:
-            self._wanted = [s for s in self._wanted if is_permanent(s, self._section)] + [step]
+            if self.lost is None:
+                self._wanted = [s for s in self._wanted if is_permanent(s, self._section)] + [step]
+            self._changed.notify_all()
+
+    def withdraw_end(self) -> None:
+        """The run has work left: the store shall not call it complete, at the latest when a checkpoint comes there."""
+        with self._changed:
+            self._withdrawing = True
             self._changed.notify_all()
 
     def _run(self) -> None:
         failures = 0
         while True:
             with self._changed:
-                while not self._wanted and not self._closing:
+                while not (self._wanted or self._withdrawing or self._closing):
                     self._changed.wait()
-                if not self._wanted:
+                if not (self._wanted or self._withdrawing):
                     return
-                step = self._wanted[0]
+                step = self._wanted[0] if self._wanted else None
             try:
-                self._bring(step)
+                self._confirm()
+                if self._withdrawing:
+                    self._store.remove(DONE)
+                    self._withdrawing = False
+                if step is not None:
+                    self._bring(step)
+            except ConfigError as error:
+                self._folder.incident({"event": "uploads ended", "step": step, "error": str(error)})
+                with self._changed:
+                    self.lost, self._wanted = error, []
+                    self._changed.notify_all()
+                return
             except StorageError as error:
                 if failures == 0:
                     self._folder.incident({"event": "upload", "step": step, "error": str(error)})
@@ -167,8 +202,9 @@ class Uploader:
     def announce_end(self) -> None:
         """For who follows the run on its store."""
         try:
+            self._confirm()
             self._store.replace(DONE, (self._folder.path / DONE).read_bytes())
-        except StorageError as error:
+        except ADDPError as error:
             self._folder.incident({"event": "upload", "error": str(error)})
 
     @property

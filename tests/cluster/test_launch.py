@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.launch import RunFailed, run_group, train
+from trainer.run_folder import RunFolder
 
 CHILD = (
     "import subprocess, sys, time; "
@@ -52,3 +53,16 @@ def test_an_exit_code_of_zero_is_not_enough(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("cluster.launch.launcher_command", lambda *_: [sys.executable, "-c", "pass"])
     with pytest.raises(RunFailed, match=r"died \(exit code 0\)"):
         train(tmp_path, 2, [])
+
+
+def test_a_marker_from_before_this_start_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where an extended run dies before its first step."""
+    RunFolder(tmp_path).mark_done({"step": 70, "start": "earlier"})
+    monkeypatch.setattr("cluster.launch.launcher_command", lambda *_: [sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(RunFailed, match=r"died \(exit code 3\)"):
+        train(tmp_path, 2, [])
+    code = (
+        f"from trainer.run_folder import RunFolder as R; R({str(tmp_path)!r}).mark_done({{'step': 70, 'start': 'x'}})"
+    )
+    monkeypatch.setattr("cluster.launch.launcher_command", lambda *_: [sys.executable, "-c", code])
+    train(tmp_path, 2, [])

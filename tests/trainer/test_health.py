@@ -15,7 +15,7 @@ from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import World, finish, run_world
 from trainer.checkpoint import SavedState, candidates, verify
 from trainer.config import HealthSection
-from trainer.health import Spike, judge
+from trainer.health import Spike, judge, unfit
 from trainer.progress import Progress, Row, data_step, rewinds_before
 from trainer.run_folder import RunFolder
 
@@ -78,6 +78,16 @@ def test_non_finite_steps_are_counted_and_end_a_run_that_has_nothing_else() -> N
     assert (progress.nonfinite, progress.in_a_row) == (3, 2)
     found = judge(progress, rows([nan, nan, nan]), 36, section)
     assert found is not None and found.first == 34 and "without a finite gradient" in found.reason
+
+
+def test_a_run_that_ends_without_finite_losses_or_skipped_most_of_its_steps_is_no_success() -> None:
+    section = HealthSection(consecutive=3)
+    for nonfinite, in_a_row, steps, words in (
+        (2, 2, 40, None), (3, 3, 40, "its last 3 steps"), (1, 1, 1, "its last 1 steps"), (20, 0, 40, None),
+        (21, 0, 40, "21 of its 40 steps were skipped"),
+    ):  # fmt: skip
+        found = unfit(Progress(nonfinite=nonfinite, in_a_row=in_a_row), steps, section)
+        assert found is None if words is None else words in str(found)
 
 
 def test_rewinds_move_the_data_from_their_step_on() -> None:
@@ -148,6 +158,15 @@ def test_a_run_that_spikes_again_and_again_stops_as_diverged(tokens: Path, tmp_p
     assert "rewound 2 times before" in output and not RunFolder(run).is_done
     assert [r["action"] for r in incidents(run, "spike")] == ["rewind", "rewind", "stop"]
     assert RunFolder(run).read_exit()["code"] == 77  # type: ignore[index]
+
+
+def test_a_run_whose_last_losses_are_not_finite_is_not_done(tokens: Path, tmp_path: Path) -> None:
+    run, options = tmp_path / "run", (*MAGE, f"data.tokens={tokens}")
+    codes, output = run_world(run, *options, sabotage=Sabotage(nan=(8, 9, 10, 11)))
+    assert codes == [77, 77] and "its last 4 steps had no finite loss" in output, output
+    assert not RunFolder(run).is_done and not RunFolder(run).network.exists() and incidents(run, "unfit")
+    codes, output = run_world(run, *options)
+    assert codes == [77, 77] and "the run is not done" in output, output  # nor by being started again
 
 
 def test_an_outlier_of_one_step_is_left_alone(tokens: Path, tmp_path: Path) -> None:

@@ -88,12 +88,18 @@ def test_a_store_that_is_down_does_not_stop_training(
     assert same_end(run, undisturbed)
 
 
-def test_a_store_that_stays_down_is_reported(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_stays_down_is_reported(
+    undisturbed: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with a checkpoint at hand ends without it; one without does not even start."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     blocked = tmp_path / "file"
     blocked.write_text("")  # no folder can be made below it
-    run = tmp_path / "run"
-    output = finish(run, *MAGE, f"data.tokens={tokens}", f"checkpoint.upload={blocked}/x", "checkpoint.patience=1")
+    run = cut_back(undisturbed, tmp_path / "run", 8)
+    options = (*MAGE, f"data.tokens={tokens}", EMA, f"checkpoint.upload={blocked}/x", "checkpoint.patience=1")
+    codes, output = run_world(tmp_path / "fresh", *options, processes=1)
+    assert codes == [74] and "cannot be made: Not a directory" in output, output
+    output = finish(run, *options)
     assert "the checkpoint of step 12 is not on" in output and RunFolder(run).is_done and incidents(run, "upload")
 
 

@@ -13,6 +13,8 @@ import os
 import platform
 import threading
 import time
+import uuid
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -24,34 +26,49 @@ FOLDER = "evaluation/claims"
 
 
 class Claims:
-    """lease: seconds without a renewal after which a claim is free."""
+    """lease: seconds without a renewal after which a claim is free. folder: of the claims on the store."""
 
-    def __init__(self, store: Store, lease: float) -> None:
-        self._store, self._lease = store, lease
-        self._owner = {
-            "host": platform.node(), "process": os.getpid(), "started": psutil.Process().create_time(),
+    def __init__(self, store: Store, lease: float, folder: str = FOLDER) -> None:
+        self._store, self._lease, self._folder = store, lease, folder
+        self.owner: dict[str, Any] = {  # what a claim says of its holder
+            "host": platform.node(), "machine": _machine(), "process": os.getpid(),
+            "started": psutil.Process().create_time(), "holder": uuid.uuid4().hex,
         }  # fmt: skip
         self._seen: dict[str, tuple[bytes, float]] = {}  # object -> its content, and since when it is that
         self._beats = 0
 
     def take(self, name: str) -> Claim | None:
         """The claim, held until it is released; None while another evaluator holds it. Raises StorageError."""
-        prefix = f"{FOLDER}/{name}."
-        numbers = (entry.name.removeprefix(prefix) for entry in self._store.list(prefix))
-        attempts = sorted(int(number) for number in numbers if number.isdigit())  # else: a renewal on its way
+        prefix, attempts = f"{self._folder}/{name}.", self._attempts(name)
         if attempts and not self._is_free(f"{prefix}{attempts[-1]}"):
             return None
-        target = f"{prefix}{attempts[-1] + 1 if attempts else 1}"
-        if not self._store.create(target, self._content()):
+        target, content = f"{prefix}{attempts[-1] + 1 if attempts else 1}", self._content()
+        if not self._store.create(target, content) and self._read(target) != content:  # equal: an answer was lost
             return None
         for old in attempts:
             self._store.remove(f"{prefix}{old}")
-        return Claim(self, target)
+        return Claim(self, name, target)
+
+    def _attempts(self, name: str) -> list[int]:
+        prefix = f"{self._folder}/{name}."
+        numbers = (entry.name.removeprefix(prefix) for entry in self._store.list(prefix))
+        return sorted(int(number) for number in numbers if number.isdigit())  # else: a renewal on its way
+
+    def _read(self, target: str) -> bytes:
+        try:
+            return self._store.read(target)
+        except ObjectMissing:
+            return b""
+
+    def holder(self, name: str) -> dict[str, Any] | None:
+        """Who holds a claim; None where nobody does, or it is released this moment. Raises StorageError."""
+        attempts = self._attempts(name)
+        content = self._read(f"{self._folder}/{name}.{attempts[-1]}") if attempts else b""
+        return json.loads(content) if content else None
 
     def _is_free(self, target: str) -> bool:
-        try:
-            content = self._store.read(target)
-        except ObjectMissing:
+        content = self._read(target)
+        if not content:
             return False  # released this moment: the next look will tell
         before, since = self._seen.get(target, (b"", 0.0))
         if content != before:
@@ -61,7 +78,7 @@ class Claims:
 
     def _content(self) -> bytes:
         self._beats += 1
-        return json.dumps({**self._owner, "beat": self._beats}).encode()
+        return json.dumps({**self.owner, "beat": self._beats}).encode()
 
     def renew(self, target: str) -> None:
         try:
@@ -77,9 +94,22 @@ class Claims:
         return self._lease / 4
 
 
+def _machine() -> str:
+    """Where a process id means what it means here: this start of the kernel, this name space of processes."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def is_here(owner: dict[str, Any]) -> bool:
+    """Whether a holder is a process of this machine, or container: hosts may share their names."""
+    return bool(owner["host"] == platform.node() and owner.get("machine", _machine()) == _machine())
+
+
 def _is_gone(owner: dict[str, Any]) -> bool:
     """Whether a process of this machine has ended; nothing can be said of others."""
-    if owner["host"] != platform.node():
+    if not is_here(owner):
         return False
     try:
         process = psutil.Process(owner["process"])
@@ -91,15 +121,24 @@ def _is_gone(owner: dict[str, Any]) -> bool:
 class Claim:
     """Held, and renewed by a thread, while the context lasts."""
 
-    def __init__(self, claims: Claims, target: str) -> None:
-        self._claims, self._target = claims, target
+    def __init__(self, claims: Claims, name: str, target: str) -> None:
+        self._claims, self._name, self._target = claims, name, target
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True, name="claim")
         self._thread.start()
 
     def _renew(self) -> None:
         while not self._ended.wait(self._claims.pause):
-            self._claims.renew(self._target)
+            self.renew()
+
+    def renew(self) -> None:
+        """Also where what a claim says of its holder has changed."""
+        self._claims.renew(self._target)
+
+    def is_lost(self) -> bool:
+        """Whether it was taken over. Raises StorageError."""
+        holder = self._claims.holder(self._name)
+        return holder is None or holder.get("holder") != self._claims.owner["holder"]
 
     def release(self) -> None:
         self._ended.set()

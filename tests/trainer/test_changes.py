@@ -1,0 +1,43 @@
+"""What a configuration may change when a run goes on."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.errors import ConfigError
+from trainer.changes import FREE, TRAINING, changes, forbidden, keys_of, within
+from trainer.config import RunConfig, load_config
+
+
+def test_every_key_is_either_free_or_changes_the_optimisation() -> None:
+    """A new key has to be classified; a name in the lists that is no key is a mistake."""
+    keys = list(keys_of(RunConfig))
+    assert "optimizer.base_lr" in keys and "addp.sizes.dropout" in keys
+    assert [key for key in keys if within(key, FREE) == within(key, TRAINING)] == []
+    assert [name for name in FREE + TRAINING if not any(within(key, (name,)) for key in keys)] == []
+    assert [name for name in FREE if name not in keys] == []  # no section: what is free is so by name
+
+
+def test_changes_are_named_and_those_of_the_optimisation_need_a_permission() -> None:
+    before = load_config(None, ["data.mixture={a: 1}"]).model_dump(mode="json")
+    assert changes(before, load_config(None, ["data.mixture={a: 1.0}", "schedule.total=1600"])) == []
+    now = load_config(None, ["optimizer.base_lr=0.2", "optimizer.betas=[0.9,0.99]", "log_every=5"])
+    found = changes(before, now)
+    assert [str(change) for change in found] == [
+        "data.mixture: {'a': 1.0} -> {}", "optimizer.base_lr: 0.0001 -> 0.2",
+        "optimizer.betas: [0.9, 0.95] -> [0.9, 0.99]", "log_every: 20 -> 5",
+    ]  # fmt: skip
+    for allow, left in (((), ["base_lr", "betas"]), (("optimizer.base_lr",), ["betas"]), (("optimizer",), [])):
+        assert [change.key.split(".")[1] for change in forbidden(found, allow)] == left
+
+
+def test_an_older_version_s_configuration_says_nothing_about_new_keys() -> None:
+    before = RunConfig().model_dump(mode="json")
+    del before["schedule"], before["optimizer"]["clip"]
+    before["gone"] = {"key": 1}
+    assert changes(before, load_config(None, ["schedule.total=3", "optimizer.clip=1"])) == []
+
+
+def test_a_permission_for_a_key_that_is_none() -> None:
+    with pytest.raises(ConfigError, match=r"there is no key schedul\.total; the nearest known one is schedule\.total"):
+        load_config(None, ["resume.allow=[schedul.total]"])

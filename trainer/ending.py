@@ -1,0 +1,44 @@
+"""What a run that has come to its end leaves behind, and what it tells its user."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model.weights import save_network
+from trainer.checkpoint import AVERAGE, WEIGHTS, SavedState, verify
+from trainer.config import HealthSection, RunConfig
+from trainer.health import ADVICE, Diverged, unfit
+from trainer.progress import Progress
+from trainer.run_folder import RunFolder, step_folder
+
+
+def conclude(folder: RunFolder, section: HealthSection, progress: Progress, done: dict[str, Any]) -> None:
+    """Rank 0, once the last checkpoint stands: publish the trained network and, last of all, the completion marker.
+
+    done: what the marker says. Raises Diverged for a run in which nothing was learnt, Damaged, StorageError.
+    """
+    step = done["step"]
+    if reason := unfit(progress, step, section):
+        folder.incident({"event": "unfit", "step": step, "reason": reason})
+        raise Diverged(
+            f"the last step, {step}, is reached, but {reason}: the run is not done. Its checkpoints stand. {ADVICE}"
+        )
+    path = folder.checkpoints / step_folder(step)
+    state = SavedState(path, verify(path))
+    save_network(state.network(WEIGHTS), folder.network)
+    if AVERAGE in state.manifest.kinds:
+        save_network(state.network(AVERAGE), folder.average)
+    folder.mark_done({**done, "checkpoint": path.name})
+
+
+def end_line(config: RunConfig, folder: RunFolder, step: int) -> str:
+    """Where the network is, and what comes next."""
+    network, run = folder.network, folder.path
+    files = f"{network}" + (f", its average {folder.average}" if folder.average.exists() else "")
+    follows = {
+        "tokenizer": f"`addp tokenize plan PICTURES OUT --tokenizer {network}`",
+        "mage": f"an ADDP run with predictor.weights={network}",
+        "addp": f"`addp generate {run}`",
+        "classify": "",
+    }[config.objective]
+    return f"done at step {step}: {files}. Next: " + ", ".join(filter(None, (f"`addp evaluate {run}`", follows)))

@@ -122,7 +122,7 @@ def test_labels_that_are_none(tmp_path: Path) -> None:
         ([("a.jpg", 0), ("a.cls", 0), ("a.cls", 1)], "a has two members .cls"),
         ([("a.jpg", 0), ("a.png", 1), ("a.cls", 0)], r"a has several pictures \(.jpg, .png\)"),
         ([("a.1.jpg", 0), ("a.2.jpg", 1), ("a.cls", 0)], "a has no picture, only .1.jpg; a key ends at the first dot"),
-        ([("a.avif", 0), ("a.cls", 0)], "a has no picture, only a label; known are .bmp, "),
+        ([("a.avif", 0), ("a.cls", 0), ("b.jpg", 1), ("b.cls", 1)], "a has no picture, only a label; known are .bmp, "),
         ([("a.jpg", 0), ("b.jpg", 0), ("a.cls", 0), ("b.cls", 0)], "a has no label"),
         ([("a.txt", 0)], "x.tar holds no pictures"),
         ([("a.jpg", 0), ("a.cls", 1), ("a.json", 2)], "a has two labels: 1 in .cls, 2 in .json"),

@@ -122,9 +122,10 @@ def open_source(url: str | Path, names: ClassNames | None = None, labels: list[s
 def _of_tars(store: Store, tars: list[Entry], names: ClassNames | None, labels: list[str] | None) -> Source:
     if len(tars) > 1:
         return WebDatasetShards(store, tars, names)
-    first = next(members(store, tars[0].name, tars[0].size), None)
+    found = members(store, *tars[0][:2], wanted=lambda name: is_picture(name) or name.endswith(".tar"))
+    first = next(found, None)
     if first is None:
-        raise DataError(f"{store.url}/{tars[0].name} is empty")
+        raise DataError(f"{store.url}/{tars[0].name} holds no pictures")
     if _WORDNET_TAR.fullmatch(Path(first.name).name):
         return ImageNetTrain(store, tars[0], names)
     if labels is not None:

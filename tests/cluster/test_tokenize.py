@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -191,7 +192,10 @@ def test_bad_pictures(pictures: Path, tokenizer_file: Path, tmp_path: Path) -> N
     assert strict.returncode == 1 and strict.stderr.startswith("error: cannot read the picture odd/"), strict.stderr
     stopped = tokenize("run", out, *weights)
     assert stopped.returncode == 1 and "of 36 pictures cannot be read, more than the limit 1.0%" in stopped.stderr
-    made = succeed("run", out, *weights, "--bad-limit", "0.2")
+    done = tokenize("run", out, *weights, "--bad-limit", "0.2", "--json", env={"ADDP_PROGRESS_SECONDS": "0.01"})
+    assert done.returncode == 0 and " of 36 pictures (100%) in 0:0" not in done.stderr  # some were made before
+    assert re.search(r"^tokenizing: \d+ of \d+ pictures .*, ETA .*quarantined$", done.stderr, re.MULTILINE), done.stderr
+    made = json.loads(done.stdout)
     assert (made["missing"], made["planned"], made["stored"], made["quarantined"]) == (0, 36, 32, 4)
     status = succeed("status", out)
     assert (status["pictures"], status["stored"], status["quarantined"]) == (36, 32, 4)

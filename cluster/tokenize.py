@@ -10,13 +10,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from data_pipeline.job_status import job_status
+from data_pipeline.dataset import MANIFEST, Manifest, read_manifest
+from data_pipeline.job_status import count, job_status
 from data_pipeline.parts import finalize, survey
-from data_pipeline.plan import make_plan, read_plan
+from data_pipeline.plan import Plan, make_plan, read_plan
+from data_pipeline.progress import Progress
+from data_pipeline.quarantine import Totals, check_bad
 from data_pipeline.source_place import absolute
-from data_pipeline.storage import open_store
+from data_pipeline.storage import Store, open_store
 from model.errors import ConfigError
 
 app = typer.Typer(
@@ -30,14 +32,6 @@ Out = Annotated[str, typer.Argument(help="the data set: a folder or s3://bucket/
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object, for scripts")]
 BadLimit = Annotated[float, typer.Option(help="share of unreadable pictures above which the job stops", min=0, max=1)]
 Tokenizer = Annotated[Path, typer.Option(help="tokenizer weights: ours, or the official .ckpt", show_default=False)]
-
-
-def _bar(unit: str) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
-        TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
-        console=_console, disable=not _console.is_terminal,
-    )  # fmt: skip
 
 
 def _print(as_json: bool, values: dict[str, Any], text: str) -> None:
@@ -121,38 +115,45 @@ def run(
     """Make the missing shards. Start it on as many machines as you like, kill it, start it again: same bytes."""
     from data_pipeline.tokenize import JobSettings
 
-    settings = JobSettings(
-        out, str(tokenizer.resolve()), source and absolute(source), device, batch, threads, compiled, on_bad_image,
-        bad_limit,
-    )  # fmt: skip
     store = open_store(out)
     planned = read_plan(store)
     i, n = _share(shards)
-    mine = [k for k in survey(store, planned).missing(planned) if k % n == i]
+    found = survey(store, planned)
+    known: dict[int, int] = {}
+    before = count(store, planned, found, known)
+    settings = JobSettings(
+        out, str(tokenizer.resolve()), source and absolute(source), device, batch, threads, compiled, on_bad_image,
+        bad_limit, before,
+    )
+    mine = [k for k in found.missing(planned) if k % n == i]
     started, rows, bad, made = time.monotonic(), 0, 0, 0
-    with _bar("pictures") as bar:
-        task = bar.add_task("tokenizing", total=sum(planned.rows_of(k) for k in mine), rate="")
-
-        def progress(pictures: int) -> None:
-            done = bar.tasks[task].completed + pictures
-            bar.update(task, advance=pictures, rate=f"{done / max(time.monotonic() - started, 1e-3):.1f}/s")
-
-        for part in _parts(engine, settings, mine, ray_address, progress):
+    with Progress("tokenizing", sum(planned.rows_of(k) for k in mine), "pictures") as progress:
+        for part in _parts(engine, settings, mine, ray_address, progress.advance):
             made, rows, bad = made + 1, rows + part.shard.rows, bad + len(part.quarantined)
+            if part.quarantined:
+                progress.note(f"{bad:,} quarantined")
+                check_bad(planned, before.quarantined + bad, part.quarantined, bad_limit)  # of all workers on Ray
     seconds = time.monotonic() - started
     left = survey(store, planned)
     missing = left.missing(planned)
+    totals = count(store, planned, left, known)
     values: dict[str, Any] = {
-        "made": made, "pictures": rows, "quarantined": bad, "missing": len(missing), "seconds": round(seconds, 3),
+        "made": made, "pictures": rows, "planned": totals.planned, "stored": totals.stored,
+        "quarantined": totals.quarantined, "missing": len(missing), "seconds": round(seconds, 3),
         "pictures_per_second": round(rows / seconds, 3),
     }  # fmt: skip
-    text = f"{out}: made {made:,} shards, {rows:,} pictures in {seconds:.0f} s, {bad} quarantined; "
+    text = f"{out}: made {made:,} shards, {rows:,} pictures in {seconds:.0f} s; the data set: {totals.text}; "
     if then_finalize and not missing:
-        values["fingerprint"] = finalize(store, planned, bad_limit).fingerprint
+        values["fingerprint"] = _finalized(store, planned, bad_limit).fingerprint
         text += "dataset.json is written"
     else:
-        text += f"{len(missing):,} missing" if missing else f"next: addp tokenize finalize {out}"
+        text += f"{len(missing):,} shards missing" if missing else f"next: addp tokenize finalize {out}"
     _print(as_json, values, text)
+
+
+def _finalized(store: Store, planned: Plan, bad_limit: float) -> Manifest:
+    with Progress("finalizing", planned.shards, "shards") as progress:
+        return finalize(store, planned, bad_limit, progress.set)
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -188,16 +189,15 @@ def status(
     store = open_store(out)
     planned = read_plan(store)
     quarantined: dict[int, int] = {}
-    with _bar("shards") as bar:
-        task = bar.add_task("tokenizing", total=planned.shards, rate="", visible=watch)
-        while True:
-            found = job_status(store, planned, survey(store, planned), quarantined)
-            if not watch or not found.missing:
-                break
-            bar.update(task, completed=found.done, rate=f"{found.quarantined} quarantined")
+    found = job_status(store, planned, survey(store, planned), quarantined)
+    with Progress("tokenizing", planned.shards, "shards", done=found.done, shown=watch) as progress:
+        while watch and found.missing:
+            progress.set(found.done)
+            progress.note(f"{found.quarantined:,} quarantined")
             if as_json:
                 print(json.dumps(found._asdict()), flush=True)
             time.sleep(every)
+            found = job_status(store, planned, survey(store, planned), quarantined)
     _print(as_json, found._asdict(), f"{out}: {found.text}")
 
 
@@ -206,37 +206,44 @@ def finalize_command(out: Out, bad_limit: BadLimit = 0.01, as_json: AsJson = Fal
     """Merge the parts into dataset.json. Refuses gaps, duplicates, and shards of other tokenizers or views."""
     store = open_store(out)
     planned = read_plan(store)
-    with _bar("shards") as bar:
-        task = bar.add_task("finalizing", total=planned.shards, rate="")
-        manifest = finalize(store, planned, bad_limit, lambda done: bar.update(task, completed=done))
+    manifest = _finalized(store, planned, bad_limit)
+    totals = Totals(planned.pictures, manifest.rows, len(manifest.quarantined))
     _print(
         as_json,
         {
-            "rows": manifest.rows, "shards": len(manifest.shards), "quarantined": len(manifest.quarantined),
-            "bytes": sum(s.bytes for s in manifest.shards), "fingerprint": manifest.fingerprint,
+            "planned": totals.planned, "rows": manifest.rows, "quarantined": totals.quarantined,
+            "shards": len(manifest.shards), "bytes": sum(s.bytes for s in manifest.shards),
+            "fingerprint": manifest.fingerprint,
         },
-        f"{out}: {manifest.rows:,} pictures, {len(manifest.shards):,} shards, {len(manifest.quarantined)} quarantined; "
-        f"fingerprint {manifest.fingerprint[:16]}",
+        f"{out}: {totals.text}; {len(manifest.shards):,} shards; fingerprint {manifest.fingerprint[:16]}",
     )  # fmt: skip
 
 
 @app.command()
 def verify(out: Out, as_json: AsJson = False) -> None:
     """Read every byte and check it against dataset.json. Exits with 1 where something does not match."""
-    from data_pipeline.dataset import read_manifest
+    from data_pipeline.verify import totals as totals_of
     from data_pipeline.verify import verify as checks
 
     store = open_store(out)
     manifest = read_manifest(store)
+    totals = totals_of(store, manifest)
     problems: list[dict[str, str]] = []
-    with _bar("shards") as bar:
-        task = bar.add_task("verifying", total=len(manifest.shards), rate="")
+    if totals and totals.lost:
+        problem = f"does not add up: {totals.text}; remove it, and finalize again"
+        problems.append({"shard": MANIFEST, "problem": problem})
+    with Progress("verifying", len(manifest.shards), "shards") as progress:
         for check in checks(store, manifest):
             problems += [{"shard": check.name, "problem": problem} for problem in check.problems]
-            bar.update(task, advance=1)
+            progress.advance()
+    damaged, quarantined = len({p["shard"] for p in problems} - {MANIFEST}), len(manifest.quarantined)
+    pictures = totals.text if totals else f"{manifest.rows:,} stored, {quarantined:,} quarantined, of an unknown plan"
     lines = [f"{p['shard']} {p['problem']}" for p in problems]
-    lines.append(f"{out}: {len(manifest.shards):,} shards, {len({p['shard'] for p in problems})} of them damaged")
-    values = {"shards": len(manifest.shards), "rows": manifest.rows, "problems": problems, "sound": not problems}
+    lines.append(f"{out}: {pictures}; {len(manifest.shards):,} shards, {damaged} of them damaged")
+    values = {
+        "shards": len(manifest.shards), "planned": totals and totals.planned, "rows": manifest.rows,
+        "quarantined": quarantined, "problems": problems, "sound": not problems,
+    }  # fmt: skip
     _print(as_json, values, "\n".join(lines))
     if problems:
         raise typer.Exit(1)
@@ -252,7 +259,6 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Counts, class and code-usage histograms, and a few rows decoded back to pictures, as PNG."""
-    from data_pipeline.dataset import read_manifest
     from data_pipeline.inspection import draw, tokenizer_of
     from data_pipeline.inspection import inspect as look
 

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from data_pipeline.dataset import MANIFEST, Manifest, Quarantined, ShardEntry, manifest_bytes, read_manifest
 from data_pipeline.plan import Plan, shard_pictures
+from data_pipeline.quarantine import Totals, check_bad
 from data_pipeline.records import Record
 from data_pipeline.shards import END, Layout, picture_indices
 from data_pipeline.storage import Entry, Store
@@ -48,10 +49,20 @@ def layout_of(plan: Plan) -> Layout:
     return Layout(plan.recipe.views.views, plan.recipe.tokens)
 
 
+def shard_bytes(plan: Plan, rows: int) -> int:
+    """Size of a shard of so many rows; one of none has no file."""
+    return rows * layout_of(plan).stride + len(END) if rows else 0
+
+
+def rows_in(plan: Plan, size: int) -> int:
+    """Rows of a shard of so many bytes."""
+    return max(0, size - len(END)) // layout_of(plan).stride
+
+
 def sound_part_bytes(plan: Plan, shard: int) -> int:
     """Size of the part of a shard all of whose pictures could be read; any other part is longer. So a listing tells."""
     rows = plan.rows_of(shard)
-    size = rows * layout_of(plan).stride + len(END)
+    size = shard_bytes(plan, rows)
     entry = ShardEntry(name=shard_name(shard), rows=rows, bytes=size, sha256="0" * 64, xxh3="0" * 32)
     return len(Part(plan=plan.identity, shard=entry).model_dump_json())
 
@@ -67,9 +78,8 @@ def commit(store: Store, plan: Plan, shard: int, content: bytes, bad: tuple[Quar
         stored = store.read(name)
         if stored != content:  # made on a machine that rounds differently, or not by us at all
             content, bad = stored, _checked(store, plan, shard, stored, bad)
-    rows = max(0, len(content) - len(END)) // layout_of(plan).stride
     entry = ShardEntry(
-        name=name, rows=rows, bytes=len(content), sha256=hashlib.sha256(content).hexdigest(),
+        name=name, rows=rows_in(plan, len(content)), bytes=len(content), sha256=hashlib.sha256(content).hexdigest(),
         xxh3=xxhash.xxh3_128_hexdigest(content),
     )  # fmt: skip
     part = Part(plan=plan.identity, shard=entry, quarantined=bad)
@@ -165,21 +175,6 @@ def unclaimed(store: Store, shards: Sequence[int], start: int) -> Iterator[int]:
             yield shard
 
 
-def bad_allowed(plan: Plan, limit: float) -> int:
-    """Unreadable pictures that a job lets pass: a share of all, but one in any case, unless the share is 0."""
-    return max(1, int(limit * plan.pictures)) if limit else 0
-
-
-def check_bad(plan: Plan, bad: list[Quarantined], limit: float) -> None:
-    """Raises DataError, naming the first, where there are more unreadable pictures than allowed."""
-    if len(bad) > bad_allowed(plan, limit):
-        named = "; ".join(f"{q.id}: {q.reason}" for q in bad[:3])
-        raise DataError(
-            f"{len(bad)} of {plan.pictures} pictures cannot be read, more than the limit {limit:.1%}: {named}; "
-            "mend them and plan anew, or allow more with --bad-limit"
-        )
-
-
 def finalize(
     store: Store, plan: Plan, bad_limit: float = 0.01, progress: Callable[[int], None] = lambda done: None
 ) -> Manifest:
@@ -196,20 +191,28 @@ def finalize(
         )
     entries: list[ShardEntry] = []
     bad: list[Quarantined] = []
+    wrong: list[int] = []
     for k, part in enumerate(read_parts(store, plan, range(plan.shards))):
         entry = part.shard
-        if entry.rows and found.shards[entry.name].size != entry.bytes:
+        size = found.shards[entry.name].size if entry.name in found.shards else 0
+        if not size == entry.bytes == (expected := shard_bytes(plan, entry.rows)):
             raise DataError(
-                f"{store.url}/{entry.name} has {found.shards[entry.name].size} bytes instead of {entry.bytes}; "
+                f"{store.url}/{entry.name} has {size} bytes instead of {expected} for {entry.rows} rows; "
                 f"remove it and {part_name(k)}, and run again"
             )
         if entry.rows + len(part.quarantined) != plan.rows_of(k):
-            raise DataError(f"{store.url}/{part_name(k)} accounts for {entry.rows + len(part.quarantined)} pictures, "
-                            f"{plan.rows_of(k)} were planned; remove it and {entry.name}, and run again")  # fmt: skip
+            wrong.append(k)
         entries += [entry] if entry.rows else []
         bad += part.quarantined
         progress(k + 1)
-    check_bad(plan, bad, bad_limit)
+    totals = Totals(plan.pictures, sum(entry.rows for entry in entries), len(bad))
+    if wrong:
+        raise DataError(
+            f"{store.url} does not add up: {totals.text}; remove the files of shard {_numbers(wrong)} "
+            f"({part_name(wrong[0])}, {shard_name(wrong[0])}, ...), and run again"
+        )
+    assert not totals.lost
+    check_bad(plan, len(bad), bad, bad_limit)
     if not entries:
         raise DataError(f"none of the {plan.pictures} pictures can be read: {bad[0].id}: {bad[0].reason}")
     recipe, layout = plan.recipe, layout_of(plan)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions as botocore_errors
@@ -32,6 +31,7 @@ from data_pipeline.storage import (
     TooShort,
     Truncated,
     Unreachable,
+    parse_s3,
 )
 
 T = TypeVar("T")
@@ -51,28 +51,54 @@ _BROKEN_BODY = (
 
 
 def _client() -> Any:
-    timeout = float(os.environ.get("ADDP_STORAGE_TIMEOUT", "30"))
-    attempts = int(os.environ.get("AWS_MAX_ATTEMPTS", "8"))
+    timeout, attempts = _number("ADDP_STORAGE_TIMEOUT", "30"), max(1, int(_number("AWS_MAX_ATTEMPTS", "8")))
     config = Config(
         connect_timeout=timeout, read_timeout=timeout, max_pool_connections=64, tcp_keepalive=True,
         retries={"mode": os.environ.get("AWS_RETRY_MODE", "standard"), "total_max_attempts": attempts},
     )  # fmt: skip
+    _check_endpoint()
     try:
         return boto3.session.Session().client("s3", config=config), attempts
+    except ValueError as error:
+        raise StorageError("the endpoint_url of the AWS profile is no url: it needs http:// or https://") from error
     except botocore_errors.BotoCoreError as error:
         raise StorageError(f"boto3 cannot make an S3 client: {error}; set AWS_DEFAULT_REGION or a profile") from error
 
 
+def _number(name: str, default: str) -> float:
+    text = os.environ.get(name, default)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 1e-3 <= number <= 1e6:
+        raise StorageError(f"{name}={text} is no number above 0; write one, as {name}={default}")
+    return number
+
+
+def _check_endpoint() -> None:
+    """Raises StorageError for an endpoint in the environment that boto3 would not understand."""
+    if os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
+        return
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if url := os.environ.get(name):
+            scheme, separator, host = url.partition("://")
+            if not separator or scheme.lower() not in ("http", "https") or not host.strip("/"):
+                raise StorageError(
+                    f"{name} is no url of a server: it needs http:// or https:// before the host, as "
+                    f"{name}=http://localhost:9000"
+                )
+            return
+
+
 class S3Store:
-    """`s3://bucket/prefix`. May be shared by threads."""
+    """`s3://bucket/prefix`. May be shared by threads. url: opens the same place again."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if not parts.netloc:
-            raise StorageError(f"{url} names no bucket; write s3://bucket/prefix")
-        self.url = url.rstrip("/")
-        self._bucket = parts.netloc
-        self._prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
+        self._bucket, self._prefix = parse_s3(url)
+        place = f"s3://{self._bucket}/{self._prefix}"
+        shorter = place[:-1]
+        self.url = shorter if shorter.count("/") == 2 or not shorter.endswith("/") else place
         self._s3, self._attempts = _client()
 
     def _key(self, name: str) -> dict[str, str]:

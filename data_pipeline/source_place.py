@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from braceexpand import braceexpand
 
-from data_pipeline.storage import Entry, ObjectMissing, Store, open_store, split_url
+from data_pipeline.storage import Entry, ObjectMissing, Store, is_remote, open_store, split_url
 from model.errors import DataError
 
 MOST_TARS = 100_000  # names in a list with braces
@@ -30,7 +30,7 @@ class Place(NamedTuple):
 def absolute(source: str | Path) -> str:
     """The same source, whatever the working directory."""
     text = str(source)
-    return text if "://" in text else str(Path(text).absolute())
+    return text if is_remote(text) else str(Path(text).absolute())
 
 
 def locate(source: str | Path) -> Place:
@@ -89,7 +89,7 @@ def pictures_store(source: str, tars: Collection[str]) -> Store:
 
 def _exists(path: str) -> bool:
     """On disk. Unlike Path.exists, false for names that are too long for a file."""
-    return "://" not in path and os.access(path, os.F_OK)
+    return not is_remote(path) and os.access(path, os.F_OK)
 
 
 def _expanded(text: str) -> list[str]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
+from urllib.parse import quote
 
 from model.errors import ADDPError
 
@@ -104,22 +106,66 @@ class Store(Protocol):
         """Remove what killed writers left behind. Only where no one else writes."""
 
 
+def is_remote(place: str | Path) -> bool:
+    """Whether it is a url of S3, and no path. Raises StorageError for a url that is none of S3's, or not whole."""
+    text = str(place)
+    if text.startswith("s3://"):
+        parse_s3(text)
+        return True
+    if "://" in text:
+        scheme = text.partition("://")[0]
+        raise StorageError(f"{scheme}://: this scheme is not known; use a local folder or s3://bucket/prefix")
+    if re.match(r"[sS]3:", text):
+        raise StorageError(
+            "s3: with less than two slashes is no place; write s3://bucket/prefix where a store is asked for, and "
+            "./s3:... for a folder of that name"
+        )
+    return False
+
+
+def parse_s3(url: str) -> tuple[str, str]:
+    """(bucket, prefix of the keys below: empty, or with a slash at its end).
+
+    Every character stands for itself; only `s3://b/x` and `s3://b/x/` are one place. Raises StorageError, which never
+    repeats a credential.
+    """
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise StorageError(f"{url} names no bucket; write s3://bucket/prefix")
+    if ":" in bucket or "@" in bucket:  # the message must not show what may be a secret
+        raise StorageError(
+            "an s3:// url begins with its bucket, and takes no key and secret; write s3://bucket/prefix, and give "
+            "credentials by AWS_PROFILE or the environment"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", bucket):
+        raise StorageError(f"{url}: {bucket} is no name of a bucket; write s3://bucket/prefix")
+    if {".", ".."} & set(prefix.split("/")):
+        raise StorageError(f"{url}: S3 knows no folders . and ..; write the whole prefix")
+    return bucket, prefix if not prefix or prefix.endswith("/") else prefix + "/"
+
+
 def open_store(url: str | Path) -> Store:
     """A local folder (need not exist yet) or `s3://bucket/prefix`."""
-    text = str(url)
-    if text.startswith("s3://"):
+    if is_remote(url):
         from data_pipeline.s3 import S3Store
 
-        return S3Store(text)
-    if "://" in text:
-        raise StorageError(f"{text}: this scheme is not known; use a local folder or s3://bucket/prefix")
-    return LocalStore(Path(text))
+        return S3Store(str(url))
+    return LocalStore(Path(url))
 
 
 def split_url(url: str | Path) -> tuple[str, str]:
-    """(its folder's url, last name) of an object."""
+    """(its folder's url, last name) of an object. Raises StorageError where it names no object."""
     folder, _, name = str(url).rstrip("/").rpartition("/")
+    if is_remote(url):
+        if folder == "s3:/":
+            raise StorageError(f"{url} names a bucket and no object in it")
+        return folder + "/" * folder.endswith("/"), name
     return folder or ("/" if str(url).startswith("/") else "."), name
+
+
+def file_name(url: str) -> str:
+    """A name of a file for a url of S3: each place has one, and no other place has it."""
+    return quote("/".join(parse_s3(url)).removesuffix("/"), safe="")
 
 
 class LocalStore:

@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from data_pipeline.dataset import Quarantined
 from data_pipeline.encoder import BatchFiller, TokenEncoder
-from data_pipeline.parts import Part, check_bad, commit, layout_of, unclaimed
+from data_pipeline.parts import Part, commit, layout_of, unclaimed
 from data_pipeline.pictures import BadPicture, Picture, read_picture
 from data_pipeline.plan import Plan, PlanRecipe, read_plan, shard_pictures
+from data_pipeline.quarantine import NOTHING, BadCount, Totals, is_absent
 from data_pipeline.shards import Sample, write_shard
 from data_pipeline.source_place import pictures_store
+from data_pipeline.source_check import SourceCheck
 from data_pipeline.storage import Store, open_store
 from data_pipeline.views import ViewRecipe, make_view
 from model.errors import DataError
@@ -36,7 +38,8 @@ OnBad = Literal["quarantine", "fail"]
 
 
 class JobSettings(NamedTuple):
-    """A sharding job as it can be sent to another machine. tokenizer: weights file. source: in place of the plan's."""
+    """A sharding job as it can be sent to another machine. tokenizer: weights file. source: in place of the plan's.
+    before: what was made when the job began."""
 
     out: str
     tokenizer: str
@@ -47,9 +50,11 @@ class JobSettings(NamedTuple):
     compiled: bool = False
     on_bad: OnBad = "quarantine"
     bad_limit: float = 0.01
+    before: Totals = NOTHING
 
     def open(self) -> TokenizeJob:
-        """Read the plan, load the tokenizer, reach both stores. Raises ADDPError where one of them does not fit."""
+        """Read the plan, load the tokenizer, reach both stores. Raises ADDPError where one of them does not fit, and
+        StorageError where the source is not there."""
         out = open_store(self.out)
         plan = read_plan(out)
         network = load_tokenizer(self.tokenizer)
@@ -60,10 +65,12 @@ class JobSettings(NamedTuple):
         encoder = TokenEncoder(
             network, device=device, batch=self.batch, precision=plan.recipe.precision, compiled=self.compiled
         )
-        return TokenizeJob(
-            out, plan, pictures_store(self.source or plan.source, plan.objects), encoder, threads=self.threads,
-            on_bad=self.on_bad, bad_limit=self.bad_limit,
+        job = TokenizeJob(
+            out, plan, pictures_store(self.source or plan.source, plan.objects), encoder, threads=self.threads, on_bad=self.on_bad,
+            bad_limit=self.bad_limit, before=self.before,
         )  # fmt: skip
+        job.check.before_work()
+        return job
 
 
 class Viewed(NamedTuple):
@@ -101,31 +108,31 @@ class TokenizeJob:
     """Makes shards of a plan. `encoder` must hold the plan's tokenizer, in the plan's precision (`check_tokenizer`).
 
     source: the store that the plan's pictures lie in. threads: read and decode ahead. on_bad: what an unreadable
-    picture does. bad_limit: share of all planned pictures that this job may quarantine before it stops.
+    picture does. bad_limit: share of unreadable pictures above which it stops. before: what was made when it began.
     """
 
     def __init__(
         self, out: Store, plan: Plan, source: Store, encoder: TokenEncoder, *, threads: int | None = None,
-        on_bad: OnBad = "quarantine", bad_limit: float = 0.01,
+        on_bad: OnBad = "quarantine", bad_limit: float = 0.01, before: Totals = NOTHING,
     ) -> None:  # fmt: skip
         self.out, self.plan, self.source, self.encoder = out, plan, source, encoder
         self.threads = threads or len(os.sched_getaffinity(0))
-        self.on_bad, self.bad_limit = on_bad, bad_limit
-        self.bad: list[Quarantined] = []
+        self.on_bad = on_bad
+        self.check = SourceCheck(out, plan, source)
+        self._bad = BadCount(plan, bad_limit, before)
 
     def run(self, shards: Iterable[int], progress: Callable[[int], None] = lambda pictures: None) -> Iterator[Part]:
         """Make and store these shards; yields each one's part once it is stored. progress: pictures just encoded.
 
         Raises DataError for too many unreadable pictures (the first, with on_bad "fail") and StorageError where
-        reading or storing fails for good; shards stored until then stay.
+        reading or storing fails for good, or the source goes away; shards stored until then stay.
         """
         storing: Future[Part] | None = None
         with ThreadPoolExecutor(self.threads, "views") as readers, ThreadPoolExecutor(1, "store") as writer:
             stream = self._viewed(shards, readers)
             for shard, pictures in itertools.groupby(stream, lambda viewed: viewed.shard):
                 content, bad = self._make(pictures, progress)
-                self.bad += bad
-                check_bad(self.plan, self.bad, self.bad_limit)
+                self._bad.add(shard, bad)
                 if storing is not None:
                     yield storing.result()
                 storing = writer.submit(commit, self.out, self.plan, shard, content, bad)
@@ -153,9 +160,11 @@ class TokenizeJob:
         try:
             image = read_picture(self.source, picture)
         except BadPicture as error:
+            bad = Quarantined(id=picture.id, reason=error.reason)
             if self.on_bad == "fail":
+                self.check.confirm([picture] if is_absent(bad) else [], None)
                 raise
-            return Viewed(shard, index, picture, Quarantined(id=picture.id, reason=error.reason))
+            return Viewed(shard, index, picture, bad)
         views = np.stack([make_view(image, picture.id, view, recipe) for view in range(recipe.views)])
         return Viewed(shard, index, picture, views)
 
@@ -165,14 +174,17 @@ class TokenizeJob:
         """One shard's bytes (none where no picture can be read), and its unreadable pictures."""
         good: list[Viewed] = []
         bad: list[Quarantined] = []
+        absent: list[Picture] = []
         filler = BatchFiller(self.encoder)
         for viewed in pictures:
             if isinstance(viewed.views, Quarantined):
                 bad.append(viewed.views)
+                absent += [viewed.picture] if is_absent(viewed.views) else []
             else:
                 filler.add(viewed.views)
                 good.append(viewed._replace(views=viewed.views[:0]))  # the pixels are done with
             progress(1)
+        self.check.confirm(absent, good[-1].picture if good else None)
         if not good:
             return b"", tuple(bad)
         layout = layout_of(self.plan)

@@ -12,6 +12,8 @@ import numpy as np
 import xxhash
 
 from data_pipeline.dataset import Manifest, ShardEntry
+from data_pipeline.plan import read_plan
+from data_pipeline.quarantine import Totals
 from data_pipeline.shards import END, shard_records
 from data_pipeline.storage import ObjectMissing, Store
 
@@ -70,3 +72,15 @@ def verify(store: Store, manifest: Manifest) -> Iterator[ShardCheck]:
                 check.problems.append("repeats pictures of an earlier shard")
             last = max([last, *check.keys[-1:]])
             yield check
+
+
+def totals(store: Store, manifest: Manifest) -> Totals | None:
+    """What became of the planned pictures; None where no plan lies beside the data set, as in a copy without it.
+
+    Raises DataError for a plan that is not readable.
+    """
+    try:
+        plan = read_plan(store)
+    except ObjectMissing:
+        return None
+    return Totals(plan.pictures, manifest.rows, len(manifest.quarantined))

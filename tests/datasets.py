@@ -9,6 +9,7 @@ from data_pipeline.encoder import TokenEncoder
 from data_pipeline.parts import finalize, survey
 from data_pipeline.pictures import Split, of_split
 from data_pipeline.plan import Plan, make_plan
+from data_pipeline.quarantine import NOTHING, Totals
 from data_pipeline.source_place import pictures_store
 from data_pipeline.sources import open_source
 from data_pipeline.storage import open_store
@@ -29,11 +30,13 @@ def plan(
 
 
 def job(
-    planned: Plan, out: Path | str, tokenizer: VQTokenizer, batch: int = 32, on_bad: OnBad = "quarantine"
-) -> TokenizeJob:
+    planned: Plan, out: Path | str, tokenizer: VQTokenizer, batch: int = 32, on_bad: OnBad = "quarantine",
+    bad_limit: float = 0.01, before: Totals = NOTHING,
+) -> TokenizeJob:  # fmt: skip
     encoder = TokenEncoder(tokenizer, batch=batch)
     return TokenizeJob(
-        open_store(out), planned, pictures_store(planned.source, planned.objects), encoder, on_bad=on_bad
+        open_store(out), planned, pictures_store(planned.source, planned.objects), encoder, on_bad=on_bad,
+        bad_limit=bad_limit, before=before,
     )
 
 

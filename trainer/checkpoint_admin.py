@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from data_pipeline.storage import StorageError, Store, open_store
+from data_pipeline.storage import StorageError, Store, is_remote, open_store
 from model.errors import ADDPError, ConfigError
 from model.weights import Network
 from trainer import upload
@@ -96,7 +96,7 @@ class Place(NamedTuple):
 
 def open_run(run: str) -> Place:
     """Raises ConfigError where there is no such run."""
-    if "://" in run:
+    if is_remote(run):
         return Place(run, None, open_store(run))
     folder = RunFolder(run)
     if not folder.checkpoints.is_dir():

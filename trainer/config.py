@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from data_pipeline.storage import is_remote
 from data_pipeline.views import ViewRecipe
 from model.config import Geometry, TokenizerConfig, TokenizerLossConfig, TransformerConfig
 from model.errors import ConfigError
@@ -186,7 +187,8 @@ class RunConfig(Section):
 
 
 def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """Raises ConfigError that names the file or argument, the key and, for unknown ones, the nearest known key."""
+    """Raises ConfigError that names the file or argument, the key and, for unknown ones, the nearest known key, and
+    StorageError for a url that is none."""
     values: dict[str, Any] = {}
     if path is not None:
         try:
@@ -211,8 +213,11 @@ def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] 
 
 
 def _check_together(config: RunConfig) -> None:
-    """What no single key shows. Raises ConfigError."""
+    """What no single key shows. Raises ConfigError, and StorageError for a url that is none."""
     check_names(config.resume.allow, RunConfig)
+    section = config.data
+    for place in (config.run, section.tokens, section.pictures, config.checkpoint.upload, *section.mixture):
+        is_remote(place or "")  # before a url is written anywhere: it may hold a credential
     if config.precision != "fp32" and config.zero_stage == 0:
         # DeepSpeed's bf16 wrapper without ZeRO runs a first optimizer step with zero gradients.
         raise ConfigError(

@@ -85,7 +85,7 @@ def test_mistakes_are_told_as_elsewhere(pictures: Path, tokenizer_file: Path, tm
     succeed("plan", str(pictures), out, "--tokenizer", str(tokenizer_file), "--rows", "60", "--views", "2")
     run = ("run", out, "--tokenizer", str(tokenizer_file), "--engine", "ray", "--device", "cpu")
     done = tokenize(*run, "--source", str(tmp_path / "gone"), env=NODES)
-    assert done.returncode == 1 and "cannot be read, more than the limit" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 74 and "gone: none of the 8 planned pictures that were looked for" in done.stderr
+    assert "Traceback" not in done.stderr and not list(open_store(out).list("parts/"))
     done = tokenize(*run, "--ray-address", "127.0.0.1:1", env=NODES)
     assert done.returncode == 78 and "there is no Ray cluster at 127.0.0.1:1" in done.stderr, done.stderr

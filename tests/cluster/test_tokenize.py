@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -185,16 +186,23 @@ def test_bad_pictures(pictures: Path, tokenizer_file: Path, tmp_path: Path) -> N
     Image.fromarray(np.zeros((1, 50), np.uint8)).save(copy / "thin.png")
     out, weights = str(tmp_path / "out"), ("--tokenizer", str(tokenizer_file))
     succeed("plan", str(copy.parent), out, *weights, "--views", "2", "--rows", "8")
+    unmounted = tokenize("run", out, *weights, "--source", str(tmp_path / "none"), "--shards", "1/3")
+    assert unmounted.returncode == 74 and "none: none of the 16 planned pictures that were looked" in unmounted.stderr
     strict = tokenize("run", out, *weights, "--on-bad-image", "fail")
     assert strict.returncode == 1 and strict.stderr.startswith("error: cannot read the picture odd/"), strict.stderr
     stopped = tokenize("run", out, *weights)
     assert stopped.returncode == 1 and "of 36 pictures cannot be read, more than the limit 1.0%" in stopped.stderr
-    made = succeed("run", out, *weights, "--bad-limit", "0.2")
-    assert made["missing"] == 0
-    assert succeed("status", out)["quarantined"] == 4
+    done = tokenize("run", out, *weights, "--bad-limit", "0.2", "--json", env={"ADDP_PROGRESS_SECONDS": "0.01"})
+    assert done.returncode == 0 and " of 36 pictures (100%) in 0:0" not in done.stderr  # some were made before
+    assert re.search(r"^tokenizing: \d+ of \d+ pictures .*, ETA .*quarantined$", done.stderr, re.MULTILINE), done.stderr
+    made = json.loads(done.stdout)
+    assert (made["missing"], made["planned"], made["stored"], made["quarantined"]) == (0, 36, 32, 4)
+    status = succeed("status", out)
+    assert (status["pictures"], status["stored"], status["quarantined"]) == (36, 32, 4)
     refused = tokenize("finalize", out)
     assert refused.returncode == 1 and "4 of 36 pictures cannot be read, more than the limit" in refused.stderr
-    assert succeed("finalize", out, "--bad-limit", "0.2")["quarantined"] == 4
+    assert "36 pictures planned, 32 stored, 4 quarantined" in tokenize("finalize", out, "--bad-limit", "0.2").stdout
+    assert tokenize("verify", out).stdout.startswith(f"{out}: 36 pictures planned, 32 stored, 4 quarantined; 5 shards")
     reasons = {q.id: q.reason for q in read_manifest(out).quarantined}
     assert sorted(reasons) == ["odd/bomb.png", "odd/cut.png", "odd/link.png", "odd/text.png"]
     assert "bomb" in reasons["odd/bomb.png"] and "gone" in reasons["odd/link.png"]

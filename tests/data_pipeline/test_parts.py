@@ -9,8 +9,20 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.dataset import MANIFEST, read_manifest
-from data_pipeline.parts import commit, finalize, part_name, read_part, shard_name, sound_part_bytes, survey, unclaimed
+from data_pipeline.job_status import count, job_status
+from data_pipeline.parts import (
+    commit,
+    finalize,
+    layout_of,
+    part_name,
+    read_part,
+    shard_name,
+    sound_part_bytes,
+    survey,
+    unclaimed,
+)
 from data_pipeline.plan import Plan
+from data_pipeline.quarantine import Totals
 from data_pipeline.storage import LocalStore, open_store
 from data_pipeline.verify import verify
 from data_pipeline.views import ViewRecipe
@@ -104,7 +116,7 @@ def edit(name: str, change: Callable[[dict], object]) -> Damage:  # type: ignore
         (lambda s: s.replace(part_name(2), b"{"), r"parts/000002\.json is damaged"),
         (edit(part_name(2), lambda c: c.update(plan="0" * 64)), "made for another plan"),
         (lambda s: s.replace(part_name(2), s.read(part_name(1))), "made for another plan"),
-        (edit(part_name(2), lambda c: c["shard"].update(rows=31)), "accounts for 31 pictures, 32 were planned"),
+        (edit(part_name(2), lambda c: c["shard"].update(rows=31)), "instead of 64512 for 31 rows"),
         (lambda s: s.create(MANIFEST, b"{}"), "not readable as a token data set"),
     ],
 )
@@ -112,6 +124,24 @@ def test_finalize_refuses(made: tuple[LocalStore, Plan], damage: Damage, words: 
     store, planned = made
     damage(store)
     with pytest.raises(DataError, match=words):
+        finalize(store, planned)
+
+
+def test_a_picture_that_is_neither_stored_nor_quarantined(made: tuple[LocalStore, Plan]) -> None:
+    """Shard and part agree with each other, and not with the plan: the list of the quarantined was lost."""
+    store, planned = made
+    content = store.read(shard_name(2))
+    for name in (shard_name(2), part_name(2)):
+        store.remove(name)
+    commit(store, planned, 2, content[2 * layout_of(planned).stride :], ())
+    totals = count(store, planned, survey(store, planned), {})
+    assert totals == Totals(120, 118, 0) and totals.lost == 2
+    assert job_status(store, planned, survey(store, planned), {}).text.splitlines()[1] == totals.text
+    with pytest.raises(
+        DataError,
+        match=r"120 pictures planned, 118 stored, 0 quarantined, 2 UNACCOUNTED FOR; remove the files of shard 2 "
+        r"\(parts/000002\.json, tokens-000002\.tar, \.\.\.\), and run again",
+    ):
         finalize(store, planned)
 
 

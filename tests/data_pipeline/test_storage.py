@@ -8,6 +8,8 @@ import uuid
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data_pipeline import s3
 from data_pipeline.storage import (
@@ -21,7 +23,9 @@ from data_pipeline.storage import (
     Throttled,
     Truncated,
     Unreachable,
+    file_name,
     open_store,
+    parse_s3,
     split_url,
 )
 from tests.s3_server import SECRET, FaultProxy, environment
@@ -82,12 +86,94 @@ def test_one_of_many_writers_wins(store: Store) -> None:
 def test_urls(tmp_path: Path) -> None:
     assert split_url("s3://b/p/x.tar") == ("s3://b/p", "x.tar") and split_url("x.tar") == (".", "x.tar")
     assert split_url("/x.tar") == ("/", "x.tar") and split_url("data/x.tar") == ("data", "x.tar")
-    with pytest.raises(StorageError, match="not known; use a local folder or s3://"):
-        open_store("gs://bucket")
-    with pytest.raises(StorageError, match="names no bucket"):
-        open_store("s3://")
+    assert split_url("s3://b/p//x.tar") == ("s3://b/p//", "x.tar") and split_url("s3://b/x.tar") == ("s3://b", "x.tar")
+    assert parse_s3("s3://bkt/p") == parse_s3("s3://bkt/p/") == ("bkt", "p/") and parse_s3("s3://bkt") == ("bkt", "")
+    assert parse_s3("s3://bkt/p//") == ("bkt", "p//") and parse_s3("s3://bkt//p") == ("bkt", "/p/")
     with pytest.raises(BucketMissing, match="no folder"):
         list(open_store(tmp_path / "none").list())
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("gs://SECRET@bucket", "gs://: this scheme is not known; use a local folder or s3://"),
+        ("s3://", "names no bucket"),
+        ("s3:///x", "names no bucket"),
+        ("s3:/bucket/x", "with less than two slashes"),
+        ("s3:bucket", "with less than two slashes"),
+        (Path("s3://bucket/x"), "with less than two slashes"),  # a Path folds the slashes
+        ("s3://KEY:SECRET@bucket/x", "takes no key and secret.* by AWS_PROFILE"),
+        ("s3://KEY:SEC/RET@bucket/x", "takes no key and secret"),
+        ("s3://my bucket/x", "my bucket is no name of a bucket"),
+        ("s3://bucket/x/../y", "knows no folders"),
+    ],
+)
+def test_urls_that_are_none(url: str | Path, words: str) -> None:
+    for use in (open_store, split_url):
+        with pytest.raises(StorageError, match=words) as caught:
+            use(url)
+        assert "SEC" not in str(caught.value)
+
+
+def prefixes(*categories: str) -> st.SearchStrategy[str]:
+    """Of keys, of characters of these categories: S3 allows all but `.` and `..` between slashes."""
+    part = st.text(
+        st.characters(categories=categories or ["L", "N", "P", "S", "Z", "M", "Cc", "Cf"], exclude_characters="/"),
+        max_size=8,
+    )
+    return st.lists(part.filter(lambda text: text not in (".", "..")), max_size=5).map("/".join)
+
+
+@given(prefixes(), prefixes())
+def test_every_character_of_a_key_stands_for_itself(one: str, other: str) -> None:
+    bucket, prefix = parse_s3(f"s3://bucket/{one}")
+    assert bucket == "bucket" and prefix == (one if one.endswith("/") or not one else one + "/")
+    places = {parse_s3(f"s3://bucket/{text}") for text in (one, other)}
+    names = {file_name(f"s3://bucket/{text}") for text in (one, other)}
+    assert len(places) == len(names) and not any("/" in name for name in names)
+    folder, name = split_url(f"s3://bucket/{one}x/k.tar")
+    assert parse_s3(folder) == ("bucket", f"{one}x/") and name == "k.tar"
+
+
+def test_places_on_a_server_are_not_mixed_up(bucket: str) -> None:
+    """`#` and `?` end a url of the web, `%` and `+` are codes in one; here they are characters of a key."""
+    names = ["exp#1", "exp#2", "exp?a=1", "exp", "a b", "a%20b", "a+b", "p%2Fq", "p/q", "ü/日本/😀"]
+    for name in names:
+        assert open_store(f"{bucket}/{name}").create("x", name.encode())
+    for name in names:
+        store = open_store(f"{bucket}/{name}/")
+        assert [e.name for e in store.list()] == ["x"] and store.read("x") == name.encode()
+        assert store.url == f"{bucket}/{name}"
+    assert {f"{name}/x" for name in names} == {e.name for e in open_store(bucket).list()}
+
+
+@given(prefixes("L", "N", "P", "S", "Zs"))
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_random_keys_on_a_server(bucket: str, text: str) -> None:
+    key = "/".join(part for part in text.replace("\\", "").split("/") if part.strip("."))  # SeaweedFS folds the others
+    store = open_store(f"{bucket}/{uuid.uuid4().hex}{key}")
+    assert store.create("x#?", b"1") and [e.name for e in store.list()] == ["x#?"] and store.read("x#?") == b"1"
+    assert parse_s3(store.url) == parse_s3(f"{store.url}/")
+
+
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
+@pytest.mark.parametrize("endpoint", ["localhost:9000", "user:SECRET@host", "http://", "ftp://host"])
+def test_an_endpoint_without_its_scheme(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, variable: str, endpoint: str
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    monkeypatch.setenv(variable, endpoint)
+    with pytest.raises(
+        StorageError, match=f"{variable} is no url of a server.*as {variable}=http://localhost"
+    ) as caught:
+        open_store(bucket)
+    assert "SECRET" not in str(caught.value)
+
+
+def test_numbers_that_are_none(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADDP_STORAGE_TIMEOUT", "soon")
+    with pytest.raises(StorageError, match="ADDP_STORAGE_TIMEOUT=soon is no number above 0"):
+        open_store(bucket)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def test_a_shard_without_a_readable_picture_has_no_tar(pictures: Path, tokenizer
 
     ((_, picture),) = shard_pictures(open_store(tmp_path / "out"), planned, 7)
     (copy / picture.id).write_bytes(b"")
-    manifest = tokenize(copy, tmp_path / "out2", tokenizer, RECIPE, rows=1)
+    manifest = tokenize(copy, tmp_path / "out2", tokenizer, RECIPE, rows=1, batch=2)
     assert len(manifest.shards) == 119 and manifest.quarantined[0].reason == "empty file"
     assert not (tmp_path / "out2" / "tokens-000007.tar").exists()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_pipeline.storage import StorageError
 from model.errors import ConfigError
 from trainer.config import RunConfig, documented_defaults, load_config
 
@@ -37,6 +38,18 @@ def test_mistakes_name_the_key_and_the_way_out(override: str, words: str) -> Non
     with pytest.raises(ConfigError) as caught:
         load_config(None, [override])
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.tokens=s3://KEY:SECRET@b/x", "checkpoint.upload=s3:/KEY:SECRET@b", "data.mixture={gs://KEY:SECRET@b: 1}",
+     "run=s3://SECRET/x"],
+)  # fmt: skip
+def test_places_that_are_none(override: str) -> None:
+    """Before the configuration is written to the run folder."""
+    with pytest.raises(StorageError, match=r"write s3://bucket/prefix|use a local folder or s3://") as caught:
+        load_config(None, [override])
+    assert "SECRET" not in str(caught.value)
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.storage import open_store
+from data_pipeline.storage import file_name, is_remote, open_store
 from model.errors import ConfigError
 from trainer.control import Control, join_ranks, own_device
 from trainer.evaluation.evaluator import Choice, Evaluator
@@ -82,9 +82,7 @@ def main(
         name: value for name, value in locals().items() if name in Options.model_fields
     })  # fmt: skip
     if work is None:
-        work = (
-            Path(run) / FOLDER if "://" not in run else Path("evaluation") / run.partition("://")[2].replace("/", "-")
-        )
+        work = Path("evaluation") / file_name(run) if is_remote(run) else Path(run) / FOLDER
     join_ranks()
     control = Control()
     control.on_first(lambda: _check(run, parts, options, follow))

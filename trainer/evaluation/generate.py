@@ -18,6 +18,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from data_pipeline.picture_grid import picture_grid
+from data_pipeline.storage import is_remote
 from model.sampler import SamplerConfig, generate
 from trainer.control import own_device
 from trainer.evaluation.completion import KEEP, completed_pictures
@@ -60,7 +61,7 @@ def main(
 
     A set is the same files for any number of processes, and a set that was cut off is finished by the same command.
     """
-    if into is None and out is None and "://" in run:
+    if into is None and out is None and is_remote(run):
         raise typer.BadParameter("give --out FILE or --into FOLDER for a run on a store", param_hint="--out")
     trained = load_addp(run, weights, checkpoint, tokenizer)
     device = own_device()

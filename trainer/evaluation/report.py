@@ -17,7 +17,7 @@ import jinja2
 import matplotlib as mpl
 import typer
 
-from data_pipeline.storage import ObjectMissing, Store, open_store
+from data_pipeline.storage import ObjectMissing, Store, is_remote, open_store
 from model.errors import ConfigError
 from trainer.evaluation.results import FOLDER, flattened, read_results, suffix
 from trainer.run_folder import TARGETS, RunFolder, json_lines, replace_text, step_folder
@@ -223,7 +223,7 @@ def main(
 ) -> None:
     """Write a page with curves, incidents, samples over time, evaluation figures and configuration of runs."""
     if out is None:
-        if "://" in runs[0]:
+        if is_remote(runs[0]):
             raise typer.BadParameter("give --out FILE for a run on a store", param_hint="--out")
         out = RunFolder(runs[0]).path / "report.html"
     print(write_report(runs, out).resolve())

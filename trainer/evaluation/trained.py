@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.storage import ObjectMissing, open_store
+from data_pipeline.storage import ObjectMissing, is_remote, open_store
 from model.addp import ADDP
 from model.errors import ConfigError, WeightsError
 from model.predictor import TokenPredictor
@@ -75,7 +75,7 @@ def load_addp(run: str, weights: Weights = "raw", step: int | None = None, token
     if config.objective != "addp":
         raise ConfigError(f"{run} trained a {config.objective}; an ADDP run is needed here")
     expected = None
-    if step is None and "://" not in run and RunFolder(run).is_done:
+    if step is None and not is_remote(run) and RunFolder(run).is_done:
         network = load_network(RunFolder(run).trained(weights), "addp")
     else:
         place = open_run(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -79,6 +80,12 @@ def _with_frozen(source: Source, tokenizer: Path | None) -> dict[str, Network]:
         predictor = frozen_predictor(config)
         if predictor is not None:
             networks["predictor"] = predictor
+        else:
+            print(
+                f"{config.predictor.weights} is not on this machine: the file has no token_predictor.*, "
+                "which the official code needs to go on pre-training",
+                file=sys.stderr,
+            )
     return networks
 
 

@@ -64,7 +64,7 @@ def draw(data: st.DataObject) -> dict[str, Network]:
     return {kind: build(kind, configs[kind], Geometry.of(tokenizer)) for kind in kinds}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data(), suffix=st.sampled_from([".pth", ".safetensors"]))
 def test_any_sizes_come_back(data: st.DataObject, suffix: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Out in the official layout, in without one option: the same networks, and nothing guessed."""

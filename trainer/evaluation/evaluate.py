@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.storage import open_store
+from data_pipeline.storage import StorageError, open_store
 from model.errors import ConfigError
 from trainer.config import RunConfig
 from trainer.control import Control, join_ranks, own_device
@@ -115,7 +115,7 @@ def main(
         keep_samples,
         tokenizer,
         config,
-    ).go()
+    ).go()  # fmt: skip
     if control.rank == 0:
         _show([r for r in read_results(open_store(run)) if r["part"] in parts and r["weights"] == weights], as_json)
 
@@ -136,9 +136,7 @@ def _check(run: str, parts: list[str], options: Options, follow: bool) -> RunCon
             "`proxy` gives the same formulas on packaged EfficientNet features: good to compare checkpoints, not to "
             "compare with published figures"
         )
-    if follow:
-        _wait_for_start(run)
-    config = run_config(run)
+    config = _started(run) if follow else run_config(run)
     objective = config.objective
     wrong = [part for part in parts if objective not in PARTS[part].objectives]
     if wrong:
@@ -157,17 +155,20 @@ def _say_taken(taken: dict[str, Any], parts: list[str], config: RunConfig, token
         print(f"from the run's configuration: {named}", file=sys.stderr, flush=True)
 
 
-def _wait_for_start(run: str) -> None:
-    said = False
+def _started(run: str) -> RunConfig:
+    """The configuration, once the run has begun; its store is waited for as well."""
+    said = ""
     while True:
         try:
-            run_config(run)
-            return
+            return run_config(run)
         except ConfigError:
-            if not said:
-                print(f"waits for {run} to begin", file=sys.stderr, flush=True)
-            said = True
-            time.sleep(2)
+            line = f"waits for {run} to begin"
+        except StorageError as error:
+            line = f"{run}: {error}; tries again"
+        if line != said:
+            print(line, file=sys.stderr, flush=True)
+        said = line
+        time.sleep(2)
 
 
 def _show(results: list[dict[str, Any]], as_json: bool) -> None:

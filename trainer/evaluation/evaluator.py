@@ -91,7 +91,7 @@ class Evaluator:
     def _next(self) -> Assignment | None:
         """On rank 0: wait for, and claim, a checkpoint that lacks results."""
         what = "a checkpoint" if self._follow else "another evaluator"
-        with Progress(f"{self._run}: waiting for {what}", None, "measured", done=len(self._complete)):
+        with Progress(f"{self._run}: waiting for {what}", None, "measured") as progress:
             while True:
                 try:
                     found, finished = self._look()
@@ -100,6 +100,7 @@ class Evaluator:
                     continue
                 if found is not None or finished:
                     return found
+                progress.set(len(self._complete))
                 time.sleep(self._poll)
 
     def _look(self) -> tuple[Assignment | None, bool]:

@@ -174,7 +174,6 @@ def test_asked_to_stop_while_it_waits(
         (("--suite", "knn"), "needs --pictures"),
         (("--checkpoint", "5"), "no checkpoint of step 5"),
         (("--suite", "held-out"), "need --tokens, a token data set of held-out pictures"),
-        (("--suite", "knn", "--pictures", "none"), "there is no folder none"),
     ],
 )
 def test_mistakes_are_said(options: tuple[str, ...], message: str, run: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def run_demo(images: Path | None, out: Path, processes: int, scale: float) -> No
 
     def evaluation(name: str, suite: str, *options: str) -> None:
         """Parts that are there are not done again."""
-        measure = ("--suite", suite, "--pictures", str(pictures), *options)
+        measure = ("--suite", suite, "--pictures", str(pictures), "--batch", "64", *options)
         stage(f"evaluate the {name}", False, module, "trainer.evaluation.evaluate", str(out / name), *measure)
 
     training("tokenizer", f"data.pictures={pictures}")

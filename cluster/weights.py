@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,14 +39,29 @@ def export(
 def import_weights(
     file: Annotated[Path, typer.Argument(help="official ADDP, MAGE or VQGAN file (.pth, .ckpt, .safetensors)")],
     out: Annotated[Path, typer.Argument(help="folder for tokenizer.safetensors, predictor.safetensors, ...")],
-    heads: Annotated[int | None, typer.Option(help="encoder heads; else width / 64, as published")] = None,
-    decoder_heads: Annotated[int | None, typer.Option(help="decoder heads; else 16, as published")] = None,
-    image_size: Annotated[int, typer.Option(help="pixels, of a VQGAN or MAGE file")] = 256,
+    heads: Annotated[int | None, typer.Option(min=1, help="encoder heads of the ADDP network")] = None,
+    decoder_heads: Annotated[int | None, typer.Option(min=1, help="its decoder heads")] = None,
+    predictor_heads: Annotated[int | None, typer.Option(min=1, help="encoder heads of the predictor (MAGE)")] = None,
+    predictor_decoder_heads: Annotated[int | None, typer.Option(min=1, help="its decoder heads")] = None,
+    norm_groups: Annotated[int | None, typer.Option(min=1, help="groups of the tokenizer's GroupNorms")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="pixels, of a tokenizer or predictor that stands alone")
+    ] = None,
 ) -> None:
-    """Turn official weights into files that describe themselves, each network its own; no code in them is run."""
+    """Turn official weights into files that describe themselves, each network its own; no code in them is run.
+
+    Our own exports state all sizes. No tensor of a published file tells those that the options name: what is not given
+    is then taken as published (heads: width / 64, decoder heads 16, groups 32, 256 pixels), and named on standard
+    error; where that does not fit, the option must be given.
+    """
     from model.official import import_official
+    from model.official_sizes import Untold
     from model.weights import save_network
 
-    for kind, network in import_official(file, heads, decoder_heads, image_size).items():
+    given = Untold(heads, decoder_heads, predictor_heads, predictor_decoder_heads, norm_groups, image_size)
+    networks, guesses = import_official(file, given)
+    for guess in guesses:
+        print(guess, file=sys.stderr)
+    for kind, network in networks.items():
         save_network(network, out / f"{kind}.safetensors")
         print(json.dumps({"kind": kind, "file": str(out / f"{kind}.safetensors"), **network.config.model_dump()}))

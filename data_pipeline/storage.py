@@ -17,6 +17,8 @@ from typing import NamedTuple, Protocol
 from urllib.parse import quote
 
 from model.errors import ADDPError
+from model.files import sync as sync
+from model.files import whole_file
 
 CHUNK = 8 * 2**20
 SCRATCH = ".tmp"  # below the root of a local store: files on their way to their names
@@ -275,10 +277,8 @@ class LocalStore:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Whole or not at all: a temporary file beside it, fsync, rename, fsync of the folder."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    _write_synced(partial, content)
-    partial.replace(path)
-    sync(path.parent)
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
 
 
 def _write_synced(path: Path, content: bytes | Path) -> None:
@@ -296,15 +296,6 @@ def _write_synced(path: Path, content: bytes | Path) -> None:
     except OSError:
         path.unlink(missing_ok=True)
         raise
-
-
-def sync(path: Path) -> None:
-    """Make a file's bytes, or a folder's new names, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _local_error(error: OSError, what: str) -> StorageError:

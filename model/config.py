@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 UNUSED_CLASS_IDS = 1000  # the official vocabulary keeps ImageNet's class ids between the codes and the mask id
 CLASS_SLOT_OFFSET = 76  # the class slot's id is K + 76 (1100 for K = 1024), one of the unused class ids
@@ -30,12 +30,14 @@ class _Sizes(BaseModel):
 class TokenizerConfig(_Sizes):
     """VQ tokenizer (ADDP section 3.1; the MaskGIT VQGAN). Stride is 2 ** (levels - 1)."""
 
-    image_size: int = Field(256, description="side of the square pictures, pixels")
-    channels: int = Field(128, description="width of the highest resolution; a multiple of `norm_groups`")
-    channel_multipliers: tuple[int, ...] = Field((1, 1, 2, 2, 4), description="width of each level over `channels`")
-    residual_blocks: int = Field(2, description="residual blocks a level")
-    code_dim: int = Field(256, description="Dz, width of a code")
-    codebook_size: int = Field(1024, description="K, number of codes")
+    image_size: int = Field(256, gt=0, description="side of the square pictures, pixels")
+    channels: int = Field(128, gt=0, description="width of the highest resolution; a multiple of `norm_groups`")
+    channel_multipliers: tuple[PositiveInt, ...] = Field(
+        (1, 1, 2, 2, 4), min_length=1, description="width of each level over `channels`"
+    )
+    residual_blocks: int = Field(2, gt=0, description="residual blocks a level")
+    code_dim: int = Field(256, gt=0, description="Dz, width of a code")
+    codebook_size: int = Field(1024, gt=0, description="K, number of codes")
     norm_groups: int = Field(
         32, gt=0, description="groups of each GroupNorm; few keep a narrow net from normalising every channel alone"
     )
@@ -66,11 +68,11 @@ class TokenizerConfig(_Sizes):
 class TransformerConfig(_Sizes):
     """Sizes shared by the ADDP network and the token predictor: a ViT encoder and a ViT decoder."""
 
-    dim: int = Field(768, description="D, network width")
-    depth: int = Field(12, description="encoder blocks")
-    heads: int = Field(12, description="encoder heads")
-    decoder_depth: int = Field(8, description="decoder blocks")
-    decoder_heads: int = Field(16, description="decoder heads")
+    dim: int = Field(768, gt=0, description="D, network width")
+    depth: int = Field(12, gt=0, description="encoder blocks")
+    heads: int = Field(12, gt=0, description="encoder heads")
+    decoder_depth: int = Field(8, gt=0, description="decoder blocks")
+    decoder_heads: int = Field(16, gt=0, description="decoder heads")
     positions: Literal["normal", "sincos"] = Field(
         "normal",
         description="start of the learned positions: N(0, 0.02) as published, or sines (short runs learn faster)",
@@ -119,9 +121,15 @@ class Geometry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    image_size: int = 256
-    patch_size: int = 16
-    codebook_size: int = 1024
+    image_size: PositiveInt = 256
+    patch_size: PositiveInt = 16
+    codebook_size: PositiveInt = 1024
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Geometry:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size = {self.image_size} is no multiple of patch_size = {self.patch_size}")
+        return self
 
     @classmethod
     def of(cls, tokenizer: TokenizerConfig) -> Geometry:

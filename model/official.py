@@ -3,59 +3,77 @@ plain ViT under timm's names."""
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from pydantic import ValidationError
 from torch import Tensor
 
 from model.classifier import Classifier
-from model.config import UNUSED_CLASS_IDS, Geometry, TokenizerConfig, TransformerConfig
 from model.encoder import Encoder
 from model.errors import WeightsError
-from model.weights import Config, Network, build, fill_official, read_state
+from model.files import whole_file
+from model.official_sizes import PREFIX, Unsaid, Untold, all_sizes, own_tensors
+from model.vq import VQTokenizer
+from model.weights import (
+    OFFICIAL_FORMAT,
+    STATED,
+    Network,
+    build,
+    fill_official,
+    match_official,
+    read_state,
+    reason,
+    stated_sizes,
+    write_safetensors,
+)
 
-_PREFIX = {"tokenizer": "vqgan.", "predictor": "token_predictor.", "addp": ""}
-_HEAD_WIDTH = 64  # of the encoders, Base and Large
-_DECODER_HEADS = 16
+
+class Imported(NamedTuple):
+    """networks: by kind. guesses: sentences, one for each size that was assumed."""
+
+    networks: dict[str, Network]
+    guesses: list[str]
 
 
-def import_official(path: Path, heads: int | None, decoder_heads: int | None, image_size: int) -> dict[str, Network]:
-    """Every network of an official ADDP, MAGE or VQGAN file, by kind.
+def import_official(path: Path, given: Untold = Untold()) -> Imported:  # noqa: B008 - it is immutable
+    """Every network of an official ADDP, MAGE or VQGAN file, or of a file of ours.
 
-    heads, decoder_heads: which no tensor tells; the published ones when None. image_size: of a tokenizer that stands
-    alone. Raises WeightsError.
+    Sizes that the file states must agree with its tensors and with `given`. What neither says is the published size
+    where that fits, and a guess. Raises WeightsError for the file, ConfigError for what is given.
     """
-    state, _ = read_state(path)
-    geometry: Geometry | None = None
-    networks: dict[str, Network] = {}
-    for kind in ("addp", "predictor", "tokenizer"):
-        own = _own(kind, state)
-        if own is None:
-            continue
-        try:
-            if kind == "tokenizer":
-                config: Config = _tokenizer_sizes(own, geometry.image_size if geometry else image_size)
-            else:
-                config = _transformer_sizes(own, heads, decoder_heads)
-                geometry = geometry or _geometry(own, image_size)
-        except (KeyError, ValueError) as error:
-            raise WeightsError(f"{path}: the sizes of its {kind} cannot be told from its tensors ({error})") from error
-        network = build(kind, config, geometry)
-        fill_official(network, state, path)
-        networks[kind] = network
-    if not networks:
+    state, metadata = read_state(path)
+    stated = stated_sizes(metadata, path)
+    held = {kind: own for kind in PREFIX if (own := own_tensors(kind, state)) is not None}
+    if not held:
         raise WeightsError(f"{path} holds no network of ADDP, MAGE or the VQGAN; its first keys: {list(state)[:3]}")
-    return networks
+    if strange := set(stated) - set(held):
+        raise WeightsError(f"{path} states sizes of a {strange.pop()} that it does not hold")
+    unsaid = Unsaid(path, given, held)
+    try:
+        sizes = all_sizes(held, stated, unsaid)
+    except ValidationError as error:
+        raise WeightsError(f"{path} cannot have a {error.title} of these sizes: {reason(error)}") from error
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise WeightsError(f"{path}: the sizes of its networks cannot be told from its tensors ({error})") from error
+    unsaid.settle()
+    networks: dict[str, Network] = {}
+    for kind, (config, geometry) in sizes.items():
+        with torch.device("meta"):  # the file may lie about its sizes: no memory before all shapes agree
+            match_official(build(kind, config, geometry), state, path)
+    for kind, (config, geometry) in sizes.items():
+        networks[kind] = build(kind, config, geometry)
+        fill_official(networks[kind], state, path)
+    return Imported(networks, unsaid.guesses)
 
 
 def official_state(networks: Mapping[str, Network]) -> dict[str, Tensor]:
     """The tensors of networks, by kind, under the names of one official ADDP file."""
     return {
-        _PREFIX[kind] + key: value.detach().cpu().contiguous()
+        PREFIX[kind] + key: value.detach().cpu().contiguous()
         for kind, network in networks.items()
         for key, value in network.state_dict().items()
     }
@@ -80,55 +98,25 @@ def timm_state(encoder: Encoder, tokenizer_norm: Literal["drop", "keep"]) -> dic
     return plain
 
 
-def _own(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """A network's tensors without prefix; None where the file has none of it."""
-    marker = {
-        "addp": "decoder_pos_mask_embed", "predictor": "token_emb.word_embeddings.weight",
-        "tokenizer": "quantize.embedding.weight",
-    }[kind]  # fmt: skip
-    for prefix in (_PREFIX[kind], ""):
-        if prefix + marker in state:
-            return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    return None
+def official_metadata(networks: Mapping[str, Network]) -> dict[str, str]:
+    """The sizes of networks, by kind, for `write_state`: what no tensor of the official layout tells."""
+    content = {
+        kind: {
+            "config": network.config.model_dump(mode="json"),
+            "geometry": None if isinstance(network, VQTokenizer) else network.geometry.model_dump(mode="json"),
+        }
+        for kind, network in networks.items()
+    }
+    return {"format": OFFICIAL_FORMAT, "networks": json.dumps(content)}
 
 
-def _count(state: dict[str, Tensor], pattern: str) -> int:
-    found = [int(m[1]) for key in state if (m := re.match(pattern, key))]
-    return max(found) + 1 if found else 0
+def write_state(state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """`.safetensors`, or a `.pth` that wraps the tensors in `model`, as the official files do; whole or not at all.
 
-
-def _transformer_sizes(state: dict[str, Tensor], heads: int | None, decoder_heads: int | None) -> TransformerConfig:
-    dim = state["norm.weight"].shape[0]
-    return TransformerConfig(
-        dim=dim, depth=_count(state, r"blocks\.(\d+)\."), heads=heads or max(1, dim // _HEAD_WIDTH),
-        decoder_depth=_count(state, r"decoder_blocks\.(\d+)\."), decoder_heads=decoder_heads or _DECODER_HEADS,
-    )  # fmt: skip
-
-
-def _geometry(state: dict[str, Tensor], image_size: int) -> Geometry:
-    words = state["token_emb.weight" if "token_emb.weight" in state else "token_emb.word_embeddings.weight"]
-    grid = round((state["decoder_pos_embed_learned"].shape[1] - 1) ** 0.5)
-    patch = state["patch_embed.proj.weight"].shape[-1] if "patch_embed.proj.weight" in state else image_size // grid
-    return Geometry(image_size=grid * patch, patch_size=patch, codebook_size=words.shape[0] - UNUSED_CLASS_IDS - 1)
-
-
-def _tokenizer_sizes(state: dict[str, Tensor], image_size: int) -> TokenizerConfig:
-    levels = _count(state, r"encoder\.down\.(\d+)\.")
-    channels = state["encoder.conv_in.weight"].shape[0]
-    widths = [state[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
-    codes, width = state["quantize.embedding.weight"].shape
-    return TokenizerConfig(
-        image_size=image_size, channels=channels, channel_multipliers=tuple(w // channels for w in widths),
-        residual_blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\."), code_dim=width, codebook_size=codes,
-    )  # fmt: skip
-
-
-def write_state(state: dict[str, Tensor], path: Path) -> None:
-    """`.safetensors`, or a `.pth` that wraps the tensors in `model`, as the official files do; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
+    metadata: in a `.pth` an entry beside `model`, which the official code does not look at.
+    """
     if path.suffix == ".safetensors":
-        save_file({key: value.contiguous() for key, value in state.items()}, partial)
-    else:
-        torch.save({"model": state}, partial)
-    partial.replace(path)
+        write_safetensors(state, path, metadata)
+        return
+    with whole_file(path) as partial:
+        torch.save({"model": state} | ({STATED: metadata} if metadata else {}), partial)

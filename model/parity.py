@@ -3,13 +3,15 @@
     python -m model.parity FOLDER [--device cuda] [--dtype bfloat16]
 
 FOLDER holds `weights.safetensors` (official keys), `io.safetensors` and `meta.json`. Prints JSON with the largest
-deviation of each quantity, relative to the reference's largest value; exits 0 if all hold, 1 if not.
+deviation of each quantity, relative to the reference's largest value, and then, on standard error, the verdict in one
+line; exits 0 if all quantities hold, 1 if not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,26 @@ def _compare_generation(
         ledger.tensor(name + "image", "image", state.image[:, :, ::8, ::8], io[name + "image_sample"])
 
 
+def verdict(report: dict[str, Any]) -> str:
+    """Of a report of `compare`, in one line; it names what is furthest off for its bound."""
+    where = f"({report['dtype']}, {report['device']})"
+    rows: dict[str, dict[str, Any]] = report["quantities"]
+    if report["holds"]:
+        return f"parity holds: {len(rows)} quantities within their bounds {where}"
+    failing = {name: row for name, row in rows.items() if not row["holds"]}
+
+    def excess(name: str) -> float:
+        deviation, tolerance = failing[name]["deviation"], failing[name]["tolerance"]
+        return float("inf") if math.isnan(deviation) or not tolerance else deviation / tolerance
+
+    worst = max(failing, key=excess)
+    row = failing[worst]
+    return (
+        f"parity FAILS: {len(failing)} of {len(rows)} quantities are off their bounds {where}; "
+        f"the worst, {worst}, is {row['deviation']:.2g} off, allowed {row['tolerance']:.2g}"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m model.parity", description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path, help="folder with weights.safetensors, io.safetensors and meta.json")
@@ -195,7 +217,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ADDPError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps(report, indent=1))
+    print(json.dumps(report, indent=1), flush=True)
+    print(verdict(report), file=sys.stderr)
     return 0 if report["holds"] else 1
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
+import json
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from model.addp import ADDP
 from model.classifier import Classifier
 from model.config import ClassifierConfig, Geometry, TokenizerConfig, TransformerConfig
 from model.errors import WeightsError
+from model.files import whole_file
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 
@@ -41,6 +43,16 @@ _UNUSED = {
 }
 _POSITIONS = "token_emb.position_embeddings.weight"
 
+# What our exports in the official layout state beside the tensors: metadata of a .safetensors, an entry of a .pth.
+OFFICIAL_FORMAT, STATED = "addp-official-1", "addp"
+
+
+class Sizes(NamedTuple):
+    """Of one network. geometry: None for a tokenizer, which has its own."""
+
+    config: Config
+    geometry: Geometry | None
+
 
 class LoadReport(NamedTuple):
     """What became of the keys of an official file."""
@@ -49,7 +61,7 @@ class LoadReport(NamedTuple):
     unused: list[str]
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
+def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         # Official files carry their training arguments; Namespace is a plain record and runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -58,16 +70,22 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path} is no readable weights file ({type(error).__name__} {error})".splitlines()[0]
         ) from error
+    stated = content.get(STATED) if isinstance(content, dict) else None
     for wrapper in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
-    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not isinstance(stated, dict) or stated.get("format") != OFFICIAL_FORMAT:
+        return state, {}
+    return state, {str(key): str(value) for key, value in stated.items()}
 
 
 def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a `.safetensors` file or a pickle (`weights_only`, wrapper `model`/`state_dict` removed).
+
+    The metadata of a pickle is what our own exports state beside the tensors; of others it is empty.
 
     Raises WeightsError where the file is missing or unreadable.
     """
@@ -77,7 +95,7 @@ def read_state(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"there is no weights file {path}; check the path in the configuration or on the command line"
         )
     if path.suffix != ".safetensors":
-        return _read_pickle(path), {}
+        return _read_pickle(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -93,6 +111,37 @@ def read_kind(path: Path | str) -> str:
     return metadata["kind"]
 
 
+def stated_sizes(metadata: Mapping[str, str], path: Path | str) -> dict[str, Sizes]:
+    """The sizes that a file of ours states, by kind of network; none for a file of others. Raises WeightsError."""
+    try:
+        if "kind" in metadata:
+            of = {"config": json.loads(metadata["config"]), "geometry": json.loads(metadata.get("geometry", "null"))}
+            content = {metadata["kind"]: of}
+        elif metadata.get("format") == OFFICIAL_FORMAT:
+            content = json.loads(metadata["networks"])
+        else:
+            return {}
+        return {
+            kind: Sizes(
+                CONFIG[kind].model_validate(sizes["config"]),
+                Geometry.model_validate(sizes["geometry"]) if kind != "tokenizer" else None,
+            )
+            for kind, sizes in content.items()
+        }
+    except ValidationError as error:
+        raise WeightsError(f"{path} states sizes that cannot be: {reason(error)}") from error
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} has a description that cannot be read ({type(error).__name__} {error})") from error
+
+
+def reason(error: ValidationError) -> str:
+    """In one line."""
+    return "; ".join(
+        ".".join(map(str, item["loc"])) + (": " if item["loc"] else "") + item["msg"].removeprefix("Value error, ")
+        for item in error.errors()
+    )
+
+
 def load_official(network: Network, path: Path | str) -> LoadReport:
     """Fill `network` from an official file (or one of the same keys); strict, apart from keys known to be unused.
 
@@ -103,6 +152,15 @@ def load_official(network: Network, path: Path | str) -> LoadReport:
 
 def fill_official(network: Network, state: dict[str, Tensor], path: Path | str) -> LoadReport:
     """As `load_official`, from the tensors that were read from `path`."""
+    own, report = match_official(network, state, path)
+    network.load_state_dict(own)
+    return report
+
+
+def match_official(
+    network: Network, state: dict[str, Tensor], path: Path | str
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """The tensors of `network`, which may be on the meta device, from an official file's. Raises WeightsError."""
     prefixes = _PREFIXES[network.kind]
     prefix = next(p for p in prefixes if not p or any(key.startswith(p) for key in state))
     own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
@@ -123,8 +181,9 @@ def fill_official(network: Network, state: dict[str, Tensor], path: Path | str) 
         problems = [("missing", missing), ("not of this network", unexpected), ("of another shape", misshapen)]
         named = "; ".join(f"{len(keys)} {what}, first: {', '.join(keys[:3])}" for what, keys in problems if keys)
         raise WeightsError(f"{path} does not fit the {network.kind} of the configured size: {named}")
-    network.load_state_dict({key: own[key] for key in expected})
-    return LoadReport(list(expected), [*(prefix + key for key in unused), *outside])
+    return {key: own[key] for key in expected}, LoadReport(
+        list(expected), [*(prefix + key for key in unused), *outside]
+    )
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -142,40 +201,45 @@ def save_network(network: Network, path: Path | str) -> None:
     metadata = {"format": "addp-network-1", "kind": network.kind, "config": network.config.model_dump_json()}
     if not isinstance(network, VQTokenizer):
         metadata["geometry"] = network.geometry.model_dump_json()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, partial, metadata)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_safetensors({key: value.detach() for key, value in network.state_dict().items()}, path, metadata)
+
+
+def write_safetensors(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Whole or not at all. Raises OSError."""
+    with whole_file(path) as partial:
+        save_file({key: value.cpu().contiguous() for key, value in state.items()}, partial, metadata)
 
 
 def load_network(
     path: Path | str, kind: str, *, config: Config | None = None,
     geometry: Geometry | None = None,
 ) -> Network:  # fmt: skip
-    """A network from our own file, whose metadata gives its sizes, or from an official one of the given sizes.
+    """A network from a file of ours, which states its sizes, or from an official one of the given sizes.
 
     kind: "tokenizer", "predictor", "addp" or "classifier". Raises WeightsError where the file holds another kind, or
     another picture geometry than `geometry`.
     """
     state, metadata = read_state(path)
-    if "kind" not in metadata:
+    stated = stated_sizes(metadata, path)
+    if not stated:
         if config is None:
             raise WeightsError(f"{path} does not say its sizes (an official file?): state them in the configuration")
         network = build(kind, config, geometry)
         fill_official(network, state, path)
         return network
-    if metadata["kind"] != kind:
-        raise WeightsError(f"{path} holds a {metadata['kind']}, but a {kind} is needed here")
-    try:
-        own_geometry = Geometry.model_validate_json(metadata["geometry"]) if "geometry" in metadata else None
-        network = build(kind, CONFIG[kind].model_validate_json(metadata["config"]), own_geometry)
-        network.load_state_dict(state)
-    except (KeyError, ValidationError, RuntimeError) as error:
-        raise WeightsError(f"{path} contradicts its own description: {str(error).splitlines()[0]}") from error
+    if kind not in stated:
+        raise WeightsError(f"{path} holds a {', a '.join(stated)}, but a {kind} is needed here")
+    config, own_geometry = stated[kind]
     if geometry is not None and own_geometry is not None and geometry != own_geometry:
         raise WeightsError(f"{path} was made for {own_geometry!r}, but {geometry!r} is needed here")
+    network = build(kind, config, own_geometry)
+    if "kind" not in metadata:
+        fill_official(network, state, path)
+        return network
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise WeightsError(f"{path} contradicts its own description: {str(error).splitlines()[0]}") from error
     return network
 
 

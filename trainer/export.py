@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +11,7 @@ from model.addp import ADDP
 from model.classifier import Classifier
 from model.encoder import Encoder
 from model.errors import ConfigError
-from model.official import official_state, timm_state, write_state
+from model.official import official_metadata, official_state, timm_state, write_state
 from model.weights import Network, load_network, read_kind, save_network
 from trainer.checkpoint_admin import open_run
 from trainer.config import RunConfig
@@ -50,7 +51,8 @@ def export(
         write_state(timm_state(network, tokenizer_norm), out)
         return out
     if form == "addp":
-        write_state(official_state(_with_frozen(source, tokenizer)), out)
+        networks = _with_frozen(source, tokenizer)
+        write_state(official_state(networks), out, official_metadata(networks))
         return out
     partial = out.with_name(out.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
@@ -78,6 +80,12 @@ def _with_frozen(source: Source, tokenizer: Path | None) -> dict[str, Network]:
         predictor = frozen_predictor(config)
         if predictor is not None:
             networks["predictor"] = predictor
+        else:
+            print(
+                f"{config.predictor.weights} is not on this machine: the file has no token_predictor.*, "
+                "which the official code needs to go on pre-training",
+                file=sys.stderr,
+            )
     return networks
 
 

@@ -16,6 +16,7 @@ from data_pipeline.storage import (
     SCRATCH,
     AccessDenied,
     BucketMissing,
+    LocalStore,
     ObjectMissing,
     StorageError,
     StorageFull,
@@ -189,6 +190,20 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(StorageFull, match="Make room"):
         open_store(tmp_path / "root").create("x", b"y")
     assert not list((tmp_path / "root").rglob("x"))
+
+
+def test_objects_follow_the_umask(tmp_path: Path) -> None:
+    """Shards, plans, manifests, results: a file of a mode of its own may be their source."""
+    source, store = tmp_path / "source", LocalStore(tmp_path / "store")
+    source.write_bytes(b"x")
+    source.chmod(0o600)
+    before = os.umask(0o027)
+    try:
+        assert store.create("folder/a", source) and store.create("folder/b", b"x")
+        store.replace("folder/c", b"x")
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "store" / "folder").iterdir()} == {0o640}
 
 
 def test_leftovers_are_no_objects(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from model.parity import verdict
 from tests.conftest import FIXTURES
 
 
@@ -36,6 +38,9 @@ def test_reference_is_reproduced(name: str, dtype: str) -> None:
     assert sum(k.startswith("grad.") for k in quantities) == 13
     if name == "grid16":
         assert sum(k.endswith(".mask_next") for k in quantities) == 4
+    assert done.stderr.splitlines()[-1] == (
+        f"parity holds: {len(quantities)} quantities within their bounds ({dtype}, cpu)"
+    )
     if dtype == "float32":
         assert quantities["token_indices"]["deviation"] == 0
         assert quantities["loss"]["tolerance"] == 1e-5 and quantities["x_t"]["tolerance"] == 1e-4
@@ -50,6 +55,21 @@ def test_another_network_does_not_pass(tmp_path: Path) -> None:
     report = json.loads(done.stdout)
     assert done.returncode == 1 and not report["holds"]
     assert not report["quantities"]["target_prob"]["holds"] and report["quantities"]["vq_reconstruction"]["holds"]
+    found = re.fullmatch(
+        r"parity FAILS: (\d+) of (\d+) quantities are off their bounds \(float32, cpu\); "
+        r"the worst, (\S+), is (\S+) off, allowed (\S+)",
+        done.stderr.splitlines()[-1],
+    )
+    assert found is not None, done.stderr
+    assert int(found[1]) == sum(not row["holds"] for row in report["quantities"].values())
+    assert int(found[2]) == len(report["quantities"]) and float(found[4]) > float(found[5])
+
+
+def test_what_is_no_number_fails_and_is_named() -> None:
+    rows = {"loss": {"deviation": 1.0, "tolerance": 1e-5, "holds": False},
+            "x_t": {"deviation": float("nan"), "tolerance": 1e-4, "holds": False}}  # fmt: skip
+    report = {"dtype": "float32", "device": "cpu", "holds": False, "quantities": rows}
+    assert "the worst, x_t, is nan off, allowed 0.0001" in verdict(report)
 
 
 def test_a_folder_that_is_none_is_one_clear_line(tmp_path: Path) -> None:

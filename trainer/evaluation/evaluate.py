@@ -18,8 +18,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.storage import file_name, is_remote, open_store
+from data_pipeline.storage import StorageError, file_name, is_remote, open_store
 from model.errors import ConfigError
+from trainer.config import RunConfig
 from trainer.control import Control, join_ranks, own_device
 from trainer.evaluation.evaluator import Choice, Evaluator
 from trainer.evaluation.results import FOLDER, flattened, read_results
@@ -43,11 +44,15 @@ def main(
     train_pictures: Annotated[
         str | None, typer.Option(help="training pictures, where they stand apart; all of --pictures is then held out")
     ] = None,
-    held_out: Annotated[float, typer.Option(min=0, max=1, help="share of held-out pictures, by hash")] = 0.1,
+    held_out: Annotated[
+        float | None, typer.Option(min=0, max=1, help="share of held-out pictures, by hash; else the run's")
+    ] = None,
     tokens: Annotated[str | None, typer.Option(help="held-out: held-out token data set")] = None,
-    train_tokens: Annotated[str | None, typer.Option(help="held-out: training token data set")] = None,
+    train_tokens: Annotated[
+        str | None, typer.Option(help="held-out: training token data set; else what the run itself reads")
+    ] = None,
     count: Annotated[int, typer.Option(min=2, help="samples, fid, proxy: pictures to generate")] = 50_000,
-    seed: Annotated[int, typer.Option(help="picture i is a function of (seed, i)")] = 0,
+    seed: Annotated[int | None, typer.Option(help="picture i is a function of (seed, i); else the run's")] = None,
     steps: Annotated[int, typer.Option(min=1, help="N, denoising steps")] = 20,
     schedule: Annotated[Literal["cosine", "linear"], typer.Option(help="of the tokens that stay masked")] = "cosine",
     choice_temperature: Annotated[float, typer.Option(help="noise of the choice which tokens stay")] = 6.0,
@@ -55,7 +60,9 @@ def main(
         Literal["dynamic", "constant"], typer.Option(help="that noise falls to 0, or stays")
     ] = "dynamic",
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="nucleus of the token distribution")] = 1.0,
-    batch: Annotated[int, typer.Option(min=1, help="pictures that are computed together")] = 64,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="pictures that are computed together; else the run's micro batch")
+    ] = None,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the networks that generate")] = "fp32",
     inception_weights: Annotated[
         Path | None, typer.Option(help="fid: Inception-v3, pt_inception-2015-12-05-6726825d.pth")
@@ -72,26 +79,41 @@ def main(
 
     held-out: PSNR, or masked-token cross-entropy. samples: a set, its grid and steps. fid: FID, IS, KID, precision and
     recall. proxy: the same on packaged EfficientNet features. knn, linear: frozen features. accuracy: of a classifier.
-    Each result is RUN/evaluation/step-N/PART.json, whole and once; what is there is not done again.
+    Each result is RUN/evaluation/step-N/PART.json, whole and once; what is there is not done again. What is not given
+    and the run's configuration says, is taken from there, and printed.
     """
     del local_rank
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, _stop)
     parts = [part.strip() for part in suite.split(",") if part.strip()]
     options = Options.model_validate({
-        name: value for name, value in locals().items() if name in Options.model_fields
+        name: value for name, value in locals().items() if name in Options.model_fields and value is not None
     })  # fmt: skip
     if work is None:
         work = Path("evaluation") / file_name(run) if is_remote(run) else Path(run) / FOLDER
     join_ranks()
     control = Control()
-    control.on_first(lambda: _check(run, parts, options, follow))
+    config = control.on_first(lambda: _check(run, parts, options, follow))
+    if control.rank == 0:
+        _say_taken(options.with_run(config)[1], parts, config, tokenizer)
     if follow and every is None:
         every = 1
     choose = Choice(checkpoint, every)
     Evaluator(
-        run, control, own_device(), parts, options, weights, choose, follow, lease, work, keep_samples, tokenizer
-    ).go()
+        run,
+        control,
+        own_device(),
+        parts,
+        options,
+        weights,
+        choose,
+        follow,
+        lease,
+        work,
+        keep_samples,
+        tokenizer,
+        config,
+    ).go()  # fmt: skip
     if control.rank == 0:
         _show([r for r in read_results(open_store(run)) if r["part"] in parts and r["weights"] == weights], as_json)
 
@@ -100,8 +122,8 @@ def _stop(number: int, _: object) -> None:
     raise Preempted(f"{signal.Signals(number).name}: what is finished stands; start it again to go on")
 
 
-def _check(run: str, parts: list[str], options: Options, follow: bool) -> None:
-    """Before anything is computed. Raises ConfigError."""
+def _check(run: str, parts: list[str], options: Options, follow: bool) -> RunConfig:
+    """Before anything is computed; the run's configuration. Raises ConfigError."""
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
         raise ConfigError(f"--suite {','.join(unknown)}: no such part; there are {', '.join(PARTS)}")
@@ -112,26 +134,39 @@ def _check(run: str, parts: list[str], options: Options, follow: bool) -> None:
             "`proxy` gives the same formulas on packaged EfficientNet features: good to compare checkpoints, not to "
             "compare with published figures"
         )
-    if follow:
-        _wait_for_start(run)
-    objective = run_config(run).objective
+    config = _started(run) if follow else run_config(run)
+    objective = config.objective
     wrong = [part for part in parts if objective not in PARTS[part].objectives]
     if wrong:
         fitting = ", ".join(name for name, part in PARTS.items() if objective in part.objectives)
         raise ConfigError(f"{run} trained a {objective}, for which there is no {', '.join(wrong)}; there are {fitting}")
+    return config
 
 
-def _wait_for_start(run: str) -> None:
-    said = False
+def _say_taken(taken: dict[str, Any], parts: list[str], config: RunConfig, tokenizer: Path | None) -> None:
+    used = {"batch", *(name for part in parts for name in PARTS[part].settings)}
+    shown = {name: value for name, value in taken.items() if name in used}
+    if config.objective == "addp" and tokenizer is None and {"samples", "fid", "proxy", "held-out"} & set(parts):
+        shown["tokenizer"] = config.tokenizer.weights
+    if shown:
+        named = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in shown.items())
+        print(f"from the run's configuration: {named}", file=sys.stderr, flush=True)
+
+
+def _started(run: str) -> RunConfig:
+    """The configuration, once the run has begun; its store is waited for as well."""
+    said = ""
     while True:
         try:
-            run_config(run)
-            return
+            return run_config(run)
         except ConfigError:
-            if not said:
-                print(f"waits for {run} to begin", file=sys.stderr, flush=True)
-            said = True
-            time.sleep(2)
+            line = f"waits for {run} to begin"
+        except StorageError as error:
+            line = f"{run}: {error}; tries again"
+        if line != said:
+            print(line, file=sys.stderr, flush=True)
+        said = line
+        time.sleep(2)
 
 
 def _show(results: list[dict[str, Any]], as_json: bool) -> None:

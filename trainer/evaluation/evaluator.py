@@ -11,16 +11,19 @@ from typing import Any, NamedTuple
 
 import torch
 
+from data_pipeline.progress import Progress
 from data_pipeline.storage import ObjectMissing, StorageError, Store, open_store
 from model.errors import ConfigError
 from trainer.checkpoint import Damaged
 from trainer.checkpoint_admin import Place, open_run
+from trainer.config import RunConfig
 from trainer.control import Control
 from trainer.evaluation.claims import Claim, Claims
+from trainer.evaluation.contents import KEYS, Contents
 from trainer.evaluation.results import FOLDER, publish, read_results, suffix
 from trainer.evaluation.suite import PARTS
 from trainer.evaluation.task import Options, Task
-from trainer.evaluation.trained import is_done, run_config
+from trainer.evaluation.trained import is_done
 from trainer.run_folder import Weights, step_folder
 
 
@@ -57,9 +60,12 @@ class Evaluator:
     def __init__(
         self, run: str, control: Control, device: torch.device, parts: list[str], options: Options, weights: Weights,
         choose: Choice, follow: bool, lease: float, work: Path, keep_samples: bool, tokenizer: Path | None,
+        config: RunConfig,
     ) -> None:  # fmt: skip
         self._run, self._control, self._device = run, control, device
-        self._parts, self._options, self._weights = parts, options, weights
+        self._parts, self._given, self._weights = parts, options, weights
+        self._options, _ = options.with_run(config)
+        self._contents, self._config = Contents(), config
         self._choose, self._follow, self._work = choose, follow, work
         self._keep_samples, self._tokenizer = keep_samples, tokenizer
         self._store: Store = open_store(run)
@@ -84,15 +90,18 @@ class Evaluator:
 
     def _next(self) -> Assignment | None:
         """On rank 0: wait for, and claim, a checkpoint that lacks results."""
-        while True:
-            try:
-                found, finished = self._look()
-            except StorageError as error:
-                self._endure(error)
-                continue
-            if found is not None or finished:
-                return found
-            time.sleep(self._poll)
+        what = "a checkpoint" if self._follow else "another evaluator"
+        with Progress(f"{self._run}: waiting for {what}", None, "measured") as progress:
+            while True:
+                try:
+                    found, finished = self._look()
+                except StorageError as error:
+                    self._endure(error)
+                    continue
+                if found is not None or finished:
+                    return found
+                progress.set(len(self._complete))
+                time.sleep(self._poll)
 
     def _look(self) -> tuple[Assignment | None, bool]:
         """(claimed work, whether there will be no more)."""
@@ -125,33 +134,63 @@ class Evaluator:
         if step in self._complete:
             return ()
         there = {
-            r["part"]: r["settings"]
-            for r in read_results(self._store, step)
-            if r["step"] == step and r["weights"] == self._weights
+            r["part"]: r for r in read_results(self._store, step) if r["step"] == step and r["weights"] == self._weights
         }
         for part in self._parts:
-            if part in there and there[part] != (wanted := self._settings(part)):
-                different = [k for k in wanted if there[part].get(k) != wanted[k]]
+            if part in there and (different := self._different(part, there[part])):
                 raise ConfigError(
-                    f"{self._run}: {FOLDER}/{step_folder(step)} has a result of {part} with other options ("
-                    + ", ".join(f"{k}: {there[part].get(k)!r} there, now {wanted[k]!r}" for k in different)
-                    + "); remove it to measure anew, or use the same options"
+                    f"{self._run}: {FOLDER}/{step_folder(step)} has a result of {part} with other options "
+                    f"({', '.join(different)}); remove it to measure anew, or use the same options"
                 )
         missing = tuple(part for part in self._parts if part not in there)
         if not missing:
             self._complete.add(step)
         return missing
 
+    def _different(self, part: str, result: dict[str, Any]) -> list[str]:
+        """What a result was made with, where it is not what is asked for now."""
+        found: dict[str, Any] = result["settings"]
+        if "places" not in result:  # of a version that knew data by the spelling of their path, and nothing of the run
+            by_name = self._given.model_dump(mode="json")
+            return [
+                f"{name}: {found.get(name)!r} there, now {by_name[name]!r}"
+                for name in PARTS[part].settings
+                if found.get(name) != by_name[name]
+            ]
+        wanted, places = self._settings(part), self._places(part)
+        return [
+            f"{name}: other data there, {result['places'].get(name)}, than now, {places[name]}"
+            if name in KEYS
+            else f"{name}: {found.get(name)!r} there, now {value!r}"
+            for name, value in wanted.items()
+            if found.get(name) != value
+        ]
+
     def _settings(self, part: str) -> dict[str, Any]:
+        """What a result depends on: data by their content. Raises ADDPError where they cannot be reached."""
         values = self._options.model_dump(mode="json")
-        return {name: values[name] for name in PARTS[part].settings}
+        return {
+            name: self._contents.key(name, values[name]) if name in KEYS else values[name]
+            for name in PARTS[part].settings
+        }
+
+    def _places(self, part: str) -> dict[str, str | None]:
+        """Where the data lie, for people."""
+        values = self._options.model_dump(mode="json")
+        return {name: values[name] for name in PARTS[part].settings if name in KEYS}
 
     def _evaluate(self, found: Assignment) -> None:
         place = open_run(self._run)
 
         def load() -> Any:
             try:
-                return place.network(found.step, self._weights), place.manifest(found.step)
+                self._contents = Contents()  # data may have changed since the last checkpoint
+                settings = {part: self._settings(part) for part in found.parts}
+            except StorageError as error:
+                self._endure(error)
+                return None
+            try:
+                return place.network(found.step, self._weights), place.manifest(found.step), settings
             except (Damaged, ObjectMissing, OSError) as error:
                 self._refused.add(found.step)  # damaged, or removed by the run since it was listed
                 self._say(f"step {found.step} is left out: {error}")
@@ -162,19 +201,20 @@ class Evaluator:
         loaded = self._control.on_first(load)
         if loaded is None:
             return
-        network, manifest = loaded
+        network, manifest, settings = loaded
         task = Task(
-            self._control, self._device, self._options, run_config(self._run), found.step, network, manifest.facts,
+            self._control, self._device, self._options, self._config, found.step, network, manifest.facts,
             self._weights, self._work / step_folder(found.step), self._tokenizer,
         )  # fmt: skip
-        for part in found.parts:
+        for number, part in enumerate(found.parts, 1):
             started = time.time()
+            self._say(f"step {found.step}: {part}, part {number} of {len(found.parts)}")
             outcome = PARTS[part].run(task)
             if self._control.rank == 0:
                 result = {
                     "step": found.step, "part": part, "weights": self._weights, "figures": outcome.figures,
                     "checkpoint": manifest.fingerprint,
-                    "settings": self._settings(part),
+                    "settings": settings[part], "places": self._places(part),
                     "made": {
                         "host": os.uname().nodename, "process": os.getpid(), "ranks": self._control.world_size,
                         "seconds": round(time.time() - started, 2), "time": time.time(), "torch": torch.__version__,
@@ -195,7 +235,9 @@ class Evaluator:
                 self._endure(error)
 
     def _say(self, line: str) -> None:
-        print(f"{self._run}: {line}", file=sys.stderr, flush=True)
+        """Once, by rank 0."""
+        if self._control.rank == 0:
+            print(f"{self._run}: {line}", file=sys.stderr, flush=True)
 
 
 def _opened(run: str) -> Place | None:

@@ -55,7 +55,8 @@ def _held_out(task: Task) -> Outcome:
         grid = picture_grid(pairs, columns=len(shown), zoom=zoom)
         return Outcome(held_out.tokenizer_figures(parts), {"reconstructions": _png(grid)})
     if o.tokens is None or o.train_tokens is None:
-        raise ConfigError("held-out figures of a predictor or ADDP need --tokens and --train-tokens")
+        missing = "--tokens, a token data set of held-out pictures" if o.tokens is None else "--train-tokens"
+        raise ConfigError(f"held-out figures of a predictor or ADDP need {missing}")
     assert isinstance(network, TokenPredictor | ADDP)
     ids, frequencies = held_out.token_data(o.tokens, o.train_tokens)
     frozen: FrozenNetworks | None = load_frozen(task.config).to(task.device) if isinstance(network, ADDP) else None
@@ -108,7 +109,9 @@ def _quality(task: Task, extractor: fidelity.Extractor) -> Outcome:
     )
     if found is None or real is None:
         return Outcome({})
-    return Outcome({**fidelity.figures(extractor.labels, found, real), "reference_pictures": len(real.features)})
+    with task.progress(f"figures on {extractor.name}", 1):
+        made_of = fidelity.figures(extractor.labels, found, real)
+    return Outcome({**made_of, "reference_pictures": len(real.features)})
 
 
 def _feature_set(
@@ -163,7 +166,8 @@ def _probe(task: Task, score: Callable[..., dict[str, float]]) -> Outcome:
         test, test_labels = task.features("val", name, extract)
         if task.control.rank == 0:
             prefix = "" if name == "trained" else f"{name}_"
-            found = score(train, labels, test, test_labels)
+            with task.progress(f"scores of {name} features", 1):
+                found = score(train, labels, test, test_labels)
             figures |= {f"{prefix}{key}": value for key, value in found.items()}
             most = labels.bincount().argmax()
             figures["majority_class"] = float((test_labels == most).float().mean())
@@ -203,7 +207,7 @@ def _accuracy(task: Task) -> Outcome:
 
 
 class Part(NamedTuple):
-    """settings: the options that its result depends on."""
+    """settings: the options that its result depends on. Those that name data count by their content."""
 
     run: Callable[[Task], Outcome]
     objectives: tuple[str, ...]

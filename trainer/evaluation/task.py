@@ -10,11 +10,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from data_pipeline.pictures import Split
+from data_pipeline.progress import Progress
 from model.addp import ADDP
 from model.encoder import Encoder
 from model.errors import ConfigError
@@ -32,7 +31,10 @@ from trainer.run_folder import Weights
 
 
 class Options(BaseModel):
-    """What results depend on, beside the checkpoint. `addp evaluate --help` describes each."""
+    """What results depend on, beside the checkpoint. `addp evaluate --help` describes each.
+
+    Made of what was given; `with_run` takes the rest from the run.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,6 +54,15 @@ class Options(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     inception_weights: Path | None = None
     baselines: bool = False
+
+    def with_run(self, config: RunConfig) -> tuple[Options, dict[str, Any]]:
+        """(what results depend on, those of its values that came from the run's configuration)."""
+        of_run = {
+            "pictures": config.data.pictures, "held_out": config.data.held_out, "train_tokens": config.data.tokens,
+            "seed": config.seed, "batch": config.batch.micro,
+        }  # fmt: skip
+        taken = {k: v for k, v in of_run.items() if k not in self.model_fields_set and v is not None}
+        return self.model_copy(update=taken), taken
 
     @property
     def sampler(self) -> SamplerConfig:
@@ -94,22 +105,21 @@ class Task:
         return self._crops[split]
 
     def _open(self, split: Split) -> Crops:
-        pictures = self.options.pictures
-        if pictures is None and self.config.data.pictures is None:
+        place = self.options.pictures
+        if place is None:
             raise ConfigError("this part of the evaluation needs --pictures: class folders or WebDataset shards")
-        place = pictures or str(self.config.data.pictures)
         if self.options.train_pictures is not None:
             place, split = (place if split == "val" else self.options.train_pictures), "all"
         return Crops(place, split, self.options.held_out, self.image_size, self.options.batch)
 
     def over(self, title: str, chunks: int, work: Callable[[int], Any]) -> list[Any]:
-        """work(0) .. work(chunks-1), divided among the ranks, with a progress bar; all results on rank 0."""
-        console = Console(stderr=True)
-        mine = len(range(self.control.rank, chunks, self.control.world_size))
-        shown = self.control.rank == 0 and console.is_terminal
-        with Progress(console=console, disable=not shown) as progress:
-            bar = progress.add_task(f"step {self.step}: {title}", total=mine)
-            return self.control.divide(chunks, work, lambda: progress.advance(bar))
+        """work(0) .. work(chunks-1), divided among the ranks, with progress shown; all results on rank 0."""
+        with self.progress(title, len(range(self.control.rank, chunks, self.control.world_size))) as progress:
+            return self.control.divide(chunks, work, progress.advance)
+
+    def progress(self, title: str, total: int) -> Progress:
+        """Of what rank 0 does."""
+        return Progress(f"step {self.step}: {title}", total, "batches", shown=self.control.rank == 0)
 
     def features(self, split: Split, name: str, extract: Callable[[Tensor], Any]) -> tuple[Any, Tensor]:
         """(features, labels) of a split, once for a checkpoint. On rank 0; empty on the others."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cluster.launch import launcher_command
+from data_pipeline.dataset import read_manifest
 from data_pipeline.storage import LocalStore, open_store
 from model.vq import VQTokenizer
 from tests.s3_server import FaultProxy, environment
@@ -146,16 +147,22 @@ def test_a_damaged_checkpoint_is_left_out(run: Path, pictures: Path, tmp_path: P
     assert [(r["step"], r["weights"]) for r in found] == [(4, "ema"), (12, "ema")]
 
 
-def test_asked_to_stop_while_it_waits(run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_asked_to_stop_while_it_waits(
+    run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = copy_of(run, tmp_path / "run")
     (folder / "done.json").unlink()  # so that more checkpoints are waited for
+    monkeypatch.setenv("ADDP_PROGRESS_SECONDS", "0.2")
+    (tmp_path / "log").touch()
     (rank,) = start(folder, tmp_path / "log", "--follow", "--pictures", str(pictures))
     deadline = time.monotonic() + 60
-    while len(read_results(LocalStore(folder))) < 3 and time.monotonic() < deadline:
+    while "waiting for a checkpoint: 3 measured" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
     rank.terminate()
     assert codes([rank]) == [75], (tmp_path / "log").read_text()
     assert len(read_results(LocalStore(folder))) == 3 and not list((folder / "evaluation" / "claims").iterdir())
+    log = (tmp_path / "log").read_text()
+    assert all(f"step {step}: knn, part 1 of 1" in log for step in (4, 8, 12)) and "3 measured stopped after" in log
 
 
 @pytest.mark.parametrize(
@@ -166,7 +173,7 @@ def test_asked_to_stop_while_it_waits(run: Path, pictures: Path, tmp_path: Path)
         (("--suite", "accuracy"), "trained a addp, for which there is no accuracy"),
         (("--suite", "knn"), "needs --pictures"),
         (("--checkpoint", "5"), "no checkpoint of step 5"),
-        (("--suite", "held-out"), "need --tokens and --train-tokens"),
+        (("--suite", "held-out"), "need --tokens, a token data set of held-out pictures"),
     ],
 )
 def test_mistakes_are_said(options: tuple[str, ...], message: str, run: Path, tmp_path: Path) -> None:
@@ -178,3 +185,42 @@ def test_other_options_do_not_pass_for_the_same(undisturbed: Path, pictures: Pat
     options = ("--suite", "samples", "--checkpoint", "12", "--count", "25")
     assert codes(start(undisturbed, tmp_path / "log", *options)) == [78]
     assert "count: 16 there, now 25" in (tmp_path / "log").read_text()
+
+
+def test_data_count_by_content(undisturbed: Path, pictures: Path, tmp_path: Path) -> None:
+    """The same pictures by another name are the same result; others by the same name are not. A result of an older
+    version, which says the name only, is held to it."""
+    folder, place = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(undisturbed, folder)
+    shutil.copytree(pictures, place)
+    options = ("--suite", "knn", "--checkpoint", "12", "--baselines", "--pictures")
+    before = read_results(LocalStore(folder))
+    assert codes(start(folder, tmp_path / "log", *options, f"{tmp_path}/./moved/")) == [0], (
+        tmp_path / "log"
+    ).read_text()
+    assert read_results(LocalStore(folder)) == before
+
+    (place / "line" / "000.png").unlink()
+    assert codes(start(folder, tmp_path / "changed", *options, str(place))) == [78]
+    assert f"pictures: other data there, {pictures}, than now, {place}" in (tmp_path / "changed").read_text()
+
+    file = folder / "evaluation" / "step-00000012" / "knn.json"
+    old = json.loads(file.read_text())
+    old["settings"]["pictures"] = old.pop("places")["pictures"]
+    file.write_text(json.dumps(old))
+    assert codes(start(folder, tmp_path / "old", *options, str(pictures))) == [0]
+    assert codes(start(folder, tmp_path / "old", *options, f"{pictures}/")) == [78]
+    assert f"pictures: '{pictures}' there, now '{pictures}/'" in (tmp_path / "old").read_text()
+
+
+def test_what_the_run_says_is_not_asked_for(
+    run: Path, tokens: Path, held_out_tokens: Path, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    folder, log = copy_of(run, tmp_path / "run"), tmp_path / "log"
+    assert codes(start(folder, log, "--suite", "held-out", "--tokens", str(held_out_tokens))) == [0], log.read_text()
+    said = f"from the run's configuration: --held-out 0.1, --train-tokens {tokens}, --tokenizer {tokenizer_file}"
+    assert said in log.read_text()
+    (result,) = read_results(LocalStore(folder))
+    assert result["settings"]["train_tokens"] == read_manifest(tokens).fingerprint
+    assert result["places"]["train_tokens"] == str(tokens)
+    assert 0 < result["figures"]["cross_entropy"] < 20

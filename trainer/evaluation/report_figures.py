@@ -37,6 +37,7 @@ _WORDS = {  # (words, which way is better)
     "samples": ("samples", ""),
 }  # fmt: skip
 _VARIANTS = {"": "", "untrained_": "untrained encoder", "pixels_": "raw pixels"}  # what a figure is compared with
+_SPACE = "\N{NO-BREAK SPACE}"
 _NEIGHBOURS = re.compile(r"(top\d+)_k(\d+)")
 _ACCURACY = re.compile(r"top\d+(_k\d+)?")
 _SHARES = ("codebook_used", "majority_class")  # besides accuracies
@@ -54,7 +55,7 @@ class Figure(NamedTuple):
     @property
     def words(self) -> str:
         if found := _NEIGHBOURS.fullmatch(self.base):
-            return f"{_WORDS.get(found[1], (found[1], ''))[0]}, k\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{found[2]}"
+            return f"{_WORDS.get(found[1], (found[1], ''))[0]}, k{_SPACE}={_SPACE}{found[2]}"
         return _WORDS.get(self.base, (self.base.replace("_", " "), ""))[0]
 
     @property
@@ -82,14 +83,14 @@ class Figure(NamedTuple):
     @property
     def title(self) -> str:
         """Of a plot."""
-        part = PARTS.get(self.part, self.part).partition(" (")[0].partition(" on ")[0]
-        return f"{part}: {self.words}{', %' if self.is_share else ''} {self.better}".rstrip()
+        part = re.split(r" \(| on | beside ", PARTS.get(self.part, self.part))[0]
+        return f"{part}: {self.words}{', %' if self.is_share else ''}{_SPACE}{self.better}".rstrip()
 
     @property
     def label(self) -> str:
         """In a table below the name of its part."""
         variant = f", {_VARIANTS[self.variant]}" if self.variant else ""
-        return f"{self.words}{variant} {self.better}".rstrip()
+        return f"{self.words}{variant}{_SPACE}{self.better}".rstrip()
 
 
 class Value(NamedTuple):

@@ -50,7 +50,7 @@ def plot(
 ) -> Plot:
     """Against the step. levels: lines of one value, drawn from side to side."""
     with mpl.rc_context({**_SETTINGS, "svg.hashsalt": title}):
-        canvas = Canvas(figsize=(5.2, 2.9), layout="constrained")
+        canvas = Canvas(figsize=(4.0, 2.6), layout="constrained")
         axis = canvas.add_subplot()
         steps = [step for line in lines for step in line.steps]
         apart = (max(steps) - min(steps)) / 150 if any(line.errors for line in lines) else 0.0
@@ -63,7 +63,7 @@ def plot(
             axis.axhline(level.values[0], color=_stand_in(level.color), linestyle=_STYLES[level.style], linewidth=1.2)
         axis.set_xlabel("step", fontsize=9)
         axis.tick_params(labelsize=9)
-        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(6, integer=True))
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
         axis.grid(alpha=0.15)
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[["left", "bottom"]].set_alpha(0.5)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_pipeline.storage import LocalStore
+from trainer.evaluation.report_figures import standard_error
 from trainer.evaluation.results import read_results
 from trainer.run_folder import TARGETS, RunFolder, write_json
 
@@ -36,9 +37,10 @@ def collect_targets(out: Path) -> list[Target]:
     ]
     for name, part, key in (("kNN (k = 20)", "knn", "top1_k20"), ("linear probe", "linear", "top1")):
         trained, untrained, pixels = (addp(part, prefix + key) for prefix in ("", "untrained_", "pixels_"))
+        reached, other, raw = (_percent(share, addp(part, "pictures")) for share in (trained, untrained, pixels))
         found += [
-            Target(f"{name}, trained encoder", f"{trained:.1%}", f"> untrained ({untrained:.1%})", trained > untrained),
-            Target(f"{name}, beside raw pixels", f"{trained:.1%}", f"> pixels ({pixels:.1%})", trained > pixels),
+            Target(f"{name}, trained encoder", reached, f"> untrained ({other})", trained > untrained),
+            Target(f"{name}, beside raw pixels", reached, f"> pixels ({raw})", trained > pixels),
         ]
     frechet = addp("proxy", "efficientnet_frechet_distance")
     return [
@@ -53,12 +55,19 @@ def _nats(name: str, figure: Callable[[str, str], float], least: float) -> Targe
     return Target(name, f"{entropy:.3f} nat ({gain:.3f} under the unigram)", f"{least} nat under it", gain >= least)
 
 
+def _percent(share: float, pictures: float) -> str:
+    """With its standard error, where the count of pictures is known."""
+    error = standard_error(share, pictures)
+    return f"{100 * share:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "") + " %"
+
+
 def _newest(run: Path) -> Callable[[str, str], float]:
     """(part, figure) -> its value at the newest checkpoint that has it."""
     results = read_results(LocalStore(run))
 
     def value(part: str, figure: str) -> float:
-        return float(next(r for r in reversed(results) if r["part"] == part)["figures"][figure])
+        figures = next(r for r in reversed(results) if r["part"] == part)["figures"]
+        return float(figures.get(figure, 0) if figure == "pictures" else figures[figure])  # earlier ones did not count
 
     return value
 
@@ -68,5 +77,7 @@ def show_targets(out: Path) -> None:
     targets = collect_targets(out)
     for t in targets:
         verdict = {True: "met", False: "MISSED", None: ""}[t.met]
-        print(f"{t.name:52s} {t.value:40s} {t.target:24s} {verdict}".rstrip())
+        print(
+            f"{verdict:6s}  {t.name:52s} {t.value:36s} {t.target}".rstrip()
+        )  # the verdict first: narrow terminals cut
     write_json(RunFolder(out / "addp").evaluation / TARGETS, [t._asdict() for t in targets])

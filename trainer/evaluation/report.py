@@ -1,219 +1,146 @@
-"""One self-contained HTML page about a run, or several side by side: curves, incidents, samples over time, figures.
+"""One self-contained HTML page about a run, or several side by side: how it stands, curves, incidents, samples over
+time, figures.
 
 Reads what the runs wrote, here or on the store that they upload to, and computes nothing; imports no torch.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-from collections import defaultdict
-from datetime import datetime
+import math
+import time
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jinja2
-import matplotlib as mpl
 import typer
 
-from data_pipeline.storage import ObjectMissing, Store, is_remote, open_store
-from model.errors import ConfigError
-from trainer.evaluation.results import FOLDER, flattened, read_results, suffix
-from trainer.run_folder import TARGETS, RunFolder, json_lines, replace_text, step_folder
+from trainer.evaluation.report_figures import newest_figures, series_of
+from trainer.evaluation.report_pictures import picture_groups
+from trainer.evaluation.report_plots import Line, Plot, plot
+from trainer.evaluation.report_records import RunRecord, read_run
+from trainer.evaluation.report_state import duration, state_of, when
+from trainer.run_folder import RunFolder, replace_text
 
-mpl.use("Agg")
-from matplotlib import pyplot as plt
-
-_COLORS = ("#2a6fbb", "#c8553d", "#3a8f5c", "#8a5fb5", "#b58a1b", "#4a4a4a")
 _CURVES = (
-    ("loss", "training loss"), ("lr", "learning rate"), ("images_per_second", "images a second"),
-    ("grad_norm", "gradient norm"),
+    ("loss", "Training loss"), ("lr", "Learning rate"), ("images_per_second", "Images a second"),
+    ("grad_norm", "Gradient norm"),
 )  # fmt: skip
-_VARIANTS = ("untrained_", "pixels_")  # before the names of figures: what they are compared with
-_UNPLOTTED = ("_std", "majority_class", "pictures", "samples")
-_GRIDS = 6  # samples over time: at most so many checkpoints
+_KINDS = {"addp": "ADDP", "mage": "token predictor", "classify": "classifier"}
+_SMOOTHED = "The training loss is label-smoothed, which the unigram's cross-entropy is not."
+_VARIANT_STYLES = {"": "solid", "untrained_": "dashed", "pixels_": "dotted"}
 _INCIDENTS = 200  # the latest ones
+_FAULTS = 50  # kinds of what was left out
+_TEXT = 500  # characters of a value
 
 
-class RunRecord(NamedTuple):
-    """What a run wrote."""
-
-    name: str
-    config: str
-    objective: str
-    environment: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    incidents: list[dict[str, Any]]
-    results: list[dict[str, Any]]
-    targets: list[dict[str, Any]]
-    store: Store
-
-
-def read_run(run: str) -> RunRecord:
-    """Raises ConfigError where there is no such run, StorageError where it cannot be read."""
-    store = open_store(run)
-
-    def text(name: str) -> str:
-        try:
-            return store.read(name).decode()
-        except ObjectMissing:
-            return ""
-
-    config = text("config.resolved.yaml")
-    if not config:
-        raise ConfigError(f"{run} is no run folder: it has no config.resolved.yaml; give the folder that `run=` named")
-    objective = next((line.split()[1] for line in config.splitlines() if line.startswith("objective:")), "")
-    return RunRecord(
-        run.rstrip("/").rpartition("/")[2], config, objective, json.loads(text("environment.json") or "{}"),
-        json_lines(text("metrics.jsonl")), json_lines(text("incidents.jsonl")), read_results(store),
-        json.loads(text(f"{FOLDER}/{TARGETS}") or "[]"), store,
-    )  # fmt: skip
-
-
-def _plot(title: str, lines: list[tuple[str, str, list[float], list[float]]], *, points: bool = False) -> str:
-    """lines: (label, color, steps, values). An SVG as data URI."""
-    figure, axis = plt.subplots(figsize=(5.2, 3.1), layout="constrained")
-    for label, color, steps, values in lines:
-        axis.plot(steps, values, color=color, label=label, linewidth=1.4, marker="o" if points else None, markersize=4)
-    axis.set_title(title, fontsize=11, loc="left")
-    axis.set_xlabel("step", fontsize=9)
-    axis.tick_params(labelsize=9)
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    if len(lines) > 1:
-        axis.legend(fontsize=8, frameon=False)
-    data = io.BytesIO()
-    figure.savefig(data, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return "data:image/svg+xml;base64," + base64.b64encode(data.getvalue()).decode()
-
-
-def curves(runs: list[RunRecord]) -> list[tuple[str, str]]:
-    """(title, picture) of what the training loop measured; runs of one kind share a plot."""
+def curves(runs: list[RunRecord]) -> list[Plot]:
+    """What the training loop measured; runs of one kind share a plot."""
     plots = []
     kinds = list(dict.fromkeys(run.objective for run in runs))
     for key, title in _CURVES:
         for kind in kinds:
-            lines = []
-            for run, color in zip(runs, _COLORS * len(runs), strict=False):
-                rows = [r for r in run.metrics if r.get(key) is not None and run.objective == kind]
-                if rows:
-                    lines.append((run.name, color, [r["step"] for r in rows], [float(r[key]) for r in rows]))
+            chosen = [(index, run) for index, run in enumerate(runs) if run.objective == kind]
+            lines = [line for index, run in chosen if (line := _curve(index, run, key)) is not None]
             if lines:
-                plots.append((f"{title} ({kind})" if len(kinds) > 1 else title, _plot(title, lines)))
+                found = [_unigram(index, run, len(chosen)) for index, run in chosen if key == "loss"]
+                levels = [level for level in found if level is not None]
+                name = f"{title} ({_KINDS.get(kind, kind)})" if len(kinds) > 1 else title
+                plots.append(plot(name, lines, levels, note=_SMOOTHED if levels else ""))
     return plots
 
 
-def measured(runs: list[RunRecord]) -> list[tuple[str, str]]:
-    """(title, picture) of each figure of the evaluations that has several checkpoints to show; what it is compared with
-    (an untrained encoder, raw pixels, an average of the weights, other runs) shares its plot."""
-    series: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        for result in run.results:
-            for name, value in flattened(result["figures"]):
-                variant = next((v for v in _VARIANTS if name.startswith(v)), "")
-                label = " ".join(filter(None, (run.name, suffix(result["weights"]).strip("-"), variant.strip("_"))))
-                if not name.endswith(_UNPLOTTED):
-                    series[f"{result['part']}: {name.removeprefix(variant)}"][label].append((result["step"], value))
+def _curve(index: int, run: RunRecord, key: str) -> Line | None:
+    rows = [row for row in run.metrics if key in row]
+    if not any(math.isfinite(row[key]) for row in rows):
+        return None
+    return Line(run.name, index, "solid", [row["step"] + 1 for row in rows], [row[key] for row in rows])
+
+
+def _unigram(index: int, run: RunRecord, runs: int) -> Line | None:
+    """What guessing codes by their frequency would cost, by the run's held-out evaluation."""
+    values = [r.figures["unigram"] for r in run.results if r.part == "held-out" and "unigram" in r.figures]
+    if not values:
+        return None
+    whose = f"{run.name}, " if runs > 1 else ""
+    return Line(f"{whose}unigram of the held-out codes", index if runs > 1 else 3, "dashed", [], values[-1:])
+
+
+def measured(runs: list[RunRecord]) -> list[Plot]:
+    """Each figure of the evaluations that several checkpoints have. Runs differ in colour, or, where there is but one,
+    what it is compared with does."""
     plots = []
-    for title, lines in sorted(series.items()):
-        if any(len(values) > 1 for values in lines.values()):
-            drawn = [
-                (label, color, [float(step) for step, _ in values], [value for _, value in values])
-                for (label, values), color in zip(lines.items(), _COLORS * len(lines), strict=False)
-            ]
-            plots.append((title, _plot(title, drawn, points=True)))
+    for figure, series in series_of(runs):
+        lines = []
+        for place, s in enumerate(series):
+            values = [v.value for v in s.values]
+            errors = [math.nan if v.error is None else v.error for v in s.values]
+            style = "fine" if s.average else _VARIANT_STYLES[s.variant]
+            color = s.run if len({other.run for other in series}) > 1 else place
+            known = errors if any(map(math.isfinite, errors)) else None
+            lines.append(Line(s.label, color, style, [float(v.step) for v in s.values], values, known))
+        note = (
+            "Bars: one standard error, by the number of pictures."
+            if figure.is_share
+            else "Bars: one standard deviation."
+        )
+        note = note if any(line.errors for line in lines) else ""
+        plots.append(plot(figure.title, lines, points=True, note=note))
     return plots
-
-
-class Table(NamedTuple):
-    """columns: runs, an average of the weights apart. rows: (figure, text of each column)."""
-
-    columns: list[str]
-    rows: list[tuple[str, list[str]]]
-
-
-def newest_figures(runs: list[RunRecord]) -> Table:
-    """The newest value of each figure in each run: what compares runs."""
-    newest: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
-    for run in runs:
-        for result in run.results:  # by step, so that the newest stays
-            for name, value in flattened(result["figures"]):
-                column = run.name + (" (average)" if result["weights"] == "ema" else "")
-                newest[f"{result['part']}: {name}"][column] = (result["step"], value)
-    columns = list(dict.fromkeys(column for row in newest.values() for column in row))
-    return Table(columns, [
-        (name, [f"{row[c][1]:.4g} (step {row[c][0]})" if c in row else "" for c in columns])
-        for name, row in sorted(newest.items())
-    ])  # fmt: skip
-
-
-_TITLES = {  # in the order of the page
-    ("samples", ""): ("Samples", "Generated from nothing but masked tokens; none was chosen."),
-    ("samples", "steps"): ("How they come about", "One sample a row, its denoising steps from left to right."),
-    ("held-out", "x_t"): (
-        "What ADDP sees",
-        "Held-out pictures, from left: the picture; decoded with 99, 90, 75, 60 and 51 % of its tokens unreliable (the "
-        "predictor's expected codes); decoded from all its own tokens.",
-    ),
-    ("held-out", "reconstructions"): ("Reconstructions", "Held-out pictures; below, what the tokenizer keeps."),
-}  # fmt: skip
-
-
-def pictures(run: RunRecord) -> list[dict[str, Any]]:
-    """Pictures of the evaluations by what they show: samples over time, of the others the latest."""
-    shown = []
-    for (part, key), (title, note) in _TITLES.items():
-        for weights in ("raw", "ema"):
-            found = [
-                (r["step"], f"{FOLDER}/{step_folder(r['step'])}/{r['pictures'][key]}")
-                for r in run.results
-                if r["part"] == part and r["weights"] == weights and key in r["pictures"]
-            ]
-            if found:
-                last, most = len(found) - 1, 1 if key else _GRIDS
-                chosen = sorted({last - round(i * last / max(1, most - 1)) for i in range(most)})
-                shown.append({
-                    "title": title + (" of the average" if weights == "ema" else ""), "note": note,
-                    "steps": [(found[i][0], _embedded(run.store.read(found[i][1]))) for i in chosen],
-                })  # fmt: skip
-    return shown
-
-
-def _embedded(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def summary(run: RunRecord) -> dict[str, Any]:
     """Of the head of the page."""
     last = run.metrics[-1] if run.metrics else {}
-    seconds = last.get("train_seconds")
+
+    def known(key: str, text: str, scale: float = 1.0) -> str:
+        return format(last[key] / scale, text) if math.isfinite(last.get(key, math.nan)) else ""
+
+    trained = last.get("train_seconds", math.nan)
     return {
-        "name": run.name, "objective": run.objective, "step": last.get("step", -1) + 1,
-        "loss": f"{last['loss']:.4f}" if "loss" in last else "", "starts": last.get("starts", ""),
-        "hours": f"{seconds / 3600:.2f}" if seconds is not None else "",
-        "lost": f"{last.get('lost_seconds', 0) / 60:.1f}" if last else "",
-        "ranks": run.environment.get("world_size", ""), "device": run.environment.get("device", ""),
+        "run": run.name, "steps": f"{run.steps:,}",
+        "loss": known("loss", ".4f") or ("not finite" if "loss" in last else ""),
+        "trained": duration(trained) if math.isfinite(trained) else "",
+        "minutes lost": known("lost_seconds", ".1f", 60),
+        "starts": known("starts", ".0f"), "skipped steps": known("skipped_steps", ".0f"),
+        "incidents": f"{len(run.incidents):,}" if run.incidents else "none",
+        "ranks": _text(run.environment.get("world_size", "")), "device": _text(run.environment.get("device", "")),
     }  # fmt: skip
 
 
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _TEXT else text[:_TEXT] + " ..."
+
+
+def incident_rows(run: RunRecord) -> list[dict[str, str]]:
+    """The latest; of each when, what, where, and all else that it says."""
+    return [
+        {
+            "when": when(row.get("time")), "event": _text(row.get("event", "")), "rank": _text(row.get("rank", "")),
+            "more": "; ".join(f"{_text(k)}: {_text(v)}" for k, v in row.items() if k not in ("time", "event", "rank")),
+        }
+        for row in run.incidents[-_INCIDENTS:]
+    ]  # fmt: skip
+
+
 def write_report(names: list[str], out: Path) -> Path:
-    """Raises ConfigError, StorageError."""
+    """Whatever is broken in what the runs wrote. Raises ConfigError where there is no such run, and StorageError."""
     runs = [read_run(name) for name in names]
-    for run in runs:
-        for incident in run.incidents:
-            incident["when"] = datetime.fromtimestamp(incident["time"]).isoformat(" ", "seconds")
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("trainer.evaluation", "."), autoescape=True)
+    now = time.time()
+    pictures = [(run.name, picture_groups(run)) for run in runs]  # before what is left out is counted
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("trainer.evaluation", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     page = environment.get_template("report.html").render(
-        title=", ".join(run.name for run in runs), runs=runs, summaries=[summary(run) for run in runs],
-        curves=curves(runs), measured=measured(runs), newest=newest_figures(runs),
-        pictures=[(run.name, pictures(run)) for run in runs],
-        incidents=[(run.name, run.incidents[-_INCIDENTS:], len(run.incidents)) for run in runs],
-        targets=[t for run in runs for t in run.targets], written=datetime.now().isoformat(" ", "minutes"),
+        title=", ".join(run.name for run in runs), runs=runs, states=[state_of(run, now) for run in runs],
+        summaries=[summary(run) for run in runs], curves=curves(runs), measured=measured(runs),
+        newest=newest_figures(runs), pictures=pictures, incidents=[(run, incident_rows(run)) for run in runs],
+        targets=[goal for run in runs for goal in run.targets], written=when(now),
+        left_out=[(run.name, run.left_out.most_common(_FAULTS), run.left_out) for run in runs if run.left_out],
+        faults=sum(run.left_out.total() for run in runs),
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(out, page)
+    replace_text(out, page.encode("utf-8", "replace").decode())  # JSON may hold halves of characters
     return out
 
 
@@ -221,7 +148,10 @@ def main(
     runs: Annotated[list[str], typer.Argument(help="run folders, or s3:// where runs upload to; several are compared")],
     out: Annotated[Path | None, typer.Option(help="HTML file; else report.html in the first run's folder")] = None,
 ) -> None:
-    """Write a page with curves, incidents, samples over time, evaluation figures and configuration of runs."""
+    """Write a page with curves, incidents, samples over time, evaluation figures and configuration of runs.
+
+    A run folder whose configuration names `checkpoint.upload` also shows what evaluators left there.
+    """
     if out is None:
         if is_remote(runs[0]):
             raise typer.BadParameter("give --out FILE for a run on a store", param_hint="--out")

@@ -91,14 +91,13 @@ def _samples(task: Task) -> Outcome:
         state.image.cpu()
         for state in generate(task.network, task.tokenizer, task.options.seed, 0, min(_ROWS, len(shown)), sampler)
     ]
-    zoom = _zoom(task.image_size)
-    return Outcome(
-        {"samples": task.options.count},
-        {
-            "": _png(picture_grid(shown, columns=max(1, round(len(shown) ** 0.5)), zoom=zoom)),
-            "steps": _png(denoising_grid(trail, zoom)),
-        },
-    )
+    zoom, columns = _zoom(task.image_size), max(1, round(len(shown) ** 0.5))
+    grids = {"": _png(picture_grid(shown, columns, zoom)), "steps": _png(denoising_grid(trail, zoom))}
+    if task.options.pictures is not None:  # real ones beside them
+        real = task.crops("val").read(0).pixels[: len(shown)].float() / 255
+        if len(real):
+            grids["real"] = _png(picture_grid(real, columns, zoom))
+    return Outcome({"samples": task.options.count}, grids)
 
 
 def _quality(task: Task, extractor: fidelity.Extractor) -> Outcome:
@@ -171,6 +170,7 @@ def _probe(task: Task, score: Callable[..., dict[str, float]]) -> Outcome:
             figures |= {f"{prefix}{key}": value for key, value in found.items()}
             most = labels.bincount().argmax()
             figures["majority_class"] = float((test_labels == most).float().mean())
+            figures["pictures"] = len(test_labels)
     return Outcome(figures)
 
 

@@ -50,10 +50,10 @@ def test_every_checkpoint_has_every_figure(undisturbed: Path) -> None:
     assert figures["proxy"].keys() >= {"efficientnet_frechet_distance", "efficientnet_precision"}
     assert not any("fid" in key.lower() or "inception" in key for key in figures["proxy"])
     assert figures["proxy"]["efficientnet_frechet_distance"] > 1 and figures["proxy"]["reference_pictures"] > 5
-    assert {"top1_k10", "untrained_top1_k10", "pixels_top1_k10", "majority_class"} <= figures["knn"].keys()
+    assert {"top1_k10", "untrained_top1_k10", "pixels_top1_k10", "majority_class", "pictures"} <= figures["knn"].keys()
     assert figures["linear"]["top1"] > figures["linear"]["majority_class"]
     step = undisturbed / "evaluation" / "step-00000012"
-    assert sorted(p.name for p in step.glob("*.png")) == ["samples-steps.png", "samples.png"]
+    assert sorted(p.name for p in step.glob("*.png")) == ["samples-real.png", "samples-steps.png", "samples.png"]
     assert not (step / "samples").exists() and not list((undisturbed / "evaluation" / "claims").iterdir())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +13,13 @@ import typer
 
 from cluster import checkpoints, data, tokenize, weights
 from model.errors import ADDPError
+from trainer.command import PROGRAM
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
+    no_args_is_help=True, pretty_exceptions_enable=False,
     help="Pre-train ADDP: token shards, training, generation, evaluation. Start with `addp demo`.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 74 storage, 75 stopped and saved, 76 hung, 77 diverged, "
+    "78 configuration, 79 no valid checkpoint.",
 )  # fmt: skip
 
 app.add_typer(tokenize.app, name="tokenize")
@@ -41,11 +45,33 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 def _add_module(name: str, module: str, summary: str) -> None:
     @app.command(name, context_settings=_PASS_ON, help=summary)
     def run(context: typer.Context) -> None:
-        raise typer.Exit(subprocess.run([sys.executable, "-m", module, *context.args], check=False).returncode)
+        command = [sys.executable, "-m", module, *context.args]
+        environment = os.environ | {PROGRAM: f"addp {name}"}
+        raise typer.Exit(subprocess.run(command, check=False, env=environment).returncode)
 
 
 for _name, (_module, _summary) in MODULES.items():
     _add_module(_name, _module, _summary)
+
+
+def _show_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    for package in ("addp", "torch", "deepspeed"):
+        try:
+            print(package, metadata.version(package))
+        except metadata.PackageNotFoundError:
+            print(package, "not installed")
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="print versions and exit")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -75,19 +101,22 @@ def openmoji(
 
 @app.command()
 def config(
-    file: Annotated[Path | None, typer.Argument(help="run file; without one, the defaults")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE|key=value", help="run file, if any, and overrides, in any order"),
+    ] = None,
     defaults: Annotated[bool, typer.Option("--defaults", help="every key with its default and meaning")] = False,
 ) -> None:
     """Show the resolved configuration of a run file, or every key with its meaning."""
     import yaml
 
-    from trainer.config import documented_defaults, load_config
+    from trainer.config import documented_defaults, load_config, split_arguments
 
     if defaults:
         print(documented_defaults(), end="")
-    else:
-        print(yaml.safe_dump(load_config(file, overrides or []).model_dump(mode="json"), sort_keys=False), end="")
+        return
+    found = load_config(*split_arguments(arguments or []))
+    print(yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False), end="")
 
 
 @app.command()
@@ -107,6 +136,7 @@ def demo(
 
 def main() -> None:
     if "parity" in sys.argv[1:2]:  # nothing of ours between the tool and its exit code
+        os.environ[PROGRAM] = "addp parity"
         os.execv(sys.executable, [sys.executable, "-m", "model.parity", *sys.argv[2:]])
     try:
         app()

@@ -16,7 +16,7 @@ from rich.table import Table
 from data_pipeline.epochs import EpochSchedule
 from model.errors import ConfigError
 from trainer import costs
-from trainer.config import load_config
+from trainer.config import load_config, split_arguments
 from trainer.schedule import accumulation_steps, possible_world_sizes, total_steps
 
 _IMAGENET = 1_281_167
@@ -25,9 +25,15 @@ _PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "B200": 2250.0}  # TFLOP/
 
 
 def main(
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in batch.micro=32")] = None,
-    config: Annotated[Path | None, typer.Option(help="run file; without one, the defaults")] = None,
-    gpus: Annotated[list[int] | None, typer.Option(help="ranks; may be given several times")] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE|key=value",
+            help="run file, and overrides as batch.micro=32, in any order; without a file, the defaults",
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="run file, in place of the argument")] = None,
+    gpus: Annotated[list[int] | None, typer.Option(help="ranks; may be given several times  [default: 8]")] = None,
     images: Annotated[
         int, typer.Option(min=1, help="pictures of an epoch, where the data set is not at hand")
     ] = _IMAGENET,
@@ -41,7 +47,8 @@ def main(
 
     Memory and days are estimates: of the training's own tensors, and at the share of the peak that --mfu states.
     """
-    plan = make_plan(config, overrides or [], gpus or [8], images, device, mfu, write, grace)
+    file, overrides = split_arguments([*([str(config)] if config else []), *(arguments or [])])
+    plan = make_plan(file, overrides, gpus or [8], images, device, mfu, write, grace)
     if as_json:
         print(json.dumps(plan, indent=1))
     else:

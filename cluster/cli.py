@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import checkpoints, data, tokenize, weights
+from cluster import check, checkpoints, data, tokenize, weights
 from model.errors import ADDPError
 from trainer.command import PROGRAM
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 
 app.add_typer(tokenize.app, name="tokenize")
 app.add_typer(data.app, name="data")
+app.command()(check.check)
 app.command()(checkpoints.checkpoints)
 app.command()(weights.export)
 app.command("import")(weights.import_weights)

@@ -186,7 +186,9 @@ def _compare_generation(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=os.environ.get("ADDP_PROGRAM", "python -m model.parity"), description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog=os.environ.get("ADDP_PROGRAM", "python -m model.parity"), description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("folder", type=Path, help="folder with weights.safetensors, io.safetensors and meta.json")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default cpu)")
     parser.add_argument("--dtype", default="float32", choices=list(TOLERANCES), help="default float32")

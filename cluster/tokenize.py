@@ -251,7 +251,9 @@ def inspect(
     from data_pipeline.dataset import read_manifest
     from data_pipeline.inspection import draw, tokenizer_of
     from data_pipeline.inspection import inspect as look
+    from data_pipeline.output import PICTURES, check_output
 
+    check_output(page, (*PICTURES, ".pdf", ".svg"))
     store = open_store(out)
     manifest = read_manifest(store)
     network = tokenizer_of(manifest, tokenizer) if tokenizer else None

@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
+from data_pipeline.output import check_output
 from data_pipeline.picture_grid import picture_grid
+from data_pipeline.progress import Progress
 from model.sampler import SamplerConfig, generate
 from trainer.control import own_device
 from trainer.evaluation.completion import KEEP, completed_pictures
@@ -62,13 +62,17 @@ def main(
     """
     if into is None and out is None and "://" in run:
         raise typer.BadParameter("give --out FILE or --into FOLDER for a run on a store", param_hint="--out")
+    if into is not None:
+        check_output(into)
+    elif out is not None:
+        check_output(out, (".png",))
     trained = load_addp(run, weights, checkpoint, tokenizer)
     device = own_device()
     trained.network.to(device)
     trained.tokenizer.to(device)
     sampler = SamplerConfig(steps, schedule, choice_temperature, temperature, top_p)
     if into is not None:
-        _make_set(SampleSet(into, trained, count, seed, sampler, container, batch, precision), count)
+        _make_set(SampleSet(into, trained, count, seed, sampler, container, batch, precision))
         print(into)
         return
     name = "completed" if complete else "grid"
@@ -84,16 +88,16 @@ def main(
     print(target)
 
 
-def _make_set(samples: SampleSet, count: int) -> None:
+def _make_set(samples: SampleSet) -> None:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    console = Console(stderr=True)
     mine = range(rank, samples.chunks, world_size)
-    with Progress(console=console, disable=rank != 0 or not console.is_terminal) as progress:
-        pictures = sum(map(samples.size, mine))
-        task = progress.add_task(f"generating {count}, {pictures} here", total=pictures)
-        for chunk in mine:  # there is nothing to agree upon: no rank waits for another
+    missing = [chunk for chunk in mine if not samples.is_made(chunk)]
+    total, left = (sum(map(samples.size, chunks)) for chunks in (mine, missing))
+    title = f"generating, process 0 of {world_size}" if world_size > 1 else "generating"
+    with Progress(title, total, "pictures", done=total - left, shown=rank == 0) as progress:
+        for chunk in missing:  # there is nothing to agree upon: no rank waits for another
             samples.make_chunk(chunk)
-            progress.advance(task, samples.size(chunk))
+            progress.advance(samples.size(chunk))
 
 
 def _make_grid(
@@ -101,15 +105,13 @@ def _make_grid(
 ) -> None:
     finished: list[Tensor] = []
     trail: list[Tensor] = []
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("generating", total=count * sampler.steps)
+    with Progress(f"generating {count} pictures", count * sampler.steps, "denoising steps") as progress:
         for start in range(0, count, batch):
             size = min(batch, count - start)
             for state in generate(trained.network, trained.tokenizer, seed, start, size, sampler):
                 if start == 0:
                     trail.append(state.image[:8].cpu())
-                progress.advance(task, size)
+                progress.advance(size)
             finished.append(state.image.cpu())
     picture_grid(torch.cat(finished), columns=max(1, round(count**0.5)), zoom=zoom).save(target)
     denoising_grid(trail, zoom).save(target.with_name(target.stem + "-steps.png"))

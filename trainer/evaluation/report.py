@@ -17,6 +17,7 @@ import jinja2
 import matplotlib as mpl
 import typer
 
+from data_pipeline.output import check_output
 from data_pipeline.storage import ObjectMissing, Store, open_store
 from model.errors import ConfigError
 from trainer.evaluation.results import FOLDER, flattened, read_results, suffix
@@ -226,6 +227,7 @@ def main(
         if "://" in runs[0]:
             raise typer.BadParameter("give --out FILE for a run on a store", param_hint="--out")
         out = RunFolder(runs[0]).path / "report.html"
+    check_output(out, (".html", ".htm"))
     print(write_report(runs, out).resolve())
 
 

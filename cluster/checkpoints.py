@@ -46,8 +46,8 @@ def checkpoints(
         rows = admin.prunable(place, keep, permanent_every)
         _show(rows, as_json, f"{run}: prune would remove nothing")
         if rows and not as_json:
-            size = sum(row["bytes"] or 0 for row in rows) / 2**20
-            print(f"{run}: prune would remove these {len(rows)} checkpoints, {size:.1f} MiB; nothing was removed")
+            size, total = sum(row["bytes"] or 0 for row in rows) / 2**20, len(place.steps())
+            print(f"{run}: prune would remove {len(rows)} of {total} checkpoints, {size:.1f} MiB; nothing was removed")
     else:
         gone = admin.pruned(place, keep, permanent_every)
         print(f"{run}: removed {len(gone)} checkpoints" + (f": steps {', '.join(map(str, gone))}" if gone else ""))

@@ -47,10 +47,13 @@ def reading(
     if run is None and tokens is None:
         raise typer.BadParameter("name the data set, or a run that reads it: --run RUN", param_hint="TOKENS")
     found = _of_run(run, tokens) if run is not None else Reading(tokens or "")
-    options = {"window": window, "stripes": stripes, "cache": cache}
+    before = found.options
+    options = replace(
+        before, window=window or before.window, stripes=stripes or before.stripes, cache=cache or before.cache
+    )
     return replace(
         found, global_batch=global_batch or found.global_batch, seed=found.seed if seed is None else seed,
-        options=replace(found.options, **{key: value for key, value in options.items() if value is not None}),
+        options=options,
     )  # fmt: skip
 
 

@@ -27,8 +27,8 @@ def check(
     Needs no GPU and starts nothing; run it where the run folder and the data can be seen, as on a login node. Large
     networks are checked by their headers. Exits with 78 where a line says FAILED; warnings do not count.
     """
+    from trainer.arguments import split_arguments
     from trainer.checks import check_run
-    from trainer.config import split_arguments
 
     file, overrides = split_arguments(arguments or [])
     console = Console(soft_wrap=True, highlight=False)

@@ -23,9 +23,11 @@ class Action(StrEnum):
 def checkpoints(
     run: Annotated[str, typer.Argument(help="run folder, or s3://bucket/prefix that a run uploads to")],
     action: Annotated[Action, typer.Argument(help="what to do")] = Action.list,
-    step: Annotated[int | None, typer.Option(help="verify: this step; else all")] = None,
-    keep: Annotated[int, typer.Option(min=1, help="prune: newest checkpoints that stay")] = 3,
-    permanent_every: Annotated[int, typer.Option(min=0, help="prune: multiples of it stay as well")] = 0,
+    step: Annotated[int | None, typer.Option(help="verify: only the checkpoint of this step")] = None,
+    keep: Annotated[int, typer.Option(min=1, help="prune: how many of the newest stay")] = 3,
+    permanent_every: Annotated[
+        int, typer.Option(min=0, help="prune: those at multiples of this step stay as well; 0: none")
+    ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="prune: list what would go, and remove nothing")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="list, verify, prune --dry-run: for scripts")] = False,
 ) -> None:

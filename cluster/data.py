@@ -37,11 +37,11 @@ OfRun = Annotated[
     ),
 ]
 GlobalBatch = Annotated[
-    int | None, typer.Option(help="samples of one optimizer step over all ranks  [default: 1024]", min=1)
+    int | None, typer.Option(help="samples of one optimizer step over all ranks; without --run 1024", min=1)
 ]
-Seed = Annotated[int | None, typer.Option(help="the run's seed  [default: 0]")]
-Window = Annotated[int | None, typer.Option(help="the run's data.window  [default: 16]", min=1)]
-Stripes = Annotated[int | None, typer.Option(help="the run's data.stripes  [default: 1]", min=1)]
+Seed = Annotated[int | None, typer.Option(help="the run's seed; without --run 0")]
+Window = Annotated[int | None, typer.Option(help="the run's data.window; without --run 16", min=1)]
+Stripes = Annotated[int | None, typer.Option(help="the run's data.stripes; without --run 1", min=1)]
 Cache = Annotated[Path | None, typer.Option(help="folder on a local disk for shards from s3://")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 
@@ -94,15 +94,15 @@ def preview(
     tokenizer: Annotated[
         Path | None, typer.Option(help="weights of the tokenizer that made the tokens; else the run's")
     ] = None,
-    step: Annotated[int, typer.Option(help="of the run, as in metrics.jsonl", min=0)] = 0,
-    count: Annotated[int, typer.Option(help="samples, from the first of the step on", min=1)] = 32,
+    step: Annotated[int, typer.Option(help="step of the run, as in its metrics.jsonl", min=0)] = 0,
+    count: Annotated[int, typer.Option(help="how many samples, from the first of the step on", min=1)] = 32,
     global_batch: GlobalBatch = None,
     seed: Seed = None,
     window: Window = None,
     stripes: Stripes = None,
     cache: Cache = None,
     page: Annotated[Path, typer.Option(help="picture file to write, as .png")] = Path("preview.png"),
-    zoom: Annotated[int, typer.Option(help="enlarge each picture so many times", min=1)] = 1,
+    zoom: Annotated[int, typer.Option(help="enlarge each picture by this factor", min=1)] = 1,
 ) -> None:
     """Decode the first samples of a step back to pictures: what the network saw there."""
     check_output(page, PICTURES)
@@ -132,11 +132,11 @@ def preview(
 
 @app.command()
 def order(
-    step: Annotated[int, typer.Option(help="of the run, as in metrics.jsonl", min=0)],
+    step: Annotated[int, typer.Option(help="step of the run, as in its metrics.jsonl", min=0)],
     tokens: Tokens = None,
     run: OfRun = None,
     offset: Annotated[int, typer.Option(help="first sample in the global batch", min=0)] = 0,
-    count: Annotated[int, typer.Option(help="samples", min=1)] = 1,
+    count: Annotated[int, typer.Option(help="how many samples", min=1)] = 1,
     global_batch: GlobalBatch = None,
     seed: Seed = None,
     window: Window = None,

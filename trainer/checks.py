@@ -6,11 +6,8 @@ The checks are those of the trainer itself, made without the values of large net
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import tempfile
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -20,13 +17,14 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 
 from data_pipeline.epochs import EpochSchedule
-from data_pipeline.storage import LocalStore, StorageError, Store, open_store
+from data_pipeline.storage import Store, open_store
 from model.addp import ADDP
 from model.errors import ADDPError
 from model.weights import Network, fingerprint, load_network
 from trainer import costs
 from trainer.config import RunConfig, load_config
 from trainer.objectives import Objective, TokenObjective, load_frozen, make_objective
+from trainer.probes import probe, writable
 from trainer.progress import read_rewinds
 from trainer.restore import foreseen
 from trainer.run_folder import RunFolder
@@ -131,7 +129,7 @@ class _Checks:
             )
         else:
             try:
-                parent = _writable(data.cache)
+                parent = writable(data.cache)
             except (OSError, ADDPError) as error:
                 yield "warning", f"{data.cache} cannot be used on this machine ({error}); on the run's it must be"
                 return
@@ -143,7 +141,7 @@ class _Checks:
 
     def _run_folder(self) -> Iterator[tuple[State, str]]:
         config, folder = self._config, self._folder.path
-        parent = _writable(folder)
+        parent = writable(folder)
         size = costs.checkpoint_bytes(config)
         there = sum(f.stat().st_size for f in self._folder.checkpoints.glob("*/*") if f.is_file())
         free, kept = shutil.disk_usage(parent).free, config.checkpoint.keep + 1  # the newest is written before one goes
@@ -173,11 +171,11 @@ class _Checks:
             yield "ok", "not configured: checkpoints stay in the run folder"
             return
         if "://" not in url:
-            yield "ok", f"{url} can be written: {shutil.disk_usage(_writable(Path(url))).free / _GIB:.1f} GiB free"
+            yield "ok", f"{url} can be written: {shutil.disk_usage(writable(Path(url))).free / _GIB:.1f} GiB free"
             self._store = open_store(url) if Path(url).exists() else None
             return
         store = open_store(url)
-        _probe(store)
+        probe(store)
         self._store = store
         yield "ok", f"{url}: objects are written once, read and removed"
 
@@ -260,38 +258,6 @@ def _without_values() -> Iterator[None]:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
         yield
-
-
-def _writable(folder: Path) -> Path:
-    """The nearest folder that is there. Raises StorageError or OSError where nothing can be made in it."""
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir():
-        raise StorageError(f"{folder} cannot be made: {there} is a file")
-    try:
-        with tempfile.TemporaryDirectory(prefix=".addp-check-", dir=there) as probe:
-            LocalStore(Path(probe)).create("probe", b"addp check")
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be written: {error.strerror} in {there}") from error
-    return there
-
-
-def _probe(store: Store) -> None:
-    """Put an object, see that it cannot be put again, read it, remove it. Raises StorageError."""
-    name = f"addp-check-{uuid.uuid4().hex}"
-    content = os.urandom(32)
-    store.create(name, content)
-    try:
-        if store.read(name) != content:
-            raise StorageError(f"{store.url}/{name} does not hold what was just written")
-        if store.create(name, b"again"):
-            raise StorageError(
-                f"{store.url} lets an object be overwritten although If-None-Match forbids it: two writers could "
-                "destroy each other's work; use a store with conditional puts"
-            )
-    finally:
-        store.remove(name)
 
 
 def _size(count: float) -> str:

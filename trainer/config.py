@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -198,20 +197,6 @@ def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] 
         raise ConfigError(_explain(error, str(path or "the command line"))) from error
     _check_together(config)
     return config
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The run file, if one is named, and the overrides, which a command line may mix. Raises ConfigError."""
-    files = [a for a in arguments if "=" not in a or Path(a).is_file()]
-    for file in files:
-        if not Path(file).is_file():
-            raise ConfigError(
-                f"{file!r} is neither a run file (there is no such file) nor an override; write key=value, as in "
-                "batch.micro=32"
-            )
-    if len(files) > 1:
-        raise ConfigError(f"{' and '.join(files)}: one run file only; add differences as key=value")
-    return (Path(files[0]) if files else None), [a for a in arguments if a not in files]
 
 
 def _check_together(config: RunConfig) -> None:

@@ -13,9 +13,10 @@ from data_pipeline.storage import LocalStore, StorageError, open_store
 from model.weights import build, save_network
 from tests.trainer.launching import MAGE, SMALL
 from trainer.checkpoint import MANIFEST, Manifest
-from trainer.checks import Check, _probe, check_run
+from trainer.checks import Check, check_run
 from trainer.config import RunConfig, load_config
 from trainer.objectives import make_objective
+from trainer.probes import probe
 from trainer.run_folder import RunFolder, step_folder
 from trainer.start import run_facts
 
@@ -127,7 +128,7 @@ def test_stores(addp: tuple[str, ...], bucket: str, tmp_path: Path, monkeypatch:
             return True
 
     with pytest.raises(StorageError, match="use a store with conditional puts"):
-        _probe(Overwriting(tmp_path / "store"))
+        probe(Overwriting(tmp_path / "store"))
     assert not list((tmp_path / "store").iterdir())
 
 

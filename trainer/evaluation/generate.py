@@ -28,37 +28,51 @@ from trainer.run_folder import RunFolder, Weights, write_json
 
 
 def main(
-    run: Annotated[str, typer.Argument(help="folder of an ADDP run, finished or not; or s3:// where it uploads to")],
-    count: Annotated[int, typer.Option(help="pictures", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="picture i is a function of (seed, i)")] = 0,
-    steps: Annotated[int, typer.Option(help="N, denoising steps", min=1)] = 20,
-    schedule: Annotated[Literal["cosine", "linear"], typer.Option(help="of the tokens that stay masked")] = "cosine",
-    choice_temperature: Annotated[float, typer.Option(help="noise of the choice which tokens stay")] = 6.0,
+    run: Annotated[str, typer.Argument(help="folder of an ADDP run, finished or not, or s3:// that it uploads to")],
+    count: Annotated[int, typer.Option(help="how many pictures", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="picture i depends on (seed, i) only")] = 0,
+    steps: Annotated[int, typer.Option(help="denoising steps (N in the paper)", min=1)] = 20,
+    schedule: Annotated[
+        Literal["cosine", "linear"], typer.Option(help="how the number of masked tokens falls with the steps")
+    ] = "cosine",
+    choice_temperature: Annotated[
+        float, typer.Option(help="randomness in choosing the tokens that a step keeps")
+    ] = 6.0,
     temperature: Annotated[
-        Literal["dynamic", "constant"], typer.Option(help="that noise falls to 0, or stays")
+        Literal["dynamic", "constant"], typer.Option(help="dynamic: this randomness falls to 0; constant: it stays")
     ] = "dynamic",
-    top_p: Annotated[float, typer.Option(help="nucleus of the token distribution", min=0.01, max=1)] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="draw from the likeliest tokens that have this probability together", min=0.01, max=1)
+    ] = 1.0,
     weights: Annotated[Weights, typer.Option(help="the trained weights, or their average")] = "raw",
     checkpoint: Annotated[
-        int | None, typer.Option(help="step of a checkpoint; else the finished or newest one")
+        int | None,
+        typer.Option(help="step of the checkpoint to take; if not given, the finished network or the newest one"),
     ] = None,
     batch: Annotated[int, typer.Option(help="pictures that are computed together", min=1)] = 64,
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the networks")] = "fp32",
-    into: Annotated[Path | None, typer.Option(help="make a set in this folder, not a grid")] = None,
-    container: Annotated[Container, typer.Option(help="files of a set")] = "png",
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="that the networks compute in")] = "fp32",
+    into: Annotated[Path | None, typer.Option(help="make a set of files in this folder, not a grid")] = None,
+    container: Annotated[Container, typer.Option(help="with --into: PNG files, or WebDataset tars")] = "png",
     complete: Annotated[
         Path | None,
-        typer.Option(help="grid: keep a part of this picture, or of those in this folder, and generate the rest"),
+        typer.Option(help="keep a part of this picture, or of the first ones in this folder, and generate the rest"),
     ] = None,
-    keep: Annotated[str, typer.Option(help=f"of these: {', '.join(KEEP)}, or a mask PNG, white: generate")] = "left",
-    tokenizer: Annotated[Path | None, typer.Option(help="the run's tokenizer, where it lies elsewhere here")] = None,
-    zoom: Annotated[int, typer.Option(help="grid: enlarge each picture so many times", min=1)] = 1,
-    out: Annotated[Path | None, typer.Option(help="grid: PNG file; else in RUN/samples/")] = None,
+    keep: Annotated[
+        str,
+        typer.Option(
+            help=f"with --complete, the part to keep: {', '.join(KEEP)}, or a mask PNG, white where to generate"
+        ),
+    ] = "left",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="the run's tokenizer, if it lies elsewhere on this machine")
+    ] = None,
+    zoom: Annotated[int, typer.Option(help="grid: enlarge each picture by this factor", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option(help="PNG file of the grid; if not given, in RUN/samples/")] = None,
     local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # launchers append it
 ) -> None:
     """Generate a grid of samples with the steps by which the first few came about, or a set of samples.
 
-    A set is the same files for any number of processes, and a set that was cut off is finished by the same command.
+    A set holds the same files for any number of processes; if it was cut off, the same command finishes it.
     """
     if into is None and out is None and "://" in run:
         raise typer.BadParameter("give --out FILE or --into FOLDER for a run on a store", param_hint="--out")

@@ -23,14 +23,19 @@ class Action(StrEnum):
 def checkpoints(
     run: Annotated[str, typer.Argument(help="run folder, or s3://bucket/prefix that a run uploads to")],
     action: Annotated[Action, typer.Argument(help="what to do")] = Action.list,
-    step: Annotated[int | None, typer.Option(help="verify: this step; else all")] = None,
-    keep: Annotated[int, typer.Option(min=1, help="prune: newest checkpoints that stay")] = 3,
-    permanent_every: Annotated[int, typer.Option(min=0, help="prune: multiples of it stay as well")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="list, verify: for scripts")] = False,
+    step: Annotated[int | None, typer.Option(help="verify: only the checkpoint of this step")] = None,
+    keep: Annotated[int, typer.Option(min=1, help="prune: how many of the newest stay")] = 3,
+    permanent_every: Annotated[
+        int, typer.Option(min=0, help="prune: those at multiples of this step stay as well; 0: none")
+    ] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="prune: list what would go, and remove nothing")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="list, verify, prune --dry-run: for scripts")] = False,
 ) -> None:
     """List, verify or prune checkpoints; `addp export` takes a network out of one."""
     from trainer import checkpoint_admin as admin
 
+    if dry_run and action is not Action.prune:
+        raise typer.BadParameter("goes with prune only", param_hint="--dry-run")
     place = admin.open_run(run)
     if action is Action.list:
         _show(admin.listed(place), as_json)
@@ -39,14 +44,23 @@ def checkpoints(
         _show(rows, as_json)
         if any(row["state"] != "valid" for row in rows):
             raise ADDPError(f"{sum(row['state'] != 'valid' for row in rows)} of {len(rows)} checkpoints are not valid")
+    elif dry_run:
+        rows = admin.prunable(place, keep, permanent_every)
+        _show(rows, as_json, f"{run}: prune would remove nothing")
+        if rows and not as_json:
+            size, total = sum(row["bytes"] or 0 for row in rows) / 2**20, len(place.steps())
+            print(f"{run}: prune would remove {len(rows)} of {total} checkpoints, {size:.1f} MiB; nothing was removed")
     else:
         gone = admin.pruned(place, keep, permanent_every)
         print(f"{run}: removed {len(gone)} checkpoints" + (f": steps {', '.join(map(str, gone))}" if gone else ""))
 
 
-def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
+def _show(rows: list[dict[str, Any]], as_json: bool, empty: str = "no checkpoints") -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
+        return
+    if not rows:
+        print(empty)
         return
     table = Table(box=None, pad_edge=False)
     for name, justify in (("step", "right"), ("state", "left"), ("ranks", "right"), ("ZeRO", "right"),
@@ -57,5 +71,3 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
         values = (row["step"], row["state"], row["ranks"], row["zero_stage"], size, row["saved"], row["remark"])
         table.add_row(*("" if v is None else str(v) for v in values))
     Console(width=None if sys.stdout.isatty() else 240).print(table)
-    if not rows:
-        print("no checkpoints")

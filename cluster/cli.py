@@ -5,50 +5,78 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cluster import checkpoints, data, tokenize, weights
+from cluster import check, checkpoints, data, tokenize, weights
 from model.errors import ADDPError
+from trainer.command import PROGRAM
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
+    no_args_is_help=True, pretty_exceptions_enable=False,
     help="Pre-train ADDP: token shards, training, generation, evaluation. Start with `addp demo`.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 74 storage, 75 stopped and saved, 76 hung, 77 diverged, "
+    "78 configuration, 79 no valid checkpoint.",
 )  # fmt: skip
 
-app.add_typer(tokenize.app, name="tokenize")
-app.add_typer(data.app, name="data")
-app.command()(checkpoints.checkpoints)
-app.command()(weights.export)
-app.command("import")(weights.import_weights)
+_DATA, _TRAIN, _USE, _TRY = "Make and look at data", "Train", "Use what was trained", "Try and prove"
+
+app.add_typer(tokenize.app, name="tokenize", rich_help_panel=_DATA)
+app.add_typer(data.app, name="data", rich_help_panel=_DATA)
+app.command(rich_help_panel=_TRAIN)(check.check)
+app.command(rich_help_panel=_TRAIN)(checkpoints.checkpoints)
+app.command(rich_help_panel=_USE)(weights.export)
+app.command("import", rich_help_panel=_USE)(weights.import_weights)
 
 # Commands that are modules of their own; `addp NAME --help` is the module's help.
 MODULES = {
-    "generate": ("trainer.evaluation.generate", "Sample pictures from an ADDP network: a grid, a set, completions."),
-    "evaluate": (
-        "trainer.evaluation.evaluate",
-        "Measure checkpoints: FID, kNN, linear probe; --follow a run.",
+    "generate": (
+        "trainer.evaluation.generate", _USE, "Sample pictures from an ADDP network: a grid, a set, completions.",
     ),
-    "plan": ("trainer.planning", "What a run will take: batch arithmetic, memory, days, checkpoints."),
-    "report": ("trainer.evaluation.report", "One self-contained HTML page about a run, or several."),
-    "parity": ("model.parity", "Prove a machine, dtype or backend against the reference's outputs."),
-}
+    "evaluate": ("trainer.evaluation.evaluate", _USE, "Measure checkpoints: FID, kNN, linear probe; --follow a run."),
+    "plan": ("trainer.planning", _TRAIN, "Say what a run will take: batch arithmetic, memory, days, checkpoints."),
+    "report": ("trainer.evaluation.report", _USE, "Write one self-contained HTML page about a run, or several."),
+    "parity": ("model.parity", _TRY, "Prove a machine, dtype or backend against the reference's outputs."),
+}  # fmt: skip
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
-def _add_module(name: str, module: str, summary: str) -> None:
-    @app.command(name, context_settings=_PASS_ON, help=summary)
+def _add_module(name: str, module: str, panel: str, summary: str) -> None:
+    @app.command(name, context_settings=_PASS_ON, help=summary, rich_help_panel=panel)
     def run(context: typer.Context) -> None:
-        raise typer.Exit(subprocess.run([sys.executable, "-m", module, *context.args], check=False).returncode)
+        command = [sys.executable, "-m", module, *context.args]
+        environment = os.environ | {PROGRAM: f"addp {name}"}
+        raise typer.Exit(subprocess.run(command, check=False, env=environment).returncode)
 
 
-for _name, (_module, _summary) in MODULES.items():
-    _add_module(_name, _module, _summary)
+for _name, _described in MODULES.items():
+    _add_module(_name, *_described)
 
 
-@app.command()
+def _show_version(wanted: bool) -> None:
+    if not wanted:
+        return
+    for package in ("addp", "torch", "deepspeed"):
+        try:
+            print(package, metadata.version(package))
+        except metadata.PackageNotFoundError:
+            print(package, "not installed")
+    raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="print versions and exit")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(rich_help_panel=_TRAIN)
 def train(
     config: Annotated[Path, typer.Argument(help="run file, as in configs/")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in batch.micro=32")] = None,
@@ -62,10 +90,10 @@ def train(
     launch(run, processes, ["--config", str(config), *(overrides or [])])
 
 
-@app.command()
+@app.command(rich_help_panel=_DATA)
 def openmoji(
-    out: Annotated[Path, typer.Argument(help="folder to make")],
-    size: Annotated[int, typer.Option(help="side, pixels")] = 64,
+    out: Annotated[Path, typer.Argument(help="folder to make, with one folder a class")],
+    size: Annotated[int, typer.Option(help="side of the pictures in pixels")] = 64,
 ) -> None:
     """Render the OpenMoji set (CC BY-SA 4.0) into class folders: real pictures without a download."""
     from data_pipeline.openmoji import render
@@ -73,33 +101,37 @@ def openmoji(
     print(f"{out}: {render(out, size)} pictures")
 
 
-@app.command()
+@app.command(rich_help_panel=_TRAIN)
 def config(
-    file: Annotated[Path | None, typer.Argument(help="run file; without one, the defaults")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value")] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE|key=value", help="run file, if any, and overrides, in any order"),
+    ] = None,
     defaults: Annotated[bool, typer.Option("--defaults", help="every key with its default and meaning")] = False,
 ) -> None:
     """Show the resolved configuration of a run file, or every key with its meaning."""
     import yaml
 
+    from trainer.arguments import split_arguments
     from trainer.config import documented_defaults, load_config
 
     if defaults:
         print(documented_defaults(), end="")
-    else:
-        print(yaml.safe_dump(load_config(file, overrides or []).model_dump(mode="json"), sort_keys=False), end="")
+        return
+    found = load_config(*split_arguments(arguments or []))
+    print(yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False), end="")
 
 
-@app.command()
+@app.command(rich_help_panel=_TRY)
 def demo(
-    images: Annotated[Path | None, typer.Option(help="your own folder of class folders; OpenMoji if not given")] = None,
-    out: Annotated[Path, typer.Option(help="folder of the demo's runs")] = Path("runs/demo"),
-    processes: Annotated[int, typer.Option(min=1, help="ranks")] = 2,
-    scale: Annotated[
-        float, typer.Option(min=0.001, help="length of the trainings, 1 = as published in the README")
-    ] = 1.0,
+    images: Annotated[
+        Path | None, typer.Option(help="your own pictures in class folders; OpenMoji if not given")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for the demo's runs and its report")] = Path("runs/demo"),
+    processes: Annotated[int, typer.Option(min=1, help="ranks (processes)")] = 2,
+    scale: Annotated[float, typer.Option(min=0.001, help="length of the trainings; 1: as in the README")] = 1.0,
 ) -> None:
-    """The whole road on real pictures: tokenizer, shards, predictor, ADDP, samples, probes, report."""
+    """Go the whole road on real pictures: tokenizer, token shards, predictor, ADDP, samples, probes, report."""
     from cluster.demo import run_demo
 
     run_demo(images, out, processes, scale)
@@ -107,6 +139,7 @@ def demo(
 
 def main() -> None:
     if "parity" in sys.argv[1:2]:  # nothing of ours between the tool and its exit code
+        os.environ[PROGRAM] = "addp parity"
         os.execv(sys.executable, [sys.executable, "-m", "model.parity", *sys.argv[2:]])
     try:
         app()

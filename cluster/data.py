@@ -11,92 +11,117 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from data_pipeline.loader import LoaderOptions, TokenLoader
+from cluster.reading import Reading, reading
+from data_pipeline.loader import Place, TokenLoader
+from data_pipeline.output import PICTURES, check_output
 from data_pipeline.pictures import Picture
-from data_pipeline.plan import read_plan, shard_pictures
-from data_pipeline.storage import ObjectMissing, open_store
+from data_pipeline.plan import Plan, read_plan, shard_pictures
+from data_pipeline.storage import ObjectMissing
 from model.errors import ConfigError
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False,
-    help="A token data set as a run reads it: speed, contents of a batch, place of a sample (docs/streaming.md).",
+    help="Look at a token data set as a run reads it: speed, contents of a batch, place of a sample.",
 )  # fmt: skip
 _console = Console(stderr=True)
 
-Tokens = Annotated[str, typer.Argument(help="the data set: a folder or s3://bucket/prefix", show_default=False)]
-GlobalBatch = Annotated[int, typer.Option(help="samples of one optimizer step over all ranks", min=1)]
-Seed = Annotated[int, typer.Option(help="the run's seed")]
-Window = Annotated[int, typer.Option(help="the run's data.window", min=1)]
-Stripes = Annotated[int, typer.Option(help="the run's data.stripes", min=1)]
-Cache = Annotated[Path | None, typer.Option(help="cache folder for shards from s3://")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object, for scripts")]
+Tokens = Annotated[
+    str | None, typer.Argument(help="the data set, a folder or s3://bucket/prefix; with --run not needed")
+]
+OfRun = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        help="run folder, or s3:// that a run uploads to: data set, batch, seed, window, stripes, cache and tokenizer "
+        "are those of the run, unless they are given here",
+    ),
+]
+GlobalBatch = Annotated[
+    int | None, typer.Option(help="samples of one optimizer step over all ranks; without --run 1024", min=1)
+]
+Seed = Annotated[int | None, typer.Option(help="the run's seed; without --run 0")]
+Window = Annotated[int | None, typer.Option(help="the run's data.window; without --run 16", min=1)]
+Stripes = Annotated[int | None, typer.Option(help="the run's data.stripes; without --run 1", min=1)]
+Cache = Annotated[Path | None, typer.Option(help="folder on a local disk for shards from s3://")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 
 
-def _loader(tokens: str, batch: int, seed: int, window: int, stripes: int, cache: Path | None) -> TokenLoader:
-    options = LoaderOptions(window=window, stripes=stripes, cache=cache)
-    return TokenLoader(
-        tokens, global_batch=batch, seed=seed, options=options,
-        incident=lambda record: _console.print(f"[yellow]{json.dumps(record)}"),
-    )  # fmt: skip
+def _open(asked: Reading) -> TokenLoader:
+    return asked.open(lambda record: _console.print(f"[yellow]{json.dumps(record)}"))
 
 
 @app.command()
 def bench(
-    tokens: Tokens,
-    global_batch: GlobalBatch = 1024,
+    tokens: Tokens = None,
+    run: OfRun = None,
+    global_batch: GlobalBatch = None,
     seconds: Annotated[float, typer.Option(help="how long to read", min=0.1)] = 10.0,
-    seed: Seed = 0,
-    window: Window = 16,
-    stripes: Stripes = 1,
+    seed: Seed = None,
+    window: Window = None,
+    stripes: Stripes = None,
     cache: Cache = None,
     as_json: AsJson = False,
 ) -> None:
     """Read batches as fast as they come, in one process, and say how many samples a second that is."""
-    loader = _loader(tokens, global_batch, seed, window, stripes, cache)
+    asked = reading(tokens, run, global_batch, seed, window, stripes, cache)
+    loader, batch = _open(asked), asked.global_batch
     started = time.perf_counter()
-    loader.batch(0, 0, global_batch)
+    loader.batch(0, 0, batch)
     first = time.perf_counter() - started
     cpu, began, step, longest = time.process_time(), time.perf_counter(), 1, 0.0
     with _console.status("reading"):
         while (now := time.perf_counter()) - began < seconds:
-            loader.batch(step, 0, global_batch)
+            loader.batch(step, 0, batch)
             longest = max(longest, time.perf_counter() - now)
             step += 1
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu
     loader.close()
-    samples = (step - 1) * global_batch
+    samples = (step - 1) * batch
     values = {
         "samples_per_second": round(samples / wall), "samples_per_cpu_second": round(samples / cpu),
         "megabytes_per_second": round(2 * loader.manifest.tokens * samples / wall / 1e6, 1),
         "first_batch_ms": round(1000 * first, 1), "longest_wait_ms": round(1000 * longest, 1),
-        "epochs": round(step / loader.schedule.steps_per_epoch, 2), "samples": loader.manifest.rows,
+        "epochs": round(step / loader.schedule.steps_per_epoch, 2),
+        "samples": sum(shards.manifest.rows for shards in loader.shards), "global_batch": batch,
     }  # fmt: skip
-    _print(as_json, values)
+    print(json.dumps(values) if as_json else "\n".join(f"{key:24s} {value:,}" for key, value in values.items()))
 
 
 @app.command()
 def preview(
-    tokens: Tokens,
-    tokenizer: Annotated[Path, typer.Option(help="weights of the tokenizer that made them", show_default=False)],
-    step: Annotated[int, typer.Option(help="of the run", min=0)] = 0,
-    count: Annotated[int, typer.Option(help="samples, from the first of the step on", min=1)] = 32,
-    global_batch: GlobalBatch = 1024,
-    seed: Seed = 0,
-    window: Window = 16,
-    stripes: Stripes = 1,
+    tokens: Tokens = None,
+    run: OfRun = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="weights of the tokenizer that made the tokens; else the run's")
+    ] = None,
+    step: Annotated[int, typer.Option(help="step of the run, as in its metrics.jsonl", min=0)] = 0,
+    count: Annotated[int, typer.Option(help="how many samples, from the first of the step on", min=1)] = 32,
+    global_batch: GlobalBatch = None,
+    seed: Seed = None,
+    window: Window = None,
+    stripes: Stripes = None,
     cache: Cache = None,
-    page: Annotated[Path, typer.Option(help="PNG to write")] = Path("preview.png"),
-    zoom: Annotated[int, typer.Option(help="enlarge each picture so many times", min=1)] = 1,
+    page: Annotated[Path, typer.Option(help="picture file to write, as .png")] = Path("preview.png"),
+    zoom: Annotated[int, typer.Option(help="enlarge each picture by this factor", min=1)] = 1,
 ) -> None:
     """Decode the first samples of a step back to pictures: what the network saw there."""
+    check_output(page, PICTURES)
+    asked = reading(tokens, run, global_batch, seed, window, stripes, cache)
+    weights = tokenizer or asked.tokenizer
+    if weights is None:
+        raise ConfigError(
+            "give --tokenizer FILE, the weights of the tokenizer that made the tokens"
+            + (f"; {run} does not name them" if run else "")
+        )
     import torch
 
     from data_pipeline.inspection import tokenizer_of
     from data_pipeline.picture_grid import picture_grid
 
-    loader = _loader(tokens, global_batch, seed, window, stripes, cache)
-    network = tokenizer_of(loader.manifest, tokenizer)
-    ids = torch.from_numpy(loader.batch(step, 0, min(count, global_batch)).ids.astype("int64"))
+    loader = _open(asked)
+    network = tokenizer_of(loader.manifest, weights)
+    samples = loader.batch(asked.data_step(step), 0, min(count, asked.global_batch))
+    ids = torch.from_numpy(samples.ids.astype("int64"))
     loader.close()
     with torch.no_grad():
         pictures = torch.cat([network.decode(network.embed(part)) for part in torch.split(ids, 16)])
@@ -107,48 +132,36 @@ def preview(
 
 @app.command()
 def order(
-    tokens: Tokens,
-    step: Annotated[int, typer.Option(help="of the run, as in metrics.jsonl", min=0)],
+    step: Annotated[int, typer.Option(help="step of the run, as in its metrics.jsonl", min=0)],
+    tokens: Tokens = None,
+    run: OfRun = None,
     offset: Annotated[int, typer.Option(help="first sample in the global batch", min=0)] = 0,
-    count: Annotated[int, typer.Option(help="samples", min=1)] = 1,
-    global_batch: GlobalBatch = 1024,
-    seed: Seed = 0,
-    window: Window = 16,
-    stripes: Stripes = 1,
+    count: Annotated[int, typer.Option(help="how many samples", min=1)] = 1,
+    global_batch: GlobalBatch = None,
+    seed: Seed = None,
+    window: Window = None,
+    stripes: Stripes = None,
     cache: Cache = None,
     as_json: AsJson = False,
 ) -> None:
-    """Which samples a step read: shard, row, view, label, and the picture's name where the plan is still there."""
-    if offset + count > global_batch:
-        raise ConfigError(f"--offset {offset} --count {count} reach beyond the global batch of {global_batch}")
-    loader = _loader(tokens, global_batch, seed, window, stripes, cache)
-    store = open_store(tokens)
-    try:
-        plan = read_plan(store)
-    except ObjectMissing:
-        plan = None
-    numbers = {shard.name: number for number, shard in enumerate(loader.manifest.shards)}
+    """Say which samples a step read: shard, row, view, label, and the picture's name where the plan is still there.
 
-    @cache_results
-    def listed(shard: int) -> dict[int, Picture]:
-        assert plan is not None
-        return dict(shard_pictures(store, plan, shard))
-
+    With --run, data that the run left out after a rewind are taken into account: what is listed is what the step read
+    in the end.
+    """
+    asked = reading(tokens, run, global_batch, seed, window, stripes, cache)
+    if offset + count > asked.global_batch:
+        raise ConfigError(f"--offset {offset} --count {count} reach beyond the global batch of {asked.global_batch}")
+    loader, data_step = _open(asked), asked.data_step(step)
+    names = _Names(loader)
+    labels = loader.batch(data_step, offset, count).labels
     found: list[dict[str, Any]] = []
-    labels = loader.batch(step, offset, count).labels
     for i in range(count):
-        place = loader.where(step, offset + i)
-        if place is None:
-            found.append({"step": step, "offset": offset + i, "padding": True})
-            continue
-        label = int(labels[i])
-        entry: dict[str, Any] = {
-            "step": step, "offset": offset + i, "epoch": place.epoch, "shard": place.shard, "row": place.row,
-            "view": place.view, "label": label, "class": loader.manifest.classes[label],
-        }  # fmt: skip
-        if plan is not None:
-            picture = int(loader.shards[0].open(numbers[place.shard]).records["index"][place.row])
-            entry |= {"picture": listed(picture // plan.recipe.rows)[picture].id, "source": plan.source}
+        place = loader.where(data_step, offset + i)
+        entry: dict[str, Any] = {"step": step, "offset": offset + i}
+        if data_step != step:
+            entry["data_step"] = data_step  # where the step's data lie in the order, after rewinds
+        entry |= {"padding": True} if place is None else names.of(place, int(labels[i]))
         found.append(entry)
     loader.close()
     if as_json:
@@ -158,5 +171,41 @@ def order(
             print("  ".join(f"{key} {value}" for key, value in entry.items()))
 
 
-def _print(as_json: bool, values: dict[str, Any]) -> None:
-    print(json.dumps(values) if as_json else "\n".join(f"{key:24s} {value:,}" for key, value in values.items()))
+class _Names:
+    """What people call a sample: of its data set, class and picture."""
+
+    def __init__(self, loader: TokenLoader) -> None:
+        self._sets = {shards.store.url: shards for shards in loader.shards}
+        self._plans = {url: _plan_of(loader, url) for url in self._sets}
+        self._numbers = {
+            url: {shard.name: number for number, shard in enumerate(shards.manifest.shards)}
+            for url, shards in self._sets.items()
+        }
+
+    def of(self, place: Place, label: int) -> dict[str, Any]:
+        shards, plan = self._sets[place.dataset], self._plans[place.dataset]
+        entry: dict[str, Any] = {"dataset": place.dataset} if len(self._sets) > 1 else {}
+        entry |= {
+            "epoch": place.epoch, "shard": place.shard, "row": place.row, "view": place.view, "label": label,
+            "class": shards.manifest.classes[label],
+        }  # fmt: skip
+        if plan is not None:
+            number = self._numbers[place.dataset][place.shard]
+            picture = int(shards.open(number).records["index"][place.row])
+            listed = self._listed(place.dataset, picture // plan.recipe.rows)
+            entry |= {"picture": listed[picture].id, "source": plan.source}
+        return entry
+
+    @cache_results  # noqa: B019 - one command, one object
+    def _listed(self, dataset: str, shard: int) -> dict[int, Picture]:
+        plan = self._plans[dataset]
+        assert plan is not None
+        return dict(shard_pictures(self._sets[dataset].store, plan, shard))
+
+
+def _plan_of(loader: TokenLoader, url: str) -> Plan | None:
+    store = next(shards.store for shards in loader.shards if shards.store.url == url)
+    try:
+        return read_plan(store)
+    except ObjectMissing:
+        return None

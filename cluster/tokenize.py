@@ -122,8 +122,16 @@ def run(
     known: dict[int, int] = {}
     before = count(store, planned, found, known)
     settings = JobSettings(
-        out, str(tokenizer.resolve()), source and absolute(source), device, batch, threads, compiled, on_bad_image,
-        bad_limit, before,
+        out,
+        str(tokenizer.resolve()),
+        source and absolute(source),
+        device,
+        batch,
+        threads,
+        compiled,
+        on_bad_image,
+        bad_limit,
+        before,
     )
     mine = [k for k in found.missing(planned) if k % n == i]
     started, rows, bad, made = time.monotonic(), 0, 0, 0
@@ -261,7 +269,9 @@ def inspect(
     """Counts, class and code-usage histograms, and a few rows decoded back to pictures, as PNG."""
     from data_pipeline.inspection import draw, tokenizer_of
     from data_pipeline.inspection import inspect as look
+    from data_pipeline.output import PICTURES, check_output
 
+    check_output(page, (*PICTURES, ".pdf", ".svg"))
     store = open_store(out)
     manifest = read_manifest(store)
     network = tokenizer_of(manifest, tokenizer) if tokenizer else None

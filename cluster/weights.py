@@ -31,8 +31,10 @@ def export(
     of vit_base_patch16; its inputs are normalised with ImageNet's mean and deviation. huggingface: a folder with
     model.safetensors, config.json and a model card with the code that loads it.
     """
+    from data_pipeline.output import check_output
     from trainer import export as exporting
 
+    check_output(out, (".pth", ".safetensors") if form in ("addp", "timm") else ())
     print(exporting.export(exporting.open_network(source, step, weights), form, out, tokenizer_norm, tokenizer))
 
 

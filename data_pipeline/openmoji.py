@@ -5,7 +5,6 @@ One class for each Unicode category; skin-tone variants, which differ in colour 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,18 +41,20 @@ def render(out: Path, size: int = 64, limit: int | None = None) -> int:
     limit: at most so many pictures, spread over all of them (for tests).
     """
     import resvg_py
-    from rich.progress import track
+
+    from data_pipeline.progress import Progress
 
     svgs = list(labelled_svgs())
     if limit is not None:
         svgs = svgs[:: -(-len(svgs) // limit)]
-    for svg, category in track(svgs, description="rendering emoji", disable=not os.isatty(2)):
-        target = out / category / f"{svg.stem}.png"
-        if target.exists():
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        png = bytes(resvg_py.svg_to_bytes(svg_path=str(svg), width=size, height=size, background="white"))
-        partial = target.with_suffix(".tmp")
-        partial.write_bytes(png)
-        partial.replace(target)
+    targets = [(svg, out / category / f"{svg.stem}.png") for svg, category in svgs]
+    missing = [(svg, target) for svg, target in targets if not target.exists()]
+    with Progress("rendering", len(svgs), "pictures", done=len(svgs) - len(missing)) as progress:
+        for svg, target in missing:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            png = bytes(resvg_py.svg_to_bytes(svg_path=str(svg), width=size, height=size, background="white"))
+            partial = target.with_suffix(".tmp")
+            partial.write_bytes(png)
+            partial.replace(target)
+            progress.advance()
     return len(svgs)

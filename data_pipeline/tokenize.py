@@ -26,8 +26,8 @@ from data_pipeline.pictures import BadPicture, Picture, read_picture
 from data_pipeline.plan import Plan, PlanRecipe, read_plan, shard_pictures
 from data_pipeline.quarantine import NOTHING, BadCount, Totals, is_absent
 from data_pipeline.shards import Sample, write_shard
-from data_pipeline.source_place import pictures_store
 from data_pipeline.source_check import SourceCheck
+from data_pipeline.source_place import pictures_store
 from data_pipeline.storage import Store, open_store
 from data_pipeline.views import ViewRecipe, make_view
 from model.errors import DataError
@@ -66,8 +66,8 @@ class JobSettings(NamedTuple):
             network, device=device, batch=self.batch, precision=plan.recipe.precision, compiled=self.compiled
         )
         job = TokenizeJob(
-            out, plan, pictures_store(self.source or plan.source, plan.objects), encoder, threads=self.threads, on_bad=self.on_bad,
-            bad_limit=self.bad_limit, before=self.before,
+            out, plan, pictures_store(self.source or plan.source, plan.objects), encoder, threads=self.threads,
+            on_bad=self.on_bad, bad_limit=self.bad_limit, before=self.before,
         )  # fmt: skip
         job.check.before_work()
         return job

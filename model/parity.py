@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,9 @@ def verdict(report: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m model.parity", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog=os.environ.get("ADDP_PROGRAM", "python -m model.parity"), description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("folder", type=Path, help="folder with weights.safetensors, io.safetensors and meta.json")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default cpu)")
     parser.add_argument("--dtype", default="float32", choices=list(TOLERANCES), help="default float32")

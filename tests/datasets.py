@@ -35,8 +35,13 @@ def job(
 ) -> TokenizeJob:  # fmt: skip
     encoder = TokenEncoder(tokenizer, batch=batch)
     return TokenizeJob(
-        open_store(out), planned, pictures_store(planned.source, planned.objects), encoder, on_bad=on_bad,
-        bad_limit=bad_limit, before=before,
+        open_store(out),
+        planned,
+        pictures_store(planned.source, planned.objects),
+        encoder,
+        on_bad=on_bad,
+        bad_limit=bad_limit,
+        before=before,
     )
 
 

@@ -142,12 +142,18 @@ def verified(place: Place, step: int | None) -> list[dict[str, Any]]:
     return rows
 
 
+def prunable(place: Place, keep: int, permanent_every: int) -> list[dict[str, Any]]:
+    """What `pruned` would remove, as `listed`. Raises ADDPError where no checkpoint is valid."""
+    gone = set(expired(place.steps(), place.newest_valid(), _section(keep, permanent_every)))
+    return [row for row in listed(place) if row["step"] in gone]
+
+
 def pruned(place: Place, keep: int, permanent_every: int) -> list[int]:
     """Remove all but the newest `keep`, counted from the newest valid one, and permanent ones; returns their steps.
 
     Raises ConfigError while the run goes on, which prunes by itself.
     """
-    section = CheckpointSection(keep=keep, permanent_every=permanent_every)
+    section = _section(keep, permanent_every)
     newest = place.newest_valid()
     if place.folder is not None:
         RunFolder(place.folder.parent).lock(patience=0)
@@ -160,3 +166,7 @@ def pruned(place: Place, keep: int, permanent_every: int) -> list[int]:
     for step in gone:
         upload.remove(place.store, step)
     return gone
+
+
+def _section(keep: int, permanent_every: int) -> CheckpointSection:
+    return CheckpointSection(keep=keep, permanent_every=permanent_every)

@@ -96,7 +96,7 @@ def _weights(batch: Batch, device: torch.device) -> Tensor | None:
     return None if batch.weights is None else _on(device, batch.weights)
 
 
-class _TokenObjective:
+class TokenObjective:
     """Shared by the objectives that read token shards."""
 
     def __init__(self, config: RunConfig, tokenizer_hash: str | None) -> None:
@@ -140,7 +140,7 @@ class _TokenObjective:
         self.loader.close()
 
 
-class MageObjective(_TokenObjective):
+class MageObjective(TokenObjective):
     """Tokens -> masked-token prediction (the token predictor's own training)."""
 
     def __init__(self, config: RunConfig) -> None:
@@ -176,7 +176,7 @@ def load_frozen(config: RunConfig) -> FrozenNetworks:
     return FrozenNetworks(tokenizer, predictor)
 
 
-class ADDPObjective(_TokenObjective):
+class ADDPObjective(TokenObjective):
     """Tokens -> noisy pixels -> tokens (algorithm 1)."""
 
     def __init__(self, config: RunConfig) -> None:

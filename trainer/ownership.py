@@ -46,6 +46,45 @@ def run_of(folder: RunFolder) -> str | None:
     return None
 
 
+def run_on(store: Store) -> dict[str, Any] | None:
+    """Identity of the run that uploads to a store; None where it has none, or one of an earlier version."""
+    try:
+        found: dict[str, Any] = json.loads(store.read(RUN))
+        return found
+    except ObjectMissing:
+        pass
+    for step in remote_steps(store):
+        try:
+            run = remote_manifest(store, step).run
+        except Damaged:
+            continue
+        return {"run": run} if run else None
+    return None  # nothing yet, or of an earlier version: to be adopted
+
+
+def agreed_run(folder: RunFolder, store: Store, run: str | None) -> str | None:
+    """The id of the run that a folder and a store hold together; None where neither has one yet.
+
+    run: the folder's. An empty folder takes the store's. Raises OtherOwner where they hold two runs; StorageError.
+    """
+    there = run_on(store)
+    if there is None or run == there["run"]:
+        return run
+    if run is not None or candidates(folder.checkpoints):
+        mine = f"run {run}" if run else "a run of an earlier version, without an id"
+        raise OtherOwner(
+            f"{store.url} holds run {there['run']}{_made(there)}, and {folder.path} is {mine}; "
+            "give this run a checkpoint.upload of its own, or go on with that one in an empty run folder"
+        )
+    return str(there["run"])
+
+
+def holder_of(store: Store) -> str | None:
+    """Who holds the lock of a store, for people. Raises StorageError."""
+    holder = Claims(store, 0.0, FOLDER).holder(NAME)
+    return _described(holder) if holder else None
+
+
 def new_identity(run: str | None = None) -> dict[str, Any]:
     return {"run": run or uuid.uuid4().hex[:12], "host": platform.node(), "made": time.time()}
 
@@ -107,31 +146,7 @@ class Ownership:
 
     def _compare(self) -> None:
         """Take the store's run for an empty folder's. Raises OtherOwner, StorageError."""
-        there = self._run_there()
-        if there is not None and self.run != there["run"]:
-            if self.run is not None or candidates(self._folder.checkpoints):
-                mine = f"run {self.run}" if self.run else "a run of an earlier version, without an id"
-                raise OtherOwner(
-                    f"{self._store.url} holds run {there['run']}{_made(there)}, and {self._folder.path} is {mine}; "
-                    "give this run a checkpoint.upload of its own, or go on with that one in an empty run folder"
-                )
-            self.run = there["run"]
-        if self.run is None:
-            self.run = new_identity()["run"]
-
-    def _run_there(self) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = json.loads(self._store.read(RUN))
-            return found
-        except ObjectMissing:
-            pass
-        for step in remote_steps(self._store):
-            try:
-                run = remote_manifest(self._store, step).run
-            except Damaged:
-                continue
-            return {"run": run} if run else None
-        return None  # nothing yet, or of an earlier version: to be adopted
+        self.run = agreed_run(self._folder, self._store, self.run) or new_identity()["run"]
 
     def confirm(self) -> None:
         """Before anything is written there. Raises OtherOwner where the store is not, or no longer, this run's;

@@ -1,6 +1,6 @@
 """What a run will take, before it is started.
 
-python -m trainer.planning --config configs/base.yaml --gpus 32 --gpus 64
+addp plan configs/base.yaml --gpus 32 --gpus 64
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rich.table import Table
 from data_pipeline.epochs import EpochSchedule
 from model.errors import ConfigError
 from trainer import costs
+from trainer.arguments import split_arguments
 from trainer.config import load_config
 from trainer.schedule import accumulation_steps, possible_world_sizes, total_steps
 
@@ -25,23 +26,37 @@ _PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "B200": 2250.0}  # TFLOP/
 
 
 def main(
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in batch.micro=32")] = None,
-    config: Annotated[Path | None, typer.Option(help="run file; without one, the defaults")] = None,
-    gpus: Annotated[list[int] | None, typer.Option(help="ranks; may be given several times")] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE|key=value",
+            help="run file, and overrides as batch.micro=32, in any order; without a file, the defaults",
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="run file, if it is not given as an argument")] = None,
+    gpus: Annotated[
+        list[int] | None, typer.Option(help="GPUs of the run, 8 if not given; repeat it to compare numbers")
+    ] = None,
     images: Annotated[
-        int, typer.Option(min=1, help="pictures of an epoch, where the data set is not at hand")
+        int, typer.Option(min=1, help="pictures of an epoch, if the data set cannot be read here")
     ] = _IMAGENET,
-    device: Annotated[str, typer.Option(help=f"{', '.join(_PEAKS)}, or TFLOP/s of your device")] = "H100",
-    mfu: Annotated[float, typer.Option(min=0.01, max=1, help="share of the device's peak that a step reaches")] = 0.4,
-    write: Annotated[float, typer.Option(min=0.001, help="GB/s with which one rank's checkpoint reaches disk")] = 1.0,
-    grace: Annotated[float, typer.Option(help="seconds between a preemption's signal and the kill")] = 30.0,
-    as_json: Annotated[bool, typer.Option("--json", help="for scripts")] = False,
+    device: Annotated[str, typer.Option(help=f"your GPU: {', '.join(_PEAKS)}, or its TFLOP/s in dense bf16")] = "H100",
+    mfu: Annotated[float, typer.Option(min=0.01, max=1, help="share of the device's peak that training reaches")] = 0.4,
+    write: Annotated[
+        float, typer.Option(min=0.001, help="GB/s at which one rank writes its part of a checkpoint")
+    ] = 1.0,
+    grace: Annotated[
+        float, typer.Option(help="seconds that a preempted job has between the signal and the kill")
+    ] = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object, for scripts")] = False,
 ) -> None:
-    """Batch arithmetic, parameters, memory of each ZeRO stage, operations, days, and checkpoints of a run.
+    """Say what a run will take: batch arithmetic, parameters, memory in each ZeRO stage, days, checkpoints.
 
-    Memory and days are estimates: of the training's own tensors, and at the share of the peak that --mfu states.
+    Memory and days are estimates: memory counts the training's own tensors, and days assume the share of the GPU's
+    peak that --mfu states.
     """
-    plan = make_plan(config, overrides or [], gpus or [8], images, device, mfu, write, grace)
+    file, overrides = split_arguments([*([str(config)] if config else []), *(arguments or [])])
+    plan = make_plan(file, overrides, gpus or [8], images, device, mfu, write, grace)
     if as_json:
         print(json.dumps(plan, indent=1))
     else:

@@ -30,7 +30,7 @@ from trainer.engine import Engine
 from trainer.progress import read_rewinds, rewinds_before
 from trainer.retention import step_of
 from trainer.run_folder import RunFolder, step_folder
-from trainer.upload import download, fetch_records, remote_manifest, remote_steps
+from trainer.upload import download, fetch_records, object_name, remote_manifest, remote_steps
 
 
 class Restored(NamedTuple):
@@ -60,7 +60,7 @@ class Expected(NamedTuple):
     def check(self, manifest: Manifest, name: str) -> list[Change]:
         """What has changed since that checkpoint. Raises ConfigError where it is another run's, or where a key that
         changes the optimisation has changed and is not allowed."""
-        known = manifest.facts if manifest.facts.get("data") else {**manifest.facts, "data": self.facts["data"]}
+        known = manifest.facts if manifest.facts.get("data") else {**manifest.facts, "data": self.facts.get("data")}
         different = [
             f"{key}: checkpoint {known.get(key)!r}, now {value!r}"
             for key, value in self.facts.items()
@@ -151,6 +151,39 @@ def restore(
     if latest is None:
         control.on_first(lambda: _was_never_saved(folder))
     return Restored(None, [], rewinds)
+
+
+def foreseen(folder: RunFolder, store: Store | None, expected: Expected) -> Restored:
+    """What `restore` would start from, by manifests and sizes of files: none is read, fetched or changed. Raises as it
+    does."""
+    refused: list[str] = []
+    rewinds = read_rewinds(folder)
+    for candidate in _candidates(folder, store, None):
+        try:
+            manifest, changed = _usable(folder, store, candidate, expected, rewinds)
+            sizes = _sizes(folder, store, manifest, candidate)
+            wrong = [name for name, stated in manifest.files.items() if sizes.get(name) != stated.bytes]
+            if wrong:
+                raise Damaged(f"{step_folder(candidate.step)}: {wrong[0]} is missing or not of the stated size")
+        except (Damaged, StorageError) as error:
+            refused.append(str(error))
+            continue
+        return Restored(manifest, refused, rewinds, changed=tuple(changed))
+    if refused:
+        raise no_valid(str(folder.checkpoints), refused)
+    _was_never_saved(folder)
+    return Restored(None, [], rewinds)
+
+
+def _sizes(folder: RunFolder, store: Store | None, manifest: Manifest, candidate: _Candidate) -> dict[str, int]:
+    """Of the files that are there."""
+    if candidate.remote:
+        assert store is not None
+        there = {e.name: e.size for e in store.list(f"checkpoints/{step_folder(candidate.step)}/")}
+        names = {name: object_name(candidate.step, name, stated) for name, stated in manifest.files.items()}
+        return {name: there[target] for name, target in names.items() if target in there}
+    path = folder.checkpoints / step_folder(candidate.step)
+    return {name: (path / name).stat().st_size for name in manifest.files if (path / name).is_file()}
 
 
 def _was_never_saved(folder: RunFolder) -> None:

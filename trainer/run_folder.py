@@ -120,6 +120,20 @@ class RunFolder:
         """Whether this process holds the lock."""
         return self._lock is not None
 
+    def holder(self) -> str | None:
+        """The process that holds the lock now, None where there is none. Changes nothing."""
+        try:
+            file = (self.path / "lock").open("r+")
+        except OSError:
+            return None
+        with file:  # what is locked here is let go of at once
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                taken = error.errno in (errno.EACCES, errno.EAGAIN)
+                return (file.read().strip() or "another process") if taken else None
+        return None
+
     def lock(self, patience: float = 5.0) -> None:
         """Hold RUN/lock until this process ends, however it ends. Raises ConfigError while another run holds it.
 

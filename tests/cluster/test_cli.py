@@ -1,44 +1,105 @@
 from __future__ import annotations
 
-import subprocess
-import sys
+import json
 from pathlib import Path
 
 import pytest
+import yaml
+from click.testing import CliRunner
+from typer.main import get_command
 
-from cluster.cli import MODULES
+from cluster.cli import MODULES, app
+from tests.cluster.calling import addp, typed
 
-
-def addp(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cluster.cli", *arguments], capture_output=True, text=True, check=False
-    )
+ROOT = Path(__file__).parents[2]
+BASE = ROOT / "configs" / "base.yaml"
 
 
 def test_help_names_every_command() -> None:
     done = addp("--help")
-    assert done.returncode == 0
-    for name in [*MODULES, "train", "demo", "config", "openmoji"]:
+    assert done.code == 0 and "Exit codes: 0 done" in done.stdout
+    for name in [*MODULES, "train", "check", "demo", "config", "openmoji"]:
         assert name in done.stdout
 
 
-@pytest.mark.parametrize("command", ["generate", "evaluate", "export", "import", "tokenize", "parity", "train"])
+@pytest.mark.parametrize("command", ["check", "export", "import", "train", "tokenize run", "data order", "checkpoints"])
 def test_each_command_has_help(command: str) -> None:
-    done = addp(command, "--help")
-    assert done.returncode == 0 and len(done.stdout) > 300, done.stderr
+    done = addp(*command.split(), "--help")
+    assert done.code == 0 and f"Usage: addp {command} " in done.stdout and len(done.stdout) > 300
 
 
-def test_config() -> None:
-    root = Path(__file__).parents[2]
-    done = addp("config", str(root / "configs" / "base.yaml"), "batch.micro=32")
-    assert done.returncode == 0 and "micro: 32" in done.stdout and "dim: 768" in done.stdout
-    done = addp("config", str(root / "configs" / "base.yaml"), "batch.mikro=32")
-    assert (
-        done.returncode == 78 and "nearest known one is batch.micro" in done.stderr and "Traceback" not in done.stderr
-    )
+@pytest.mark.parametrize("command", ["plan", "parity"])  # with typer, and with argparse
+def test_modules_are_named_as_they_were_typed(command: str) -> None:
+    done = typed(command, "--help")
+    assert done.code == 0 and len(done.stdout) > 300, done.stderr
+    assert f"usage: addp {command} " in done.stdout.lower() and "python -m" not in done.stdout.split("\n\n")[0]
+
+
+def test_version_and_completion() -> None:
+    done = addp("--version")
+    assert done.code == 0 and [line.split()[0] for line in done.stdout.splitlines()] == ["addp", "torch", "deepspeed"]
+    completion = {"_ADDP_COMPLETE": "complete_bash", "COMP_WORDS": "addp che", "COMP_CWORD": "1"}
+    found = CliRunner().invoke(get_command(app), [], prog_name="addp", env=completion)
+    assert found.output.split() == ["check", "checkpoints"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(BASE, "batch.micro=32"), ("batch.micro=32", BASE), ("batch.micro=32", "addp.sizes.size=base", "run=a=b")],
+)
+def test_config(arguments: tuple[object, ...]) -> None:
+    done = addp("config", *arguments)
+    found = yaml.safe_load(done.stdout)
+    assert done.code == 0 and found["batch"]["micro"] == 32 and found["addp"]["sizes"]["dim"] == 768
+
+
+def test_a_file_may_have_an_equals_sign(tmp_path: Path) -> None:
+    file = tmp_path / "lr=3.yaml"
+    file.write_text("seed: 9\n")
+    assert yaml.safe_load(addp("config", file, "batch.micro=32").stdout)["seed"] == 9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((BASE, "batch.mikro=32"), "nearest known one is batch.micro"),
+        (("batch.micro",), "'batch.micro' is neither a run file (there is no such file) nor an override"),
+        ((BASE, BASE), "one run file only"),
+    ],
+)
+def test_a_wrong_configuration(arguments: tuple[object, ...], words: str) -> None:
+    done = addp("config", *arguments)
+    assert done.code == 78 and words in done.stderr and not done.stdout
+
+
+def test_check_says_what_is_missing(tmp_path: Path) -> None:
+    """tests/trainer/test_checks.py has each check."""
+    arguments = ("check", "--gpus", 24, BASE, f"run={tmp_path / 'run'}")
+    done = addp(*arguments)
+    assert done.code == 78 and "batch          FAILED" in done.stdout and "1, 2, 4, 8, 16, 32 ranks" in done.stdout
+    assert "not ready: 3 failed" in done.stdout
+    found = json.loads(addp(*arguments, "--json").stdout)
+    assert not found["ready"] and [c["name"] for c in found["checks"] if c["state"] == "FAILED"] == [
+        "batch", "weights", "data",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate", "report", "export"])
 def test_a_run_that_is_not_there(command: str, tmp_path: Path) -> None:
-    done = addp(command, str(tmp_path / "none"), *([str(tmp_path / "out")] if command == "export" else []))
-    assert done.returncode == 78 and "is no run folder" in done.stderr and "Traceback" not in done.stderr
+    done = addp(command, tmp_path / "none", *([tmp_path / "out"] if command == "export" else []))
+    assert done.code == 78 and "is no run folder" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("data", "preview", "NONE", "--tokenizer", "none", "--page"), ("tokenize", "inspect", "NONE", "--page"),
+        ("export", "NONE", "--format", "timm"), ("generate", "NONE", "--out"), ("report", "NONE", "--out"),
+    ],
+)  # fmt: skip
+def test_outputs_are_checked_before_the_work(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """Even before the data set or run is looked for: there is none."""
+    out = tmp_path / "new" / "out.xyz"
+    done = addp(*arguments, out)
+    assert done.code == 78 and f"{out} cannot be written: its name must end in ." in done.stderr
+    assert not list(tmp_path.iterdir())

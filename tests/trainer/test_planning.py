@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import torch
 
 from model.errors import ConfigError
 from model.weights import build
+from tests.cluster.calling import addp
 from trainer import costs
 from trainer.config import load_config
 from trainer.planning import make_plan
@@ -67,10 +66,10 @@ def test_parameters_and_checkpoint_sizes_are_those_of_a_real_one(tmp_path: Path)
 
 
 def test_the_command_prints_a_table_and_json() -> None:
-    command = [sys.executable, "-m", "trainer.planning", "--config", str(ROOT / "configs/base.yaml"), "--gpus", "32"]
-    text = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
-    assert "ZeRO-3" in text and "145.9 M trained" in text
-    found = json.loads(
-        subprocess.run([*command, "--json"], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    found = addp("plan", "batch.micro=64", ROOT / "configs/base.yaml", "--gpus", 32)  # arguments in any order
+    assert "ZeRO-3" in found.stdout and "145.9 M trained" in found.stdout and "micro 64" in found.stdout
+    found = addp("plan", "--config", ROOT / "configs/base.yaml", "--gpus", 32, "--json")
+    assert json.loads(found.stdout)["worlds"][0]["gpus"] == 32
+    assert (
+        "one run file only" in addp("plan", "--config", ROOT / "configs/base.yaml", ROOT / "configs/large.yaml").stderr
     )
-    assert found["worlds"][0]["gpus"] == 32

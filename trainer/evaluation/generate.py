@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
+from data_pipeline.output import check_output
 from data_pipeline.picture_grid import picture_grid
+from data_pipeline.progress import Progress
 from data_pipeline.storage import is_remote
 from model.sampler import SamplerConfig, generate
 from trainer.control import own_device
@@ -29,47 +29,65 @@ from trainer.run_folder import RunFolder, Weights, write_json
 
 
 def main(
-    run: Annotated[str, typer.Argument(help="folder of an ADDP run, finished or not; or s3:// where it uploads to")],
-    count: Annotated[int, typer.Option(help="pictures", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="picture i is a function of (seed, i)")] = 0,
-    steps: Annotated[int, typer.Option(help="N, denoising steps", min=1)] = 20,
-    schedule: Annotated[Literal["cosine", "linear"], typer.Option(help="of the tokens that stay masked")] = "cosine",
-    choice_temperature: Annotated[float, typer.Option(help="noise of the choice which tokens stay")] = 6.0,
+    run: Annotated[str, typer.Argument(help="folder of an ADDP run, finished or not, or s3:// that it uploads to")],
+    count: Annotated[int, typer.Option(help="how many pictures", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="picture i depends on (seed, i) only")] = 0,
+    steps: Annotated[int, typer.Option(help="denoising steps (N in the paper)", min=1)] = 20,
+    schedule: Annotated[
+        Literal["cosine", "linear"], typer.Option(help="how the number of masked tokens falls with the steps")
+    ] = "cosine",
+    choice_temperature: Annotated[
+        float, typer.Option(help="randomness in choosing the tokens that a step keeps")
+    ] = 6.0,
     temperature: Annotated[
-        Literal["dynamic", "constant"], typer.Option(help="that noise falls to 0, or stays")
+        Literal["dynamic", "constant"], typer.Option(help="dynamic: this randomness falls to 0; constant: it stays")
     ] = "dynamic",
-    top_p: Annotated[float, typer.Option(help="nucleus of the token distribution", min=0.01, max=1)] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="draw from the likeliest tokens that have this probability together", min=0.01, max=1)
+    ] = 1.0,
     weights: Annotated[Weights, typer.Option(help="the trained weights, or their average")] = "raw",
     checkpoint: Annotated[
-        int | None, typer.Option(help="step of a checkpoint; else the finished or newest one")
+        int | None,
+        typer.Option(help="step of the checkpoint to take; if not given, the finished network or the newest one"),
     ] = None,
     batch: Annotated[int, typer.Option(help="pictures that are computed together", min=1)] = 64,
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the networks")] = "fp32",
-    into: Annotated[Path | None, typer.Option(help="make a set in this folder, not a grid")] = None,
-    container: Annotated[Container, typer.Option(help="files of a set")] = "png",
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="that the networks compute in")] = "fp32",
+    into: Annotated[Path | None, typer.Option(help="make a set of files in this folder, not a grid")] = None,
+    container: Annotated[Container, typer.Option(help="with --into: PNG files, or WebDataset tars")] = "png",
     complete: Annotated[
         Path | None,
-        typer.Option(help="grid: keep a part of this picture, or of those in this folder, and generate the rest"),
+        typer.Option(help="keep a part of this picture, or of the first ones in this folder, and generate the rest"),
     ] = None,
-    keep: Annotated[str, typer.Option(help=f"of these: {', '.join(KEEP)}, or a mask PNG, white: generate")] = "left",
-    tokenizer: Annotated[Path | None, typer.Option(help="the run's tokenizer, where it lies elsewhere here")] = None,
-    zoom: Annotated[int, typer.Option(help="grid: enlarge each picture so many times", min=1)] = 1,
-    out: Annotated[Path | None, typer.Option(help="grid: PNG file; else in RUN/samples/")] = None,
+    keep: Annotated[
+        str,
+        typer.Option(
+            help=f"with --complete, the part to keep: {', '.join(KEEP)}, or a mask PNG, white where to generate"
+        ),
+    ] = "left",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="the run's tokenizer, if it lies elsewhere on this machine")
+    ] = None,
+    zoom: Annotated[int, typer.Option(help="grid: enlarge each picture by this factor", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option(help="PNG file of the grid; if not given, in RUN/samples/")] = None,
     local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # launchers append it
 ) -> None:
     """Generate a grid of samples with the steps by which the first few came about, or a set of samples.
 
-    A set is the same files for any number of processes, and a set that was cut off is finished by the same command.
+    A set holds the same files for any number of processes; if it was cut off, the same command finishes it.
     """
     if into is None and out is None and is_remote(run):
         raise typer.BadParameter("give --out FILE or --into FOLDER for a run on a store", param_hint="--out")
+    if into is not None:
+        check_output(into)
+    elif out is not None:
+        check_output(out, (".png",))
     trained = load_addp(run, weights, checkpoint, tokenizer)
     device = own_device()
     trained.network.to(device)
     trained.tokenizer.to(device)
     sampler = SamplerConfig(steps, schedule, choice_temperature, temperature, top_p)
     if into is not None:
-        _make_set(SampleSet(into, trained, count, seed, sampler, container, batch, precision), count)
+        _make_set(SampleSet(into, trained, count, seed, sampler, container, batch, precision))
         print(into)
         return
     name = "completed" if complete else "grid"
@@ -85,16 +103,16 @@ def main(
     print(target)
 
 
-def _make_set(samples: SampleSet, count: int) -> None:
+def _make_set(samples: SampleSet) -> None:
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    console = Console(stderr=True)
     mine = range(rank, samples.chunks, world_size)
-    with Progress(console=console, disable=rank != 0 or not console.is_terminal) as progress:
-        pictures = sum(map(samples.size, mine))
-        task = progress.add_task(f"generating {count}, {pictures} here", total=pictures)
-        for chunk in mine:  # there is nothing to agree upon: no rank waits for another
+    missing = [chunk for chunk in mine if not samples.is_made(chunk)]
+    total, left = (sum(map(samples.size, chunks)) for chunks in (mine, missing))
+    title = f"generating, process 0 of {world_size}" if world_size > 1 else "generating"
+    with Progress(title, total, "pictures", done=total - left, shown=rank == 0) as progress:
+        for chunk in missing:  # there is nothing to agree upon: no rank waits for another
             samples.make_chunk(chunk)
-            progress.advance(task, samples.size(chunk))
+            progress.advance(samples.size(chunk))
 
 
 def _make_grid(
@@ -102,15 +120,13 @@ def _make_grid(
 ) -> None:
     finished: list[Tensor] = []
     trail: list[Tensor] = []
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("generating", total=count * sampler.steps)
+    with Progress(f"generating {count} pictures", count * sampler.steps, "denoising steps") as progress:
         for start in range(0, count, batch):
             size = min(batch, count - start)
             for state in generate(trained.network, trained.tokenizer, seed, start, size, sampler):
                 if start == 0:
                     trail.append(state.image[:8].cpu())
-                progress.advance(task, size)
+                progress.advance(size)
             finished.append(state.image.cpu())
     picture_grid(torch.cat(finished), columns=max(1, round(count**0.5)), zoom=zoom).save(target)
     denoising_grid(trail, zoom).save(target.with_name(target.stem + "-steps.png"))

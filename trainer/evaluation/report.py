@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import jinja2
 import typer
 
+from data_pipeline.output import check_output
+from data_pipeline.storage import is_remote
 from trainer.evaluation.report_figures import newest_figures, series_of
 from trainer.evaluation.report_pictures import picture_groups
 from trainer.evaluation.report_plots import Line, Plot, plot
@@ -156,6 +158,7 @@ def main(
         if is_remote(runs[0]):
             raise typer.BadParameter("give --out FILE for a run on a store", param_hint="--out")
         out = RunFolder(runs[0]).path / "report.html"
+    check_output(out, (".html", ".htm"))
     print(write_report(runs, out).resolve())
 
 

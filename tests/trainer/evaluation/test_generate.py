@@ -13,8 +13,10 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
+from data_pipeline.progress import SECONDS
 from model.errors import ConfigError
 from tests.trainer.worlds import CONTEXT
+from trainer.evaluation.generate import main
 
 
 def _generate(rank: int, world_size: int, run: Path, into: Path, options: dict[str, object]) -> None:
@@ -87,3 +89,14 @@ def test_another_set_is_not_mixed_in(run: Path, tmp_path: Path) -> None:
         _generate(0, 1, run, tmp_path / "set", {"count": 8, "seed": 1})
     with pytest.raises(ConfigError, match="no checkpoint of step 5"):
         _generate(0, 1, run, tmp_path / "x", {"checkpoint": 5})
+
+
+def test_it_says_how_far_it_is(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where there is no terminal: a line now and then."""
+    monkeypatch.setenv(SECONDS, "0.01")
+    for into, out in ((tmp_path / "set", None), (None, tmp_path / "grid.png")):
+        main(str(run), count=24, batch=4, steps=8, into=into, out=out)
+        title = "generating: 24 of 24 pictures" if into else "generating 24 pictures: 192 of 192 denoising steps"
+        assert f"\n{title} (100%) in 0:0" in capsys.readouterr().err

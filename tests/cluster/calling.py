@@ -1,0 +1,47 @@
+"""`addp ...` as it is typed, in this process where that shows the same: a start of the real one takes seconds."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from typing import NamedTuple
+from unittest import mock
+
+from cluster import cli
+from trainer.command import run_command
+
+
+class Called(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+
+def addp(*arguments: object) -> Called:
+    """A command that is a module of its own does what its own process would do."""
+    name = str(arguments[0])
+    if name not in cli.MODULES:
+        return _here(cli.main, "addp", *arguments)
+    module = importlib.import_module(cli.MODULES[name][0])
+    return _here(lambda: run_command(module.main), name, *arguments[1:])
+
+
+def _here(main: Callable[[], object], *command: object) -> Called:
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with mock.patch.object(sys, "argv", [*map(str, command)]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Called(code, out.getvalue(), err.getvalue())
+
+
+def typed(*arguments: object) -> Called:
+    """In a process of its own, with all that it starts."""
+    command = [sys.executable, "-m", "cluster.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return Called(done.returncode, done.stdout, done.stderr)

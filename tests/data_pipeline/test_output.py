@@ -1,0 +1,32 @@
+"""What cannot be written is refused before the work, by each command that writes a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.output import PICTURES, check_output
+from data_pipeline.storage import StorageError
+from model.errors import ConfigError
+
+
+def test_paths_that_will_do(tmp_path: Path) -> None:
+    check_output(tmp_path / "new" / "folder" / "page.PNG", PICTURES)
+    check_output(tmp_path / "new" / "set")
+    check_output(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_paths_that_will_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    for name, words in (
+        ("page.xyz", "must end in .png or .jpg"), ("page", "must end in .png"), ("folder.png", "it is a folder"),
+        ("file/page.png", "is a file, not a folder"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=words):
+            check_output(tmp_path / name, PICTURES)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # tests may run as root, who may write anywhere
+    with pytest.raises(StorageError, match="check its owner and mode"):
+        check_output(tmp_path / "new" / "page.png", PICTURES)

@@ -126,6 +126,6 @@ class _Record:
             return
         self._told, self._said = True, time.monotonic()
         say(
-            f"{self.path} cannot be written: {error.strerror or error}. Training goes on; it is kept in memory and tried "
-            "again with the next record"
+            f"{self.path} cannot be written: {error.strerror or error}. It is kept in memory and tried again "
+            "with the next record, and the run goes on"
         )

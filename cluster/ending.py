@@ -7,7 +7,15 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from trainer.run_folder import EXIT_CONFIG, EXIT_DIVERGED, EXIT_NO_VALID_CHECKPOINT, LOST_RANK, OWN_CODES, RunFolder
+from trainer.run_folder import (
+    EXIT_CONFIG,
+    EXIT_DIVERGED,
+    EXIT_NO_VALID_CHECKPOINT,
+    EXIT_STORAGE,
+    LOST_RANK,
+    OWN_CODES,
+    RunFolder,
+)
 
 _NOT_AGAIN = (EXIT_CONFIG, EXIT_DIVERGED, EXIT_NO_VALID_CHECKPOINT)
 
@@ -28,7 +36,9 @@ def last_words(folder: RunFolder) -> dict[Path, dict[str, Any]]:
 def explain(folder: RunFolder, before: dict[Path, dict[str, Any]], code: int) -> str:
     """before: `last_words` at the start, which tells this start's ranks from those of an earlier one."""
     started = {path: words for path, words in last_words(folder).items() if before.get(path) != words}
-    again = "" if code in _NOT_AGAIN else ". Run it again to go on"
+    again = (
+        "" if code in _NOT_AGAIN else f". Run it again{' once that is mended' if code == EXIT_STORAGE else ''} to go on"
+    )
     crashed = {p: w for p, w in started.items() if w.get("code") is not None and _is_crash(w)}
     for path, words in crashed.items():
         return f"{_rank(path)} on {words.get('host')} crashed at step {words.get('step')}: {words.get('reason')}{again}"
@@ -40,8 +50,8 @@ def explain(folder: RunFolder, before: dict[Path, dict[str, Any]], code: int) ->
         return f"{who} died at step {step}, {how}{again}"
     for words in started.values():
         if words.get("code") in OWN_CODES:
-            return f"{words.get('reason')}"
-    what = "it did not start" if code in _NOT_AGAIN else f"it died (exit code {code})"
+            return str(words.get("reason"))
+    what = "it did not start" if code in (EXIT_CONFIG, EXIT_STORAGE) else f"it died (exit code {code})"
     return f"{what}; the reason stands above{again}"
 
 

@@ -79,9 +79,10 @@ class Hosts(NamedTuple):
         }  # fmt: skip
 
     def check(self) -> None:
-        """Raises ConfigError without pdsh, Unreachable where ssh does not reach a host without a question."""
+        """Raises ConfigError without pdsh or with secrets in .deepspeed_env, Unreachable where ssh does not reach a host without a question."""
         if self.local:
             return
+        _refuse_secrets()
         if shutil.which("pdsh") is None:
             raise ConfigError("pdsh is not installed here; the launcher starts ranks on other hosts with it")
         with ThreadPoolExecutor(32) as pool:
@@ -115,6 +116,18 @@ def choose_hosts(hostfile: Path, each: int | None, port: int, address: str | Non
     if address is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.:_-]*", address):
         raise ConfigError(f"--master-addr {address!r} is no address")
     return Hosts(hostfile, slots, each, port, address)
+
+
+def _refuse_secrets() -> None:
+    """The launcher would print what it reads there, and other users would see it in the list of processes."""
+    for path in (Path.home() / ".deepspeed_env", Path(".deepspeed_env")):
+        names = [line.partition("=")[0].strip() for line in path.read_text().splitlines()] if path.is_file() else []
+        secret = [name for name in names if re.search("SECRET|TOKEN|PASSWORD|API_KEY", name)]
+        if secret:
+            raise ConfigError(
+                f"{path.absolute()} holds {', '.join(secret)}, which the launcher prints and puts on a command line; keep "
+                "credentials in ~/.aws/credentials on each host, and only AWS_PROFILE there"
+            )
 
 
 def _reach(host: str) -> str:

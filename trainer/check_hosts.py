@@ -14,6 +14,7 @@ import os
 import platform
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,29 +56,30 @@ def check(path: Path, overrides: list[str]) -> int:
     )
     found["run folder"] = _shared_folder(config, control, problems)
     for name, place in _places(config).items() if config else ():
-        found[name] = "seen" if _tried(f"{name} {place}", lambda p=place: _look(p), problems) else "NOT SEEN"  # type: ignore[misc]
+        found[name] = "seen" if _tried(name, lambda p=place: _look(p), problems) else "NOT SEEN"  # type: ignore[misc]
     found["collectives"] = _collectives(problems)
     rows = control.gather((found, problems))
-    if control.rank != 0:
-        return EXIT_CONFIG if _wrong(rows) else 0
-    _print(rows)
-    wrong = _wrong(rows)
-    for line in wrong:
-        print(f"- {line}")
-    if not wrong:
-        print(f"{control.world_size} ranks meet, are alike, and see what the run needs")
-    return EXIT_CONFIG if wrong else 0
+    faults = wrong(rows)
+    if control.rank == 0:
+        _print(rows)
+        for line in faults:
+            print(f"- {line}", flush=True)
+        if not faults:
+            print(f"{control.world_size} ranks meet, are alike, and see what the run needs", flush=True)
+    control.barrier()  # a launcher ends the others as soon as one ends with an error
+    return EXIT_CONFIG if faults else 0
 
 
-def _wrong(rows: list[tuple[dict[str, str], list[str]]]) -> list[str]:
+def wrong(rows: list[tuple[dict[str, str], list[str]]]) -> list[str]:
+    """rows: what each rank found, and its problems. Returns all problems, and what differs from the first rank."""
     first = rows[0][0]
-    wrong = [f"{found['host']}: {problem}" for found, problems in rows for problem in problems]
+    lines = [f"{found['host']}: {problem}" for found, problems in rows for problem in problems]
     for found, _ in rows[1:]:
-        wrong += [
+        lines += [
             f"{name} differs: {first[name]} on {first['host']}, {found[name]} on {found['host']}"
             for name in _ALIKE if found[name] != first[name]
         ]  # fmt: skip
-    return wrong
+    return lines
 
 
 def _print(rows: list[tuple[dict[str, str], list[str]]]) -> None:
@@ -127,7 +129,8 @@ def _shared_folder(config: RunConfig | None, control: Control, problems: list[st
     if control.rank == 0:
         mark.unlink(missing_ok=True)
         if made:
-            mark.parent.rmdir()
+            with suppress(OSError):
+                mark.parent.rmdir()
     elif not seen:
         problems.append(f"{mark.parent} is not the run folder that rank 0 sees; put it on storage that all hosts share")
     return "shared" if seen else "NOT SHARED"

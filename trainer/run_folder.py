@@ -44,12 +44,13 @@ TARGETS = "targets.json"  # below evaluation/: figures beside what they must rea
 LOST_RANK = "another rank went away"  # begins the last word of a rank that ends only since another did
 DONE = "done.json"
 EXIT_DONE = 0
+EXIT_STORAGE = 74
 EXIT_PREEMPTED = 75
 EXIT_HANG = 76
 EXIT_DIVERGED = 77
 EXIT_CONFIG = 78
 EXIT_NO_VALID_CHECKPOINT = 79
-OWN_CODES = range(74, 80)  # 74: storage; any other code is a crash
+OWN_CODES = range(74, 80)  # any other code is a crash
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:

@@ -65,3 +65,12 @@ def test_another_number_of_ranks_than_expected_is_refused(tokens: Path, tmp_path
     codes, output = run_world(tmp_path / "run", *MAGE, f"data.tokens={tokens}", "expect_ranks=16", processes=1)
     assert codes == [78] and "expect_ranks = 16, but the launcher started 1" in output and "go on" not in output
     assert not (tmp_path / "run").exists()
+
+
+def test_secrets_do_not_go_through_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
+    (tmp_path / ".deepspeed_env").write_text("AWS_PROFILE=x\nAWS_SECRET_ACCESS_KEY=very-secret\n")
+    with pytest.raises(ConfigError, match="holds AWS_SECRET_ACCESS_KEY, ") as caught:
+        choose_hosts(tmp_path / "hosts", None, 1, None).check()
+    assert "very-secret" not in str(caught.value)

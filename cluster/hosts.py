@@ -79,7 +79,8 @@ class Hosts(NamedTuple):
         }  # fmt: skip
 
     def check(self) -> None:
-        """Raises ConfigError without pdsh or with secrets in .deepspeed_env, Unreachable where ssh does not reach a host without a question."""
+        """Raises ConfigError without pdsh, or with secrets in .deepspeed_env; Unreachable where ssh does not reach a
+        host without a question."""
         if self.local:
             return
         _refuse_secrets()
@@ -94,7 +95,7 @@ class Hosts(NamedTuple):
     def command(self, module: str, arguments: Sequence[str]) -> list[str]:
         """The deepspeed launcher on all of them. One remote host would start here without --force_multi."""
         if self.local:
-            where = ["--num_gpus", str(self.ranks)]
+            where = ["--hostfile", os.devnull, "--num_gpus", str(self.ranks)]
         else:
             where = ["--hostfile", str(self.hostfile.absolute()), "--force_multi", "--no_ssh_check"]
             where += ["--num_gpus", str(self.each)] if self.each else []
@@ -120,13 +121,14 @@ def choose_hosts(hostfile: Path, each: int | None, port: int, address: str | Non
 
 def _refuse_secrets() -> None:
     """The launcher would print what it reads there, and other users would see it in the list of processes."""
-    for path in (Path.home() / ".deepspeed_env", Path(".deepspeed_env")):
+    name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
+    for path in (Path.home() / name, Path(name)):
         names = [line.partition("=")[0].strip() for line in path.read_text().splitlines()] if path.is_file() else []
-        secret = [name for name in names if re.search("SECRET|TOKEN|PASSWORD|API_KEY", name)]
+        secret = [variable for variable in names if re.search("SECRET|TOKEN|PASSWORD|API_KEY", variable)]
         if secret:
             raise ConfigError(
-                f"{path.absolute()} holds {', '.join(secret)}, which the launcher prints and puts on a command line; keep "
-                "credentials in ~/.aws/credentials on each host, and only AWS_PROFILE there"
+                f"{path.absolute()} holds {', '.join(secret)}, which the launcher prints and puts on a command line; "
+                "keep credentials in ~/.aws/credentials on each host, and only AWS_PROFILE there"
             )
 
 

@@ -32,8 +32,9 @@ def free_port() -> int:
 
 
 def launcher_command(processes: int, module: str, arguments: Sequence[str]) -> list[str]:
+    """On this machine, also where there is a hostfile at the place where DeepSpeed looks for one by itself."""
     return [
-        sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(processes),
+        sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", os.devnull, "--num_gpus", str(processes),
         "--master_port", str(free_port()), "--module", module, *arguments,
     ]  # fmt: skip
 

@@ -57,7 +57,7 @@ def test_ranks_of_a_hostfile(tmp_path: Path) -> None:
         choose_hosts(hostfile, 5, 1, None)
     with pytest.raises(ConfigError, match="is no address"):
         choose_hosts(hostfile, None, 1, "-x")
-    assert "--hostfile" not in Hosts(hostfile, {"localhost": 2}, None, 1).command("m", [])
+    assert str(hostfile) not in Hosts(hostfile, {"localhost": 2}, None, 1).command("m", [])
 
 
 def test_another_number_of_ranks_than_expected_is_refused(tokens: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cluster import check, checkpoints, data, tokenize, weights
-from model.errors import ADDPError
+from model.entry import run_entry
 from trainer.command import PROGRAM
 
 app = typer.Typer(
@@ -47,9 +46,9 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 def _add_module(name: str, module: str, panel: str, summary: str) -> None:
     @app.command(name, context_settings=_PASS_ON, help=summary, rich_help_panel=panel)
     def run(context: typer.Context) -> None:
-        command = [sys.executable, "-m", module, *context.args]
-        environment = os.environ | {PROGRAM: f"addp {name}"}
-        raise typer.Exit(subprocess.run(command, check=False, env=environment).returncode)
+        # In place of this process: a signal then reaches the module, and one process says how it ended.
+        os.environ[PROGRAM] = f"addp {name}"
+        os.execv(sys.executable, [sys.executable, "-m", module, *context.args])
 
 
 for _name, _described in MODULES.items():
@@ -80,14 +79,36 @@ def options(
 def train(
     config: Annotated[Path, typer.Argument(help="run file, as in configs/")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in batch.micro=32")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="ranks on this machine")] = 1,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="ranks on this machine (1 if not given); with --hostfile: on each host")
+    ] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="several machines: a line `HOST slots=N` for each; see docs/several-machines.md")
+    ] = None,
+    master_addr: Annotated[
+        str | None, typer.Option(help="with --hostfile: the first host's address; asked of it if not given")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="train nothing; check each host by a rank, print a table")
+    ] = False,
 ) -> None:
-    """Train under the deepspeed launcher; on several machines call `deepspeed --module trainer.pretrain` itself."""
+    """Train under the deepspeed launcher, on this machine or on those of a hostfile."""
+    from cluster.hosts import choose_hosts
+    from cluster.launch import check_hosts, free_port
     from cluster.launch import train as launch
     from trainer.config import load_config
 
     run = load_config(config, overrides or []).run
-    launch(run, processes, ["--config", str(config), *(overrides or [])])
+    arguments = ["--config", str(config.absolute()), *(overrides or [])]
+    hosts = choose_hosts(hostfile, 1 if check else processes, free_port(), master_addr) if hostfile else None
+    if hosts:
+        hosts.check()
+    if check:
+        check_hosts(processes or 1, arguments, hosts)
+        return
+    if hosts and not any(word.startswith("expect_ranks=") for word in arguments):
+        arguments.append(f"expect_ranks={hosts.ranks}")
+    launch(run, processes or 1, arguments, hosts)
 
 
 @app.command(rich_help_panel=_DATA)
@@ -141,11 +162,7 @@ def main() -> None:
     if "parity" in sys.argv[1:2]:  # nothing of ours between the tool and its exit code
         os.environ[PROGRAM] = "addp parity"
         os.execv(sys.executable, [sys.executable, "-m", "model.parity", *sys.argv[2:]])
-    try:
-        app()
-    except ADDPError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_entry(app)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Start a training run under the deepspeed launcher on this machine, and see it through."""
+"""Start a training run under the deepspeed launcher, and see it through."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.ending import explain, last_words
+from cluster.hosts import Hosts
 from model.errors import ADDPError
-from trainer.run_folder import OWN_CODES, RunFolder
+from trainer.run_folder import EXIT_CONFIG, OWN_CODES, RunFolder
 
 _GRACE_SECONDS = 60  # for ranks to save, once they were asked to stop
 
@@ -30,8 +32,9 @@ def free_port() -> int:
 
 
 def launcher_command(processes: int, module: str, arguments: Sequence[str]) -> list[str]:
+    """On this machine, also where there is a hostfile at the place where DeepSpeed looks for one by itself."""
     return [
-        sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(processes),
+        sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", os.devnull, "--num_gpus", str(processes),
         "--master_port", str(free_port()), "--module", module, *arguments,
     ]  # fmt: skip
 
@@ -91,20 +94,34 @@ def _end_group(group: int) -> None:
     _signal_group(group, signal.SIGKILL)
 
 
-def train(run: Path, processes: int, arguments: Sequence[str]) -> None:
-    """`trainer.pretrain` on `processes` ranks. Raises RunFailed, with the run's own exit code, unless this very start
-    left the completion marker: the deepspeed launcher may exit with 0 although its ranks are gone, or 1 although they
-    saved."""
+def check_hosts(processes: int, arguments: Sequence[str], hosts: Hosts | None = None) -> None:
+    """`trainer.check_hosts` in place of a training. Raises RunFailed where it found something."""
+    code = run_group(_command("trainer.check_hosts", processes, arguments, hosts))
+    if code:
+        error = RunFailed("these machines cannot train this configuration yet; the reason stands above")
+        error.exit_code = EXIT_CONFIG
+        raise error
+
+
+def _command(module: str, processes: int, arguments: Sequence[str], hosts: Hosts | None) -> list[str]:
+    return hosts.command(module, arguments) if hosts else launcher_command(processes, module, arguments)
+
+
+def train(run: Path, processes: int, arguments: Sequence[str], hosts: Hosts | None = None) -> None:
+    """`trainer.pretrain` on `processes` ranks of this machine, or on several. Raises RunFailed, with the run's own exit
+    code, unless this start said that the run is done: the deepspeed launcher may exit with 0 although its ranks are
+    gone, or with 1 although they saved."""
     folder = RunFolder(run)
-    before, done_before = folder.read_exit(), folder.read_done()
-    code = run_group(launcher_command(processes, "trainer.pretrain", arguments))
-    if (done := folder.read_done()) is not None and done != done_before:
-        return
+    before, done_before, words = folder.read_exit(), folder.read_done(), last_words(folder)
+    code = run_group(_command("trainer.pretrain", processes, arguments, hosts))
     after = folder.read_exit()
-    if after is not None and after != before:
+    own = after["code"] if after is not None and after != before else None
+    done = folder.read_done()  # a marker from before this start counts for nothing
+    if own == 0 or (own is None and code == 0 and done is not None and done != done_before):
+        return
+    if after is not None and own in OWN_CODES:
         error = RunFailed(f"training in {run} ended: {after['reason']}")
-        error.exit_code = after["code"]
     else:
-        error = RunFailed(f"training in {run} died (exit code {code}); the reason stands above. Run it again to go on")
-        error.exit_code = code if code in OWN_CODES else RunFailed.exit_code
+        error = RunFailed(f"training in {run} ended: {explain(folder, words, code)}")
+    error.exit_code = next((c for c in (own, code) if c is not None and c in OWN_CODES), RunFailed.exit_code)
     raise error

@@ -25,6 +25,7 @@ from model.addp import ADDP
 from model.attention import backend_for
 from model.config import Geometry, TokenizerConfig, TransformerConfig
 from model.denoising import FrozenNetworks
+from model.entry import run_entry
 from model.errors import ADDPError, ConfigError, WeightsError
 from model.masking import DenoisingMasks
 from model.predictor import TokenPredictor
@@ -226,4 +227,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_entry(main)

@@ -1,25 +1,20 @@
-"""How every command line of this package ends: a user's mistake is one paragraph on standard error."""
+"""How the command lines that are modules of this package run: one typer command, and `model.entry` for its end."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import typer
 
-from model.errors import ADDPError
+from model.entry import run_entry
 
 PROGRAM = "ADDP_PROGRAM"  # in the environment: what the user typed for `python -m MODULE`, for help and usage errors
 
 
 def run_command(function: Callable[..., Any]) -> None:
-    """Run a typer command and exit with the error's own code where a user's mistake is found."""
+    """Run a typer command, and exit as every entry point does."""
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     app.command()(function)
-    try:
-        app(prog_name=os.environ.pop(PROGRAM, None))
-    except ADDPError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_entry(lambda: app(prog_name=os.environ.pop(PROGRAM, None)))

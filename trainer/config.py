@@ -8,10 +8,10 @@ from __future__ import annotations
 import difflib
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.storage import is_remote
 from data_pipeline.views import ViewRecipe
@@ -20,14 +20,25 @@ from model.errors import ConfigError
 from trainer.changes import check_names
 
 
+def _absolute(place: str) -> str:
+    return place if "://" in place else str(Path(place).absolute())
+
+
+# Absolute as soon as they are read, so that a run folder's configuration holds in every working directory.
+Place = Annotated[str, AfterValidator(_absolute)]  # a folder or a url
+LocalPath = Annotated[Path, AfterValidator(Path.absolute)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class DataSection(Section):
-    tokens: str | None = Field(None, description="the token data set, a folder or s3://bucket/prefix (mage and addp)")
-    mixture: dict[str, float] = Field({}, description="several token data sets and their weights, in place of `tokens`")
-    pictures: str | None = Field(
+    tokens: Place | None = Field(None, description="the token data set, a folder or s3://bucket/prefix (mage and addp)")
+    mixture: dict[Place, float] = Field(
+        {}, description="several token data sets and their weights, in place of `tokens`"
+    )
+    pictures: Place | None = Field(
         None, description="pictures, a folder or s3://: class folders or WebDataset shards (tokenizer, classify)"
     )
     held_out: float = Field(0.1, ge=0, lt=1, description="share of the pictures kept for evaluation, fixed by hash")
@@ -35,7 +46,7 @@ class DataSection(Section):
     window: int = Field(16, gt=0, description="shards whose rows are shuffled together")
     stripes: int = Field(1, gt=0, description="parts of the data; a node downloads only those that its ranks read")
     tail: Literal["drop", "pad"] = Field("drop", description="samples that fill no batch at the end of an epoch")
-    cache: Path | None = Field(
+    cache: LocalPath | None = Field(
         None, description="folder on a local disk for shards from s3://, shared by a host's ranks"
     )
     cache_gib: float = Field(200, gt=0, description="size that the cache may have")
@@ -49,14 +60,16 @@ class TokenizerSection(Section):
     sizes: TokenizerConfig = Field(
         TokenizerConfig(), description="sizes; `size: published|demo|tiny` takes a named one"
     )
-    weights: Path | None = Field(None, description="weights file: our safetensors, or the official VQGAN checkpoint")
+    weights: LocalPath | None = Field(
+        None, description="weights file: our safetensors, or the official VQGAN checkpoint"
+    )
 
 
 class TransformerSection(Section):
     sizes: TransformerConfig = Field(
         TransformerConfig(), description="sizes; `size: base|large|demo|tiny` takes a named one"
     )
-    weights: Path | None = Field(None, description="weights file: our safetensors, or the official checkpoint")
+    weights: LocalPath | None = Field(None, description="weights file: our safetensors, or the official checkpoint")
 
 
 class ClassifierSection(Section):
@@ -106,7 +119,7 @@ class CheckpointSection(Section):
     keep: int = Field(3, gt=0, description="newest checkpoints kept")
     permanent_every: int = Field(0, ge=0, description="checkpoints at multiples of it are kept for good; 0: none")
     asynchronous: bool = Field(True, description="write files while training goes on; needs their size in host memory")
-    upload: str | None = Field(None, description="s3://bucket/prefix (or a folder) that each checkpoint is copied to")
+    upload: Place | None = Field(None, description="s3://bucket/prefix (or a folder) that each checkpoint is copied to")
     patience: float = Field(
         600, ge=0, description="seconds for which an upload is tried again, and the end of a run waits"
     )
@@ -174,6 +187,9 @@ class RunConfig(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     resume: ResumeSection = ResumeSection()
     health: HealthSection = HealthSection()
+    expect_ranks: int | None = Field(
+        None, gt=0, description="ranks that the launcher has to start, or the run is refused; null: any number"
+    )
     log_every: int = Field(20, gt=0, description="steps between metric lines")
     wandb: str | None = Field(None, description="project of Weights & Biases to log to as well (extra `wandb`)")
 
@@ -209,7 +225,7 @@ def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] 
     except ValidationError as error:
         raise ConfigError(_explain(error, str(path or "the command line"))) from error
     _check_together(config)
-    return config
+    return config.model_copy(update={"run": config.run.absolute()})
 
 
 def _check_together(config: RunConfig) -> None:

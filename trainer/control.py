@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -10,10 +11,16 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
+from data_pipeline.storage import StorageError
 from model.errors import ADDPError
 from trainer.host_memory import keep_freed_memory
 
 T = TypeVar("T")
+_LOST = re.compile(  # what gloo and NCCL say of a peer that is gone
+    r"gloo.*(closed|reset|refused|timed out|broken pipe)|connection (closed|reset) by|remote process exited|"
+    r"communicator was aborted|recvValue failed|failed to recv",
+    re.IGNORECASE | re.DOTALL,
+)
 _LONG = 7 * 24 * 3600.0  # where hangs are not to be ended
 
 
@@ -25,12 +32,18 @@ def own_device() -> torch.device:
     return torch.device("cpu")
 
 
-def join_ranks() -> None:
-    """Meet the other ranks of a launcher, without an engine; a lone process is its own world."""
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether it says that another rank is gone, not that something is wrong here."""
+    return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
+
+
+def join_ranks(patience: float = _LONG) -> None:
+    """Meet the other ranks of a launcher, without an engine; a lone process is its own world. patience: seconds that
+    they have for it, and for each exchange."""
     if dist.is_initialized():
         return
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=_LONG))
+        dist.init_process_group("gloo", timeout=timedelta(seconds=patience))
     else:
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=0, world_size=1)
@@ -91,13 +104,16 @@ class Control:
         return [result for _, result in sorted((r for part in self.collect(mine) for r in part), key=lambda r: r[0])]
 
     def on_first(self, work: Callable[[], T]) -> T:
-        """The result of `work` on rank 0, on all ranks; or its ADDPError, raised on all ranks."""
+        """The result of `work` on rank 0, on all ranks; or its ADDPError, raised on all ranks, a StorageError for what
+        the operating system refused."""
         message: list[Any] = [None, None]
         if self.rank == 0:
             try:
                 message[0] = work()
             except ADDPError as error:
                 message[1] = error
+            except OSError as error:
+                message[1] = StorageError(str(error))
         dist.broadcast_object_list(message, 0, self._group)
         if message[1] is not None:
             raise message[1]

@@ -10,23 +10,25 @@ import sys
 import threading
 import time
 
-from data_pipeline.storage import StorageError, write_atomically
+from trainer import records
 from trainer.run_folder import EXIT_HANG, RunFolder
 
 _PAUSE = 1.0  # seconds between writes within one section
+_LAST_WORDS = 5.0  # seconds for a rank that hangs to write down that it does: its storage may be why
 
 
 class Heartbeat:
     """RUN/heartbeats/rank-N.json: {"time", "section", "step", "host", "pid"}; use as a context.
 
     The main thread beats, so that a rank that hangs falls silent. After `hang` seconds of silence (0: never) the rank
-    writes all its threads' stacks to standard error, an incident, and exits with 76.
+    writes all its threads' stacks to standard error, an incident, and exits with 76. A rank that ends, however but by a
+    kill, leaves section "exit" with its "code" and "reason".
     """
 
     def __init__(self, folder: RunFolder, rank: int, hang: float) -> None:
         self._folder, self._hang = folder, hang
-        self._file = folder.heartbeats / f"rank-{rank:05d}.json"
-        self._section, self._step = "setup", 0
+        self._file = folder.heartbeat(rank)
+        self.section, self.step = "setup", 0
         self._written, self._beaten = 0.0, time.monotonic()
         self._ended = threading.Event()
 
@@ -39,26 +41,45 @@ class Heartbeat:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
 
+    @property
+    def began(self) -> bool:
+        return self._written > 0
+
     def beat(self, section: str, step: int) -> None:
         """section: setup, restore, data, step, save or end."""
         self._beaten = now = time.monotonic()
-        if section == self._section and now - self._written < _PAUSE and self._written:
-            self._step = step
+        if section == self.section and now - self._written < _PAUSE and self._written:
+            self.step = step
             return
-        self._section, self._step, self._written = section, step, now
-        record = {"time": time.time(), "section": section, "step": step, "host": platform.node(), "pid": os.getpid()}
-        try:
-            write_atomically(self._file, json.dumps(record).encode())
-        except (OSError, StorageError):  # a sign of life is not worth a run
-            return
+        self.section, self.step, self._written = section, step, now
+        self._write({})
+
+    def leave(self, code: int, reason: str) -> None:
+        """The last word of a rank that began to beat."""
+        if self.began:
+            self.section = "exit"
+            self._write({"code": code, "reason": reason})
+
+    def _write(self, more: dict[str, object]) -> None:
+        record = {
+            "time": time.time(), "section": self.section, "step": self.step, "host": platform.node(),
+            "pid": os.getpid(), **more,
+        }  # fmt: skip
+        records.replace(self._file, json.dumps(record).encode())
 
     def _watch(self) -> None:
         while not self._ended.wait(min(self._hang / 10, 5.0)):
             silent = time.monotonic() - self._beaten
             if silent > self._hang:
-                print(f"error: no progress for {silent:.0f} s in {self._section}; stacks follow", file=sys.stderr)
+                print(f"error: no progress for {silent:.0f} s in {self.section}; stacks follow", file=sys.stderr)
                 faulthandler.dump_traceback(all_threads=True)
-                self._folder.incident(
-                    {"event": "hang", "section": self._section, "step": self._step, "seconds": round(silent)}
-                )
+                record = {"event": "hang", "section": self.section, "step": self.step, "seconds": round(silent)}
+                # In a thread, since a folder that hangs would keep us from the end.
+                writer = threading.Thread(target=self._leave_word, args=(record,), daemon=True)
+                writer.start()
+                writer.join(_LAST_WORDS)
                 os._exit(EXIT_HANG)
+
+    def _leave_word(self, record: dict[str, object]) -> None:
+        self._folder.incident(record)
+        self.leave(EXIT_HANG, f"no progress for {record['seconds']} s in {record['section']}")

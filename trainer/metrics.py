@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from model.errors import ConfigError
+from trainer import records
+from trainer.board import Board
 from trainer.config import RunConfig
 from trainer.run_folder import RunFolder
 
@@ -21,7 +24,7 @@ class Metrics:
 
     def __init__(self, folder: RunFolder, config: RunConfig, first_step: int, total: int) -> None:
         self._folder, self._name, self._total = folder, config.run.name, total
-        self._wandb = _start_wandb(config) if config.wandb else None
+        self._wandb: Any = _start_wandb(config) if config.wandb else None
         self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn(f"[bold]{self._name}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -32,11 +35,8 @@ class Metrics:
 
     def rewind(self, step: int) -> None:
         """Drop what was recorded of this step and later ones: they are done again."""
-        from torch.utils.tensorboard import SummaryWriter
-
         self._folder.rewind_metrics(step)
-        self._file = self._folder.metrics.open("a")
-        self._board = SummaryWriter(str(self._folder.tensorboard), purge_step=step)
+        self._board = Board(self._folder.tensorboard, step)
         self._progress.update(self._task, completed=step)
 
     def __enter__(self) -> Metrics:
@@ -46,25 +46,23 @@ class Metrics:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
-        self._file.close()
-        self._board.close()
+        with suppress(OSError):  # a console that is gone
+            self._progress.stop()
         if self._wandb:
             self._wandb.finish(exit_code=0 if value is None else getattr(value, "exit_code", 1))
 
     def say(self, line: str) -> None:
-        self._console.print(f"{self._name}: {line}", highlight=False, markup=False, soft_wrap=True)
+        records.say(f"{self._name}: {line}")
 
     def record(self, row: dict[str, Any]) -> None:
         """row["step"]: the last one done, from 0; the rest as docs/recovery.md lists it."""
         row = {**row, "time": time.time()}
-        self._file.write(json.dumps({k: v if _finite(v) else str(v) for k, v in row.items()}) + "\n")
-        self._file.flush()
+        line = json.dumps({k: v if _finite(v) else str(v) for k, v in row.items()}) + "\n"
+        records.append(self._folder.metrics, line.encode())
         numbers = {k: v for k, v in row.items() if k not in ("step", "time") and isinstance(v, int | float)}
-        for key, value in numbers.items():
-            self._board.add_scalar(key, value, row["step"])
+        self._board.record(row["step"], numbers)
         if self._wandb:
-            self._wandb.log(numbers, step=row["step"])
+            self._send(numbers, row["step"])
         done = row["step"] + 1
         self._progress.update(self._task, completed=done)
         remaining = row["seconds_per_step"] * (self._total - done)
@@ -81,6 +79,13 @@ class Metrics:
         if row["skipped_steps"]:
             parts.append(f"skipped {row['skipped_steps']}")
         self.say("  ".join([*parts, f"ETA {_duration(remaining)}"]))
+
+    def _send(self, numbers: dict[str, float], step: int) -> None:
+        try:
+            self._wandb.log(numbers, step=step)
+        except Exception as error:  # noqa: BLE001 - whatever another's service raises, it is no reason to stop
+            self.say(f"Weights & Biases takes nothing more ({error}); training goes on without it")
+            self._wandb = None
 
 
 def _start_wandb(config: RunConfig) -> Any:

@@ -14,35 +14,47 @@ import argparse
 import logging
 import os
 import sys
-import traceback
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from model.errors import ADDPError
+from model.entry import EXIT_CRASH, leave_trace, run_entry, unexpected
+from model.errors import ADDPError, ConfigError
+from trainer import records
 from trainer.config import RunConfig, load_config
-from trainer.run_folder import RunFolder
+from trainer.heartbeat import Heartbeat
+from trainer.run_folder import LOST_RANK, RunFolder
 from trainer.stopping import Preempted, StopRequest
 
 
-def train(config: RunConfig, folder: RunFolder, stop: StopRequest) -> None:
+def check_ranks(expected: int | None, started: int) -> None:
+    """Raises ConfigError where a launcher started another number of ranks than the run is meant for."""
+    if expected is not None and started != expected:
+        raise ConfigError(
+            f"expect_ranks = {expected}, but the launcher started {started}; look whether the hostfile is where it was "
+            "said to be (without one, the deepspeed launcher starts on this machine alone), or set expect_ranks"
+        )
+
+
+def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: StopRequest) -> None:
     """The whole run on this rank. Raises Preempted, once saved, where it was asked to stop."""
     import torch
 
     from trainer.control import Control
     from trainer.engine import start_distributed
-    from trainer.heartbeat import Heartbeat
     from trainer.objectives import make_objective
     from trainer.run import Run
     from trainer.schedule import accumulation_steps
     from trainer.start import prepare
 
     # Before the ranks meet: where one mistake ends them all, none shall find the others gone.
-    accumulation = accumulation_steps(config, int(os.environ.get("WORLD_SIZE", "1")))
-    rank, world_size, device = start_distributed()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    check_ranks(config.expect_ranks, world)
+    accumulation = accumulation_steps(config, world)
+    _, world_size, device = start_distributed()
     assert world_size == int(os.environ["WORLD_SIZE"]), world_size
     with ExitStack() as stack:
-        heartbeat = stack.enter_context(Heartbeat(folder, rank, config.health.hang))
+        stack.enter_context(heartbeat)
         control = Control(config.health.hang)
         session = prepare(folder, control)
         torch.manual_seed(config.seed)  # every rank starts from the same weights
@@ -62,32 +74,58 @@ def main(arguments: list[str] | None = None) -> int:
     if rank == 0:
         for package in ("model", "trainer"):
             logging.getLogger(package).setLevel(logging.INFO)
-    folder = None
+    folder, heartbeat = None, None
     try:
         config = load_config(options.config, options.overrides)
         folder = RunFolder(config.run)
-        train(config, folder, StopRequest(folder))  # before torch is imported: a signal then already counts
+        heartbeat = Heartbeat(folder, rank, config.health.hang)
+        train(config, folder, heartbeat, StopRequest(folder))  # before torch is imported: a signal then already counts
+        code, reason, line = 0, "done", ""
     except ADDPError as error:
-        label = "stopped" if isinstance(error, Preempted) else "error"
-        print(f"{label}: {error}" if rank == 0 else f"rank {rank}: {label}: {error}", file=sys.stderr)
-        if folder is not None and folder.is_locked:
-            folder.write_exit(error.exit_code, str(error))
-        return error.exit_code
-    if folder.is_locked:
-        folder.write_exit(0, "done")
-    return 0
+        code, reason = error.exit_code, str(error)
+        line = f"{'stopped' if isinstance(error, Preempted) else 'error'}: {reason}"
+    except Exception as error:  # noqa: BLE001 - a crash
+        code, reason = EXIT_CRASH, _crash(error, folder, heartbeat, rank)
+        line = f"error: {reason}"
+    if line:
+        records.say(line if rank == 0 else f"rank {rank}: {line}")
+    if folder is not None and folder.is_locked:
+        folder.write_exit(code, reason)
+    if heartbeat is not None:
+        heartbeat.leave(code, reason)
+    records.finish()
+    return code
+
+
+def _crash(error: Exception, folder: RunFolder | None, heartbeat: Heartbeat | None, rank: int) -> str:
+    """What to say of it, once its trace lies in a file; an incident where the run had begun."""
+    from trainer.control import is_lost_rank
+
+    trace = leave_trace(error, folder.trace(rank) if folder and heartbeat and heartbeat.began else None)
+    if folder is None or heartbeat is None or not heartbeat.began:
+        return unexpected(error, trace)
+    lost = is_lost_rank(error)
+    where = f"at step {heartbeat.step} (in {heartbeat.section})"
+    folder.incident({
+        "event": LOST_RANK if lost else "crash", "step": heartbeat.step, "section": heartbeat.section,
+        "error": unexpected(error, None), "trace": str(trace or "on standard error"),
+    })  # fmt: skip
+    if not lost:
+        return f"{unexpected(error, trace)}; {where}"
+    return f"{LOST_RANK} {where}, and this one cannot go on" + (f"; the trace is in {trace}" if trace else "")
 
 
 def run_and_leave(arguments: list[str] | None = None) -> NoReturn:
     """`main`, and the end of this process: threads that wait for a store that does not answer would hold it up for
     minutes."""
+    code: Any = EXIT_CRASH
     try:
-        code = main(arguments)
-    except Exception:  # noqa: BLE001 - a crash; nothing is caught but the wait for threads
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+        run_entry(lambda: main(arguments))
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a console that is gone
+            stream.flush()
     os._exit(code)
 
 

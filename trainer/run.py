@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import wait
@@ -16,7 +15,7 @@ from data_pipeline.storage import Store, open_store
 from model.errors import ADDPError
 from model.randomness import raw_bits
 from model.transformer import recompute_blocks
-from trainer import costs
+from trainer import costs, records
 from trainer.checkpoint import Manifest
 from trainer.config import RunConfig
 from trainer.control import Control, Flags
@@ -121,7 +120,7 @@ class Run:
 
     def _say(self, line: str) -> None:
         if self._control.rank == 0:
-            print(f"{self._config.run.name}: {line}", file=sys.stderr, flush=True)
+            records.say(f"{self._config.run.name}: {line}")
 
     def _next_data(self) -> list[Any]:
         """The next step's batches, once all ranks have theirs. Saves and raises where a rank was asked to stop, or its

@@ -5,7 +5,8 @@ RUN/
   environment.json       versions, host, command
   metrics.jsonl          one line every `log_every` steps
   incidents.jsonl        faults, also those that passed; no file where there were none
-  heartbeats/rank-N.json a sign of life of each rank
+  heartbeats/rank-N.json a sign of life of each rank; its last word, where it was not killed
+  traces/rank-N.txt      where a rank crashed in its code; no file where none did
   tensorboard/
   checkpoints/step-N/    manifest.json (written last), rank-*.safetensors
   run.json               which run this is: {"run": its id, "host", "made"}
@@ -34,6 +35,7 @@ from typing import Any, Literal, TextIO
 
 from data_pipeline.storage import write_atomically
 from model.errors import ConfigError
+from trainer import records
 
 Weights = Literal["raw", "ema"]  # the trained weights, or their average
 Format = Literal["native", "addp", "timm", "huggingface"]  # of an export
@@ -41,15 +43,17 @@ log = logging.getLogger(__name__)
 
 TARGETS = "targets.json"  # below evaluation/: figures beside what they must reach, for the report
 
+LOST_RANK = "another rank went away"  # begins the last word of a rank that ends only since another did
 DONE = "done.json"
 RUN = "run.json"
 EXIT_DONE = 0
+EXIT_STORAGE = 74
 EXIT_PREEMPTED = 75
 EXIT_HANG = 76
 EXIT_DIVERGED = 77
 EXIT_CONFIG = 78
 EXIT_NO_VALID_CHECKPOINT = 79
-OWN_CODES = range(74, 80)  # 74: storage; any other code is a crash
+OWN_CODES = range(74, 80)  # any other code is a crash
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
@@ -108,8 +112,15 @@ class RunFolder:
                     path.rename(path.with_name(f"{path.stem}-{step_folder(done['step'])}{path.suffix}"))
         self._done.unlink(missing_ok=True)
 
+    def heartbeat(self, rank: int) -> Path:
+        return self.heartbeats / f"rank-{rank:05d}.json"
+
+    def trace(self, rank: int) -> Path:
+        return self.path / "traces" / f"rank-{rank:05d}.txt"
+
     def write_exit(self, code: int, reason: str) -> None:
-        write_json(self.exit, {"code": code, "reason": reason, "time": time.time()})
+        content = {"code": code, "reason": reason, "time": time.time()}
+        records.replace(self.exit, (json.dumps(content, indent=1) + "\n").encode())
 
     def read_exit(self) -> dict[str, Any] | None:
         """How the last start ended; None where it was killed, runs, or was never started."""
@@ -181,15 +192,19 @@ class RunFolder:
     def incident(self, record: dict[str, Any]) -> None:
         """Append a fault, with its time and rank, to incidents.jsonl. May be called by any thread and rank."""
         line = json.dumps({"time": time.time(), "rank": int(os.environ.get("RANK", 0)), **record}) + "\n"
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.incidents.open("a") as file:  # one write of a short line: appends do not mix
-            file.write(line)
+        records.append(self.incidents, line.encode())
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will do again."""
-        kept = [json.dumps(row) for row in self.read_metrics() if row["step"] < step]
+        try:
+            kept = [json.dumps(row) for row in self.read_metrics() if row["step"] < step]
+        except OSError as error:
+            records.say(
+                f"{self.metrics} cannot be read: {error.strerror or error}. Lines of steps done twice stay in it"
+            )
+            return
         if self.metrics.exists():
-            replace_text(self.metrics, "".join(line + "\n" for line in kept))
+            records.replace(self.metrics, "".join(line + "\n" for line in kept).encode())
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -18,11 +18,21 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from data_pipeline.storage import StorageError, sync, write_atomically
-from trainer.checkpoint import BUFFER, MANIFEST, PUBLISHED, FileEntry, Manifest, snapshot, write_snapshot
+from trainer import records
+from trainer.checkpoint import (
+    BUFFER,
+    MANIFEST,
+    PUBLISHED,
+    FileEntry,
+    Manifest,
+    candidates,
+    snapshot,
+    write_snapshot,
+)
 from trainer.config import CheckpointSection
 from trainer.control import Control, Flags
 from trainer.engine import Engine
-from trainer.retention import prune
+from trainer.retention import prune, step_of
 from trainer.run_folder import RunFolder, step_folder
 from trainer.upload import Uploader
 
@@ -52,10 +62,12 @@ class Saver:
         self._failed: dict[int, str] = {}  # rank 0: why checkpoints were not published, by step
         self._buffer: Tensor | None = None
         self.stalled = 0.0  # seconds that training has waited for saves
-        if control.rank == 0:
-            folder.checkpoints.mkdir(exist_ok=True)
-            for left in folder.checkpoints.glob("*.tmp"):
-                shutil.rmtree(left, ignore_errors=True)
+        control.on_first(self._clean)
+
+    def _clean(self) -> None:
+        self._folder.checkpoints.mkdir(exist_ok=True)
+        for left in self._folder.checkpoints.glob("*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
 
     @property
     def writing(self) -> bool:
@@ -113,12 +125,20 @@ class Saver:
             prune(self._folder.checkpoints, manifest.step, self._section)
         except OSError as error:
             self._folder.incident({"event": "retention", "step": manifest.step, "error": str(error)})
+            self._say(f"old checkpoints could not be removed: {error}; the next save tries again")
 
     def _give_up(self, step: int, staging: Path, reason: str) -> None:
         """Training goes on: the older checkpoints stand, and the next save tries again."""
         shutil.rmtree(staging, ignore_errors=True)
         self._failed[step] = reason
         self._folder.incident({"event": "checkpoint not saved", "step": step, "error": reason})
+        self._say(
+            f"the checkpoint of step {step} was not saved: {reason}. Training goes on, and the next save tries again; "
+            f"{last_good(self._folder.checkpoints)}"
+        )
+
+    def _say(self, line: str) -> None:
+        records.say(f"{self._folder.path.name}: {line}")
 
     def drain(self, alive: Callable[[], Any] = lambda: None) -> None:
         """All ranks together: wait until nothing is under way. alive: called now and then meanwhile."""
@@ -147,6 +167,17 @@ class Saver:
 
     def close(self) -> None:
         self._thread.shutdown()
+
+
+def last_good(checkpoints: Path) -> str:
+    """The newest checkpoint in words, with its age."""
+    for path in candidates(checkpoints):
+        try:
+            written = (path / MANIFEST).stat().st_mtime
+        except OSError:
+            continue  # being removed
+        return f"the last good one is of step {step_of(path)}, saved {records.ago(written)}"
+    return "there is no good one yet"
 
 
 def _file_name(rank: int) -> str:

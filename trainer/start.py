@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
@@ -16,6 +17,7 @@ import yaml
 
 from data_pipeline.storage import StorageError
 from model.errors import ConfigError
+from trainer import records
 from trainer.config import RunConfig
 from trainer.control import Control
 from trainer.costs import Operations
@@ -109,17 +111,16 @@ def take_up(
 
 
 def describe_run(folder: RunFolder, config: RunConfig, world_size: int, operations: Operations) -> None:
-    replace_text(folder.path / "config.resolved.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    records.replace(folder.path / "config.resolved.yaml", resolved.encode())
     versions = {}
     for name in ("torch", "deepspeed", "numpy", "xformers"):
         module = sys.modules.get(name)
         versions[name] = getattr(module, "__version__", None)
-    write_json(
-        folder.path / "environment.json",
-        {
-            "command": sys.argv, "host": platform.node(), "python": platform.python_version(), "versions": versions,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
-            "world_size": world_size, "gflop_per_image": {k: v / 1e9 for k, v in operations._asdict().items()},
-            "threads": torch.get_num_threads(),
-        },
-    )  # fmt: skip
+    environment = {
+        "command": sys.argv, "host": platform.node(), "python": platform.python_version(), "versions": versions,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "world_size": world_size, "gflop_per_image": {k: v / 1e9 for k, v in operations._asdict().items()},
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    records.replace(folder.path / "environment.json", (json.dumps(environment, indent=1) + "\n").encode())

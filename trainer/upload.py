@@ -23,6 +23,7 @@ from data_pipeline.storage import (
     write_atomically,
 )
 from model.errors import ADDPError, ConfigError
+from trainer import records
 from trainer.checkpoint import (
     MANIFEST,
     Damaged,
@@ -114,6 +115,16 @@ def fetch_records(store: Store, folder: RunFolder, check: Callable[[Manifest, st
             write_atomically(folder.path / name, store.read(name))
 
 
+def _newest(store: Store) -> tuple[int, float] | None:
+    """Step of the newest checkpoint on the store, and when it was saved. None where the store has none or does not
+    answer."""
+    try:
+        steps = remote_steps(store)
+        return (steps[0], remote_manifest(store, steps[0]).progress.get("seen", 0.0)) if steps else None
+    except (StorageError, Damaged):
+        return None
+
+
 class Uploader:
     """A thread of rank 0 that brings the newest checkpoint to the store, and tries again for as long as it takes. One
     that is overtaken by a newer one is left out, unless it is permanent.
@@ -128,6 +139,7 @@ class Uploader:
         self.lost: ADDPError | None = None  # why nothing is uploaded any more
         self._wanted: list[int] = []
         self._withdrawing = False  # whether the store may still call the run complete
+        self._good: tuple[int, float] | None = None  # the newest copy that is known of: its step, and when
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="upload")
@@ -147,6 +159,7 @@ class Uploader:
 
     def _run(self) -> None:
         failures = 0
+        self._good = _newest(self._store)
         while True:
             with self._changed:
                 while not (self._wanted or self._withdrawing or self._closing):
@@ -170,6 +183,8 @@ class Uploader:
             except StorageError as error:
                 if failures == 0:
                     self._folder.incident({"event": "upload", "step": step, "error": str(error)})
+                    self._say(f"the checkpoint of step {step} is not on {self._store.url} yet: {error}. It is tried "
+                              f"again while training goes on; {self._last_good()}")  # fmt: skip
                 pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
                 failures += 1
                 with self._changed:
@@ -177,6 +192,7 @@ class Uploader:
                 continue
             if failures:
                 self._folder.incident({"event": "upload recovered", "step": step, "tries": failures + 1})
+                self._say(f"the store answers again: the checkpoint of step {step} is on {self._store.url}")
             failures = 0
             with self._changed:
                 self._wanted = [s for s in self._wanted if s != step]
@@ -188,14 +204,19 @@ class Uploader:
             upload(path, self._store)
         except Damaged as error:
             self._folder.incident({"event": "not uploaded", "step": step, "error": str(error)})
+            self._say(f"the checkpoint of step {step} was not copied: {error}; {self._last_good()}")
             return
         except (OSError, ObjectMissing) as error:
             if path.exists():
                 raise StorageError(f"{path}: {error}") from error
             return  # retention was faster: a newer one follows
+        self._good = step, time.time()
         for name in RECORDS:
-            if (self._folder.path / name).exists():
-                self._store.replace(name, (self._folder.path / name).read_bytes())
+            try:
+                content = (self._folder.path / name).read_bytes()
+            except OSError:  # not there, or not readable, which `records` says: the checkpoint is what matters
+                continue
+            self._store.replace(name, content)
         for old in expired(remote_steps(self._store), step, self._section):
             remove(self._store, old)
 
@@ -206,6 +227,15 @@ class Uploader:
             self._store.replace(DONE, (self._folder.path / DONE).read_bytes())
         except ADDPError as error:
             self._folder.incident({"event": "upload", "error": str(error)})
+            self._say(f"the end of the run is not announced on {self._store.url}: {error}")
+
+    def _say(self, line: str) -> None:
+        records.say(f"{self._folder.path.name}: {line}")
+
+    def _last_good(self) -> str:
+        if self._good is None:
+            return "no copy was made since this start"
+        return f"the last good copy is of step {self._good[0]}, of {records.ago(self._good[1])}"
 
     @property
     def busy(self) -> bool:

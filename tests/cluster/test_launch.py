@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.ending import explain, last_words
 from cluster.launch import RunFailed, run_group, train
 from trainer.run_folder import RunFolder
 
@@ -48,11 +50,27 @@ def test_a_signal_reaches_the_whole_group(number: int, tmp_path: Path) -> None:
     assert time.monotonic() - started < 8 and not alive(child)
 
 
-def test_an_exit_code_of_zero_is_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("code", "earlier", "words"),
+    [
+        (0, False, r"died \(exit code 0\); the reason stands above. Run it again to go on$"),
+        (247, False, "it died"),
+        (78, False, "it did not start; the reason stands above$"),
+        (78, True, "it did not start; the reason stands above$"),  # refused in the folder of a run that is done
+    ],
+)
+def test_only_the_run_itself_says_that_it_is_done(
+    code: int, earlier: bool, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The deepspeed launcher exits with 0 when its own helper was killed."""
-    monkeypatch.setattr("cluster.launch.launcher_command", lambda *_: [sys.executable, "-c", "pass"])
-    with pytest.raises(RunFailed, match=r"died \(exit code 0\)"):
+    if earlier:
+        RunFolder(tmp_path).mark_done({})
+    monkeypatch.setattr(
+        "cluster.launch.launcher_command", lambda *_: [sys.executable, "-c", f"raise SystemExit({code})"]
+    )
+    with pytest.raises(RunFailed, match=words) as caught:
         train(tmp_path, 2, [])
+    assert caught.value.exit_code == (78 if code == 78 else 1)
 
 
 def test_a_marker_from_before_this_start_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +84,22 @@ def test_a_marker_from_before_this_start_counts_for_nothing(tmp_path: Path, monk
     )
     monkeypatch.setattr("cluster.launch.launcher_command", lambda *_: [sys.executable, "-c", code])
     train(tmp_path, 2, [])
+
+
+def test_who_died_and_how(tmp_path: Path) -> None:
+    """From the ranks' last words; an earlier start's say nothing."""
+    folder = RunFolder(tmp_path)
+    old = {"section": "step", "step": 3, "host": "a", "pid": 1}
+    folder.heartbeats.mkdir(parents=True)
+    for rank in range(3):
+        folder.heartbeat(rank).write_text(json.dumps(old))
+    before = last_words(folder)
+    assert "the reason stands above" in explain(folder, before, 1)
+    lost = {**old, "section": "exit", "code": 1, "reason": "another rank went away at step 7"}
+    folder.heartbeat(0).write_text(json.dumps(lost))
+    folder.heartbeat(2).write_text(json.dumps({**old, "step": 7, "pid": 12, "host": "b"}))
+    assert explain(folder, before, 256 - 9).startswith("rank 2 (process 12 on b) died at step 7, ended by SIGKILL;")
+    assert "ended by SIGSEGV. Run it again" in explain(folder, before, 256 - 11)
+    assert "without a word (exit code 1)" in explain(folder, before, 1)
+    folder.heartbeat(1).write_text(json.dumps({**lost, "reason": "unexpected KeyError: 'x'"}))
+    assert explain(folder, before, 1).startswith("rank 1 on a crashed at step 3: unexpected KeyError: 'x'")

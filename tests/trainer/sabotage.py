@@ -15,11 +15,12 @@ from typing import Any
 
 @dataclass
 class Sabotage:
-    """At the `nth` file operation `event` on `rank` whose arguments contain all of `words`: `action`, instead of it.
+    """At the `nth` file operation `event` on `rank` whose arguments contain all of `words` (and one of `any_of`):
+    `action`, instead of it; nth 0: at every one, or at the first `times`.
 
-    event: as in Python's table of audit events, e.g. "open", "os.rename". action: "kill", an errno's name, or
-    "sleep:SECONDS". nth 0: every time. nan: data steps whose loss is not a number, on rank 1. spikes: data steps
-    first..last-1 whose loss is 50 times as high.
+    event: as in Python's table of audit events, e.g. "open", "os.rename". action: "kill", an errno's name,
+    "sleep:SECONDS", or "raise:WORDS" for an error that nobody foresaw. nan: data steps whose loss is not a number, on
+    rank 1. spikes: data steps first..last-1 whose loss is 50 times as high.
     """
 
     event: str = ""
@@ -32,6 +33,9 @@ class Sabotage:
     limit: tuple[str, int] = ("", 0)  # files whose names hold the word: while they are written none may grow larger
     slow: float = 0.0  # seconds more that rank 1 takes to make its inputs
     clock: float = 0.0  # seconds that the wall clock jumps, to and fro
+    any_of: tuple[str, ...] = ("",)
+    times: int = 10**9
+    console: str = ""  # a file in place of standard error
     seen: int = field(default=0, init=False)
 
     def install(self, rank: int) -> None:
@@ -43,11 +47,15 @@ class Sabotage:
         if self.limit[0]:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             sys.addaudithook(self._limit_files)
+        if self.console:
+            os.dup2(os.open(self.console, os.O_WRONLY), 2)
         if self.event and rank == self.rank:
             sys.addaudithook(self._hook)
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event != self.event or not all(word in str(arguments) for word in self.words):
+            return
+        if not any(word in str(arguments) for word in self.any_of) or self.seen >= self.times:
             return
         self.seen += 1
         if self.nth and self.seen != self.nth:
@@ -56,6 +64,8 @@ class Sabotage:
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.action.startswith("sleep:"):
             time.sleep(float(self.action.partition(":")[2]))
+        elif self.action.startswith("raise:"):
+            raise ZeroDivisionError(self.action.partition(":")[2])
         else:
             number = getattr(errno, self.action)
             raise OSError(number, os.strerror(number))

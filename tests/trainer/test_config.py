@@ -52,6 +52,24 @@ def test_places_that_are_none(override: str) -> None:
     assert "SECRET" not in str(caught.value)
 
 
+def test_paths_are_absolute_once_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a run's own copy of its configuration holds in every working directory."""
+    monkeypatch.chdir(tmp_path)
+    keys = "data.tokens data.pictures data.cache tokenizer.weights predictor.weights addp.weights checkpoint.upload run"
+    config = load_config(None, [f"{key}=some/{key}" for key in keys.split()])
+    mixed = load_config(None, ["data.mixture={one: 1, s3://bucket/two: 2}", "checkpoint.upload=s3://bucket/run"])
+    monkeypatch.chdir("/")
+    dumped = config.model_dump(mode="json")
+    for key in keys.split():
+        value = dumped
+        for part in key.split("."):
+            value = value[part]
+        assert value == f"{tmp_path}/some/{key}"
+    assert load_config(None, []).run == Path("/runs/unnamed")
+    assert list(mixed.data.mixture) == [f"{tmp_path}/one", "s3://bucket/two"]
+    assert mixed.checkpoint.upload == "s3://bucket/run"
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no configuration file"):
         load_config(tmp_path / "none.yaml")

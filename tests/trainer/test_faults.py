@@ -3,11 +3,13 @@ with the undisturbed run's losses and weights."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from cluster.ending import explain
 from tests.trainer.comparing import cut_back, incidents, same_end
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage
@@ -45,6 +47,8 @@ def test_killed_at(point: str, undisturbed: Path, tokens: Path, tmp_path: Path) 
     run, options = tmp_path / "run", (*MAGE, f"data.tokens={tokens}", "ema_decay=0.9", KEEP)
     codes, output = run_world(run, *options, sabotage=sabotage)
     assert codes[sabotage.rank] == -9 and not RunFolder(run).is_done, output
+    assert codes[1 - sabotage.rank] == 1 and "Traceback" not in output
+    assert output.count("another rank went away at step ") == 1, output
     whole = [path for path in candidates(RunFolder(run).checkpoints) if (path / MANIFEST).exists()]
     assert verify(whole[0]).step == expected  # what is visible is valid
     output = finish(run, *options)
@@ -72,7 +76,28 @@ def test_a_checkpoint_that_cannot_be_written_is_left_out(
     assert [path.name for path in candidates(RunFolder(run).checkpoints)] == ["step-00000012", "step-00000004"]
     (record,) = incidents(run, "checkpoint not saved")
     assert record["step"] == 8 and words_of_it in record["error"]
+    (line,) = (line for line in output.splitlines() if "was not saved" in line)  # at once, on the console
+    assert words_of_it in line and re.search(r"the last good one is of step 4, saved \d+ s ago \(", line), line
+    assert output.index(line) < output.index("step 12/12")
     assert same_end(run, undisturbed)
+
+
+def test_a_rank_that_crashes_is_one_line_and_a_trace_in_a_file(tokens: Path, tmp_path: Path) -> None:
+    """An error that nobody foresaw on rank 1; rank 0 only loses it."""
+    run = tmp_path / "run"
+    sabotage = Sabotage("open", ("step-00000008.", "rank-00001"), "raise:no such luck", rank=1)
+    codes, output = run_world(run, *MAGE, f"data.tokens={tokens}", sabotage=sabotage)
+    assert codes == [1, 1] and "Traceback" not in output, output
+    trace = run / "traces" / "rank-00001.txt"
+    crash = f"rank 1: error: unexpected ZeroDivisionError: no such luck; the trace is in {trace} (ADDP_DEBUG=1 shows it"
+    assert crash in output and "error: another rank went away at step " in output
+    assert trace.read_text().endswith("ZeroDivisionError: no such luck\n")
+    (record,) = incidents(run, "crash")
+    assert record["rank"] == 1 and "no such luck" in record["error"]
+    assert incidents(run, "another rank went away")
+    assert RunFolder(run).read_exit()["code"] == 1  # type: ignore[index]
+    words = explain(RunFolder(run), {}, 1)
+    assert words.startswith("rank 1 on ") and "crashed at step" in words and "no such luck" in words
 
 
 def test_a_last_checkpoint_that_cannot_be_written_is_an_error(tokens: Path, tmp_path: Path) -> None:

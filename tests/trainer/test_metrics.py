@@ -54,7 +54,8 @@ def test_each_rank_gives_a_sign_of_life(tokens: Path, tmp_path: Path) -> None:
     finish(run, *MAGE, f"data.tokens={tokens}")
     for rank in range(2):
         record = json.loads((run / "heartbeats" / f"rank-{rank:05d}.json").read_text())
-        assert record["section"] in ("save", "end", "data", "step") and record["step"] == 12 and record["pid"] > 0
+        assert record["section"] == "exit" and record["step"] == 12 and record["pid"] > 0
+        assert (record["code"], record["reason"]) == (0, "done")
 
 
 def test_wandb_is_asked_for_by_name_where_it_is_missing(

@@ -149,6 +149,28 @@ def test_addp_train_ends_with_the_run_s_own_code(tokens: Path, tmp_path: Path) -
     assert saved_once(run) > 0
 
 
+def test_addp_train_names_the_rank_that_was_killed(tokens: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "run.yaml").write_text("{}")
+    command = [
+        sys.executable, "-m", "cluster.cli", "train", str(tmp_path / "run.yaml"), f"run={run}", *SMALL, *MAGE, *LONG,
+        f"data.tokens={tokens}", "--processes", "2",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        trains(run, lambda: process.poll() is None)
+        victim = ranks_of(run)[1]
+        os.kill(victim, signal.SIGKILL)
+        output, _ = process.communicate(timeout=90)
+    finally:
+        kill_group(process)
+    last = output.splitlines()[-1]
+    assert f"rank 1 (process {victim} on " in last and "ended by SIGKILL" in last and last.endswith("go on"), output
+    assert process.returncode == 1 and "Traceback" not in output
+
+
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGUSR1", "STOP"])
 def test_every_way_to_ask(how: str, tokens: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

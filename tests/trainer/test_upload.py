@@ -83,6 +83,8 @@ def test_a_store_that_is_down_does_not_stop_training(
     proxy.heal()
     codes, output = world.wait()
     assert codes == [0, 0] and "resumed at step 4" in output, output
+    late, again = (output.index(words) for words in (f" is not on {url} yet: ", "the store answers again: "))
+    assert late < output.index("step 12/12") < again and "no copy was made since this start" in output
     assert incidents(run, "store not asked") and incidents(run, "upload") and incidents(run, "upload recovered")
     assert remote_steps(open_store(url))[0] == 12
     assert same_end(run, undisturbed)

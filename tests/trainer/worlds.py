@@ -17,7 +17,7 @@ from tests.trainer.sabotage import Sabotage
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([
-    "trainer.run", "trainer.pretrain", "deepspeed", "torch.utils.tensorboard", "torch._dynamo.eval_frame",
+    "trainer.run", "trainer.pretrain", "deepspeed", "trainer.board", "torch._dynamo.eval_frame",
     "deepspeed.runtime.zero.muon.original_muon",  # what deepspeed.initialize would import
 ])  # fmt: skip
 

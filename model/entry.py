@@ -1,0 +1,84 @@
+"""How every entry point ends. A user's mistake is one paragraph; an error that nobody foresaw is one line that says
+where its trace lies, and the trace itself where ADDP_DEBUG=1 is set; Ctrl-C is one line. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from model.errors import ADDPError
+
+EXIT_CRASH = 1
+EXIT_INTERRUPTED = 130
+_LONGEST = 500  # characters of a message that was not written for people
+
+
+def run_entry(function: Callable[[], Any]) -> NoReturn:
+    """Call it and exit: with what it returns (an exit code; None is 0), or with the code of what it raises."""
+    try:
+        code = function()
+    except ADDPError as error:
+        if debugging():
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = _interrupted()
+    except SystemExit as end:  # the command-line library makes one of a Ctrl-C, and of a broken pipe
+        if not _is_interrupt(end):
+            raise
+        code = _interrupted()
+    except Exception as error:  # noqa: BLE001 - the last place that can say anything
+        print(f"error: {unexpected(error, leave_trace(error))}", file=sys.stderr)
+        code = EXIT_CRASH
+    sys.exit(code)
+
+
+def debugging() -> bool:
+    return os.environ.get("ADDP_DEBUG", "") not in ("", "0")
+
+
+def unexpected(error: BaseException, trace: Path | None) -> str:
+    """What and where, in one line. trace: from `leave_trace`."""
+    first = (str(error).strip().splitlines() or ["no message"])[0][:_LONGEST]
+    where = f"; the trace is in {trace} (ADDP_DEBUG=1 shows it here)" if trace else ""
+    return f"unexpected {type(error).__name__}: {first}{where}"
+
+
+def leave_trace(error: BaseException, wanted: Path | None = None) -> Path | None:
+    """Write the trace to a file of its own: `wanted`, else one among the temporary files. None where it is on standard
+    error instead, as that was asked for or no file could be written."""
+    text = "".join(traceback.format_exception(error))
+    if not debugging():
+        if wanted is not None:
+            try:
+                wanted.parent.mkdir(parents=True, exist_ok=True)
+                wanted.write_text(text)
+                return wanted
+            except OSError:
+                pass  # a full disk may be the very reason; the temporary files may lie elsewhere
+        try:
+            handle, name = tempfile.mkstemp(prefix="addp-trace-", suffix=".txt")
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+            return Path(name)
+        except OSError:
+            pass
+    print(text, file=sys.stderr)
+    return None
+
+
+def _interrupted() -> int:
+    print("interrupted", file=sys.stderr)
+    return EXIT_INTERRUPTED
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from data_pipeline.dataset import MANIFEST, Manifest, read_manifest
 from data_pipeline.job_status import count, job_status
@@ -266,7 +269,7 @@ def inspect(
     rows: Annotated[int, typer.Option(help="rows to decode", min=1)] = 6,
     as_json: AsJson = False,
 ) -> None:
-    """Counts, class and code-usage histograms, and a few rows decoded back to pictures, as PNG."""
+    """A table of counts and shares; class and code-usage histograms and a few rows decoded back to pictures, as PNG."""
     from data_pipeline.inspection import draw, tokenizer_of
     from data_pipeline.inspection import inspect as look
     from data_pipeline.output import PICTURES, check_output
@@ -279,5 +282,13 @@ def inspect(
         found = look(store, manifest, shards, rows)
         page.parent.mkdir(parents=True, exist_ok=True)
         draw(found, manifest, network).savefig(page, dpi=110)
-    values = {**found.summary(manifest), "page": str(page)}
-    _print(as_json, values, "\n".join(f"{key:14s} {value}" for key, value in values.items()))
+    if as_json:
+        print(json.dumps({**found.summary(manifest), "page": str(page)}))
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for justify in ("left", "right", "left"):
+        table.add_column(justify=justify)
+    for row in found.table(manifest):
+        table.add_row(*(Text(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    print(f"drawn: {page}")

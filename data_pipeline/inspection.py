@@ -23,6 +23,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 _MOST_VIEWS = 10
+_CLASSES = 10  # the largest, shown one by one
 
 
 class Inspection(NamedTuple):
@@ -46,10 +47,44 @@ class Inspection(NamedTuple):
             "overhead": manifest.stride / (2 * manifest.views.views * manifest.tokens),
             "read": {
                 "shards": self.shards_read, "rows": self.rows_read, "codes_used": int((self.codes > 0).sum()),
-                "code_perplexity": float(np.exp(-(share * np.log(share)).sum())),
+                "code_perplexity": _perplexity(share),
                 "smallest_class": int(self.classes.min()), "largest_class": int(self.classes.max()),
             },
         }  # fmt: skip
+
+    def table(self, manifest: Manifest) -> list[tuple[str, str, str]]:
+        """(what, its number, shares and remarks), for people. Classes and codes: in the rows that were read."""
+        rows, bad, views = manifest.rows, len(manifest.quarantined), manifest.views.views
+        size, overhead = sum(s.bytes for s in manifest.shards) / 2**20, manifest.stride / (2 * views * manifest.tokens)
+        used = self.codes[self.codes > 0] / self.codes.sum()
+        names = manifest.class_titles or manifest.classes
+        largest = np.argsort(-self.classes, kind="stable")[:_CLASSES]
+        more = len(names) - len(largest)
+        return [
+            ("pictures", f"{rows:,}", f"{_share(rows, rows + bad)} of {rows + bad:,} planned"),
+            ("quarantined", f"{bad:,}", _share(bad, rows + bad)),
+            ("shards", f"{len(manifest.shards):,}", f"{self.shards_read:,} read, with {self.rows_read:,} pictures"),
+            ("MiB", f"{size:,.1f}", f"{manifest.stride:,} bytes a picture, {overhead:.2f} times its tokens"),
+            ("views", f"{views:,}", f"a picture, of {manifest.tokens:,} tokens each"),
+            (
+                "codes", f"{len(self.codes):,}",
+                f"{len(used):,} used ({_share(len(used), len(self.codes))}), perplexity {_perplexity(used):,.1f}",
+            ),
+            ("classes", f"{len(names):,}", f"{self.classes.min():,} to {self.classes.max():,} pictures each"),
+            *((f"  {names[i]}", f"{self.classes[i]:,}", _share(self.classes[i], self.rows_read)) for i in largest),
+            *([("  ...", f"{more:,}", "classes more")] if more else []),
+            ("tokenizer", "", f"{manifest.tokenizer[:16]}, {manifest.precision}"),
+            ("fingerprint", "", manifest.fingerprint[:16]),
+        ]  # fmt: skip
+
+
+def _share(part: int | np.int64, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %"
+
+
+def _perplexity(shares: NDArray[np.float64]) -> float:
+    """Of shares above 0 that sum to 1."""
+    return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def inspect(store: Store, manifest: Manifest, shards: int, shown: int) -> Inspection:

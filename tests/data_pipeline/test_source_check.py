@@ -12,7 +12,8 @@ import pytest
 from data_pipeline.job_status import count
 from data_pipeline.parts import finalize, read_parts, survey
 from data_pipeline.plan import Plan, shard_pictures
-from data_pipeline.storage import LocalStore, ObjectMissing, StorageError, open_store
+from data_pipeline.source_check import SourceCheck
+from data_pipeline.storage import AccessDenied, LocalStore, ObjectMissing, StorageError, open_store
 from data_pipeline.tokenize import JobSettings, TokenizeJob, run_locally
 from data_pipeline.views import ViewRecipe
 from model.errors import DataError
@@ -92,23 +93,27 @@ def test_a_source_that_goes_away(source: Path, tokenizer: VQTokenizer, tmp_path:
 
 
 class ComesAndGoes(LocalStore):
-    """Lacks a file when it is first read."""
+    """Fails when a file is read for the first time."""
 
-    def __init__(self, root: Path, name: str) -> None:
+    def __init__(self, root: Path, name: str, error: type[StorageError]) -> None:
         super().__init__(root)
-        self._name = name
+        self._name, self._error = name, error
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         if name == self._name:
             self._name = ""
-            raise ObjectMissing(name)
+            raise self._error(name)
         return super().read(name, start, length)
 
 
-def test_a_picture_that_is_there_again(source: Path, tokenizer: VQTokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [ObjectMissing, AccessDenied])
+def test_a_picture_that_is_there_again(
+    source: Path, tokenizer: VQTokenizer, tmp_path: Path, error: type[StorageError]
+) -> None:
     planned = plan(source, tmp_path / "out", tokenizer, RECIPE, rows=20)
     running = small_job(planned, tmp_path / "out", tokenizer)
-    running.source = ComesAndGoes(source, "line/002.png")
+    running.source = ComesAndGoes(source, "line/002.png", error)
+    running.check = SourceCheck(running.out, planned, running.source)
     with pytest.raises(StorageError, match="could not be read and now it can: the source comes and goes"):
         list(running.run([0]))
     finish(tmp_path / "out", planned, tokenizer)

@@ -90,7 +90,7 @@ def test_accuracy_goes_by_class_names(options: tuple[str, ...], pictures: Path, 
     plain += ["classifier.layer_decay=1.0", "classifier.drop_path=0.0", "data.held_out=0.3"]
     finish(tmp_path / "run", *options, *plain, "schedule.total=150", "optimizer.base_lr=0.1")
     log = tmp_path / "log"
-    assert codes(start(tmp_path / "run", log, "--suite", "accuracy", "--held-out", "0.3")) == [0], log.read_text()
+    assert codes(start(tmp_path / "run", log, "--suite", "accuracy")) == [0], log.read_text()
     (whole,) = read_results(LocalStore(tmp_path / "run"))
     assert whole["figures"]["top1"] > 0.5 and whole["figures"]["top5"] == 1 and whole["figures"]["pictures"] > 20
 

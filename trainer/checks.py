@@ -22,10 +22,11 @@ from model.addp import ADDP
 from model.errors import ADDPError
 from model.weights import Network, fingerprint, load_network
 from trainer import costs
+from trainer.checkpoint import candidates
 from trainer.config import RunConfig, load_config
 from trainer.objectives import Objective, TokenObjective, load_frozen, make_objective
 from trainer.probes import probe, writable
-from trainer.progress import read_rewinds
+from trainer.progress import read_rewinds, rewinds_on
 from trainer.restore import foreseen
 from trainer.run_folder import RunFolder
 from trainer.schedule import accumulation_steps, total_steps
@@ -188,7 +189,7 @@ class _Checks:
         if folder.stop.exists():
             yield "warning", f"{folder.stop} is there: the run would save and stop at once; remove it"
         facts = self._facts() if self._found is not None else {}
-        found = foreseen(folder, self._store, facts, read_rewinds(folder))
+        found = foreseen(folder, self._store, facts, self._rewinds())
         for reason in found.refused:
             yield "warning", f"refused: {reason}"
         if found.manifest is None:
@@ -206,6 +207,12 @@ class _Checks:
         else:
             yield "ok", f"goes on at step {found.step} of {total} (saved by {by})"
 
+    def _rewinds(self) -> list[dict[str, int]]:
+        """A start in an empty folder fetches those of the store."""
+        if self._store is not None and not candidates(self._folder.checkpoints):
+            return rewinds_on(self._store)
+        return read_rewinds(self._folder)
+
     def _facts(self) -> dict[str, Any]:
         found, config = self._found, self._config
         assert found is not None
@@ -219,7 +226,7 @@ class _Checks:
 
     def _has_checkpoints(self) -> bool:
         try:
-            return bool(foreseen(self._folder, self._store, {}, read_rewinds(self._folder)).manifest)
+            return bool(foreseen(self._folder, self._store, {}, self._rewinds()).manifest)
         except ADDPError:
             return False
 

@@ -31,6 +31,7 @@ from trainer.restore import foreseen
 from trainer.run_folder import RunFolder
 from trainer.schedule import accumulation_steps, total_steps
 from trainer.start import run_facts
+from trainer.upload import remote_steps
 
 State = Literal["ok", "warning", "FAILED"]
 _GIB = 2**30
@@ -73,6 +74,7 @@ class _Checks:
         self._folder = RunFolder(config.run)
         self._found: _Found | None = None
         self._store: Store | None = None
+        self._weights_fit = False
 
     def all(self) -> Iterator[Check]:
         for name, check in (
@@ -94,6 +96,7 @@ class _Checks:
                 load_frozen(config)
             elif config.objective == "classify" and config.addp.weights is not None:
                 load_network(config.addp.weights, "addp", config=config.addp.sizes, geometry=config.geometry)
+        self._weights_fit = True
         named = [str(path) for path in files.get(config.objective, ()) if path is not None]
         yield "ok", f"{' and '.join(named)}: of the configured sizes" if named else "none needed"
 
@@ -188,16 +191,17 @@ class _Checks:
             yield "warning", f"{folder.path} is in use by {holder}; a start is refused until that run has ended"
         if folder.stop.exists():
             yield "warning", f"{folder.stop} is there: the run would save and stop at once; remove it"
-        facts = self._facts() if self._found is not None else {}
-        found = foreseen(folder, self._store, facts, self._rewinds())
-        for reason in found.refused:
-            yield "warning", f"refused: {reason}"
-        if found.manifest is None:
+        if not self._has_checkpoints():
+            foreseen(folder, None, {}, [])  # none, unless there were some
             yield "ok", "no checkpoints yet: starts at step 0"
             return
-        if self._found is None:
-            yield "warning", f"would go on at step {found.step}, if data and weights are those of that checkpoint"
+        if self._found is None or not self._weights_fit:
+            yield "warning", "there are checkpoints, which were not compared with data and weights that failed"
             return
+        found = foreseen(folder, self._store, self._facts(self._found), self._rewinds())
+        for reason in found.refused:
+            yield "warning", f"refused: {reason}"
+        assert found.manifest is not None
         total = total_steps(self._config.schedule, self._found.epochs)
         saved = found.manifest.progress.get("seen")
         age = f", saved {_ago(time.time() - saved)} ago" if saved else ""
@@ -213,10 +217,9 @@ class _Checks:
             return rewinds_on(self._store)
         return read_rewinds(self._folder)
 
-    def _facts(self) -> dict[str, Any]:
-        found, config = self._found, self._config
-        assert found is not None
-        if config.objective == "addp" and self._has_checkpoints():  # only then is it worth reading the predictor
+    def _facts(self, found: _Found) -> dict[str, Any]:
+        config = self._config
+        if config.objective == "addp":  # with a checkpoint to compare with, the predictor is worth reading
             assert config.predictor.weights is not None
             predictor = load_network(
                 config.predictor.weights, "predictor", config=config.predictor.sizes, geometry=config.geometry
@@ -225,10 +228,7 @@ class _Checks:
         return run_facts(config, cast(Objective, found))
 
     def _has_checkpoints(self) -> bool:
-        try:
-            return bool(foreseen(self._folder, self._store, {}, self._rewinds()).manifest)
-        except ADDPError:
-            return False
+        return bool(candidates(self._folder.checkpoints) or (self._store is not None and remote_steps(self._store)))
 
 
 def _guarded(name: str, check: Callable[[], Iterator[tuple[State, str]]]) -> Iterator[Check]:

@@ -207,6 +207,8 @@ def test_it_knows_a_run_as_the_trainer_does(
     found = checks(*overrides)
     assert {check.state for check in found.values()} == {"ok"}, found
     assert "goes on at step 4 of 12" in found["resume"].text
+    blind = checks(*overrides, "data.tokens=/none", "data.pictures=/none")
+    assert blind["data"].state == "FAILED" and "were not compared" in blind["resume"].text
 
 
 def test_it_goes_on_from_the_store(addp: tuple[str, ...], bucket: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import typer
 
 from data_pipeline.fetch import Incident
 from data_pipeline.loader import LoaderOptions, TokenLoader
-from data_pipeline.storage import ObjectMissing, open_store
+from data_pipeline.storage import open_store
 from model.errors import ConfigError
 
 
@@ -59,19 +58,22 @@ def reading(
 
 def _of_run(run: str, tokens: str | None) -> Reading:
     from trainer.evaluation.trained import run_config
-    from trainer.run_folder import RunFolder
+    from trainer.progress import rewinds_on
 
     config = run_config(run)
     data = config.data
     places = tokens or data.tokens or list(data.mixture.items())
     if not places:
         raise ConfigError(f"{run} trained a {config.objective} on pictures; it reads no token data set")
-    try:
-        rewinds = json.loads(open_store(run).read(RunFolder(run).rewinds.name))
-    except ObjectMissing:
-        rewinds = []
     options = LoaderOptions(
         data.window, data.stripes, data.tail, cache=data.cache, cache_bytes=int(data.cache_gib * 2**30),
         on_bad_shard=data.on_bad_shard,
     )  # fmt: skip
-    return Reading(places, config.batch.global_batch, config.seed, options, config.tokenizer.weights, tuple(rewinds))
+    return Reading(
+        places,
+        config.batch.global_batch,
+        config.seed,
+        options,
+        config.tokenizer.weights,
+        tuple(rewinds_on(open_store(run))),
+    )

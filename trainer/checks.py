@@ -22,14 +22,17 @@ from model.addp import ADDP
 from model.errors import ADDPError
 from model.weights import Network, fingerprint, load_network
 from trainer import costs
+from trainer.checkpoint import candidates
 from trainer.config import RunConfig, load_config
 from trainer.objectives import Objective, TokenObjective, load_frozen, make_objective
 from trainer.ownership import agreed_run, holder_of, run_of
 from trainer.probes import probe, writable
+from trainer.progress import read_rewinds, rewinds_on
 from trainer.restore import Expected, foreseen, last_config
 from trainer.run_folder import RunFolder
 from trainer.schedule import accumulation_steps, total_steps
 from trainer.start import run_facts
+from trainer.upload import remote_steps
 
 State = Literal["ok", "warning", "FAILED"]
 _GIB = 2**30
@@ -72,6 +75,7 @@ class _Checks:
         self._folder = RunFolder(config.run)
         self._found: _Found | None = None
         self._store: Store | None = None
+        self._weights_fit = False
 
     def all(self) -> Iterator[Check]:
         for name, check in (
@@ -93,6 +97,7 @@ class _Checks:
                 load_frozen(config)
             elif config.objective == "classify" and config.addp.weights is not None:
                 load_network(config.addp.weights, "addp", config=config.addp.sizes, geometry=config.geometry)
+        self._weights_fit = True
         named = [str(path) for path in files.get(config.objective, ()) if path is not None]
         yield "ok", f"{' and '.join(named)}: of the configured sizes" if named else "none needed"
 
@@ -189,15 +194,17 @@ class _Checks:
             yield "warning", f"{folder.stop} is there: the run would save and stop at once; remove it"
         if self._store is not None and (other := holder_of(self._store)):
             yield "warning", f"{self._store.url} is held by {other}; a start waits for a sign of life of it"
-        found = foreseen(folder, self._store, self._expected(self._facts() if self._found is not None else {}))
-        for reason in found.refused:
-            yield "warning", f"refused: {reason}"
-        if found.manifest is None:
+        if not self._has_checkpoints():
+            foreseen(folder, None, self._expected({}), [])  # none, unless there were some
             yield "ok", "no checkpoints yet: starts at step 0"
             return
-        if self._found is None:
-            yield "warning", f"would go on at step {found.step}, if data and weights are those of that checkpoint"
+        if self._found is None or not self._weights_fit:
+            yield "warning", "there are checkpoints, which were not compared with data and weights that failed"
             return
+        found = foreseen(folder, self._store, self._expected(self._facts(self._found)), self._rewinds())
+        for reason in found.refused:
+            yield "warning", f"refused: {reason}"
+        assert found.manifest is not None
         total = total_steps(self._config.schedule, self._found.epochs)
         saved = found.manifest.progress.get("seen")
         age = f", saved {_ago(time.time() - saved)} ago" if saved else ""
@@ -214,10 +221,15 @@ class _Checks:
             run = agreed_run(self._folder, self._store, run)
         return Expected(facts, run or "", self._config, last_config(self._folder))
 
-    def _facts(self) -> dict[str, Any]:
-        found, config = self._found, self._config
-        assert found is not None
-        if config.objective == "addp" and self._has_checkpoints():  # only then is it worth reading the predictor
+    def _rewinds(self) -> list[dict[str, int]]:
+        """A start in an empty folder fetches those of the store."""
+        if self._store is not None and not candidates(self._folder.checkpoints):
+            return rewinds_on(self._store)
+        return read_rewinds(self._folder)
+
+    def _facts(self, found: _Found) -> dict[str, Any]:
+        config = self._config
+        if config.objective == "addp":  # with a checkpoint to compare with, the predictor is worth reading
             assert config.predictor.weights is not None
             predictor = load_network(
                 config.predictor.weights, "predictor", config=config.predictor.sizes, geometry=config.geometry
@@ -226,10 +238,7 @@ class _Checks:
         return run_facts(config, cast(Objective, found))
 
     def _has_checkpoints(self) -> bool:
-        try:
-            return bool(foreseen(self._folder, self._store, self._expected({})).manifest)
-        except ADDPError:
-            return False
+        return bool(candidates(self._folder.checkpoints) or (self._store is not None and remote_steps(self._store)))
 
 
 def _guarded(name: str, check: Callable[[], Iterator[tuple[State, str]]]) -> Iterator[Check]:

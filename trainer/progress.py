@@ -10,6 +10,7 @@ import time
 
 from pydantic import BaseModel, ConfigDict
 
+from data_pipeline.storage import ObjectMissing, Store
 from trainer.run_folder import RunFolder, write_json
 
 
@@ -53,6 +54,15 @@ def read_rewinds(folder: RunFolder) -> list[dict[str, int]]:
     if not folder.rewinds.exists():
         return []
     entries: list[dict[str, int]] = json.loads(folder.rewinds.read_text())
+    return entries
+
+
+def rewinds_on(store: Store) -> list[dict[str, int]]:
+    """As `read_rewinds`, of the store that a run uploads to, or of a run folder as a store. Raises StorageError."""
+    try:
+        entries: list[dict[str, int]] = json.loads(store.read(RunFolder("").rewinds.name))
+    except ObjectMissing:
+        return []
     return entries
 
 

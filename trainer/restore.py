@@ -153,11 +153,10 @@ def restore(
     return Restored(None, [], rewinds)
 
 
-def foreseen(folder: RunFolder, store: Store | None, expected: Expected) -> Restored:
+def foreseen(folder: RunFolder, store: Store | None, expected: Expected, rewinds: list[dict[str, int]]) -> Restored:
     """What `restore` would start from, by manifests and sizes of files: none is read, fetched or changed. Raises as it
     does."""
     refused: list[str] = []
-    rewinds = read_rewinds(folder)
     for candidate in _candidates(folder, store, None):
         try:
             manifest, changed = _usable(folder, store, candidate, expected, rewinds)

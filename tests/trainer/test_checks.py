@@ -207,16 +207,30 @@ def test_it_knows_a_run_as_the_trainer_does(
     found = checks(*overrides)
     assert {check.state for check in found.values()} == {"ok"}, found
     assert "goes on at step 4 of 12" in found["resume"].text
+    blind = checks(*overrides, "data.tokens=/none", "data.pictures=/none")
+    assert blind["data"].state == "FAILED" and "were not compared" in blind["resume"].text
 
 
-def _save_manifest(config: RunConfig) -> None:
+def test_it_goes_on_from_the_store(addp: tuple[str, ...], bucket: str) -> None:
+    """In an empty folder, with what the run left out by then."""
+    config, store = load_config(None, list(addp)), open_store(f"{bucket}/run")
+    path, rewinds = _save_manifest(config, [{"step": 1, "length": 2}]), b'[{"step": 1, "length": 2}]'
+    store.create("rewinds.json", rewinds)
+    store.create(f"checkpoints/{path.name}/{MANIFEST}", path / MANIFEST)
+    shutil.rmtree(config.run)
+    found = checks(*addp, f"checkpoint.upload={bucket}/run")["resume"]
+    assert found.state == "ok" and "goes on at step 4 of 12" in found.text
+
+
+def _save_manifest(config: RunConfig, skipped: list[dict[str, int]] | None = None) -> Path:
     """Of a checkpoint without tensors."""
     with closing(make_objective(config)) as objective:
         facts = run_facts(config, objective)
     manifest = Manifest(
         step=4, world_size=2, zero_stage=1, facts=facts, parameters={}, part="", kinds=[], applied=4, scaler={},
-        skipped=[], progress={},
+        skipped=skipped or [], progress={},
     )  # fmt: skip
     path = RunFolder(config.run).checkpoints / step_folder(4)
     path.mkdir(parents=True)
     (path / MANIFEST).write_text(manifest.model_dump_json())
+    return path

@@ -129,7 +129,10 @@ def test_under_torchrun(tokens: Path, tmp_path: Path) -> None:
 
 
 def test_addp_train_ends_with_the_run_s_own_code(tokens: Path, tmp_path: Path) -> None:
+    """Although the folder was once complete, as an extended run's is."""
     run = tmp_path / "run"
+    run.mkdir()
+    RunFolder(run).mark_done({"step": 1})
     (tmp_path / "run.yaml").write_text("{}")
     command = [
         sys.executable, "-m", "cluster.cli", "train", str(tmp_path / "run.yaml"), f"run={run}", *SMALL, *MAGE, *LONG,

@@ -25,7 +25,7 @@ class SourceCheck:
         for tar in _spread(self._plan.objects, _TARS):
             if not self._is_there(tar, 0):
                 raise self._tar_is_gone(tar)
-        assert self._witnesses
+        self._find_source(None)
 
     def confirm(self, absent: Sequence[Picture], present: Picture | None) -> None:
         """That these pictures are gone, and not their source: it is looked for before and after each of them.
@@ -89,7 +89,7 @@ class SourceCheck:
         except BucketMissing:
             return "there is no such folder"
         except AccessDenied:
-            return "its mode forbids reading it"
+            return "it may not be listed"
         return "it is empty, as a mount point is" if first is None else f"it holds other files, as {first.name}"
 
     def _tar_is_gone(self, tar: str) -> StorageError:

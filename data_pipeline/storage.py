@@ -156,12 +156,10 @@ def open_store(url: str | Path) -> Store:
 
 
 def split_url(url: str | Path) -> tuple[str, str]:
-    """(its folder's url, last name) of an object. Raises StorageError where it names no object."""
+    """(its folder's url, last name) of an object. Raises StorageError for a url that is none."""
     folder, _, name = str(url).rstrip("/").rpartition("/")
     if is_remote(url):
-        if folder == "s3:/":
-            raise StorageError(f"{url} names a bucket and no object in it")
-        return folder + "/" * folder.endswith("/"), name
+        return folder + "/" * (folder.endswith("/") and folder != "s3:/"), name  # s3:/ of a bucket alone: no place
     return folder or ("/" if str(url).startswith("/") else "."), name
 
 

@@ -62,8 +62,7 @@ def test_light_modules_need_no_torch(module: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_files_have_one_job() -> None:
-    assert all(len(p.read_text().splitlines()) <= 300 for p in FILES)
+def test_names_of_files_say_a_job() -> None:
     vague = {"utils", "util", "misc", "common", "helpers", "helper"}
     assert not any(vague & {part.removesuffix(".py") for part in p.parts} for p in FILES)
 

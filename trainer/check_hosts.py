@@ -23,7 +23,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.storage import open_store
+from data_pipeline.storage import is_remote, open_store
 from model.entry import run_entry
 from model.errors import ADDPError, ConfigError
 from trainer.config import RunConfig, load_config
@@ -144,7 +144,7 @@ def _leave(mark: Path) -> None:
 def _places(config: RunConfig) -> dict[str, str]:
     data = config.data
     wanted = {"data.tokens": data.tokens, "data.pictures": data.pictures}
-    if config.checkpoint.upload and "://" in config.checkpoint.upload:  # a folder is made by the first upload
+    if config.checkpoint.upload and is_remote(config.checkpoint.upload):  # a folder is made by the first upload
         wanted["checkpoint.upload"] = config.checkpoint.upload
     wanted |= {f"data.mixture {i}": place for i, place in enumerate(data.mixture)}
     for name in ("tokenizer", "predictor", "addp"):
@@ -155,7 +155,7 @@ def _places(config: RunConfig) -> dict[str, str]:
 
 def _look(place: str) -> bool:
     """On object storage this also needs the credentials. Raises StorageError or OSError."""
-    if "://" in place:
+    if is_remote(place):
         next(iter(open_store(place).list()), None)
     else:
         Path(place).stat()

@@ -21,7 +21,7 @@ from trainer.changes import check_names
 
 
 def _absolute(place: str) -> str:
-    return place if "://" in place else str(Path(place).absolute())
+    return place if is_remote(place) else str(Path(place).absolute())
 
 
 # Absolute as soon as they are read, so that a run folder's configuration holds in every working directory.
@@ -231,9 +231,7 @@ def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] 
 def _check_together(config: RunConfig) -> None:
     """What no single key shows. Raises ConfigError, and StorageError for a url that is none."""
     check_names(config.resume.allow, RunConfig)
-    section = config.data
-    for place in (config.run, section.tokens, section.pictures, config.checkpoint.upload, *section.mixture):
-        is_remote(place or "")  # before a url is written anywhere: it may hold a credential
+    is_remote(config.run)  # raises where it is a url: a run folder lies on a disk
     if config.precision != "fp32" and config.zero_stage == 0:
         # DeepSpeed's bf16 wrapper without ZeRO runs a first optimizer step with zero gradients.
         raise ConfigError(

@@ -141,8 +141,11 @@ def test_what_a_start_would_go_on_from(undisturbed: Path, tokens: Path, tmp_path
     found = checks(*same)["resume"]
     assert found.state == "warning" and "nothing is left to do: step 12 of 12" in found.text
     found = checks(*same, "schedule.total=20")["resume"]
+    assert found.state == "FAILED" and "add 'resume.allow=[schedule.total]'" in found.text
+    found = checks(*same, "schedule.total=20", "resume.allow=[schedule.total]")["resume"]
     assert found.state == "ok" and "goes on at step 12 of 20 (saved by 2 ranks" in found.text
-    found = checks(*same, "schedule.total=20", "seed=7")["resume"]
+    assert "changed since: " in found.text and "schedule.total: " in found.text
+    found = checks(*same, "seed=7")["resume"]
     assert found.state == "FAILED" and "seed: checkpoint 0, now 7" in found.text
     assert files(run) == before
 

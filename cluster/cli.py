@@ -118,7 +118,9 @@ def openmoji(
 ) -> None:
     """Render the OpenMoji set (CC BY-SA 4.0) into class folders: real pictures without a download."""
     from data_pipeline.openmoji import render
+    from data_pipeline.output import check_output
 
+    check_output(out)
     print(f"{out}: {render(out, size)} pictures")
 
 

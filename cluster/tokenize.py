@@ -49,7 +49,8 @@ def plan(
     out: Out,
     tokenizer: Tokenizer,
     split: Annotated[
-        Literal["all", "train", "val"], typer.Option(help="all; train: all but the held-out pictures; val: those")
+        Literal["all", "train", "val"],
+        typer.Option(help="which pictures; train: all but the held-out ones, val: those"),
     ] = "all",
     held_out: Annotated[float, typer.Option(help="share of held-out pictures, fixed by the hash of their names")] = 0.1,
     views: Annotated[int, typer.Option(help="V, augmented views of each picture", min=1)] = 10,
@@ -57,15 +58,15 @@ def plan(
     min_scale: Annotated[float, typer.Option(help="smallest share of a picture's area in a random crop")] = 0.2,
     rows: Annotated[int, typer.Option(help="pictures a shard", min=1)] = 1024,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the encoder's convolutions")] = "fp32",
-    class_names: Annotated[Path | None, typer.Option(help="file: a class a line, its name and title, in order")] = None,
-    labels: Annotated[Path | None, typer.Option(help="file: a class name a line, for a validation tar")] = None,
+    class_names: Annotated[Path | None, typer.Option(help="file with a class on each line: name, title")] = None,
+    labels: Annotated[Path | None, typer.Option(help="file with each picture's class, for a validation tar")] = None,
     devkit: Annotated[
         Path | None, typer.Option(help="ImageNet's devkit (ILSVRC2012_devkit_t12.tar.gz): class titles, val labels")
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of the shuffle and of the views")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """List the pictures and freeze which one goes to which shard and row. Made again, it must be the same plan."""
+    """List the pictures and fix which one goes to which shard and row. Run again, it must give the same plan."""
     from data_pipeline.class_names import read_class_names, read_devkit, read_labels
     from data_pipeline.pictures import of_split
     from data_pipeline.sources import open_source
@@ -100,13 +101,13 @@ def run(
     tokenizer: Tokenizer,
     shards: Annotated[str, typer.Option(help="i/N: every N-th shard from the i-th, i = 0..N-1 (Slurm arrays)")] = "0/1",
     engine: Annotated[Literal["local", "ray"], typer.Option(help="this process, or a Ray cluster")] = "local",
-    ray_address: Annotated[str | None, typer.Option(help="of a running cluster, as auto; none: start one here")] = None,
+    ray_address: Annotated[str | None, typer.Option(help="of a running cluster, or auto; else one starts here")] = None,
     source: Annotated[
         str | None, typer.Option(help="where the pictures lie now, if not where they were planned: as for plan")
     ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda where there is one")] = "auto",
     batch: Annotated[int, typer.Option(help="views encoded at once", min=1)] = 128,
-    threads: Annotated[int | None, typer.Option(help="that read and decode; one a core if not given", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="that read and decode pictures; else one a core", min=1)] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the encoder")] = False,
     on_bad_image: Annotated[
         Literal["quarantine", "fail"], typer.Option(help="list an unreadable picture and go on, or stop at the first")

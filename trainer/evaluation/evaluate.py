@@ -34,9 +34,11 @@ from trainer.stopping import Preempted
 def main(
     run: Annotated[str, typer.Argument(help="run folder, or s3://bucket/prefix that a run uploads to")],
     suite: Annotated[str, typer.Option(help=f"parts, with commas: {', '.join(PARTS)}")] = "knn",
-    follow: Annotated[bool, typer.Option(help="each new checkpoint, until the run is done")] = False,
-    every: Annotated[int | None, typer.Option(min=1, help="all checkpoints at multiples of so many steps")] = None,
-    checkpoint: Annotated[int | None, typer.Option(help="this step; else the newest valid one")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="each new checkpoint, until the run is done")] = False,
+    every: Annotated[int | None, typer.Option(min=1, help="all checkpoints at multiples of this step")] = None,
+    checkpoint: Annotated[
+        int | None, typer.Option(help="the checkpoint of this step; else the newest valid one")
+    ] = None,
     weights: Annotated[Weights, typer.Option(help="the trained weights, or their average")] = "raw",
     pictures: Annotated[
         str | None, typer.Option(help="class folders or WebDataset shards; else what the run itself reads")
@@ -54,10 +56,12 @@ def main(
     count: Annotated[int, typer.Option(min=2, help="samples, fid, proxy: pictures to generate")] = 50_000,
     seed: Annotated[int | None, typer.Option(help="picture i is a function of (seed, i); else the run's")] = None,
     steps: Annotated[int, typer.Option(min=1, help="N, denoising steps")] = 20,
-    schedule: Annotated[Literal["cosine", "linear"], typer.Option(help="of the tokens that stay masked")] = "cosine",
-    choice_temperature: Annotated[float, typer.Option(help="noise of the choice which tokens stay")] = 6.0,
+    schedule: Annotated[
+        Literal["cosine", "linear"], typer.Option(help="how the number of masked tokens falls")
+    ] = "cosine",
+    choice_temperature: Annotated[float, typer.Option(help="randomness in choosing kept tokens")] = 6.0,
     temperature: Annotated[
-        Literal["dynamic", "constant"], typer.Option(help="that noise falls to 0, or stays")
+        Literal["dynamic", "constant"], typer.Option(help="dynamic: this randomness falls to 0; constant: it stays")
     ] = "dynamic",
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="nucleus of the token distribution")] = 1.0,
     batch: Annotated[
@@ -67,12 +71,16 @@ def main(
     inception_weights: Annotated[
         Path | None, typer.Option(help="fid: Inception-v3, pt_inception-2015-12-05-6726825d.pth")
     ] = None,
-    baselines: Annotated[bool, typer.Option(help="knn, linear: also an untrained encoder, and raw pixels")] = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="knn, linear: also an untrained encoder, and pixels")
+    ] = False,
     tokenizer: Annotated[Path | None, typer.Option(help="the run's tokenizer, where it lies elsewhere here")] = None,
     work: Annotated[Path | None, typer.Option(help="folder for samples and caches; else RUN/evaluation")] = None,
-    keep_samples: Annotated[bool, typer.Option(help="leave generated sets in the work folder")] = False,
+    keep_samples: Annotated[
+        bool, typer.Option("--keep-samples", help="leave generated sets in the work folder")
+    ] = False,
     lease: Annotated[float, typer.Option(min=0.1, help="seconds after which a dead evaluator's work is free")] = 60,
-    as_json: Annotated[bool, typer.Option("--json", help="all results of these parts, for scripts")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print all results of these parts, for scripts")] = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # launchers append it
 ) -> None:
     """Measure checkpoints of a run, finished or not; several evaluators may share the work.

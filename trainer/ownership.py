@@ -122,9 +122,13 @@ class Ownership:
     def _run_there(self) -> dict[str, Any] | None:
         try:
             found: dict[str, Any] = json.loads(self._store.read(RUN))
-            return found
+            return {**found, "run": str(found["run"])}
         except ObjectMissing:
             pass
+        except (ValueError, KeyError, TypeError) as error:
+            raise OtherOwner(
+                f"{self._store.url}/{RUN} does not name a run; remove it if the store is this run's"
+            ) from error
         for step in remote_steps(self._store):
             try:
                 run = remote_manifest(self._store, step).run

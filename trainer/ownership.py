@@ -50,9 +50,11 @@ def run_on(store: Store) -> dict[str, Any] | None:
     """Identity of the run that uploads to a store; None where it has none, or one of an earlier version."""
     try:
         found: dict[str, Any] = json.loads(store.read(RUN))
-        return found
+        return {**found, "run": str(found["run"])}
     except ObjectMissing:
         pass
+    except (ValueError, KeyError, TypeError) as error:
+        raise OtherOwner(f"{store.url}/{RUN} does not name a run; remove it if the store is this run's") from error
     for step in remote_steps(store):
         try:
             run = remote_manifest(store, step).run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import NamedTuple
@@ -60,7 +61,13 @@ class Crops:
 
     def read(self, number: int) -> Chunk:
         """Chunk 0 .. chunks-1."""
-        pictures = self._source.pictures[number * self._chunk : (number + 1) * self._chunk]
+        return self._read(self._source.pictures[number * self._chunk : (number + 1) * self._chunk])
+
+    def spread(self, count: int) -> Chunk:
+        """At most `count`, evenly over all: a source has its classes one after another."""
+        return self._read(self._source.pictures[:: max(1, -(-len(self) // count))][:count])
+
+    def _read(self, pictures: Sequence[Picture]) -> Chunk:
         with ThreadPoolExecutor(_THREADS) as pool:
             views = list(pool.map(self._view, pictures))
         good = [(view, p.label) for view, p in zip(views, pictures, strict=True) if view is not None]

@@ -94,7 +94,7 @@ def _samples(task: Task) -> Outcome:
     zoom, columns = _zoom(task.image_size), max(1, round(len(shown) ** 0.5))
     grids = {"": _png(picture_grid(shown, columns, zoom)), "steps": _png(denoising_grid(trail, zoom))}
     if task.options.pictures is not None:  # real ones beside them
-        real = task.crops("val").read(0).pixels[: len(shown)].float() / 255
+        real = task.crops("val").spread(len(shown)).pixels.float() / 255
         if len(real):
             grids["real"] = _png(picture_grid(real, columns, zoom))
     return Outcome({"samples": task.options.count}, grids)

@@ -21,9 +21,11 @@ def run_tool(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("name", ["small", "grid16"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("small", "float32"), ("grid16", "float32"), ("small", "bfloat16"), ("small", "float16")]
+)
 def test_reference_is_reproduced(name: str, dtype: str) -> None:
+    """Half precisions on the small network only: a processor that emulates them takes minutes for the other."""
     done = run_tool(FIXTURES / name, "--dtype", dtype)
     report = json.loads(done.stdout)
     failing = {k: v for k, v in report["quantities"].items() if not v["holds"]}

@@ -17,6 +17,7 @@ from model.errors import DataError
 MOST_TARS = 100_000  # names in a list with braces
 _LONGEST = 4096  # characters of such a list
 _RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.-?\d+)?\}")
+_IN_BUCKET = re.compile(r"s3://[^/]*\{")
 _LETTERS = re.compile(r"\{[A-Za-z]\.\.[A-Za-z]")
 
 
@@ -37,14 +38,12 @@ def locate(source: str | Path) -> Place:
     """Reads nothing but, for a path with braces, whether it exists as it stands. Raises DataError for a list that
     cannot be expanded."""
     text = str(source)
+    if _IN_BUCKET.match(text):
+        raise DataError(f"{text}: the braces must stand behind the bucket, as in s3://bucket/shard-{{000..012}}.tar")
     names = _expanded(text)
     if names != [text]:
         start = text[: text.index("{")]
         folder = split_url(f"{start}x")[0]
-        if "://" in text and "://" not in folder:
-            raise DataError(
-                f"{text}: the braces must stand behind the bucket, as in s3://bucket/shard-{{000..012}}.tar"
-            )
         inside = len(folder.rstrip("/")) + 1 if "/" in start else 0
         tars = tuple(name[inside:] for name in names)
         for tar in tars:
@@ -64,7 +63,8 @@ def tars_in(place: Place) -> list[Entry]:
     found = {entry.name: entry for entry in place.store.list(prefix)}
     gone = [name for name in place.tars if name not in found]
     if gone:
-        others = f", nor {len(gone) - 1:,} others that are named with it" if len(gone) > 1 else ""
+        rest = len(gone) - 1
+        others = f", nor {rest:,} other{'s' if rest > 1 else ''} named with it" if rest else ""
         raise ObjectMissing(f"there is no tar {place.store.url}/{gone[0]}{others}; check the path")
     return [found[name] for name in place.tars]
 

@@ -48,7 +48,10 @@ class WebDatasetShards:
                 if picture is None:
                     continue
                 if label is None:
-                    raise DataError(f"{where} has no label (.cls, or label in .json)")
+                    raise DataError(
+                        f"{where} has no label (.cls, or label in .json); ImageNet's validation tar takes its labels "
+                        "from --devkit or --labels"
+                    )
                 classes = len(self._named.names) if self._named else _MOST_CLASSES
                 if label >= classes:
                     raise DataError(f"{where} has label {label}, but {classes:,} classes are named or can be")

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data_pipeline.dataset import MANIFEST, Manifest, read_manifest
-from data_pipeline.job_status import count, job_status
+from data_pipeline.job_status import Known, count, job_status
 from data_pipeline.parts import finalize, survey
 from data_pipeline.plan import Plan, make_plan, read_plan
 from data_pipeline.progress import Progress
@@ -80,12 +80,11 @@ def plan(
     recipe = plan_recipe(network, crops, precision=precision, rows=rows, seed=seed)
     names, val_labels = read_devkit(devkit) if devkit else (None, None)
     names = read_class_names(class_names) if class_names else names
-    found = open_source(source, names, read_labels(labels) if labels else val_labels)
-    with _console.status("listing pictures") as status:
+    with Progress("listing", None, "pictures") as progress:
+        found = open_source(source, names, read_labels(labels) if labels else val_labels)
         made = make_plan(
             open_store(out), absolute(source), of_split(found.pictures(), split, held_out), recipe,
-            lambda: (found.classes.names, found.classes.titles),
-            lambda count: status.update(f"listing pictures: {count:,}"),
+            lambda: (found.classes.names, found.classes.titles), progress.set,
         )  # fmt: skip
     _print(
         as_json,
@@ -123,10 +122,10 @@ def run(
     planned = read_plan(store)
     i, n = _share(shards)
     found = survey(store, planned)
-    known: dict[int, int] = {}
+    known: Known = {}
     before = count(store, planned, found, known)
     settings = JobSettings(
-        out,
+        absolute(out),
         str(tokenizer.resolve()),
         source and absolute(source),
         device,
@@ -200,16 +199,16 @@ def status(
     """What is done, missing and quarantined, at what rate, and when it will end (--json --watch: a line a look)."""
     store = open_store(out)
     planned = read_plan(store)
-    quarantined: dict[int, int] = {}
-    found = job_status(store, planned, survey(store, planned), quarantined)
+    known: Known = {}
+    found = job_status(store, planned, survey(store, planned), known)
     with Progress("tokenizing", planned.shards, "shards", done=found.done, shown=watch) as progress:
         while watch and found.missing:
-            progress.set(found.done)
-            progress.note(f"{found.quarantined:,} quarantined")
             if as_json:
                 print(json.dumps(found._asdict()), flush=True)
             time.sleep(every)
-            found = job_status(store, planned, survey(store, planned), quarantined)
+            found = job_status(store, planned, survey(store, planned), known)
+            progress.set(found.done)
+            progress.note(f"{found.quarantined:,} quarantined")
     _print(as_json, found._asdict(), f"{out}: {found.text}")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
+from data_pipeline.dataset import Quarantined
 from data_pipeline.parts import Survey, read_parts, rows_in, shard_name, sound_part_bytes
 from data_pipeline.plan import Plan
-from data_pipeline.quarantine import Totals
+from data_pipeline.quarantine import Totals, is_doubtful
 from data_pipeline.storage import Store
 
 _RECENT = 50  # shards that the rate is taken from
@@ -50,23 +51,27 @@ class JobStatus(NamedTuple):
         return "\n".join([*lines, f"first missing: {', '.join(map(str, self.first_missing))}"])
 
 
-def count(store: Store, plan: Plan, found: Survey, quarantined: dict[int, int]) -> Totals:
+Known = dict[int, tuple[Quarantined, ...]]  # shard -> its pictures that could not be read
+
+
+def count(store: Store, plan: Plan, found: Survey, known: Known) -> Totals:
     """What became of the planned pictures, by the sizes of shards and the lists of parts.
 
-    quarantined: of the shards seen so far, which never change; new ones are added. Only parts that name some are read.
+    known: of the shards seen so far, which never change; new ones are added. Only parts that name some are read.
     """
-    new = [k for k, part in found.done.items() if k not in quarantined and part.size != sound_part_bytes(plan, k)]
-    quarantined.update({k: len(part.quarantined) for k, part in zip(new, read_parts(store, plan, new), strict=True)})
+    new = [k for k, part in found.done.items() if k not in known and part.size != sound_part_bytes(plan, k)]
+    known.update({k: part.quarantined for k, part in zip(new, read_parts(store, plan, new), strict=True)})
+    bad = [q for quarantined in known.values() for q in quarantined]
     sizes = (found.shards[shard_name(k)].size if shard_name(k) in found.shards else 0 for k in found.done)
     return Totals(
-        plan.pictures, sum(rows_in(plan, size) for size in sizes), sum(quarantined.values()),
-        sum(plan.rows_of(k) for k in found.missing(plan)),
+        plan.pictures, sum(rows_in(plan, size) for size in sizes), len(bad),
+        sum(plan.rows_of(k) for k in found.missing(plan)), sum(map(is_doubtful, bad)),
     )  # fmt: skip
 
 
-def job_status(store: Store, plan: Plan, found: Survey, quarantined: dict[int, int]) -> JobStatus:
-    """quarantined: as `count` has it."""
-    totals = count(store, plan, found, quarantined)
+def job_status(store: Store, plan: Plan, found: Survey, known: Known) -> JobStatus:
+    """known: as `count` has it."""
+    totals = count(store, plan, found, known)
     times = sorted(entry.modified for entry in found.done.values())[-_RECENT:]
     span = times[-1] - times[0] if times else 0.0
     rate = (len(times) - 1) / span if span > 0 else None

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from data_pipeline.dataset import MANIFEST, Manifest, Quarantined, ShardEntry, manifest_bytes, read_manifest
 from data_pipeline.plan import Plan, shard_pictures
-from data_pipeline.quarantine import Totals, check_bad
+from data_pipeline.quarantine import UNREADABLE, Totals, check_bad
 from data_pipeline.records import Record
 from data_pipeline.shards import END, Layout, picture_indices
 from data_pipeline.storage import Entry, Store
@@ -107,9 +107,7 @@ def _checked(
         raise DataError(f"{store.url}/{shard_name(shard)} is no shard of this plan; remove it, and run again")
     reasons = {q.id: q.reason for q in bad}
     missing = (planned[i].id for i in planned if i not in set(present))
-    return tuple(
-        Quarantined(id=i, reason=reasons.get(i, "unreadable to the worker that made the shard")) for i in missing
-    )
+    return tuple(Quarantined(id=i, reason=reasons.get(i, UNREADABLE)) for i in missing)
 
 
 def read_part(store: Store, plan: Plan, shard: int) -> Part:

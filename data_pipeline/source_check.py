@@ -11,7 +11,7 @@ from data_pipeline.plan import Plan, shard_pictures
 from data_pipeline.storage import AccessDenied, BucketMissing, LocalStore, ObjectMissing, StorageError, Store, TooShort
 
 T = TypeVar("T")
-_SHARDS, _PICTURES, _TARS = 4, 4, 16  # looked for: pictures of so many shards, of so many in each; tars
+_SHARDS, _PICTURES = 4, 4  # looked for: pictures of so many shards, so many in each
 
 
 class SourceCheck:
@@ -21,10 +21,7 @@ class SourceCheck:
         self._out, self._plan, self._source = out, plan, source
 
     def before_work(self) -> None:
-        """Raises StorageError where nothing of what was planned is there, or a tar is not."""
-        for tar in _spread(self._plan.objects, _TARS):
-            if not self._is_there(tar, 0):
-                raise self._tar_is_gone(tar)
+        """Raises StorageError where no picture of a sample is there. (`pictures_store` has looked for the tars.)"""
         self._find_source(None)
 
     def confirm(self, absent: Sequence[Picture], present: Picture | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tarfile
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -134,15 +135,40 @@ def test_a_source_of_which_a_part_is_away(source: Path, tokenizer: VQTokenizer, 
     assert stored(out, planned)[1] <= 0.1 * planned.pictures
 
 
-def test_many_that_are_gone_are_no_matter_of_luck(source: Path, tokenizer: VQTokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (Path.unlink, "gone"),
+        (lambda picture: picture.write_bytes(picture.read_bytes() + b"x"), "more than .* when it was listed"),
+        (lambda picture: picture.write_bytes(b""), "0 bytes, but .* when it was listed"),
+    ],
+)
+def test_many_that_are_not_as_planned_are_no_matter_of_luck(
+    source: Path, tokenizer: VQTokenizer, tmp_path: Path, harm: Callable[[Path], object], reason: str
+) -> None:
     """Two of a shard of ten are below the limit of the job, 10 % of 20, but not of the shard."""
     planned = plan(source, tmp_path / "out", tokenizer, RECIPE, rows=10)
     for _, picture in shard_pictures(open_store(tmp_path / "out"), planned, 1)[:2]:
-        (source / picture.id).unlink()
+        harm(source / picture.id)
     running = job(planned, tmp_path / "out", tokenizer, batch=10, bad_limit=0.1)
-    with pytest.raises(DataError, match=r"2 of the 10 pictures of shard 1 cannot be read, .*: gone .*Put them back"):
+    with pytest.raises(DataError, match=f"2 of the 10 pictures of shard 1 cannot be read, .*: {reason}.*Put them back"):
         list(running.run([0, 1]))
     assert stored(tmp_path / "out", planned) == (10, 0)
+
+
+def test_damaged_pictures_of_earlier_jobs_are_not_taken_for_gone(
+    source: Path, tokenizer: VQTokenizer, tmp_path: Path
+) -> None:
+    """Else a job that was started again would stop where an undisturbed one goes on."""
+    out = open_store(tmp_path / "out")
+    planned = plan(source, tmp_path / "out", tokenizer, RECIPE, rows=5)
+    for _, picture in shard_pictures(out, planned, 0)[:2]:
+        (source / picture.id).write_bytes(bytes(picture.size))
+    (source / shard_pictures(out, planned, 1)[0][1].id).unlink()
+    for shard in (0, 1):
+        before = count(out, planned, survey(out, planned), {})
+        list(job(planned, tmp_path / "out", tokenizer, batch=5, bad_limit=0.2, before=before).run([shard]))
+    assert stored(tmp_path / "out", planned) == (7, 3)
 
 
 def test_a_tar_that_is_gone(source: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path: Path) -> None:
@@ -157,12 +183,13 @@ def test_a_tar_that_is_gone(source: Path, tokenizer: VQTokenizer, tokenizer_file
                 label.size = 1
                 tar.addfile(label, BytesIO(b"0"))
     planned = plan(tars, tmp_path / "out", tokenizer, RECIPE, rows=1)
+    running = small_job(planned, tmp_path / "out", tokenizer)
     (tars / "1.tar").rename(tmp_path / "1.tar")
     settings = JobSettings(str(tmp_path / "out"), str(tokenizer_file), batch=1, bad_limit=1.0)
-    with pytest.raises(StorageError, match=r"1\.tar"):
+    with pytest.raises(StorageError, match=r"there is no tar .*1\.tar"):
         settings.open()
     with pytest.raises(StorageError, match=r"1\.tar: this tar of planned pictures cannot be read"):  # away meanwhile
-        list(small_job(planned, tmp_path / "out", tokenizer).run(range(20)))
+        list(running.run(range(20)))
     assert stored(tmp_path / "out", planned)[1] == 0
     (tmp_path / "1.tar").rename(tars / "1.tar")
     finish(tmp_path / "out", planned, tokenizer)

@@ -1,30 +1,71 @@
-"""A file or folder that a command will write: what cannot be written is refused before the work, not after it."""
+"""Whether a file, a folder or a store can be written: asked before the work, not after it. Nothing is left behind."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+import uuid
 from collections.abc import Collection
 from pathlib import Path
 
-from data_pipeline.storage import StorageError
+from data_pipeline.storage import LocalStore, StorageError, Store
 from model.errors import ConfigError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def check_output(path: Path, suffixes: Collection[str] = ()) -> None:
-    """Writes and makes nothing. suffixes: those of the formats that can be written; any if empty.
+    """By modes alone: no file is made. suffixes: those of the formats that can be written; none for a folder.
 
-    Raises ConfigError for another suffix or a folder in the way, StorageError where nobody may write.
+    Raises ConfigError for another suffix, or a file or folder in the way, StorageError where nobody may write.
     """
     if suffixes and path.suffix.lower() not in suffixes:
         raise ConfigError(f"{path} cannot be written: its name must end in {' or '.join(suffixes)}")
     if suffixes and path.is_dir():
         raise ConfigError(f"{path} cannot be written: it is a folder; name a file")
-    there = path.absolute()
-    while not there.exists():
-        there = there.parent
-    if there != path.absolute() and not there.is_dir():
-        raise ConfigError(f"{path} cannot be written: {there} is a file, not a folder")
+    there = path if suffixes and path.is_file() else _nearest_folder(path)
     if not os.access(there, os.W_OK | (os.X_OK if there.is_dir() else 0)):
         raise StorageError(f"{path} cannot be written: {there} may not be written by you; check its owner and mode")
+
+
+def writable(folder: Path) -> Path:
+    """The nearest folder that is there, if `folder` can be made in it: by writing to it, as a store does.
+
+    Raises ConfigError where a file is in the way, StorageError where it cannot be written.
+    """
+    there = _nearest_folder(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".addp-check-", dir=there) as scratch:
+            LocalStore(Path(scratch)).create("probe", b"addp check")
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error.strerror} in {there}") from error
+    return there
+
+
+def probe(store: Store) -> None:
+    """Put an object, see that it cannot be put again, read it, remove it. Raises StorageError."""
+    name = f"addp-check-{uuid.uuid4().hex}"
+    content = os.urandom(32)
+    store.create(name, content)
+    try:
+        if store.read(name) != content:
+            raise StorageError(f"{store.url}/{name} does not hold what was just written")
+        if store.create(name, b"again"):
+            raise StorageError(
+                f"{store.url} lets an object be overwritten although If-None-Match forbids it: two writers could "
+                "destroy each other's work; use a store with conditional puts"
+            )
+    finally:
+        store.remove(name)
+
+
+def _nearest_folder(path: Path) -> Path:
+    """That `path` is, or would be made in. Raises ConfigError where a file is in the way."""
+    there = path.absolute()
+    while not os.access(there, os.F_OK):  # unlike Path.exists, without an error where a folder may not be entered
+        there = there.parent
+    if not there.is_dir():
+        if there == path.absolute():
+            raise ConfigError(f"{path} cannot be written: it is a file; name a folder")
+        raise ConfigError(f"{path} cannot be written: {there} is a file, not a folder")
+    return there

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 
 from data_pipeline.epochs import EpochSchedule
+from data_pipeline.output import probe, writable
 from data_pipeline.storage import Store, is_remote, open_store
 from model.addp import ADDP
 from model.errors import ADDPError
@@ -26,7 +27,6 @@ from trainer.checkpoint import candidates
 from trainer.config import RunConfig, load_config
 from trainer.objectives import Objective, TokenObjective, load_frozen, make_objective
 from trainer.ownership import agreed_run, holder_of, run_of
-from trainer.probes import probe, writable
 from trainer.progress import read_rewinds, rewinds_on
 from trainer.restore import Expected, foreseen, last_config
 from trainer.run_folder import RunFolder

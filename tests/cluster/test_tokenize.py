@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -217,12 +217,14 @@ def test_a_watcher_sees_a_running_job(pictures: Path, tokenizer_file: Path, tmp_
     out = str(tmp_path / "out")
     plan(pictures, out, tokenizer_file)
     watcher = subprocess.Popen(
-        command("status", out, "--watch", "--every", "0.1", "--json"), stdout=subprocess.PIPE, text=True
-    )
-    time.sleep(1.5)
+        command("status", out, "--watch", "--every", "0.1", "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "ADDP_PROGRESS_SECONDS": "0.01"},
+    )  # fmt: skip
+    assert watcher.stdout is not None and json.loads(watcher.stdout.readline())["missing"] == 20
     succeed("run", out, "--tokenizer", str(tokenizer_file), "--finalize")
-    lines = [json.loads(line) for line in watcher.communicate(timeout=30)[0].splitlines()]
-    assert watcher.returncode == 0 and lines[0]["missing"] == 20 and lines[-1]["missing"] == 0
+    output, progress = watcher.communicate(timeout=120)
+    assert watcher.returncode == 0 and json.loads(output.splitlines()[-1])["missing"] == 0
+    assert progress.splitlines()[-1].startswith("tokenizing: 20 of 20 shards (100%) in")
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ def test_paths_that_will_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=words):
             check_output(tmp_path / name, PICTURES)
+    with pytest.raises(ConfigError, match="it is a file; name a folder"):
+        check_output(tmp_path / "file")
     monkeypatch.setattr("os.access", lambda path, mode: False)  # tests may run as root, who may write anywhere
     with pytest.raises(StorageError, match="check its owner and mode"):
         check_output(tmp_path / "new" / "page.png", PICTURES)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipeline.output import probe
 from data_pipeline.storage import LocalStore, StorageError, open_store
 from model.weights import build, save_network
 from tests.trainer.launching import MAGE, SMALL
@@ -16,7 +17,6 @@ from trainer.checkpoint import MANIFEST, Manifest
 from trainer.checks import Check, check_run
 from trainer.config import RunConfig, load_config
 from trainer.objectives import make_objective
-from trainer.probes import probe
 from trainer.run_folder import RunFolder, step_folder
 from trainer.start import run_facts
 

@@ -186,7 +186,7 @@ class LocalStore:
             if folder and self.root.is_dir():
                 return
             raise BucketMissing(f"there is no folder {self.root}; check the path")
-        yield from (e for e in self._walk(folder, prefix, ()) if e.name.startswith(prefix))
+        yield from self._walk(folder, prefix, ())
 
     def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
         """above: folders that this one lies in (device, inode): a link back to one of them holds nothing new."""
@@ -201,6 +201,8 @@ class LocalStore:
             raise _local_error(error, f"{self.root / folder}") from error
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
+            if not name.startswith(prefix):  # jobs ask for one of thousands of parts, again and again
+                continue
             try:
                 status = entry.stat()
             except OSError as error:
@@ -209,7 +211,7 @@ class LocalStore:
                 yield Entry(name, 0, 0.0)  # a link to nothing, or removed meanwhile: reading it will say so
                 continue
             if stat.S_ISDIR(status.st_mode):
-                if name != SCRATCH and (prefix.startswith(f"{name}/") or name.startswith(prefix)):
+                if name != SCRATCH:
                     yield from self._walk(name, prefix, (*above, here))
             elif stat.S_ISREG(status.st_mode):
                 yield Entry(name, status.st_size, status.st_mtime)

@@ -68,7 +68,7 @@ def test_an_extended_run_is_done_no_more(tokens: Path, store: Store, tmp_path: P
     run, options = tmp_path / "run", [*MAGE, f"data.tokens={tokens}", f"checkpoint.upload={store.url}"]
     output = finish(run, *options, SHORT, processes=1)
     folder = RunFolder(run)
-    assert f"done at step 4: {folder.network}. Next: `addp evaluate {run}`" in output
+    assert f"done at step 4: {folder.network}. Next: `addp evaluate {run} --suite held-out --tokens " in output
     assert folder.is_done and has(store, DONE)
     codes, output = run_world(run, *options, *ENDLESS, processes=1)
     assert codes == [78] and "schedule.total: 4.0 -> 100000.0" in output, output

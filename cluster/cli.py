@@ -97,18 +97,21 @@ def train(
     from cluster.launch import check_hosts, free_port
     from cluster.launch import train as launch
     from trainer.config import load_config
+    from trainer.pretrain import check_ranks
 
-    run = load_config(config, overrides or []).run
+    found = load_config(config, overrides or [])
     arguments = ["--config", str(config.absolute()), *(overrides or [])]
     hosts = choose_hosts(hostfile, 1 if check else processes, free_port(), master_addr) if hostfile else None
+    if not check:
+        check_ranks(found.expect_ranks, hosts.ranks if hosts else processes or 1)
     if hosts:
         hosts.check()
     if check:
         check_hosts(processes or 1, arguments, hosts)
         return
-    if hosts and not any(word.startswith("expect_ranks=") for word in arguments):
+    if hosts and found.expect_ranks is None:
         arguments.append(f"expect_ranks={hosts.ranks}")
-    launch(run, processes or 1, arguments, hosts)
+    launch(found.run, processes or 1, arguments, hosts)
 
 
 @app.command(rich_help_panel=_DATA)

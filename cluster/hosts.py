@@ -100,8 +100,8 @@ class Hosts(NamedTuple):
             where = ["--hostfile", str(self.hostfile.absolute()), "--force_multi", "--no_ssh_check"]
             where += ["--num_gpus", str(self.each)] if self.each else []
             where += ["--master_addr", self.address] if self.address else []
-            # pdsh hands the words to a shell; those with spaces are quoted by the launcher.
-            arguments = [word if " " in word else shlex.quote(word) for word in arguments]
+            # pdsh hands the words to a shell; the launcher puts those with spaces into double quotes.
+            arguments = [re.sub(r"([\\$`])", r"\\\1", word) if " " in word else shlex.quote(word) for word in arguments]
         return [
             sys.executable, "-m", "deepspeed.launcher.runner", *where, "--master_port", str(self.port), "--module",
             module, *arguments,

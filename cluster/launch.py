@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.ending import explain, last_words
 from cluster.hosts import Hosts
+from cluster.postmortem import explain, last_words
 from model.errors import ADDPError
 from trainer.run_folder import EXIT_CONFIG, OWN_CODES, RunFolder
 

@@ -35,10 +35,11 @@ def end_line(config: RunConfig, folder: RunFolder, step: int) -> str:
     """Where the network is, and what comes next."""
     network, run = folder.network, folder.path
     files = f"{network}" + (f", its average {folder.average}" if folder.average.exists() else "")
+    measure = f"`addp evaluate {run} --suite"
     follows = {
-        "tokenizer": f"`addp tokenize plan PICTURES OUT --tokenizer {network}`",
-        "mage": f"an ADDP run with predictor.weights={network}",
-        "addp": f"`addp generate {run}`",
-        "classify": "",
+        "tokenizer": f"{measure} held-out`, `addp tokenize plan PICTURES OUT --tokenizer {network}`",
+        "mage": f"{measure} held-out --tokens TOKENS`, an ADDP run with predictor.weights={network}",
+        "addp": f"{measure} knn --pictures PICTURES`, `addp generate {run}`",
+        "classify": f"{measure} accuracy --pictures PICTURES --held-out 1`",
     }[config.objective]
-    return f"done at step {step}: {files}. Next: " + ", ".join(filter(None, (f"`addp evaluate {run}`", follows)))
+    return f"done at step {step}: {files}. Next: {follows}"

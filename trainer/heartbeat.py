@@ -6,9 +6,9 @@ import faulthandler
 import json
 import os
 import platform
-import sys
 import threading
 import time
+from contextlib import suppress
 
 from trainer import records
 from trainer.run_folder import EXIT_HANG, RunFolder
@@ -71,15 +71,15 @@ class Heartbeat:
         while not self._ended.wait(min(self._hang / 10, 5.0)):
             silent = time.monotonic() - self._beaten
             if silent > self._hang:
-                print(f"error: no progress for {silent:.0f} s in {self.section}; stacks follow", file=sys.stderr)
-                faulthandler.dump_traceback(all_threads=True)
-                record = {"event": "hang", "section": self.section, "step": self.step, "seconds": round(silent)}
-                # In a thread, since a folder that hangs would keep us from the end.
-                writer = threading.Thread(target=self._leave_word, args=(record,), daemon=True)
+                # In a thread, since a console or a folder that hangs would keep us from the end.
+                writer = threading.Thread(target=self._leave_word, args=(round(silent),), daemon=True)
                 writer.start()
                 writer.join(_LAST_WORDS)
                 os._exit(EXIT_HANG)
 
-    def _leave_word(self, record: dict[str, object]) -> None:
-        self._folder.incident(record)
-        self.leave(EXIT_HANG, f"no progress for {record['seconds']} s in {record['section']}")
+    def _leave_word(self, seconds: int) -> None:
+        records.say(f"error: no progress for {seconds} s in {self.section}; stacks follow")
+        with suppress(OSError, ValueError):  # a console that is gone
+            faulthandler.dump_traceback(all_threads=True)
+        self._folder.incident({"event": "hang", "section": self.section, "step": self.step, "seconds": seconds})
+        self.leave(EXIT_HANG, f"no progress for {seconds} s in {self.section}")

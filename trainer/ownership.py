@@ -100,6 +100,7 @@ class Ownership:
         self._claims = Claims(store, lease, FOLDER)
         self._claims.owner |= {"run": self.run, "start": start, "folder": str(folder.path), "since": time.time()}
         self._claim: Claim | None = None
+        self._agreed = False  # whether the store is known to hold no other run
         self._marked = False  # whether the store names this run
         self._watched: dict[str, tuple[int, float]] = {}  # holder -> its beat when first seen, and when that was
 
@@ -108,25 +109,26 @@ class Ownership:
 
         Raises OtherOwner where it lives, or the store is another run's; StorageError.
         """
-        if self._claim is not None:
-            return True
-        if isinstance(self._store, LocalStore):
+        if self._claim is None:
+            if isinstance(self._store, LocalStore):
+                try:
+                    self._store.root.mkdir(parents=True, exist_ok=True)
+                except OSError as error:
+                    raise StorageError(f"{self._store.url} cannot be made: {error.strerror or error}") from error
+            self._claim = self._claims.take(NAME)
+            if self._claim is None:
+                self._watch()
+                return False
+        if not self._agreed:
             try:
-                self._store.root.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise StorageError(f"{self._store.url} cannot be made: {error.strerror or error}") from error
-        claim = self._claims.take(NAME)
-        if claim is None:
-            self._watch()
-            return False
-        try:
-            self._compare()
-        except BaseException:
-            claim.release()
-            raise
-        self._claims.owner["run"] = self.run  # a new one is known only now
-        claim.renew()
-        self._claim = claim
+                self._compare()
+            except OtherOwner:
+                self._claim.release()
+                self._claim = None
+                raise
+            self._claims.owner["run"] = self.run  # a new one is known only now
+            self._claim.renew()
+            self._agreed = True
         return True
 
     def _watch(self) -> None:

@@ -28,11 +28,11 @@ from trainer.stopping import Preempted, StopRequest
 
 
 def check_ranks(expected: int | None, started: int) -> None:
-    """Raises ConfigError where a launcher started another number of ranks than the run is meant for."""
+    """Raises ConfigError where a launcher starts another number of ranks than the run is meant for."""
     if expected is not None and started != expected:
         raise ConfigError(
-            f"expect_ranks = {expected}, but the launcher started {started}; look whether the hostfile is where it was "
-            "said to be (without one, the deepspeed launcher starts on this machine alone), or set expect_ranks"
+            f"expect_ranks = {expected}, but the launcher starts {started}; look whether the hostfile is where it was "
+            "said to be (without one, the deepspeed launcher uses this machine alone), or set expect_ranks"
         )
 
 

@@ -91,6 +91,8 @@ class Run:
             describe_run(self._folder, config, control.world_size, self._operations)
         if self._uploader and self._step < self._total:
             self._uploader.withdraw_end()
+        if self._uploader and self._step:
+            self._uploader.offer(self._step)  # where the last start did not bring it; what is there is not sent again
         self._metrics = Metrics(self._folder, config, self._step, self._total) if control.rank == 0 else None
         if self._metrics:
             self._exit.enter_context(self._metrics)
@@ -244,19 +246,21 @@ class Run:
         )  # fmt: skip
         self._saved = self._step
 
-    def _complete_save(self) -> None:
-        """Save what is not saved yet, and wait until it stands, here and on the store. Raises SaveFailed."""
+    def _complete_save(self) -> bool:
+        """Save what is not saved yet, and wait until it stands, here and on the store. Returns whether the store has it
+        all. Raises SaveFailed."""
         self._save()
         self._saver.drain(lambda: self._heartbeat.beat("save", self._step))
         self._saver.require(self._step)
-        if self._uploader:
-            self._heartbeat.beat("end", self._step)
-            if self._uploader.busy:
-                self._say(f"waits for uploads to {self._config.checkpoint.upload}")
-            for step in self._uploader.close(self._config.checkpoint.patience):
-                self._say(
-                    f"the checkpoint of step {step} is not on {self._config.checkpoint.upload}: see incidents.jsonl"
-                )
+        if self._uploader is None:
+            return True
+        self._heartbeat.beat("end", self._step)
+        if self._uploader.busy:
+            self._say(f"waits for uploads to {self._config.checkpoint.upload}")
+        missing = self._uploader.close(self._config.checkpoint.patience)
+        for step in missing:
+            self._say(f"the checkpoint of step {step} is not on {self._config.checkpoint.upload}: see incidents.jsonl")
+        return not missing
 
     def _end_early(self, flags: Flags, failed: ADDPError | None) -> None:
         reasons = self._control.gather(str(failed) if failed else self._stop.reason())
@@ -277,7 +281,7 @@ class Run:
         raise Preempted(f"at step {self._step} of {self._total} ({reason}); {state}. Start it again to go on")
 
     def _finish(self) -> None:
-        self._complete_save()
+        copied = self._complete_save()
         done = {"step": self._step, "run": self._id, "start": self._session}
 
         def end() -> None:
@@ -286,6 +290,8 @@ class Run:
             conclude(self._folder, self._config.health, self._progress, done)
 
         self._control.on_first(end)
-        if self._uploader:
+        if self._uploader and copied:
             self._uploader.announce_end()
+        elif self._uploader:
+            self._say(f"{self._config.checkpoint.upload} does not call the run complete; run it again to copy the rest")
         self._say(end_line(self._config, self._folder, self._step))

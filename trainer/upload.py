@@ -158,7 +158,7 @@ class Uploader:
             self._changed.notify_all()
 
     def _run(self) -> None:
-        failures = 0
+        failures, told = 0, set[bool]()  # told: that a checkpoint waits, and that a withdrawal does
         self._good = _newest(self._store)
         while True:
             with self._changed:
@@ -171,7 +171,9 @@ class Uploader:
                 self._confirm()
                 if self._withdrawing:
                     self._store.remove(DONE)
-                    self._withdrawing = False
+                    with self._changed:
+                        self._withdrawing = False
+                        self._changed.notify_all()
                 if step is not None:
                     self._bring(step)
             except ConfigError as error:
@@ -183,8 +185,9 @@ class Uploader:
             except StorageError as error:
                 if failures == 0:
                     self._folder.incident({"event": "upload", "step": step, "error": str(error)})
-                    self._say(f"the checkpoint of step {step} is not on {self._store.url} yet: {error}. It is tried "
-                              f"again while training goes on; {self._last_good()}")  # fmt: skip
+                if (step is not None) not in told:
+                    told.add(step is not None)
+                    self._say(self._late(step, error))
                 pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
                 failures += 1
                 with self._changed:
@@ -192,8 +195,10 @@ class Uploader:
                 continue
             if failures:
                 self._folder.incident({"event": "upload recovered", "step": step, "tries": failures + 1})
-                self._say(f"the store answers again: the checkpoint of step {step} is on {self._store.url}")
+                brought = f": the checkpoint of step {step} is on {self._store.url}" if step is not None else ""
+                self._say(f"the store answers again{brought}")
             failures = 0
+            told.clear()
             with self._changed:
                 self._wanted = [s for s in self._wanted if s != step]
                 self._changed.notify_all()
@@ -221,7 +226,9 @@ class Uploader:
             remove(self._store, old)
 
     def announce_end(self) -> None:
-        """For who follows the run on its store."""
+        """For who follows the run on its store, once all is uploaded."""
+        with self._changed:
+            self._withdrawing = False
         try:
             self._confirm()
             self._store.replace(DONE, (self._folder.path / DONE).read_bytes())
@@ -231,6 +238,14 @@ class Uploader:
 
     def _say(self, line: str) -> None:
         records.say(f"{self._folder.path.name}: {line}")
+
+    def _late(self, step: int | None, error: StorageError) -> str:
+        if step is None:
+            return f"{self._store.url} may still call the run complete: {error}. It is tried again meanwhile"
+        return (
+            f"the checkpoint of step {step} is not on {self._store.url} yet: {error}. It is tried again while training "
+            f"goes on; {self._last_good()}"
+        )
 
     def _last_good(self) -> str:
         if self._good is None:
@@ -242,11 +257,11 @@ class Uploader:
         return bool(self._wanted)
 
     def close(self, patience: float) -> list[int]:
-        """Wait until all is uploaded, at most `patience` seconds. Returns the steps that are not."""
+        """Wait until all is uploaded, at most `patience` seconds. Returns the steps of which the copies are missing."""
         deadline = time.monotonic() + patience
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-            while self._wanted and (left := deadline - time.monotonic()) > 0:
+            while (self._wanted or self._withdrawing) and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(min(left, 1.0))
             return list(self._wanted)

@@ -50,9 +50,12 @@ def test_ranks_of_a_hostfile(tmp_path: Path) -> None:
     assert read_hostfile(hostfile) == {"node-1.example": 8, "node_2": 4}
     assert choose_hosts(hostfile, None, 1, None).ranks == 12
     hosts = choose_hosts(hostfile, 4, 29500, "10.0.0.1")
-    command = hosts.command("trainer.pretrain", ["data.mixture={a:1,b:2}", "data.tokens=/with space"])
+    command = hosts.command(
+        "trainer.pretrain", ["data.mixture={a:1,b:2}", "data.tokens=/with space", "run=/a $b `c`\\d"]
+    )
     assert hosts.ranks == 8 and command[command.index("--num_gpus") + 1] == "4" and "--force_multi" in command
-    assert command[-2:] == ["'data.mixture={a:1,b:2}'", "data.tokens=/with space"]  # for the shell on the other side
+    assert command[-3:-1] == ["'data.mixture={a:1,b:2}'", "data.tokens=/with space"]  # for the shell on the other side
+    assert command[-1] == "run=/a \\$b \\`c\\`\\\\d"  # the launcher puts double quotes round it
     with pytest.raises(ConfigError, match="node_2 has 4"):
         choose_hosts(hostfile, 5, 1, None)
     with pytest.raises(ConfigError, match="is no address"):
@@ -63,8 +66,17 @@ def test_ranks_of_a_hostfile(tmp_path: Path) -> None:
 def test_another_number_of_ranks_than_expected_is_refused(tokens: Path, tmp_path: Path) -> None:
     """As where `deepspeed --hostfile` does not find the file, and starts on one machine."""
     codes, output = run_world(tmp_path / "run", *MAGE, f"data.tokens={tokens}", "expect_ranks=16", processes=1)
-    assert codes == [78] and "expect_ranks = 16, but the launcher started 1" in output and "go on" not in output
+    assert codes == [78] and "expect_ranks = 16, but the launcher starts 1" in output and "go on" not in output
     assert not (tmp_path / "run").exists()
+
+
+def test_a_hostfile_with_other_ranks_than_the_run_file_expects_starts_nothing(tmp_path: Path) -> None:
+    hostfile, config = tmp_path / "hosts", tmp_path / "run.yaml"
+    config.write_text("expect_ranks: 16\n")
+    hostfile.write_text("node1 slots=8\n")
+    result = CliRunner().invoke(cli.app, ["train", str(config), f"run={tmp_path}", "--hostfile", str(hostfile)])
+    assert isinstance(result.exception, ConfigError), result.output
+    assert "expect_ranks = 16, but the launcher starts 8" in str(result.exception)
 
 
 def test_secrets_do_not_go_through_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ending import explain, last_words
 from cluster.launch import RunFailed, run_group, train
+from cluster.postmortem import explain, last_words
 from trainer.run_folder import RunFolder
 
 CHILD = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ending import explain
+from cluster.postmortem import explain
 from tests.trainer.comparing import cut_back, incidents, same_end
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage

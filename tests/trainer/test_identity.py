@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.storage import LocalStore, ObjectMissing, Store, open_store
+from data_pipeline.storage import LocalStore, ObjectMissing, StorageError, Store, open_store
 from tests.trainer.comparing import incidents
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import World, finish, run_world
@@ -68,7 +68,7 @@ def test_an_extended_run_is_done_no_more(tokens: Path, store: Store, tmp_path: P
     run, options = tmp_path / "run", [*MAGE, f"data.tokens={tokens}", f"checkpoint.upload={store.url}"]
     output = finish(run, *options, SHORT, processes=1)
     folder = RunFolder(run)
-    assert f"done at step 4: {folder.network}. Next: `addp evaluate {run}`" in output
+    assert f"done at step 4: {folder.network}. Next: `addp evaluate {run} --suite held-out --tokens " in output
     assert folder.is_done and has(store, DONE)
     codes, output = run_world(run, *options, *ENDLESS, processes=1)
     assert codes == [78] and "schedule.total: 4.0 -> 100000.0" in output, output
@@ -162,6 +162,72 @@ def test_a_silent_holder_elsewhere_is_taken_over_and_finds_out(store: Store, tmp
     first.release()
     assert seat(store) == "owner/run.2"
     second.release()
+
+
+def test_a_holder_that_slept_while_others_came_and_went_holds_nothing(store: Store, tmp_path: Path) -> None:
+    first, second, third = (owner_of(store, tmp_path / name, lease=0.2) for name in "abc")
+    assert first.enter() and first._claim is not None
+    first.confirm()
+    first._claim._ended.set()  # asleep: it renews no more
+    first._claim._thread.join()
+    as_elsewhere(store, 7)
+    while not second.enter():
+        time.sleep(0.02)
+    second.release()
+    assert third.enter() and seat(store) == "owner/run.1"  # under the first one's own name
+    first._claim.renew()
+    third.confirm()
+    with pytest.raises(OtherOwner, match="was taken over by process"):
+        first.confirm()
+    first.release()
+    assert seat(store) == "owner/run.1"
+    third.release()
+    with pytest.raises(OtherOwner):  # nor now that nobody holds it
+        first.confirm()
+
+
+class Failing(LocalStore):
+    """Every method fails once, at its `nth` call of all: before it does anything, or after it (an answer is lost)."""
+
+    def __init__(self, root: Path, nth: int, after: bool) -> None:
+        super().__init__(root)
+        self._left, self._after = nth, after
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name not in ("list", "read", "create", "replace", "remove"):
+            return value
+
+        def call(*arguments: Any) -> Any:
+            self._left -= 1
+            if self._left == 0 and not self._after:
+                raise StorageError("no answer")
+            result = value(*arguments)
+            result = list(result) if name == "list" else result
+            if self._left == 0:
+                raise StorageError("no answer")
+            return result
+
+        return call
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_store_that_fails_at_any_moment(after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next try succeeds: what the first one left there is not taken for another's."""
+    monkeypatch.setattr(ownership, "_PATIENCE", 0.0)
+    for nth in range(1, 25):
+        store = Failing(tmp_path / str(nth), nth, after)
+        owner = owner_of(store, tmp_path / "run")
+        failures = 0
+        for _ in range(3):
+            try:
+                owner.confirm()
+            except StorageError:
+                failures += 1
+        assert failures <= 1 and json.loads(LocalStore(store.root).read(RUN))["run"] == owner.run
+        owner.release()
+        if failures:  # else it failed while it was released, or not at all
+            assert not list(LocalStore(store.root).list("owner/"))
 
 
 def as_run(path: Path, run: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,9 @@ from tests.trainer.worlds import World, finish, run_world
 from trainer import checkpoint_admin as admin
 from trainer import upload
 from trainer.checkpoint import MANIFEST
-from trainer.run_folder import RunFolder
-from trainer.upload import remote_steps
+from trainer.config import CheckpointSection
+from trainer.run_folder import DONE, RunFolder
+from trainer.upload import Uploader, remote_steps
 
 EMA = "ema_decay=0.9"
 
@@ -103,6 +105,20 @@ def test_a_store_that_stays_down_is_reported(
     assert codes == [74] and "cannot be made: Not a directory" in output, output
     output = finish(run, *options)
     assert "the checkpoint of step 12 is not on" in output and RunFolder(run).is_done and incidents(run, "upload")
+    assert "does not call the run complete" in output
+    blocked.unlink()
+    finish(run, *options)  # brings what is missing, although nothing is left to train
+    assert remote_steps(LocalStore(blocked / "x")) == [12] and (blocked / "x" / DONE).exists()
+
+
+def test_an_end_is_withdrawn_before_the_run_ends_again(tmp_path: Path) -> None:
+    """Also where it stops before it has a checkpoint to bring."""
+    store = LocalStore(tmp_path / "store")
+    store.create(DONE, b"{}")
+    folder = RunFolder(tmp_path / "run")
+    uploader = Uploader(folder, CheckpointSection(upload=store.url), lambda: time.sleep(0.2))
+    uploader.withdraw_end()
+    assert uploader.close(60) == [] and not list(store.list())
 
 
 def test_admin(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:

@@ -40,10 +40,13 @@ class Claims:
     def take(self, name: str) -> Claim | None:
         """The claim, held until it is released; None while another evaluator holds it. Raises StorageError."""
         prefix, attempts = f"{self._folder}/{name}.", self._attempts(name)
-        if attempts and not self._is_free(f"{prefix}{attempts[-1]}"):
+        newest = f"{prefix}{attempts[-1]}" if attempts else ""
+        if newest and self._is_ours(newest):  # of an earlier try, which the store did not answer to its end
+            return Claim(self, name, newest)
+        if newest and not self._is_free(newest):
             return None
-        target, content = f"{prefix}{attempts[-1] + 1 if attempts else 1}", self._content()
-        if not self._store.create(target, content) and self._read(target) != content:  # equal: an answer was lost
+        target = f"{prefix}{attempts[-1] + 1 if attempts else 1}"
+        if not self._store.create(target, self._content()) and not self._is_ours(target):  # ours: an answer was lost
             return None
         for old in attempts:
             self._store.remove(f"{prefix}{old}")
@@ -80,13 +83,21 @@ class Claims:
         self._beats += 1
         return json.dumps({**self.owner, "beat": self._beats}).encode()
 
+    def holds(self, name: str, target: str) -> bool:
+        """Whether a claim that was taken as `target` is still ours. Raises StorageError."""
+        mine = int(target.rpartition(".")[2])
+        return self._is_ours(target) and all(attempt <= mine for attempt in self._attempts(name))
+
+    def _is_ours(self, target: str) -> bool:
+        content = self._read(target)
+        return bool(content) and json.loads(content).get("holder") == self.owner["holder"]
+
     def renew(self, target: str) -> None:
-        try:
-            self._store.replace(target, self._content())
-        except StorageError as error:
-            log.warning("could not renew %s: %s", target, error)
+        """Raises StorageError."""
+        self._store.replace(target, self._content())
 
     def remove(self, target: str) -> None:
+        """Raises StorageError."""
         self._store.remove(target)
 
     @property
@@ -119,31 +130,42 @@ def _is_gone(owner: dict[str, Any]) -> bool:
 
 
 class Claim:
-    """Held, and renewed by a thread, while the context lasts."""
+    """Held, and renewed by a thread, until it is released. Once lost it stays lost, also where nobody holds it
+    any more: its holder slept while others worked, and must not put its name over theirs."""
 
     def __init__(self, claims: Claims, name: str, target: str) -> None:
         self._claims, self._name, self._target = claims, name, target
+        self._lost = False
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._renew, daemon=True, name="claim")
+        self._thread = threading.Thread(target=self._keep, daemon=True, name="claim")
         self._thread.start()
 
-    def _renew(self) -> None:
+    def _keep(self) -> None:
+        said = False
         while not self._ended.wait(self._claims.pause):
-            self.renew()
+            try:
+                self.renew()
+                said = False
+            except StorageError as error:
+                if not said:  # once for each time that the store is away
+                    log.warning("could not renew %s: %s", self._target, error)
+                said = True
 
     def renew(self) -> None:
-        """Also where what a claim says of its holder has changed."""
-        self._claims.renew(self._target)
+        """Also where what a claim says of its holder has changed. Raises StorageError."""
+        if not self.is_lost():
+            self._claims.renew(self._target)
 
     def is_lost(self) -> bool:
         """Whether it was taken over. Raises StorageError."""
-        holder = self._claims.holder(self._name)
-        return holder is None or holder.get("holder") != self._claims.owner["holder"]
+        self._lost = self._lost or not self._claims.holds(self._name, self._target)
+        return self._lost
 
     def release(self) -> None:
         self._ended.set()
         self._thread.join()
         try:
-            self._claims.remove(self._target)
+            if not self.is_lost():
+                self._claims.remove(self._target)
         except StorageError as error:
             log.warning("could not release %s: %s", self._target, error)

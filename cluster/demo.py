@@ -17,7 +17,7 @@ from data_pipeline.openmoji import render
 from data_pipeline.sources import split_of
 from model.errors import ConfigError
 from trainer.config import RunConfig, load_config
-from trainer.run_folder import RunFolder
+from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _VIEWS = 16  # augmented views of each picture in the token shards
@@ -77,14 +77,19 @@ def run_demo(images: Path | None, out: Path, processes: int, scale: float) -> No
     _console.print(f"the demo took {(time.monotonic() - started) / 60:.1f} minutes in this call")
 
 
-def stage(title: str, done: bool, work: Callable[..., None], *arguments: object) -> None:
+def stage(title: str, done: bool, work: Callable[..., bool | None], *arguments: object) -> None:
+    """work: returns True where it was asked to stop, and nothing may follow. Raises RunFailed then."""
     if done:
         _console.print(f"[dim]{title}: done before")
         return
     _console.rule(title)
     began = time.monotonic()
-    work(*arguments)
+    signalled = work(*arguments)
     _console.print(f"{title}: {time.monotonic() - began:.0f} s")
+    if signalled:
+        error = RunFailed("the demo was asked to stop; the same command goes on from here")
+        error.exit_code = EXIT_PREEMPTED
+        raise error
 
 
 def module(name: str, *arguments: str) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from cluster.hosts import Hosts
 from cluster.postmortem import explain, last_words
@@ -39,7 +40,14 @@ def launcher_command(processes: int, module: str, arguments: Sequence[str]) -> l
     ]  # fmt: skip
 
 
-def run_group(command: Sequence[str]) -> int:
+class Ended(NamedTuple):
+    """signalled: whether somebody wanted an end meanwhile; the command may have come to its own all the same."""
+
+    code: int
+    signalled: bool
+
+
+def run_group(command: Sequence[str]) -> Ended:
     """Run a command in a process group of its own, and take the whole group down with us.
 
     The deepspeed launcher leaves its ranks behind when it is signalled itself; the group reaches them.
@@ -64,7 +72,7 @@ def run_group(command: Sequence[str]) -> int:
             _signal_group(process.pid, signal.SIGTERM)
         while True:
             try:
-                return process.wait(timeout=0.5)
+                return Ended(process.wait(timeout=0.5), bool(stopped_at))
             except subprocess.TimeoutExpired:
                 if stopped_at and time.monotonic() - stopped_at[0] > _GRACE_SECONDS:
                     _signal_group(process.pid, signal.SIGKILL)
@@ -96,8 +104,7 @@ def _end_group(group: int) -> None:
 
 def check_hosts(processes: int, arguments: Sequence[str], hosts: Hosts | None = None) -> None:
     """`trainer.check_hosts` in place of a training. Raises RunFailed where it found something."""
-    code = run_group(_command("trainer.check_hosts", processes, arguments, hosts))
-    if code:
+    if run_group(_command("trainer.check_hosts", processes, arguments, hosts)).code:
         error = RunFailed("these machines cannot train this configuration yet; the reason stands above")
         error.exit_code = EXIT_CONFIG
         raise error
@@ -107,18 +114,21 @@ def _command(module: str, processes: int, arguments: Sequence[str], hosts: Hosts
     return hosts.command(module, arguments) if hosts else launcher_command(processes, module, arguments)
 
 
-def train(run: Path, processes: int, arguments: Sequence[str], hosts: Hosts | None = None) -> None:
+def train(run: Path, processes: int, arguments: Sequence[str], hosts: Hosts | None = None) -> bool:
     """`trainer.pretrain` on `processes` ranks of this machine, or on several. Raises RunFailed, with the run's own exit
     code, unless this start said that the run is done: the deepspeed launcher may exit with 0 although its ranks are
-    gone, or with 1 although they saved."""
+    gone, or with 1 although they saved.
+
+    Returns whether a signal came too late to stop the run: it is done, and whatever was to follow should not start.
+    """
     folder = RunFolder(run)
     before, done_before, words = folder.read_exit(), folder.read_done(), last_words(folder)
-    code = run_group(_command("trainer.pretrain", processes, arguments, hosts))
+    code, signalled = run_group(_command("trainer.pretrain", processes, arguments, hosts))
     after = folder.read_exit()
     own = after["code"] if after is not None and after != before else None
     done = folder.read_done()  # a marker from before this start counts for nothing
     if own == 0 or (own is None and code == 0 and done is not None and done != done_before):
-        return
+        return signalled
     if after is not None and own in OWN_CODES:
         error = RunFailed(f"training in {run} ended: {after['reason']}")
     else:

@@ -121,7 +121,7 @@ def test_under_torchrun(tokens: Path, tmp_path: Path) -> None:
     try:
         trains(run, lambda: process.poll() is None)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         assert gone(run)
     finally:
         kill_group(process)
@@ -144,7 +144,7 @@ def test_addp_train_ends_with_the_run_s_own_code(tokens: Path, tmp_path: Path) -
     try:
         trains(run, lambda: process.poll() is None)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
         assert process.returncode == 75 and "Start it again to go on" in output
         assert gone(run)
     finally:
@@ -166,7 +166,7 @@ def test_addp_train_names_the_rank_that_was_killed(tokens: Path, tmp_path: Path)
         trains(run, lambda: process.poll() is None)
         victim = ranks_of(run)[1]
         os.kill(victim, signal.SIGKILL)
-        output, _ = process.communicate(timeout=90)
+        output, _ = process.communicate(timeout=300)
     finally:
         kill_group(process)
     last = output.splitlines()[-1]

@@ -164,9 +164,6 @@ def demo(
 
 
 def main() -> None:
-    if "parity" in sys.argv[1:2]:  # nothing of ours between the tool and its exit code
-        os.environ[PROGRAM] = "addp parity"
-        os.execv(sys.executable, [sys.executable, "-m", "model.parity", *sys.argv[2:]])
     run_entry(app)
 
 

@@ -120,7 +120,7 @@ def _shared_folder(config: RunConfig | None, control: Control, problems: list[st
     mark = control.gather(config.run / f"check-{uuid.uuid4().hex[:8]}" if config else None)[0]
     if mark is None:
         return ""
-    made = control.rank == 0 and not mark.parent.exists()
+    made = [folder for folder in (mark.parent, *mark.parent.parents) if not folder.exists()]  # innermost first
     if control.rank == 0:
         _tried("the run folder", lambda: _leave(mark), problems)
     control.barrier()
@@ -128,9 +128,9 @@ def _shared_folder(config: RunConfig | None, control: Control, problems: list[st
     control.barrier()
     if control.rank == 0:
         mark.unlink(missing_ok=True)
-        if made:
-            with suppress(OSError):
-                mark.parent.rmdir()
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
     elif not seen:
         problems.append(f"{mark.parent} is not the run folder that rank 0 sees; put it on storage that all hosts share")
     return "shared" if seen else "NOT SHARED"

@@ -54,6 +54,18 @@ def replace(path: Path, content: bytes) -> None:
         _write_all()
 
 
+def read(path: Path) -> bytes:
+    """What the file holds, or will hold once what waits is written; nothing where there is no file. Raises OSError;
+    also where more waits for a file that is not there, since its folder may only be lost for a while."""
+    with _lock:
+        record = _of(path)
+        if record.whole is not None:
+            content = record.whole
+        else:
+            content = path.read_bytes() if record.pieces or path.exists() else b""
+        return content + b"".join(record.pieces)
+
+
 def finish() -> None:
     """A last try. Says what is lost for good."""
     with _lock:

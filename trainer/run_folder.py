@@ -57,13 +57,15 @@ OWN_CODES = range(74, 80)  # any other code is a crash
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
-    """Of metrics.jsonl or incidents.jsonl; a last line that a kill cut short is left out."""
+    """Of metrics.jsonl or incidents.jsonl; what is no record, as a line that a kill cut short, is left out."""
     rows = []
     for line in text.splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 
@@ -197,14 +199,15 @@ class RunFolder:
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will do again."""
         try:
-            kept = [json.dumps(row) for row in self.read_metrics() if row["step"] < step]
+            rows = json_lines(records.read(self.metrics).decode(errors="replace"))
         except OSError as error:
             records.say(
                 f"{self.metrics} cannot be read: {error.strerror or error}. Lines of steps done twice stay in it"
             )
             return
-        if self.metrics.exists():
-            records.replace(self.metrics, "".join(line + "\n" for line in kept).encode())
+        kept = [json.dumps(row) + "\n" for row in rows if isinstance(row.get("step"), int) and row["step"] < step]
+        if self.metrics.exists() or kept:
+            records.replace(self.metrics, "".join(kept).encode())
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,23 @@ records.append(log, b"the last\\n")
     assert [line.partition("log ")[2].split(":")[0][:16] for line in done.stderr.splitlines()] == [
         "cannot be writte", "is written again",
     ]  # fmt: skip
+
+
+def no_room(*_: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_rewind_keeps_the_lines_that_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And drops the later ones, wherever they are, as it does a line that is no record."""
+    folder = RunFolder(tmp_path)
+    records.append(folder.metrics, b'{"step": 0}\n[1]\n{"step": 1}\n{"step": 2}\n')
+    with monkeypatch.context() as full:
+        full.setattr("trainer.records.os.open", no_room)
+        records.append(folder.metrics, b'{"step": 3}\n{"step": 4}\n')
+    folder.rewind_metrics(4)
+    records.append(folder.metrics, b'{"step": 4, "again": 1}\n')
+    assert [row["step"] for row in folder.read_metrics()] == [0, 1, 2, 3, 4]
+    assert folder.read_metrics()[-1]["again"] == 1
 
 
 def test_a_console_that_is_gone_ends_nothing(tokens: Path, tmp_path: Path) -> None:

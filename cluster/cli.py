@@ -164,7 +164,7 @@ def demo(
 
 
 def main() -> None:
-    run_entry(app)
+    run_entry(lambda: app(prog_name="addp"))  # however it was started
 
 
 if __name__ == "__main__":

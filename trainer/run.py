@@ -257,7 +257,9 @@ class Run:
         self._heartbeat.beat("end", self._step)
         if self._uploader.busy:
             self._say(f"waits for uploads to {self._config.checkpoint.upload}")
-        missing = self._uploader.close(self._config.checkpoint.patience)
+        missing = self._uploader.close(
+            self._config.checkpoint.patience, lambda: self._heartbeat.beat("end", self._step)
+        )
         for step in missing:
             self._say(f"the checkpoint of step {step} is not on {self._config.checkpoint.upload}: see incidents.jsonl")
         return not missing

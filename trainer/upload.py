@@ -256,12 +256,16 @@ class Uploader:
     def busy(self) -> bool:
         return bool(self._wanted)
 
-    def close(self, patience: float) -> list[int]:
-        """Wait until all is uploaded, at most `patience` seconds. Returns the steps of which the copies are missing."""
+    def close(self, patience: float, waiting: Callable[[], None]) -> list[int]:
+        """Wait until all is uploaded, at most `patience` seconds. Returns the steps of which the copies are missing.
+
+        waiting: called once a second meanwhile.
+        """
         deadline = time.monotonic() + patience
         with self._changed:
             self._closing = True
             self._changed.notify_all()
             while (self._wanted or self._withdrawing) and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(min(left, 1.0))
+                waiting()
             return list(self._wanted)

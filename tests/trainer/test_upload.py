@@ -118,7 +118,7 @@ def test_an_end_is_withdrawn_before_the_run_ends_again(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     uploader = Uploader(folder, CheckpointSection(upload=store.url), lambda: time.sleep(0.2))
     uploader.withdraw_end()
-    assert uploader.close(60) == [] and not list(store.list())
+    assert uploader.close(60, lambda: None) == [] and not list(store.list())
 
 
 def test_admin(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Claims:
         """Who holds a claim; None where nobody does, or it is released this moment. Raises StorageError."""
         attempts = self._attempts(name)
         content = self._read(f"{self._folder}/{name}.{attempts[-1]}") if attempts else b""
-        return json.loads(content) if content else None
+        return _record(content)
 
     def _is_free(self, target: str) -> bool:
         content = self._read(target)
@@ -75,9 +75,10 @@ class Claims:
             return False  # released this moment: the next look will tell
         before, since = self._seen.get(target, (b"", 0.0))
         if content != before:
-            self._seen[target] = (content, time.monotonic())
-            return _is_gone(json.loads(content))
-        return time.monotonic() - since > self._lease or _is_gone(json.loads(content))
+            since = time.monotonic()
+            self._seen[target] = (content, since)
+        owner = _record(content)  # what is no claim shows no sign of life either
+        return time.monotonic() - since > self._lease or (owner is not None and _is_gone(owner))
 
     def _content(self) -> bytes:
         self._beats += 1
@@ -90,7 +91,8 @@ class Claims:
 
     def _is_ours(self, target: str) -> bool:
         content = self._read(target)
-        return bool(content) and json.loads(content).get("holder") == self.owner["holder"]
+        owner = _record(content)
+        return owner is not None and owner.get("holder") == self.owner["holder"]
 
     def renew(self, target: str) -> None:
         """Raises StorageError."""
@@ -103,6 +105,15 @@ class Claims:
     @property
     def pause(self) -> float:
         return self._lease / 4
+
+
+def _record(content: bytes) -> dict[str, Any] | None:
+    """What a claim says of its holder; None where it is no claim, as after a foreign write."""
+    try:
+        owner = json.loads(content)
+    except ValueError:
+        return None
+    return owner if isinstance(owner, dict) and {"host", "process", "started", "beat"} <= owner.keys() else None
 
 
 def _machine() -> str:

@@ -86,3 +86,15 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(store: Store) -> None:
     assert claim is not None
     claim.release()
     holder.release()
+
+
+def test_what_is_no_claim_is_waited_for_and_then_replaced(store: Store) -> None:
+    """As a foreign write leaves it behind."""
+    for content in (b"not JSON", b"[1]", b"{}"):
+        store.replace(f"{FOLDER}/step-1.1", content)
+        claims = Claims(store, 0.05)
+        assert claims.take("step-1") is None and claims.holder("step-1") is None
+        while (claim := claims.take("step-1")) is None:
+            time.sleep(0.02)
+        claim.release()
+        assert not list(store.list(FOLDER))

@@ -104,7 +104,7 @@ class OptimizerSection(Section):
     betas: tuple[float, float] = Field((0.9, 0.95), description="moment decays; LARS takes the first as momentum")
     eps: float = Field(1e-8, gt=0, description="added to the root of the second moment (adamw, lamb)")
     trust: float = Field(0.001, gt=0, description="LARS: step length of a layer over the length of its weights")
-    weight_decay: float = Field(0.05, ge=0, description="on tensors of two or more dimensions")
+    weight_decay: float = Field(0.05, ge=0, description="on tensors of two or more dimensions that are no biases")
     clip: float = Field(3.0, ge=0, description="largest gradient norm; 0 does not clip")
 
 

@@ -220,10 +220,15 @@ def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] 
         if not equals:
             raise ConfigError(f"{override!r} is no override; write key=value, as in batch.micro=32")
         _set(values, key.split("."), yaml.safe_load(value), override)
+    return checked_config(values, str(path or "the command line"))
+
+
+def checked_config(values: dict[str, Any], source: str) -> RunConfig:
+    """source: where the values come from, for messages. Raises as `load_config` does."""
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, str(path or "the command line"))) from error
+        raise ConfigError(_explain(error, source)) from error
     _check_together(config)
     return config.model_copy(update={"run": config.run.absolute()})
 

@@ -72,6 +72,7 @@ def deepspeed_config(config: RunConfig, accumulation: int, world_size: int, para
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": config.optimizer.clip if config.zero_stage else 0.0,  # without ZeRO: see optimizer_step
         "zero_optimization": zero,
+        "communication_data_type": "fp32",  # else gradients are summed over ranks in the precision of the network
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,

@@ -28,6 +28,7 @@ from model.denoising import FrozenNetworks
 from model.entry import run_entry
 from model.errors import ADDPError, ConfigError, WeightsError
 from model.masking import DenoisingMasks
+from model.precision import keep_float32
 from model.predictor import TokenPredictor
 from model.sampler import Generation, SamplerConfig, advance, mask_length, next_image
 from model.vq import VQTokenizer
@@ -117,8 +118,7 @@ def compare(folder: Path, device: str = "cpu", dtype: str = "float32") -> dict[s
         ) from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    keep_float32()
     torch_dtype: torch.dtype = getattr(torch, dtype)
     frozen, addp = build_networks(folder, meta)
     frozen.to(device, torch_dtype)

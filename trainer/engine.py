@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.errors import ConfigError
+from model.precision import keep_float32
 from trainer.checkpoint import AVERAGE, WEIGHTS
 from trainer.config import RunConfig
 from trainer.ema import WeightAverage
@@ -34,6 +35,7 @@ def start_distributed() -> tuple[int, int, torch.device]:
     """(rank, world size, device) of this process, from the launcher's environment; a lone process is its own world."""
     import deepspeed
 
+    keep_float32()
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
     for name, alone in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):

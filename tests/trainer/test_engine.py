@@ -1,4 +1,4 @@
-"""What an engine computes in: gradients are summed in float32, and the optimizer's state is float32."""
+"""What an engine computes in: float32 is float32, sums of gradients and the optimizer's state are float32."""
 
 from __future__ import annotations
 
@@ -66,6 +66,20 @@ def test_sums_and_states_are_float32(stage: int, tmp_path: Path) -> None:
     seen = json.loads(out.read_text())
     assert seen["engine"] == "torch.float32" and seen["summed"] == ["torch.float32"], seen
     assert seen["state"] == [f"{kind} torch.float32" for kind in ("exp_avg", "exp_avg_sq", "weights")]
+
+
+def start(arguments: list[str]) -> int:
+    """A rank where TF32 was allowed, which says whether it still is."""
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    start_distributed()
+    print("after the start:", torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision(), flush=True)
+    return 0
+
+
+def test_training_uses_no_tf32(tmp_path: Path) -> None:
+    codes, output = Ranks(start, [], 1, tmp_path / "log").wait()
+    assert codes == [0] and "after the start: False highest" in output
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cluster import check, checkpoints, data, tokenize, weights
+from cluster import check, checkpoints, data, parity, tokenize, weights
 from model.entry import run_entry
 from trainer.command import PROGRAM
 
@@ -29,6 +29,7 @@ app.command(rich_help_panel=_TRAIN)(check.check)
 app.command(rich_help_panel=_TRAIN)(checkpoints.checkpoints)
 app.command(rich_help_panel=_USE)(weights.export)
 app.command("import", rich_help_panel=_USE)(weights.import_weights)
+app.command(rich_help_panel=_TRY)(parity.parity)
 
 # Commands that are modules of their own; `addp NAME --help` is the module's help.
 MODULES = {
@@ -38,7 +39,6 @@ MODULES = {
     "evaluate": ("trainer.evaluation.evaluate", _USE, "Measure checkpoints: FID, kNN, linear probe; --follow a run."),
     "plan": ("trainer.planning", _TRAIN, "Say what a run will take: batch arithmetic, memory, days, checkpoints."),
     "report": ("trainer.evaluation.report", _USE, "Write one self-contained HTML page about a run, or several."),
-    "parity": ("model.parity", _TRY, "Prove a machine, dtype or backend against the reference's outputs."),
 }  # fmt: skip
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 

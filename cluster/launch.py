@@ -47,8 +47,8 @@ class Ended(NamedTuple):
     signalled: bool
 
 
-def run_group(command: Sequence[str]) -> Ended:
-    """Run a command in a process group of its own, and take the whole group down with us.
+def run_group(command: Sequence[str], stdout: int | None = None) -> Ended:
+    """Run a command in a process group of its own, and take the whole group down with us. stdout: in place of ours.
 
     The deepspeed launcher leaves its ranks behind when it is signalled itself; the group reaches them.
     """
@@ -66,7 +66,7 @@ def run_group(command: Sequence[str]) -> Ended:
     # Before the start: a signal in between would otherwise end us and leave the group behind.
     previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
-        process = subprocess.Popen(list(command), start_new_session=True, env=environment)
+        process = subprocess.Popen(list(command), start_new_session=True, env=environment, stdout=stdout)
         group.append(process.pid)
         if stopped_at:
             _signal_group(process.pid, signal.SIGTERM)

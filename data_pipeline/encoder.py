@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.plan import Precision
+from model.precision import keep_float32
 from model.vq import VQTokenizer
 
 
@@ -24,6 +25,7 @@ class TokenEncoder:
         self, tokenizer: VQTokenizer, *, device: str = "cpu", batch: int = 128, precision: Precision = "fp32",
         compiled: bool = False,
     ) -> None:  # fmt: skip
+        keep_float32()
         self.config = tokenizer.config
         self.batch = batch
         self.device = torch.device(device)

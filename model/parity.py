@@ -28,6 +28,7 @@ from model.denoising import FrozenNetworks
 from model.entry import run_entry
 from model.errors import ADDPError, ConfigError, WeightsError
 from model.masking import DenoisingMasks
+from model.precision import keep_float32
 from model.predictor import TokenPredictor
 from model.sampler import Generation, SamplerConfig, advance, mask_length, next_image
 from model.vq import VQTokenizer
@@ -46,7 +47,7 @@ TOLERANCES: dict[str, dict[str, float]] = {
 _LOSS_SCALE = {"float16": 2.0**12}  # as in training: float16 gradients would underflow
 
 
-class _Ledger:
+class Ledger:
     """Deviations found so far; a quantity seen several times keeps its largest."""
 
     def __init__(self, tolerances: dict[str, float]) -> None:
@@ -54,8 +55,9 @@ class _Ledger:
         self.rows: dict[str, dict[str, Any]] = {}
 
     def add(self, name: str, group: str, deviation: float) -> None:
-        tolerance = self.tolerances[group]
-        self.rows[name] = {"deviation": deviation, "tolerance": tolerance, "holds": deviation <= tolerance}
+        tolerance, seen = self.tolerances[group], self.rows.get(name)
+        if seen is None or not (math.isnan(seen["deviation"]) or deviation <= seen["deviation"]):
+            self.rows[name] = {"deviation": deviation, "tolerance": tolerance, "holds": deviation <= tolerance}
 
     def tensor(self, name: str, group: str, ours: Tensor, reference: Tensor) -> None:
         """Largest absolute difference over the reference's largest absolute value."""
@@ -66,6 +68,14 @@ class _Ledger:
     def ids(self, name: str, ours: Tensor, reference: Tensor) -> None:
         """Share of ids that differ."""
         self.add(name, "ids", float((ours.cpu().long() != reference.long()).double().mean()))
+
+    def report(self, folder: Path, device: str, dtype: str, **more: Any) -> dict[str, Any]:
+        """What a parity command prints, and `verdict` sums up."""
+        return {
+            "folder": folder.name, "device": device, "dtype": dtype, "torch": torch.__version__,
+            "attention": backend_for(torch.device(device).type), **more,
+            "holds": all(row["holds"] for row in self.rows.values()), "quantities": self.rows,
+        }  # fmt: skip
 
 
 def build_networks(folder: Path, meta: dict[str, Any]) -> tuple[FrozenNetworks, ADDP]:
@@ -108,27 +118,22 @@ def compare(folder: Path, device: str = "cpu", dtype: str = "float32") -> dict[s
         ) from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    keep_float32()
     torch_dtype: torch.dtype = getattr(torch, dtype)
     frozen, addp = build_networks(folder, meta)
     frozen.to(device, torch_dtype)
     addp.to(device, torch_dtype)
-    ledger = _Ledger(TOLERANCES[dtype])
+    ledger = Ledger(TOLERANCES[dtype])
     image, ids = io["image"].to(device, torch_dtype), io["token_indices"].long().to(device)
     _compare_tokenizer(ledger, frozen.tokenizer, image, io)
     _compare_step(ledger, frozen, addp, ids, io, meta)
     if "generation" in meta:
         _compare_generation(ledger, frozen.tokenizer, addp, image, ids, io, meta)
-    return {
-        "folder": folder.name, "device": device, "dtype": dtype, "torch": torch.__version__,
-        "attention": backend_for(torch.device(device).type),
-        "holds": all(row["holds"] for row in ledger.rows.values()), "quantities": ledger.rows,
-    }  # fmt: skip
+    return ledger.report(folder, device, dtype)
 
 
 @torch.no_grad()
-def _compare_tokenizer(ledger: _Ledger, tokenizer: VQTokenizer, image: Tensor, io: dict[str, Tensor]) -> None:
+def _compare_tokenizer(ledger: Ledger, tokenizer: VQTokenizer, image: Tensor, io: dict[str, Tensor]) -> None:
     ids = tokenizer.encode(image)
     ledger.ids("token_indices", ids, io["token_indices"])
     z0 = tokenizer.embed(io["token_indices"].long().to(image.device))
@@ -137,7 +142,7 @@ def _compare_tokenizer(ledger: _Ledger, tokenizer: VQTokenizer, image: Tensor, i
 
 
 def _compare_step(
-    ledger: _Ledger, frozen: FrozenNetworks, addp: ADDP, ids: Tensor, io: dict[str, Tensor], meta: dict[str, Any]
+    ledger: Ledger, frozen: FrozenNetworks, addp: ADDP, ids: Tensor, io: dict[str, Tensor], meta: dict[str, Any]
 ) -> None:
     mask_t, mask_next = (io[name].bool().to(ids.device) for name in ("mask_t", "mask_t_next"))
     noisy = frozen(ids, DenoisingMasks(mask_t, mask_next, int(mask_t[0].sum())))
@@ -167,7 +172,7 @@ def _compare_step(
 
 @torch.no_grad()
 def _compare_generation(
-    ledger: _Ledger, tokenizer: VQTokenizer, addp: ADDP, image: Tensor, ids: Tensor, io: dict[str, Tensor],
+    ledger: Ledger, tokenizer: VQTokenizer, addp: ADDP, image: Tensor, ids: Tensor, io: dict[str, Tensor],
     meta: dict[str, Any],
 ) -> None:  # fmt: skip
     g = meta["generation"]
@@ -190,7 +195,7 @@ def _compare_generation(
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """Of a report of `compare`, in one line; it names what is furthest off for its bound."""
+    """Of a `Ledger.report`, in one line; it names what is furthest off for its bound."""
     where = f"({report['dtype']}, {report['device']})"
     rows: dict[str, dict[str, Any]] = report["quantities"]
     if report["holds"]:

@@ -104,7 +104,7 @@ class OptimizerSection(Section):
     betas: tuple[float, float] = Field((0.9, 0.95), description="moment decays; LARS takes the first as momentum")
     eps: float = Field(1e-8, gt=0, description="added to the root of the second moment (adamw, lamb)")
     trust: float = Field(0.001, gt=0, description="LARS: step length of a layer over the length of its weights")
-    weight_decay: float = Field(0.05, ge=0, description="on tensors of two or more dimensions")
+    weight_decay: float = Field(0.05, ge=0, description="on tensors of two or more dimensions that are no biases")
     clip: float = Field(3.0, ge=0, description="largest gradient norm; 0 does not clip")
 
 
@@ -220,10 +220,15 @@ def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] 
         if not equals:
             raise ConfigError(f"{override!r} is no override; write key=value, as in batch.micro=32")
         _set(values, key.split("."), yaml.safe_load(value), override)
+    return checked_config(values, str(path or "the command line"))
+
+
+def checked_config(values: dict[str, Any], source: str) -> RunConfig:
+    """source: where the values come from, for messages. Raises as `load_config` does."""
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, str(path or "the command line"))) from error
+        raise ConfigError(_explain(error, source)) from error
     _check_together(config)
     return config.model_copy(update={"run": config.run.absolute()})
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from data_pipeline.storage import StorageError
 from model.errors import ADDPError
+from model.precision import keep_float32
 from trainer.host_memory import keep_freed_memory
 
 T = TypeVar("T")
@@ -25,7 +26,8 @@ _LONG = 7 * 24 * 3600.0  # where hangs are not to be ended
 
 
 def own_device() -> torch.device:
-    """This rank's GPU, or the CPU."""
+    """This rank's GPU, or the CPU; float32 is float32 on it."""
+    keep_float32()
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     keep_freed_memory()

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.errors import ConfigError
+from model.precision import keep_float32
 from trainer.checkpoint import AVERAGE, WEIGHTS
 from trainer.config import RunConfig
 from trainer.ema import WeightAverage
@@ -34,6 +35,7 @@ def start_distributed() -> tuple[int, int, torch.device]:
     """(rank, world size, device) of this process, from the launcher's environment; a lone process is its own world."""
     import deepspeed
 
+    keep_float32()
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "29500")
     for name, alone in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
@@ -72,6 +74,7 @@ def deepspeed_config(config: RunConfig, accumulation: int, world_size: int, para
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": config.optimizer.clip if config.zero_stage else 0.0,  # without ZeRO: see optimizer_step
         "zero_optimization": zero,
+        "communication_data_type": "fp32",  # else gradients are summed over ranks in the precision of the network
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,

@@ -19,7 +19,7 @@ from data_pipeline.sources import split_of
 from model.addp import ADDP
 from model.denoising import FrozenNetworks
 from model.errors import ConfigError
-from model.masking import denoising_masks, mage_masks
+from model.masking import DenoisingMasks, denoising_masks, mage_masks
 from model.predictor import TokenPredictor
 from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
@@ -176,6 +176,22 @@ def load_frozen(config: RunConfig) -> FrozenNetworks:
     return FrozenNetworks(tokenizer, predictor)
 
 
+def frozen_dtype(config: RunConfig) -> torch.dtype:
+    """That the frozen networks of an ADDP run compute in."""
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+
+def denoising_inputs(
+    frozen: FrozenNetworks, ids: Tensor, masks: DenoisingMasks, smoothing: float, weights: Tensor | None = None
+) -> Inputs:
+    """Of the ADDP network, from what the frozen ones make of ids (B, L) and masks, all on their device."""
+    noisy = frozen(ids, masks)
+    return {
+        "images": noisy.x_t, "ids": ids, "mask": masks.mask_t, "target": noisy.target, "smoothing": smoothing,
+        "visible_count": ids.shape[1] - masks.masked, "weights": weights,
+    }  # fmt: skip
+
+
 class ADDPObjective(TokenObjective):
     """Tokens -> noisy pixels -> tokens (algorithm 1)."""
 
@@ -183,7 +199,7 @@ class ADDPObjective(TokenObjective):
         frozen = load_frozen(config)
         self.frozen = {"tokenizer": fingerprint(frozen.tokenizer), "predictor": fingerprint(frozen.predictor)}
         super().__init__(config, self.frozen["tokenizer"])
-        self.frozen_networks = frozen.to(torch.bfloat16 if config.precision == "bf16" else torch.float32)
+        self.frozen_networks = frozen.to(frozen_dtype(config))
         network = ADDP(config.geometry, config.addp.sizes)
         self.start_output_bias(network.mlm_layer.bias)
         self.result: Network = network
@@ -194,12 +210,8 @@ class ADDPObjective(TokenObjective):
         ids = _on(device, batch.ids.astype("int64"))
         masks = denoising_masks(self.config.seed, step, batch.start, *ids.shape)
         masks = masks._replace(mask_t=masks.mask_t.to(device), mask_next=masks.mask_next.to(device))
-        noisy = self.frozen_networks(ids, masks)
-        return {
-            "images": noisy.x_t, "ids": ids, "mask": masks.mask_t, "target": noisy.target,
-            "smoothing": self.config.label_smoothing, "visible_count": ids.shape[1] - masks.masked,
-            "weights": _weights(batch, device),
-        }  # fmt: skip
+        weights = _weights(batch, device)
+        return denoising_inputs(self.frozen_networks, ids, masks, self.config.label_smoothing, weights)
 
 
 def make_objective(config: RunConfig) -> Objective:

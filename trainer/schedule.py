@@ -63,7 +63,9 @@ def _list(values: list[int]) -> str:
 
 
 def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: RunConfig) -> list[dict[str, Any]]:
-    """Weight decay on tensors of two or more dimensions; biases and one-dimensional tensors have none.
+    """Weight decay, and the adaptation of LAMB and LARS, on tensors of two or more dimensions that are no biases.
+
+    The reference takes timm's rule, for which a bias is what is named so: the vocabulary's has the shape (1, 1, V).
 
     A classifier that is fine-tuned also has a group for each layer, with its `scale` of the learning rate, and no decay
     on positions and class token (BEiT, arXiv 2106.08254, and MAE, arXiv 2111.06377).
@@ -72,7 +74,8 @@ def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: Run
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters:
         if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and not (depth is not None and name in ("pos_embed", "cls_token"))
+            decays = parameter.ndim >= 2 and not name.endswith(".bias")
+            decays = decays and not (depth is not None and name in ("pos_embed", "cls_token"))
             groups.setdefault((layer_of(name, depth) if depth is not None else 0, not decays), []).append(parameter)
     return [
         {

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from data_pipeline.epochs import EpochSchedule
+from model.addp import ADDP
+from model.config import Geometry, TransformerConfig
 from model.errors import ConfigError
+from model.predictor import TokenPredictor
 from trainer.config import RunConfig, ScheduleSection
 from trainer.schedule import accumulation_steps, learning_rate, parameter_groups, total_steps
 
@@ -61,3 +64,16 @@ def test_weight_decay_spares_biases_and_norms() -> None:
     decayed, spared = parameter_groups(module.named_parameters(), RunConfig())
     assert {tuple(p.shape) for p in decayed["params"]} == {(4, 3), (1, 5, 4)} and decayed["weight_decay"] == 0.05
     assert all(p.ndim == 1 for p in spared["params"]) and len(spared["params"]) == 4 and spared["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("kind", [ADDP, TokenPredictor])
+def test_weight_decay_spares_what_the_reference_spares(kind: type[ADDP | TokenPredictor]) -> None:
+    """By its name also the bias over the vocabulary, which has three dimensions; LAMB and LARS do not adapt it."""
+    with torch.device("meta"):
+        network = kind(Geometry(), TransformerConfig(size="tiny"))  # type: ignore[call-arg]
+    names = {p: name for name, p in network.named_parameters()}
+    decayed, spared = parameter_groups(network.named_parameters(), RunConfig())
+    found = {names[p] for p in spared["params"]}
+    assert "mlm_layer.bias" in found and spared["weight_decay"] == 0 and not spared["adapt"]
+    assert found == {name for p, name in names.items() if p.ndim <= 1 or name.endswith(".bias")}
+    assert {names[p] for p in decayed["params"]} == set(names.values()) - found and decayed["adapt"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 from cluster.launch import free_port
 from tests.trainer.launching import SMALL
 from tests.trainer.sabotage import Sabotage
+from trainer.pretrain import run_and_leave
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([
@@ -24,7 +26,7 @@ CONTEXT.set_forkserver_preload([
 
 def _rank(
     rank: int, world: int, port: int, arguments: Sequence[str], sabotage: Sabotage | None, log: str,
-    environment: dict[str, str],
+    environment: dict[str, str], main: Callable[[list[str]], int],
 ) -> None:  # fmt: skip
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
@@ -36,9 +38,7 @@ def _rank(
     )
     if sabotage:
         sabotage.install(rank)
-    from trainer.pretrain import run_and_leave
-
-    run_and_leave(list(arguments))
+    sys.exit(main(list(arguments)))
 
 
 class Outcome(NamedTuple):
@@ -48,17 +48,19 @@ class Outcome(NamedTuple):
     output: str
 
 
-class World:
-    """Ranks that run."""
+class Ranks:
+    """Processes that each call `main`, and write what they say to `log`."""
 
-    def __init__(self, run: Path, overrides: Sequence[str], processes: int, sabotage: Sabotage | None) -> None:
-        run.parent.mkdir(parents=True, exist_ok=True)
-        self.log = run.parent / f"{run.name}.log"
+    def __init__(
+        self, main: Callable[[list[str]], int], arguments: Sequence[str], processes: int, log: Path,
+        sabotage: Sabotage | None = None,
+    ) -> None:  # fmt: skip
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.log = log
         self.log.write_text("")
-        arguments = [f"run={run}", *SMALL, *overrides]
         port, environment = free_port(), {**os.environ, "DS_ACCELERATOR": "cpu"}
         self.ranks: list[ForkServerProcess] = [
-            CONTEXT.Process(target=_rank, args=(r, processes, port, arguments, sabotage, str(self.log), environment))
+            CONTEXT.Process(target=_rank, args=(r, processes, port, arguments, sabotage, str(log), environment, main))
             for r in range(processes)
         ]
         for rank in self.ranks:
@@ -89,6 +91,14 @@ class World:
         while not path.exists():
             assert time.monotonic() < deadline and self.alive(), f"{path} did not appear:\n{self.log.read_text()}"
             time.sleep(0.005)
+
+
+class World(Ranks):
+    """Ranks of a run."""
+
+    def __init__(self, run: Path, overrides: Sequence[str], processes: int, sabotage: Sabotage | None) -> None:
+        log = run.parent / f"{run.name}.log"
+        super().__init__(run_and_leave, [f"run={run}", *SMALL, *overrides], processes, log, sabotage)
 
 
 def run_world(

@@ -48,7 +48,7 @@ def parity(
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
         command = launcher_command(processes, "trainer.trajectory", [*arguments, "--report", str(report)])
-        code = run_group(command, stdout=2)  # the launcher's own words stay out of the JSON
+        code = run_group(command, stdout=2).code  # the launcher's own words stay out of the JSON
         if not report.is_file():
             error = RunFailed("the replay ended without a report; the reason stands above")
             error.exit_code = code or RunFailed.exit_code

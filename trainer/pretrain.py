@@ -14,6 +14,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +26,10 @@ from trainer.config import RunConfig, load_config
 from trainer.heartbeat import Heartbeat
 from trainer.run_folder import LOST_RANK, RunFolder
 from trainer.stopping import Preempted, StopRequest
+
+# Launchers look at their ranks once a second, and pass on the code of one that ended. A rank that ends only since
+# another did leaves later, so that the code they find, and the signal in it, are those of the other.
+_LAUNCHER_LOOKS = 1.5
 
 
 def check_ranks(expected: int | None, started: int) -> None:
@@ -94,6 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
     if heartbeat is not None:
         heartbeat.leave(code, reason)
     records.finish()
+    if reason.startswith(LOST_RANK):
+        time.sleep(_LAUNCHER_LOOKS)
     return code
 
 

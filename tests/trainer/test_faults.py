@@ -29,7 +29,7 @@ POINTS = {
     "5 manifest renamed": (Sabotage("os.rename", ("step-00000008.", MANIFEST)), 4),
     "6 checkpoint renamed": (Sabotage("os.rename", ("step-00000008.", "step-00000008'")), 4),
     "7 folder synced": (Sabotage("open", ("/checkpoints'",), nth=3), 8),
-    "8 its step noted": (Sabotage("open", ("published.",), nth=2), 8),
+    "8 its step noted": (Sabotage("open", ("published.",), nth=4), 8),
     "9 old manifest removed": (Sabotage("os.remove", ("step-00000004", MANIFEST)), 12),
     "10 old folder removed": (Sabotage("shutil.rmtree", ("step-00000004",)), 12),
     "11 old file removed": (Sabotage("os.remove", ("rank-00000",)), 12),

@@ -62,7 +62,8 @@ def probe(store: Store) -> None:
 def _nearest_folder(path: Path) -> Path:
     """That `path` is, or would be made in. Raises ConfigError where a file is in the way."""
     there = path.absolute()
-    while not os.access(there, os.F_OK):  # unlike Path.exists, without an error where a folder may not be entered
+    # Unlike Path.exists, os.access raises no error where a folder may not be entered.
+    while not os.access(there, os.F_OK) and there != there.parent:
         there = there.parent
     if not there.is_dir():
         if there == path.absolute():

@@ -128,19 +128,24 @@ def test_under_torchrun(tokens: Path, tmp_path: Path) -> None:
     assert saved_once(run) > 0
 
 
+def addp_train(run: Path, tokens: Path) -> subprocess.Popen[str]:
+    file = run.with_name("run.yaml")
+    file.write_text("{}")
+    command = [
+        sys.executable, "-m", "cluster.cli", "train", str(file), f"run={run}", *SMALL, *MAGE, *LONG,
+        f"data.tokens={tokens}", "--processes", "2",
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
 def test_addp_train_ends_with_the_run_s_own_code(tokens: Path, tmp_path: Path) -> None:
     """Although the folder was once complete, as an extended run's is."""
     run = tmp_path / "run"
     run.mkdir()
     RunFolder(run).mark_done({"step": 1})
-    (tmp_path / "run.yaml").write_text("{}")
-    command = [
-        sys.executable, "-m", "cluster.cli", "train", str(tmp_path / "run.yaml"), f"run={run}", *SMALL, *MAGE, *LONG,
-        f"data.tokens={tokens}", "--processes", "2",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    process = addp_train(run, tokens)
     try:
         trains(run, lambda: process.poll() is None)
         process.send_signal(signal.SIGINT)
@@ -154,14 +159,7 @@ def test_addp_train_ends_with_the_run_s_own_code(tokens: Path, tmp_path: Path) -
 
 def test_addp_train_names_the_rank_that_was_killed(tokens: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    (tmp_path / "run.yaml").write_text("{}")
-    command = [
-        sys.executable, "-m", "cluster.cli", "train", str(tmp_path / "run.yaml"), f"run={run}", *SMALL, *MAGE, *LONG,
-        f"data.tokens={tokens}", "--processes", "2",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    process = addp_train(run, tokens)
     try:
         trains(run, lambda: process.poll() is None)
         victim = ranks_of(run)[1]

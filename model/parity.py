@@ -26,7 +26,7 @@ from model.attention import backend_for
 from model.config import Geometry, TokenizerConfig, TransformerConfig
 from model.denoising import FrozenNetworks
 from model.entry import run_entry
-from model.errors import ADDPError, ConfigError, WeightsError
+from model.errors import ConfigError, WeightsError
 from model.masking import DenoisingMasks
 from model.precision import keep_float32
 from model.predictor import TokenPredictor
@@ -222,11 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default cpu)")
     parser.add_argument("--dtype", default="float32", choices=list(TOLERANCES), help="default float32")
     options = parser.parse_args(arguments)
-    try:
-        report = compare(options.folder, options.device, options.dtype)
-    except ADDPError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    report = compare(options.folder, options.device, options.dtype)
     print(json.dumps(report, indent=1), flush=True)
     print(verdict(report), file=sys.stderr)
     return 0 if report["holds"] else 1

@@ -16,8 +16,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from data_pipeline.storage import is_remote
 from data_pipeline.views import ViewRecipe
 from model.config import Geometry, TokenizerConfig, TokenizerLossConfig, TransformerConfig
+from model.documents import MIB, parse_yaml, read_file, show
 from model.errors import ConfigError
 from trainer.changes import check_names
+
+_LARGEST_FILE = MIB  # bytes of a run file
 
 
 def _absolute(place: str) -> str:
@@ -30,7 +33,7 @@ LocalPath = Annotated[Path, AfterValidator(Path.absolute)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSection(Section):
@@ -208,18 +211,17 @@ def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] 
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = yaml.safe_load(Path(path).read_text()) or {}
+            content = read_file(path, _LARGEST_FILE, ConfigError)
         except FileNotFoundError as error:
             raise ConfigError(f"there is no configuration file {path}") from error
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path} is no readable YAML: {error}") from error
+        values = parse_yaml(content, str(path), ConfigError) or {}
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of keys to values")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"{override!r} is no override; write key=value, as in batch.micro=32")
-        _set(values, key.split("."), yaml.safe_load(value), override)
+        _set(values, key.split("."), parse_yaml(value, show(override), ConfigError), override)
     return checked_config(values, str(path or "the command line"))
 
 

@@ -1,0 +1,183 @@
+"""The boundary: every document from outside (JSON, YAML, a line of a log) passes here before any code uses it.
+
+A file is opened only if it is a regular one, read only up to a stated number of bytes, and parsed into a typed record
+or a plain mapping with bounds on depth, count and the length of numbers. What fails is one line that names the file
+and the key, in the exception that the caller chooses. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from model.errors import ADDPError
+
+MIB = 1 << 20
+LARGEST_COUNT = 1 << 53  # what JSON's numbers hold exactly in any language
+_DEEPEST = 64  # of mappings and lists in each other
+_LONGEST_NUMBER = 40  # digits; Python takes a time that is quadratic in them
+_MOST_NODES = 100_000  # of a YAML document
+_LONGEST_SHOWN = 80  # characters of a value in a message
+
+R = TypeVar("R", bound=BaseModel)
+
+
+class Record(BaseModel):
+    """Base of the records that are stored as JSON: frozen; unknown keys, NaN and values of another type are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _check_name(name: str) -> str:
+    if not name or name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
+        raise ValueError(f"{show(name)} is no name inside its folder")
+    if any(ord(c) < 32 or ord(c) == 127 for c in name):
+        raise ValueError(f"{show(name)} holds a control character")
+    if len(name.encode(errors="surrogateescape")) > 4096 or "://" in name:
+        raise ValueError(f"{show(name)} is no name of a file")
+    return name
+
+
+# The types that fields of records from outside are made of.
+Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT, strict=True)]
+Positive = Annotated[int, Field(gt=0, le=LARGEST_COUNT, strict=True)]
+RelativeName = Annotated[str, AfterValidator(_check_name)]  # of a file or object below a root, and nowhere else
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def show(value: Any) -> str:
+    """A value from outside as part of a message: in one line, short, without control characters."""
+    try:
+        text = ascii(value) if isinstance(value, str | bytes) else repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        text = f"a {type(value).__name__} too long to print"
+    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
+
+
+def read_file(path: Path | str, limit: int, error: type[ADDPError]) -> bytes:
+    """The bytes of a regular file, at most `limit` of them.
+
+    Raises FileNotFoundError where there is none, and `error` for a folder, a device, a FIFO (which would never end), a
+    larger file, and one that cannot be read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise error(f"{path} is no regular file")
+            content = file.read(limit + 1)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
+        if isinstance(problem, OSError) and problem.errno in (errno.EISDIR, errno.ENXIO):
+            raise error(f"{path} is no regular file") from problem
+        raise error(f"{show(str(path))} cannot be read: {getattr(problem, 'strerror', None) or problem}") from problem
+    if len(content) > limit:
+        raise error(f"{path} is larger than {limit / MIB:g} MiB, the most that such a file may have")
+    return content
+
+
+def parse_record(kind: type[R], content: bytes | str, where: str, error: type[ADDPError]) -> R:
+    """JSON as a record. Raises `error` that names the document, and the key that is wrong. where: names it."""
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as problem:
+        raise error(f"{where}: {first_problem(problem)}") from problem
+
+
+def parse_json(content: bytes | str, where: str, error: type[ADDPError], kind: type = dict) -> Any:
+    """JSON that is no record: a mapping, or of another `kind`. NaN and infinities are read, as metrics hold them.
+
+    Raises `error` for what is no JSON, too deep (pydantic-core stops at some 200), or of another kind.
+    """
+    try:
+        found = from_json(content, allow_inf_nan=True)
+    except ValueError as problem:
+        raise error(f"{where} is no readable JSON: {str(problem)[:_LONGEST_SHOWN]}") from problem
+    if not isinstance(found, kind):
+        raise error(f"{where} holds a {type(found).__name__}, not a {_KINDS.get(kind) or kind.__name__}")
+    return found
+
+
+_KINDS: dict[type, str] = {dict: "mapping of keys to values", list: "list"}
+
+
+def parse_yaml(content: bytes | str, where: str, error: type[ADDPError]) -> Any:
+    """One YAML document of plain values: no aliases, tags, duplicate keys, deep nesting or endless numbers.
+
+    An alias can make a document of 300 bytes hold billions of values, and no configuration needs one. Raises `error`
+    with the line.
+    """
+    try:
+        text = content.decode() if isinstance(content, bytes) else content
+        _check_events(text)
+        return yaml.load(text, Loader=_PlainLoader)
+    except UnicodeDecodeError as problem:
+        byte = problem.object[problem.start]
+        raise error(f"{where} is no text in UTF-8: byte {problem.start} is {byte:#04x}") from problem
+    except yaml.MarkedYAMLError as problem:
+        mark = problem.problem_mark or problem.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise error(f"{where}{line}: {problem.problem or problem.context or 'no readable YAML'}") from problem
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as problem:
+        first = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise error(f"{where} is no readable YAML: {first[:_LONGEST_SHOWN]}") from problem
+
+
+def _check_events(text: str) -> None:
+    """Before anything is built of it. Raises yaml.MarkedYAMLError."""
+    depth = 0
+    for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+        problem = None
+        tag = getattr(event, "tag", None)
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            problem = "anchors and aliases (& and *) are not taken; write the value out"
+        elif tag is not None and tag != "!":
+            problem = f"the tag {show(tag)} is not taken; write a plain value"
+        elif isinstance(event, yaml.ScalarEvent) and _is_long_number(event):
+            problem = f"a number of {len(event.value)} digits is no number that can be meant"
+        depth += isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent)
+        depth -= isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent)
+        if depth > _DEEPEST:
+            problem = f"nested deeper than {_DEEPEST} levels"
+        if number > _MOST_NODES:
+            problem = f"more than {_MOST_NODES} values"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)  # type: ignore[arg-type]
+
+
+def _is_long_number(event: Any) -> bool:
+    plain = not event.style and len(event.value) > _LONGEST_NUMBER
+    return plain and all(c in "0123456789abcdefABCDEFxXoO_:.+-" for c in event.value)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would take the last in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is None or not isinstance(self.construct_object(key_node), str | int | float | bool):
+                raise yaml.MarkedYAMLError(problem="this is no key", problem_mark=key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"{show(key)} stands twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def first_problem(problem: ValidationError) -> str:
+    """What pydantic found first, in one line: the key, what is wrong, and what stood there."""
+    found = problem.errors(include_url=False, include_context=False)[0]
+    key = ".".join(show(part).strip("'") if isinstance(part, str) else str(part) for part in found["loc"])
+    message = found["msg"].removeprefix("Value error, ")
+    got = "" if found["type"] in ("missing", "value_error", "json_invalid") else f" (got {show(found['input'])})"
+    return f"{key}: {message}{got}" if key else message + got

@@ -1,0 +1,1 @@
+"""Hostile and odd cases, a table a file; `tests/test_hostile.py` runs them all."""

@@ -1,0 +1,117 @@
+"""Input that means harm, or is merely odd: each command ends with an exit code of ours and one paragraph that says what
+is wrong, in bounded time and memory, and writes nothing outside of its folder.
+
+Not defended: a tokenizer file made to harm makes bad tokens, and a user of the same account can do what the run can.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.hostile import configurations
+from tests.hostile.case import OWN_CODES, Case
+from tests.hostile.server import MEMORY, SECONDS
+
+CASES: list[Case] = [*configurations.CASES]
+ROOT = Path(__file__).parent.parent
+_BUSY = 6  # a machine with other work on it gets so many times the seconds; processor time is bounded by SECONDS
+
+
+class Ended(NamedTuple):
+    code: int
+    memory: int
+    out: str
+    error: str
+
+
+class Server:
+    def __init__(self, errors: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.hostile.server"], cwd=ROOT, text=True, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors.open("w"),
+            env={**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert self._answer(300) == "ready", errors.read_text()
+
+    def run(self, case: Case, folder: Path) -> Ended:
+        asked = {
+            "module": case.module, "command": case.command, "folder": str(folder / "work"),
+            "stdout": str(folder / "stdout"), "stderr": str(folder / "stderr"),
+            "environment": {"HOME": str(folder / "home"), "TMPDIR": str(folder / "temporary"), "COLUMNS": "200"},
+        }  # fmt: skip
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._answer(SECONDS * _BUSY))
+        read = [(folder / name).read_text(errors="replace") for name in ("stdout", "stderr")]
+        return Ended(answer["code"], answer["memory"], *read)
+
+    def _answer(self, seconds: float) -> str:
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
+        if not ready:
+            self._end_children()
+            ready, _, _ = select.select([self._process.stdout], [], [], 5)
+        return self._process.stdout.readline().strip() if ready else ""
+
+    def _end_children(self) -> None:
+        for path in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
+            os.killpg(int(path), signal.SIGKILL)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server") / "errors")
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
+def test_ends_in_one_paragraph(case: Case, server: Server, tmp_path: Path) -> None:
+    for name in ("work", "home", "temporary", "outside"):
+        (tmp_path / name).mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        case.make(tmp_path / "work")
+    before = _listing(tmp_path)
+    ended = server.run(case, tmp_path)
+    shown = f"code {ended.code}\n{ended.out}\n{ended.error}"
+    assert ended.code in case.codes and (ended.code == 0 or ended.code in OWN_CODES), shown
+    assert ended.memory < MEMORY, f"{ended.memory / MEMORY:.1f} GiB"
+    said = ended.out + ended.error
+    assert "Traceback" not in said and "unexpected " not in said, shown
+    if ended.code not in (0, 2):  # 2: wrong usage, which the command-line library words
+        paragraph = ended.error.strip()
+        assert paragraph.startswith("error: ") and "\n\n" not in paragraph and len(paragraph) < 2000, shown
+    for words in case.says:
+        assert words.lower() in said.lower(), f"{words!r} is not in: {shown}"
+    assert _listing(tmp_path) == before, "something was written outside of the folder"
+
+
+def _listing(root: Path) -> dict[str, tuple[int, int]]:
+    """Of everything outside of the command's own folder. Traces would lie among the temporary files."""
+    found = {}
+    for name in ("home", "temporary", "outside"):
+        for path in (root / name).rglob("*"):
+            if "matplotlib" not in path.parts and not path.name.startswith(".") and ".cache" not in str(path):
+                found[str(path)] = (path.lstat().st_size, path.lstat().st_mtime_ns)
+    return found
+
+
+def test_no_two_cases_have_one_name_and_there_are_enough() -> None:
+    assert len({case.name for case in CASES}) == len(CASES)

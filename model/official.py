@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model.classifier import Classifier
+from model.documents import first_problem
 from model.encoder import Encoder
 from model.errors import WeightsError
 from model.files import whole_file
@@ -22,11 +23,8 @@ from model.weights import (
     OFFICIAL_FORMAT,
     STATED,
     Network,
-    build,
-    fill_official,
-    match_official,
+    from_official,
     read_state,
-    reason,
     stated_sizes,
     write_safetensors,
 )
@@ -56,17 +54,11 @@ def import_official(path: Path, given: Untold = Untold()) -> Imported:  # noqa: 
     try:
         sizes = all_sizes(held, stated, unsaid)
     except ValidationError as error:
-        raise WeightsError(f"{path} cannot have a {error.title} of these sizes: {reason(error)}") from error
+        raise WeightsError(f"{path} cannot have a {error.title} of these sizes: {first_problem(error)}") from error
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise WeightsError(f"{path}: the sizes of its networks cannot be told from its tensors ({error})") from error
     unsaid.settle()
-    networks: dict[str, Network] = {}
-    for kind, (config, geometry) in sizes.items():
-        with torch.device("meta"):  # the file may lie about its sizes: no memory before all shapes agree
-            match_official(build(kind, config, geometry), state, path)
-    for kind, (config, geometry) in sizes.items():
-        networks[kind] = build(kind, config, geometry)
-        fill_official(networks[kind], state, path)
+    networks = {kind: from_official(kind, found, state, path) for kind, found in sizes.items()}
     return Imported(networks, unsaid.guesses)
 
 

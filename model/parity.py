@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict, Field, PositiveInt, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -25,6 +27,7 @@ from model.addp import ADDP
 from model.attention import backend_for
 from model.config import Geometry, TokenizerConfig, TransformerConfig
 from model.denoising import FrozenNetworks
+from model.documents import MIB, Count, Record, first_problem, parse_record, read_file
 from model.entry import run_entry
 from model.errors import ConfigError, WeightsError
 from model.masking import DenoisingMasks
@@ -32,7 +35,7 @@ from model.precision import keep_float32
 from model.predictor import TokenPredictor
 from model.sampler import Generation, SamplerConfig, advance, mask_length, next_image
 from model.vq import VQTokenizer
-from model.weights import load_official
+from model.weights import Sizes, from_official, read_state
 
 # Largest allowed deviation by dtype. float32 and float64 prove the method; half precisions prove that a backend is
 # sane: rounding alone moves them this far from a float32 reference. Gradients of small biases are sums that nearly
@@ -45,6 +48,55 @@ TOLERANCES: dict[str, dict[str, float]] = {
     "float16": {"ids": 0.02, "tensor": 0.02, "loss": 1e-3, "gradient_norm": 0.02, "gradient": 0.02, "image": 0.02},
 }
 _LOSS_SCALE = {"float16": 2.0**12}  # as in training: float16 gradients would underflow
+
+
+class _Sizes(Record):
+    """`config` of `meta.json`, in the reference's short names: p.. of the predictor, d.. of a decoder."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    dim: PositiveInt
+    depth: PositiveInt
+    heads: PositiveInt
+    ddepth: PositiveInt
+    dheads: PositiveInt
+    pdim: PositiveInt
+    pdepth: PositiveInt
+    pheads: PositiveInt
+    pddepth: PositiveInt
+    pdheads: PositiveInt | None = None
+    ch: PositiveInt
+    mult: tuple[PositiveInt, ...]
+    res_blocks: PositiveInt = 2
+    zc: PositiveInt
+    smooth: float = Field(0.1, ge=0, lt=1)
+
+
+class _Generation(Record):
+    num_iter: int = Field(gt=0, le=1000)
+    schedule: str
+    choice_temperature: float
+    temperature: str | float
+    mask_lengths: list[Count]
+
+
+class _Meta(Record):
+    """`meta.json`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    image_size: int = Field(gt=0, le=4096)
+    loss: float
+    grad_norms: dict[str, float]
+    config: _Sizes
+    generation: _Generation | None = None
+
+
+class _Tensors(dict[str, Tensor]):
+    """Of io.safetensors."""
+
+    def __missing__(self, key: str) -> Tensor:
+        raise WeightsError(f"io.safetensors of the parity folder has no {key}")
 
 
 class Ledger:
@@ -62,7 +114,10 @@ class Ledger:
     def tensor(self, name: str, group: str, ours: Tensor, reference: Tensor) -> None:
         """Largest absolute difference over the reference's largest absolute value."""
         ours, reference = ours.detach().double().cpu()[: reference.shape[0]], reference.double()
-        assert ours.shape == reference.shape, f"{name}: {tuple(ours.shape)} against {tuple(reference.shape)}"
+        if ours.shape != reference.shape:
+            raise WeightsError(
+                f"{name} has the shape {tuple(ours.shape)}, but the parity folder's has {tuple(reference.shape)}"
+            )
         self.add(name, group, float((ours - reference).abs().max() / reference.abs().max().clamp_min(1e-12)))
 
     def ids(self, name: str, ours: Tensor, reference: Tensor) -> None:
@@ -81,38 +136,36 @@ class Ledger:
 def build_networks(folder: Path, meta: dict[str, Any]) -> tuple[FrozenNetworks, ADDP]:
     """The three networks of the sizes in `meta.json` (codebook size from the weights), loaded from the folder."""
     c, weights = meta["config"], folder / "weights.safetensors"
-    codebook = load_file(weights)["vqgan.quantize.embedding.weight"]
-    tokenizer = VQTokenizer(
-        TokenizerConfig(
-            image_size=meta["image_size"], channels=c["ch"], channel_multipliers=tuple(c["mult"]),
-            residual_blocks=c.get("res_blocks", 2), code_dim=c["zc"], codebook_size=codebook.shape[0],
-        )
+    state, _ = read_state(weights)
+    codebook = state.get("vqgan.quantize.embedding.weight")
+    if codebook is None or codebook.ndim != 2:
+        raise WeightsError(f"{weights} has no codebook (vqgan.quantize.embedding.weight)")
+    vq = TokenizerConfig(
+        image_size=meta["image_size"], channels=c["ch"], channel_multipliers=tuple(c["mult"]),
+        residual_blocks=c["res_blocks"], code_dim=c["zc"], codebook_size=codebook.shape[0],
     )  # fmt: skip
-    geometry = Geometry.of(tokenizer.config)
-    predictor = TokenPredictor(
-        geometry,
-        TransformerConfig(
-            dim=c["pdim"], depth=c["pdepth"], heads=c["pheads"], decoder_depth=c["pddepth"],
-            decoder_heads=c.get("pdheads", c["pheads"]),
-        ),
+    geometry = Geometry.of(vq)
+    of_predictor = TransformerConfig(
+        dim=c["pdim"], depth=c["pdepth"], heads=c["pheads"], decoder_depth=c["pddepth"],
+        decoder_heads=c["pdheads"] or c["pheads"],
     )  # fmt: skip
-    addp = ADDP(
-        geometry,
-        TransformerConfig(
-            dim=c["dim"], depth=c["depth"], heads=c["heads"], decoder_depth=c["ddepth"], decoder_heads=c["dheads"]
-        ),
+    of_addp = TransformerConfig(
+        dim=c["dim"], depth=c["depth"], heads=c["heads"], decoder_depth=c["ddepth"], decoder_heads=c["dheads"]
     )
-    for network in (tokenizer, predictor, addp):
-        load_official(network, weights)
+    tokenizer = from_official("tokenizer", Sizes(vq, None), state, weights)
+    predictor = from_official("predictor", Sizes(of_predictor, geometry), state, weights)
+    addp = from_official("addp", Sizes(of_addp, geometry), state, weights)
+    assert isinstance(tokenizer, VQTokenizer) and isinstance(predictor, TokenPredictor) and isinstance(addp, ADDP)
     return FrozenNetworks(tokenizer, predictor), addp.eval()
 
 
 def compare(folder: Path, device: str = "cpu", dtype: str = "float32") -> dict[str, Any]:
     """Run every quantity of the folder and return the report that `main` prints."""
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        io = load_file(folder / "io.safetensors")
-    except (OSError, ValueError) as error:
+        content = read_file(folder / "meta.json", MIB, WeightsError)
+        meta = parse_record(_Meta, content, f"{folder / 'meta.json'}", WeightsError).model_dump()
+        io = _Tensors(load_file(folder / "io.safetensors"))
+    except (OSError, SafetensorError) as error:
         raise WeightsError(
             f"{folder} is no parity folder (meta.json, io.safetensors, weights.safetensors): {error}"
         ) from error
@@ -120,14 +173,22 @@ def compare(folder: Path, device: str = "cpu", dtype: str = "float32") -> dict[s
         raise ConfigError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
     keep_float32()
     torch_dtype: torch.dtype = getattr(torch, dtype)
-    frozen, addp = build_networks(folder, meta)
+    try:
+        frozen, addp = build_networks(folder, meta)
+    except ValidationError as error:
+        raise WeightsError(f"{folder / 'meta.json'} states sizes that cannot be: {first_problem(error)}") from error
     frozen.to(device, torch_dtype)
     addp.to(device, torch_dtype)
     ledger = Ledger(TOLERANCES[dtype])
     image, ids = io["image"].to(device, torch_dtype), io["token_indices"].long().to(device)
+    geometry = addp.geometry
+    side, shape = geometry.image_size, (ids.shape[0], geometry.tokens)
+    in_range = ids.numel() > 0 and 0 <= int(ids.min()) <= int(ids.max()) < geometry.codebook_size
+    if ids.shape != shape or image.shape[1:] != (3, side, side) or not in_range:
+        raise WeightsError(f"{folder}: image or token_indices of io.safetensors are not of the sizes in meta.json")
     _compare_tokenizer(ledger, frozen.tokenizer, image, io)
     _compare_step(ledger, frozen, addp, ids, io, meta)
-    if "generation" in meta:
+    if meta["generation"]:
         _compare_generation(ledger, frozen.tokenizer, addp, image, ids, io, meta)
     return ledger.report(folder, device, dtype)
 
@@ -153,7 +214,7 @@ def _compare_step(
     features = addp.encode(noisy.x_t)
     ledger.tensor("encoder_output", "tensor", features, io["encoder_output"])
     ledger.tensor("logits", "tensor", addp.decode(features, ids, mask_t), io["logits"])
-    loss = addp(noisy.x_t, ids, mask_t, noisy.target, meta["config"].get("smooth", 0.1))
+    loss = addp(noisy.x_t, ids, mask_t, noisy.target, meta["config"]["smooth"])
     ledger.add("loss", "loss", abs(loss.item() - meta["loss"]) / abs(meta["loss"]))
 
     scale = _LOSS_SCALE.get(str(noisy.x_t.dtype).removeprefix("torch."), 1.0)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from model.addp import ADDP
 from model.classifier import Classifier
 from model.config import ClassifierConfig, Geometry, TokenizerConfig, TransformerConfig
+from model.documents import first_problem, parse_json
 from model.errors import WeightsError
 from model.files import whole_file
 from model.predictor import TokenPredictor
@@ -76,7 +76,7 @@ def _read_pickle(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             content = content[wrapper]
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not isinstance(stated, dict) or stated.get("format") != OFFICIAL_FORMAT:
         return state, {}
     return state, {str(key): str(value) for key, value in stated.items()}
@@ -115,10 +115,13 @@ def stated_sizes(metadata: Mapping[str, str], path: Path | str) -> dict[str, Siz
     """The sizes that a file of ours states, by kind of network; none for a file of others. Raises WeightsError."""
     try:
         if "kind" in metadata:
-            of = {"config": json.loads(metadata["config"]), "geometry": json.loads(metadata.get("geometry", "null"))}
+            of = {
+                "config": _described(metadata, "config", path),
+                "geometry": _described(metadata, "geometry", path) if "geometry" in metadata else None,
+            }
             content = {metadata["kind"]: of}
         elif metadata.get("format") == OFFICIAL_FORMAT:
-            content = json.loads(metadata["networks"])
+            content = _described(metadata, "networks", path)
         else:
             return {}
         return {
@@ -129,17 +132,53 @@ def stated_sizes(metadata: Mapping[str, str], path: Path | str) -> dict[str, Siz
             for kind, sizes in content.items()
         }
     except ValidationError as error:
-        raise WeightsError(f"{path} states sizes that cannot be: {reason(error)}") from error
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{path} states sizes that cannot be: {first_problem(error)}") from error
+    except (KeyError, TypeError) as error:
         raise WeightsError(f"{path} has a description that cannot be read ({type(error).__name__} {error})") from error
 
 
-def reason(error: ValidationError) -> str:
-    """In one line."""
-    return "; ".join(
-        ".".join(map(str, item["loc"])) + (": " if item["loc"] else "") + item["msg"].removeprefix("Value error, ")
-        for item in error.errors()
+def _described(metadata: Mapping[str, str], key: str, path: Path | str) -> dict[str, Any]:
+    return parse_json(metadata[key], f"{path}: its description ({key})", WeightsError)
+
+
+def outline(kind: str, sizes: Sizes, tensors: int, path: Path | str) -> dict[str, Tensor]:
+    """Names, shapes and dtypes of a network's tensors, on the meta device: what a description asks for costs no memory
+    before a file is seen to hold it. tensors: how many it holds. Raises WeightsError for sizes that they cannot have.
+    """
+    config = sizes.config
+    config = config.encoder if isinstance(config, ClassifierConfig) else config
+    blocks = (
+        config.residual_blocks * len(config.channel_multipliers)
+        if isinstance(config, TokenizerConfig)
+        else config.depth + config.decoder_depth * (kind != "classifier")
     )
+    if blocks > tensors:
+        raise WeightsError(f"{path} states {blocks} blocks of its {kind}, but holds {tensors} tensors")
+    try:
+        with torch.device("meta"):
+            return build(kind, *sizes).state_dict()
+    except (RuntimeError, OverflowError) as error:
+        raise WeightsError(f"{path} states sizes of its {kind} that no tensor can have: {sizes}") from error
+
+
+def check_values(own: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path | str) -> None:
+    """That weights are finite numbers, of which none loses a part where it is copied. expected: of `outline`.
+
+    Raises WeightsError that names the first tensor that is no such one.
+    """
+    for key, value in own.items():
+        wanted = expected[key]
+        if value.is_floating_point() != wanted.is_floating_point() or value.is_complex() or value.is_quantized:
+            raise WeightsError(
+                f"{path}: {key} is of the type {_name(value.dtype)}, but {_name(wanted.dtype)} is needed; these are no "
+                "weights of such a network"
+            )
+        if value.is_floating_point() and not bool(value.float().isfinite().all()):
+            raise WeightsError(f"{path}: {key} holds NaN or infinite values; the training that wrote it had diverged")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def load_official(network: Network, path: Path | str) -> LoadReport:
@@ -150,25 +189,33 @@ def load_official(network: Network, path: Path | str) -> LoadReport:
     return fill_official(network, read_state(path)[0], path)
 
 
+def from_official(kind: str, sizes: Sizes, state: dict[str, Tensor], path: Path | str) -> Network:
+    """A network of these sizes from the tensors that were read from an official file. Raises WeightsError."""
+    own, _ = match_official(kind, outline(kind, sizes, len(state), path), state, path)
+    network = build(kind, *sizes)
+    network.load_state_dict(own)
+    return network
+
+
 def fill_official(network: Network, state: dict[str, Tensor], path: Path | str) -> LoadReport:
     """As `load_official`, from the tensors that were read from `path`."""
-    own, report = match_official(network, state, path)
+    own, report = match_official(network.kind, network.state_dict(), state, path)
     network.load_state_dict(own)
     return report
 
 
 def match_official(
-    network: Network, state: dict[str, Tensor], path: Path | str
+    kind: str, wanted: Mapping[str, Tensor], state: dict[str, Tensor], path: Path | str
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """The tensors of `network`, which may be on the meta device, from an official file's. Raises WeightsError."""
-    prefixes = _PREFIXES[network.kind]
+    """The tensors of a network from an official file's. wanted: as of `outline`. Raises WeightsError."""
+    prefixes = _PREFIXES[kind]
     prefix = next(p for p in prefixes if not p or any(key.startswith(p) for key in state))
     own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     outside = [key for key in state if not key.startswith(prefix)]  # other networks of the same file
-    expected = {key: value.shape for key, value in network.state_dict().items()}
+    expected = {key: value.shape for key, value in wanted.items()}
     if (positions := own.get(_POSITIONS)) is not None and _POSITIONS in expected:
         own[_POSITIONS] = positions[: expected[_POSITIONS][0]]  # MAGE's table always has 257 rows; the rest is not used
-    unused_pattern = re.compile(_UNUSED[network.kind])
+    unused_pattern = re.compile(_UNUSED[kind])
     missing = [key for key in expected if key not in own]
     unused = [key for key in own if key not in expected]
     unexpected = [key for key in unused if not unused_pattern.fullmatch(key)]
@@ -180,10 +227,10 @@ def match_official(
     if missing or unexpected or misshapen:
         problems = [("missing", missing), ("not of this network", unexpected), ("of another shape", misshapen)]
         named = "; ".join(f"{len(keys)} {what}, first: {', '.join(keys[:3])}" for what, keys in problems if keys)
-        raise WeightsError(f"{path} does not fit the {network.kind} of the configured size: {named}")
-    return {key: own[key] for key in expected}, LoadReport(
-        list(expected), [*(prefix + key for key in unused), *outside]
-    )
+        raise WeightsError(f"{path} does not fit the {kind} of the configured size: {named}")
+    own = {key: own[key] for key in expected}
+    check_values(own, wanted, path)
+    return own, LoadReport(list(expected), [*(prefix + key for key in unused), *outside])
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -224,22 +271,24 @@ def load_network(
     if not stated:
         if config is None:
             raise WeightsError(f"{path} does not say its sizes (an official file?): state them in the configuration")
-        network = build(kind, config, geometry)
-        fill_official(network, state, path)
-        return network
+        return from_official(kind, Sizes(config, geometry), state, path)
     if kind not in stated:
         raise WeightsError(f"{path} holds a {', a '.join(stated)}, but a {kind} is needed here")
     config, own_geometry = stated[kind]
     if geometry is not None and own_geometry is not None and geometry != own_geometry:
         raise WeightsError(f"{path} was made for {own_geometry!r}, but {geometry!r} is needed here")
-    network = build(kind, config, own_geometry)
     if "kind" not in metadata:
-        fill_official(network, state, path)
-        return network
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise WeightsError(f"{path} contradicts its own description: {str(error).splitlines()[0]}") from error
+        return from_official(kind, stated[kind], state, path)
+    expected = outline(kind, stated[kind], len(state), path)
+    shapes, held = ({key: value.shape for key, value in tensors.items()} for tensors in (expected, state))
+    if different := [key for key in {*shapes, *held} if shapes.get(key) != held.get(key)]:
+        raise WeightsError(
+            f"{path} contradicts its own description: {len(different)} tensors are missing, too many or of another "
+            f"shape, first: {min(different)}"
+        )
+    check_values(state, expected, path)
+    network = build(kind, config, own_geometry)
+    network.load_state_dict(state)
     return network
 
 

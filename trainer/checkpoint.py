@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_pipeline.storage import CHUNK
 from model.config import Geometry
+from model.documents import Count, Positive, Record, Sha256, first_problem, show
 from model.errors import ADDPError
-from model.weights import CONFIG, Network, build
+from model.weights import CONFIG, Network, Sizes, build, outline
 from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT, step_folder
 
 MANIFEST = "manifest.json"
+_LATEST = 1e11  # seconds since 1970: the year 5138
 PUBLISHED = "published"  # beside the checkpoints: the step of the last one, so that their loss is noticed
 WEIGHTS, AVERAGE, BUFFER = "weights", "ema", "buffer"  # kinds of tensors, beside the optimizer's own
 _NAMES = {
@@ -46,9 +48,9 @@ class Damaged(ADDPError):
     """A checkpoint that does not hold what its manifest states. The message names it and the file."""
 
 
-class FileEntry(BaseModel):
-    bytes: int
-    sha256: str
+class FileEntry(Record):
+    bytes: Count
+    sha256: Sha256
 
 
 class Manifest(BaseModel):
@@ -60,14 +62,14 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: Literal["addp-checkpoint-2"] = "addp-checkpoint-2"
-    step: int
-    world_size: int
-    zero_stage: int
+    step: Count
+    world_size: Positive
+    zero_stage: int = Field(ge=0, le=3)
     facts: dict[str, Any]
-    parameters: dict[str, list[int]]
+    parameters: dict[str, list[Count]]
     part: str
     kinds: list[str]
-    applied: int
+    applied: Count
     scaler: dict[str, Any]
     skipped: list[dict[str, int]]
     progress: dict[str, Any]
@@ -92,9 +94,13 @@ def parse_manifest(text: bytes | str, name: str) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        if "format" in str(error):
+        if any(item["loc"] == ("format",) for item in error.errors()):
             raise Damaged(f"{name} was written by another version of this program ({MANIFEST}: format)") from error
-        raise Damaged(f"{name} has no readable {MANIFEST}: {error.errors()[0]['msg']}") from error
+        raise Damaged(f"{name} has no readable {MANIFEST}: {first_problem(error)}") from error
+    if not manifest.files:
+        raise Damaged(f"{name}: {MANIFEST} names no files")
+    if not 0 <= (seen := manifest.progress.get("seen", 0)) < _LATEST:
+        raise Damaged(f"{name}: {MANIFEST} says that it was saved at {seen}, which is no time")
     for file in manifest.files:
         if Path(file).name != file:
             raise Damaged(f"{name}: {MANIFEST} names {file!r}, which is no plain file name")
@@ -234,16 +240,33 @@ class SavedState:
         m = self.manifest
         if kind not in m.kinds:
             raise ADDPError(f"{step_folder(m.step)} has no {kind}; it has {', '.join(m.kinds)}")
-        state = {
-            name: self.read(kind, name, 0, torch.Size(shape).numel()).view(shape)
-            for name, shape in m.parameters.items()
-            if name.startswith(m.part)
-        }
-        state |= {name: value for name, value in self.buffers().items() if name.startswith(m.part)}
-        objective = m.facts["objective"]
-        kind = {"mage": "predictor", "classify": "classifier"}.get(objective, objective)
-        network = build(
-            kind, CONFIG[kind].model_validate(m.facts["network"]), Geometry.model_validate(m.facts["geometry"])
-        )
-        network.load_state_dict({name.removeprefix(m.part): value for name, value in state.items()})
+        own = {n.removeprefix(m.part): shape for n, shape in m.parameters.items() if n.startswith(m.part)}
+        state = {n.removeprefix(m.part): value for n, value in self.buffers().items() if n.startswith(m.part)}
+        network_kind, sizes = _stated_network(m)
+        outlined = outline(network_kind, sizes, len(own), step_folder(m.step))
+        expected = {name: list(value.shape) for name, value in outlined.items() if name not in state}
+        if different := [n for n in {*expected, *own} if own.get(n) != expected.get(n)]:
+            raise Damaged(
+                f"{step_folder(m.step)}: {len(different)} parameters are not those of its own network, first: "
+                f"{min(different)}"
+            )
+        for name, shape in own.items():
+            state[name] = self.read(kind, m.part + name, 0, torch.Size(shape).numel()).view(shape)
+        network = build(network_kind, *sizes)
+        network.load_state_dict(state)
         return network
+
+
+def _stated_network(manifest: Manifest) -> tuple[str, Sizes]:
+    """Kind and sizes of the network that a checkpoint exports. Raises Damaged."""
+    facts = manifest.facts
+    kind = {"mage": "predictor", "classify": "classifier"}.get(objective := facts.get("objective", ""), objective)
+    if kind not in CONFIG:
+        raise Damaged(f"{step_folder(manifest.step)}: {MANIFEST} states no objective that there is: {show(objective)}")
+    try:
+        config = CONFIG[kind].model_validate(facts.get("network"))
+        return kind, Sizes(config, Geometry.model_validate(facts.get("geometry")))
+    except ValidationError as error:
+        raise Damaged(
+            f"{step_folder(manifest.step)}: {MANIFEST} states sizes that cannot be: {first_problem(error)}"
+        ) from error

@@ -5,12 +5,13 @@ It is the same on all ranks, and a checkpoint carries it, so that a resumed run 
 
 from __future__ import annotations
 
-import json
 import time
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from data_pipeline.storage import ObjectMissing, Store
+from model.documents import Count, Record, first_problem
+from model.errors import DataError
 from trainer.run_folder import RunFolder, write_json
 
 
@@ -53,17 +54,32 @@ def read_rewinds(folder: RunFolder) -> list[dict[str, int]]:
     """[{"step", "length"}]: from that step on, data lie so many steps further. Written before a rewind takes effect."""
     if not folder.rewinds.exists():
         return []
-    entries: list[dict[str, int]] = json.loads(folder.rewinds.read_text())
-    return entries
+    return _rewinds(folder.rewinds.read_bytes(), str(folder.rewinds))
 
 
 def rewinds_on(store: Store) -> list[dict[str, int]]:
     """As `read_rewinds`, of the store that a run uploads to, or of a run folder as a store. Raises StorageError."""
+    name = RunFolder("").rewinds.name
     try:
-        entries: list[dict[str, int]] = json.loads(store.read(RunFolder("").rewinds.name))
+        content = store.read(name)
     except ObjectMissing:
         return []
-    return entries
+    return _rewinds(content, f"{store.url}/{name}")
+
+
+class _Rewind(Record):
+    step: Count
+    length: Count
+
+
+def _rewinds(content: bytes, where: str) -> list[dict[str, int]]:
+    """Raises DataError: without them a run would take other data than it took."""
+    try:
+        return [entry.model_dump() for entry in TypeAdapter(list[_Rewind]).validate_json(content)]
+    except ValidationError as error:
+        raise DataError(
+            f"{where} does not say which data were left out ({first_problem(error)}); restore it from a copy"
+        ) from error
 
 
 def add_rewind(folder: RunFolder, step: int, length: int) -> None:

@@ -20,20 +20,21 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from model.addp import ADDP
 from model.denoising import FrozenNetworks
+from model.documents import MIB, parse_record, read_file
 from model.entry import run_entry
 from model.errors import ADDPError, ConfigError, WeightsError
 from model.masking import DenoisingMasks
 from model.parity import Ledger, verdict
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
-from model.weights import load_official, reason
+from model.weights import Sizes, from_official, match_official, outline, read_state
 from trainer.checkpoint import WEIGHTS
 from trainer.config import RunConfig, checked_config
 
@@ -125,11 +126,10 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.meta = _Meta.model_validate_json((path / "meta.json").read_bytes())
+            meta = read_file(path / "meta.json", MIB, WeightsError)
+            self.meta = parse_record(_Meta, meta, f"{path / 'meta.json'} describes no trajectory", WeightsError)
             tensors = load_file(path / "trajectory.safetensors")
             single = {n: tensors[n].to(_DTYPES.get(n, torch.float64)) for n in Trajectory._fields if n != "final"}
-        except ValidationError as error:
-            raise WeightsError(f"{path / 'meta.json'} describes no trajectory: {reason(error)}") from error
         except (OSError, SafetensorError, KeyError) as error:
             raise WeightsError(
                 f"{path} is no trajectory (meta.json, trajectory.safetensors, weights.safetensors): {error}"
@@ -181,11 +181,15 @@ class Folder:
 
     def networks(self, config: RunConfig, kind: type[ADDP]) -> tuple[FrozenNetworks, ADDP]:
         """As they are before the first step."""
-        tokenizer = VQTokenizer(config.tokenizer.sizes)
-        predictor = TokenPredictor(config.geometry, config.predictor.sizes)
-        addp = kind(config.geometry, config.addp.sizes)
-        for network in (tokenizer, predictor, addp):
-            load_official(network, self.path / "weights.safetensors")
+        path, geometry = self.path / "weights.safetensors", config.geometry
+        state, _ = read_state(path)
+        tokenizer = from_official("tokenizer", Sizes(config.tokenizer.sizes, None), state, path)
+        predictor = from_official("predictor", Sizes(config.predictor.sizes, geometry), state, path)
+        assert isinstance(tokenizer, VQTokenizer) and isinstance(predictor, TokenPredictor)
+        wanted = outline("addp", Sizes(config.addp.sizes, geometry), len(state), path)
+        own, _ = match_official("addp", wanted, state, path)
+        addp = kind(geometry, config.addp.sizes)
+        addp.load_state_dict(own)
         return FrozenNetworks(tokenizer, predictor), addp
 
 

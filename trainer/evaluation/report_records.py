@@ -6,18 +6,17 @@ wrong. Imports no torch.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_pipeline.storage import LocalStore, ObjectMissing, StorageError, open_store
-from model.errors import ADDPError, ConfigError
+from model.documents import parse_json, parse_yaml
+from model.errors import ADDPError, ConfigError, DataError
 from trainer.evaluation.report_files import Files, Unfit
 from trainer.evaluation.results import FOLDER
 from trainer.run_folder import DONE, TARGETS, Weights
@@ -26,6 +25,7 @@ _MOST_OF_RESULT = 2**24  # bytes
 _LARGEST = 1e30  # what a figure may be, to be drawn
 _STEPS = 2**53
 T = TypeVar("T", bound=BaseModel)
+Parse = Callable[..., Any]  # of documents: (text, where, error)
 _NUMBERS = (  # of a metric line, what the report takes
     "loss", "lr", "grad_norm", "images_per_second", "seconds_per_step", "train_seconds", "lost_seconds", "starts",
     "skipped_steps", "time",
@@ -151,10 +151,10 @@ def read_run(run: str) -> RunRecord:
     record.config, metrics = read("config.resolved.yaml"), read("metrics.jsonl")
     if not (record.config or metrics or record.left_out):
         raise ConfigError(f"{run} is no run folder: it has no config.resolved.yaml; give the folder that `run=` named")
-    record.settings = _mapping(record, "config.resolved.yaml", record.config, yaml.safe_load)
+    record.settings = _mapping(record, "config.resolved.yaml", record.config, parse_yaml)
     if not record.config:
         record.left_out["config.resolved.yaml: not there"] += 1
-    record.environment = _mapping(record, "environment.json", read("environment.json"), json.loads)
+    record.environment = _mapping(record, "environment.json", read("environment.json"))
     for line in _json_lines(record, "metrics.jsonl", metrics):
         _take_metrics(record, line)
     record.metrics.sort(key=lambda row: row["step"])
@@ -164,7 +164,7 @@ def read_run(run: str) -> RunRecord:
         _one(record, Ending, "exit.json", read("exit.json")),
     )
     name = f"{FOLDER}/{TARGETS}"
-    for goal in _parsed(record, name, read(name), json.loads, list) or []:
+    for goal in _parsed(record, name, read(name), parse_json, list) or []:
         if (found := _valid(record, Goal, name, goal)) is not None:
             record.targets.append(found)
     if isinstance(store, LocalStore):
@@ -226,14 +226,13 @@ def _take_uploaded(record: RunRecord, upload: str) -> None:
         record.left_out[f"the results on {upload}: {error}"] += 1
 
 
-def _parsed(record: RunRecord, name: str, text: str, parse: Callable[[str], Any], kind: type) -> Any:
+def _parsed(record: RunRecord, name: str, text: str, parse: Parse = parse_json, kind: type = dict) -> Any:
     """None where there is no text, or no such content in it."""
     if not text.strip():
         return None
     try:
-        value = parse(text)
-    except (ValueError, RecursionError, yaml.YAMLError, LookupError, AttributeError, TypeError):
-        # ValueError: also a number of thousands of digits. The last three: what PyYAML raises for a wrong `!!int`.
+        value = parse(text, name, DataError, object) if parse is parse_json else parse(text, name, DataError)
+    except DataError:
         record.left_out[f"{name}: cannot be parsed"] += 1
         return None
     if not isinstance(value, kind):
@@ -242,13 +241,13 @@ def _parsed(record: RunRecord, name: str, text: str, parse: Callable[[str], Any]
     return value
 
 
-def _mapping(record: RunRecord, name: str, text: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+def _mapping(record: RunRecord, name: str, text: str, parse: Parse = parse_json) -> dict[str, Any]:
     return _parsed(record, name, text, parse, dict) or {}
 
 
 def _json_lines(record: RunRecord, name: str, text: str) -> Iterator[dict[str, Any]]:
     for line in text.split("\n"):
-        found = _parsed(record, f"{name}: a line", line, json.loads, dict)
+        found = _parsed(record, f"{name}: a line", line)
         if found is not None:
             yield found
 
@@ -264,5 +263,5 @@ def _valid(record: RunRecord, kind: type[T], name: str, content: Any) -> T | Non
 
 
 def _one(record: RunRecord, kind: type[T], name: str, text: str) -> T | None:
-    content = _parsed(record, name, text, json.loads, dict)
+    content = _parsed(record, name, text)
     return None if content is None else _valid(record, kind, name, content)

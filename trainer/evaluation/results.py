@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from data_pipeline.storage import BucketMissing, Store
+from model.documents import parse_json
+from model.errors import DataError
 from trainer.run_folder import Weights, step_folder
 
 FOLDER = "evaluation"
@@ -53,5 +55,13 @@ def read_results(store: Store, step: int | None = None) -> list[dict[str, Any]]:
         names = [e.name for e in store.list(prefix) if e.name.count("/") == 2 and e.name.endswith(".json")]
     except BucketMissing:
         return []
-    found: list[dict[str, Any]] = [json.loads(store.read(name)) for name in sorted(names)]
+    return [_read(store, name) for name in sorted(names)]
+
+
+def _read(store: Store, name: str) -> dict[str, Any]:
+    where = f"{store.url}/{name} (remove it, and it is measured again)"
+    found: dict[str, Any] = parse_json(store.read(name), where, DataError)
+    if not (isinstance(found.get("part"), str) and isinstance(found.get("figures"), dict)
+            and isinstance(found.get("step"), int) and found.get("weights") in get_args(Weights)):  # fmt: skip
+        raise DataError(f"{where} lacks its step, part, weights or figures")
     return found

@@ -231,6 +231,16 @@ class RunConfig(Section):
     def geometry(self) -> Geometry:
         return Geometry.of(self.tokenizer.sizes)
 
+    @property
+    def depends_on_micro(self) -> bool:
+        """Whether `batch.micro` changes more than rounding: where something is drawn for a whole micro batch
+        (dropout, augmentation) or averaged over one (a codebook's usage, a BatchNorm, losses of which some rows do not
+        count)."""
+        if self.objective in ("tokenizer", "classify"):
+            return True
+        sizes = self.predictor.sizes if self.objective == "mage" else self.addp.sizes
+        return sizes.dropout > 0 or self.data.tail == "pad" or self.data.on_bad_shard == "quarantine"
+
 
 def load_config(
     path: Path | str | None, overrides: list[str] | tuple[str, ...] = (), *, resolved: bool = False

@@ -75,7 +75,8 @@ class Expected(NamedTuple):
             )
         found = changes(manifest.config or self.before, self.config)
         known_before = {change.key for change in changes(self.before or manifest.config, self.config)}
-        bad = [c for c in forbidden(found, self.config.resume.allow) if c.key in known_before]  # else: allowed before
+        allowed = (*self.config.resume.allow, *(() if self.config.depends_on_micro else ("batch.micro",)))
+        bad = [c for c in forbidden(found, allowed) if c.key in known_before]  # else: allowed before
         if bad:
             allow = ",".join(sorted({*self.config.resume.allow, *(c.key for c in bad)}))
             raise ConfigError(

@@ -50,7 +50,7 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: Stop
     from trainer.objectives import make_objective
     from trainer.run import Run
     from trainer.schedule import accumulation_steps
-    from trainer.start import prepare
+    from trainer.start import begins, prepare
 
     # Before the ranks meet: where one mistake ends them all, none shall find the others gone.
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -62,8 +62,9 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: Stop
         stack.enter_context(heartbeat)
         control = Control(config.health.hang)
         session = prepare(folder, control)
+        fresh = control.on_first(lambda: begins(config, folder))
         torch.manual_seed(config.seed)  # every rank starts from the same weights
-        objective = stack.enter_context(closing(make_objective(config)))
+        objective = stack.enter_context(closing(make_objective(config, fresh)))
         run = stack.enter_context(Run(config, objective, control, accumulation, heartbeat, stop, session, device))
         run.go()
 

@@ -154,6 +154,12 @@ def restore(
     return Restored(None, [], rewinds)
 
 
+def has_checkpoints(folder: RunFolder, store: Store | None) -> bool:
+    """Whether a start goes on from one, or fails. Raises StorageError where the store, which is asked only if there is
+    none at hand, does not answer."""
+    return bool(candidates(folder.checkpoints) or (store is not None and remote_steps(store)))
+
+
 def foreseen(folder: RunFolder, store: Store | None, expected: Expected, rewinds: list[dict[str, int]]) -> Restored:
     """What `restore` would start from, by manifests and sizes of files: none is read, fetched or changed. Raises as it
     does."""

@@ -35,7 +35,7 @@ _ORDER = "the order of the samples depends on it: some would be trained on twice
 _SHAPE = "the weights of a checkpoint have the sizes that they were trained with"
 FIXED = {
     "objective": "a checkpoint is of one network",
-    "seed": f"{_ORDER}; so do the masks",
+    "seed": "samples, masks and dropout are drawn by it: some samples would be trained on twice, and others not at all",
     "batch.global_batch": "steps are counted in it: the schedule and the place in the data would be others",
     "optimizer.name": "a checkpoint holds the moments of one optimizer",
     "data.window": _ORDER, "data.stripes": _ORDER, "data.tail": _ORDER,

@@ -57,10 +57,10 @@ def refuse_unused(config: BaseModel, objective: str, source: str) -> None:
         values = {key: value for key, value in values.items() if value != defaults[key]}
     unused = {_as_written(key): of[key].objectives for key in values if objective not in of[key].objectives}
     if unused:
-        named = "; ".join(f"{key} ({', '.join(by)})" for key, by in unused.items())
+        named = "; ".join(f"{key} (used by {', '.join(by)})" for key, by in unused.items())
         raise ConfigError(
-            f"in {source}: objective {objective} does not use {named}. In brackets are the objectives that do; leave "
-            f"{'it' if len(unused) == 1 else 'them'} out, or set another objective"
+            f"in {source}: objective {objective} does not use {named}. Leave {'it' if len(unused) == 1 else 'them'} "
+            "out, or set another objective"
         )
 
 

@@ -19,18 +19,22 @@ from trainer.uses import ALL, UsedBy, users
 @pytest.mark.parametrize(
     ("objective", "override", "words"),
     [
-        ("addp", "classifier.method=finetune", r"addp does not use classifier\.method \(classify\)"),
-        ("addp", "tokenizer_loss.ema_decay=0.9", r"tokenizer_loss\.ema_decay \(tokenizer\)"),
-        ("addp", "data.views.size=16", r"data\.views\.size \(tokenizer, classify\)"),
-        ("tokenizer", "label_smoothing=0.1", r"tokenizer does not use label_smoothing \(mage, addp, classify\)"),
-        ("tokenizer", "data.mixture={a: 1}", r"data\.mixture \(mage, addp\)"),
+        ("addp", "classifier.method=finetune", r"addp does not use classifier\.method \(used by classify\)"),
+        ("addp", "tokenizer_loss.ema_decay=0.9", r"tokenizer_loss\.ema_decay \(used by tokenizer\)"),
+        ("addp", "data.views.size=16", r"data\.views\.size \(used by tokenizer, classify\)"),
+        (
+            "tokenizer",
+            "label_smoothing=0.1",
+            r"tokenizer does not use label_smoothing \(used by mage, addp, classify\)",
+        ),
+        ("tokenizer", "data.mixture={a: 1}", r"data\.mixture \(used by mage, addp\)"),
         ("tokenizer", "recompute_every=1", "recompute_every"),
-        ("mage", "addp.sizes.size=tiny", r"mage does not use addp\.sizes \(addp, classify\)\. "),
-        ("mage", "addp.weights=x", r"addp\.weights \(addp, classify\)"),
+        ("mage", "addp.sizes.size=tiny", r"mage does not use addp\.sizes \(used by addp, classify\)\. "),
+        ("mage", "addp.weights=x", r"addp\.weights \(used by addp, classify\)"),
         (
             "classify",
             "predictor={weights: x, sizes: {dim: 96}}",
-            r"predictor\.sizes \(mage, addp\); predictor\.weights",
+            r"predictor\.sizes \(used by mage, addp\); predictor\.weights",
         ),
         ("classify", "output_bias=zeros", "output_bias"),
     ],
@@ -44,7 +48,7 @@ def test_a_file_is_named_and_all_its_keys(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("objective: tokenizer\noutput_bias: zeros\ndata: {tokens: a, held_out: 0.2}\n")
     with pytest.raises(
-        ConfigError, match=r"run\.yaml: .*use data\.tokens \(mage, addp\); output_bias .*leave them out"
+        ConfigError, match=r"run\.yaml: .*use data\.tokens \(used by mage, addp\); output_bias .*Leave them out"
     ):
         load_config(path)
 
@@ -72,7 +76,7 @@ def test_what_a_run_wrote_down_can_start_another(tmp_path: Path) -> None:
     path = tmp_path / "config.resolved.yaml"
     path.write_text(yaml.safe_dump(resolved))
     assert load_config(path, ["seed=3"]).seed == 3
-    with pytest.raises(ConfigError, match=r"mage does not use tokenizer_loss\.commitment \(tokenizer\)"):
+    with pytest.raises(ConfigError, match=r"mage does not use tokenizer_loss\.commitment \(used by tokenizer\)"):
         load_config(path, ["tokenizer_loss.commitment=0.5"])
 
 

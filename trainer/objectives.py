@@ -217,6 +217,12 @@ class ADDPObjective(TokenObjective):
         return denoising_inputs(self.frozen_networks, ids, masks, self.config.label_smoothing, weights)
 
 
+def given_fingerprints(objective: Objective) -> dict[str, str]:
+    """Of the networks, by name, that this rank read from files."""
+    first = objective.beginning
+    return objective.frozen | ({first.key: first.fingerprint} if first and first.fingerprint else {})
+
+
 def make_objective(config: RunConfig, fresh: bool = False) -> Objective:
     """fresh: there is no checkpoint to go on from, so that a pre-training begins with the weights that it was given.
     Raises what reading weights and data raises."""

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from data_pipeline.storage import StorageError, open_store
-from model.errors import ConfigError
+from model.errors import ConfigError, WeightsError
 from trainer import records
 from trainer.config import RunConfig
 from trainer.control import Control
@@ -78,6 +78,19 @@ def begins(config: RunConfig, folder: RunFolder) -> bool:
         return False
     check_beginning(config)
     return True
+
+
+def check_same_weights(control: Control, given: dict[str, str]) -> None:
+    """All ranks together. given: fingerprints of the networks that this rank read, by name. Raises WeightsError, on all
+    ranks, where files of one name differ between machines."""
+    found = control.gather(given)
+    for name, fingerprint in found[0].items():
+        other = [rank for rank, read in enumerate(found) if read[name] != fingerprint]
+        if other:
+            raise WeightsError(
+                f"ranks {other} read another {name} than rank 0, from a file of the same name; put one copy on storage "
+                "that all machines share, or the same file on each"
+            )
 
 
 def part_name(objective: Objective) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from pathlib import Path
 
@@ -13,16 +14,17 @@ from model.errors import WeightsError
 from model.official import official_state, write_state
 from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
-from model.weights import Network, build, fingerprint, save_network
+from model.weights import Network, build, fingerprint, load_network, save_network
 from tests.trainer.launching import MAGE, SMALL
-from tests.trainer.worlds import finish, run_world
+from tests.trainer.worlds import Ranks, finish, run_world
 from trainer.checkpoint import MANIFEST, WEIGHTS, SavedState, verify
 from trainer.config import RunConfig, load_config
+from trainer.control import Control, join_ranks
 from trainer.given import begin, beginning, given_network
 from trainer.objectives import load_frozen, make_objective
 from trainer.planning import make_plan
 from trainer.run_folder import RunFolder, step_folder
-from trainer.start import begins
+from trainer.start import begins, check_same_weights
 
 TINY = ("tokenizer.sizes.size=tiny", "predictor.sizes.size=tiny", "precision=fp32", *SMALL)
 KINDS = {"tokenizer": "tokenizer", "mage": "predictor", "addp": "addp"}
@@ -158,6 +160,25 @@ def test_a_tokenizer_goes_on_with_its_codes(codebook: str, tokenizer: VQTokenize
         moved = ((network.codebook - tokenizer.codebook).norm() / tokenizer.codebook.norm()).detach()
         assert float(moved) < 0.2 if kept else float(moved) > 0.5
         assert float(training.usage.sum()) == pytest.approx(4 * 16, rel=0.1) or not kept
+
+
+def _meet(arguments: list[str]) -> int:
+    """A rank, with the file that is its own."""
+    join_ranks()
+    network = load_network(arguments[int(os.environ["RANK"])], "predictor")
+    try:
+        check_same_weights(Control(), {"tokenizer": "alike", "predictor.weights": fingerprint(network)})
+    except WeightsError as error:
+        print(error, flush=True)
+        return 7
+    return 0
+
+
+def test_ranks_whose_files_differ_are_named(tmp_path: Path) -> None:
+    files = [str(written(network_of("predictor", seed), tmp_path / f"{seed}.safetensors")) for seed in (1, 2)]
+    assert Ranks(_meet, [files[0], files[0]], 2, tmp_path / "log").wait().codes == [0, 0]
+    codes, output = Ranks(_meet, files, 2, tmp_path / "log").wait()
+    assert codes == [7, 7] and output.count("ranks [1] read another predictor.weights than rank 0") == 2
 
 
 def test_a_run_says_what_it_began_with_and_goes_on_without_it(tokens: Path, tmp_path: Path) -> None:

@@ -48,6 +48,14 @@ class TokenizerTraining(nn.Module):
         self.discriminator = PatchDiscriminator() if config.adversarial else None
         self.perceptual = PerceptualDistance() if config.perceptual else None
 
+    @torch.no_grad()
+    def keep_codebook(self, samples: int) -> None:
+        """Begin with the tokenizer's own codes, as if all were used equally often, and not with vectors of the first
+        batch. samples: of a micro batch on a rank."""
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        self.usage.fill_(samples * ranks * self.tokenizer.config.tokens / self.usage.numel())
+        self.vector_sum.copy_(self.usage.unsqueeze(1) * self.tokenizer.codebook)
+
     def forward(self, images: Tensor) -> Tensor:
         c, tokenizer = self.config, self.tokenizer
         z = tokenizer.encoder(images)

@@ -8,13 +8,10 @@ from __future__ import annotations
 import math
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
-
-import torch
 
 from data_pipeline.epochs import EpochSchedule
 from data_pipeline.output import probe, writable
@@ -25,14 +22,14 @@ from model.weights import Network, fingerprint, load_network
 from trainer import costs
 from trainer.checkpoint import candidates
 from trainer.config import RunConfig, load_config
+from trainer.given import beginning, without_values
 from trainer.objectives import Objective, TokenObjective, load_frozen, make_objective
 from trainer.ownership import agreed_run, holder_of, run_of
 from trainer.progress import read_rewinds, rewinds_on
-from trainer.restore import Expected, foreseen, last_config
+from trainer.restore import Expected, foreseen, has_checkpoints, last_config
 from trainer.run_folder import RunFolder
 from trainer.schedule import accumulation_steps, total_steps
-from trainer.start import run_facts
-from trainer.upload import remote_steps
+from trainer.start import begins, run_facts
 
 State = Literal["ok", "warning", "FAILED"]
 _GIB = 2**30
@@ -90,16 +87,23 @@ class _Checks:
 
     def _weights(self) -> Iterator[tuple[State, str]]:
         """From headers: on the meta device, tensors have shapes and no values."""
-        config = self._config
+        config, first = self._config, beginning(self._config)
         files = {"addp": (config.tokenizer.weights, config.predictor.weights), "classify": (config.addp.weights,)}
-        with _without_values():
+        with without_values():
             if config.objective == "addp":
                 load_frozen(config)
             elif config.objective == "classify" and config.addp.weights is not None:
                 load_network(config.addp.weights, "addp", config=config.addp.sizes, geometry=config.geometry)
         self._weights_fit = True
         named = [str(path) for path in files.get(config.objective, ()) if path is not None]
-        yield "ok", f"{' and '.join(named)}: of the configured sizes" if named else "none needed"
+        if named or first is None:
+            yield "ok", f"{' and '.join(named)}: of the configured sizes" if named else "none needed"
+        if first is None:
+            return
+        if begins(config, self._folder):
+            yield "ok", f"the run begins with {first}, of the configured sizes"
+        else:
+            yield "ok", f"{first} is not read: the run goes on from its own checkpoint"
 
     def _data(self) -> Iterator[tuple[State, str]]:
         self._found = found = _open(self._config)
@@ -194,7 +198,7 @@ class _Checks:
             yield "warning", f"{folder.stop} is there: the run would save and stop at once; remove it"
         if self._store is not None and (other := holder_of(self._store)):
             yield "warning", f"{self._store.url} is held by {other}; a start waits for a sign of life of it"
-        if not self._has_checkpoints():
+        if not has_checkpoints(folder, self._store):
             foreseen(folder, None, self._expected({}), [])  # none, unless there were some
             yield "ok", "no checkpoints yet: starts at step 0"
             return
@@ -237,9 +241,6 @@ class _Checks:
             found = found._replace(frozen={**found.frozen, "predictor": fingerprint(predictor)})
         return run_facts(config, cast(Objective, found))
 
-    def _has_checkpoints(self) -> bool:
-        return bool(candidates(self._folder.checkpoints) or (self._store is not None and remote_steps(self._store)))
-
 
 def _guarded(name: str, check: Callable[[], Iterator[tuple[State, str]]]) -> Iterator[Check]:
     try:
@@ -255,7 +256,7 @@ def _open(config: RunConfig) -> _Found:
     """The data, and what a checkpoint would state of the run. An ADDP run's tokenizer is read, to name it; of its
     predictor and the trained network there are no values. Raises what the objective raises."""
     if config.objective != "addp":
-        with _without_values() if config.objective == "mage" else nullcontext():
+        with without_values() if config.objective == "mage" else nullcontext():
             made = make_objective(config)
         loader = cast(Any, made).loader
         return _Found(made.result, made.epochs, made.data_fingerprint, made.order, made.frozen, loader)
@@ -264,17 +265,9 @@ def _open(config: RunConfig) -> _Found:
         tokenizer = load_network(config.tokenizer.weights, "tokenizer", config=config.tokenizer.sizes)
         frozen = {"tokenizer": fingerprint(tokenizer)}
     data = TokenObjective(config, frozen.get("tokenizer"))
-    with _without_values():
+    with without_values():
         result = ADDP(config.geometry, config.addp.sizes)
     return _Found(result, data.epochs, data.data_fingerprint, data.order, frozen, data.loader)
-
-
-@contextmanager
-def _without_values() -> Iterator[None]:
-    """Networks that are made here, or loaded, have shapes only; of a safetensors file the header is read."""
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
-        yield
 
 
 def _size(count: float) -> str:

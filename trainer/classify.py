@@ -20,6 +20,7 @@ from model.transformer import drop_paths
 from model.weights import Network, fingerprint, load_network
 from trainer.augmentation import Augmentation
 from trainer.config import RunConfig
+from trainer.given import Beginning
 
 
 def pictures_fingerprint(source: PictureSource) -> str:
@@ -54,11 +55,13 @@ class ClassifyObjective:
             ),
         )  # fmt: skip
         self.frozen: dict[str, str] = {}
+        self.beginning: Beginning | None = None
         if config.addp.weights is not None:
             pretrained = load_network(config.addp.weights, "addp", config=config.addp.sizes, geometry=config.geometry)
             assert isinstance(pretrained, ADDP)
             network.take(pretrained)
             self.frozen = {"pretrained": fingerprint(pretrained)}
+            self.beginning = Beginning("addp.weights", config.addp.weights, self.frozen["pretrained"])
         elif linear:
             raise ConfigError("classifier.method = linear needs addp.weights, the encoder that is probed")
         if not linear:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from data_pipeline.storage import is_remote
 from data_pipeline.views import ViewRecipe
@@ -19,6 +20,7 @@ from model.config import Geometry, TokenizerConfig, TokenizerLossConfig, Transfo
 from model.documents import MIB, parse_yaml, read_file, show
 from model.errors import ConfigError
 from trainer.changes import check_names
+from trainer.uses import ALL, Objective, UsedBy, refuse_unused, statement
 
 _LARGEST_FILE = MIB  # bytes of a run file
 
@@ -31,40 +33,55 @@ def _absolute(place: str) -> str:
 Place = Annotated[str, AfterValidator(_absolute)]  # a folder or a url
 LocalPath = Annotated[Path, AfterValidator(Path.absolute)]
 
+TOKENS = UsedBy("mage", "addp")
+PICTURES = UsedBy("tokenizer", "classify")
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataSection(Section):
-    tokens: Place | None = Field(None, description="the token data set, a folder or s3://bucket/prefix (mage and addp)")
-    mixture: dict[Place, float] = Field(
+    tokens: Annotated[Place | None, TOKENS] = Field(
+        None, description="the token data set, a folder or s3://bucket/prefix"
+    )
+    mixture: Annotated[dict[Place, float], TOKENS] = Field(
         {}, description="several token data sets and their weights, in place of `tokens`"
     )
-    pictures: Place | None = Field(
-        None, description="pictures, a folder or s3://: class folders or WebDataset shards (tokenizer, classify)"
+    pictures: Annotated[Place | None, UsedBy("tokenizer", "addp", "classify")] = Field(
+        None, description="pictures, a folder or s3://: class folders or WebDataset shards; of addp's evaluations"
     )
-    held_out: float = Field(0.1, ge=0, lt=1, description="share of the pictures kept for evaluation, fixed by hash")
-    views: ViewRecipe = Field(ViewRecipe(), description="crops of the pictures (tokenizer, classify)")
-    window: int = Field(16, gt=0, description="shards whose rows are shuffled together")
-    stripes: int = Field(1, gt=0, description="parts of the data; a node downloads only those that its ranks read")
-    tail: Literal["drop", "pad"] = Field("drop", description="samples that fill no batch at the end of an epoch")
-    cache: LocalPath | None = Field(
+    held_out: Annotated[float, UsedBy("tokenizer", "addp", "classify")] = Field(
+        0.1, ge=0, lt=1, description="share of the pictures kept for evaluation, fixed by hash"
+    )
+    views: Annotated[ViewRecipe, PICTURES] = Field(ViewRecipe(), description="crops of the pictures")
+    window: Annotated[int, TOKENS] = Field(16, gt=0, description="shards whose rows are shuffled together")
+    stripes: Annotated[int, TOKENS] = Field(
+        1, gt=0, description="parts of the data; a node downloads only those that its ranks read"
+    )
+    tail: Annotated[Literal["drop", "pad"], TOKENS] = Field(
+        "drop", description="samples that fill no batch at the end of an epoch"
+    )
+    cache: Annotated[LocalPath | None, TOKENS] = Field(
         None, description="folder on a local disk for shards from s3://, shared by a host's ranks"
     )
-    cache_gib: float = Field(200, gt=0, description="size that the cache may have")
-    on_bad_shard: Literal["stop", "quarantine"] = Field(
+    cache_gib: Annotated[float, TOKENS] = Field(200, gt=0, description="size that the cache may have")
+    on_bad_shard: Annotated[Literal["stop", "quarantine"], TOKENS] = Field(
         "stop", description="what a shard does that stays damaged: end the run, or its rows count with weight 0"
     )
-    patience: float = Field(600, ge=0, description="seconds for which a store that does not answer is tried again")
+    patience: Annotated[float, TOKENS] = Field(
+        600, ge=0, description="seconds for which a store that does not answer is tried again"
+    )
 
 
 class TokenizerSection(Section):
-    sizes: TokenizerConfig = Field(
+    sizes: Annotated[TokenizerConfig, ALL] = Field(
         TokenizerConfig(), description="sizes; `size: published|demo|tiny` takes a named one"
     )
-    weights: LocalPath | None = Field(
-        None, description="weights file: our safetensors, or the official VQGAN checkpoint"
+    weights: Annotated[LocalPath | None, UsedBy("tokenizer", "mage", "addp")] = Field(
+        None,
+        description="weights file, ours or an official one: what a tokenizer run begins with, addp's frozen tokenizer, "
+        "and what `addp data preview` decodes by",
     )
 
 
@@ -72,7 +89,11 @@ class TransformerSection(Section):
     sizes: TransformerConfig = Field(
         TransformerConfig(), description="sizes; `size: base|large|demo|tiny` takes a named one"
     )
-    weights: LocalPath | None = Field(None, description="weights file: our safetensors, or the official checkpoint")
+    weights: LocalPath | None = Field(
+        None,
+        description="weights file, ours or an official one: what a run of this network begins with, or what another "
+        "objective takes of it",
+    )
 
 
 class ClassifierSection(Section):
@@ -152,49 +173,58 @@ class HealthSection(Section):
 class RunConfig(Section):
     """One training run."""
 
-    objective: Literal["tokenizer", "mage", "addp", "classify"] = Field(
+    objective: Annotated[Objective, ALL] = Field(
         "addp",
         description="what is trained: VQ tokenizer, token predictor (MAGE), ADDP, or a classifier on its encoder",
     )
-    run: Path = Field(Path("runs/unnamed"), description="run folder: checkpoints, metrics, resolved configuration")
-    seed: int = Field(0, description="all randomness is keyed by it")
+    run: Annotated[Path, ALL] = Field(
+        Path("runs/unnamed"), description="run folder: checkpoints, metrics, resolved configuration"
+    )
+    seed: Annotated[int, ALL] = Field(0, description="all randomness is keyed by it")
     data: DataSection = DataSection()
     tokenizer: TokenizerSection = TokenizerSection()
-    predictor: TransformerSection = TransformerSection()
-    addp: TransformerSection = TransformerSection()
-    classifier: ClassifierSection = ClassifierSection()
-    augmentation: AugmentationSection = AugmentationSection()
-    tokenizer_loss: TokenizerLossConfig = TokenizerLossConfig()
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="over the vocabulary (mage, addp) or classes")
-    output_bias: Literal["zeros", "frequencies"] = Field(
-        "zeros",
-        description="start of the output bias: zeros as published, or the log frequencies of the codes in the data",
+    predictor: Annotated[TransformerSection, TOKENS] = TransformerSection()
+    addp: Annotated[TransformerSection, UsedBy("addp", "classify")] = TransformerSection()
+    classifier: Annotated[ClassifierSection, UsedBy("classify")] = ClassifierSection()
+    augmentation: Annotated[AugmentationSection, UsedBy("classify")] = AugmentationSection()
+    tokenizer_loss: Annotated[TokenizerLossConfig, UsedBy("tokenizer")] = TokenizerLossConfig()
+    label_smoothing: Annotated[float, UsedBy("mage", "addp", "classify")] = Field(
+        0.1, ge=0, lt=1, description="over the vocabulary, or over classes"
     )
-    batch: BatchSection = BatchSection()
-    optimizer: OptimizerSection = OptimizerSection()
-    schedule: ScheduleSection = ScheduleSection()
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
+    output_bias: Annotated[Literal["zeros", "frequencies"], TOKENS] = Field(
+        "zeros",
+        description="start of a fresh network's output bias: zeros as published, or the log frequencies of the codes "
+        "in the data",
+    )
+    batch: Annotated[BatchSection, ALL] = BatchSection()
+    optimizer: Annotated[OptimizerSection, ALL] = OptimizerSection()
+    schedule: Annotated[ScheduleSection, ALL] = ScheduleSection()
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], ALL] = Field(
         "bf16", description="bf16 and fp16 keep float32 master weights in the optimizer; fp16 scales the loss"
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage; bf16 and fp16 need 1 or more")
-    offload: Literal["none", "optimizer", "parameters"] = Field(
+    zero_stage: Annotated[Literal[0, 1, 2, 3], ALL] = Field(
+        1, description="DeepSpeed ZeRO stage; bf16 and fp16 need 1 or more"
+    )
+    offload: Annotated[Literal["none", "optimizer", "parameters"], ALL] = Field(
         "none", description="what lies in CPU memory: the optimizer (stages 1 to 3), also the parameters (stage 3)"
     )
-    recompute_every: int = Field(
+    recompute_every: Annotated[int, UsedBy("mage", "addp", "classify")] = Field(
         0, ge=0, description="activation checkpointing of each n-th transformer block; 0: none"
     )
-    ema_decay: float | None = Field(
+    ema_decay: Annotated[float | None, ALL] = Field(
         None, gt=0, lt=1, description="average of the weights, saved beside them; null: none"
     )
-    deterministic: bool = Field(False, description="only deterministic kernels; slower on CUDA")
-    checkpoint: CheckpointSection = CheckpointSection()
-    resume: ResumeSection = ResumeSection()
-    health: HealthSection = HealthSection()
-    expect_ranks: int | None = Field(
+    deterministic: Annotated[bool, ALL] = Field(False, description="only deterministic kernels; slower on CUDA")
+    checkpoint: Annotated[CheckpointSection, ALL] = CheckpointSection()
+    resume: Annotated[ResumeSection, ALL] = ResumeSection()
+    health: Annotated[HealthSection, ALL] = HealthSection()
+    expect_ranks: Annotated[int | None, ALL] = Field(
         None, gt=0, description="ranks that the launcher has to start, or the run is refused; null: any number"
     )
-    log_every: int = Field(20, gt=0, description="steps between metric lines")
-    wandb: str | None = Field(None, description="project of Weights & Biases to log to as well (extra `wandb`)")
+    log_every: Annotated[int, ALL] = Field(20, gt=0, description="steps between metric lines")
+    wandb: Annotated[str | None, ALL] = Field(
+        None, description="project of Weights & Biases to log to as well (extra `wandb`)"
+    )
 
     @property
     def learning_rate(self) -> float:
@@ -204,10 +234,24 @@ class RunConfig(Section):
     def geometry(self) -> Geometry:
         return Geometry.of(self.tokenizer.sizes)
 
+    @property
+    def depends_on_micro(self) -> bool:
+        """Whether `batch.micro` changes more than rounding: where something is drawn for a whole micro batch
+        (dropout, augmentation) or averaged over one (a codebook's usage, a BatchNorm, losses of which some rows do not
+        count)."""
+        if self.objective in ("tokenizer", "classify"):
+            return True
+        sizes = self.predictor.sizes if self.objective == "mage" else self.addp.sizes
+        return sizes.dropout > 0 or self.data.tail == "pad" or self.data.on_bad_shard == "quarantine"
 
-def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """Raises ConfigError that names the file or argument, the key and, for unknown ones, the nearest known key, and
-    StorageError for a url that is none."""
+
+def load_config(
+    path: Path | str | None, overrides: list[str] | tuple[str, ...] = (), *, resolved: bool = False
+) -> RunConfig:
+    """What a user configures; resolved: what a run wrote down, maybe of an earlier version.
+
+    Raises ConfigError that names the file or argument, the key and, for unknown ones, the nearest known key, and for
+    keys that the objective does not use (not of resolved ones); and StorageError for a url that is none."""
     values: dict[str, Any] = {}
     if path is not None:
         try:
@@ -222,7 +266,11 @@ def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] 
         if not equals:
             raise ConfigError(f"{override!r} is no override; write key=value, as in batch.micro=32")
         _set(values, key.split("."), parse_yaml(value, show(override), ConfigError), override)
-    return checked_config(values, str(path or "the command line"))
+    source = str(path or "the command line")
+    config = checked_config(values, source)
+    if not resolved:
+        refuse_unused(config, config.objective, source)
+    return config
 
 
 def checked_config(values: dict[str, Any], source: str) -> RunConfig:
@@ -301,11 +349,17 @@ def _document(section: BaseModel, lines: list[str], indent: str) -> None:
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, BaseModel):
-            lines.append(f"{indent}{name}:" + (f"  # {field.description}" if field.description else ""))
+            meaning = f"{field.description or ''}{_users(field)}".lstrip()
+            lines.append(f"{indent}{name}:" + (f"  # {meaning}" if meaning else ""))
             _document(value, lines, indent + "  ")
         else:
             dumped = yaml.safe_dump(section.model_dump(mode="json")[name], default_flow_style=True).split("\n")[0]
-            lines.append(f"{indent}{name}: {dumped}  # {field.description}{_choices(field.annotation)}")
+            lines.append(f"{indent}{name}: {dumped}  # {field.description}{_choices(field.annotation)}{_users(field)}")
+
+
+def _users(field: FieldInfo) -> str:
+    stated = statement(field)
+    return "" if stated in (None, ALL) else f" (used by {', '.join(stated.objectives)})"
 
 
 def _choices(annotation: Any) -> str:

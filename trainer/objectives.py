@@ -23,9 +23,10 @@ from model.masking import DenoisingMasks, denoising_masks, mage_masks
 from model.predictor import TokenPredictor
 from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
-from model.weights import Network, fingerprint, load_network
+from model.weights import Network, fingerprint
 from trainer.classify import ClassifyObjective, pictures_fingerprint
 from trainer.config import RunConfig
+from trainer.given import Beginning, begin, given_network
 from trainer.run_folder import RunFolder
 
 Inputs = dict[str, Any]
@@ -39,6 +40,7 @@ class Objective(Protocol):
     data_fingerprint: str
     order: dict[str, Any]  # options that the order of the samples depends on
     frozen: dict[str, str]  # fingerprints of the frozen networks
+    beginning: Beginning | None  # weights that `result` was given
 
     def batch(self, step: int, offset: int, count: int) -> Any:
         """Data of the samples offset .. offset+count-1 of the step's global batch."""
@@ -53,7 +55,7 @@ class Objective(Protocol):
 class TokenizerObjective:
     """Pictures -> reconstruction and codebook losses."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, fresh: bool) -> None:
         if config.data.pictures is None:
             raise ConfigError("objective tokenizer needs data.pictures, a folder of class folders")
         if config.data.views.size != config.tokenizer.sizes.image_size:
@@ -68,8 +70,13 @@ class TokenizerObjective:
         source = split_of(config.data.pictures, "train", config.data.held_out)
         self.loader = PictureLoader(source, config.data.views, global_batch=config.batch.global_batch, seed=config.seed)
         self.epochs = self.loader.schedule
-        self.result: Network = VQTokenizer(config.tokenizer.sizes)
-        self.network: nn.Module = TokenizerTraining(self.result, config.tokenizer_loss, config.seed)
+        tokenizer = VQTokenizer(config.tokenizer.sizes)
+        training = TokenizerTraining(tokenizer, config.tokenizer_loss, config.seed)
+        self.beginning = begin(config, tokenizer, fresh)
+        if self.beginning and fresh:
+            training.keep_codebook(config.batch.micro)
+        self.result: Network = tokenizer
+        self.network: nn.Module = training
         self.frozen: dict[str, str] = {}
         self.data_fingerprint = pictures_fingerprint(source)
         self.order: dict[str, Any] = {}
@@ -143,10 +150,11 @@ class TokenObjective:
 class MageObjective(TokenObjective):
     """Tokens -> masked-token prediction (the token predictor's own training)."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, fresh: bool) -> None:
         super().__init__(config, None)
         network = TokenPredictor(config.geometry, config.predictor.sizes)
         self.start_output_bias(network.mlm_layer.bias)
+        self.beginning = begin(config, network, fresh)
         self.result: Network = network
         self.network: nn.Module = network
         self.frozen = {"tokenizer": self.loader.manifest.tokenizer}
@@ -165,14 +173,8 @@ def load_frozen(config: RunConfig) -> FrozenNetworks:
     if config.tokenizer.weights is None or config.predictor.weights is None:
         missing = "tokenizer" if config.tokenizer.weights is None else "predictor"
         raise ConfigError(f"objective addp needs {missing}.weights, the frozen {missing}")
-    tokenizer = load_network(config.tokenizer.weights, "tokenizer", config=config.tokenizer.sizes)
-    assert isinstance(tokenizer, VQTokenizer)
-    if tokenizer.config != config.tokenizer.sizes:
-        raise ConfigError(f"{config.tokenizer.weights} has the sizes {tokenizer.config!r}, not tokenizer.sizes")
-    predictor = load_network(
-        config.predictor.weights, "predictor", config=config.predictor.sizes, geometry=config.geometry
-    )
-    assert isinstance(predictor, TokenPredictor)
+    tokenizer, predictor = given_network(config, "tokenizer"), given_network(config, "predictor")
+    assert isinstance(tokenizer, VQTokenizer) and isinstance(predictor, TokenPredictor)
     return FrozenNetworks(tokenizer, predictor)
 
 
@@ -195,13 +197,14 @@ def denoising_inputs(
 class ADDPObjective(TokenObjective):
     """Tokens -> noisy pixels -> tokens (algorithm 1)."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, fresh: bool) -> None:
         frozen = load_frozen(config)
         self.frozen = {"tokenizer": fingerprint(frozen.tokenizer), "predictor": fingerprint(frozen.predictor)}
         super().__init__(config, self.frozen["tokenizer"])
         self.frozen_networks = frozen.to(frozen_dtype(config))
         network = ADDP(config.geometry, config.addp.sizes)
         self.start_output_bias(network.mlm_layer.bias)
+        self.beginning = begin(config, network, fresh)
         self.result: Network = network
         self.network: nn.Module = network
 
@@ -214,9 +217,17 @@ class ADDPObjective(TokenObjective):
         return denoising_inputs(self.frozen_networks, ids, masks, self.config.label_smoothing, weights)
 
 
-def make_objective(config: RunConfig) -> Objective:
+def given_fingerprints(objective: Objective) -> dict[str, str]:
+    """Of the networks, by name, that this rank read from files."""
+    first = objective.beginning
+    return objective.frozen | ({first.key: first.fingerprint} if first and first.fingerprint else {})
+
+
+def make_objective(config: RunConfig, fresh: bool = False) -> Objective:
+    """fresh: there is no checkpoint to go on from, so that a pre-training begins with the weights that it was given.
+    Raises what reading weights and data raises."""
     if config.objective == "tokenizer":
-        return TokenizerObjective(config)
+        return TokenizerObjective(config, fresh)
     if config.objective == "classify":
         return ClassifyObjective(config)
-    return MageObjective(config) if config.objective == "mage" else ADDPObjective(config)
+    return MageObjective(config, fresh) if config.objective == "mage" else ADDPObjective(config, fresh)

@@ -18,6 +18,7 @@ from model.errors import ConfigError
 from trainer import costs
 from trainer.arguments import split_arguments
 from trainer.config import load_config
+from trainer.given import beginning, check_beginning
 from trainer.schedule import accumulation_steps, possible_world_sizes, total_steps
 
 _IMAGENET = 1_281_167
@@ -67,8 +68,11 @@ def make_plan(
     file: Path | None, overrides: list[str], gpus: list[int], images: int, device: str, mfu: float, write: float,
     grace: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """All figures. Raises ConfigError."""
+    """All figures. Raises ConfigError, and WeightsError where the weights to begin with are here and do not fit."""
     config = load_config(file, overrides)
+    first = beginning(config)
+    if first is not None and first.path.is_file():
+        check_beginning(config)
     epochs = EpochSchedule(_samples(config.data.tokens, images), config.batch.global_batch, config.data.tail)
     steps = total_steps(config.schedule, epochs)
     trained, frozen = costs.parameters(config)
@@ -96,6 +100,7 @@ def make_plan(
         "steps_per_epoch": epochs.steps_per_epoch, "images_per_epoch": epochs.samples,
         "possible_gpus": possible_world_sizes(config), "trained_parameters": trained, "frozen_parameters": frozen,
         "gflop_per_image": {"trained": operations.trained / 1e9, "frozen": operations.frozen / 1e9},
+        "begins_with": str(first) if first else None,
         "device": device, "tflops": peak / 1e12, "mfu": mfu, "checkpoint_gib": size / _GIB,
         "checkpoints_gib": size / _GIB * config.checkpoint.keep, "grace": grace, "worlds": worlds,
     }  # fmt: skip
@@ -131,6 +136,7 @@ def _show(plan: dict[str, Any]) -> None:
             f"{plan['trained_parameters'] / 1e6:.1f} M trained, {plan['frozen_parameters'] / 1e6:.1f} M frozen",
         ),
         ("operations", f"{g['trained']:.1f} GFLOP an image trained, {g['frozen']:.1f} frozen"),
+        *([("begins with", plan["begins_with"])] if plan["begins_with"] else []),
         ("checkpoint", f"{plan['checkpoint_gib']:.2f} GiB, {plan['checkpoints_gib']:.2f} GiB kept"),
     ):  # fmt: skip
         console.print(f"[bold]{name:11s}[/] {value}")

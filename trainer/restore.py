@@ -75,7 +75,8 @@ class Expected(NamedTuple):
             )
         found = changes(manifest.config or self.before, self.config)
         known_before = {change.key for change in changes(self.before or manifest.config, self.config)}
-        bad = [c for c in forbidden(found, self.config.resume.allow) if c.key in known_before]  # else: allowed before
+        allowed = (*self.config.resume.allow, *(() if self.config.depends_on_micro else ("batch.micro",)))
+        bad = [c for c in forbidden(found, allowed) if c.key in known_before]  # else: allowed before
         if bad:
             allow = ",".join(sorted({*self.config.resume.allow, *(c.key for c in bad)}))
             raise ConfigError(
@@ -151,6 +152,12 @@ def restore(
     if latest is None:
         control.on_first(lambda: _was_never_saved(folder))
     return Restored(None, [], rewinds)
+
+
+def has_checkpoints(folder: RunFolder, store: Store | None) -> bool:
+    """Whether a start goes on from one, or fails. Raises StorageError where the store, which is asked only if there is
+    none at hand, does not answer."""
+    return bool(candidates(folder.checkpoints) or (store is not None and remote_steps(store)))
 
 
 def foreseen(folder: RunFolder, store: Store | None, expected: Expected, rewinds: list[dict[str, int]]) -> Restored:

@@ -86,7 +86,9 @@ class Run:
         self._expected = Expected(self._facts, self._id, config, last_config(self._folder))
         found = self._restore(None)
         self._progress.started()
-        control.on_first(lambda: take_up(self._folder, self._id, found, self._total, control.world_size, self._say))
+        control.on_first(lambda: take_up(
+            self._folder, self._id, found, self._total, control.world_size, self._say, self._objective.beginning
+        ))  # fmt: skip
         if control.rank == 0:
             describe_run(self._folder, config, control.world_size, self._operations)
         if self._uploader and self._step < self._total:

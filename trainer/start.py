@@ -15,15 +15,16 @@ from typing import Any
 import torch
 import yaml
 
-from data_pipeline.storage import StorageError
-from model.errors import ConfigError
+from data_pipeline.storage import StorageError, open_store
+from model.errors import ConfigError, WeightsError
 from trainer import records
 from trainer.config import RunConfig
 from trainer.control import Control
 from trainer.costs import Operations
+from trainer.given import Beginning, beginning, check_beginning
 from trainer.objectives import Objective
 from trainer.ownership import new_identity
-from trainer.restore import Restored
+from trainer.restore import Restored, has_checkpoints
 from trainer.run_folder import RunFolder, replace_text, write_json
 
 
@@ -66,6 +67,32 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def begins(config: RunConfig, folder: RunFolder) -> bool:
+    """Whether the run begins with the weights that it was given: not where it has a checkpoint to go on from.
+
+    Raises WeightsError where they do not fit, by their file's header; StorageError where `checkpoint.upload`, which may
+    have a checkpoint, does not answer.
+    """
+    upload = config.checkpoint.upload
+    if beginning(config) is None or has_checkpoints(folder, open_store(upload) if upload else None):
+        return False
+    check_beginning(config)
+    return True
+
+
+def check_same_weights(control: Control, given: dict[str, str]) -> None:
+    """All ranks together. given: fingerprints of the networks that this rank read, by name. Raises WeightsError, on all
+    ranks, where files of one name differ between machines."""
+    found = control.gather(given)
+    for name, fingerprint in found[0].items():
+        other = [rank for rank, read in enumerate(found) if read[name] != fingerprint]
+        if other:
+            raise WeightsError(
+                f"ranks {other} read another {name} than rank 0, from a file of the same name; put one copy on storage "
+                "that all machines share, or the same file on each"
+            )
+
+
 def part_name(objective: Objective) -> str:
     """Prefix of the exported network's names in the trained one's."""
     names = [name for name, module in objective.network.named_modules() if module is objective.result]
@@ -88,24 +115,35 @@ def run_facts(config: RunConfig, objective: Objective) -> dict[str, Any]:
 
 
 def take_up(
-    folder: RunFolder, run: str, found: Restored, total: int, world_size: int, say: Callable[[str], None]
-) -> None:
+    folder: RunFolder, run: str, found: Restored, total: int, world_size: int, say: Callable[[str], None],
+    first: Beginning | None = None,
+) -> None:  # fmt: skip
     """Rank 0, once it is certain that the run goes on here: say so, name the run in its folder, and take back that it
-    is done where it has work left. Raises ConfigError where it is configured to be shorter than it is."""
+    is done where it has work left. first: the weights that it was given.
+
+    Raises ConfigError where it is configured to be shorter than it is, StorageError where the checkpoint is gone for
+    which those weights were not read.
+    """
     if found.step > total:
         raise ConfigError(
             f"the run has come to step {found.step}, and schedule.total gives it {total} steps; set a longer "
             "schedule.total, or use another run folder (and another checkpoint.upload)"
         )
+    unread = first is not None and first.fingerprint is None
+    if found.manifest is None and unread:
+        raise StorageError("the checkpoint that was there when this start began is gone; start the run again")
     if folder.read_identity() is None:
         write_json(folder.identity, new_identity(run))
     if found.step < total:
         folder.reopen()
     if found.manifest is None:
-        say(f"starts at step 0 of {total} on {world_size} ranks as run {run}")
+        begun = f", from {first}, fingerprint {first.fingerprint}" if first else ""
+        say(f"starts at step 0 of {total} on {world_size} ranks as run {run}{begun}")
         return
     age = timedelta(seconds=max(0, round(time.time() - found.manifest.progress.get("seen", 0.0))))
     say(f"resumed at step {found.step} of {total} on {world_size} ranks from {found.source}, saved {age} ago")
+    if unread:
+        say(f"{first} is not read: the run goes on from its own checkpoint")
     for change in found.changed:
         say(f"changed since that checkpoint: {change}")
 

@@ -7,17 +7,32 @@ from pathlib import Path
 import pytest
 
 from model.errors import ConfigError
-from trainer.changes import FREE, TRAINING, changes, forbidden, keys_of, within
+from trainer.changes import FIXED, FREE, TRAINING, changes, forbidden, within
 from trainer.config import RunConfig, load_config
+from trainer.uses import users
 
 
-def test_every_key_is_either_free_or_changes_the_optimisation() -> None:
+def test_every_key_is_free_or_changes_the_optimisation_or_is_fixed() -> None:
     """A new key has to be classified; a name in the lists that is no key is a mistake."""
-    keys = list(keys_of(RunConfig))
+    keys, lists = list(users(RunConfig)), (FREE, TRAINING, tuple(FIXED))
     assert "optimizer.base_lr" in keys and "addp.sizes.dropout" in keys
-    assert [key for key in keys if within(key, FREE) == within(key, TRAINING)] == []
-    assert [name for name in FREE + TRAINING if not any(within(key, (name,)) for key in keys)] == []
-    assert [name for name in FREE if name not in keys] == []  # no section: what is free is so by name
+    assert [key for key in keys if sum(within(key, names) for names in lists) != 1] == []
+    assert [name for names in lists for name in names if not any(within(key, (name,)) for key in keys)] == []
+    assert [name for name in (*FREE, *FIXED) if name not in keys] == []  # no section: what is free is so by name
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_no_permission_for_what_a_checkpoint_is_of(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"resume.allow: {name} cannot change while a run goes on: .*another run"):
+        load_config(None, [f"resume.allow=[log_every, {name}]"])
+    load_config(None, [f"resume.allow=[{name.split('.')[0]}]"] if "." in name else [])  # a section has other keys
+
+
+def test_keys_that_the_objective_does_not_use_change_nothing() -> None:
+    """Those of earlier versions' runs may have been set, and are refused now."""
+    before = load_config(None, ["objective=mage"]).model_dump(mode="json")
+    before["classifier"]["method"], before["data"]["held_out"] = "linear", 0.3
+    assert changes(before, load_config(None, ["objective=mage"])) == []
 
 
 def test_changes_are_named_and_those_of_the_optimisation_need_a_permission() -> None:

@@ -84,6 +84,8 @@ def test_batches_that_cannot_be_made(addp: tuple[str, ...]) -> None:
         ("weights", "predictor.weights=/none", "there is no weights file /none"),
         ("weights", "predictor.weights={tokenizer}", "holds a tokenizer, but a predictor is needed"),
         ("weights", "predictor.weights={other}", "was made for"),
+        ("weights", "predictor.sizes.depth=3", "does not fit predictor.sizes: its depth is 2, not 3"),
+        ("weights", "addp.weights=/none", "there is no weights file /none"),
         ("data", "data.tokens=/none", "is no finished token data set"),
         ("data", "data.tokens={torn}", "No such file"),
         ("data", "tokenizer.weights={another}", "was made by another tokenizer"),
@@ -145,8 +147,9 @@ def test_what_a_start_would_go_on_from(undisturbed: Path, tokens: Path, tmp_path
     found = checks(*same, "schedule.total=20", "resume.allow=[schedule.total]")["resume"]
     assert found.state == "ok" and "goes on at step 12 of 20 (saved by 2 ranks" in found.text
     assert "changed since: " in found.text and "schedule.total: " in found.text
-    found = checks(*same, "seed=7")["resume"]
-    assert found.state == "FAILED" and "seed: checkpoint 0, now 7" in found.text
+    for key, was, now in (("seed", 0, 7), ("global_batch", 8, 4)):  # docs/streaming.md: the global batch stays
+        found = checks(*same, f"{'batch.' * (key != 'seed')}{key}={now}")["resume"]
+        assert found.state == "FAILED" and f"{key}: checkpoint {was}, now {now}" in found.text
     assert files(run) == before
 
     file = run / "checkpoints" / step_folder(12) / "rank-00000.safetensors"
@@ -194,10 +197,12 @@ def test_a_run_that_is_in_use_or_asked_to_stop(addp: tuple[str, ...], tmp_path: 
 def _objective_overrides(objective: str, addp: tuple[str, ...], pictures: Path, folder: Path) -> tuple[str, ...]:
     if objective == "addp":
         return addp
-    views = (f"data.pictures={pictures}", "data.views.size=16", "tokenizer.sizes.size=tiny")
+    views = (f"data.pictures={pictures}", "data.views.size=16", "tokenizer.sizes.size=tiny", "precision=fp32", *SMALL)
+    run = f"run={folder / 'run'}"
     if objective == "classify":
-        return (*addp, "objective=classify", *views, f"addp.weights={_network('addp', folder)}")
-    return (*addp, "objective=tokenizer", *views)
+        own = ("addp.sizes.size=tiny", f"addp.weights={_network('addp', folder)}")
+        return ("objective=classify", *views, *own, run)
+    return ("objective=tokenizer", *views, run)
 
 
 @pytest.mark.parametrize("objective", ["addp", "tokenizer", "classify"])
@@ -210,8 +215,36 @@ def test_it_knows_a_run_as_the_trainer_does(
     found = checks(*overrides)
     assert {check.state for check in found.values()} == {"ok"}, found
     assert "goes on at step 4 of 12" in found["resume"].text
-    blind = checks(*overrides, "data.tokens=/none", "data.pictures=/none")
+    blind = checks(*overrides, "data.tokens=/none" if objective == "addp" else "data.pictures=/none")
     assert blind["data"].state == "FAILED" and "were not compared" in blind["resume"].text
+
+
+def test_what_a_run_begins_with(addp: tuple[str, ...], tmp_path: Path) -> None:
+    """By header; not once there is a checkpoint."""
+    file = _network("addp", tmp_path)
+    found = [c for c in check_run(None, [*addp, f"addp.weights={file}"], 2) if c.name == "weights"]
+    assert [c.state for c in found] == ["ok", "ok"]
+    assert found[1].text == f"the run begins with addp.weights = {file}, of the configured sizes"
+    _save_manifest(load_config(None, list(addp)))
+    file.unlink()
+    found = [c for c in check_run(None, [*addp, f"addp.weights={file}"], 2) if c.name == "weights"]
+    assert [c.state for c in found] == ["ok", "ok"] and found[1].text.endswith("goes on from its own checkpoint")
+
+
+def test_the_pictures_of_a_tokenizer_run_are_a_fact(addp: tuple[str, ...], pictures: Path, tmp_path: Path) -> None:
+    """Wherever they lie; a permission does not help."""
+    copy = tmp_path / "copy"
+    shutil.copytree(pictures, copy)
+    overrides = _objective_overrides("tokenizer", addp, copy, tmp_path)
+    _save_manifest(load_config(None, list(overrides)))
+    copy.rename(tmp_path / "moved")
+    moved = (*overrides, f"data.pictures={tmp_path / 'moved'}")
+    assert checks(*moved)["resume"].state == "ok"
+    found = checks(*moved, "data.held_out=0.5", "resume.allow=[data]")["resume"]
+    assert found.state == "FAILED" and "belongs to another run than the configured one (data: " in found.text
+    (tmp_path / "moved" / "line" / "000.png").rename(tmp_path / "moved" / "line" / "another.png")
+    found = checks(*moved)["resume"]
+    assert found.state == "FAILED" and "belongs to another run than the configured one (data: " in found.text
 
 
 def test_it_goes_on_from_the_store(addp: tuple[str, ...], bucket: str) -> None:

@@ -108,10 +108,11 @@ def test_accuracy_goes_by_class_names(options: tuple[str, ...], pictures: Path, 
 
 
 def test_a_linear_probe_trains_its_head_only(options: tuple[str, ...], pretrained: Path, tmp_path: Path) -> None:
-    finish(
+    output = finish(
         tmp_path / "linear", *options, "classifier.method=linear", "optimizer.name=lars", "optimizer.betas=[0.9, 0.9]",
         "optimizer.trust=0.1",
     )  # fmt: skip
+    assert f", from addp.weights = {pretrained}, fingerprint " in output
     before, after = load_file(pretrained), load_file(tmp_path / "linear" / "network.safetensors")
     shared = [key for key in after if key in before]
     assert len(shared) > 20 and all(torch.equal(before[key], after[key]) for key in shared)

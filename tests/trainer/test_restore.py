@@ -41,6 +41,19 @@ def test_keys_that_changed() -> None:
     assert changed(manifest(config()), "optimizer.base_lr=0.2", "resume.allow=[optimizer]") == ["optimizer.base_lr"]
 
 
+def test_micro_batches_matter_where_something_is_drawn_or_averaged_over_one() -> None:
+    """Elsewhere another division of the same batch is other rounding, and as free as another number of ranks."""
+    plain = ("objective=mage", "predictor.sizes.dropout=0")
+    assert changed(manifest(config(*plain)), *plain, "batch.micro=32") == ["batch.micro"]
+    for overrides in (
+        ("objective=mage",), ("objective=addp",), ("objective=tokenizer",), ("objective=classify",),
+        (*plain, "data.tail=pad"), (*plain, "data.on_bad_shard=quarantine"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=r"batch\.micro: 64 -> 32\. .*add 'resume\.allow=\[batch\.micro\]'"):
+            changed(manifest(config(*overrides)), *overrides, "batch.micro=32")
+        assert changed(manifest(config(*overrides)), *overrides, "batch.micro=32", "resume.allow=[batch.micro]")
+
+
 def test_what_was_allowed_once_stays_so_where_an_older_checkpoint_has_to_do() -> None:
     """The folder's last start had it already."""
     assert changed(manifest(config()), "seed=3", before=config("seed=3")) == ["seed"]

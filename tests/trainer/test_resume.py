@@ -73,6 +73,16 @@ def test_two_ranks_one_rank_four_ranks_two_ranks(undisturbed: Path, tokens: Path
     assert weight_distance(RunFolder(run).average, RunFolder(undisturbed).average) < 1e-4
 
 
+def test_without_dropout_other_micro_batches_are_the_same_path(tokens: Path, tmp_path: Path) -> None:
+    """Up to rounding, and without a permission: masks are drawn for each sample, whatever batch it is in."""
+    options = (*MAGE, f"data.tokens={tokens}", "predictor.sizes.dropout=0")
+    finish(tmp_path / "whole", *options, processes=1)
+    cut = cut_back(tmp_path / "whole", tmp_path / "cut", 4)
+    output = finish(cut, *options, "batch.micro=8", processes=1)
+    assert "changed since that checkpoint: batch.micro: 2 -> 8" in output
+    assert losses(cut) == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
+
+
 def test_a_number_of_ranks_that_does_not_divide_the_batch_is_refused(
     undisturbed: Path, tokens: Path, tmp_path: Path
 ) -> None:

@@ -37,7 +37,7 @@ def run_config(run: str) -> RunConfig:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.resolved.yaml"
         path.write_bytes(text)
-        return load_config(path)
+        return load_config(path, resolved=True)
 
 
 def frozen_tokenizer(config: RunConfig, file: Path | None, expected: str | None) -> VQTokenizer:

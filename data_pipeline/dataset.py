@@ -58,10 +58,9 @@ class Manifest(Record):
         check_titles(self.classes, self.class_titles)
         names = set()
         for k, shard in enumerate(self.shards):
-            expected = shard.rows * layout.stride + len(END)
-            if not shard.rows or shard.bytes != expected:
+            if not shard.rows or shard.bytes != shard.rows * layout.stride + len(END):
                 raise ValueError(
-                    f"shards.{k}: {shard.bytes} bytes and {shard.rows} rows do not make a shard of {layout.stride} a row"
+                    f"shards.{k}: {shard.bytes} bytes are not those of {shard.rows} rows of {layout.stride} each"
                 )
             if shard.name in names:
                 raise ValueError(f"shards.{k}: the name {show(shard.name)} stands twice")

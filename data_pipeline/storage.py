@@ -178,7 +178,7 @@ class LocalStore:
             if self.closed and leads_out(self.root, path):
                 reason = f"is a link out of {self.root}, which is not followed; put the file itself there"
                 raise NoRegularFile(f"{path} {reason}", reason)
-            file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115, PTH123 - Path.open takes no opener
+            file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - Path.open takes no opener
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise NoRegularFile(f"{path} is no regular file")
             return file

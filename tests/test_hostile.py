@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.hostile import configurations, data_sets
+from tests.hostile import configurations, data_sets, sources
 from tests.hostile.case import OWN_CODES, Case
 from tests.hostile.server import MEMORY, SECONDS
 
-CASES: list[Case] = [*configurations.CASES, *data_sets.CASES]
+CASES: list[Case] = [*configurations.CASES, *data_sets.CASES, *sources.CASES]
 ROOT = Path(__file__).parent.parent
 _BUSY = 6  # a machine with other work on it gets so many times the seconds; processor time is bounded by SECONDS
 

@@ -15,9 +15,10 @@ from cluster.reading import Reading, reading
 from data_pipeline.loader import Place, TokenLoader
 from data_pipeline.output import PICTURES, check_output
 from data_pipeline.pictures import Picture
-from data_pipeline.plan import Plan, read_plan, shard_pictures
+from data_pipeline.plan import PLAN, Plan, read_plan, shard_pictures
 from data_pipeline.storage import ObjectMissing
-from model.errors import ConfigError
+from model.documents import LARGEST_COUNT
+from model.errors import ConfigError, DataError
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False,
@@ -94,7 +95,7 @@ def preview(
     tokenizer: Annotated[
         Path | None, typer.Option(help="weights of the tokenizer that made the tokens; else the run's")
     ] = None,
-    step: Annotated[int, typer.Option(help="step of the run, as in its metrics.jsonl", min=0)] = 0,
+    step: Annotated[int, typer.Option(help="step of the run, as in its metrics.jsonl", min=0, max=LARGEST_COUNT)] = 0,
     count: Annotated[int, typer.Option(help="how many samples, from the first of the step on", min=1)] = 32,
     global_batch: GlobalBatch = None,
     seed: Seed = None,
@@ -102,7 +103,7 @@ def preview(
     stripes: Stripes = None,
     cache: Cache = None,
     page: Annotated[Path, typer.Option(help="picture file to write, as .png")] = Path("preview.png"),
-    zoom: Annotated[int, typer.Option(help="enlarge each picture by this factor", min=1)] = 1,
+    zoom: Annotated[int, typer.Option(help="enlarge each picture by this factor", min=1, max=64)] = 1,
 ) -> None:
     """Decode the first samples of a step back to pictures: what the network saw there."""
     check_output(page, PICTURES)
@@ -132,7 +133,7 @@ def preview(
 
 @app.command()
 def order(
-    step: Annotated[int, typer.Option(help="step of the run, as in its metrics.jsonl", min=0)],
+    step: Annotated[int, typer.Option(help="step of the run, as in its metrics.jsonl", min=0, max=LARGEST_COUNT)],
     tokens: Tokens = None,
     run: OfRun = None,
     offset: Annotated[int, typer.Option(help="first sample in the global batch", min=0)] = 0,
@@ -168,7 +169,13 @@ def order(
         print(json.dumps(found))
     else:
         for entry in found:
-            print("  ".join(f"{key} {value}" for key, value in entry.items()))
+            print("  ".join(f"{key} {_in_one_line(value)}" for key, value in entry.items()))
+
+
+def _in_one_line(value: object) -> str:
+    """Names of classes and pictures come from outside, and may hold what moves a terminal's cursor."""
+    text = str(value)
+    return text if text.isprintable() else ascii(text)
 
 
 class _Names:
@@ -192,7 +199,13 @@ class _Names:
         if plan is not None:
             number = self._numbers[place.dataset][place.shard]
             picture = int(shards.open(number).records["index"][place.row])
-            listed = self._listed(place.dataset, picture // plan.recipe.rows)
+            shard = picture // plan.recipe.rows
+            listed = self._listed(place.dataset, shard) if shard < plan.shards else {}
+            if picture not in listed:
+                raise DataError(
+                    f"{place.dataset}/{PLAN} is not the plan of this data set: it has no picture {picture}; remove it, "
+                    "or put back the one that the data set was made by"
+                )
             entry |= {"picture": listed[picture].id, "source": plan.source}
         return entry
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,9 +21,11 @@ from data_pipeline.parts import finalize, survey
 from data_pipeline.plan import Plan, make_plan, read_plan
 from data_pipeline.progress import Progress
 from data_pipeline.quarantine import Totals, check_bad
+from data_pipeline.shards import MOST_ROWS
 from data_pipeline.source_place import absolute
 from data_pipeline.storage import Store, open_store
-from model.errors import ConfigError
+from model.documents import first_problem
+from model.errors import ConfigError, DataError
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False,
@@ -56,7 +59,7 @@ def plan(
     views: Annotated[int, typer.Option(help="V, augmented views of each picture", min=1)] = 10,
     center: Annotated[bool, typer.Option("--center", help="one centre crop a picture, for evaluation")] = False,
     min_scale: Annotated[float, typer.Option(help="smallest share of a picture's area in a random crop")] = 0.2,
-    rows: Annotated[int, typer.Option(help="pictures a shard", min=1)] = 1024,
+    rows: Annotated[int, typer.Option(help="pictures a shard", min=1, max=MOST_ROWS)] = 1024,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the encoder's convolutions")] = "fp32",
     class_names: Annotated[Path | None, typer.Option(help="file with a class on each line: name, title")] = None,
     labels: Annotated[Path | None, typer.Option(help="file with each picture's class, for a validation tar")] = None,
@@ -76,14 +79,18 @@ def plan(
 
     network = load_tokenizer(tokenizer)
     size = network.config.image_size
-    crops = ViewRecipe.center(size) if center else ViewRecipe(size=size, views=views, scale=(min_scale, 1.0), seed=seed)
-    recipe = plan_recipe(network, crops, precision=precision, rows=rows, seed=seed)
+    try:
+        random = {"size": size, "views": views, "scale": (min_scale, 1.0), "seed": seed}
+        crops = ViewRecipe.center(size) if center else ViewRecipe.model_validate(random)
+        recipe = plan_recipe(network, crops, precision=precision, rows=rows, seed=seed)
+    except ValidationError as error:
+        raise ConfigError(f"no such views can be made: {first_problem(error)}") from error
     names, val_labels = read_devkit(devkit) if devkit else (None, None)
     names = read_class_names(class_names) if class_names else names
     with Progress("listing", None, "pictures") as progress:
         found = open_source(source, names, read_labels(labels) if labels else val_labels)
         made = make_plan(
-            open_store(out), absolute(source), of_split(found.pictures(), split, held_out), recipe,
+            open_store(out, closed=True), absolute(source), of_split(found.pictures(), split, held_out), recipe,
             lambda: (found.classes.names, found.classes.titles), progress.set,
         )  # fmt: skip
     _print(
@@ -118,7 +125,7 @@ def run(
     """Make the missing shards. Start it on as many machines as you like, kill it, start it again: same bytes."""
     from data_pipeline.tokenize import JobSettings
 
-    store = open_store(out)
+    store = open_store(out, closed=True)
     planned = read_plan(store)
     i, n = _share(shards)
     found = survey(store, planned)
@@ -197,7 +204,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """What is done, missing and quarantined, at what rate, and when it will end (--json --watch: a line a look)."""
-    store = open_store(out)
+    store = open_store(out, closed=True)
     planned = read_plan(store)
     known: Known = {}
     found = job_status(store, planned, survey(store, planned), known)
@@ -215,7 +222,7 @@ def status(
 @app.command("finalize")
 def finalize_command(out: Out, bad_limit: BadLimit = 0.01, as_json: AsJson = False) -> None:
     """Merge the parts into dataset.json. Refuses gaps, duplicates, and shards of other tokenizers or views."""
-    store = open_store(out)
+    store = open_store(out, closed=True)
     planned = read_plan(store)
     manifest = _finalized(store, planned, bad_limit)
     totals = Totals(planned.pictures, manifest.rows, len(manifest.quarantined))
@@ -236,7 +243,7 @@ def verify(out: Out, as_json: AsJson = False) -> None:
     from data_pipeline.verify import totals as totals_of
     from data_pipeline.verify import verify as checks
 
-    store = open_store(out)
+    store = open_store(out, closed=True)
     manifest = read_manifest(store)
     totals = totals_of(store, manifest)
     problems: list[dict[str, str]] = []
@@ -257,7 +264,8 @@ def verify(out: Out, as_json: AsJson = False) -> None:
     }  # fmt: skip
     _print(as_json, values, "\n".join(lines))
     if problems:
-        raise typer.Exit(1)
+        first = problems[0]
+        raise DataError(f"{out} is not sound: {first['shard']} {first['problem']}")
 
 
 @app.command()
@@ -275,7 +283,7 @@ def inspect(
     from data_pipeline.output import PICTURES, check_output
 
     check_output(page, (*PICTURES, ".pdf", ".svg"))
-    store = open_store(out)
+    store = open_store(out, closed=True)
     manifest = read_manifest(store)
     network = tokenizer_of(manifest, tokenizer) if tokenizer else None
     with _console.status("reading shards"):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_pipeline.tar_members import PlainHeader
+from model.documents import MIB, read_file, show
 from model.errors import DataError
 
+_LARGEST = 64 * MIB  # bytes of a list of classes or labels, and of the devkit, packed and unpacked; that has 5 MiB
 _CLASSES = 1000  # the devkit's table also lists inner nodes of the hierarchy behind them
 
 
@@ -21,6 +25,9 @@ class ClassNames:
     _labels: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        for name in self.names:
+            if not name.isascii() and name != name.encode(errors="ignore").decode():
+                raise DataError(f"the name of the class {show(name)} is not UTF-8; rename it")
         object.__setattr__(self, "_labels", {name: i for i, name in enumerate(self.names)})
         if len(self._labels) != len(self.names):
             raise DataError("a class name stands twice in the list of classes")
@@ -30,7 +37,7 @@ class ClassNames:
         try:
             return self._labels[name]
         except KeyError:
-            raise DataError(f"the class {name!r} is not among the {len(self.names)} named classes") from None
+            raise DataError(f"the class {show(name)} is not among the {len(self.names)} named classes") from None
 
 
 def read_class_names(path: Path) -> ClassNames:
@@ -47,7 +54,7 @@ def read_labels(path: Path) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
+        lines = [line.strip() for line in read_file(path, _LARGEST, DataError).decode().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     return [line for line in lines if line]
@@ -64,17 +71,25 @@ def read_devkit(path: Path) -> tuple[ClassNames, list[str]]:
         wordnet = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
         titles = {str(row["WNID"]): str(row["words"]) for row in synsets}
         labels = [wordnet[int(number)] for number in truth]
-    except (OSError, KeyError, ValueError, tarfile.TarError) as error:
-        raise DataError(f"{path} is not ImageNet's development kit (ILSVRC2012_devkit_t12): {error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # of a table that is none, the reader may raise anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path} is not ImageNet's development kit (ILSVRC2012_devkit_t12): {reason}") from error
     names = tuple(sorted(titles))
     return ClassNames(names, tuple(titles[name] for name in names)), labels
 
 
 def _devkit_file(path: Path, name: str) -> bytes:
     if path.is_dir():
-        return (path / name).read_bytes()
-    with tarfile.open(path) as tar:
+        return read_file(path / name, _LARGEST, DataError)
+    packed = read_file(path, _LARGEST, DataError)
+    unpacker = zlib.decompressobj(wbits=47)  # gzip
+    content = unpacker.decompress(packed, _LARGEST) if packed.startswith(b"\x1f\x8b") else packed
+    if unpacker.unconsumed_tail:
+        raise DataError(f"{path} is not ImageNet's development kit: it unpacks to more than {_LARGEST // MIB} MiB")
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:", tarinfo=PlainHeader) as tar:
         for member in tar:
             if member.name.endswith(name) and (file := tar.extractfile(member)) is not None:
                 return file.read()
-    raise KeyError(name)
+    raise KeyError(f"it holds no {name}")

@@ -5,26 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import Field, model_validator
 
-from data_pipeline.plan import Precision
-from data_pipeline.records import Record
-from data_pipeline.shards import Layout
-from data_pipeline.storage import BucketMissing, ObjectMissing, Store, open_store
+from data_pipeline.plan import Classes, Precision, check_titles
+from data_pipeline.shards import END, CodeCount, Layout, Rows, TokenCount
+from data_pipeline.storage import BucketMissing, ObjectMissing, Store, open_store, read_document
 from data_pipeline.views import ViewRecipe
+from model.documents import Count, Positive, Record, RelativeName, Sha256, parse_json, parse_record, show
 from model.errors import DataError
 
 MANIFEST = "dataset.json"
 
 
 class ShardEntry(Record):
-    name: str
-    rows: int
-    bytes: int
-    sha256: str
-    xxh3: str
+    name: RelativeName
+    rows: Rows
+    bytes: Count
+    sha256: Sha256
+    xxh3: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class Quarantined(Record):
@@ -36,17 +36,36 @@ class Quarantined(Record):
 
 class Manifest(Record):
     format: Literal["addp-tokens-1"] = "addp-tokens-1"
-    shards: tuple[ShardEntry, ...]
-    stride: int
+    shards: Annotated[tuple[ShardEntry, ...], Field(min_length=1)]
+    stride: Positive
     fields: dict[str, dict[str, Any]]
-    codebook_size: int
-    tokens: int
+    codebook_size: CodeCount
+    tokens: TokenCount
     views: ViewRecipe
-    tokenizer: str  # fingerprint of the tokenizer's weights (model.weights.fingerprint)
+    tokenizer: Sha256  # fingerprint of the tokenizer's weights (model.weights.fingerprint)
     precision: Precision = "fp32"  # of the encoder
-    classes: tuple[str, ...]
+    classes: Classes
     class_titles: tuple[str, ...] = ()  # what people call them, or empty
     quarantined: tuple[Quarantined, ...] = ()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Raises ValueError where sizes contradict each other, so that no reader has to look."""
+        layout = self.layout
+        layout.check()
+        if (self.stride, self.fields) != (layout.stride, layout.fields()):
+            raise ValueError(f"stride and fields are not those of {layout.views} views of {layout.tokens} tokens")
+        check_titles(self.classes, self.class_titles)
+        names = set()
+        for k, shard in enumerate(self.shards):
+            if not shard.rows or shard.bytes != shard.rows * layout.stride + len(END):
+                raise ValueError(
+                    f"shards.{k}: {shard.bytes} bytes are not those of {shard.rows} rows of {layout.stride} each"
+                )
+            if shard.name in names:
+                raise ValueError(f"shards.{k}: the name {show(shard.name)} stands twice")
+            names.add(shard.name)
+        return self
 
     @property
     def layout(self) -> Layout:
@@ -68,24 +87,26 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def read_manifest(place: Store | Path | str) -> Manifest:
-    """Raises DataError where there is no finished data set, or its manifest was altered."""
+    """Raises DataError where there is no finished data set, or its manifest was altered or cannot be true."""
     return read_fingerprinted(place)[0]
 
 
 def read_fingerprinted(place: Store | Path | str) -> tuple[Manifest, str]:
     """As `read_manifest`, with the fingerprint, which takes long to take of a hundred thousand shards."""
-    store = open_store(place) if isinstance(place, Path | str) else place
+    store = open_store(place, closed=True) if isinstance(place, Path | str) else place
     where = f"{store.url}/{MANIFEST}"
     try:
-        content = json.loads(store.read(MANIFEST))
-        fingerprint = content.pop("fingerprint")
-        manifest = Manifest.model_validate(content)
+        document = read_document(store, MANIFEST)
     except (ObjectMissing, BucketMissing) as error:
         raise DataError(
             f"{store.url} is no finished token data set: it has no {MANIFEST}; make it with `addp tokenize`"
         ) from error
-    except (ValueError, KeyError, ValidationError) as error:
-        raise DataError(f"{where} is not readable as a token data set: {str(error).splitlines()[0]}") from error
+    unreadable = f"{where} is not readable as a token data set"
+    content = parse_json(document, unreadable, DataError)
+    fingerprint = content.pop("fingerprint", None)
+    if not isinstance(fingerprint, str):
+        raise DataError(f"{unreadable}: it has no fingerprint")
+    manifest = parse_record(Manifest, content, unreadable, DataError)
     if fingerprint != manifest.fingerprint:
         raise DataError(f"{where} was changed after it was written: its fingerprint does not match its content")
     return manifest, fingerprint

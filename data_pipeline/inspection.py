@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from data_pipeline.dataset import Manifest
+from data_pipeline.fetch import Fetcher
 from data_pipeline.picture_grid import picture_grid
-from data_pipeline.shards import shard_records
+from data_pipeline.shard_cache import Shards
+from data_pipeline.shards import numbers
 from data_pipeline.storage import Store
 from model.errors import ConfigError
 from model.vq import VQTokenizer
@@ -88,7 +91,10 @@ def _perplexity(shares: NDArray[np.float64]) -> float:
 
 
 def inspect(store: Store, manifest: Manifest, shards: int, shown: int) -> Inspection:
-    """Read `shards` shards (0: all), spread evenly, and keep `shown` rows, spread evenly over the first of them."""
+    """Read `shards` shards (0: all), spread evenly, and keep `shown` rows, spread evenly over the first of them.
+
+    Raises ShardDamaged for a shard that a run would not read, and StorageError.
+    """
     count = len(manifest.shards)
     chosen = range(count) if not shards else sorted({int(i) for i in np.linspace(0, count - 1, min(shards, count))})
     classes = np.zeros(len(manifest.classes), np.int64)
@@ -96,16 +102,17 @@ def inspect(store: Store, manifest: Manifest, shards: int, shown: int) -> Inspec
     kept: list[NDArray[np.uint16]] = []
     labels: list[NDArray[np.int64]] = []
     rows = 0
-    for k in chosen:
-        entry = manifest.shards[k]
-        records = shard_records(np.frombuffer(store.read(entry.name), np.uint8), entry.rows, manifest.layout)
-        found = records["label"].astype(np.int64)
-        classes += np.bincount(found, minlength=len(classes))
-        codes += np.bincount(records["tokens"].ravel(), minlength=len(codes))
-        rows += entry.rows
-        if not kept:
-            at = np.unique(np.linspace(0, entry.rows - 1, min(shown, entry.rows)).astype(int))
-            kept, labels = [records["tokens"][at]], [found[at]]
+    with closing(Fetcher(patience=0.0, incident=lambda record: None)) as fetcher:
+        reader = Shards(store, manifest, "", None, fetcher, keep=1)
+        for k in chosen:
+            records = reader.open(k).records
+            found = numbers(records["label"])
+            classes += np.bincount(found, minlength=len(classes))
+            codes += np.bincount(records["tokens"].ravel(), minlength=len(codes))
+            rows += len(records)
+            if not kept:
+                at = np.unique(np.linspace(0, len(records) - 1, min(shown, len(records))).astype(int))
+                kept, labels = [records["tokens"][at]], [found[at]]
     return Inspection(len(chosen), rows, classes, codes, np.concatenate(kept), np.concatenate(labels))
 
 

@@ -128,7 +128,7 @@ class TokenLoader:
 
     @staticmethod
     def _open(place: str, tokenizer: str | None, cache: ShardCache | None, fetcher: Fetcher, keep: int) -> Shards:
-        store = open_store(place)
+        store = open_store(place, closed=True)
         manifest, fingerprint = read_fingerprinted(store)
         if tokenizer is not None and tokenizer != manifest.tokenizer:
             raise DataError(

@@ -47,7 +47,7 @@ class SampleOrder:
         self._rows = counts[self._numbers]
         assert window > 0 and len(self._rows) and bool((self._rows > 0).all())
         self.samples = int(self._rows.sum())
-        self.seed, self.window, self._name = seed, window, name
+        self.seed, self.window, self._name = seed, min(window, len(self._rows)), name
         # Bound methods in lru_cache would keep the object alive; these caches die with it.
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
         self.window_rows = lru_cache(maxsize=3)(self._make_window)
@@ -59,8 +59,15 @@ class SampleOrder:
         counts = np.add.reduceat(self._rows[shards], starts)
         return shards, np.concatenate([[0], np.cumsum(counts)])
 
+    def window_shards(self, epoch: int, index: int) -> NDArray[np.int64]:
+        """Numbers of the shards of a window, before anything is made of their rows."""
+        return self._numbers[self._places(epoch, index)]
+
+    def _places(self, epoch: int, index: int) -> NDArray[np.int64]:
+        return self._epoch(epoch)[0][index * self.window : (index + 1) * self.window]
+
     def _make_window(self, epoch: int, index: int) -> WindowRows:
-        shards = self._epoch(epoch)[0][index * self.window : (index + 1) * self.window]
+        shards = self._places(epoch, index)
         counts = self._rows[shards]
         shuffled = orders(self.seed, f"row-order{self._name}/{epoch}", index, 1, int(counts.sum()))[0]
         place = np.repeat(np.arange(len(shards)), counts)[shuffled]

@@ -15,24 +15,23 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import xxhash
-from pydantic import ValidationError
 
 from data_pipeline.dataset import MANIFEST, Manifest, Quarantined, ShardEntry, manifest_bytes, read_manifest
 from data_pipeline.plan import Plan, shard_pictures
 from data_pipeline.quarantine import UNREADABLE, Totals, check_bad
-from data_pipeline.records import Record
 from data_pipeline.shards import END, Layout, picture_indices
-from data_pipeline.storage import Entry, Store
+from data_pipeline.storage import Entry, NoRegularFile, Store, TooShort, read_document
+from model.documents import Record, Sha256, parse_record
 from model.errors import DataError
 
 _READERS = 32  # small objects read at a time: on S3 each costs a round trip
-_PART = re.compile(r"parts/(\d{6,})\.json")
+_PART = re.compile(r"parts/([0-9]{6,19})\.json")
 
 
 class Part(Record):
     """One finished shard. plan: identity of the plan that it belongs to."""
 
-    plan: str
+    plan: Sha256
     shard: ShardEntry
     quarantined: tuple[Quarantined, ...] = ()
 
@@ -75,7 +74,7 @@ def commit(store: Store, plan: Plan, shard: int, content: bytes, bad: tuple[Quar
     """
     name = shard_name(shard)
     if content and not store.create(name, content):
-        stored = store.read(name)
+        stored = _stored(store, plan, shard)
         if stored != content:  # made on a machine that rounds differently, or not by us at all
             content, bad = stored, _checked(store, plan, shard, stored, bad)
     entry = ShardEntry(
@@ -91,6 +90,17 @@ def commit(store: Store, plan: Plan, shard: int, content: bytes, bad: tuple[Quar
             f"{store.url}/{part_name(shard)} vouches for other bytes than {name} holds; remove both, and run again"
         )
     return stored_part
+
+
+def _stored(store: Store, plan: Plan, shard: int) -> bytes:
+    """What lies under a shard's name, up to a byte more than a shard may have. Raises DataError for no regular file."""
+    name = shard_name(shard)
+    try:
+        return store.read(name, 0, shard_bytes(plan, plan.rows_of(shard)) + 1)
+    except TooShort as short:
+        return short.content
+    except NoRegularFile as error:
+        raise DataError(f"{error}, so no shard of this plan; remove it, and run again") from error
 
 
 def _checked(
@@ -113,10 +123,8 @@ def _checked(
 def read_part(store: Store, plan: Plan, shard: int) -> Part:
     """Raises DataError for a part that is damaged or belongs to another plan."""
     where = f"{store.url}/{part_name(shard)}"
-    try:
-        part = Part.model_validate_json(store.read(part_name(shard)))
-    except ValidationError as error:
-        raise DataError(f"{where} is damaged; remove it, and run again") from error
+    content = read_document(store, part_name(shard))
+    part = parse_record(Part, content, f"{where} is damaged (remove it, and run again)", DataError)
     if part.plan != plan.identity or part.shard.name != shard_name(shard):
         raise DataError(
             f"{where} was made for another plan (other pictures, views or tokenizer); remove it and its shard, "
@@ -147,7 +155,7 @@ def survey(store: Store, plan: Plan) -> Survey:
     shards: dict[str, Entry] = {}
     finalized = False
     for entry in store.list():
-        if match := _PART.fullmatch(entry.name):
+        if (match := _PART.fullmatch(entry.name)) and entry.name == part_name(int(match[1])):
             parts[int(match[1])] = entry
         elif entry.name.startswith("tokens-"):
             shards[entry.name] = entry
@@ -193,6 +201,8 @@ def finalize(
     for k, part in enumerate(read_parts(store, plan, range(plan.shards))):
         entry = part.shard
         size = found.shards[entry.name].size if entry.name in found.shards else 0
+        if size == 0 and entry.rows:
+            _stored(store, plan, k)  # says so where it is no regular file
         if not size == entry.bytes == (expected := shard_bytes(plan, entry.rows)):
             raise DataError(
                 f"{store.url}/{entry.name} has {size} bytes instead of {expected} for {entry.rows} rows; "

@@ -13,11 +13,13 @@ from typing import Literal, NamedTuple
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_pipeline.storage import AccessDenied, LocalStore, NoRegularFile, ObjectMissing, Store, TooShort
+from model.documents import show
 from model.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # of Pillow's some 40: the common ones, in process
 MOST_BYTES = 64 * 2**20
+_LONGEST_NAME = 4096  # bytes, as of a path; a line of a plan's list has room for two
 MOST_PIXELS = 2**30 // 12  # as Pillow's own limit: a third of a GiB at four bytes a pixel
 Split = Literal["train", "val", "all"]
 
@@ -60,12 +62,15 @@ def is_held_out(picture_id: str, share: float) -> bool:
 
 
 def of_split(pictures: Iterable[Picture], split: Split, held_out: float) -> Iterator[Picture]:
-    """held_out: share of the pictures in the validation split. Raises DataError for a name that is not UTF-8."""
+    """held_out: share of the pictures in the validation split. Raises DataError for a name that is not UTF-8, or too
+    long."""
     for p in pictures:
         try:
-            p.id.encode()
+            length = len(p.id.encode()) + len(p.object.encode())
         except UnicodeEncodeError as error:
-            raise DataError(f"the name of the picture {p.id!a} is not UTF-8; rename it") from error
+            raise DataError(f"the name of the picture {show(p.id)} is not UTF-8; rename it") from error
+        if length > 2 * _LONGEST_NAME:
+            raise DataError(f"the name of the picture {show(p.id)} has more than {_LONGEST_NAME:,} bytes; rename it")
         if split == "all" or is_held_out(p.id, held_out) == (split == "val"):
             yield p
 

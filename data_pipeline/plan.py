@@ -14,55 +14,110 @@ import json
 import tempfile
 import zlib
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import pairwise
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from pydantic import ValidationError, field_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_core import from_json
 
 from data_pipeline.pictures import Picture
-from data_pipeline.records import Record
-from data_pipeline.storage import ObjectMissing, Store
+from data_pipeline.shards import MOST_ROWS, CodeCount, Layout, TokenCount
+from data_pipeline.storage import NoRegularFile, ObjectMissing, Store, read_document
 from data_pipeline.views import ViewRecipe
+from model.documents import (
+    LARGEST_COUNT,
+    Count,
+    Positive,
+    Record,
+    RelativeName,
+    Sha256,
+    first_problem,
+    parse_record,
+    show,
+)
 from model.errors import DataError
 
 PLAN = "plan.json"
 Precision = Literal["fp32", "bf16"]
+_LONGEST_LINE = 2**16  # bytes of a picture in the list: its name, and that of its object
+_LARGEST_SLICE = 2**28  # bytes of a shard's part of the list
+
+
+def _no_name_twice(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("a name stands twice")
+    return names
+
+
+Classes = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_no_name_twice)]
+
+
+def check_titles(classes: tuple[str, ...], titles: tuple[str, ...]) -> None:
+    """Raises ValueError."""
+    if titles and len(titles) != len(classes):
+        raise ValueError(f"class_titles: {len(titles)} for {len(classes)} classes")
 
 
 class PlanRecipe(Record):
     """What the data set will be, but for its pictures. Plans that agree here and in the pictures give equal bytes."""
 
     views: ViewRecipe
-    tokenizer: str  # fingerprint of the tokenizer's weights (model.weights.fingerprint)
-    codebook_size: int
-    tokens: int  # L
+    tokenizer: Sha256  # fingerprint of the tokenizer's weights (model.weights.fingerprint)
+    codebook_size: CodeCount
+    tokens: TokenCount  # L
     precision: Precision = "fp32"  # of the encoder: tokens near a border between codes depend on it
-    rows: int = 1024  # pictures a shard
-    seed: int = 0  # of the shuffle
+    rows: Positive = 1024  # pictures a shard
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64, strict=True)] = 0  # of the shuffle
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        Layout(self.views.views, self.tokens).check()
+        return self
 
 
 class Plan(Record):
     format: Literal["addp-plan-2"] = "addp-plan-2"
     source: str  # where the pictures lie; `run --source` reads the same ones from another place
     recipe: PlanRecipe
-    classes: tuple[str, ...]
+    classes: Classes
     class_titles: tuple[str, ...] = ()
     objects: tuple[str, ...] = ()  # tars that pictures lie in
-    pictures: int
-    pictures_sha256: str  # of the list, uncompressed
-    list: str  # name of the list
-    slices: tuple[int, ...]  # shard k's part of it: bytes slices[k] .. slices[k+1]-1
+    pictures: Positive
+    pictures_sha256: Sha256  # of the list, uncompressed
+    list: RelativeName
+    slices: Annotated[tuple[Count, ...], Field(min_length=2)]  # shard k's part of it: bytes slices[k] .. slices[k+1]-1
 
     @field_validator("objects")
     @classmethod
     def _objects_inside(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_inside(name) for name in names)
+
+    @field_validator("source")
+    @classmethod
+    def _a_place(cls, source: str) -> str:
+        if "\0" in source:
+            raise ValueError(f"{show(source)} is no place")
+        return source
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Raises ValueError where numbers contradict each other, so that no reader has to look."""
+        check_titles(self.classes, self.class_titles)
+        rows = min(self.recipe.rows, self.pictures)
+        if rows > MOST_ROWS:
+            raise ValueError(f"recipe.rows: shards of {rows:,} pictures; at most {MOST_ROWS:,} can be made")
+        if self.shards != -(-self.pictures // rows):
+            raise ValueError(f"pictures: {self.pictures:,} do not make {self.shards:,} shards of {rows:,}")
+        if self.slices[0] != 0 or any(not 0 < b - a <= _LARGEST_SLICE for a, b in pairwise(self.slices)):
+            raise ValueError("slices: they must start at 0 and rise, each to the start of the next")
+        return self
 
     @property
     def shards(self) -> int:
@@ -104,11 +159,14 @@ def make_plan(
             progress(len(lines))
         file.flush()
         names, titles = classes()
-        plan = Plan(
-            source=source, recipe=recipe, classes=names, class_titles=titles, objects=tuple(objects),
-            pictures=len(lines), pictures_sha256=digest.hexdigest(), list=f"plan-{digest.hexdigest()[:16]}.jsonl.gz",
-            slices=tuple(slices),
-        )  # fmt: skip
+        try:
+            plan = Plan(
+                source=source, recipe=recipe, classes=names, class_titles=titles, objects=tuple(objects),
+                pictures=len(lines), pictures_sha256=digest.hexdigest(),
+                list=f"plan-{digest.hexdigest()[:16]}.jsonl.gz", slices=tuple(slices),
+            )  # fmt: skip
+        except ValidationError as error:
+            raise DataError(f"{source} makes no plan: {first_problem(error)}") from error
         if (existing := _existing(store)) is not None:
             return _agreed(store, existing, plan)
         store.create(plan.list, Path(file.name))  # the list first: a plan never names a list that is not there
@@ -143,7 +201,7 @@ def _order(keys: NDArray[np.uint64], lines: list[bytes]) -> NDArray[np.intp]:
     for at in np.nonzero(ordered[1:] == ordered[:-1])[0]:
         first, second = (json.loads(lines[order[at + i]])[0] for i in (0, 1))
         if first == second:
-            raise DataError(f"the picture {first} is listed twice")
+            raise DataError(f"the picture {first if first.isprintable() else ascii(first)} is listed twice")
         if first > second:  # two ids with one hash (about 1 in 400,000 plans of ten millions): by name
             order[at], order[at + 1] = order[at + 1], order[at]
     return order
@@ -170,43 +228,69 @@ def _agreed(store: Store, existing: Plan, plan: Plan) -> Plan:
 
 
 def read_plan(store: Store) -> Plan:
-    """Raises ObjectMissing where there is none, DataError where it is not readable."""
+    """Raises ObjectMissing where there is none, DataError where it is not readable or cannot be true."""
     try:
-        content = store.read(PLAN)
+        content = read_document(store, PLAN)
     except ObjectMissing as error:
         raise ObjectMissing(f"{store.url} holds no plan; make one with `addp tokenize plan`") from error
-    try:
-        return Plan.model_validate_json(content)
-    except ValidationError as error:
-        problem: Any = error.errors()[0]
-        raise DataError(
-            f"{store.url}/{PLAN} is not readable as a plan: {'.'.join(map(str, problem['loc']))} {problem['msg']}; "
-            "was it made by another version?"
-        ) from error
+    return parse_record(
+        Plan, content, f"{store.url}/{PLAN} is not readable as a plan (was it made by another version?)", DataError
+    )
 
 
 def shard_pictures(store: Store, plan: Plan, shard: int) -> list[tuple[int, Picture]]:
     """(index in the plan, picture) of a shard's rows, in order. Raises DataError where the list is damaged."""
     start, end = plan.slices[shard], plan.slices[shard + 1]
     try:
-        lines = gzip.decompress(store.read(plan.list, start, end - start)).splitlines()
-        pictures = [_parsed(json.loads(line), plan.objects) for line in lines]
-    except (OSError, EOFError, zlib.error, ValueError, IndexError, TypeError) as error:
+        lines = _lines(store.read(plan.list, start, end - start), plan.rows_of(shard))
+        pictures = [_parsed(from_json(line), len(plan.classes), plan.objects) for line in lines]
+    except NoRegularFile as error:
+        raise DataError(str(error)) from error
+    except (EOFError, zlib.error, ValueError) as error:
         raise DataError(f"{store.url}/{plan.list} is damaged in the part of shard {shard}: {error}") from error
     if len(pictures) != plan.rows_of(shard):
         raise DataError(f"{store.url}/{plan.list} lists {len(pictures)} pictures for shard {shard}")
     return list(enumerate(pictures, shard * plan.recipe.rows))
 
 
-def _parsed(fields: list[Any], objects: tuple[str, ...]) -> Picture:
-    picture_id, label, size, *place = fields
+def _lines(member: bytes, most: int) -> Iterator[bytes]:
+    """At most so many lines, however large the gzip member would become. Raises ValueError, EOFError, zlib.error."""
+    unpacker = zlib.decompressobj(wbits=31)
+    begun = b""
+    while not unpacker.eof:
+        piece = unpacker.decompress(member, _LONGEST_LINE)
+        member = unpacker.unconsumed_tail
+        if not piece and not member and not unpacker.eof:
+            raise EOFError("its end is missing")
+        *whole, begun = (begun + piece).split(b"\n")
+        most -= len(whole)
+        if most < 0 or len(begun) > _LONGEST_LINE:
+            raise ValueError("more pictures than were planned" if most < 0 else "a picture with an endless name")
+        yield from whole
+    if begun or unpacker.unused_data:
+        raise ValueError("something follows its last picture")
+
+
+def _parsed(fields: Any, classes: int, objects: tuple[str, ...]) -> Picture:
+    """Raises ValueError."""
+    if type(fields) is not list or not 3 <= len(fields) <= 5 or type(fields[0]) is not str:
+        raise ValueError(f"{show(fields)} is no picture")
+    picture_id, place = fields[0], fields[3:]
+    label, size = _number(fields[1], classes), _number(fields[2], LARGEST_COUNT)
     if len(place) == 2:
-        return Picture(picture_id, label, objects[place[0]], size, place[1])
+        tar, offset = _number(place[0], len(objects)), _number(place[1], LARGEST_COUNT)
+        return Picture(picture_id, label, objects[tar], size, offset)
     return Picture(picture_id, label, _inside(place[0] if place else picture_id), size)
 
 
-def _inside(name: str) -> str:
+def _number(value: Any, limit: int) -> int:
+    if type(value) is not int or not 0 <= value < limit:
+        raise ValueError(f"{show(value)} is no number from 0 to {limit - 1}")
+    return value
+
+
+def _inside(name: Any) -> str:
     """The name of an object of the source, which lies nowhere else. Raises ValueError."""
-    if name.startswith("/") or ".." in name.split("/"):
-        raise ValueError(f"{name!r} does not lie in the source")
+    if type(name) is not str or not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        raise ValueError(f"{show(name)} does not lie in the source")
     return name

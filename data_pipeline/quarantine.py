@@ -104,4 +104,6 @@ class BadCount:
 
 
 def _names(bad: Sequence[Quarantined]) -> str:
-    return "; ".join(f"{q.id}: {q.reason}" for q in bad[:3]) + ("; ..." if len(bad) > 3 else "")
+    return "; ".join(f"{q.id if q.id.isprintable() else ascii(q.id)}: {q.reason}" for q in bad[:3]) + (
+        "; ..." if len(bad) > 3 else ""
+    )

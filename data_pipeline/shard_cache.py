@@ -21,8 +21,8 @@ from typing import BinaryIO
 
 from data_pipeline.dataset import Manifest, ShardEntry
 from data_pipeline.fetch import Fetcher, Incident, ShardDamaged
-from data_pipeline.shards import ShardReader
-from data_pipeline.storage import LocalStore, Store
+from data_pipeline.shards import ShardReader, row_problem
+from data_pipeline.storage import LocalStore, StorageError, Store
 from model.errors import DataError
 
 
@@ -125,6 +125,7 @@ class Shards:
         self.store, self.manifest, self.fingerprint = store, manifest, fingerprint
         self.cache, self.fetcher = cache, fetcher
         self._checked: set[tuple[str, int, int]] = set()  # (sha256, inode, mtime) of files found sound
+        self._sound: set[str] = set()  # sha256 of shards whose rows were looked at
         self._keep = keep
         self._recent: OrderedDict[int, ShardReader] = OrderedDict()
         self._lock = Lock()
@@ -136,18 +137,29 @@ class Shards:
                 self._recent.move_to_end(number)
                 return reader
         reader = self._open(number)
+        self._check_rows(self.manifest.shards[number], reader)
         with self._lock:
             self._recent[number] = reader
             while len(self._recent) > self._keep:
                 self._recent.popitem(last=False)
         return reader
 
+    def _check_rows(self, entry: ShardEntry, reader: ShardReader) -> None:
+        """Bytes may be as vouched for and yet hold what no codebook and no list of classes has. Raises ShardDamaged."""
+        if entry.sha256 not in self._sound:
+            m = self.manifest
+            if problem := row_problem(reader.records, m.codebook_size, len(m.classes)):
+                raise ShardDamaged(f"{self.store.url}/{entry.name} {problem}; make the data set again")
+            self._sound.add(entry.sha256)
+
     def _open(self, number: int) -> ShardReader:
         entry = self.manifest.shards[number]
         if isinstance(self.store, LocalStore):
             try:
-                return self._reader((self.store.root / entry.name).open("rb"), entry)
-            except (OSError, DataError) as error:
+                return self._reader(self.store.open(entry.name), entry)
+            except (OSError, StorageError) as error:
+                raise ShardDamaged(f"{error}; fetch or make it again") from error
+            except DataError as error:
                 raise ShardDamaged(f"{self.store.root / entry.name}: {error}") from error
         if self.cache is not None:
             try:

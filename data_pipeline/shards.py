@@ -16,17 +16,26 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import BinaryIO, NamedTuple
+from typing import Annotated, BinaryIO, NamedTuple
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
+from pydantic import Field
 
+from model.documents import Count, Positive
 from model.errors import DataError
 
 _BLOCK = 512
+MOST_ROWS = 2**20  # of a shard; a shard is made in memory
+_MOST_ROW = 2**26  # bytes of a row
 KEY_DIGITS, LABEL_DIGITS = 12, 10
 END = bytes(2 * _BLOCK)  # two zero blocks close a tar
+
+# Of records: rows of a shard, tokens of a view, codes of a codebook (a token is a uint16).
+Rows = Annotated[Count, Field(le=MOST_ROWS)]
+TokenCount = Annotated[Positive, Field(le=2**16)]
+CodeCount = Annotated[Positive, Field(le=2**16)]
 
 
 class Sample(NamedTuple):
@@ -47,6 +56,11 @@ class Layout:
 
     views: int
     tokens: int
+
+    def check(self) -> None:
+        """Raises ValueError for rows that no shard of ours has."""
+        if self.stride > _MOST_ROW:
+            raise ValueError(f"{self.views} views of {self.tokens} tokens take more than {_MOST_ROW >> 20} MiB a row")
 
     @property
     def npy_header(self) -> bytes:
@@ -125,6 +139,28 @@ def shard_records(raw: NDArray[np.uint8], rows: int, layout: Layout) -> NDArray[
         "itemsize": layout.stride,
     }
     return np.ndarray((rows,), np.dtype(fields), raw[: rows * layout.stride])  # type: ignore[call-overload]
+
+
+def numbers(texts: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """Keys or labels (N,) as numbers. Raises ValueError where one is not made of ASCII digits alone."""
+    digits = np.ascontiguousarray(texts).view(np.uint8).reshape(len(texts), -1) - np.uint8(ord("0"))
+    if digits.size and digits.max() > 9:
+        raise ValueError("has keys or labels that are not made of digits")
+    return digits.astype(np.int64) @ 10 ** np.arange(digits.shape[1] - 1, -1, -1, dtype=np.int64)
+
+
+def row_problem(records: NDArray[np.void], codes: int, classes: int) -> str | None:
+    """What is wrong with the rows of a shard, whose bytes may be as vouched for; None where nothing is."""
+    try:
+        numbers(records["index"])
+        labels = numbers(records["label"])
+    except ValueError as error:
+        return str(error)
+    if len(labels) and int(records["tokens"].max()) >= codes:
+        return f"has tokens beyond the codebook ({codes})"
+    if len(labels) and int(labels.max()) >= classes:
+        return f"has labels beyond the {classes} classes"
+    return None
 
 
 class ShardReader:

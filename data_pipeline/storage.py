@@ -6,17 +6,30 @@ of one, and `create` never overwrites, so of several writers racing for a name e
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, Protocol
 from urllib.parse import quote
 
-from model.errors import ADDPError
+from data_pipeline.folder_walk import FolderWalk, leads_out
+from data_pipeline.stored import AccessDenied as AccessDenied
+from data_pipeline.stored import BucketMissing as BucketMissing
+from data_pipeline.stored import Entry as Entry
+from data_pipeline.stored import NoRegularFile as NoRegularFile
+from data_pipeline.stored import ObjectMissing as ObjectMissing
+from data_pipeline.stored import StorageError as StorageError
+from data_pipeline.stored import StorageFull as StorageFull
+from data_pipeline.stored import Throttled as Throttled
+from data_pipeline.stored import TooShort as TooShort
+from data_pipeline.stored import Truncated as Truncated
+from data_pipeline.stored import Unreachable as Unreachable
+from data_pipeline.stored import local_error
+from model.documents import MIB, show
+from model.errors import DataError
 from model.files import sync as sync
 from model.files import whole_file
 
@@ -24,58 +37,7 @@ CHUNK = 8 * 2**20
 SCRATCH = ".tmp"  # below the root of a local store: files on their way to their names
 
 
-class StorageError(ADDPError):
-    """Something between us and the stored bytes. The message names the object, what happened and what to do."""
-
-    exit_code = 74
-
-
-class ObjectMissing(StorageError):
-    """No object of that name."""
-
-
-class NoRegularFile(ObjectMissing):
-    """The name is that of a folder, a pipe or a device."""
-
-
-class BucketMissing(StorageError):
-    """No such bucket, or folder to list."""
-
-
-class AccessDenied(StorageError):
-    """Credentials are missing, wrong, expired or not enough, or a local file's mode forbids it."""
-
-
-class Throttled(StorageError):
-    """The server kept asking to slow down after all retries."""
-
-
-class Unreachable(StorageError):
-    """No answer after all retries: refused, reset or timed out."""
-
-
-class Truncated(StorageError):
-    """Fewer bytes than were asked for, although the object has them."""
-
-
-class TooShort(Truncated):
-    """The object itself ends before the bytes that were asked for. content: what it has of them."""
-
-    def __init__(self, message: str, content: bytes = b"") -> None:
-        super().__init__(message)
-        self.content = content
-
-
-class StorageFull(StorageError):
-    """No space left, or a read-only file system."""
-
-
-class Entry(NamedTuple):
-    """size: bytes. modified: seconds since 1970."""
-
-    name: str
-    size: int
-    modified: float
+MOST_DOCUMENT = 64 * MIB  # bytes of a document: a data set of a hundred thousand shards takes 23 MiB
 
 
 class Store(Protocol):
@@ -146,13 +108,25 @@ def parse_s3(url: str) -> tuple[str, str]:
     return bucket, prefix if not prefix or prefix.endswith("/") else prefix + "/"
 
 
-def open_store(url: str | Path) -> Store:
-    """A local folder (need not exist yet) or `s3://bucket/prefix`."""
+def open_store(url: str | Path, *, closed: bool = False) -> Store:
+    """A local folder (need not exist yet) or `s3://bucket/prefix`. closed: see `LocalStore`."""
     if is_remote(url):
         from data_pipeline.s3 import S3Store
 
         return S3Store(str(url))
-    return LocalStore(Path(url))
+    return LocalStore(Path(url), closed)
+
+
+def read_document(store: Store, name: str) -> bytes:
+    """A whole object, of at most `MOST_DOCUMENT` bytes. Raises DataError for a larger one and for what is no regular
+    file; ObjectMissing; StorageError."""
+    try:
+        store.read(name, 0, MOST_DOCUMENT + 1)
+    except TooShort as short:
+        return short.content
+    except NoRegularFile as error:
+        raise DataError(str(error)) from error
+    raise DataError(f"{store.url}/{name} is larger than {MOST_DOCUMENT // MIB} MiB, the most that it may have")
 
 
 def split_url(url: str | Path) -> tuple[str, str]:
@@ -169,16 +143,23 @@ def file_name(url: str) -> str:
 
 
 class LocalStore:
-    """A folder. Objects appear by a link from a synced temporary file, which fails where the name is taken."""
+    """A folder. Objects appear by a link from a synced temporary file, which fails where the name is taken.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Only regular files are opened. closed: no link in the folder leads out of it, neither for reading nor for writing;
+    the folder itself may be a link.
+    """
+
+    def __init__(self, root: Path, closed: bool = False) -> None:
+        self.root, self.closed = root, closed
         self.url = str(root)
 
     def folders(self) -> list[str]:
         if not self.root.is_dir():
             raise BucketMissing(f"there is no folder {self.root}; check the path")
-        return sorted(p.name for p in self.root.iterdir() if p.is_dir() and p.name != SCRATCH)
+        try:
+            return sorted(p.name for p in self.root.iterdir() if p.is_dir() and p.name != SCRATCH)
+        except OSError as error:
+            raise local_error(error, f"{self.root}") from error
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         folder = prefix.rpartition("/")[0]
@@ -186,57 +167,51 @@ class LocalStore:
             if folder and self.root.is_dir():
                 return
             raise BucketMissing(f"there is no folder {self.root}; check the path")
-        yield from self._walk(folder, prefix, ())
+        yield from FolderWalk(self.root, self.closed, SCRATCH).entries(folder, prefix)
 
-    def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-        """above: folders that this one lies in (device, inode): a link back to one of them holds nothing new."""
+    def open(self, name: str) -> BinaryIO:
+        """Raises NoRegularFile, ObjectMissing, AccessDenied and StorageError."""
+        path = self.root / name
         try:
-            status = (self.root / folder).stat()
-            here = (status.st_dev, status.st_ino)
-            if here in above:
-                return
-            with os.scandir(self.root / folder) as found:
-                entries = list(found)
+            if not stat.S_ISREG(path.stat().st_mode):  # to open a device may do something
+                raise NoRegularFile(f"{path} is no regular file")
+            if self.closed and leads_out(self.root, path):
+                reason = f"is a link out of {self.root}, which is not followed; put the file itself there"
+                raise NoRegularFile(f"{path} {reason}", reason)
+            file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - Path.open takes no opener
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise NoRegularFile(f"{path} is no regular file")
+            return file
         except OSError as error:
-            raise _local_error(error, f"{self.root / folder}") from error
-        for entry in entries:
-            name = f"{folder}/{entry.name}" if folder else entry.name
-            if not name.startswith(prefix):  # jobs ask for one of thousands of parts, again and again
-                continue
-            try:
-                status = entry.stat()
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ELOOP):
-                    raise _local_error(error, f"{self.root / name}") from error
-                yield Entry(name, 0, 0.0)  # a link to nothing, or removed meanwhile: reading it will say so
-                continue
-            if stat.S_ISDIR(status.st_mode):
-                if name != SCRATCH:
-                    yield from self._walk(name, prefix, (*above, here))
-            elif stat.S_ISREG(status.st_mode):
-                yield Entry(name, status.st_size, status.st_mtime)
-            else:
-                yield Entry(name, 0, status.st_mtime)  # a pipe or a device, which reading refuses
+            raise local_error(error, str(path)) from error
+        except ValueError as error:  # a NUL, or a name that is no text
+            raise ObjectMissing(f"{show(str(path))} is no name of a file") from error
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         path = self.root / name
-        try:
-            if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
-                raise NoRegularFile(f"{path} is no regular file")
-            with path.open("rb") as file:
+        with self.open(name) as file:
+            try:
+                left = max(0, os.fstat(file.fileno()).st_size - start)
                 file.seek(start)
-                content = file.read() if length is None else file.read(length)
-        except OSError as error:
-            raise _local_error(error, str(path)) from error
+                content = file.read() if length is None else file.read(min(length, left))
+            except OSError as error:
+                raise local_error(error, str(path)) from error
         if length is not None and len(content) != length:
             raise TooShort(f"{path} ends at byte {start + len(content)}; {start + length} were expected", content)
         return content
 
-    def create(self, name: str, content: bytes | Path) -> bool:
+    def _target(self, name: str) -> Path:
+        """Where an object is written to. Raises StorageError where that is out of a closed folder."""
         target = self.root / name
+        if self.closed and leads_out(self.root, target.parent):
+            raise StorageError(f"{target.parent} leads out of {self.root} by a link; nothing is written there")
+        return target
+
+    def create(self, name: str, content: bytes | Path) -> bool:
+        target = self._target(name)
         if target.exists():
             return False
-        scratch = self.root / SCRATCH / uuid.uuid4().hex
+        scratch = self._target(f"{SCRATCH}/{uuid.uuid4().hex}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             _write_synced(scratch, content)
@@ -252,27 +227,32 @@ class LocalStore:
                 return False
             raise ObjectMissing(f"{target}: its folder went away while it was stored; run it again") from None
         except OSError as error:
-            raise _local_error(error, str(target)) from error
+            raise local_error(error, str(target)) from error
         return True
 
     def replace(self, name: str, content: bytes) -> None:
         try:
-            write_atomically(self.root / name, content)
+            write_atomically(self._target(name), content)
         except OSError as error:
-            raise _local_error(error, str(self.root / name)) from error
+            raise local_error(error, str(self.root / name)) from error
 
     def remove(self, name: str) -> None:
         try:
-            (self.root / name).unlink(missing_ok=True)
+            self._target(name).unlink(missing_ok=True)
         except OSError as error:
-            raise _local_error(error, str(self.root / name)) from error
+            raise local_error(error, str(self.root / name)) from error
 
     def sweep(self) -> None:
         scratch = self.root / SCRATCH
-        if scratch.is_dir():
+        if scratch.is_dir() and not scratch.is_symlink():  # what it links to is not ours
             for path in scratch.iterdir():
                 path.unlink(missing_ok=True)
             scratch.rmdir()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe that took a file's place would be waited for without end."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -296,15 +276,3 @@ def _write_synced(path: Path, content: bytes | Path) -> None:
     except OSError:
         path.unlink(missing_ok=True)
         raise
-
-
-def _local_error(error: OSError, what: str) -> StorageError:
-    reason = error.strerror or str(error)
-    missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
-    if missing or error.errno == errno.ELOOP:
-        return ObjectMissing(f"{what}: {reason}")
-    if isinstance(error, PermissionError):
-        return AccessDenied(f"{what}: {reason}; check its owner and mode")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return StorageFull(f"{what}: {reason}; nothing was stored under that name. Make room, then run it again")
-    return StorageError(f"{what}: {reason}")

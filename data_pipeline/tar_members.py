@@ -8,16 +8,36 @@ from __future__ import annotations
 
 import io
 import posixpath
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from data_pipeline.storage import Store
+from model.documents import show
 from model.errors import ADDPError, DataError
 
 _READ_AHEAD = 16 * 1024  # a label and the next header often lie within it
 _MOST_READ = 16 * 2**20  # headers and labels are small; a larger one is damaged, or means harm
+_LARGEST_PAX = 2**20
+_LONGEST_NAME = 4096
+_ENDLESS_NUMBER = re.compile(rb"[0-9]{1000}")
 _BLOCK = 512
+
+
+class PlainHeader(tarfile.TarInfo):
+    """Extended headers are looked at before they are parsed, as tarfile takes a time that is quadratic in a run of
+    digits."""
+
+    def _proc_pax(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        assert tar.fileobj is not None
+        if self.size > _LARGEST_PAX:
+            raise DataError(f"a header of {self.size:,} bytes is none that a tar needs")
+        begin = tar.fileobj.tell()
+        if _ENDLESS_NUMBER.search(tar.fileobj.read(self.size)):
+            raise DataError("a header holds a number without end")
+        tar.fileobj.seek(begin)
+        return super()._proc_pax(tar)  # type: ignore[misc]
 
 
 class Member(NamedTuple):
@@ -78,6 +98,8 @@ def members(
     where = f"{store.url}/{name}"
     files: dict[str, Member | str] | None = None
     for header in _headers(file, where):
+        if len(header.name) > _LONGEST_NAME:
+            raise DataError(f"{where} holds {show(header.name)}, a name of {len(header.name):,} characters; rename it")
         if header.isdir() or not wanted(header.name):
             continue
         if header.islnk() or header.issym():
@@ -103,7 +125,7 @@ def members(
 def _headers(file: ObjectReader, where: str) -> Iterator[tarfile.TarInfo]:
     end = 0
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=PlainHeader) as tar:
             for header in tar:
                 vars(tar)["members"].clear()  # or a million records stay in memory
                 if header.size < 0 or tar.offset <= end:
@@ -111,11 +133,14 @@ def _headers(file: ObjectReader, where: str) -> Iterator[tarfile.TarInfo]:
                 end = tar.offset
                 yield header
             end = tar.offset
+    except DataError as error:
+        raise DataError(f"{where}: {error}" if where not in str(error) else str(error)) from error
     except ADDPError:
         raise
     except Exception as error:  # tarfile has its own errors, but a hostile header may raise nearly any
+        reason = str(error).replace("unexpected end of data", "it ends early")
         raise DataError(
-            f"{where} is no readable tar ({error}); fetch it again, and uncompress it if need be"
+            f"{where} is no readable tar ({reason}); fetch it again, and uncompress it if need be"
         ) from error
     # tarfile takes a damaged header for the end of the archive; the real end is a block of zeros.
     file.seek(max(0, end - _BLOCK))

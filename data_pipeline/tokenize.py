@@ -55,7 +55,7 @@ class JobSettings(NamedTuple):
     def open(self) -> TokenizeJob:
         """Read the plan, load the tokenizer, reach both stores. Raises ADDPError where one of them does not fit, and
         StorageError where the source is not there."""
-        out = open_store(self.out)
+        out = open_store(self.out, closed=True)
         plan = read_plan(out)
         network = load_tokenizer(self.tokenizer)
         check_tokenizer(network, plan)

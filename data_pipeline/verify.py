@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
 
@@ -14,10 +15,10 @@ import xxhash
 from data_pipeline.dataset import Manifest, ShardEntry
 from data_pipeline.plan import read_plan
 from data_pipeline.quarantine import Totals
-from data_pipeline.shards import END, shard_records
-from data_pipeline.storage import ObjectMissing, Store
+from data_pipeline.shards import numbers, row_problem, shard_records
+from data_pipeline.storage import CHUNK, NoRegularFile, ObjectMissing, Store, TooShort
 
-_READERS = 4  # whole shards held at a time
+_READERS = 4  # shards read at a time
 
 
 class ShardCheck(NamedTuple):
@@ -29,33 +30,47 @@ class ShardCheck(NamedTuple):
 
 
 def check_shard(store: Store, manifest: Manifest, entry: ShardEntry) -> ShardCheck:
+    """Read in pieces of whole rows, so that what is stored under the shard's name may be as large as it will."""
+    sha256, xxh3, size, rows = hashlib.sha256(), xxhash.xxh3_128(), 0, 0
+    keys: list[int] = []
+    problems: list[str] = []
+    rows_a_piece = max(1, CHUNK // manifest.stride)
     try:
-        content = store.read(entry.name)
+        for piece in _pieces(store, entry, rows_a_piece * manifest.stride):
+            size += len(piece)
+            sha256.update(piece)
+            xxh3.update(piece)
+            whole = min(entry.rows - rows, len(piece) // manifest.stride)
+            records = shard_records(np.frombuffer(piece, np.uint8), whole, manifest.layout)
+            rows += whole
+            problem = row_problem(records, manifest.codebook_size, len(manifest.classes))
+            problems += [problem] if problem and problem not in problems else []
+            with suppress(ValueError):  # of which the problem speaks
+                keys += numbers(records["index"]).tolist()
+    except NoRegularFile as error:
+        return ShardCheck(entry.name, [], [error.reason])
     except ObjectMissing:
         return ShardCheck(entry.name, [], ["is missing"])
-    problems = []
-    if len(content) != entry.bytes:
-        problems.append(f"has {len(content)} bytes instead of {entry.bytes}")
-    if hashlib.sha256(content).hexdigest() != entry.sha256:
+    if size != entry.bytes:
+        found = f"{size}" if size < entry.bytes else f"more than {entry.bytes}"
+        return ShardCheck(entry.name, [], [f"has {found} bytes instead of {entry.bytes}"])
+    if sha256.hexdigest() != entry.sha256:
         problems.append("does not match its sha256")
-    if xxhash.xxh3_128_hexdigest(content) != entry.xxh3:
+    if xxh3.hexdigest() != entry.xxh3:
         problems.append("does not match its xxh3")
-    if len(content) != entry.rows * manifest.stride + len(END):
-        return ShardCheck(entry.name, [], [*problems, f"does not hold {entry.rows} rows"])
-    records = shard_records(np.frombuffer(content, np.uint8), entry.rows, manifest.layout)
-    keys: list[int] = []
-    try:
-        keys = [int(key) for key in records["index"]]
-        labels = records["label"].astype(np.int64)
-        if int(records["tokens"].max()) >= manifest.codebook_size:
-            problems.append(f"has tokens beyond the codebook ({manifest.codebook_size})")
-        if int(labels.max()) >= len(manifest.classes) or int(labels.min()) < 0:
-            problems.append(f"has labels beyond the {len(manifest.classes)} classes")
-    except ValueError:
-        problems.append("has keys or labels that are no numbers")
     if keys != sorted(set(keys)):
         problems.append("has rows out of order or twice")
     return ShardCheck(entry.name, keys, problems)
+
+
+def _pieces(store: Store, entry: ShardEntry, size: int) -> Iterator[bytes]:
+    """A shard's bytes, and one more where it has more than it should."""
+    for start in range(0, entry.bytes + 1, size):
+        try:
+            yield store.read(entry.name, start, min(size, entry.bytes + 1 - start))
+        except TooShort as short:
+            yield short.content
+            return
 
 
 def verify(store: Store, manifest: Manifest) -> Iterator[ShardCheck]:

@@ -98,6 +98,14 @@ def _sample(where: str, group: list[Member], labels: ObjectReader) -> tuple[Memb
 _KNOWN = ", ".join(sorted(SUFFIXES))
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError for a key that stands twice, of which a parser would take the last in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
 def _label(where: str, extension: str, member: Member, labels: ObjectReader, known: int | None) -> int | None:
     """known: the label that another field of this key gave."""
     if member.size > _LABELS[extension]:
@@ -111,7 +119,7 @@ def _label(where: str, extension: str, member: Member, labels: ObjectReader, kno
         if extension == "cls":
             value = content.decode("ascii").strip()
         else:
-            fields = json.loads(content)
+            fields = json.loads(content, object_pairs_hook=_once)
             named = [fields.get("label"), fields.get("cls")] if isinstance(fields, dict) else []
             value = next((v for v in named if v is not None), None)
     except (ValueError, RecursionError) as error:

@@ -134,9 +134,9 @@ class SampleStream:
         return (epoch + 1, 0) if last else (epoch, index + 1)
 
     def _open(self, epoch: int, index: int) -> Window:
-        rows = self._order.window_rows(epoch, index)
-        readers = list(self._openers.map(self._open_shard, rows.shards.tolist()))
-        return Window(rows, readers, self._shards.manifest.layout, epoch)
+        # The shards first: what a manifest says of their rows takes memory, and the files may not be there.
+        readers = list(self._openers.map(self._open_shard, self._order.window_shards(epoch, index).tolist()))
+        return Window(self._order.window_rows(epoch, index), readers, self._shards.manifest.layout, epoch)
 
     def _open_shard(self, number: int) -> ShardReader | None:
         try:

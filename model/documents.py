@@ -24,6 +24,10 @@ LARGEST_COUNT = 1 << 53  # what JSON's numbers hold exactly in any language
 _DEEPEST = 64  # of mappings and lists in each other
 _LONGEST_NUMBER = 40  # digits; Python takes a time that is quadratic in them
 _MOST_NODES = 100_000  # of a YAML document
+_MOST_HOLDERS, _MOST_COMMAS = (
+    10**6,
+    8 * 10**6,
+)  # of a JSON document: a mapping takes up to 700 bytes of memory, a value 60
 _LONGEST_SHOWN = 80  # characters of a value in a message
 
 R = TypeVar("R", bound=BaseModel)
@@ -85,9 +89,13 @@ def read_file(path: Path | str, limit: int, error: type[ADDPError]) -> bytes:
     return content
 
 
-def parse_record(kind: type[R], content: bytes | str, where: str, error: type[ADDPError]) -> R:
-    """JSON as a record. Raises `error` that names the document, and the key that is wrong. where: names it."""
+def parse_record(kind: type[R], content: bytes | str | dict[str, Any], where: str, error: type[ADDPError]) -> R:
+    """JSON, or a mapping that `parse_json` made of it, as a record. Raises `error` that names the document, and the key
+    that is wrong. where: names it."""
     try:
+        if isinstance(content, dict):
+            return kind.model_validate(content)
+        _check_amount(content, where, error)
         return kind.model_validate_json(content)
     except ValidationError as problem:
         raise error(f"{where}: {first_problem(problem)}") from problem
@@ -98,6 +106,7 @@ def parse_json(content: bytes | str, where: str, error: type[ADDPError], kind: t
 
     Raises `error` for what is no JSON, too deep (pydantic-core stops at some 200), or of another kind.
     """
+    _check_amount(content, where, error)
     try:
         found = from_json(content, allow_inf_nan=True)
     except ValueError as problem:
@@ -105,6 +114,14 @@ def parse_json(content: bytes | str, where: str, error: type[ADDPError], kind: t
     if not isinstance(found, kind):
         raise error(f"{where} holds a {type(found).__name__}, not a {_KINDS.get(kind) or kind.__name__}")
     return found
+
+
+def _check_amount(content: bytes | str, where: str, error: type[ADDPError]) -> None:
+    """Before anything is made of it. Those in texts count too; no document of ours comes near."""
+    of_lists, of_mappings, comma = ("[", "{", ",") if isinstance(content, str) else (b"[", b"{", b",")
+    holders = content.count(of_lists) + content.count(of_mappings)  # type: ignore[arg-type]
+    if holders > _MOST_HOLDERS or content.count(comma) > _MOST_COMMAS:  # type: ignore[arg-type]
+        raise error(f"{where} holds more than {_MOST_HOLDERS:,} lists and mappings, or {_MOST_COMMAS:,} values")
 
 
 _KINDS: dict[type, str] = {dict: "mapping of keys to values", list: "list"}

@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.hostile import configurations, records, weights
+from tests.hostile import configurations, data_sets, records, sources, weights
 from tests.hostile.case import OWN_CODES, Case
 from tests.hostile.server import MEMORY, SECONDS
 
-CASES: list[Case] = [*configurations.CASES, *weights.CASES, *records.CASES]
+CASES: list[Case] = [
+    *configurations.CASES, *data_sets.CASES, *sources.CASES, *weights.CASES, *records.CASES,
+]  # fmt: skip
 ROOT = Path(__file__).parent.parent
 _BUSY = 6  # a machine with other work on it gets so many times the seconds; processor time is bounded by SECONDS
 

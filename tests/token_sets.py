@@ -14,7 +14,7 @@ from data_pipeline.storage import Store
 from data_pipeline.views import ViewRecipe
 
 TOKENS = 16
-TOKENIZER = "t" * 64
+TOKENIZER = "7" * 64
 
 
 def tokens_of(sample: int, view: int, length: int = TOKENS) -> np.ndarray:

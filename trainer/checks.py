@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from data_pipeline.epochs import EpochSchedule
 from data_pipeline.output import probe, writable
-from data_pipeline.storage import Store, is_remote, open_store
+from data_pipeline.storage import LocalStore, Store, is_remote, open_store
 from model.addp import ADDP
 from model.errors import ADDPError
 from model.weights import Network, fingerprint, load_network
@@ -111,8 +111,11 @@ class _Checks:
             if self._config.objective in ("mage", "addp"):
                 sets = found.loader.shards
                 for shards in sets:  # that one can read more than the manifest, and to the end
-                    entry = shards.manifest.shards[0]
-                    shards.store.read(entry.name, entry.bytes - 1, 1)
+                    if isinstance(shards.store, LocalStore):
+                        shards.open(0)
+                    else:  # one byte, as nothing shall be downloaded
+                        entry = shards.manifest.shards[0]
+                        shards.store.read(entry.name, entry.bytes - 1, 1)
                 manifest = sets[0].manifest
                 what = (
                     f"{' and '.join(s.store.url for s in sets)}: {sum(s.manifest.rows for s in sets):,} pictures as "

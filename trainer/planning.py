@@ -111,9 +111,8 @@ def _samples(tokens: str | None, images: int) -> int:
     if tokens is None:
         return images
     from data_pipeline.dataset import read_manifest
-    from data_pipeline.storage import open_store
 
-    return read_manifest(open_store(tokens)).rows
+    return read_manifest(tokens).rows
 
 
 def _peak(device: str) -> float:

@@ -17,6 +17,7 @@ from data_pipeline.storage import (
     AccessDenied,
     BucketMissing,
     LocalStore,
+    NoRegularFile,
     ObjectMissing,
     StorageError,
     StorageFull,
@@ -27,8 +28,10 @@ from data_pipeline.storage import (
     file_name,
     open_store,
     parse_s3,
+    read_document,
     split_url,
 )
+from model.errors import DataError
 from tests.s3_server import SECRET, FaultProxy, environment
 
 
@@ -55,6 +58,41 @@ def test_objects(store: Store) -> None:
         store.read("none")
     with pytest.raises(Truncated, match="ends at byte 10; 12 were expected"):
         store.read("a/b/x.bin", 8, 4)
+
+
+def test_a_document_is_read_up_to_a_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_pipeline.storage.MOST_DOCUMENT", 1000)
+    for size in (0, 1, 1000):
+        assert store.create(f"{size}", bytes(size)) and read_document(store, f"{size}") == bytes(size)
+    store.create("1001", bytes(1001))
+    with pytest.raises(DataError, match="1001 is larger than"):
+        read_document(store, "1001")
+    with pytest.raises(ObjectMissing):
+        read_document(store, "none")
+
+
+def test_a_closed_folder(tmp_path: Path) -> None:
+    """Links inside it are followed, and it may be a link itself; none leads out, for reading, listing or writing."""
+    outside, inside = tmp_path / "outside", tmp_path / "inside"
+    outside.mkdir()
+    inside.mkdir()
+    (outside / "x").write_bytes(b"out")
+    (inside / "y").write_bytes(b"in")
+    for name, target in (("out", outside / "x"), ("in", inside / "y"), ("parts", outside)):
+        (inside / name).symlink_to(target)
+    (tmp_path / "link").symlink_to(inside)
+    store, open_one = LocalStore(tmp_path / "link", closed=True), LocalStore(inside)
+    assert store.read("in") == b"in" and open_one.read("out") == b"out" and open_one.read("parts/x") == b"out"
+    assert {e.name: e.size for e in store.list()} == {"in": 2, "y": 2, "out": 0, "parts": 0}
+    for name in ("out", "parts/x"):
+        with pytest.raises(NoRegularFile, match="link out of"):
+            store.read(name)
+    for write, content in ((store.create, (b"",)), (store.replace, (b"",)), (store.remove, ())):
+        with pytest.raises(StorageError, match="nothing is written there"):
+            write("parts/x", *content)  # type: ignore[operator]
+    (inside / ".tmp").symlink_to(outside)
+    store.sweep()
+    assert [p.name for p in outside.iterdir()] == ["x"] and (outside / "x").read_bytes() == b"out"
 
 
 def test_large_objects_from_files(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

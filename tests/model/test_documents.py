@@ -56,6 +56,17 @@ def test_what_is_no_json_is_refused(content: str) -> None:
         parse_json(content, "it.json", DataError)
 
 
+@pytest.mark.parametrize("content", ["[" + "[]," * 10**6 + "1]", "[" + "1," * (8 * 10**6 + 1) + "1]"])
+def test_json_of_too_many_values_is_refused_before_it_is_made(content: str) -> None:
+    for parse in (
+        lambda: parse_json(content, "it", DataError, list),
+        lambda: parse_record(_Sample, content, "it", DataError),
+    ):
+        with pytest.raises(DataError, match="it holds more than"):
+            parse()
+    assert parse_record(_Sample, {"name": "a", "rows": 1}, "it", DataError).rows == 1
+
+
 def _outcome(parse: Callable[[], Any]) -> tuple[Any, str]:
     """(what was parsed, "") or (None, the error's message)."""
     try:

@@ -28,6 +28,12 @@ def check_output(path: Path, suffixes: Collection[str] = ()) -> None:
         raise StorageError(f"{path} cannot be written: {there} may not be written by you; check its owner and mode")
 
 
+def is_within(place: str | Path, folder: str | Path) -> bool:
+    """Whether a path is that of a folder, or of something in it, links followed."""
+    there, root = os.path.realpath(place), os.path.realpath(folder)
+    return there == root or there.startswith(root.rstrip("/") + "/")
+
+
 def writable(folder: Path) -> Path:
     """The nearest folder that is there, if `folder` can be made in it: by writing to it, as a store does.
 

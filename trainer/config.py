@@ -6,6 +6,7 @@ Unknown keys are refused with the nearest known one; `addp config` prints every 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import types
 from pathlib import Path
@@ -313,8 +314,11 @@ def _check_together(config: RunConfig) -> None:
 
 
 def _check_places(config: RunConfig) -> None:
-    """Raises ConfigError where a run would write into what it reads or copies."""
+    """Raises ConfigError where a file is in the way, and where a run would write into what it reads or copies."""
     upload, pictures = config.checkpoint.upload, config.data.pictures
+    for key, place in (("run", config.run), ("data.cache", config.data.cache), ("checkpoint.upload", upload)):
+        if place is not None and not is_remote(place) and os.access(place, os.F_OK) and not Path(place).is_dir():
+            raise ConfigError(f"{key} = {place} is a file; name a folder")
     if upload is not None and not is_remote(upload) and is_within(upload, config.run):
         raise ConfigError(
             f"checkpoint.upload = {upload} is the run's own folder {config.run}, or in it; name one that outlives it"

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.epochs import EpochSchedule
+from data_pipeline.epochs import epoch_schedule
 from model.errors import ConfigError
 from trainer import costs
 from trainer.arguments import split_arguments
@@ -69,7 +69,7 @@ def make_plan(
 ) -> dict[str, Any]:  # fmt: skip
     """All figures. Raises ConfigError."""
     config = load_config(file, overrides)
-    epochs = EpochSchedule(_samples(config.data.tokens, images), config.batch.global_batch, config.data.tail)
+    epochs = epoch_schedule(_samples(config.data.tokens, images), config.batch.global_batch, config.data.tail)
     steps = total_steps(config.schedule, epochs)
     trained, frozen = costs.parameters(config)
     operations = costs.image_operations(config)

@@ -168,6 +168,13 @@ def test_many_mistakes_are_one_short_message(tmp_path: Path) -> None:
         load_config(tmp_path / "run.yaml")
 
 
+@pytest.mark.parametrize("key", ["run", "data.cache", "checkpoint.upload"])
+def test_a_file_where_a_folder_is_meant(key: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=rf"^{key} = {tmp_path}/file is a file; name a folder"):
+        load_config(None, [f"{key}={tmp_path / 'file'}"])
+
+
 def test_a_link_to_the_run_is_the_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to("run")

@@ -35,8 +35,10 @@ def test_the_published_run() -> None:
 def test_impossible_sizes_are_named() -> None:
     with pytest.raises(ConfigError, match="this one on 1, 2, 4, 8, 16, 32 ranks"):
         plan(gpus=(64,))
+    with pytest.raises(ConfigError, match="larger than the data set"):
+        make_plan(None, [], [8], 1000, "H100", 0.4, 1.0, 30.0)
     with pytest.raises(ConfigError, match="H100"):
-        make_plan(None, [], [8], 1000, "abacus", 0.4, 1.0, 30.0)
+        make_plan(None, [], [8], 10_000, "abacus", 0.4, 1.0, 30.0)
 
 
 def test_recomputing_and_offloading_save_memory() -> None:

@@ -16,8 +16,8 @@ LARGEST_IMAGE = 8192  # pixels of a side
 _MOST_TOKENS = 65_536  # of a picture
 _MOST_CODES = 65_536  # shards hold ids of 16 bits
 _MOST_BLOCKS = 256
-_MOST_HEADS = 1024
-_WIDEST = 32_768
+MOST_HEADS = 1024
+WIDEST = 32_768
 
 
 class _Sizes(Settings):
@@ -40,18 +40,18 @@ class TokenizerConfig(_Sizes):
 
     image_size: int = Field(256, gt=0, le=LARGEST_IMAGE, description="side of the square pictures, pixels")
     channels: int = Field(
-        128, gt=0, le=_WIDEST, description="width of the highest resolution; a multiple of `norm_groups`"
+        128, gt=0, le=WIDEST, description="width of the highest resolution; a multiple of `norm_groups`"
     )
     channel_multipliers: tuple[Annotated[int, Field(gt=0, le=256)], ...] = Field(
         (1, 1, 2, 2, 4), min_length=1, max_length=10, description="width of each level over `channels`"
     )
     residual_blocks: int = Field(2, gt=0, le=_MOST_BLOCKS, description="residual blocks a level")
-    code_dim: int = Field(256, gt=0, le=_WIDEST, description="Dz, width of a code")
+    code_dim: int = Field(256, gt=0, le=WIDEST, description="Dz, width of a code")
     codebook_size: int = Field(1024, gt=0, le=_MOST_CODES, description="K, number of codes")
     norm_groups: int = Field(
         32,
         gt=0,
-        le=_WIDEST,
+        le=WIDEST,
         description="groups of each GroupNorm; few keep a narrow net from normalising every channel alone",
     )
 
@@ -82,11 +82,11 @@ class TokenizerConfig(_Sizes):
 class TransformerConfig(_Sizes):
     """Sizes shared by the ADDP network and the token predictor: a ViT encoder and a ViT decoder."""
 
-    dim: int = Field(768, gt=0, le=_WIDEST, description="D, network width")
+    dim: int = Field(768, gt=0, le=WIDEST, description="D, network width")
     depth: int = Field(12, gt=0, le=_MOST_BLOCKS, description="encoder blocks")
-    heads: int = Field(12, gt=0, le=_MOST_HEADS, description="encoder heads")
+    heads: int = Field(12, gt=0, le=MOST_HEADS, description="encoder heads")
     decoder_depth: int = Field(8, gt=0, le=_MOST_BLOCKS, description="decoder blocks")
-    decoder_heads: int = Field(16, gt=0, le=_MOST_HEADS, description="decoder heads")
+    decoder_heads: int = Field(16, gt=0, le=MOST_HEADS, description="decoder heads")
     positions: Literal["normal", "sincos"] = Field(
         "normal",
         description="start of the learned positions: N(0, 0.02) as published, or sines (short runs learn faster)",

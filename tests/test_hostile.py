@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.hostile import configurations
+from tests.hostile import commands, configurations
 from tests.hostile.case import OWN_CODES, Case
 from tests.hostile.server import MEMORY, SECONDS
 
-CASES: list[Case] = [*configurations.CASES]
+CASES: list[Case] = [*configurations.CASES, *commands.CASES]
 ROOT = Path(__file__).parent.parent
 _BUSY = 6  # a machine with other work on it gets so many times the seconds; processor time is bounded by SECONDS
 

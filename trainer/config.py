@@ -16,7 +16,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from data_pipeline.output import is_within
+from data_pipeline.output import check_apart, is_within
 from data_pipeline.storage import is_remote
 from data_pipeline.views import ViewRecipe
 from model.config import Geometry, TokenizerConfig, TokenizerLossConfig, TransformerConfig
@@ -323,11 +323,8 @@ def _check_places(config: RunConfig) -> None:
         raise ConfigError(
             f"checkpoint.upload = {upload} is the run's own folder {config.run}, or in it; name one that outlives it"
         )
-    if pictures is not None and not is_remote(pictures) and is_within(config.run, pictures):
-        raise ConfigError(
-            f"run = {config.run} is the folder of the pictures, data.pictures = {pictures}, or in it: what the run "
-            "writes would become pictures; name another"
-        )
+    if pictures is not None:
+        check_apart(config.run, pictures, "run")
 
 
 def _parts(key: str, override: str) -> list[str]:

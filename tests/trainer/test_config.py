@@ -151,7 +151,7 @@ def test_every_number_is_bounded(key: str) -> None:
         ("seed=" + "[" * 10_000, "nested deeper"),
         ("checkpoint.upload=runs/unnamed", "checkpoint.upload"),
         ("checkpoint.upload=runs/unnamed/checkpoints", "is the run's own folder"),
-        ("data.pictures=runs", "what the run writes would become pictures"),
+        ("data.pictures=runs", "is the folder of the pictures"),
     ],
     ids=lambda text: text[:40],
 )

@@ -58,6 +58,15 @@ def test_operations_are_those_of_the_real_network() -> None:
     assert encoder + decoder < costs.image_operations(config).total < 1.25 * (encoder + decoder)
 
 
+def test_operations_of_deep_networks_are_those_of_their_blocks() -> None:
+    """Which are counted at once, however many there are."""
+    deep = ["predictor.sizes.depth=3", "addp.sizes.depth=2", "addp.sizes.decoder_depth=3"]
+    for objective in ("addp", "mage", "classify"):
+        small = [f"{part}.sizes.size=tiny" for part in ("tokenizer", "predictor", "addp")]
+        config = load_config(None, [f"objective={objective}", *small, *deep])
+        assert costs.image_operations(config) == costs._counted(costs._Sizes.of(config))
+
+
 def test_parameters_and_checkpoint_sizes_are_those_of_a_real_one(tmp_path: Path) -> None:
     config = load_config(None, ["objective=mage", "predictor.sizes.size=tiny", "tokenizer.sizes.size=tiny"])
     network = build("predictor", config.predictor.sizes, config.geometry)

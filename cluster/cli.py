@@ -98,6 +98,7 @@ def train(
     from cluster.hosts import choose_hosts
     from cluster.launch import check_hosts, free_port
     from cluster.launch import train as launch
+    from data_pipeline.output import check_output
     from trainer.config import load_config
     from trainer.pretrain import check_ranks
 
@@ -108,6 +109,7 @@ def train(
     words = ["--config", str(file.absolute()), *overrides]
     hosts = choose_hosts(hostfile, 1 if check else processes, free_port(), master_addr) if hostfile else None
     if not check:
+        check_output(found.run)
         check_ranks(found.expect_ranks, hosts.ranks if hosts else processes or 1)
     if hosts:
         hosts.check()

@@ -41,7 +41,7 @@ def check_apart(out: str | Path, pictures: str | Path, name: str = "OUT") -> Non
     if is_remote(out):
         inside = (str(out).rstrip("/") + "/").startswith(str(pictures).rstrip("/") + "/")
     else:
-        inside = os.access(pictures, os.F_OK) and Path(pictures).is_dir() and is_within(out, pictures)
+        inside = is_within(out, pictures)
     if inside:
         raise ConfigError(f"{name} = {out} is the folder of the pictures, {pictures}, or in it; name one apart from it")
 

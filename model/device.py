@@ -14,6 +14,8 @@ def usable_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"--device {show(name)} is no device; name cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: PyTorch sees no CUDA device here; use --device cpu")
     try:
         torch.ones(1, device=device).sum().item()
     except (RuntimeError, AssertionError, ImportError) as error:  # which one depends on how torch was built

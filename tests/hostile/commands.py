@@ -134,6 +134,8 @@ _OUTPUTS = [
     Case("a set where a file is", ("generate", "run", "--into", "file"), ("file",), 78, _FILE),
     Case("a report as a picture", ("report", "run", "--out", "page.png"), ("page.png", ".html"), 78, _run_folder),
     Case("a report in a folder that is a file", ("report", "run", "--out", "file/page.html"), ("file",), 78, _FILE),
+    Case("a training in a folder that is a file", ("train", "run.yaml", "run=run.yaml/x"), ("is a file",), 78,
+         text_file("run.yaml", "seed: 1\n")),
     Case("an export of an unknown suffix", ("export", "run", "out.xyz", "--format", "timm"), (".safetensors",), 78),
     Case("an export into a file", ("export", "run", "file"), ("file",), 78, _FILE),
     Case("an import into a file", ("import", "none.pth", "file"), ("file",), 78, _FILE),

@@ -66,20 +66,19 @@ def make_plan(
     grace: float,
 ) -> dict[str, Any]:  # fmt: skip
     """All figures. Raises ConfigError."""
-    config = load_config(file, overrides)
+    config, peak = load_config(file, overrides), _peak(device)
+    accumulation = {world: accumulation_steps(config, world) for world in gpus}
     epochs = epoch_schedule(_samples(config.data.tokens, images), config.batch.global_batch, config.data.tail)
     steps = total_steps(config.schedule, epochs)
     trained, frozen = costs.parameters(config)
     operations = costs.image_operations(config)
-    peak = _peak(device)
     size = costs.checkpoint_bytes(config)
     worlds = []
     for world in gpus:
-        accumulation = accumulation_steps(config, world)
         seconds = steps * config.batch.global_batch * operations.total / (peak * mfu * world)
         save = size / world / (write * 1e9)
         worlds.append({
-            "gpus": world, "accumulation": accumulation, "days": seconds / 86400,
+            "gpus": world, "accumulation": accumulation[world], "days": seconds / 86400,
             "memory_gib": {
                 str(stage): {k: v / _GIB for k, v in costs.rank_memory(config, stage, world)._asdict().items()}
                 | {"total": costs.rank_memory(config, stage, world).total / _GIB}

@@ -10,27 +10,26 @@ from rich.console import Console
 from rich.markup import escape
 
 from model.errors import ConfigError
+from trainer.arguments import configured
+from trainer.options import AsJson, ConfigFile, RunArguments, gpus_option
 
 _COLORS = {"ok": "green", "warning": "yellow", "FAILED": "bold red"}
 
 
 def check(
-    gpus: Annotated[int, typer.Option(min=1, help="ranks that the run will have, over all machines")],
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="FILE|key=value", help="run file and overrides, as the run will be given them"),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object, for scripts")] = False,
+    gpus: Annotated[int, gpus_option("ranks that the run will have, over all machines")],
+    arguments: RunArguments = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Check a run before it waits in a queue: batch, weights, data, cache, disk, store, and what a resume would do.
 
     Needs no GPU and starts nothing; run it where the run folder and the data can be seen, as on a login node. Large
     networks are checked by their headers. Exits with 78 where a line says FAILED; warnings do not count.
     """
-    from trainer.arguments import split_arguments
     from trainer.checks import check_run
 
-    file, overrides = split_arguments(arguments or [])
+    file, overrides = configured(config, arguments)
     console = Console(soft_wrap=True, highlight=False)
     found = []
     for item in check_run(file, overrides, gpus):

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.errors import ADDPError
+from trainer.options import MOST_STEPS, AsJson, step_option
 
 
 class Action(StrEnum):
@@ -23,13 +24,11 @@ class Action(StrEnum):
 def checkpoints(
     run: Annotated[str, typer.Argument(help="run folder, or s3://bucket/prefix that a run uploads to")],
     action: Annotated[Action, typer.Argument(help="what to do")] = Action.list,
-    step: Annotated[int | None, typer.Option(help="verify: only the checkpoint of this step")] = None,
-    keep: Annotated[int, typer.Option(min=1, help="prune: how many of the newest stay")] = 3,
-    permanent_every: Annotated[
-        int, typer.Option(min=0, help="prune: those at multiples of this step stay as well; 0: none")
-    ] = 0,
+    step: Annotated[int | None, step_option("verify: only the checkpoint of this step")] = None,
+    keep: Annotated[int, typer.Option(min=1, max=MOST_STEPS, help="prune: how many of the newest stay")] = 3,
+    permanent_every: Annotated[int, step_option("prune: those at multiples of this step stay as well; 0: none")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="prune: list what would go, and remove nothing")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="list, verify, prune --dry-run: for scripts")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List, verify or prune checkpoints; `addp export` takes a network out of one."""
     from trainer import checkpoint_admin as admin

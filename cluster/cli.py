@@ -12,7 +12,9 @@ import typer
 
 from cluster import check, checkpoints, data, parity, tokenize, weights
 from model.entry import run_entry
+from trainer.arguments import configured
 from trainer.command import PROGRAM
+from trainer.options import ConfigFile, RunArguments, processes_option
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False,
@@ -77,10 +79,10 @@ def options(
 
 @app.command(rich_help_panel=_TRAIN)
 def train(
-    config: Annotated[Path, typer.Argument(help="run file, as in configs/")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, as in batch.micro=32")] = None,
+    arguments: RunArguments = None,
+    config: ConfigFile = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="ranks on this machine (1 if not given); with --hostfile: on each host")
+        int | None, processes_option("ranks on this machine (1 if not given); with --hostfile: on each host")
     ] = None,
     hostfile: Annotated[
         Path | None, typer.Option(help="several machines: a line `HOST slots=N` for each; see docs/several-machines.md")
@@ -96,28 +98,33 @@ def train(
     from cluster.hosts import choose_hosts
     from cluster.launch import check_hosts, free_port
     from cluster.launch import train as launch
+    from data_pipeline.output import check_output
     from trainer.config import load_config
     from trainer.pretrain import check_ranks
 
-    found = load_config(config, overrides or [])
-    arguments = ["--config", str(config.absolute()), *(overrides or [])]
+    file, overrides = configured(config, arguments)
+    if file is None:
+        raise typer.BadParameter("name a run file, as in configs/", param_hint="FILE")
+    found = load_config(file, overrides)
+    words = ["--config", str(file.absolute()), *overrides]
     hosts = choose_hosts(hostfile, 1 if check else processes, free_port(), master_addr) if hostfile else None
     if not check:
+        check_output(found.run)
         check_ranks(found.expect_ranks, hosts.ranks if hosts else processes or 1)
     if hosts:
         hosts.check()
     if check:
-        check_hosts(processes or 1, arguments, hosts)
+        check_hosts(processes or 1, words, hosts)
         return
     if hosts and found.expect_ranks is None:
-        arguments.append(f"expect_ranks={hosts.ranks}")
-    launch(found.run, processes or 1, arguments, hosts)
+        words.append(f"expect_ranks={hosts.ranks}")
+    launch(found.run, processes or 1, words, hosts)
 
 
 @app.command(rich_help_panel=_DATA)
 def openmoji(
     out: Annotated[Path, typer.Argument(help="folder to make, with one folder a class")],
-    size: Annotated[int, typer.Option(help="side of the pictures in pixels")] = 64,
+    size: Annotated[int, typer.Option(min=1, max=4096, help="side of the pictures in pixels")] = 64,
 ) -> None:
     """Render the OpenMoji set (CC BY-SA 4.0) into class folders: real pictures without a download."""
     from data_pipeline.openmoji import render
@@ -127,24 +134,21 @@ def openmoji(
     print(f"{out}: {render(out, size)} pictures")
 
 
-@app.command(rich_help_panel=_TRAIN)
-def config(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="FILE|key=value", help="run file, if any, and overrides, in any order"),
-    ] = None,
+@app.command("config", rich_help_panel=_TRAIN)
+def show_config(
+    arguments: RunArguments = None,
+    config: ConfigFile = None,
     defaults: Annotated[bool, typer.Option("--defaults", help="every key with its default and meaning")] = False,
 ) -> None:
     """Show the resolved configuration of a run file, or every key with its meaning."""
     import yaml
 
-    from trainer.arguments import split_arguments
     from trainer.config import documented_defaults, load_config
 
     if defaults:
         print(documented_defaults(), end="")
         return
-    found = load_config(*split_arguments(arguments or []))
+    found = load_config(*configured(config, arguments))
     print(yaml.safe_dump(found.model_dump(mode="json"), sort_keys=False), end="")
 
 
@@ -154,8 +158,10 @@ def demo(
         Path | None, typer.Option(help="your own pictures in class folders; OpenMoji if not given")
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for the demo's runs and its report")] = Path("runs/demo"),
-    processes: Annotated[int, typer.Option(min=1, help="ranks (processes)")] = 2,
-    scale: Annotated[float, typer.Option(min=0.001, help="length of the trainings; 1: as in the README")] = 1.0,
+    processes: Annotated[int, processes_option("ranks (processes)")] = 2,
+    scale: Annotated[
+        float, typer.Option(min=0.001, max=1000, help="length of the trainings; 1: as in the README")
+    ] = 1.0,
 ) -> None:
     """Go the whole road on real pictures: tokenizer, token shards, predictor, ADDP, samples, probes, report."""
     from cluster.demo import run_demo

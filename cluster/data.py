@@ -17,8 +17,9 @@ from data_pipeline.output import PICTURES, check_output
 from data_pipeline.pictures import Picture
 from data_pipeline.plan import PLAN, Plan, read_plan, shard_pictures
 from data_pipeline.storage import ObjectMissing
-from model.documents import LARGEST_COUNT
 from model.errors import ConfigError, DataError
+from trainer.config import LARGEST_BATCH
+from trainer.options import YEAR, AsJson, Zoom, seed_option, step_option
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False,
@@ -38,13 +39,13 @@ OfRun = Annotated[
     ),
 ]
 GlobalBatch = Annotated[
-    int | None, typer.Option(help="samples of one optimizer step over all ranks; without --run 1024", min=1)
+    int | None,
+    typer.Option(help="samples of one optimizer step over all ranks; without --run 1024", min=1, max=LARGEST_BATCH),
 ]
-Seed = Annotated[int | None, typer.Option(help="the run's seed; without --run 0")]
-Window = Annotated[int | None, typer.Option(help="the run's data.window; without --run 16", min=1)]
-Stripes = Annotated[int | None, typer.Option(help="the run's data.stripes; without --run 1", min=1)]
+Seed = Annotated[int | None, seed_option("the run's seed; without --run 0")]
+Window = Annotated[int | None, typer.Option(help="the run's data.window; without --run 16", min=1, max=10**6)]
+Stripes = Annotated[int | None, typer.Option(help="the run's data.stripes; without --run 1", min=1, max=10**6)]
 Cache = Annotated[Path | None, typer.Option(help="folder on a local disk for shards from s3://")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 
 
 def _open(asked: Reading) -> TokenLoader:
@@ -56,7 +57,7 @@ def bench(
     tokens: Tokens = None,
     run: OfRun = None,
     global_batch: GlobalBatch = None,
-    seconds: Annotated[float, typer.Option(help="how long to read", min=0.1)] = 10.0,
+    seconds: Annotated[float, typer.Option(help="how long to read", min=0.1, max=YEAR)] = 10.0,
     seed: Seed = None,
     window: Window = None,
     stripes: Stripes = None,
@@ -95,15 +96,15 @@ def preview(
     tokenizer: Annotated[
         Path | None, typer.Option(help="weights of the tokenizer that made the tokens; else the run's")
     ] = None,
-    step: Annotated[int, typer.Option(help="step of the run, as in its metrics.jsonl", min=0, max=LARGEST_COUNT)] = 0,
-    count: Annotated[int, typer.Option(help="how many samples, from the first of the step on", min=1)] = 32,
+    step: Annotated[int, step_option("step of the run, as in its metrics.jsonl")] = 0,
+    count: Annotated[int, typer.Option(help="how many samples, from the first of the step on", min=1, max=4096)] = 32,
     global_batch: GlobalBatch = None,
     seed: Seed = None,
     window: Window = None,
     stripes: Stripes = None,
     cache: Cache = None,
     page: Annotated[Path, typer.Option(help="picture file to write, as .png")] = Path("preview.png"),
-    zoom: Annotated[int, typer.Option(help="enlarge each picture by this factor", min=1, max=64)] = 1,
+    zoom: Zoom = 1,
 ) -> None:
     """Decode the first samples of a step back to pictures: what the network saw there."""
     check_output(page, PICTURES)
@@ -133,11 +134,11 @@ def preview(
 
 @app.command()
 def order(
-    step: Annotated[int, typer.Option(help="step of the run, as in its metrics.jsonl", min=0, max=LARGEST_COUNT)],
+    step: Annotated[int, step_option("step of the run, as in its metrics.jsonl")],
     tokens: Tokens = None,
     run: OfRun = None,
-    offset: Annotated[int, typer.Option(help="first sample in the global batch", min=0)] = 0,
-    count: Annotated[int, typer.Option(help="how many samples", min=1)] = 1,
+    offset: Annotated[int, typer.Option(help="first sample in the global batch", min=0, max=LARGEST_BATCH)] = 0,
+    count: Annotated[int, typer.Option(help="how many samples", min=1, max=LARGEST_BATCH)] = 1,
     global_batch: GlobalBatch = None,
     seed: Seed = None,
     window: Window = None,

@@ -14,6 +14,7 @@ from cluster.demo_targets import show_targets
 from cluster.launch import RunFailed, train
 from data_pipeline.dataset import MANIFEST
 from data_pipeline.openmoji import render
+from data_pipeline.output import check_apart, check_output
 from data_pipeline.sources import split_of
 from model.errors import ConfigError
 from trainer.config import RunConfig, load_config
@@ -31,6 +32,9 @@ def run_demo(images: Path | None, out: Path, processes: int, scale: float) -> No
     """All stages; raises ADDPError with what to do where one fails."""
     started = time.monotonic()
     pictures = images or out / "pictures"
+    check_output(out)
+    if images is not None:
+        check_apart(out, images, "--out")
     _remember_pictures(out, images)
     if images is None:
         _console.rule("pictures: OpenMoji, CC BY-SA 4.0")

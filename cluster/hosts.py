@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from model.documents import MIB, read_file
 from model.errors import ADDPError, ConfigError
 
 _LINE = re.compile(r"(\S+)\s+slots=(\S+)")
@@ -24,8 +25,8 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 def read_hostfile(path: Path) -> dict[str, int]:
     """Ranks of each host, in the file's order. Raises ConfigError that names file and line."""
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_file(path, MIB, ConfigError).decode()
+    except (FileNotFoundError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise ConfigError(f"the hostfile {path} cannot be read: {reason}") from error
     hosts: dict[str, int] = {}

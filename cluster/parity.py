@@ -13,6 +13,7 @@ import typer
 from cluster.launch import RunFailed, launcher_command, run_group
 from model.errors import ConfigError
 from trainer.command import PROGRAM
+from trainer.options import processes_option
 
 
 def parity(
@@ -21,7 +22,7 @@ def parity(
     dtype: Annotated[
         Literal["float32", "float64", "bfloat16", "float16"], typer.Option(help="float64: of a single step only")
     ] = "float32",
-    processes: Annotated[int | None, typer.Option(min=1, help="trajectory: ranks on this machine (1)")] = None,
+    processes: Annotated[int | None, processes_option("trajectory: ranks on this machine (1)")] = None,
     zero_stage: Annotated[int | None, typer.Option(min=0, max=3, help="trajectory: of DeepSpeed (1)")] = None,
     own_sums: Annotated[
         bool,

@@ -23,9 +23,11 @@ from data_pipeline.progress import Progress
 from data_pipeline.quarantine import Totals, check_bad
 from data_pipeline.shards import MOST_ROWS
 from data_pipeline.source_place import absolute
-from data_pipeline.storage import Store, open_store
+from data_pipeline.storage import Store, is_remote, open_store
+from data_pipeline.views import MOST_VIEWS
 from model.documents import first_problem
 from model.errors import ConfigError, DataError
+from trainer.options import YEAR, AsJson, batch_option, held_out_option, seed_option
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False,
@@ -35,7 +37,6 @@ app = typer.Typer(
 _console = Console(stderr=True)
 
 Out = Annotated[str, typer.Argument(help="the data set: a folder or s3://bucket/prefix", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object, for scripts")]
 BadLimit = Annotated[float, typer.Option(help="share of unreadable pictures above which the job stops", min=0, max=1)]
 Tokenizer = Annotated[Path, typer.Option(help="tokenizer weights: ours, or the official .ckpt", show_default=False)]
 
@@ -55,10 +56,12 @@ def plan(
         Literal["all", "train", "val"],
         typer.Option(help="which pictures; train: all but the held-out ones, val: those"),
     ] = "all",
-    held_out: Annotated[float, typer.Option(help="share of held-out pictures, fixed by the hash of their names")] = 0.1,
-    views: Annotated[int, typer.Option(help="V, augmented views of each picture", min=1)] = 10,
+    held_out: Annotated[float, held_out_option("share of held-out pictures, fixed by the hash of their names")] = 0.1,
+    views: Annotated[int, typer.Option(help="V, augmented views of each picture", min=1, max=MOST_VIEWS)] = 10,
     center: Annotated[bool, typer.Option("--center", help="one centre crop a picture, for evaluation")] = False,
-    min_scale: Annotated[float, typer.Option(help="smallest share of a picture's area in a random crop")] = 0.2,
+    min_scale: Annotated[
+        float, typer.Option(help="smallest share of a picture's area in a random crop", min=0.001, max=1)
+    ] = 0.2,
     rows: Annotated[int, typer.Option(help="pictures a shard", min=1, max=MOST_ROWS)] = 1024,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the encoder's convolutions")] = "fp32",
     class_names: Annotated[Path | None, typer.Option(help="file with a class on each line: name, title")] = None,
@@ -66,17 +69,21 @@ def plan(
     devkit: Annotated[
         Path | None, typer.Option(help="ImageNet's devkit (ILSVRC2012_devkit_t12.tar.gz): class titles, val labels")
     ] = None,
-    seed: Annotated[int, typer.Option(help="seed of the shuffle and of the views")] = 0,
+    seed: Annotated[int, seed_option("seed of the shuffle and of the views")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """List the pictures and fix which one goes to which shard and row. Run again, it must give the same plan."""
     from data_pipeline.class_names import read_class_names, read_devkit, read_labels
+    from data_pipeline.output import check_apart, check_output
     from data_pipeline.pictures import of_split
     from data_pipeline.sources import open_source
     from data_pipeline.tokenize import plan_recipe
     from data_pipeline.views import ViewRecipe
     from model.weights import load_tokenizer
 
+    check_apart(out, source)
+    if not is_remote(out):
+        check_output(Path(out))
     network = load_tokenizer(tokenizer)
     size = network.config.image_size
     try:
@@ -112,8 +119,10 @@ def run(
         str | None, typer.Option(help="where the pictures lie now, if not where they were planned: as for plan")
     ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda where there is one")] = "auto",
-    batch: Annotated[int, typer.Option(help="views encoded at once", min=1)] = 128,
-    threads: Annotated[int | None, typer.Option(help="that read and decode pictures; else one a core", min=1)] = None,
+    batch: Annotated[int, batch_option("views encoded at once")] = 128,
+    threads: Annotated[
+        int | None, typer.Option(help="that read and decode pictures; else one a core", min=1, max=1024)
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the encoder")] = False,
     on_bad_image: Annotated[
         Literal["quarantine", "fail"], typer.Option(help="list an unreadable picture and go on, or stop at the first")
@@ -200,7 +209,7 @@ def _parts(
 def status(
     out: Out,
     watch: Annotated[bool, typer.Option("--watch", help="follow a running job until its last shard")] = False,
-    every: Annotated[float, typer.Option(help="seconds between looks, with --watch", min=0.1)] = 10.0,
+    every: Annotated[float, typer.Option(help="seconds between looks, with --watch", min=0.1, max=YEAR)] = 10.0,
     as_json: AsJson = False,
 ) -> None:
     """What is done, missing and quarantined, at what rate, and when it will end (--json --watch: a line a look)."""
@@ -273,8 +282,10 @@ def inspect(
     out: Out,
     tokenizer: Annotated[Path | None, typer.Option(help="its weights, to decode rows back to pictures")] = None,
     page: Annotated[Path, typer.Option(help="PNG to write")] = Path("inspect.png"),
-    shards: Annotated[int, typer.Option(help="shards to read for the histograms, spread evenly; 0: all", min=0)] = 8,
-    rows: Annotated[int, typer.Option(help="rows to decode", min=1)] = 6,
+    shards: Annotated[
+        int, typer.Option(help="shards to read for the histograms, spread evenly; 0: all", min=0, max=10**9)
+    ] = 8,
+    rows: Annotated[int, typer.Option(help="rows to decode", min=1, max=64)] = 6,
     as_json: AsJson = False,
 ) -> None:
     """A table of counts and shares; class and code-usage histograms and a few rows decoded back to pictures, as PNG."""

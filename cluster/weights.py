@@ -9,20 +9,22 @@ from typing import Annotated, Literal
 
 import typer
 
-from trainer.run_folder import Format, Weights
+from model.config import LARGEST_IMAGE, MOST_HEADS, WIDEST
+from trainer.options import LocalTokenizer, TrainedWeights, step_option
+from trainer.run_folder import Format
 
 
 def export(
     source: Annotated[str, typer.Argument(help="run folder, s3:// that a run uploads to, or a network's safetensors")],
     out: Annotated[Path, typer.Argument(help="file (addp, timm: .pth or .safetensors) or folder to make")],
     form: Annotated[Format, typer.Option("--format", help="see above")] = "native",
-    step: Annotated[int | None, typer.Option(help="of a run: this checkpoint; else the newest valid one")] = None,
-    weights: Annotated[Weights, typer.Option(help="of a run: the trained weights, or their average")] = "raw",
+    step: Annotated[int | None, step_option("of a run: this checkpoint; else the newest valid one")] = None,
+    weights: TrainedWeights = "raw",
     tokenizer_norm: Annotated[
         Literal["drop", "keep"],
         typer.Option(help="timm: drop, as the reference fine-tunes; keep, as norm_pre"),
     ] = "drop",
-    tokenizer: Annotated[Path | None, typer.Option(help="the run's tokenizer, where it lies elsewhere here")] = None,
+    tokenizer: LocalTokenizer = None,
 ) -> None:
     """Write a trained network for other programs.
 
@@ -41,13 +43,19 @@ def export(
 def import_weights(
     file: Annotated[Path, typer.Argument(help="official ADDP, MAGE or VQGAN file (.pth, .ckpt, .safetensors)")],
     out: Annotated[Path, typer.Argument(help="folder for tokenizer.safetensors, predictor.safetensors, ...")],
-    heads: Annotated[int | None, typer.Option(min=1, help="encoder heads of the ADDP network")] = None,
-    decoder_heads: Annotated[int | None, typer.Option(min=1, help="its decoder heads")] = None,
-    predictor_heads: Annotated[int | None, typer.Option(min=1, help="encoder heads of the predictor (MAGE)")] = None,
-    predictor_decoder_heads: Annotated[int | None, typer.Option(min=1, help="its decoder heads")] = None,
-    norm_groups: Annotated[int | None, typer.Option(min=1, help="groups of the tokenizer's GroupNorms")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, max=MOST_HEADS, help="encoder heads of the ADDP network")] = None,
+    decoder_heads: Annotated[int | None, typer.Option(min=1, max=MOST_HEADS, help="its decoder heads")] = None,
+    predictor_heads: Annotated[
+        int | None, typer.Option(min=1, max=MOST_HEADS, help="encoder heads of the predictor (MAGE)")
+    ] = None,
+    predictor_decoder_heads: Annotated[
+        int | None, typer.Option(min=1, max=MOST_HEADS, help="its decoder heads")
+    ] = None,
+    norm_groups: Annotated[
+        int | None, typer.Option(min=1, max=WIDEST, help="groups of the tokenizer's GroupNorms")
+    ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="pixels, of a tokenizer or predictor that stands alone")
+        int | None, typer.Option(min=1, max=LARGEST_IMAGE, help="pixels, of a tokenizer or predictor that stands alone")
     ] = None,
 ) -> None:
     """Turn official weights into files that describe themselves, each network its own; no code in them is run.
@@ -56,10 +64,12 @@ def import_weights(
     is then taken as published (heads: width / 64, decoder heads 16, groups 32, 256 pixels), and named on standard
     error; where that does not fit, the option must be given.
     """
+    from data_pipeline.output import check_output
     from model.official import import_official
     from model.official_sizes import Untold
     from model.weights import save_network
 
+    check_output(out)
     given = Untold(heads, decoder_heads, predictor_heads, predictor_decoder_heads, norm_groups, image_size)
     networks, guesses = import_official(file, given)
     for guess in guesses:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Collection
 from pathlib import Path
 
-from data_pipeline.storage import LocalStore, StorageError, Store
+from data_pipeline.storage import LocalStore, StorageError, Store, is_remote
 from model.errors import ConfigError
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -26,6 +26,24 @@ def check_output(path: Path, suffixes: Collection[str] = ()) -> None:
     there = path if suffixes and path.is_file() else _nearest_folder(path)
     if not os.access(there, os.W_OK | (os.X_OK if there.is_dir() else 0)):
         raise StorageError(f"{path} cannot be written: {there} may not be written by you; check its owner and mode")
+
+
+def is_within(place: str | Path, folder: str | Path) -> bool:
+    """Whether a path is that of a folder, or of something in it, links followed."""
+    there, root = os.path.realpath(place), os.path.realpath(folder)
+    return there == root or there.startswith(root.rstrip("/") + "/")
+
+
+def check_apart(out: str | Path, pictures: str | Path, name: str = "OUT") -> None:
+    """Raises ConfigError where what is written would lie among the pictures, and be taken for some. name: of `out`."""
+    if is_remote(out) != is_remote(pictures):
+        return
+    if is_remote(out):
+        inside = (str(out).rstrip("/") + "/").startswith(str(pictures).rstrip("/") + "/")
+    else:
+        inside = is_within(out, pictures)
+    if inside:
+        raise ConfigError(f"{name} = {out} is the folder of the pictures, {pictures}, or in it; name one apart from it")
 
 
 def writable(folder: Path) -> Path:

@@ -16,7 +16,6 @@ from io import BytesIO
 from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from data_pipeline.dataset import Quarantined
@@ -30,6 +29,7 @@ from data_pipeline.source_check import SourceCheck
 from data_pipeline.source_place import pictures_store
 from data_pipeline.storage import Store, open_store
 from data_pipeline.views import ViewRecipe, make_view
+from model.device import usable_device
 from model.errors import DataError
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_tokenizer
@@ -55,13 +55,14 @@ class JobSettings(NamedTuple):
     def open(self) -> TokenizeJob:
         """Read the plan, load the tokenizer, reach both stores. Raises ADDPError where one of them does not fit, and
         StorageError where the source is not there."""
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        usable_device(device)
         out = open_store(self.out, closed=True)
         plan = read_plan(out)
         network = load_tokenizer(self.tokenizer)
         check_tokenizer(network, plan)
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         encoder = TokenEncoder(
             network, device=device, batch=self.batch, precision=plan.recipe.precision, compiled=self.compiled
         )

@@ -6,41 +6,42 @@ A view is a pure function of (seed, picture id, view index): the same on any mac
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, model_validator
 
-from model.documents import Record
+from model.config import LARGEST_IMAGE
+from model.documents import Seed, Settings
 from model.randomness import uniforms
 
+MOST_VIEWS = 1000  # of a picture, which are in memory together
 _TRIES = 10  # as torchvision: after so many crops that do not fit, take the largest that does
 
+_Share = Annotated[float, Field(gt=0, le=1)]
+_Ratio = Annotated[float, Field(ge=0.01, le=100)]
 
-_Share = Annotated[float, Field(ge=0, le=1, strict=True)]
-_Ratio = Annotated[float, Field(ge=1e-3, le=1e3, strict=True)]
 
-
-class ViewRecipe(Record):
+class ViewRecipe(Settings):
     """How views are made; part of a data set's fingerprint."""
 
     kind: Literal["random_crop", "center_crop"] = Field(
         "random_crop", description="random_crop, or center_crop for evaluation"
     )
-    size: int = Field(256, gt=0, le=8192, strict=True, description="side of a view, pixels")
-    views: int = Field(10, gt=0, le=2**16, strict=True, description="V, views of each picture; center_crop has one")
+    size: int = Field(256, gt=0, le=LARGEST_IMAGE, description="side of a view, pixels")
+    views: int = Field(10, gt=0, le=MOST_VIEWS, description="V, views of each picture; center_crop has one")
     scale: tuple[_Share, _Share] = Field((0.2, 1.0), description="share of the picture's area in a random crop")
     ratio: tuple[_Ratio, _Ratio] = Field((3 / 4, 4 / 3), description="aspect ratio of a random crop")
-    flip: _Share = Field(0.5, description="probability of a horizontal flip")
-    seed: int = Field(0, ge=-(2**63), lt=2**64, strict=True, description="seed of the crops and flips")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    seed: Seed = Field(0, description="seed of the crops and flips")
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _ordered(self) -> ViewRecipe:
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if low > high:
-                raise ValueError(f"{name}: {low} is more than {high}; write the smaller one first")
+                raise ValueError(f"{name} = {low}, {high}: the lower end comes first")
         return self
 
     @classmethod

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
+
+from model.documents import Settings, show
 
 UNUSED_CLASS_IDS = 1000  # the official vocabulary keeps ImageNet's class ids between the codes and the mask id
 CLASS_SLOT_OFFSET = 76  # the class slot's id is K + 76 (1100 for K = 1024), one of the unused class ids
 
+# Far beyond any network that can be trained: they bound arithmetic, and networks that are made without values.
+LARGEST_IMAGE = 8192  # pixels of a side
+_MOST_TOKENS = 65_536  # of a picture
+_MOST_CODES = 65_536  # shards hold ids of 16 bits
+_MOST_BLOCKS = 256
+MOST_HEADS = 1024
+WIDEST = 32_768
 
-class _Sizes(BaseModel):
+
+class _Sizes(Settings):
     """Frozen sizes; a `size` key takes the values of a named size, other keys override them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -22,24 +30,29 @@ class _Sizes(BaseModel):
             return values
         values = dict(values)
         name = values.pop("size")
-        if name not in SIZES[cls.__name__]:
-            raise ValueError(f"no size {name!r}; there are {', '.join(SIZES[cls.__name__])}")
+        if not isinstance(name, str) or name not in SIZES[cls.__name__]:
+            raise ValueError(f"no size {show(name)}; there are {', '.join(SIZES[cls.__name__])}")
         return {**SIZES[cls.__name__][name], **values}
 
 
 class TokenizerConfig(_Sizes):
     """VQ tokenizer (ADDP section 3.1; the MaskGIT VQGAN). Stride is 2 ** (levels - 1)."""
 
-    image_size: int = Field(256, gt=0, description="side of the square pictures, pixels")
-    channels: int = Field(128, gt=0, description="width of the highest resolution; a multiple of `norm_groups`")
-    channel_multipliers: tuple[PositiveInt, ...] = Field(
-        (1, 1, 2, 2, 4), min_length=1, description="width of each level over `channels`"
+    image_size: int = Field(256, gt=0, le=LARGEST_IMAGE, description="side of the square pictures, pixels")
+    channels: int = Field(
+        128, gt=0, le=WIDEST, description="width of the highest resolution; a multiple of `norm_groups`"
     )
-    residual_blocks: int = Field(2, gt=0, description="residual blocks a level")
-    code_dim: int = Field(256, gt=0, description="Dz, width of a code")
-    codebook_size: int = Field(1024, gt=0, description="K, number of codes")
+    channel_multipliers: tuple[Annotated[int, Field(gt=0, le=256)], ...] = Field(
+        (1, 1, 2, 2, 4), min_length=1, max_length=10, description="width of each level over `channels`"
+    )
+    residual_blocks: int = Field(2, gt=0, le=_MOST_BLOCKS, description="residual blocks a level")
+    code_dim: int = Field(256, gt=0, le=WIDEST, description="Dz, width of a code")
+    codebook_size: int = Field(1024, gt=0, le=_MOST_CODES, description="K, number of codes")
     norm_groups: int = Field(
-        32, gt=0, description="groups of each GroupNorm; few keep a narrow net from normalising every channel alone"
+        32,
+        gt=0,
+        le=WIDEST,
+        description="groups of each GroupNorm; few keep a narrow net from normalising every channel alone",
     )
 
     @model_validator(mode="after")
@@ -48,6 +61,7 @@ class TokenizerConfig(_Sizes):
             raise ValueError(f"channels = {self.channels} must be a multiple of norm_groups = {self.norm_groups}")
         if self.image_size % self.stride:
             raise ValueError(f"image_size = {self.image_size} is no multiple of the stride {self.stride}")
+        _check_tokens(self.tokens)
         return self
 
     @property
@@ -68,11 +82,11 @@ class TokenizerConfig(_Sizes):
 class TransformerConfig(_Sizes):
     """Sizes shared by the ADDP network and the token predictor: a ViT encoder and a ViT decoder."""
 
-    dim: int = Field(768, gt=0, description="D, network width")
-    depth: int = Field(12, gt=0, description="encoder blocks")
-    heads: int = Field(12, gt=0, description="encoder heads")
-    decoder_depth: int = Field(8, gt=0, description="decoder blocks")
-    decoder_heads: int = Field(16, gt=0, description="decoder heads")
+    dim: int = Field(768, gt=0, le=WIDEST, description="D, network width")
+    depth: int = Field(12, gt=0, le=_MOST_BLOCKS, description="encoder blocks")
+    heads: int = Field(12, gt=0, le=MOST_HEADS, description="encoder heads")
+    decoder_depth: int = Field(8, gt=0, le=_MOST_BLOCKS, description="decoder blocks")
+    decoder_heads: int = Field(16, gt=0, le=MOST_HEADS, description="decoder heads")
     positions: Literal["normal", "sincos"] = Field(
         "normal",
         description="start of the learned positions: N(0, 0.02) as published, or sines (short runs learn faster)",
@@ -87,10 +101,8 @@ class TransformerConfig(_Sizes):
         return self
 
 
-class ClassifierConfig(BaseModel):
+class ClassifierConfig(Settings):
     """An encoder with a head for classes (ADDP section 4.2)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     encoder: TransformerConfig = TransformerConfig()
     classes: tuple[str, ...] = Field(min_length=1, description="names, in the order of the logits")
@@ -98,37 +110,34 @@ class ClassifierConfig(BaseModel):
     tokenizer_norm: bool = Field(False, description="keep the norm before the blocks, which the reference leaves out")
 
 
-class TokenizerLossConfig(BaseModel):
+class TokenizerLossConfig(Settings):
     """Terms of tokenizer training (model/tokenizer_training.py)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     reconstruction: Literal["l1", "l2"] = Field("l2", description="distance of the reconstruction to the picture")
     codebook: Literal["ema", "gradient"] = Field("ema", description="moving averages, or the codebook loss's gradient")
     ema_decay: float = Field(
         0.99, gt=0, lt=1, description="decay of code usage and (ema) of code vectors, per micro batch"
     )
-    commitment: float = Field(0.25, ge=0, description="weight of the encoder's distance to its code")
-    revive_every: int = Field(20, gt=0, description="micro batches between revivals of dead codes")
-    revive_below: float = Field(0.05, ge=0, description="a code is dead below this share of the mean usage")
-    perceptual: float = Field(0.0, ge=0, description="weight of the feature distance (EfficientNet-Lite0)")
-    adversarial: float = Field(0.0, ge=0, description="weight of the patch discriminator's verdict")
-    adversarial_start: int = Field(0, ge=0, description="micro batches before the adversarial term counts")
+    commitment: float = Field(0.25, ge=0, le=1e6, description="weight of the encoder's distance to its code")
+    revive_every: int = Field(20, gt=0, le=10**9, description="micro batches between revivals of dead codes")
+    revive_below: float = Field(0.05, ge=0, le=1, description="a code is dead below this share of the mean usage")
+    perceptual: float = Field(0.0, ge=0, le=1e6, description="weight of the feature distance (EfficientNet-Lite0)")
+    adversarial: float = Field(0.0, ge=0, le=1e6, description="weight of the patch discriminator's verdict")
+    adversarial_start: int = Field(0, ge=0, le=10**12, description="micro batches before the adversarial term counts")
 
 
-class Geometry(BaseModel):
+class Geometry(Settings):
     """What ties the networks together: picture, grid and vocabulary."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    image_size: PositiveInt = 256
-    patch_size: PositiveInt = 16
-    codebook_size: PositiveInt = 1024
+    image_size: int = Field(256, gt=0, le=LARGEST_IMAGE)
+    patch_size: int = Field(16, gt=0, le=LARGEST_IMAGE)
+    codebook_size: int = Field(1024, gt=0, le=_MOST_CODES)
 
     @model_validator(mode="after")
     def _divisible(self) -> Geometry:
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size = {self.image_size} is no multiple of patch_size = {self.patch_size}")
+        _check_tokens(self.tokens)
         return self
 
     @classmethod
@@ -156,6 +165,11 @@ class Geometry(BaseModel):
     @property
     def class_slot_id(self) -> int:
         return self.codebook_size + CLASS_SLOT_OFFSET
+
+
+def _check_tokens(tokens: int) -> None:
+    if tokens > _MOST_TOKENS:
+        raise ValueError(f"{tokens} tokens a picture are more than the {_MOST_TOKENS} that there may be")
 
 
 _BASE = {"dim": 768, "depth": 12, "heads": 12, "decoder_depth": 8, "decoder_heads": 16}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import from_json
 
 from model.errors import ADDPError
@@ -39,6 +39,21 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Settings(BaseModel):
+    """Base of what people write: frozen; unknown keys and NaN are refused, and true where a number is meant."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would take true for 1, and YAML takes `on` and `yes` for true."""
+        assert info.field_name is not None
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("it takes no true or false")
+        return value
+
+
 def _check_name(name: str) -> str:
     if not name or name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
         raise ValueError(f"{show(name)} is no name inside its folder")
@@ -50,6 +65,7 @@ def _check_name(name: str) -> str:
 
 
 # The types that fields of records from outside are made of.
+Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]  # what torch.manual_seed takes
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT, strict=True)]
 Positive = Annotated[int, Field(gt=0, le=LARGEST_COUNT, strict=True)]
 RelativeName = Annotated[str, AfterValidator(_check_name)]  # of a file or object below a root, and nowhere else

@@ -27,9 +27,10 @@ from model.addp import ADDP
 from model.attention import backend_for
 from model.config import Geometry, TokenizerConfig, TransformerConfig
 from model.denoising import FrozenNetworks
+from model.device import usable_device
 from model.documents import MIB, Count, Record, first_problem, parse_record, read_file
 from model.entry import run_entry
-from model.errors import ConfigError, WeightsError
+from model.errors import WeightsError
 from model.masking import DenoisingMasks
 from model.precision import keep_float32
 from model.predictor import TokenPredictor
@@ -169,8 +170,7 @@ def compare(folder: Path, device: str = "cpu", dtype: str = "float32") -> dict[s
         raise WeightsError(
             f"{folder} is no parity folder (meta.json, io.safetensors, weights.safetensors): {error}"
         ) from error
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"--device {device}: PyTorch sees no CUDA device here; use --device cpu")
+    usable_device(device)
     keep_float32()
     torch_dtype: torch.dtype = getattr(torch, dtype)
     try:

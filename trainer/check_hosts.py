@@ -7,7 +7,6 @@ starts it on each host, by the launcher that would start the run.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.metadata
 import os
@@ -26,6 +25,7 @@ from rich.table import Table
 from data_pipeline.storage import is_remote, open_store
 from model.entry import run_entry
 from model.errors import ADDPError, ConfigError
+from trainer.arguments import parse_rank
 from trainer.config import RunConfig, load_config
 from trainer.control import Control, is_lost_rank, join_ranks, own_device
 from trainer.run_folder import EXIT_CONFIG
@@ -36,7 +36,7 @@ _ALIKE = ("python", "torch", "deepspeed", "numpy", "code", "configuration")  # m
 _ROOT = Path(__file__).parents[1]
 
 
-def check(path: Path, overrides: list[str]) -> int:
+def check(path: Path | None, overrides: list[str]) -> int:
     """All ranks together. Rank 0 prints a table and what is wrong. Returns the exit code."""
     try:
         join_ranks(_PATIENCE)
@@ -179,12 +179,7 @@ def _collectives(problems: list[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, help="run file (YAML)")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args(arguments)
-    code = check(options.config, options.overrides)
+    code = check(*parse_rank(__doc__ or "", arguments))
     dist.destroy_process_group()
     return code
 

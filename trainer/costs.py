@@ -5,7 +5,8 @@ Operations are counted by PyTorch's own counter over the real networks on the me
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.addp import ADDP
 from model.classifier import Classifier
-from model.config import ClassifierConfig, Geometry, TransformerConfig
+from model.config import ClassifierConfig, Geometry, TokenizerConfig, TransformerConfig
 from model.masking import masked_count, ratio_table
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
@@ -61,26 +62,51 @@ def device_peak() -> float | None:
     return next((peak for known, peak in _PEAKS.items() if known in name), None)
 
 
-def _networks(config: RunConfig) -> tuple[nn.Module, list[nn.Module]]:
+class _Sizes(NamedTuple):
+    """Of a configuration what its networks depend on."""
+
+    objective: str
+    method: Literal["finetune", "linear"]
+    tokenizer: TokenizerConfig
+    predictor: TransformerConfig
+    addp: TransformerConfig
+
+    @classmethod
+    def of(cls, config: RunConfig) -> _Sizes:
+        return cls(
+            config.objective, config.classifier.method, config.tokenizer.sizes, config.predictor.sizes,
+            config.addp.sizes,
+        )  # fmt: skip
+
+    def with_blocks(self, depth: int, decoder_depth: int) -> _Sizes:
+        new = {"depth": depth, "decoder_depth": decoder_depth}
+        return self._replace(predictor=self.predictor.model_copy(update=new), addp=self.addp.model_copy(update=new))
+
+
+def _networks(sizes: _Sizes) -> tuple[nn.Module, list[nn.Module]]:
     """(trained, frozen), on the meta device."""
+    geometry = Geometry.of(sizes.tokenizer)
     with torch.device("meta"):
-        tokenizer = VQTokenizer(config.tokenizer.sizes)
-        if config.objective == "tokenizer":
+        tokenizer = VQTokenizer(sizes.tokenizer)
+        if sizes.objective == "tokenizer":
             return tokenizer, []
-        if config.objective == "mage":
-            return TokenPredictor(config.geometry, config.predictor.sizes), []
-        if config.objective == "classify":
-            sizes = ClassifierConfig(
-                encoder=config.addp.sizes, classes=tuple(map(str, range(1000))), method=config.classifier.method
-            )
-            return Classifier(config.geometry, sizes), []
-        predictor = TokenPredictor(config.geometry, config.predictor.sizes)
-        return ADDP(config.geometry, config.addp.sizes), [predictor, tokenizer.decoder]
+        if sizes.objective == "mage":
+            return TokenPredictor(geometry, sizes.predictor), []
+        if sizes.objective == "classify":
+            classes = tuple(map(str, range(1000)))
+            return Classifier(geometry, ClassifierConfig(encoder=sizes.addp, classes=classes, method=sizes.method)), []
+        predictor = TokenPredictor(geometry, sizes.predictor)
+        return ADDP(geometry, sizes.addp), [predictor, tokenizer.decoder]
 
 
 def parameters(config: RunConfig) -> tuple[int, int]:
     """(trained, frozen)."""
-    trained, frozen = _networks(config)
+    return _parameters(_Sizes.of(config))
+
+
+@lru_cache(maxsize=8)
+def _parameters(sizes: _Sizes) -> tuple[int, int]:
+    trained, frozen = _networks(sizes)
     still = sum(p.numel() for p in trained.parameters() if not p.requires_grad)
     return _size(trained), still + sum(_size(network) for network in frozen)
 
@@ -96,20 +122,36 @@ def _mean_visible(geometry: Geometry) -> int:
 
 
 def image_operations(config: RunConfig) -> Operations:
-    """At the mean mask ratio. Of a tokenizer: its encoder and decoder, without the losses' own networks."""
-    trained, _ = _networks(config)
+    """At the mean mask ratio. Of a tokenizer: its encoder and decoder, without the losses' own networks.
+
+    The blocks of a transformer are alike: what one more costs is counted, and the others are multiplied.
+    """
+    sizes = _Sizes.of(config)
+    least = _counted(sizes.with_blocks(1, 1))
+    if sizes.objective == "tokenizer":
+        return least
+    deeper, wider = _counted(sizes.with_blocks(2, 1)), _counted(sizes.with_blocks(1, 2))
+    trained = sizes.predictor if sizes.objective == "mage" else sizes.addp
+    return Operations(*(
+        at_least + (of.depth - 1) * (deep - at_least) + (of.decoder_depth - 1) * (wide - at_least)
+        for of, at_least, deep, wide in zip((trained, sizes.predictor), least, deeper, wider, strict=True)
+    ))  # fmt: skip
+
+
+def _counted(sizes: _Sizes) -> Operations:
+    trained, _ = _networks(sizes)
     trained.train()
     with torch.device("meta"):
-        if config.objective == "tokenizer":
+        if sizes.objective == "tokenizer":
             assert isinstance(trained, VQTokenizer)
-            size = config.tokenizer.sizes.image_size
+            size = sizes.tokenizer.image_size
             with FlopCounterMode(display=False) as counter:
                 _backward(trained.decoder(trained.encoder(torch.empty(1, 3, size, size))))
             return Operations(counter.get_total_flops(), 0)
-        g = config.geometry
+        g = Geometry.of(sizes.tokenizer)
         ids = torch.empty(1, g.tokens, dtype=torch.int64)
         mask = torch.empty(1, g.tokens, dtype=torch.bool)
-        if config.objective == "mage":
+        if sizes.objective == "mage":
             assert isinstance(trained, TokenPredictor)
             kept = torch.empty(1, g.tokens // 2, dtype=torch.int64)
             with FlopCounterMode(display=False) as counter:
@@ -123,8 +165,8 @@ def image_operations(config: RunConfig) -> Operations:
         assert isinstance(trained, ADDP)
         with FlopCounterMode(display=False) as counter:
             _backward(trained.logits(images, ids, mask, _mean_visible(g)))
-        predictor = TokenPredictor(g, config.predictor.sizes)
-        tokenizer = VQTokenizer(config.tokenizer.sizes)
+        predictor = TokenPredictor(g, sizes.predictor)
+        tokenizer = VQTokenizer(sizes.tokenizer)
         codes = torch.empty(1, tokenizer.config.code_dim, g.grid, g.grid)
         with FlopCounterMode(display=False) as frozen, torch.no_grad():
             predictor.logits(ids, mask)

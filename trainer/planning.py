@@ -6,6 +6,7 @@ addp plan configs/base.yaml --gpus 32 --gpus 64
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +14,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.epochs import EpochSchedule
+from data_pipeline.epochs import epoch_schedule
+from model.documents import show
 from model.errors import ConfigError
 from trainer import costs
-from trainer.arguments import split_arguments
+from trainer.arguments import configured
 from trainer.config import load_config
 from trainer.given import beginning, check_beginning
+from trainer.options import MOST_STEPS, YEAR, AsJson, ConfigFile, RunArguments, gpus_option
 from trainer.schedule import accumulation_steps, possible_world_sizes, total_steps
 
 _IMAGENET = 1_281_167
@@ -27,36 +30,31 @@ _PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "B200": 2250.0}  # TFLOP/
 
 
 def main(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="FILE|key=value",
-            help="run file, and overrides as batch.micro=32, in any order; without a file, the defaults",
-        ),
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="run file, if it is not given as an argument")] = None,
+    arguments: RunArguments = None,
+    config: ConfigFile = None,
     gpus: Annotated[
-        list[int] | None, typer.Option(help="GPUs of the run, 8 if not given; repeat it to compare numbers")
+        list[int] | None, gpus_option("GPUs of the run, 8 if not given; repeat it to compare numbers")
     ] = None,
     images: Annotated[
-        int, typer.Option(min=1, help="pictures of an epoch, if the data set cannot be read here")
+        int, typer.Option(min=1, max=MOST_STEPS, help="pictures of an epoch, if the data set cannot be read here")
     ] = _IMAGENET,
     device: Annotated[str, typer.Option(help=f"your GPU: {', '.join(_PEAKS)}, or its TFLOP/s in dense bf16")] = "H100",
     mfu: Annotated[float, typer.Option(min=0.01, max=1, help="share of the device's peak that training reaches")] = 0.4,
     write: Annotated[
-        float, typer.Option(min=0.001, help="GB/s at which one rank writes its part of a checkpoint")
+        float, typer.Option(min=0.001, max=1e6, help="GB/s at which one rank writes its part of a checkpoint")
     ] = 1.0,
     grace: Annotated[
-        float, typer.Option(help="seconds that a preempted job has between the signal and the kill")
+        float, typer.Option(min=0, max=YEAR, help="seconds that a preempted job has between the signal and the kill")
     ] = 30.0,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object, for scripts")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Say what a run will take: batch arithmetic, parameters, memory in each ZeRO stage, days, checkpoints.
+    """Say what a run will take: batch arithmetic, parameters, memory in each ZeRO stage, days, checkpoints. Without a
+    run file, of the defaults.
 
     Memory and days are estimates: memory counts the training's own tensors, and days assume the share of the GPU's
     peak that --mfu states.
     """
-    file, overrides = split_arguments([*([str(config)] if config else []), *(arguments or [])])
+    file, overrides = configured(config, arguments)
     plan = make_plan(file, overrides, gpus or [8], images, device, mfu, write, grace)
     if as_json:
         print(json.dumps(plan, indent=1))
@@ -69,23 +67,22 @@ def make_plan(
     grace: float,
 ) -> dict[str, Any]:  # fmt: skip
     """All figures. Raises ConfigError, and WeightsError where the weights to begin with are here and do not fit."""
-    config = load_config(file, overrides)
+    config, peak = load_config(file, overrides), _peak(device)
     first = beginning(config)
     if first is not None and first.path.is_file():
         check_beginning(config)
-    epochs = EpochSchedule(_samples(config.data.tokens, images), config.batch.global_batch, config.data.tail)
+    accumulation = {world: accumulation_steps(config, world) for world in gpus}
+    epochs = epoch_schedule(_samples(config.data.tokens, images), config.batch.global_batch, config.data.tail)
     steps = total_steps(config.schedule, epochs)
     trained, frozen = costs.parameters(config)
     operations = costs.image_operations(config)
-    peak = _peak(device)
     size = costs.checkpoint_bytes(config)
     worlds = []
     for world in gpus:
-        accumulation = accumulation_steps(config, world)
         seconds = steps * config.batch.global_batch * operations.total / (peak * mfu * world)
         save = size / world / (write * 1e9)
         worlds.append({
-            "gpus": world, "accumulation": accumulation, "days": seconds / 86400,
+            "gpus": world, "accumulation": accumulation[world], "days": seconds / 86400,
             "memory_gib": {
                 str(stage): {k: v / _GIB for k, v in costs.rank_memory(config, stage, world)._asdict().items()}
                 | {"total": costs.rank_memory(config, stage, world).total / _GIB}
@@ -117,9 +114,12 @@ def _samples(tokens: str | None, images: int) -> int:
 
 def _peak(device: str) -> float:
     try:
-        return (_PEAKS.get(device) or float(device)) * 1e12
-    except ValueError as error:
-        raise ConfigError(f"--device {device}: {', '.join(_PEAKS)}, or a number of TFLOP/s") from error
+        peak = _PEAKS.get(device) or float(device)
+    except ValueError:
+        peak = math.nan
+    if not 0 < peak <= 1e6:
+        raise ConfigError(f"--device {show(device)}: {', '.join(_PEAKS)}, or a number of TFLOP/s")
+    return peak * 1e12
 
 
 def _show(plan: dict[str, Any]) -> None:

@@ -10,18 +10,17 @@ other is a crash.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
 import time
 from contextlib import ExitStack, closing, suppress
-from pathlib import Path
 from typing import Any, NoReturn
 
 from model.entry import EXIT_CRASH, leave_trace, run_entry, unexpected
 from model.errors import ADDPError, ConfigError
 from trainer import records
+from trainer.arguments import parse_rank
 from trainer.config import RunConfig, load_config
 from trainer.heartbeat import Heartbeat
 from trainer.run_folder import LOST_RANK, RunFolder
@@ -71,11 +70,6 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: Stop
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, help="run file (YAML)")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher appends it
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in batch.micro=32; see `addp config`")
-    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     rank = int(os.environ.get("RANK", 0))
     if rank == 0:
@@ -83,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
             logging.getLogger(package).setLevel(logging.INFO)
     folder, heartbeat = None, None
     try:
-        config = load_config(options.config, options.overrides)
+        config = load_config(*parse_rank(__doc__ or "", arguments))
         folder = RunFolder(config.run)
         heartbeat = Heartbeat(folder, rank, config.health.hang)
         train(config, folder, heartbeat, StopRequest(folder))  # before torch is imported: a signal then already counts

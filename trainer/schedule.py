@@ -14,12 +14,20 @@ from trainer.config import RunConfig, ScheduleSection
 
 
 def total_steps(schedule: ScheduleSection, epochs: EpochSchedule) -> int:
+    """Raises ConfigError for a run of one step whose learning rate is 0."""
     per_unit = epochs.steps_per_epoch if schedule.unit == "epochs" else 1
-    return max(1, round(schedule.total * per_unit))
+    steps = max(1, round(schedule.total * per_unit))
+    if steps == 1 and schedule.warmup > 0:
+        raise ConfigError(
+            f"schedule.total = {schedule.total:g} {schedule.unit} is one step, at which the warm-up begins with a "
+            "learning rate of 0; set a longer schedule.total, or schedule.warmup = 0"
+        )
+    return steps
 
 
 def learning_rate(peak: float, schedule: ScheduleSection, epochs: EpochSchedule, step: int) -> float:
-    """Linear warm-up, then half a cosine to 0, by the step (ADDP table 7). step: 0 for the first."""
+    """Linear warm-up, then half a cosine to 0, by the step (ADDP table 7). step: 0 for the first. A configuration's
+    warm-up is shorter than its total."""
     t = step / epochs.steps_per_epoch if schedule.unit == "epochs" else float(step)
     if t < schedule.warmup:
         return peak * t / schedule.warmup
@@ -54,7 +62,8 @@ def possible_world_sizes(config: RunConfig) -> list[int]:
 
 
 def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
 
 
 def _list(values: list[int]) -> str:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import importlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -28,6 +31,31 @@ def test_help_names_every_command() -> None:
 def test_each_command_has_help(command: str) -> None:
     done = addp(*command.split(), "--help")
     assert done.code == 0 and f"Usage: addp {command} " in done.stdout and len(done.stdout) > 300
+
+
+def _commands() -> Iterator[tuple[str, Callable[..., Any]]]:
+    for group in (app, *(group.typer_instance for group in app.registered_groups)):
+        for command in group.registered_commands:
+            assert command.callback is not None
+            yield command.name or command.callback.__name__, command.callback
+    for name, (module, *_) in MODULES.items():
+        yield name, importlib.import_module(module).main
+
+
+def _typed(annotation: Any) -> set[Any]:
+    return {annotation}.union(*map(_typed, get_args(annotation)))
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), list(_commands()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_number_of_a_command_has_a_range(name: str, command: Callable[..., Any]) -> None:
+    """So that none loops for ever, takes all memory or is NaN; the command-line library then refuses it by name."""
+    for option, hint in get_type_hints(command, include_extras=True).items():
+        base, *settings = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if {int, float} & _typed(base) and bool not in _typed(base):
+            (found,) = settings
+            assert found.hidden or (found.min is not None and found.max is not None), f"{name}: {option}"
 
 
 def test_modules_are_named_as_they_were_typed() -> None:

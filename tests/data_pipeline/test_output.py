@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.output import PICTURES, check_output
+from data_pipeline.output import PICTURES, check_apart, check_output
 from data_pipeline.storage import StorageError
 from model.errors import ConfigError
 
@@ -35,3 +35,17 @@ def test_paths_that_will_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )  # tests may run as root
     with pytest.raises(StorageError, match="check its owner and mode"):
         check_output(tmp_path / "new" / "page.png", PICTURES)
+
+
+def test_outputs_among_the_pictures(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "link").symlink_to("pictures")
+    for out in ("pictures", "pictures/out", "link/out", "pictures/../link"):
+        with pytest.raises(ConfigError, match="is the folder of the pictures"):
+            check_apart(tmp_path / out, tmp_path / "pictures")
+    for out in ("pictures-2", "out", "."):
+        check_apart(tmp_path / out, tmp_path / "pictures")
+    with pytest.raises(ConfigError, match="--work = s3://b/x/y"):
+        check_apart("s3://b/x/y", "s3://b/x/", "--work")
+    check_apart("s3://b/xy", "s3://b/x")
+    check_apart(tmp_path / "pictures", "s3://b/x")

@@ -52,7 +52,7 @@ def test_an_older_version_s_configuration_says_nothing_about_new_keys() -> None:
     before = load_config(None).model_dump(mode="json")
     del before["schedule"], before["optimizer"]["clip"]
     before["gone"] = {"key": 1}
-    assert changes(before, load_config(None, ["schedule.total=3", "optimizer.clip=1"])) == []
+    assert changes(before, load_config(None, ["schedule.total=300", "optimizer.clip=1"])) == []
 
 
 def test_a_permission_for_a_key_that_is_none() -> None:

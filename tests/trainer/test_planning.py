@@ -35,8 +35,10 @@ def test_the_published_run() -> None:
 def test_impossible_sizes_are_named() -> None:
     with pytest.raises(ConfigError, match="this one on 1, 2, 4, 8, 16, 32 ranks"):
         plan(gpus=(64,))
+    with pytest.raises(ConfigError, match="larger than the data set"):
+        make_plan(None, [], [8], 1000, "H100", 0.4, 1.0, 30.0)
     with pytest.raises(ConfigError, match="H100"):
-        make_plan(None, [], [8], 1000, "abacus", 0.4, 1.0, 30.0)
+        make_plan(None, [], [8], 10_000, "abacus", 0.4, 1.0, 30.0)
 
 
 def test_recomputing_and_offloading_save_memory() -> None:
@@ -54,6 +56,15 @@ def test_operations_are_those_of_the_real_network() -> None:
     encoder = 6 * per_block * sizes.depth * (g.tokens // 2 + 1)
     decoder = 6 * per_block * sizes.decoder_depth * (g.tokens + 1)
     assert encoder + decoder < costs.image_operations(config).total < 1.25 * (encoder + decoder)
+
+
+def test_operations_of_deep_networks_are_those_of_their_blocks() -> None:
+    """Which are counted at once, however many there are."""
+    deep = ["predictor.sizes.depth=3", "addp.sizes.depth=2", "addp.sizes.decoder_depth=3"]
+    for objective in ("addp", "mage", "classify"):
+        small = [f"{part}.sizes.size=tiny" for part in ("tokenizer", "predictor", "addp")]
+        config = load_config(None, [f"objective={objective}", *small, *deep])
+        assert costs.image_operations(config) == costs._counted(costs._Sizes.of(config))
 
 
 def test_parameters_and_checkpoint_sizes_are_those_of_a_real_one(tmp_path: Path) -> None:

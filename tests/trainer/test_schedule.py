@@ -37,6 +37,26 @@ def test_lengths() -> None:
     assert rates[0] == 0 and max(rates) == rates[50] == 1 and rates[-1] < 1e-4
 
 
+def test_a_run_of_one_step_at_rate_0() -> None:
+    short = {"unit": "epochs", "total": 0.3, "warmup": 0.1}
+    with pytest.raises(ConfigError, match=r"schedule\.total = 0\.3 epochs is one step"):
+        total_steps(ScheduleSection.model_validate(short), EpochSchedule(8, 4))
+    assert total_steps(ScheduleSection.model_validate(short), EpochSchedule(80, 4)) == 6
+    assert total_steps(ScheduleSection.model_validate({**short, "warmup": 0}), EpochSchedule(8, 4)) == 1
+
+
+@given(tenths=st.integers(6, 300), warmup=st.floats(0, 1, exclude_max=True), samples=st.integers(1, 9))
+def test_the_rate_is_finite_and_moves(tenths: int, warmup: float, samples: int) -> None:
+    schedule = ScheduleSection(unit="epochs", total=tenths / 10, warmup=warmup * tenths / 10)
+    epochs = EpochSchedule(samples, 1)
+    try:
+        steps = total_steps(schedule, epochs)
+    except ConfigError:
+        return
+    rates = [learning_rate(1.0, schedule, epochs, step) for step in range(steps)]
+    assert all(0 <= rate <= 1 for rate in rates) and any(rates)
+
+
 def config(global_batch: int, micro: int) -> RunConfig:
     return RunConfig.model_validate({"batch": {"global_batch": global_batch, "micro": micro}})
 
@@ -53,6 +73,8 @@ def test_batches_that_do_not_work_name_those_that_would() -> None:
     with pytest.raises(ConfigError) as caught:
         accumulation_steps(config(64, 8), 3)
     assert "would work with 63 or 66, or on 1, 2, 4, 8 ranks" in str(caught.value)
+    with pytest.raises(ConfigError, match="on 1, 2, 4, 8, 16, 32, "):  # at once, although there are millions
+        accumulation_steps(config(1 << 24, 1), 3)
     with pytest.raises(ConfigError, match=r"batch\.micro would work with 1, 2, 4"):
         accumulation_steps(config(4, 8), 1)
 

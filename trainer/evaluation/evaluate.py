@@ -12,12 +12,13 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from data_pipeline.output import check_apart, check_output
 from data_pipeline.storage import StorageError, file_name, is_remote, open_store
 from model.errors import ConfigError
 from trainer.config import RunConfig
@@ -27,7 +28,25 @@ from trainer.evaluation.results import FOLDER, flattened, read_results
 from trainer.evaluation.suite import PARTS
 from trainer.evaluation.task import Options
 from trainer.evaluation.trained import run_config
-from trainer.run_folder import Weights
+from trainer.options import (
+    MOST_PICTURES,
+    MOST_STEPS,
+    YEAR,
+    AsJson,
+    ChoiceTemperature,
+    DenoisingSteps,
+    LocalRank,
+    LocalTokenizer,
+    MaskSchedule,
+    Precision,
+    Temperature,
+    TopP,
+    TrainedWeights,
+    batch_option,
+    held_out_option,
+    seed_option,
+    step_option,
+)
 from trainer.stopping import Preempted
 
 
@@ -35,53 +54,51 @@ def main(
     run: Annotated[str, typer.Argument(help="run folder, or s3://bucket/prefix that a run uploads to")],
     suite: Annotated[str, typer.Option(help=f"parts, with commas: {', '.join(PARTS)}")] = "knn",
     follow: Annotated[bool, typer.Option("--follow", help="each new checkpoint, until the run is done")] = False,
-    every: Annotated[int | None, typer.Option(min=1, help="all checkpoints at multiples of this step")] = None,
-    checkpoint: Annotated[
-        int | None, typer.Option(help="the checkpoint of this step; else the newest valid one")
+    every: Annotated[
+        int | None, typer.Option(min=1, max=MOST_STEPS, help="all checkpoints at multiples of this step")
     ] = None,
-    weights: Annotated[Weights, typer.Option(help="the trained weights, or their average")] = "raw",
+    checkpoint: Annotated[int | None, step_option("the checkpoint of this step; else the newest valid one")] = None,
+    weights: TrainedWeights = "raw",
     pictures: Annotated[
         str | None, typer.Option(help="class folders or WebDataset shards; else what the run itself reads")
     ] = None,
     train_pictures: Annotated[
         str | None, typer.Option(help="training pictures, where they stand apart; all of --pictures is then held out")
     ] = None,
-    held_out: Annotated[
-        float | None, typer.Option(min=0, max=1, help="share of held-out pictures, by hash; else the run's")
-    ] = None,
+    held_out: Annotated[float | None, held_out_option("share of held-out pictures, by hash; else the run's")] = None,
     tokens: Annotated[str | None, typer.Option(help="held-out: held-out token data set")] = None,
     train_tokens: Annotated[
         str | None, typer.Option(help="held-out: training token data set; else what the run itself reads")
     ] = None,
-    count: Annotated[int, typer.Option(min=2, help="samples, fid, proxy: pictures to generate")] = 50_000,
-    seed: Annotated[int | None, typer.Option(help="picture i is a function of (seed, i); else the run's")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="N, denoising steps")] = 20,
-    schedule: Annotated[
-        Literal["cosine", "linear"], typer.Option(help="how the number of masked tokens falls")
-    ] = "cosine",
-    choice_temperature: Annotated[float, typer.Option(help="randomness in choosing kept tokens")] = 6.0,
-    temperature: Annotated[
-        Literal["dynamic", "constant"], typer.Option(help="dynamic: this randomness falls to 0; constant: it stays")
-    ] = "dynamic",
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="nucleus of the token distribution")] = 1.0,
+    count: Annotated[
+        int, typer.Option(min=2, max=MOST_PICTURES, help="samples, fid, proxy: pictures to generate")
+    ] = 50_000,
+    seed: Annotated[int | None, seed_option("picture i depends on (seed, i) only; else the run's")] = None,
+    steps: DenoisingSteps = 20,
+    schedule: MaskSchedule = "cosine",
+    choice_temperature: ChoiceTemperature = 6.0,
+    temperature: Temperature = "dynamic",
+    top_p: TopP = 1.0,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="pictures that are computed together; else the run's micro batch")
+        int | None, batch_option("pictures that are computed together; else the run's micro batch")
     ] = None,
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the networks that generate")] = "fp32",
+    precision: Precision = "fp32",
     inception_weights: Annotated[
         Path | None, typer.Option(help="fid: Inception-v3, pt_inception-2015-12-05-6726825d.pth")
     ] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="knn, linear: also an untrained encoder, and pixels")
     ] = False,
-    tokenizer: Annotated[Path | None, typer.Option(help="the run's tokenizer, where it lies elsewhere here")] = None,
+    tokenizer: LocalTokenizer = None,
     work: Annotated[Path | None, typer.Option(help="folder for samples and caches; else RUN/evaluation")] = None,
     keep_samples: Annotated[
         bool, typer.Option("--keep-samples", help="leave generated sets in the work folder")
     ] = False,
-    lease: Annotated[float, typer.Option(min=0.1, help="seconds after which a dead evaluator's work is free")] = 60,
-    as_json: Annotated[bool, typer.Option("--json", help="print all results of these parts, for scripts")] = False,
-    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # launchers append it
+    lease: Annotated[
+        float, typer.Option(min=0.1, max=YEAR, help="seconds after which a dead evaluator's work is free")
+    ] = 60,
+    as_json: AsJson = False,
+    local_rank: LocalRank = None,
 ) -> None:
     """Measure checkpoints of a run, finished or not; several evaluators may share the work.
 
@@ -97,7 +114,11 @@ def main(
     options = Options.model_validate({
         name: value for name, value in locals().items() if name in Options.model_fields and value is not None
     })  # fmt: skip
-    if work is None:
+    if work is not None:
+        check_output(work)
+        if pictures is not None:
+            check_apart(work, pictures, "--work")
+    else:
         work = Path("evaluation") / file_name(run) if is_remote(run) else Path(run) / FOLDER
     join_ranks()
     control = Control()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import typer
@@ -25,33 +25,42 @@ from trainer.evaluation.completion import KEEP, completed_pictures
 from trainer.evaluation.results import suffix
 from trainer.evaluation.sample_set import Container, SampleSet, denoising_grid
 from trainer.evaluation.trained import Trained, load_addp
-from trainer.run_folder import RunFolder, Weights, write_json
+from trainer.options import (
+    MOST_PICTURES,
+    ChoiceTemperature,
+    DenoisingSteps,
+    LocalRank,
+    LocalTokenizer,
+    MaskSchedule,
+    Precision,
+    Temperature,
+    TopP,
+    TrainedWeights,
+    Zoom,
+    batch_option,
+    seed_option,
+    step_option,
+)
+from trainer.run_folder import RunFolder, write_json
+
+_MOST_IN_GRID = 4096  # pictures, which are in memory together
 
 
 def main(
     run: Annotated[str, typer.Argument(help="folder of an ADDP run, finished or not, or s3:// that it uploads to")],
-    count: Annotated[int, typer.Option(help="how many pictures", min=1)] = 64,
-    seed: Annotated[int, typer.Option(help="picture i depends on (seed, i) only")] = 0,
-    steps: Annotated[int, typer.Option(help="denoising steps (N in the paper)", min=1)] = 20,
-    schedule: Annotated[
-        Literal["cosine", "linear"], typer.Option(help="how the number of masked tokens falls with the steps")
-    ] = "cosine",
-    choice_temperature: Annotated[
-        float, typer.Option(help="randomness in choosing the tokens that a step keeps")
-    ] = 6.0,
-    temperature: Annotated[
-        Literal["dynamic", "constant"], typer.Option(help="dynamic: this randomness falls to 0; constant: it stays")
-    ] = "dynamic",
-    top_p: Annotated[
-        float, typer.Option(help="draw from the likeliest tokens that have this probability together", min=0.01, max=1)
-    ] = 1.0,
-    weights: Annotated[Weights, typer.Option(help="the trained weights, or their average")] = "raw",
+    count: Annotated[int, typer.Option(help="how many pictures", min=1, max=MOST_PICTURES)] = 64,
+    seed: Annotated[int, seed_option("picture i depends on (seed, i) only")] = 0,
+    steps: DenoisingSteps = 20,
+    schedule: MaskSchedule = "cosine",
+    choice_temperature: ChoiceTemperature = 6.0,
+    temperature: Temperature = "dynamic",
+    top_p: TopP = 1.0,
+    weights: TrainedWeights = "raw",
     checkpoint: Annotated[
-        int | None,
-        typer.Option(help="step of the checkpoint to take; if not given, the finished network or the newest one"),
+        int | None, step_option("step of the checkpoint to take; if not given, the finished network or the newest one")
     ] = None,
-    batch: Annotated[int, typer.Option(help="pictures that are computed together", min=1)] = 64,
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="that the networks compute in")] = "fp32",
+    batch: Annotated[int, batch_option("pictures that are computed together")] = 64,
+    precision: Precision = "fp32",
     into: Annotated[Path | None, typer.Option(help="make a set of files in this folder, not a grid")] = None,
     container: Annotated[Container, typer.Option(help="with --into: PNG files, or WebDataset tars")] = "png",
     complete: Annotated[
@@ -64,17 +73,19 @@ def main(
             help=f"with --complete, the part to keep: {', '.join(KEEP)}, or a mask PNG, white where to generate"
         ),
     ] = "left",
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="the run's tokenizer, if it lies elsewhere on this machine")
-    ] = None,
-    zoom: Annotated[int, typer.Option(help="grid: enlarge each picture by this factor", min=1)] = 1,
+    tokenizer: LocalTokenizer = None,
+    zoom: Zoom = 1,
     out: Annotated[Path | None, typer.Option(help="PNG file of the grid; if not given, in RUN/samples/")] = None,
-    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # launchers append it
+    local_rank: LocalRank = None,
 ) -> None:
     """Generate a grid of samples with the steps by which the first few came about, or a set of samples.
 
     A set holds the same files for any number of processes; if it was cut off, the same command finishes it.
     """
+    if into is None and count > _MOST_IN_GRID:
+        raise typer.BadParameter(
+            f"a grid has at most {_MOST_IN_GRID}; give --into FOLDER for a set", param_hint="--count"
+        )
     if into is None and out is None and is_remote(run):
         raise typer.BadParameter("give --out FILE or --into FOLDER for a run on a store", param_hint="--out")
     if into is not None:

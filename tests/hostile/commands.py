@@ -1,0 +1,205 @@
+"""Commands: numbers that cannot be, outputs that cannot be written, devices that are none, words in any order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import yaml
+
+from data_pipeline.storage import LocalStore
+from tests.hostile.case import Case, text_file
+from tests.token_sets import write_tokens
+from trainer.config import load_config
+
+_HUGE = "1" + "0" * 30
+
+
+def _usage(name: str, *command: str, says: str = "") -> Case:
+    """An option's value that is out of its range: the command-line library names the option, which is the last but one
+    word unless said otherwise."""
+    return Case(name, command, says=(says or command[-2],), code=2)
+
+
+def _run_folder(folder: Path) -> None:
+    """An ADDP run that has just begun."""
+    run = folder / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    config = load_config(None, [f"run={run}", "addp.sizes.size=tiny", "tokenizer.sizes.size=tiny"])
+    (run / "config.resolved.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+
+
+def _tokens(folder: Path) -> None:
+    write_tokens(LocalStore(folder / "tokens"), [4, 4])
+
+
+def _pictures(folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder / "pictures" / name).mkdir(parents=True)
+        (folder / "pictures" / name / "1.png").write_bytes(b"no picture")
+
+
+def _parity(folder: Path) -> None:
+    (folder / "folder").mkdir()
+    (folder / "folder" / "meta.json").write_text("{}")
+
+
+def _fifo(folder: Path) -> None:
+    os.mkfifo(folder / "file")
+
+
+_FILE = text_file("file", "x")
+_PLAN = ("tokenize", "plan", "pictures", "out", "--tokenizer", "none")
+
+_NUMBERS = [
+    _usage("plan for no GPU", "plan", "--gpus", "0"),
+    _usage("plan for a negative number of GPUs", "plan", "--gpus", "-1"),
+    _usage("plan for one possible and one impossible number", "plan", "--gpus", "8", "--gpus", _HUGE),
+    _usage("plan for GPUs of a number too long to read", "plan", "--gpus", "9" * 5000),
+    _usage("plan for a fraction of a GPU", "plan", "--gpus", "0.5"),
+    _usage("plan for too many pictures", "plan", "--images", _HUGE),
+    _usage("plan at a rate that is no number", "plan", "--mfu", "nan"),
+    _usage("plan at an infinite speed of writing", "plan", "--write", "inf"),
+    _usage("plan with a negative grace", "plan", "--grace", "-1"),
+    _usage("plan with a grace that is no number", "plan", "--grace", "nan"),
+    _usage("check for no GPU", "check", "--gpus", "0"),
+    _usage("emoji without pixels", "openmoji", "out", "--size", "0"),
+    _usage("emoji of negative pixels", "openmoji", "out", "--size", "-64"),
+    _usage("emoji as large as a city", "openmoji", "out", "--size", "1000000"),
+    _usage("crops larger than the picture", *_PLAN, "--min-scale", "20"),
+    _usage("crops of nothing", *_PLAN, "--min-scale", "0"),
+    _usage("crops of a size that is no number", *_PLAN, "--min-scale", "nan"),
+    _usage("seven times the pictures held out", *_PLAN, "--held-out", "7"),
+    _usage("a negative share held out", *_PLAN, "--held-out", "-0.1"),
+    _usage("no views", *_PLAN, "--views", "0"),
+    _usage("more views than memory", *_PLAN, "--views", _HUGE),
+    _usage("shards without rows", *_PLAN, "--rows", "0"),
+    _usage("shards of all rows of the world", *_PLAN, "--rows", _HUGE),
+    _usage("a seed of more than 64 bits", *_PLAN, "--seed", _HUGE),
+    _usage("a job of a billion threads", "tokenize", "run", "out", "--tokenizer", "x", "--threads", "1000000000"),
+    _usage("a job in batches of nothing", "tokenize", "run", "out", "--tokenizer", "x", "--batch", "0"),
+    _usage("a share of bad pictures over one", "tokenize", "finalize", "out", "--bad-limit", "1.5"),
+    _usage("a look each nan seconds", "tokenize", "status", "out", "--every", "nan"),
+    _usage("an inspection of endless rows", "tokenize", "inspect", "out", "--rows", _HUGE),
+    _usage("a picture of no rows of a data set", "tokenize", "inspect", "out", "--rows", "0"),
+    _usage("a measurement that never ends", "data", "bench", "tokens", "--seconds", "inf"),
+    _usage("a global batch of 10^30", "data", "bench", "tokens", "--global-batch", _HUGE),
+    _usage("a negative step", "data", "order", "tokens", "--step", "-1"),
+    _usage("an order of 10^30 samples", "data", "order", "tokens", "--step", "1", "--count", _HUGE),
+    _usage("a preview larger than memory", "data", "preview", "tokens", "--zoom", "1000000"),
+    _usage("a network of no pictures", "generate", "run", "--count", "0"),
+    _usage("10^30 pictures", "generate", "run", "--count", _HUGE),
+    _usage("a grid of a million pictures", "generate", "run", "--count", "1000000"),
+    _usage("pictures of 10^30 steps", "generate", "run", "--steps", _HUGE),
+    _usage("a temperature that is no number", "generate", "run", "--choice-temperature", "nan"),
+    _usage("a nucleus of nothing", "generate", "run", "--top-p", "0"),
+    _usage("a negative checkpoint", "generate", "run", "--checkpoint", "-1"),
+    _usage("an evaluation that holds out too much", "evaluate", "run", "--held-out", "7"),
+    _usage("an evaluation with a lease that is no number", "evaluate", "run", "--lease", "nan"),
+    _usage("an evaluation in batches of 10^30", "evaluate", "run", "--batch", _HUGE),
+    _usage("an import with no heads", "import", "file", "out", "--heads", "0"),
+    _usage("an import with 10^30 heads", "import", "file", "out", "--heads", _HUGE),
+    _usage("an export of a negative step", "export", "run", "out", "--step", "-3"),
+    _usage("a training of a billion processes", "train", "run.yaml", "--processes", "1000000000"),
+    _usage("a demo of no length", "demo", "--scale", "0"),
+    _usage("a demo of endless length", "demo", "--scale", "inf"),
+    _usage("a demo of no processes", "demo", "--processes", "0"),
+    _usage("checkpoints of which none is kept", "checkpoints", "run", "prune", "--keep", "0"),
+    _usage("a training without a configuration", "train", "seed=1", says="run file"),
+    Case("a plan of more samples than an epoch has", ("plan", "batch.global_batch=16777216"), ("global_batch",), 78),
+    Case("a plan of steps without end", ("plan", "schedule.total=1e300"), ("schedule.total",), 78),
+    Case("a plan of a batch that takes hours to divide", ("plan", "batch.global_batch=1000000000000000000"),
+         ("batch.global_batch",), 78),
+    Case("a plan on more GPUs than samples", ("plan", "--gpus", "1000000"), ("batch.global_batch",), 78),
+    Case("a plan on a device that is no number", ("plan", "--device", "nan"), ("--device",), 78),
+    Case("a plan on a device that does nothing", ("plan", "--device", "0"), ("--device",), 78),
+    Case("a plan on an infinite device", ("plan", "--device", "inf"), ("--device",), 78),
+    Case("a job of a part that is none", ("tokenize", "run", "tokens", "--tokenizer", "x", "--shards", "3/2"),
+         (), (1, 74, 78), _tokens),
+    Case("samples beyond the batch", ("data", "order", "tokens", "--step", "0", "--global-batch", "4", "--count", "5"),
+         ("--count",), 78, _tokens),
+    Case("a batch larger than the data set", ("data", "bench", "tokens"), ("global_batch = 1024",), 78, _tokens),
+    Case("a step in the far future", ("data", "order", "tokens", "--step", "999999999999", "--global-batch", "4"),
+         ("shard",), 0, _tokens),
+    Case("stripes of more than there are shards",
+         ("data", "order", "tokens", "--step", "0", "--global-batch", "4", "--stripes", "4"), (), (1, 78), _tokens),
+]  # fmt: skip
+
+_OUTPUTS = [
+    Case("a grid as a text file", ("generate", "run", "--out", "grid.txt"), ("grid.txt", ".png"), 78, _run_folder),
+    Case("a grid in a folder that is a file", ("generate", "run", "--out", "file/grid.png"), ("file",), 78, _FILE),
+    Case("a set where a file is", ("generate", "run", "--into", "file"), ("file",), 78, _FILE),
+    Case("a report as a picture", ("report", "run", "--out", "page.png"), ("page.png", ".html"), 78, _run_folder),
+    Case("a report in a folder that is a file", ("report", "run", "--out", "file/page.html"), ("file",), 78, _FILE),
+    Case("a training in a folder that is a file", ("train", "run.yaml", "run=run.yaml/x"), ("is a file",), 78,
+         text_file("run.yaml", "seed: 1\n")),
+    Case("an export of an unknown suffix", ("export", "run", "out.xyz", "--format", "timm"), (".safetensors",), 78),
+    Case("an export into a file", ("export", "run", "file"), ("file",), 78, _FILE),
+    Case("an import into a file", ("import", "none.pth", "file"), ("file",), 78, _FILE),
+    Case("emoji into a file", ("openmoji", "file"), ("file",), 78, _FILE),
+    Case("a demo in a file", ("demo", "--out", "file"), ("file",), 78, _FILE),
+    Case("a demo among its pictures", ("demo", "--images", "pictures", "--out", "pictures/demo"), ("--out",), 78,
+         _pictures),
+    Case("a preview of an unknown suffix", ("data", "preview", "tokens", "--page", "page.exe"), ("page.exe",), 78),
+    Case("an inspection of an unknown suffix", ("tokenize", "inspect", "tokens", "--page", "p"), (".png",), 78),
+    Case("a plan into a file", ("tokenize", "plan", "pictures", "file", "--tokenizer", "x"), ("file",), 78, _FILE),
+    Case("a plan among its pictures", ("tokenize", "plan", "pictures", "pictures/o", "--tokenizer", "x"), ("OUT",), 78,
+         _pictures),
+    Case("a plan over its pictures", ("tokenize", "plan", "pictures", "./pictures/a/..", "--tokenizer", "x"), ("OUT",),
+         78, _pictures),
+    Case("a plan into the bucket of its pictures", ("tokenize", "plan", "s3://b/x", "s3://b/x/out", "--tokenizer", "x"),
+         ("OUT",), 78),
+    Case("an evaluation that works among the pictures",
+         ("evaluate", "run", "--pictures", "pictures", "--work", "pictures/work"), ("--work",), 78, _pictures),
+    Case("an evaluation that works in a file", ("evaluate", "run", "--work", "file"), ("file",), 78, _FILE),
+    Case("an evaluation of nothing", ("evaluate", "run", "--suite", ","), ("--suite",), 78, _run_folder),
+    Case("an evaluation of no such part", ("evaluate", "run", "--suite", "a$x^$"), ("no such part",), 78, _run_folder),
+]  # fmt: skip
+
+_DEVICES = [
+    Case("a step on a device that is none", ("folder", "--device", "nan"), (), (1, 78), _parity, "model.parity"),
+    Case("a hostfile that never ends", ("train", "run.yaml", "--hostfile", "file"), ("file",), 78,
+         lambda folder: (text_file("run.yaml", "seed: 1\n")(folder), _fifo(folder))[0]),
+    Case("a hostfile of zeros", ("train", "run.yaml", "--hostfile", "/dev/zero"), ("/dev/zero",), 78,
+         text_file("run.yaml", "seed: 1\n")),
+    Case("an address that is a command", ("train", "run.yaml", "--hostfile", "file", "--master-addr", "$(id)"),
+         ("--master-addr",), 78,
+         lambda folder: (text_file("run.yaml", "seed: 1\n")(folder), text_file("file", "h slots=1\n")(folder))[0]),
+]  # fmt: skip
+
+# Words and options in any order: each of these is understood, and says what it says of the plain order.
+_LATE = ("batch.micro=0", "--config", "run.yaml", "seed=1")
+_ORDERS = [
+    Case(f"an override before the file of {name}", (*command, *_LATE), ("batch.micro",), code,
+         text_file("run.yaml", "seed: 2\n"), module)
+    for name, command, module, code in (
+        ("config", ("config",), "cluster.cli", 78), ("plan", ("plan",), "cluster.cli", 78),
+        ("train", ("train",), "cluster.cli", 78),
+        ("pretrain", (), "trainer.pretrain", 78),
+    )
+]  # fmt: skip
+_ORDERS += [
+    Case("a file after the override of pretrain", ("batch.micro=0", "run.yaml", "--local_rank=0"), ("batch.micro",), 78,
+         text_file("run.yaml", "seed: 2\n"), "trainer.pretrain"),
+    Case("two files for pretrain", ("--config", "run.yaml", "run.yaml"), ("one run file only",), 78,
+         text_file("run.yaml", "seed: 2\n"), "trainer.pretrain"),
+    Case("an option between the overrides of train",
+         ("train", "batch.micro=0", "--processes", "2", "run.yaml", "seed=1"), ("batch.micro",), 78,
+         text_file("run.yaml", "seed: 2\n")),
+    Case("a word of 100,000 letters", ("config", "x" * 100_000), ("neither a run file",), 78),
+    Case("an override of 100,000 letters", ("config", "x" * 100_000 + "=1"), ("unknown key",), 78),
+    Case("a run file that never ends", ("config", "--config", "file"), ("no regular file",), 78, _fifo),
+    Case("a run file that is a device", ("plan", "--config", "/dev/zero"), ("no regular file",), 78),
+    Case("a run file that is a folder", ("train", "--config", "."), ("no regular file",), 78),
+    Case("a run file of a gigabyte", ("config", "file"), ("MiB",), 78,
+         lambda folder: os.truncate(_touched(folder / "file"), 1 << 30)),
+    Case("an option that is none", ("train", "run.yaml", "--cofnig=x"), ("--cofnig",), 2),
+]  # fmt: skip
+
+
+def _touched(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+CASES = [*_NUMBERS, *_OUTPUTS, *_DEVICES, *_ORDERS]

@@ -190,6 +190,10 @@ class RunConfig(Section):
     expect_ranks: int | None = Field(
         None, gt=0, description="ranks that the launcher has to start, or the run is refused; null: any number"
     )
+    collective_timeout: float = Field(
+        2400, gt=0, lt=10**7,
+        description="seconds that a rank waits for the others in one exchange before it ends; above health.hang",
+    )  # fmt: skip
     log_every: int = Field(20, gt=0, description="steps between metric lines")
     wandb: str | None = Field(None, description="project of Weights & Biases to log to as well (extra `wandb`)")
 
@@ -246,6 +250,12 @@ def _check_together(config: RunConfig) -> None:
     least = {"none": 0, "optimizer": 1, "parameters": 3}[config.offload]
     if config.zero_stage < least:
         raise ConfigError(f"offload = {config.offload} needs zero_stage = {least} or more, not {config.zero_stage}")
+    if config.collective_timeout <= config.health.hang:
+        raise ConfigError(
+            f"collective_timeout = {config.collective_timeout:g} is not above health.hang = {config.health.hang:g}: "
+            "ranks would give up another that may still be at work; make health.hang shorter (0: no watchdog), or "
+            "collective_timeout longer"
+        )
     permanent, every = config.checkpoint.permanent_every, config.checkpoint.every
     if permanent % every:
         raise ConfigError(

@@ -21,12 +21,13 @@ from rich.table import Table
 from data_pipeline.storage import StorageError, file_name, is_remote, open_store
 from model.errors import ConfigError
 from trainer.config import RunConfig
-from trainer.control import Control, join_ranks, own_device
+from trainer.control import Control, own_device
 from trainer.evaluation.evaluator import Choice, Evaluator
 from trainer.evaluation.results import FOLDER, flattened, read_results
 from trainer.evaluation.suite import PARTS
 from trainer.evaluation.task import Options
 from trainer.evaluation.trained import run_config
+from trainer.meeting import join_ranks
 from trainer.run_folder import Weights
 from trainer.stopping import Preempted
 
@@ -191,6 +192,6 @@ def _show(results: list[dict[str, Any]], as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    from trainer.command import run_command
+    from trainer.command import run_ranks
 
-    run_command(main)
+    run_ranks(main)

@@ -7,7 +7,6 @@ deepspeed --module trainer.evaluation.generate RUN --count 50000 --into FOLDER
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +18,7 @@ from data_pipeline.output import check_output
 from data_pipeline.picture_grid import picture_grid
 from data_pipeline.progress import Progress
 from data_pipeline.storage import is_remote
+from model.errors import ConfigError
 from model.sampler import SamplerConfig, generate
 from trainer.control import own_device
 from trainer.evaluation.completion import KEEP, completed_pictures
@@ -26,6 +26,7 @@ from trainer.evaluation.results import suffix
 from trainer.evaluation.sample_set import Container, SampleSet, denoising_grid
 from trainer.evaluation.trained import Trained, load_addp
 from trainer.run_folder import RunFolder, Weights, write_json
+from trainer.world import World, take_world
 
 
 def main(
@@ -75,6 +76,11 @@ def main(
 
     A set holds the same files for any number of processes; if it was cut off, the same command finishes it.
     """
+    world = take_world()
+    if into is None and world.size > 1:
+        raise ConfigError(
+            f"a grid is the work of one process, and {world.size} run; --into FOLDER makes a set by all of them"
+        )
     if into is None and out is None and is_remote(run):
         raise typer.BadParameter("give --out FILE or --into FOLDER for a run on a store", param_hint="--out")
     if into is not None:
@@ -87,7 +93,7 @@ def main(
     trained.tokenizer.to(device)
     sampler = SamplerConfig(steps, schedule, choice_temperature, temperature, top_p)
     if into is not None:
-        _make_set(SampleSet(into, trained, count, seed, sampler, container, batch, precision))
+        _make_set(SampleSet(into, trained, count, seed, sampler, container, batch, precision), world)
         print(into)
         return
     name = "completed" if complete else "grid"
@@ -103,8 +109,8 @@ def main(
     print(target)
 
 
-def _make_set(samples: SampleSet) -> None:
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+def _make_set(samples: SampleSet, world: World) -> None:
+    rank, world_size = world.rank, world.size
     mine = range(rank, samples.chunks, world_size)
     missing = [chunk for chunk in mine if not samples.is_made(chunk)]
     total, left = (sum(map(samples.size, chunks)) for chunks in (mine, missing))
@@ -133,6 +139,6 @@ def _make_grid(
 
 
 if __name__ == "__main__":
-    from trainer.command import run_command
+    from trainer.command import run_ranks
 
-    run_command(main)
+    run_ranks(main)

@@ -11,7 +11,10 @@ from tests.trainer.worlds import Ranks
 from trainer.environment import Settings, differences, settings
 from trainer.meeting import join_ranks
 
-HERE = {"AWS_PROFILE": "me", "AWS_SECRET_ACCESS_KEY": "very-secret", "NCCL_PROTO": "LL", "PATH": "/bin", "GLOO_SOCKET_IFNAME": "eth0"}  # fmt: skip
+HERE = {
+    "AWS_PROFILE": "me", "AWS_SECRET_ACCESS_KEY": "very-secret", "NCCL_PROTO": "LL", "PATH": "/bin",
+    "GLOO_SOCKET_IFNAME": "eth0",
+}  # fmt: skip
 
 
 def test_names_and_hashes_only() -> None:

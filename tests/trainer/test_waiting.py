@@ -82,7 +82,7 @@ def test_ranks_that_do_not_meet_say_where(tmp_path: Path) -> None:
 
 
 def test_a_time_out_is_above_what_counts_as_a_hang() -> None:
-    with pytest.raises(ConfigError, match="collective_timeout = 60 is not above health.hang = 1800"):
+    with pytest.raises(ConfigError, match="collective_timeout = 60 is not above"):
         load_config(None, ["collective_timeout=60"])
     assert load_config(None, ["collective_timeout=60", "health.hang=0"]).collective_timeout == 60
     assert RunConfig().collective_timeout > RunConfig().health.hang

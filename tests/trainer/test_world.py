@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cluster.launch import train
 from model.errors import ConfigError
+from tests.cluster.calling import addp
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.worlds import Ranks
 from trainer.pretrain import run_and_leave
@@ -112,6 +113,13 @@ def test_a_command_that_starts_ranks_runs_once(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ConfigError, match="4 processes of it run; start it once"):
         train(tmp_path / "run", 2, [])
     assert "RANK" not in os.environ and not (tmp_path / "run").exists()
+
+
+def test_a_grid_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, said = addp("generate", tmp_path, "--out", tmp_path / "grid.png")
+    assert code == 78 and "a grid is the work of one process, and 2 run; --into FOLDER" in said
 
 
 _names = st.from_regex(r"[a-z][a-z0-9-]{0,5}[a-z]", fullmatch=True)

@@ -254,10 +254,14 @@ class Run:
         self._saver.drain(lambda: self._heartbeat.beat("save", self._step))
         self._saver.require(self._step)
         missing: list[int] = []
+
+        def still() -> None:
+            self._uploading(True)
+
         if self._uploader is not None:
             if self._uploader.busy:
                 self._say(f"waits for uploads to {self._config.checkpoint.upload}")
-            missing = self._uploader.close(self._config.checkpoint.patience, lambda: self._uploading(True))
+            missing = self._uploader.close(self._config.checkpoint.patience, still)
             for step in missing:
                 self._say(
                     f"the checkpoint of step {step} is not on {self._config.checkpoint.upload}: see incidents.jsonl"

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from torch.distributed import distributed_c10d
@@ -17,6 +18,7 @@ from tests.trainer.worlds import Ranks, World, run_world
 from trainer.config import RunConfig, load_config
 from trainer.control import Control
 from trainer.engine import Engine, start_distributed
+from trainer.leaving import leave
 from trainer.meeting import join_ranks
 from trainer.objectives import make_objective
 from trainer.run_folder import RunFolder
@@ -69,9 +71,7 @@ def alone(arguments: list[str]) -> int:
     return 3
 
 
-def meet(arguments: list[str]) -> int:
-    from trainer.leaving import leave
-
+def meet(arguments: list[str]) -> NoReturn:
     leave(lambda: alone(arguments))
 
 

@@ -20,6 +20,8 @@ from model.errors import ADDPError, ConfigError
 
 _LINE = re.compile(r"(\S+)\s+slots=(\S+)")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_SECRET = re.compile(r"(SECRET|TOKEN|PASSW|CREDENTIAL|_KEY$)(?!.*_FILE$)", re.IGNORECASE)  # names of variables
+_LOGIN = re.compile(r"://[^/\s@]*:[^/\s@]*@")  # a password within a url, as in HTTPS_PROXY
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
@@ -124,8 +126,9 @@ def _refuse_secrets() -> None:
     """The launcher would print what it reads there, and other users would see it in the list of processes."""
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     for path in (Path.home() / name, Path(name)):
-        names = [line.partition("=")[0].strip() for line in path.read_text().splitlines()] if path.is_file() else []
-        secret = [variable for variable in names if re.search("SECRET|TOKEN|PASSWORD|API_KEY", variable)]
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+        pairs = [(name.strip(), value) for name, _, value in (line.partition("=") for line in lines)]
+        secret = [name for name, value in pairs if _SECRET.search(name) or _LOGIN.search(value)]
         if secret:
             raise ConfigError(
                 f"{path.absolute()} holds {', '.join(secret)}, which the launcher prints and puts on a command line; "

@@ -17,6 +17,7 @@ from cluster.hosts import Hosts
 from cluster.postmortem import explain, last_words
 from model.errors import ADDPError
 from trainer.run_folder import EXIT_CONFIG, OWN_CODES, RunFolder
+from trainer.world import refuse_tasks
 
 _GRACE_SECONDS = 60  # for ranks to save, once they were asked to stop
 
@@ -103,7 +104,8 @@ def _end_group(group: int) -> None:
 
 
 def check_hosts(processes: int, arguments: Sequence[str], hosts: Hosts | None = None) -> None:
-    """`trainer.check_hosts` in place of a training. Raises RunFailed where it found something."""
+    """`trainer.check_hosts` in place of a training. Raises RunFailed where it found something; ConfigError."""
+    refuse_tasks("addp train --check")
     if run_group(_command("trainer.check_hosts", processes, arguments, hosts)).code:
         error = RunFailed("these machines cannot train this configuration yet; the reason stands above")
         error.exit_code = EXIT_CONFIG
@@ -117,10 +119,11 @@ def _command(module: str, processes: int, arguments: Sequence[str], hosts: Hosts
 def train(run: Path, processes: int, arguments: Sequence[str], hosts: Hosts | None = None) -> bool:
     """`trainer.pretrain` on `processes` ranks of this machine, or on several. Raises RunFailed, with the run's own exit
     code, unless this start said that the run is done: the deepspeed launcher may exit with 0 although its ranks are
-    gone, or with 1 although they saved.
+    gone, or with 1 although they saved. Raises ConfigError where several processes call it, as under srun.
 
     Returns whether a signal came too late to stop the run: it is done, and whatever was to follow should not start.
     """
+    refuse_tasks("addp train")
     folder = RunFolder(run)
     before, done_before, words = folder.read_exit(), folder.read_done(), last_words(folder)
     code, signalled = run_group(_command("trainer.pretrain", processes, arguments, hosts))

@@ -14,6 +14,7 @@ from cluster.launch import RunFailed, launcher_command, run_group
 from model.errors import ConfigError
 from trainer.command import PROGRAM
 from trainer.options import processes_option
+from trainer.world import refuse_tasks
 
 
 def parity(
@@ -46,6 +47,7 @@ def parity(
     if processes in (None, 1):
         _become("trainer.trajectory", arguments)
     assert processes is not None
+    refuse_tasks("addp parity --processes")
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
         command = launcher_command(processes, "trainer.trajectory", [*arguments, "--report", str(report)])

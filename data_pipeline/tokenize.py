@@ -16,6 +16,7 @@ from io import BytesIO
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from data_pipeline.dataset import Quarantined

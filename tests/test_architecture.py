@@ -53,6 +53,8 @@ def test_imports_go_one_way(path: Path) -> None:
         "trainer.config",
         "trainer.stopping",
         "trainer.heartbeat",
+        "trainer.world",
+        "trainer.environment",
         "cluster.launch",
         "trainer.evaluation.report",
     ],

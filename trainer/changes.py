@@ -15,7 +15,7 @@ from trainer.uses import users
 # fingerprints). A section's name stands for all its keys, also for those that it gets one day.
 FREE = (
     "run", "log_every", "wandb", "resume.allow", "output_bias", "optimizer.kernel", "zero_stage", "offload",
-    "recompute_every", "deterministic", "expect_ranks",
+    "recompute_every", "deterministic", "expect_ranks", "collective_timeout",
     "data.tokens", "data.mixture", "data.pictures", "data.held_out", "data.cache", "data.cache_gib",
     "data.on_bad_shard", "data.patience", "tokenizer.weights", "predictor.weights", "addp.weights",
     "checkpoint.every", "checkpoint.keep", "checkpoint.permanent_every", "checkpoint.asynchronous", "checkpoint.upload",

@@ -23,11 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.storage import is_remote, open_store
-from model.entry import run_entry
-from model.errors import ADDPError, ConfigError
+from model.errors import ADDPError
 from trainer.arguments import parse_rank
 from trainer.config import RunConfig, load_config
-from trainer.control import Control, is_lost_rank, join_ranks, own_device
+from trainer.control import Control, is_lost_rank, own_device
+from trainer.leaving import leave
+from trainer.meeting import join_ranks
 from trainer.run_folder import EXIT_CONFIG
 
 T = TypeVar("T")
@@ -38,14 +39,7 @@ _ROOT = Path(__file__).parents[1]
 
 def check(path: Path | None, overrides: list[str]) -> int:
     """All ranks together. Rank 0 prints a table and what is wrong. Returns the exit code."""
-    try:
-        join_ranks(_PATIENCE)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"{platform.node()} does not meet the other ranks at {os.environ.get('MASTER_ADDR')}:"
-            f"{os.environ.get('MASTER_PORT')}: {str(error).splitlines()[0]}. Look at the rank that failed "
-            "first, the firewall, --master-addr, and GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME"
-        ) from error
+    join_ranks(_PATIENCE)
     control = Control(_PATIENCE)
     found = {"host": platform.node(), "python": platform.python_version(), "code": _code()}
     found |= {name: _version(name) for name in ("torch", "deepspeed", "numpy")}
@@ -185,4 +179,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_entry(main)
+    leave(main)

@@ -261,6 +261,10 @@ class RunConfig(Settings):
         le=MOST_RANKS,
         description="ranks that the launcher has to start, or the run is refused; null: any number",
     )
+    collective_timeout: Annotated[float, ALL] = Field(
+        2400, gt=0, lt=10**7,
+        description="seconds that a rank waits for the others in one exchange before it ends; above health.hang",
+    )  # fmt: skip
     log_every: Annotated[int, ALL] = Field(20, gt=0, le=_MOST_STEPS, description="steps between metric lines")
     wandb: Annotated[str | None, ALL] = Field(
         None,
@@ -345,6 +349,12 @@ def _check_together(config: RunConfig) -> None:
     least = {"none": 0, "optimizer": 1, "parameters": 3}[config.offload]
     if config.zero_stage < least:
         raise ConfigError(f"offload = {config.offload} needs zero_stage = {least} or more, not {config.zero_stage}")
+    if config.collective_timeout <= config.health.hang:
+        raise ConfigError(
+            f"collective_timeout = {config.collective_timeout:g} is not above health.hang = {config.health.hang:g}: "
+            "ranks would give up another that may still be at work; make health.hang shorter (0: no watchdog), or "
+            "collective_timeout longer"
+        )
     permanent, every = config.checkpoint.permanent_every, config.checkpoint.every
     if permanent % every:
         raise ConfigError(

@@ -15,6 +15,7 @@ from data_pipeline.storage import StorageError
 from model.errors import ADDPError
 from model.precision import keep_float32
 from trainer.host_memory import keep_freed_memory
+from trainer.meeting import LONG
 
 T = TypeVar("T")
 _LOST = re.compile(  # what gloo and NCCL say of a peer that is gone
@@ -22,7 +23,6 @@ _LOST = re.compile(  # what gloo and NCCL say of a peer that is gone
     r"communicator was aborted|recvValue failed|failed to recv",
     re.IGNORECASE | re.DOTALL,
 )
-_LONG = 7 * 24 * 3600.0  # where hangs are not to be ended
 
 
 def own_device() -> torch.device:
@@ -39,16 +39,9 @@ def is_lost_rank(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
 
 
-def join_ranks(patience: float = _LONG) -> None:
-    """Meet the other ranks of a launcher, without an engine; a lone process is its own world. patience: seconds that
-    they have for it, and for each exchange."""
-    if dist.is_initialized():
-        return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=patience))
-    else:
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+def is_late(error: BaseException) -> bool:
+    """Of those, whether the other one did not answer in time."""
+    return is_lost_rank(error) and re.search(r"timed out|timeout", str(error), re.IGNORECASE) is not None
 
 
 class Flags(NamedTuple):
@@ -63,10 +56,9 @@ class Flags(NamedTuple):
 class Control:
     """A process group of its own, so that it never meets the gradients' collectives."""
 
-    def __init__(self, hang: float = 0) -> None:
-        """hang: seconds after which something else ends a rank that hangs; 0: never."""
-        seconds = hang + 60 if hang else _LONG
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=seconds))
+    def __init__(self, patience: float = LONG) -> None:
+        """patience: seconds that an exchange may take, and so all that ranks do between two of them."""
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
     def agree(self, flags: Flags) -> Flags:

@@ -19,11 +19,13 @@ from trainer.checkpoint import AVERAGE, WEIGHTS
 from trainer.config import RunConfig
 from trainer.ema import WeightAverage
 from trainer.host_memory import keep_freed_memory
+from trainer.meeting import LONG, join_ranks
 from trainer.objectives import Inputs
 from trainer.optimizers import STATE, make_optimizer
 from trainer.partition import Fragment, Partition
 from trainer.schedule import parameter_groups
 from trainer.timing import Stopwatch
+from trainer.world import take_world
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise every import probes for accelerators, and warns
@@ -31,23 +33,20 @@ if not torch.cuda.is_available():
 _BUCKET = 500_000_000  # elements that are reduced together at most; DeepSpeed's own default
 
 
-def start_distributed() -> tuple[int, int, torch.device]:
-    """(rank, world size, device) of this process, from the launcher's environment; a lone process is its own world."""
+def start_distributed(patience: float = LONG) -> tuple[int, int, torch.device]:
+    """(rank, world size, device) of this process, once it has met the others, as `join_ranks` does."""
     import deepspeed
 
     keep_float32()
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
-    for name, alone in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
-        os.environ.setdefault(name, alone)
+    world = take_world()
     on_gpu = torch.cuda.is_available()
     if on_gpu:
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = torch.device("cuda", world.local)
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
         keep_freed_memory()
-        local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"])
+        local = int(os.environ.get("LOCAL_WORLD_SIZE") or world.size)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
         # DeepSpeed would compile a shared-memory communication kernel for a minute; training does not need it.
         import deepspeed.ops
@@ -55,8 +54,9 @@ def start_distributed() -> tuple[int, int, torch.device]:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # DeepSpeed calls collectives by names that PyTorch is about to change; that is no news for the user of a run.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)
-    return dist.get_rank(), dist.get_world_size(), device
+    join_ranks(patience, "nccl" if on_gpu else "gloo", device if on_gpu else None)
+    deepspeed.init_distributed("nccl" if on_gpu else "gloo", verbose=False)  # takes up the world that there is
+    return world.rank, world.size, device
 
 
 def deepspeed_config(config: RunConfig, accumulation: int, world_size: int, parameters: int) -> dict[str, Any]:

@@ -55,7 +55,8 @@ class Heartbeat:
         self._write({})
 
     def leave(self, code: int, reason: str) -> None:
-        """The last word of a rank that began to beat."""
+        """The last word of a rank that began to beat. What it still closes is no hang."""
+        self._ended.set()
         if self.began:
             self.section = "exit"
             self._write({"code": code, "reason": reason})

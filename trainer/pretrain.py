@@ -11,20 +11,20 @@ other is a crash.
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import time
 from contextlib import ExitStack, closing, suppress
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from model.entry import EXIT_CRASH, leave_trace, run_entry, unexpected
+from model.entry import EXIT_CRASH, leave_trace, unexpected
 from model.errors import ADDPError, ConfigError
 from trainer import records
 from trainer.arguments import parse_rank
 from trainer.config import RunConfig, load_config
 from trainer.heartbeat import Heartbeat
+from trainer.leaving import hurry, leave, plain
 from trainer.run_folder import LOST_RANK, RunFolder
 from trainer.stopping import Preempted, StopRequest
+from trainer.world import take_world
 
 # Launchers look at their ranks once a second, and pass on the code of one that ended. A rank that ends only since
 # another did leaves later, so that the code they find, and the signal in it, are those of the other.
@@ -40,8 +40,11 @@ def check_ranks(expected: int | None, started: int) -> None:
         )
 
 
-def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: StopRequest) -> None:
-    """The whole run on this rank. Raises Preempted, once saved, where it was asked to stop."""
+def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: StopRequest, stack: ExitStack) -> None:
+    """The whole run on this rank. Raises Preempted, once saved, where it was asked to stop.
+
+    stack: takes what is to be closed.
+    """
     import torch
 
     from trainer.control import Control
@@ -52,49 +55,66 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: Stop
     from trainer.start import begins, check_same_weights, prepare
 
     # Before the ranks meet: where one mistake ends them all, none shall find the others gone.
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    check_ranks(config.expect_ranks, world)
-    accumulation = accumulation_steps(config, world)
-    _, world_size, device = start_distributed()
-    assert world_size == int(os.environ["WORLD_SIZE"]), world_size
-    with ExitStack() as stack:
-        stack.enter_context(heartbeat)
-        control = Control(config.health.hang)
-        session = prepare(folder, control)
-        fresh = control.on_first(lambda: begins(config, folder))
-        torch.manual_seed(config.seed)  # every rank starts from the same weights
-        objective = stack.enter_context(closing(make_objective(config, fresh)))
-        check_same_weights(control, given_fingerprints(objective))
-        run = stack.enter_context(Run(config, objective, control, accumulation, heartbeat, stop, session, device))
-        run.go()
+    world = take_world()
+    check_ranks(config.expect_ranks, world.size)
+    accumulation = accumulation_steps(config, world.size)
+    _, _, device = start_distributed(config.collective_timeout)
+    stack.enter_context(heartbeat)
+    control = Control(config.collective_timeout)
+    session = prepare(folder, control)
+    fresh = control.on_first(lambda: begins(config, folder))
+    torch.manual_seed(config.seed)  # every rank starts from the same weights
+    objective = stack.enter_context(closing(make_objective(config, fresh)))
+    check_same_weights(control, given_fingerprints(objective))
+    run = stack.enter_context(Run(config, objective, control, accumulation, heartbeat, stop, session, device))
+    run.go()
 
 
 def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    rank = int(os.environ.get("RANK", 0))
+    rank = take_world().rank
     if rank == 0:
         for package in ("model", "trainer"):
             logging.getLogger(package).setLevel(logging.INFO)
-    folder, heartbeat = None, None
+    folder, heartbeat, stack = None, None, ExitStack()
     try:
         config = load_config(*parse_rank(__doc__ or "", arguments))
         folder = RunFolder(config.run)
         heartbeat = Heartbeat(folder, rank, config.health.hang)
-        train(config, folder, heartbeat, StopRequest(folder))  # before torch is imported: a signal then already counts
-        code, reason, line = 0, "done", ""
-    except ADDPError as error:
-        code, reason = error.exit_code, str(error)
-        line = f"{'stopped' if isinstance(error, Preempted) else 'error'}: {reason}"
-    except Exception as error:  # noqa: BLE001 - a crash
-        code, reason = EXIT_CRASH, _crash(error, folder, heartbeat, rank)
-        line = f"error: {reason}"
-    if line:
-        records.say(line if rank == 0 else f"rank {rank}: {line}")
-    if folder is not None and folder.is_locked:
-        folder.write_exit(code, reason)
-    if heartbeat is not None:
-        heartbeat.leave(code, reason)
+        train(config, folder, heartbeat, StopRequest(folder), stack)  # a signal counts before torch is imported
+        stack.close()
+    except Exception as error:  # noqa: BLE001 - the last place that can say anything
+        return _end(error, folder, heartbeat, stack, rank)
+    if folder.is_locked:
+        folder.write_exit(0, "done")
+    heartbeat.leave(0, "done")
     records.finish()
+    return 0
+
+
+def _end(
+    error: Exception, folder: RunFolder | None, heartbeat: Heartbeat | None, stack: ExitStack, rank: int
+) -> int:  # fmt: skip
+    """Say why this rank ends, then write it down and close what is open, for seconds only. Returns the exit code."""
+    code = error.exit_code if isinstance(error, ADDPError) else EXIT_CRASH
+    of_rank = "" if rank == 0 else f"rank {rank}: "
+    unsaid = True
+    with hurry(code, lambda: f"{of_rank}error: {plain(error)}" if unsaid else ""):
+        if isinstance(error, ADDPError):
+            reason = str(error)
+            line = f"{'stopped' if isinstance(error, Preempted) else 'error'}: {reason}"
+        else:
+            reason = _crash(error, folder, heartbeat, rank)
+            line = f"error: {reason}"
+        records.say(of_rank + line)
+        unsaid = False
+        if folder is not None and folder.is_locked:
+            folder.write_exit(code, reason)
+        if heartbeat is not None:
+            heartbeat.leave(code, reason)
+        with suppress(Exception):  # of an end that has its reason already
+            stack.__exit__(type(error), error, error.__traceback__)
+        records.finish()
     if reason.startswith(LOST_RANK):
         time.sleep(_LAUNCHER_LOOKS)
     return code
@@ -102,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _crash(error: Exception, folder: RunFolder | None, heartbeat: Heartbeat | None, rank: int) -> str:
     """What to say of it, once its trace lies in a file; an incident where the run had begun."""
-    from trainer.control import is_lost_rank
+    from trainer.control import is_late, is_lost_rank
 
     trace = leave_trace(error, folder.trace(rank) if folder and heartbeat and heartbeat.began else None)
     if folder is None or heartbeat is None or not heartbeat.began:
@@ -115,21 +135,13 @@ def _crash(error: Exception, folder: RunFolder | None, heartbeat: Heartbeat | No
     })  # fmt: skip
     if not lost:
         return f"{unexpected(error, trace)}; {where}"
-    return f"{LOST_RANK} {where}, and this one cannot go on" + (f"; the trace is in {trace}" if trace else "")
+    late = ": no answer within collective_timeout" if is_late(error) else ""
+    return f"{LOST_RANK} {where}{late}, and this one cannot go on" + (f"; the trace is in {trace}" if trace else "")
 
 
 def run_and_leave(arguments: list[str] | None = None) -> NoReturn:
-    """`main`, and the end of this process: threads that wait for a store that does not answer would hold it up for
-    minutes."""
-    code: Any = EXIT_CRASH
-    try:
-        run_entry(lambda: main(arguments))
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # a console that is gone
-            stream.flush()
-    os._exit(code)
+    """`main`, and the end of this process."""
+    leave(lambda: main(arguments))
 
 
 if __name__ == "__main__":

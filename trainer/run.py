@@ -69,7 +69,8 @@ class Run:
     ) -> None:
         self._prefetch.close()
         self._exit.__exit__(kind, value, trace)
-        self._engine.close()
+        if value is None or isinstance(value, ADDPError):  # else other ranks may be in the middle of an exchange
+            self._engine.close()
 
     def go(self) -> None:
         """To the end of the run. Raises Preempted, Diverged, SaveFailed and what restoring and the data raise."""
@@ -254,17 +255,28 @@ class Run:
         self._save()
         self._saver.drain(lambda: self._heartbeat.beat("save", self._step))
         self._saver.require(self._step)
-        if self._uploader is None:
-            return True
-        self._heartbeat.beat("end", self._step)
-        if self._uploader.busy:
-            self._say(f"waits for uploads to {self._config.checkpoint.upload}")
-        missing = self._uploader.close(
-            self._config.checkpoint.patience, lambda: self._heartbeat.beat("end", self._step)
-        )
-        for step in missing:
-            self._say(f"the checkpoint of step {step} is not on {self._config.checkpoint.upload}: see incidents.jsonl")
+        missing: list[int] = []
+
+        def still() -> None:
+            self._uploading(True)
+
+        if self._uploader is not None:
+            if self._uploader.busy:
+                self._say(f"waits for uploads to {self._config.checkpoint.upload}")
+            missing = self._uploader.close(self._config.checkpoint.patience, still)
+            for step in missing:
+                self._say(
+                    f"the checkpoint of step {step} is not on {self._config.checkpoint.upload}: see incidents.jsonl"
+                )
+        while self._uploading(False):
+            pass
         return not missing
+
+    def _uploading(self, here: bool) -> bool:
+        """All ranks together, again and again: whether rank 0 still waits for its copies. So nobody is silent, and no
+        exchange is long, however patient it is."""
+        self._heartbeat.beat("end", self._step)
+        return self._control.agree(Flags(waiting=here)).waiting
 
     def _end_early(self, flags: Flags, failed: ADDPError | None) -> None:
         reasons = self._control.gather(str(failed) if failed else self._stop.reason())

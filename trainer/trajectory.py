@@ -28,7 +28,6 @@ from torch import Tensor
 from model.addp import ADDP
 from model.denoising import FrozenNetworks
 from model.documents import MIB, parse_record, read_file
-from model.entry import run_entry
 from model.errors import ADDPError, ConfigError, WeightsError
 from model.masking import DenoisingMasks
 from model.parity import Ledger, verdict
@@ -37,6 +36,8 @@ from model.vq import VQTokenizer
 from model.weights import Sizes, from_official, match_official, outline, read_state
 from trainer.checkpoint import WEIGHTS
 from trainer.config import RunConfig, checked_config
+from trainer.leaving import leave
+from trainer.world import take_world
 
 if TYPE_CHECKING:
     from trainer.control import Control
@@ -199,7 +200,7 @@ def choose_device(name: str) -> None:
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
     elif not torch.cuda.is_available():
         raise ConfigError(f"--device {name}: PyTorch sees no CUDA device here; use --device cpu")
-    elif int(os.environ.get("LOCAL_RANK", "0")) >= torch.cuda.device_count():
+    elif take_world().local >= torch.cuda.device_count():
         raise ConfigError(f"there are {torch.cuda.device_count()} CUDA devices here, fewer than ranks")
 
 
@@ -209,7 +210,7 @@ def replay(folder: Folder, device: str, dtype: str, stage: int, own_sums: bool) 
     own_sums: the loss as the trainer computes it, not as the reference does; so too where other sums than the
     reference's are made in any case, in half precisions and on GPUs.
     """
-    config = folder.config(int(os.environ.get("WORLD_SIZE", "1")), _PRECISION[dtype], stage)
+    config = folder.config(take_world().size, _PRECISION[dtype], stage)
     own_sums = own_sums or dtype != "float32" or device != "cpu"
     frozen, network = folder.networks(config, ADDP if own_sums else ReferenceSums)
     choose_device(device)
@@ -220,8 +221,8 @@ def replay(folder: Folder, device: str, dtype: str, stage: int, own_sums: bool) 
     from trainer.schedule import accumulation_steps
     from trainer.timing import Stopwatch
 
-    rank, world_size, place = start_distributed()
-    control = Control()
+    rank, world_size, place = start_distributed(config.collective_timeout)
+    control = Control(config.collective_timeout)
     accumulation = accumulation_steps(config, world_size)
     frozen.to(place, frozen_dtype(config))
     engine = Engine(network, config, accumulation, world_size)
@@ -286,7 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report", type=Path, help="file for the JSON, in place of standard output")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher appends it
     options = parser.parse_args(arguments)
-    rank = int(os.environ.get("RANK", "0"))
+    rank = take_world().rank
     try:
         report = replay(Folder(options.folder), options.device, options.dtype, options.zero_stage, options.own_sums)
     except ADDPError as error:
@@ -305,4 +306,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run_entry(main)
+    leave(main)

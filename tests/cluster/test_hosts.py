@@ -82,7 +82,11 @@ def test_a_hostfile_with_other_ranks_than_the_run_file_expects_starts_nothing(tm
 def test_secrets_do_not_go_through_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
-    (tmp_path / ".deepspeed_env").write_text("AWS_PROFILE=x\nAWS_SECRET_ACCESS_KEY=very-secret\n")
-    with pytest.raises(ConfigError, match="holds AWS_SECRET_ACCESS_KEY, ") as caught:
+    harmless = (
+        "AWS_PROFILE=x\nAWS_WEB_IDENTITY_TOKEN_FILE=/run/token\nNCCL_SOCKET_IFNAME=ib0\nNO_PROXY=http://a:80/@b\n"
+    )
+    secret = "AWS_SECRET_ACCESS_KEY=very-secret\nSTORAGE_KEY=very-secret\nHTTPS_PROXY=http://me:very-secret@proxy\n"
+    (tmp_path / ".deepspeed_env").write_text(harmless + secret)
+    with pytest.raises(ConfigError, match="holds AWS_SECRET_ACCESS_KEY, STORAGE_KEY, HTTPS_PROXY, ") as caught:
         choose_hosts(tmp_path / "hosts", None, 1, None).check()
     assert "very-secret" not in str(caught.value)

@@ -25,17 +25,14 @@ CONTEXT.set_forkserver_preload([
 
 
 def _rank(
-    rank: int, world: int, port: int, arguments: Sequence[str], sabotage: Sabotage | None, log: str,
-    environment: dict[str, str], main: Callable[[list[str]], int],
+    rank: int, arguments: Sequence[str], sabotage: Sabotage | None, log: str, environment: dict[str, str],
+    main: Callable[[list[str]], int],
 ) -> None:  # fmt: skip
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.environ.clear()
     os.environ.update(environment)
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
     if sabotage:
         sabotage.install(rank)
     sys.exit(main(list(arguments)))
@@ -60,11 +57,19 @@ class Ranks:
         self.log.write_text("")
         port, environment = free_port(), {**os.environ, "DS_ACCELERATOR": "cpu"}
         self.ranks: list[ForkServerProcess] = [
-            CONTEXT.Process(target=_rank, args=(r, processes, port, arguments, sabotage, str(log), environment, main))
+            CONTEXT.Process(
+                target=_rank,
+                args=(r, arguments, sabotage, str(log), environment | self.place(r, processes, port), main),
+            )
             for r in range(processes)
         ]
         for rank in self.ranks:
             rank.start()
+
+    def place(self, rank: int, processes: int, port: int) -> dict[str, str]:
+        """What tells a process its place: a launcher's variables."""
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        return where | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
 
     def wait(self, seconds: float = 90) -> Outcome:
         deadline = time.monotonic() + seconds

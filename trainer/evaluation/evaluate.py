@@ -22,12 +22,13 @@ from data_pipeline.output import check_apart, check_output
 from data_pipeline.storage import StorageError, file_name, is_remote, open_store
 from model.errors import ConfigError
 from trainer.config import RunConfig
-from trainer.control import Control, join_ranks, own_device
+from trainer.control import Control, own_device
 from trainer.evaluation.evaluator import Choice, Evaluator
 from trainer.evaluation.results import FOLDER, flattened, read_results
 from trainer.evaluation.suite import PARTS
 from trainer.evaluation.task import Options
 from trainer.evaluation.trained import run_config
+from trainer.meeting import join_ranks
 from trainer.options import (
     MOST_PICTURES,
     MOST_STEPS,
@@ -212,6 +213,6 @@ def _show(results: list[dict[str, Any]], as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    from trainer.command import run_command
+    from trainer.command import run_ranks
 
-    run_command(main)
+    run_ranks(main)

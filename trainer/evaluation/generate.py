@@ -7,7 +7,6 @@ deepspeed --module trainer.evaluation.generate RUN --count 50000 --into FOLDER
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from data_pipeline.output import check_output
 from data_pipeline.picture_grid import picture_grid
 from data_pipeline.progress import Progress
 from data_pipeline.storage import is_remote
+from model.errors import ConfigError
 from model.sampler import SamplerConfig, generate
 from trainer.control import own_device
 from trainer.evaluation.completion import KEEP, completed_pictures
@@ -42,6 +42,7 @@ from trainer.options import (
     step_option,
 )
 from trainer.run_folder import RunFolder, write_json
+from trainer.world import World, take_world
 
 _MOST_IN_GRID = 4096  # pictures, which are in memory together
 
@@ -86,6 +87,11 @@ def main(
         raise typer.BadParameter(
             f"a grid has at most {_MOST_IN_GRID}; give --into FOLDER for a set", param_hint="--count"
         )
+    world = take_world()
+    if into is None and world.size > 1:
+        raise ConfigError(
+            f"a grid is the work of one process, and {world.size} run; --into FOLDER makes a set by all of them"
+        )
     if into is None and out is None and is_remote(run):
         raise typer.BadParameter("give --out FILE or --into FOLDER for a run on a store", param_hint="--out")
     if into is not None:
@@ -98,7 +104,7 @@ def main(
     trained.tokenizer.to(device)
     sampler = SamplerConfig(steps, schedule, choice_temperature, temperature, top_p)
     if into is not None:
-        _make_set(SampleSet(into, trained, count, seed, sampler, container, batch, precision))
+        _make_set(SampleSet(into, trained, count, seed, sampler, container, batch, precision), world)
         print(into)
         return
     name = "completed" if complete else "grid"
@@ -114,8 +120,8 @@ def main(
     print(target)
 
 
-def _make_set(samples: SampleSet) -> None:
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+def _make_set(samples: SampleSet, world: World) -> None:
+    rank, world_size = world.rank, world.size
     mine = range(rank, samples.chunks, world_size)
     missing = [chunk for chunk in mine if not samples.is_made(chunk)]
     total, left = (sum(map(samples.size, chunks)) for chunks in (mine, missing))
@@ -144,6 +150,6 @@ def _make_grid(
 
 
 if __name__ == "__main__":
-    from trainer.command import run_command
+    from trainer.command import run_ranks
 
-    run_command(main)
+    run_ranks(main)

@@ -26,11 +26,11 @@ def _evaluate(
     import torch
 
     torch.set_num_threads(1)
-    from trainer.command import run_command
+    from trainer.command import run_ranks
     from trainer.evaluation.evaluate import main
 
     sys.argv = ["evaluate", run, *options]
-    run_command(main)
+    run_ranks(main)
 
 
 def start(run: Path | str, log: Path, *options: str, world_size: int = 1) -> list[ForkServerProcess]:

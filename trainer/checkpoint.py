@@ -76,6 +76,12 @@ class Manifest(BaseModel):
     files: dict[str, FileEntry] = {}
 
     @property
+    def saved(self) -> float:
+        """When it was, by the wall clock; 0 where it does not say."""
+        seen = self.progress.get("seen")
+        return float(seen) if isinstance(seen, int | float) and 0 <= seen < 1e11 else 0.0
+
+    @property
     def fingerprint(self) -> str:
         """Of what its files hold."""
         stated = sorted(f"{name} {entry.sha256}" for name, entry in self.files.items())

@@ -107,7 +107,7 @@ def open_run(run: str) -> Place:
 
 
 def _row(step: int, state: str, manifest: Manifest | None, remark: str) -> dict[str, Any]:
-    saved = manifest.progress.get("seen") if manifest else None
+    saved = manifest.saved if manifest else None
     return {
         "step": step, "state": state, "ranks": manifest.world_size if manifest else None,
         "zero_stage": manifest.zero_stage if manifest else None,

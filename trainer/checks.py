@@ -206,7 +206,7 @@ class _Checks:
             yield "warning", f"refused: {reason}"
         assert found.manifest is not None
         total = total_steps(self._config.schedule, self._found.epochs)
-        saved = found.manifest.progress.get("seen")
+        saved = found.manifest.saved
         age = f", saved {_ago(time.time() - saved)} ago" if saved else ""
         by = f"{found.manifest.world_size} ranks{age}"
         if found.step >= total:

@@ -35,6 +35,7 @@ from trainer.saver import Saver
 from trainer.schedule import learning_rate, total_steps
 from trainer.start import describe_run, make_deterministic, part_name, run_facts, take_up
 from trainer.stopping import Preempted, StopRequest
+from trainer.threads import ThreadWatch
 from trainer.timing import StepTimes, Stopwatch
 from trainer.upload import Uploader
 
@@ -60,6 +61,7 @@ class Run:
         self._own, self._times = Stopwatch(device.type == "cuda"), StepTimes()
         self._operations = costs.image_operations(config) if control.rank == 0 else costs.Operations(0, 0)
         self._exit = ExitStack()
+        self._threads = self._exit.enter_context(ThreadWatch(self._folder))
 
     def __enter__(self) -> Run:
         return self
@@ -133,7 +135,7 @@ class Run:
         future = self._prefetch.get(data_step(self._rewinds, self._step), ahead)
         while True:
             wait([future], timeout=0.5)
-            failed = failure(future) or (self._uploader.lost if self._uploader else None)
+            failed = failure(future) or self._threads.lost or (self._uploader.lost if self._uploader else None)
             flags = self._control.agree(
                 Flags(
                     stop=self._stop.reason() is not None, waiting=not future.done(), writing=self._saver.writing,
@@ -261,7 +263,7 @@ class Run:
             self._config.checkpoint.patience, lambda: self._heartbeat.beat("end", self._step)
         )
         for step in missing:
-            self._say(f"the checkpoint of step {step} is not on {self._config.checkpoint.upload}: see incidents.jsonl")
+            self._say(f"the checkpoint of step {step} is not on {self._config.checkpoint.upload}: see incidents/")
         return not missing
 
     def _end_early(self, flags: Flags, failed: ADDPError | None) -> None:

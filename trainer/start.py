@@ -104,7 +104,7 @@ def take_up(
     if found.manifest is None:
         say(f"starts at step 0 of {total} on {world_size} ranks as run {run}")
         return
-    age = timedelta(seconds=max(0, round(time.time() - found.manifest.progress.get("seen", 0.0))))
+    age = timedelta(seconds=max(0, round(time.time() - found.manifest.saved)))
     say(f"resumed at step {found.step} of {total} on {world_size} ranks from {found.source}, saved {age} ago")
     for change in found.changed:
         say(f"changed since that checkpoint: {change}")

@@ -19,7 +19,8 @@ class Sabotage:
     `action`, instead of it; nth 0: at every one, or at the first `times`.
 
     event: as in Python's table of audit events, e.g. "open", "os.rename". action: "kill", an errno's name,
-    "sleep:SECONDS", or "raise:WORDS" for an error that nobody foresaw. nan: data steps whose loss is not a number, on
+    "sleep:SECONDS", "raise:WORDS" for an error that nobody foresaw, or "end" of the thread, past all that handles
+    errors. nan: data steps whose loss is not a number, on
     rank 1. spikes: data steps first..last-1 whose loss is 50 times as high.
     """
 
@@ -64,6 +65,8 @@ class Sabotage:
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.action.startswith("sleep:"):
             time.sleep(float(self.action.partition(":")[2]))
+        elif self.action == "end":
+            raise GeneratorExit
         elif self.action.startswith("raise:"):
             raise ZeroDivisionError(self.action.partition(":")[2])
         else:

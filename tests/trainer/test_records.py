@@ -20,7 +20,7 @@ def test_a_run_whose_records_cannot_be_written_trains_on(tokens: Path, tmp_path:
     """Nothing but checkpoints, networks and done.json can be written once the run has begun."""
     run, names = (
         tmp_path / "run",
-        "metrics.jsonl incidents.jsonl exit.json heartbeats config.resolved environment tfevents",
+        "metrics.jsonl incidents exit.json heartbeats config.resolved environment tfevents",
     )
     codes, output = run_world(
         run, *MAGE, f"data.tokens={tokens}", sabotage=Sabotage("open", (), "ENOSPC", 0, any_of=tuple(names.split()))

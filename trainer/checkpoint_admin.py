@@ -21,7 +21,6 @@ from trainer.checkpoint import (
     WEIGHTS,
     Damaged,
     Manifest,
-    SavedState,
     candidates,
     no_valid,
     read_manifest,
@@ -30,6 +29,7 @@ from trainer.checkpoint import (
 from trainer.config import CheckpointSection
 from trainer.retention import expired, prune, step_of
 from trainer.run_folder import RunFolder, Weights, step_folder
+from trainer.saved_state import SavedState
 
 
 class Place(NamedTuple):

@@ -33,7 +33,7 @@ from trainer.retention import leave_out
 from trainer.run_folder import RunFolder
 from trainer.saver import Saver
 from trainer.schedule import learning_rate, total_steps
-from trainer.start import describe_run, make_deterministic, part_name, run_facts, take_up
+from trainer.start import describe_run, make_deterministic, part_name, run_facts, same_on_all, take_up
 from trainer.stopping import Preempted, StopRequest
 from trainer.threads import ThreadWatch
 from trainer.timing import StepTimes, Stopwatch
@@ -53,6 +53,7 @@ class Run:
         self._heartbeat, self._stop, self._session = heartbeat, stop, session
         self._folder = RunFolder(config.run)
         self._facts = run_facts(config, objective)
+        same_on_all(control, config, self._facts)
         self._total = total_steps(config.schedule, objective.epochs)
         recompute_blocks(objective.network, config.recompute_every)
         self._engine = Engine(objective.network, config, accumulation, control.world_size)
@@ -85,7 +86,7 @@ class Run:
         self._uploader = Uploader(self._folder, config.checkpoint, owner.confirm) if owner else None
         self._saver = Saver(self._folder, self._engine, control, config.checkpoint, self._session, self._uploader)
         self._exit.callback(self._saver.close)
-        self._expected = Expected(self._facts, self._id, config, last_config(self._folder))
+        self._expected = Expected(self._facts, self._id, config, control.on_first(lambda: last_config(self._folder)))
         found = self._restore(None)
         self._progress.started()
         control.on_first(lambda: take_up(self._folder, self._id, found, self._total, control.world_size, self._say))
@@ -280,7 +281,8 @@ class Run:
             error = ADDPError(f"another rank ended: {reason}")
             error.exit_code = flags.failed
             raise error
-        self._folder.stop.unlink(missing_ok=True)  # else the next start would stop at once
+        if self._control.rank == 0:
+            self._folder.stop.unlink(missing_ok=True)  # else the next start would stop at once
         state = "saved" if self._step else "nothing to save yet"
         raise Preempted(f"at step {self._step} of {self._total} ({reason}); {state}. Start it again to go on")
 
@@ -298,4 +300,5 @@ class Run:
             self._uploader.announce_end()
         elif self._uploader:
             self._say(f"{self._config.checkpoint.upload} does not call the run complete; run it again to copy the rest")
-        self._say(end_line(self._config, self._folder, self._step))
+        if self._control.rank == 0:
+            self._say(end_line(self._config, self._folder, self._step))

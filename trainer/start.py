@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -45,12 +46,14 @@ def prepare(folder: RunFolder, control: Control) -> str:
         return session
 
     session = control.on_first(first)
-    try:
-        seen = (folder.path / "session").read_text() == session
-    except OSError:
-        seen = False
-    blind = [rank for rank, found in enumerate(control.gather(seen)) if not found]
-    if blind:
+
+    def sees() -> bool:
+        try:
+            return (folder.path / "session").read_text() == session
+        except OSError:
+            return False
+
+    if blind := control.until_all(sees):
         raise ConfigError(
             f"ranks {blind} do not see {folder.path} as rank 0 does; put the run folder on storage that all machines "
             "share"
@@ -85,6 +88,20 @@ def run_facts(config: RunConfig, objective: Objective) -> dict[str, Any]:
         "global_batch": config.batch.global_batch,
         "optimizer": config.optimizer.name,
     }
+
+
+def same_on_all(control: Control, config: RunConfig, facts: dict[str, Any]) -> None:
+    """All ranks together. Raises ConfigError where one read another configuration, or other data or weights, than rank
+    0 did: each reads and lists them by itself, and what hosts see of shared storage may differ."""
+    mine = {"the configuration": config.model_dump(mode="json"), **facts}
+    digests = {key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in mine.items()}
+    first, *others = control.gather(digests)
+    for rank, found in enumerate(others, 1):
+        if different := [key for key in first if found[key] != first[key]]:
+            raise ConfigError(
+                f"rank {rank} sees other files than rank 0: {', '.join(different)} differ; look whether their hosts "
+                "see the same storage, and whether its files are being changed, and start again"
+            )
 
 
 def take_up(

@@ -18,6 +18,7 @@ import torch
 
 from data_pipeline.epochs import EpochSchedule
 from data_pipeline.output import probe, writable
+from data_pipeline.shard_cache import ShardCache
 from data_pipeline.storage import Store, is_remote, open_store
 from model.addp import ADDP
 from model.errors import ADDPError
@@ -135,6 +136,7 @@ class _Checks:
         else:
             try:
                 parent = writable(data.cache)
+                ShardCache(parent, 0, print).check()
             except (OSError, ADDPError) as error:
                 yield "warning", f"{data.cache} cannot be used on this machine ({error}); on the run's it must be"
                 return
@@ -254,6 +256,7 @@ def _guarded(name: str, check: Callable[[], Iterator[tuple[State, str]]]) -> Ite
 def _open(config: RunConfig) -> _Found:
     """The data, and what a checkpoint would state of the run. An ADDP run's tokenizer is read, to name it; of its
     predictor and the trained network there are no values. Raises what the objective raises."""
+    config = config.model_copy(update={"data": config.data.model_copy(update={"cache": None})})  # it leaves none behind
     if config.objective != "addp":
         with _without_values() if config.objective == "mage" else nullcontext():
             made = make_objective(config)

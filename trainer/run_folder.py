@@ -182,7 +182,9 @@ class RunFolder:
                 break
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    log.warning("%s: this storage has no locks; nothing keeps two runs apart", self.path)
+                    reason = f"this storage has no locks ({error.strerror or error})"
+                    log.warning("%s: %s; nothing keeps two runs apart", self.path, reason)
+                    self.incident({"event": "not locked", "error": reason})
                     break
                 if time.monotonic() > deadline:
                     file.seek(0)

@@ -69,6 +69,19 @@ records.append(log, b"the last\\n")
     ]  # fmt: skip
 
 
+def test_a_run_folder_that_cannot_be_locked_is_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage without locks has other merits; the run goes on, and says what it goes without."""
+
+    def lockf(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    folder = RunFolder(tmp_path)
+    monkeypatch.setattr("trainer.run_folder.fcntl.lockf", lockf)
+    folder.lock()
+    (record,) = folder.read_incidents()
+    assert record["event"] == "not locked" and "No locks available" in record["error"]
+
+
 def no_room(*_: object) -> int:
     raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -129,8 +129,8 @@ def test_no_rank_opens_a_file_that_it_does_not_need(
 
 
 def test_ranks_that_see_old_listings_end_like_the_others(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:
-    """Rank 1 sees no checkpoint in any list, and the files of the newest one late: rank 0 decides, and rank 1 looks
-    again."""
+    """Rank 1 sees no checkpoint in any list, and the name of this start and the files of the newest checkpoint late:
+    rank 0 decides, and rank 1 looks again."""
     run = cut_back(undisturbed, tmp_path / "run", 8)
     sabotage = Sabotage(
         rank=1, unlisted=("step-",), unseen=("/step-00000008/rank-0", "/run/rewinds", "/run/run."), times=3

@@ -132,9 +132,8 @@ def test_ranks_that_see_old_listings_end_like_the_others(undisturbed: Path, toke
     """Rank 1 sees no checkpoint in any list, and the name of this start and the files of the newest checkpoint late:
     rank 0 decides, and rank 1 looks again."""
     run = cut_back(undisturbed, tmp_path / "run", 8)
-    sabotage = Sabotage(
-        rank=1, unlisted=("step-",), unseen=("/step-00000008/rank-0", "/run/rewinds", "/run/run."), times=3
-    )
+    unseen = ("/step-00000008/rank-0", "/run/rewinds", "/run/run.", "/run/session")
+    sabotage = Sabotage(rank=1, unlisted=("step-",), unseen=unseen, times=4)
     codes, output = run_world(run, *MAGE, f"data.tokens={tokens}", "ema_decay=0.9", sabotage=sabotage)
     assert codes == [0, 0] and "resumed at step 8 of 12" in output and "refused" not in output, output
     assert same_end(run, undisturbed)

@@ -20,7 +20,7 @@ from data_pipeline.fetch import Fetcher, Incident
 from data_pipeline.mixture import Mixture
 from data_pipeline.order import SampleOrder, stripes_of
 from data_pipeline.shard_cache import ShardCache, Shards
-from data_pipeline.storage import open_store
+from data_pipeline.storage import LocalStore, open_store
 from data_pipeline.windows import OnBadShard, Samples, SampleStream, joined
 from model.errors import ConfigError, DataError
 
@@ -87,7 +87,8 @@ class TokenLoader:
 
     folder: of the data set, or several with their weights, to be mixed. tokenizer: a fingerprint that they must have
     been made by (not checked when None). incident: told of every fault, also of those that passed.
-    Raises DataError for a data set that is missing, unfinished, or of another tokenizer.
+    Raises DataError for a data set that is missing, unfinished, or of another tokenizer; ConfigError for a cache on a
+    file system without working locks.
     """
 
     def __init__(
@@ -100,6 +101,8 @@ class TokenLoader:
         self._fetcher = fetcher = Fetcher(hedge_after=o.hedge_after, patience=o.patience, incident=incident)
         cache = ShardCache(o.cache, o.cache_bytes, incident) if o.cache else None
         self.shards = [self._open(place, tokenizer, cache, fetcher, 2 * o.window) for place, _ in places]
+        if cache is not None and not all(isinstance(shards.store, LocalStore) for shards in self.shards):
+            cache.check()
         self.manifest: Manifest = self.shards[0].manifest
         self._check_alike()
         rows = sum(s.manifest.rows for s in self.shards)

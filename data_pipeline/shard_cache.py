@@ -23,7 +23,7 @@ from data_pipeline.dataset import Manifest, ShardEntry
 from data_pipeline.fetch import Fetcher, Incident, ShardDamaged
 from data_pipeline.shards import ShardReader, row_problem
 from data_pipeline.storage import LocalStore, StorageError, Store
-from model.errors import DataError
+from model.errors import ConfigError, DataError
 
 
 class ShardCache:
@@ -31,6 +31,32 @@ class ShardCache:
 
     def __init__(self, folder: Path | str, limit: int, incident: Incident) -> None:
         self.folder, self.limit, self.incident = Path(folder), limit, incident
+
+    def check(self) -> None:
+        """Try the locks as they are used. Raises ConfigError where they do not work: ranks would remove shards that
+        others read, and download each one as often as there are ranks. A folder that cannot be used at all is none."""
+        probe = self.folder / f"probe-{uuid.uuid4().hex}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+        except OSError:
+            return  # said when it is used
+        try:
+            with probe.open("rb") as held, probe.open("rb") as other:
+                fcntl.flock(held, fcntl.LOCK_SH)
+                fault = "a lock that is held is given a second time" if _is_free(other) else ""
+                fcntl.flock(held, fcntl.LOCK_UN)
+                fault = fault or ("" if _is_free(other) else "a lock that was let go stays")
+        except OSError as error:
+            fault = error.strerror or str(error)
+        finally:
+            probe.unlink(missing_ok=True)
+        if fault:
+            raise ConfigError(
+                f"data.cache: locks do not work on the file system of {self.folder} ({fault}); give a folder on a disk "
+                "of this machine (NFS needs lockd, Lustre the mount option flock), or leave it out to keep shards in "
+                "memory"
+            )
 
     def path(self, entry: ShardEntry) -> Path:
         return self.folder / entry.sha256[:2] / f"{entry.sha256}.tar"
@@ -106,13 +132,20 @@ class ShardCache:
     @staticmethod
     def _remove_unless_locked(path: Path) -> bool:
         with suppress(FileNotFoundError), path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _is_free(file):
                 return False
             path.unlink(missing_ok=True)
             return True
         return False
+
+
+def _is_free(file: BinaryIO) -> bool:
+    """Whether nobody else held a lock on it; it is ours then. Raises OSError where there are no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class Shards:

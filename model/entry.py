@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,10 @@ _LONGEST = 500  # characters of a message that was not written for people
 
 
 def run_entry(function: Callable[[], Any]) -> NoReturn:
-    """Call it and exit: with what it returns (an exit code; None is 0), or with the code of what it raises."""
+    """Call it and exit: with what it returns (an exit code; None is 0), or with the code of what it raises.
+
+    A thread that dies meanwhile is one line."""
+    before, threading.excepthook = threading.excepthook, _thread_died
     try:
         code = function()
     except ADDPError as error:
@@ -36,7 +40,15 @@ def run_entry(function: Callable[[], Any]) -> NoReturn:
     except Exception as error:  # noqa: BLE001 - the last place that can say anything
         print(f"error: {unexpected(error, leave_trace(error))}", file=sys.stderr)
         code = EXIT_CRASH
+    finally:
+        threading.excepthook = before
     sys.exit(code)
+
+
+def _thread_died(end: threading.ExceptHookArgs) -> None:
+    if isinstance(error := end.exc_value, Exception):
+        name = end.thread.name if end.thread is not None else "without a name"
+        print(f"error: the thread {name} died: {unexpected(error, leave_trace(error))}", file=sys.stderr)
 
 
 def debugging() -> bool:

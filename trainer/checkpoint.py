@@ -11,28 +11,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data_pipeline.storage import CHUNK
-from model.config import Geometry
-from model.documents import Count, Positive, Record, Sha256, first_problem, show
+from model.documents import Count, Positive, Record, Sha256, first_problem
 from model.errors import ADDPError
-from model.weights import CONFIG, Network, Sizes, build, outline
-from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT, step_folder
+from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT
 
 MANIFEST = "manifest.json"
 _LATEST = 1e11  # seconds since 1970: the year 5138
 PUBLISHED = "published"  # beside the checkpoints: the step of the last one, so that their loss is noticed
 WEIGHTS, AVERAGE, BUFFER = "weights", "ema", "buffer"  # kinds of tensors, beside the optimizer's own
-_NAMES = {
+DTYPE_NAMES = {
     torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
     torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
@@ -76,6 +72,12 @@ class Manifest(BaseModel):
     run: str = ""
     config: dict[str, Any] = {}
     files: dict[str, FileEntry] = {}
+
+    @property
+    def saved(self) -> float:
+        """When it was, by the wall clock; 0 where it does not say."""
+        seen = self.progress.get("seen")
+        return float(seen) if isinstance(seen, int | float) and 0 <= seen < 1e11 else 0.0
 
     @property
     def fingerprint(self) -> str:
@@ -132,6 +134,21 @@ def verify_file(path: Path, name: str, stated: FileEntry) -> None:
         raise Damaged(f"{path.name}: {name} is damaged: its sha256 is not the manifest's")
 
 
+def read_bytes(path: Path, name: str, start: int, length: int) -> bytes:
+    """Bytes start .. start+length-1 of a file of the checkpoint at `path`. Raises Damaged."""
+    try:
+        with (path / name).open("rb") as file:
+            file.seek(start)
+            content = file.read(length)
+    except FileNotFoundError as error:
+        raise Damaged(f"{path.name}: {name} is missing") from error
+    except OSError as error:
+        raise Damaged(f"{path.name}: {name} cannot be read: {error.strerror}") from error
+    if len(content) != length:
+        raise Damaged(f"{path.name}: {name} is damaged: it ends at byte {start + len(content)}")
+    return content
+
+
 def verify(path: Path) -> Manifest:
     """The manifest of a checkpoint, all of whose files are as it states. Raises Damaged."""
     manifest = read_manifest(path)
@@ -170,7 +187,7 @@ def snapshot(tensors: Iterable[tuple[str, Tensor]], buffer: Tensor | None) -> Sn
         end = at + tensor.numel() * tensor.element_size()
         buffer[at:end].view(tensor.dtype).view(tensor.shape).copy_(tensor.detach(), non_blocking=True)
         on_cuda = on_cuda or tensor.is_cuda
-        header[key] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+        header[key] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
         at = end
     if on_cuda:
         torch.cuda.synchronize()
@@ -193,80 +210,3 @@ def write_snapshot(path: Path, content: Snapshot) -> FileEntry:
         file.flush()
         os.fsync(file.fileno())
     return FileEntry(bytes=len(content.header) + len(data), sha256=digest.hexdigest())
-
-
-class SavedState:
-    """The tensors of a verified checkpoint, mapped; what is read is all that is loaded."""
-
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.manifest = manifest
-        self._files = []
-        self._pieces: dict[tuple[str, str], list[tuple[int, str, Any]]] = defaultdict(list)
-        try:
-            for name in manifest.files:
-                file = safe_open(path / name, "pt")
-                self._files.append(file)
-                for key in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118 - it is no dictionary
-                    kind, _, rest = key.partition("/")
-                    parameter, _, start = rest.rpartition("@")
-                    self._pieces[kind, parameter].append((int(start), key, file))
-        except (SafetensorError, ValueError) as error:
-            raise Damaged(f"{path.name} is no checkpoint of tensors: {error}") from error
-
-    def read(self, kind: str, parameter: str, start: int, length: int) -> Tensor:
-        """(length,) float32, whatever the division into pieces was."""
-        result = torch.empty(length)
-        filled = 0
-        for at, key, file in self._pieces[kind, parameter]:
-            piece = file.get_slice(key)
-            first, last = max(start, at), min(start + length, at + piece.get_shape()[0])
-            if first < last:
-                result[first - start : last - start] = piece[first - at : last - at]
-                filled += last - first
-        if filled != length:
-            raise Damaged(f"{step_folder(self.manifest.step)}: {kind} of {parameter} is incomplete")
-        return result
-
-    def buffers(self) -> dict[str, Tensor]:
-        return {
-            name: file.get_tensor(key)
-            for (kind, name), pieces in self._pieces.items()
-            if kind == BUFFER
-            for _, key, file in pieces
-        }
-
-    def network(self, kind: str) -> Network:
-        """The exported network with the weights of a kind, "weights" or "ema". Raises ADDPError where it has none."""
-        m = self.manifest
-        if kind not in m.kinds:
-            raise ADDPError(f"{step_folder(m.step)} has no {kind}; it has {', '.join(m.kinds)}")
-        own = {n.removeprefix(m.part): shape for n, shape in m.parameters.items() if n.startswith(m.part)}
-        state = {n.removeprefix(m.part): value for n, value in self.buffers().items() if n.startswith(m.part)}
-        network_kind, sizes = _stated_network(m)
-        outlined = outline(network_kind, sizes, len(own), step_folder(m.step))
-        expected = {name: list(value.shape) for name, value in outlined.items() if name not in state}
-        if different := [n for n in {*expected, *own} if own.get(n) != expected.get(n)]:
-            raise Damaged(
-                f"{step_folder(m.step)}: {len(different)} parameters are not those of its own network, first: "
-                f"{min(different)}"
-            )
-        for name, shape in own.items():
-            state[name] = self.read(kind, m.part + name, 0, torch.Size(shape).numel()).view(shape)
-        network = build(network_kind, *sizes)
-        network.load_state_dict(state)
-        return network
-
-
-def _stated_network(manifest: Manifest) -> tuple[str, Sizes]:
-    """Kind and sizes of the network that a checkpoint exports. Raises Damaged."""
-    facts = manifest.facts
-    kind = {"mage": "predictor", "classify": "classifier"}.get(objective := facts.get("objective", ""), objective)
-    if kind not in CONFIG:
-        raise Damaged(f"{step_folder(manifest.step)}: {MANIFEST} states no objective that there is: {show(objective)}")
-    try:
-        config = CONFIG[kind].model_validate(facts.get("network"))
-        return kind, Sizes(config, Geometry.model_validate(facts.get("geometry")))
-    except ValidationError as error:
-        raise Damaged(
-            f"{step_folder(manifest.step)}: {MANIFEST} states sizes that cannot be: {first_problem(error)}"
-        ) from error

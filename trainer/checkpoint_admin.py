@@ -21,7 +21,6 @@ from trainer.checkpoint import (
     WEIGHTS,
     Damaged,
     Manifest,
-    SavedState,
     candidates,
     no_valid,
     read_manifest,
@@ -30,6 +29,7 @@ from trainer.checkpoint import (
 from trainer.config import CheckpointSection
 from trainer.retention import expired, prune, step_of
 from trainer.run_folder import RunFolder, Weights, step_folder
+from trainer.saved_state import SavedState
 
 
 class Place(NamedTuple):
@@ -107,7 +107,7 @@ def open_run(run: str) -> Place:
 
 
 def _row(step: int, state: str, manifest: Manifest | None, remark: str) -> dict[str, Any]:
-    saved = manifest.progress.get("seen") if manifest else None
+    saved = manifest.saved if manifest else None
     return {
         "step": step, "state": state, "ranks": manifest.world_size if manifest else None,
         "zero_stage": manifest.zero_stage if manifest else None,

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from data_pipeline.epochs import EpochSchedule
 from data_pipeline.output import probe, writable
+from data_pipeline.shard_cache import ShardCache
 from data_pipeline.storage import LocalStore, Store, is_remote, open_store
 from model.addp import ADDP
 from model.errors import ADDPError
@@ -142,6 +143,7 @@ class _Checks:
         else:
             try:
                 parent = writable(data.cache)
+                ShardCache(parent, 0, print).check()
             except (OSError, ADDPError) as error:
                 yield "warning", f"{data.cache} cannot be used on this machine ({error}); on the run's it must be"
                 return
@@ -213,7 +215,7 @@ class _Checks:
             yield "warning", f"refused: {reason}"
         assert found.manifest is not None
         total = total_steps(self._config.schedule, self._found.epochs)
-        saved = found.manifest.progress.get("seen")
+        saved = found.manifest.saved
         age = f", saved {_ago(time.time() - saved)} ago" if saved else ""
         by = f"{found.manifest.world_size} ranks{age}"
         if found.step >= total:
@@ -258,6 +260,7 @@ def _guarded(name: str, check: Callable[[], Iterator[tuple[State, str]]]) -> Ite
 def _open(config: RunConfig) -> _Found:
     """The data, and what a checkpoint would state of the run. An ADDP run's tokenizer is read, to name it; of its
     predictor and the trained network there are no values. Raises what the objective raises."""
+    config = config.model_copy(update={"data": config.data.model_copy(update={"cache": None})})  # it leaves none behind
     if config.objective != "addp":
         with without_values() if config.objective == "mage" else nullcontext():
             made = make_objective(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -23,6 +24,8 @@ _LOST = re.compile(  # what gloo and NCCL say of a peer that is gone
     r"communicator was aborted|recvValue failed|failed to recv",
     re.IGNORECASE | re.DOTALL,
 )
+SIGHT = 60.0  # seconds in which all hosts see what one has written: NFS clients remember names and sizes for so long
+_LOOKS = 0.5  # seconds between looks
 
 
 def own_device() -> torch.device:
@@ -113,6 +116,16 @@ class Control:
             raise message[1]
         result: T = message[0]
         return result
+
+    def until_all(self, sees: Callable[[], bool]) -> list[int]:
+        """All ranks together: look at shared storage until every rank sees what it should. Returns those that do not
+        within `SIGHT` seconds."""
+        deadline = time.monotonic() + SIGHT
+        while True:
+            blind = [rank for rank, seen in enumerate(self.gather(sees())) if not seen]
+            if not blind or self.on_first(lambda: time.monotonic() > deadline):
+                return blind
+            time.sleep(_LOOKS)
 
     def barrier(self) -> None:
         self.agree(Flags())

@@ -23,6 +23,7 @@ from trainer.meeting import LONG, join_ranks
 from trainer.objectives import Inputs
 from trainer.optimizers import STATE, make_optimizer
 from trainer.partition import Fragment, Partition
+from trainer.saved_state import Range
 from trainer.schedule import parameter_groups
 from trainer.timing import Stopwatch
 from trainer.world import take_world
@@ -190,6 +191,14 @@ class Engine:
         """State of fp16's loss scale."""
         found = getattr(self._optimizer, "loss_scaler", None)
         return {k: v for k, v in vars(found).items() if isinstance(v, int | float)} if found is not None else {}
+
+    def wanted(self, averaged: bool) -> Iterator[Range]:
+        """What `fill` reads on this rank, but for buffers."""
+        for fragment in self.partition.held:
+            for kind in (WEIGHTS, *self._state_keys):
+                yield Range(kind, fragment.name, fragment.start, fragment.length)
+        for fragment in self.partition.owned if self.average and averaged else ():
+            yield Range(AVERAGE, fragment.name, fragment.start, fragment.length)
 
     def fill(
         self, read: Callable[[str, str, int, int], Tensor], buffers: dict[str, Tensor], scaler: dict[str, Any],

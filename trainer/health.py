@@ -11,7 +11,7 @@ from trainer.config import HealthSection
 from trainer.progress import Progress, Row
 from trainer.run_folder import EXIT_DIVERGED
 
-ADVICE = "Look at incidents.jsonl and metrics.jsonl; a lower optimizer.base_lr or other data may help"
+ADVICE = "Look at incidents/ and metrics.jsonl; a lower optimizer.base_lr or other data may help"
 
 
 class Diverged(ADDPError):

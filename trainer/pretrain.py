@@ -49,10 +49,10 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: Stop
 
     from trainer.control import Control
     from trainer.engine import start_distributed
-    from trainer.objectives import given_fingerprints, make_objective
+    from trainer.objectives import make_objective
     from trainer.run import Run
     from trainer.schedule import accumulation_steps
-    from trainer.start import begins, check_same_weights, prepare
+    from trainer.start import begins, prepare
 
     # Before the ranks meet: where one mistake ends them all, none shall find the others gone.
     world = take_world()
@@ -65,7 +65,6 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: Stop
     fresh = control.on_first(lambda: begins(config, folder))
     torch.manual_seed(config.seed)  # every rank starts from the same weights
     objective = stack.enter_context(closing(make_objective(config, fresh)))
-    check_same_weights(control, given_fingerprints(objective))
     run = stack.enter_context(Run(config, objective, control, accumulation, heartbeat, stop, session, device))
     run.go()
 

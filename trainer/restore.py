@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,6 @@ from trainer.checkpoint import (
     Damaged,
     Manifest,
     NoValidCheckpoint,
-    SavedState,
     candidates,
     no_valid,
     read_manifest,
@@ -30,6 +30,7 @@ from trainer.engine import Engine
 from trainer.progress import read_rewinds, rewinds_before
 from trainer.retention import step_of
 from trainer.run_folder import RunFolder, step_folder
+from trainer.saved_state import Index, SavedState, files_of, read_here, read_index, shares
 from trainer.upload import download, fetch_records, object_name, remote_manifest, remote_steps
 
 
@@ -112,10 +113,11 @@ def restore(
     folder: RunFolder, engine: Engine, control: Control, expected: Expected, store: Store | None, session: str,
     latest: int | None = None,
 ) -> Restored:  # fmt: skip
-    """All ranks together. Every rank verifies its share of the files, and all agree on the one that is loaded.
+    """All ranks together. Rank 0 looks which checkpoints there are, and what lies in which of their files. Each file is
+    verified by one rank, and opened by those that read of it; all agree on the checkpoint that is loaded.
 
     latest: newest step that will do. Raises NoValidCheckpoint where there are candidates but none is valid, ConfigError
-    as `Expected.check`, StorageError where the store cannot be asked.
+    as `Expected.check`, StorageError where the store cannot be asked, or a rank does not see what rank 0 sees.
     """
 
     def records() -> list[dict[str, int]]:
@@ -129,6 +131,7 @@ def restore(
     for candidate in found:
         try:
             manifest, changed = control.on_first(lambda c=candidate: _usable(folder, store, c, expected, rewinds))  # type: ignore[misc]
+            index = control.on_first(lambda c=candidate, m=manifest: _index(folder, store, c, m))  # type: ignore[misc]
         except (Damaged, StorageError) as error:
             refused.append(str(error))
             continue
@@ -138,14 +141,26 @@ def restore(
             assert store is not None
             source = f"{store.url}/checkpoints/{path.name}"
             path = path.with_name(f"{path.name}.{session}.tmp")
-        problems = [p for p in control.gather(_check_share(path, manifest, control, store, candidate)) if p]
-        if problems:
-            refused.append("; ".join(problems))
+        averaged = AVERAGE in manifest.kinds
+        needed = files_of(index, engine.wanted(averaged))
+        needs = control.collect(needed)
+        mine = control.on_first(lambda m=manifest, n=needs: shares(m, n))[control.rank]  # type: ignore[misc]
+        problems = control.gather(_problem(path, manifest, mine, store if candidate.remote else None))
+        reasons = control.on_first(lambda p=path, m=manifest, c=candidate, f=problems: _confirmed(p, m, c, f))  # type: ignore[misc]
+        if reasons:
+            refused.append("; ".join(reasons))
             continue
         if candidate.remote:
             path = control.on_first(lambda p=path, m=manifest: _move_in(p, m))  # type: ignore[misc]
-        state = SavedState(path, manifest)
-        engine.fill(state.read, state.buffers(), manifest.scaler, manifest.applied, AVERAGE in manifest.kinds)
+        blind = control.until_all(lambda p=path, m=manifest, n=needed: _are_seen(p, m, n))  # type: ignore[misc]
+        if blind:
+            raise StorageError(
+                f"ranks {blind} do not see the files of {path} as rank 0 does; look whether their hosts have the "
+                "storage mounted as its host has, and run it again"
+            )
+        state = SavedState(path, manifest, index)
+        engine.fill(state.read, control.on_first(state.buffers), manifest.scaler, manifest.applied, averaged)
+        state.close()
         return Restored(manifest, refused, rewinds, source, tuple(changed))
     if refused:
         raise no_valid(str(folder.checkpoints), refused)
@@ -234,23 +249,56 @@ def _usable(
     return manifest, changed
 
 
-def _check_share(
-    path: Path, manifest: Manifest, control: Control, store: Store | None, candidate: _Candidate
-) -> str | None:
-    """Verify (and fetch) every file whose turn is this rank's. Returns what is wrong."""
-    for index, (name, stated) in enumerate(manifest.files.items()):
-        if index % control.world_size == control.rank:
-            try:
-                if candidate.remote:
-                    assert store is not None
-                    download(store, manifest, name, path)
-                else:
-                    verify_file(path, name, stated)
-            except (Damaged, StorageError) as error:
-                return str(error)
-            except OSError as error:
-                return f"{path.name}: {name}: {error.strerror}"
+def _index(folder: RunFolder, store: Store | None, candidate: _Candidate, manifest: Manifest) -> Index:
+    """Rank 0. Raises Damaged or StorageError."""
+    if not candidate.remote:
+        return read_index(manifest, read_here(folder.checkpoints / step_folder(candidate.step)))
+    assert store is not None
+    names = {name: object_name(manifest.step, name, stated) for name, stated in manifest.files.items()}
+    return read_index(manifest, lambda name, start, length: store.read(names[name], start, length))
+
+
+class _Problem(NamedTuple):
+    file: str
+    reason: str
+
+
+def _problem(path: Path, manifest: Manifest, files: list[str], store: Store | None) -> _Problem | None:
+    """Verify these files, fetching them from `store` if there is one. Returns what is wrong with the first that is."""
+    for name in files:
+        try:
+            if store is not None:
+                download(store, manifest, name, path)
+            else:
+                verify_file(path, name, manifest.files[name])
+        except (Damaged, StorageError) as error:
+            return _Problem(name, str(error))
+        except OSError as error:
+            return _Problem(name, f"{path.name}: {name}: {error.strerror}")
     return None
+
+
+def _confirmed(path: Path, manifest: Manifest, candidate: _Candidate, found: list[_Problem | None]) -> list[str]:
+    """Rank 0: of the ranks' problems, those of the files themselves. What another host sees of them may be old."""
+    reasons = []
+    for rank, problem in enumerate(found):
+        if problem is None:
+            continue
+        if rank and not candidate.remote:
+            try:
+                verify_file(path, problem.file, manifest.files[problem.file])
+            except Damaged as error:
+                reasons.append(str(error))
+        else:
+            reasons.append(problem.reason)
+    return reasons
+
+
+def _are_seen(path: Path, manifest: Manifest, files: Iterable[str]) -> bool:
+    try:
+        return all((path / name).stat().st_size == manifest.files[name].bytes for name in files)
+    except OSError:
+        return False
 
 
 def _move_in(path: Path, manifest: Manifest) -> Path:

@@ -24,7 +24,7 @@ from trainer.engine import Engine
 from trainer.health import ADVICE, Diverged, Spike, judge
 from trainer.heartbeat import Heartbeat
 from trainer.metrics import Metrics
-from trainer.objectives import Inputs, Objective
+from trainer.objectives import Inputs, Objective, given_fingerprints
 from trainer.ownership import enter
 from trainer.prefetch import Prefetch, failure
 from trainer.progress import Progress, Row, data_step, rewinds_before
@@ -33,8 +33,9 @@ from trainer.retention import leave_out
 from trainer.run_folder import RunFolder
 from trainer.saver import Saver
 from trainer.schedule import learning_rate, total_steps
-from trainer.start import describe_run, make_deterministic, part_name, run_facts, take_up
+from trainer.start import describe_run, make_deterministic, part_name, run_facts, same_on_all, take_up
 from trainer.stopping import Preempted, StopRequest
+from trainer.threads import ThreadWatch
 from trainer.timing import StepTimes, Stopwatch
 from trainer.upload import Uploader
 
@@ -52,6 +53,7 @@ class Run:
         self._heartbeat, self._stop, self._session = heartbeat, stop, session
         self._folder = RunFolder(config.run)
         self._facts = run_facts(config, objective)
+        same_on_all(control, config, {**self._facts, **given_fingerprints(objective)})
         self._total = total_steps(config.schedule, objective.epochs)
         recompute_blocks(objective.network, config.recompute_every)
         self._engine = Engine(objective.network, config, accumulation, control.world_size)
@@ -60,6 +62,7 @@ class Run:
         self._own, self._times = Stopwatch(device.type == "cuda"), StepTimes()
         self._operations = costs.image_operations(config) if control.rank == 0 else costs.Operations(0, 0)
         self._exit = ExitStack()
+        self._threads = self._exit.enter_context(ThreadWatch(self._folder))
 
     def __enter__(self) -> Run:
         return self
@@ -84,7 +87,7 @@ class Run:
         self._uploader = Uploader(self._folder, config.checkpoint, owner.confirm) if owner else None
         self._saver = Saver(self._folder, self._engine, control, config.checkpoint, self._session, self._uploader)
         self._exit.callback(self._saver.close)
-        self._expected = Expected(self._facts, self._id, config, last_config(self._folder))
+        self._expected = Expected(self._facts, self._id, config, control.on_first(lambda: last_config(self._folder)))
         found = self._restore(None)
         self._progress.started()
         control.on_first(lambda: take_up(
@@ -136,7 +139,7 @@ class Run:
         future = self._prefetch.get(data_step(self._rewinds, self._step), ahead)
         while True:
             wait([future], timeout=0.5)
-            failed = failure(future) or (self._uploader.lost if self._uploader else None)
+            failed = failure(future) or self._threads.lost or (self._uploader.lost if self._uploader else None)
             flags = self._control.agree(
                 Flags(
                     stop=self._stop.reason() is not None, waiting=not future.done(), writing=self._saver.writing,
@@ -265,9 +268,7 @@ class Run:
                 self._say(f"waits for uploads to {self._config.checkpoint.upload}")
             missing = self._uploader.close(self._config.checkpoint.patience, still)
             for step in missing:
-                self._say(
-                    f"the checkpoint of step {step} is not on {self._config.checkpoint.upload}: see incidents.jsonl"
-                )
+                self._say(f"the checkpoint of step {step} is not on {self._config.checkpoint.upload}: see incidents/")
         while self._uploading(False):
             pass
         return not missing
@@ -292,7 +293,8 @@ class Run:
             error = ADDPError(f"another rank ended: {reason}")
             error.exit_code = flags.failed
             raise error
-        self._folder.stop.unlink(missing_ok=True)  # else the next start would stop at once
+        if self._control.rank == 0:
+            self._folder.stop.unlink(missing_ok=True)  # else the next start would stop at once
         state = "saved" if self._step else "nothing to save yet"
         raise Preempted(f"at step {self._step} of {self._total} ({reason}); {state}. Start it again to go on")
 
@@ -310,4 +312,5 @@ class Run:
             self._uploader.announce_end()
         elif self._uploader:
             self._say(f"{self._config.checkpoint.upload} does not call the run complete; run it again to copy the rest")
-        self._say(end_line(self._config, self._folder, self._step))
+        if self._control.rank == 0:
+            self._say(end_line(self._config, self._folder, self._step))

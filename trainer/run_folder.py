@@ -4,7 +4,9 @@ RUN/
   config.resolved.yaml   the configuration with every key
   environment.json       versions, host, command
   metrics.jsonl          one line every `log_every` steps
-  incidents.jsonl        faults, also those that passed; no file where there were none
+  incidents/rank-N.jsonl faults that a rank met, also those that passed; no file where there were none. One file a rank,
+                         since appends of several hosts to one file on NFS overwrite each other; earlier versions
+                         wrote incidents.jsonl, which is read with them
   heartbeats/rank-N.json a sign of life of each rank; its last word, where it was not killed
   traces/rank-N.txt      where a rank crashed in its code; no file where none did
   tensorboard/
@@ -29,7 +31,9 @@ import json
 import logging
 import os
 import platform
+import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -46,6 +50,8 @@ TARGETS = "targets.json"  # below evaluation/: figures beside what they must rea
 LOST_RANK = "another rank went away"  # begins the last word of a rank that ends only since another did
 DONE = "done.json"
 RUN = "run.json"
+INCIDENTS = "incidents"  # a folder
+OLD_INCIDENTS = "incidents.jsonl"  # of earlier versions, by all ranks
 EXIT_DONE = 0
 EXIT_STORAGE = 74
 EXIT_PREEMPTED = 75
@@ -57,7 +63,7 @@ OWN_CODES = range(74, 80)  # any other code is a crash
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
-    """Of metrics.jsonl or incidents.jsonl; what is no record, as a line that a kill cut short, is left out."""
+    """Of metrics.jsonl or a file of incidents; what is no record, as a line that a kill cut short, is left out."""
     rows = []
     for line in text.splitlines():
         try:
@@ -67,6 +73,21 @@ def json_lines(text: str) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append(row)
     return rows
+
+
+def incident_names(names: Iterable[str]) -> list[str]:
+    """Those of a run's files that hold incidents, sorted."""
+    return sorted(n for n in names if n == OLD_INCIDENTS or re.fullmatch(rf"{INCIDENTS}/rank-[0-9]+\.jsonl", n))
+
+
+def in_time_order(incidents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Incidents of several files; those that do not say when they were come first."""
+
+    def moment(record: dict[str, Any]) -> float:
+        time = record.get("time")
+        return float(time) if isinstance(time, int | float) and abs(time) < 1e15 else 0.0
+
+    return sorted(incidents, key=moment)
 
 
 def step_folder(step: int) -> str:
@@ -79,7 +100,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
-        self.incidents = self.path / "incidents.jsonl"
+        self.incidents = self.path / INCIDENTS
         self.heartbeats = self.path / "heartbeats"
         self.rewinds = self.path / "rewinds.json"
         self.tensorboard = self.path / "tensorboard"
@@ -161,7 +182,9 @@ class RunFolder:
                 break
             except OSError as error:
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
-                    log.warning("%s: this storage has no locks; nothing keeps two runs apart", self.path)
+                    reason = f"this storage has no locks ({error.strerror or error})"
+                    log.warning("%s: %s; nothing keeps two runs apart", self.path, reason)
+                    self.incident({"event": "not locked", "error": reason})
                     break
                 if time.monotonic() > deadline:
                     file.seek(0)
@@ -192,9 +215,20 @@ class RunFolder:
         return json_lines(self.metrics.read_text()) if self.metrics.exists() else []
 
     def incident(self, record: dict[str, Any]) -> None:
-        """Append a fault, with its time and rank, to incidents.jsonl. May be called by any thread and rank."""
-        line = json.dumps({"time": time.time(), "rank": int(os.environ.get("RANK", 0)), **record}) + "\n"
-        records.append(self.incidents, line.encode())
+        """Append a fault, with its time and rank, to this rank's file. May be called by any thread and rank."""
+        rank = int(os.environ.get("RANK", 0))
+        line = json.dumps({"time": time.time(), "rank": rank, **record}) + "\n"
+        records.append(self.incidents / f"rank-{rank:05d}.jsonl", line.encode())
+
+    def incident_files(self) -> list[str]:
+        """Their names below the run folder. Raises OSError."""
+        there = [path.relative_to(self.path).as_posix() for path in self.incidents.glob("*")]
+        return incident_names([*there, *([OLD_INCIDENTS] if (self.path / OLD_INCIDENTS).exists() else [])])
+
+    def read_incidents(self) -> list[dict[str, Any]]:
+        """Of all ranks, in the order of time."""
+        texts = [(self.path / name).read_text(errors="replace") for name in self.incident_files()]
+        return in_time_order(row for text in texts for row in json_lines(text))
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will do again."""

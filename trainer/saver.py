@@ -95,6 +95,7 @@ class Saver:
 
     def commit(self) -> None:
         """All ranks together, once no rank is `writing`: publish, or give the checkpoint up where a rank failed."""
+        self._look_at_published()
         if self._pending is None:
             return
         manifest, staging, part = self._pending
@@ -149,7 +150,11 @@ class Saver:
         while self._control.agree(Flags(writing=self._publishing())).writing:
             alive()
             time.sleep(0.01)
-        if self._published is not None:
+        self._look_at_published()
+
+    def _look_at_published(self) -> None:
+        """Raises what nobody foresaw."""
+        if self._published is not None and self._published.done():
             self._published.result()
             self._published = None
 

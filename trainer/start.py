@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ import torch
 import yaml
 
 from data_pipeline.storage import StorageError, open_store
-from model.errors import ConfigError, WeightsError
+from model.errors import ConfigError
 from trainer import records
 from trainer.config import RunConfig
 from trainer.control import Control
@@ -46,12 +47,14 @@ def prepare(folder: RunFolder, control: Control) -> str:
         return session
 
     session = control.on_first(first)
-    try:
-        seen = (folder.path / "session").read_text() == session
-    except OSError:
-        seen = False
-    blind = [rank for rank, found in enumerate(control.gather(seen)) if not found]
-    if blind:
+
+    def sees() -> bool:
+        try:
+            return (folder.path / "session").read_text() == session
+        except OSError:
+            return False
+
+    if blind := control.until_all(sees):
         raise ConfigError(
             f"ranks {blind} do not see {folder.path} as rank 0 does; put the run folder on storage that all machines "
             "share"
@@ -80,19 +83,6 @@ def begins(config: RunConfig, folder: RunFolder) -> bool:
     return True
 
 
-def check_same_weights(control: Control, given: dict[str, str]) -> None:
-    """All ranks together. given: fingerprints of the networks that this rank read, by name. Raises WeightsError, on all
-    ranks, where files of one name differ between machines."""
-    found = control.gather(given)
-    for name, fingerprint in found[0].items():
-        other = [rank for rank, read in enumerate(found) if read[name] != fingerprint]
-        if other:
-            raise WeightsError(
-                f"ranks {other} read another {name} than rank 0, from a file of the same name; put one copy on storage "
-                "that all machines share, or the same file on each"
-            )
-
-
 def part_name(objective: Objective) -> str:
     """Prefix of the exported network's names in the trained one's."""
     names = [name for name, module in objective.network.named_modules() if module is objective.result]
@@ -112,6 +102,20 @@ def run_facts(config: RunConfig, objective: Objective) -> dict[str, Any]:
         "global_batch": config.batch.global_batch,
         "optimizer": config.optimizer.name,
     }
+
+
+def same_on_all(control: Control, config: RunConfig, facts: dict[str, Any]) -> None:
+    """All ranks together. Raises ConfigError where one read another configuration, or other data or weights, than rank
+    0 did: each reads and lists them by itself, and what hosts see of shared storage may differ."""
+    mine = {"the configuration": config.model_dump(mode="json"), **facts}
+    digests = {key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in mine.items()}
+    first, *others = control.gather(digests)
+    for rank, found in enumerate(others, 1):
+        if different := [key for key in first if found[key] != first[key]]:
+            raise ConfigError(
+                f"rank {rank} sees other files than rank 0: {', '.join(different)} differ; look whether their hosts "
+                "see the same storage, and whether its files are being changed, and start again"
+            )
 
 
 def take_up(
@@ -140,7 +144,7 @@ def take_up(
         begun = f", from {first}, fingerprint {first.fingerprint}" if first else ""
         say(f"starts at step 0 of {total} on {world_size} ranks as run {run}{begun}")
         return
-    age = timedelta(seconds=max(0, round(time.time() - found.manifest.progress.get("seen", 0.0))))
+    age = timedelta(seconds=max(0, round(time.time() - found.manifest.saved)))
     say(f"resumed at step {found.step} of {total} on {world_size} ranks from {found.source}, saved {age} ago")
     if unread:
         say(f"{first} is not read: the run goes on from its own checkpoint")

@@ -21,10 +21,13 @@ class Preempted(ADDPError):
 
 
 class StopRequest:
-    """Install before anything slow: a signal is then noticed at the next step border, never in the middle of a save."""
+    """Install before anything slow: a signal is then noticed at the next step border, never in the middle of a save.
+
+    Rank 0 alone looks for the file; the ranks agree on what one of them has noticed."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._file = folder.stop
+        self._looks = os.environ.get("RANK", "0") == "0"  # other hosts may still see a file that is gone
         self._reason: str | None = None
         self._launcher = _launcher_chain()
         self._looked = 0.0
@@ -39,7 +42,7 @@ class StopRequest:
         now = time.monotonic()
         if self._reason is None and now - self._looked > _PAUSE:
             self._looked = now
-            if self._file.exists():
+            if self._looks and os.path.exists(self._file):  # noqa: PTH110 - False where it cannot be looked at
                 self._reason = f"{self._file} exists"
             elif any(_parent(pid) != parent for pid, parent in self._launcher):
                 self._reason = "the launcher went away"

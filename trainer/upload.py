@@ -6,6 +6,7 @@ other bytes, and an upload that was cut short goes on.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from data_pipeline.storage import (
     open_store,
     write_atomically,
 )
+from model.entry import leave_trace, unexpected
 from model.errors import ADDPError, ConfigError
 from trainer import records
 from trainer.checkpoint import (
@@ -35,11 +37,10 @@ from trainer.checkpoint import (
 )
 from trainer.config import CheckpointSection
 from trainer.retention import expired, is_permanent
-from trainer.run_folder import DONE, RunFolder, step_folder
+from trainer.run_folder import DONE, INCIDENTS, RunFolder, incident_names, step_folder
 
-RECORDS = (  # of the run, beside them
-    "metrics.jsonl", "incidents.jsonl", "rewinds.json", "config.resolved.yaml", "environment.json",
-)  # fmt: skip
+RECORDS = ("metrics.jsonl", "rewinds.json", "config.resolved.yaml", "environment.json")  # beside them, and incidents
+_MANIFEST = re.compile(r"checkpoints/step-([0-9]{8})/" + re.escape(MANIFEST))
 _PAUSES = (1.0, 5.0, 15.0, 30.0)  # seconds between tries
 
 
@@ -52,9 +53,9 @@ def manifest_name(step: int) -> str:
 
 
 def remote_steps(store: Store) -> list[int]:
-    """Steps with a manifest on the store, newest first. Raises StorageError."""
-    found = [e.name.split("/") for e in _listed(store, "checkpoints/") if e.name.endswith("/" + MANIFEST)]
-    return sorted((int(parts[1].removeprefix("step-")) for parts in found), reverse=True)
+    """Steps with a manifest on the store, newest first; other names are not ours. Raises StorageError."""
+    found = (_MANIFEST.fullmatch(entry.name) for entry in _listed(store, "checkpoints/"))
+    return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
 def _listed(store: Store, prefix: str) -> list[Entry]:
@@ -77,6 +78,8 @@ def upload(path: Path, store: Store) -> None:
         target = object_name(manifest.step, name, stated)
         if there.get(target) != stated.bytes:
             verify_file(path, name, stated)
+            if target in there:  # nothing of ours: ours are whole
+                store.remove(target)
             store.create(target, path / name)
     store.replace(manifest_name(manifest.step), (path / MANIFEST).read_bytes())
 
@@ -100,17 +103,18 @@ def download(store: Store, manifest: Manifest, name: str, folder: Path) -> None:
 
 
 def fetch_records(store: Store, folder: RunFolder, check: Callable[[Manifest, str], Any]) -> None:
-    """Bring the run's records to a machine that has none, unless `check` raises for its newest checkpoint: another
-    run's records shall not come into the folder. Raises StorageError, and what `check` raises."""
-    steps = remote_steps(store)
-    for step in steps:
+    """Bring the run's records to a machine that has none, where `check` passes its newest checkpoint whose manifest can
+    be read: another run's records shall not come into the folder. Raises StorageError, and what `check` raises."""
+    for step in remote_steps(store):
         try:
             check(remote_manifest(store, step), f"{store.url}/{step_folder(step)}")
             break
         except Damaged:
             continue
-    there = {entry.name for name in RECORDS for entry in store.list(name)} if steps else set()
-    for name in RECORDS:
+    else:
+        return
+    there = {entry.name for name in (*RECORDS, INCIDENTS) for entry in store.list(name)}
+    for name in (*RECORDS, *incident_names(there)):
         if name in there and not (folder.path / name).exists():
             write_atomically(folder.path / name, store.read(name))
 
@@ -119,15 +123,19 @@ def _newest(store: Store) -> tuple[int, float] | None:
     """Step of the newest checkpoint on the store, and when it was saved. None where the store has none or does not
     answer."""
     try:
-        steps = remote_steps(store)
-        return (steps[0], remote_manifest(store, steps[0]).progress.get("seen", 0.0)) if steps else None
-    except (StorageError, Damaged):
-        return None
+        for step in remote_steps(store):
+            try:
+                return step, remote_manifest(store, step).saved
+            except Damaged:
+                continue
+    except (StorageError, OSError):
+        pass
+    return None
 
 
 class Uploader:
-    """A thread of rank 0 that brings the newest checkpoint to the store, and tries again for as long as it takes. One
-    that is overtaken by a newer one is left out, unless it is permanent.
+    """A thread of rank 0 that brings the newest checkpoint to the store, and tries again for as long as it takes,
+    whatever the error. One that is overtaken by a newer one is left out, unless it is permanent.
 
     confirm: raises where the store is not this run's: ConfigError for good, StorageError where it cannot be told now.
     """
@@ -182,12 +190,13 @@ class Uploader:
                     self.lost, self._wanted = error, []
                     self._changed.notify_all()
                 return
-            except StorageError as error:
+            except Exception as error:  # noqa: BLE001 - also what nobody foresaw may pass, and no copy is given up
+                reason = self._reason(error) if failures == 0 or (step is not None) not in told else ""
                 if failures == 0:
-                    self._folder.incident({"event": "upload", "step": step, "error": str(error)})
+                    self._folder.incident({"event": "upload", "step": step, "error": reason})
                 if (step is not None) not in told:
                     told.add(step is not None)
-                    self._say(self._late(step, error))
+                    self._say(self._late(step, reason))
                 pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
                 failures += 1
                 with self._changed:
@@ -203,6 +212,11 @@ class Uploader:
                 self._wanted = [s for s in self._wanted if s != step]
                 self._changed.notify_all()
 
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, ADDPError | OSError):
+            return str(error)
+        return unexpected(error, leave_trace(error, self._folder.trace(0)))
+
     def _bring(self, step: int) -> None:
         path = self._folder.checkpoints / step_folder(step)
         try:
@@ -216,7 +230,7 @@ class Uploader:
                 raise StorageError(f"{path}: {error}") from error
             return  # retention was faster: a newer one follows
         self._good = step, time.time()
-        for name in RECORDS:
+        for name in (*RECORDS, *self._folder.incident_files()):
             try:
                 content = (self._folder.path / name).read_bytes()
             except OSError:  # not there, or not readable, which `records` says: the checkpoint is what matters
@@ -232,19 +246,19 @@ class Uploader:
         try:
             self._confirm()
             self._store.replace(DONE, (self._folder.path / DONE).read_bytes())
-        except ADDPError as error:
+        except (ADDPError, OSError) as error:
             self._folder.incident({"event": "upload", "error": str(error)})
             self._say(f"the end of the run is not announced on {self._store.url}: {error}")
 
     def _say(self, line: str) -> None:
         records.say(f"{self._folder.path.name}: {line}")
 
-    def _late(self, step: int | None, error: StorageError) -> str:
+    def _late(self, step: int | None, reason: str) -> str:
         if step is None:
-            return f"{self._store.url} may still call the run complete: {error}. It is tried again meanwhile"
+            return f"{self._store.url} may still call the run complete: {reason}. It is tried again meanwhile"
         return (
-            f"the checkpoint of step {step} is not on {self._store.url} yet: {error}. It is tried again while training "
-            f"goes on; {self._last_good()}"
+            f"the checkpoint of step {step} is not on {self._store.url} yet: {reason}. It is tried again while "
+            f"training goes on; {self._last_good()}"
         )
 
     def _last_good(self) -> str:
@@ -266,6 +280,8 @@ class Uploader:
             self._closing = True
             self._changed.notify_all()
             while (self._wanted or self._withdrawing) and (left := deadline - time.monotonic()) > 0:
+                if not self._thread.is_alive():
+                    break
                 self._changed.wait(min(left, 1.0))
                 waiting()
             return list(self._wanted)

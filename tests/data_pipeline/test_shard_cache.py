@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -9,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from data_pipeline.dataset import read_manifest
 from data_pipeline.loader import LoaderOptions, TokenLoader
 from data_pipeline.shard_cache import ShardCache
 from data_pipeline.storage import open_store
+from model.errors import ConfigError
 from tests.s3_server import FaultProxy, environment
 from tests.token_sets import write_tokens
 
@@ -131,3 +135,47 @@ def test_leftovers_of_a_crash_are_removed(tmp_path: Path, bucket: str) -> None:
     leftover.write_bytes(b"half")
     cache.store(manifest.shards[1], b"x")
     assert not leftover.exists() and read_manifest(f"{bucket}/data") == manifest
+
+
+def refused(number: int) -> Callable[[Any, int], None]:
+    """flock where there is none: NFS without lockd, Lustre without `flock`, some FUSE."""
+
+    def flock(file: Any, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+def exclusive_needs_writing(file: Any, operation: int) -> None:
+    """As NFS has it: an exclusive lock is a lock for writing."""
+    if operation & fcntl.LOCK_EX:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+def without_effect(file: Any, operation: int) -> None:
+    """As file systems that only pretend."""
+
+
+@pytest.mark.parametrize(
+    ("flock", "words"),
+    [
+        (refused(errno.ENOLCK), "No locks available"), (refused(errno.EOPNOTSUPP), "Operation not supported"),
+        (refused(errno.ENOSYS), "Function not implemented"), (exclusive_needs_writing, "Bad file descriptor"),
+        (without_effect, "a lock that is held is given a second time"),
+    ],
+)  # fmt: skip
+def test_a_file_system_without_locks_is_refused(
+    flock: Callable[[Any, int], None], words: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tokens(open_store(f"{bucket}/data"), ROWS)
+    options = LoaderOptions(cache=tmp_path / "cache")
+    TokenLoader(f"{bucket}/data", global_batch=40, seed=0, options=options).close()
+    assert not list((tmp_path / "cache").iterdir())
+    monkeypatch.setattr("data_pipeline.shard_cache.fcntl.flock", flock)
+    with pytest.raises(
+        ConfigError, match=rf"data\.cache: locks do not work on .*{tmp_path}/cache \({words}\); give a fol"
+    ):
+        TokenLoader(f"{bucket}/data", global_batch=40, seed=0, options=options)
+    assert not list((tmp_path / "cache").iterdir())
+    write_tokens(open_store(tmp_path / "here"), ROWS)  # data in a folder need no cache
+    TokenLoader(tmp_path / "here", global_batch=40, seed=0, options=options).close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,24 @@ def test_ends(
     monkeypatch.setenv("ADDP_DEBUG", "1")
     code, said = ended(under(KeyError("first")), capsys)  # type: ignore[operator]
     assert code == 1 and said.startswith("Traceback") and said.endswith("error: unexpected KeyError: 'first'\n")
+
+
+def test_a_thread_that_dies_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = threading.excepthook
+
+    def run() -> None:
+        thread = threading.Thread(target=raising(KeyError("x")), name="helper")  # type: ignore[arg-type]
+        thread.start()
+        thread.join()
+
+    code, said = ended(run, capsys)
+    assert code is None and re.fullmatch(
+        r"error: the thread helper died: unexpected KeyError: 'x'; the trace .*\n", said
+    )
+    assert threading.excepthook is before
 
 
 def test_what_a_function_returns_is_the_code(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -54,6 +53,5 @@ def cut_back(run: Path, to: Path, step: int) -> Path:
 
 
 def incidents(run: Path, event: str) -> list[dict[str, Any]]:
-    path = RunFolder(run).incidents
-    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = RunFolder(run).read_incidents()
     return [record for record in found if record["event"] == event]

@@ -3,6 +3,7 @@ audit hooks, and these may kill the process or make the operation fail."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -12,6 +13,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+EVERY = -1  # rank
+
 
 @dataclass
 class Sabotage:
@@ -19,8 +22,9 @@ class Sabotage:
     `action`, instead of it; nth 0: at every one, or at the first `times`.
 
     event: as in Python's table of audit events, e.g. "open", "os.rename". action: "kill", an errno's name,
-    "sleep:SECONDS", or "raise:WORDS" for an error that nobody foresaw. nan: data steps whose loss is not a number, on
-    rank 1. spikes: data steps first..last-1 whose loss is 50 times as high.
+    "sleep:SECONDS", "raise:WORDS" for an error that nobody foresaw, "end" of the thread, past all that handles errors,
+    or "note" for a line of output, and nothing instead. nan: data steps whose loss is not a number, on rank 1. spikes:
+    data steps first..last-1 whose loss is 50 times as high.
     """
 
     event: str = ""
@@ -36,6 +40,9 @@ class Sabotage:
     any_of: tuple[str, ...] = ("",)
     times: int = 10**9
     console: str = ""  # a file in place of standard error
+    unlisted: tuple[str, ...] = ()  # words in names that folders do not list on `rank`
+    unseen: tuple[str, ...] = ()  # words in paths that `rank` does not see, at its first `times` looks
+    sight: float | None = None  # seconds in which all ranks must see what one has written
     seen: int = field(default=0, init=False)
 
     def install(self, rank: int) -> None:
@@ -49,7 +56,13 @@ class Sabotage:
             sys.addaudithook(self._limit_files)
         if self.console:
             os.dup2(os.open(self.console, os.O_WRONLY), 2)
-        if self.event and rank == self.rank:
+        if self.sight is not None:
+            from trainer import control
+
+            control.SIGHT = self.sight
+        if (self.unlisted or self.unseen) and rank == self.rank:
+            self._see_less()
+        if self.event and self.rank in (rank, EVERY):
             sys.addaudithook(self._hook)
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -64,11 +77,38 @@ class Sabotage:
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.action.startswith("sleep:"):
             time.sleep(float(self.action.partition(":")[2]))
+        elif self.action == "note":
+            os.write(1, f"rank {os.environ['RANK']}: {event} {arguments[0]}\n".encode())
+        elif self.action == "end":
+            raise GeneratorExit
         elif self.action.startswith("raise:"):
             raise ZeroDivisionError(self.action.partition(":")[2])
         else:
             number = getattr(errno, self.action)
             raise OSError(number, os.strerror(number))
+
+    def _see_less(self) -> None:
+        """As on a host whose view of shared storage is old."""
+        stat, scandir = os.stat, os.scandir
+
+        def look(path: Any) -> None:
+            if any(word in str(path) for word in self.unseen) and self.seen < self.times:
+                self.seen += 1
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+        def stat_less(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+            look(path)
+            return stat(path, *arguments, **named)
+
+        def list_less(path: Any = ".") -> Any:
+            with scandir(path) as found:
+                entries = [e for e in found if not any(word in e.name for word in self.unlisted)]
+            return contextlib.nullcontext(iter(entries))
+
+        os.stat, os.scandir = stat_less, list_less  # type: ignore[assignment]
+        sys.addaudithook(
+            lambda event, arguments: look(arguments[0]) if event == "open" and "r" in str(arguments[1]) else None
+        )
 
     def _limit_files(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and "checkpoints" in str(arguments[0]):

@@ -21,7 +21,6 @@ from trainer.checkpoint import (
     FileEntry,
     Manifest,
     NoValidCheckpoint,
-    SavedState,
     parse_manifest,
     snapshot,
     verify,
@@ -30,6 +29,7 @@ from trainer.checkpoint import (
 from trainer.checkpoint_admin import Place
 from trainer.config import CheckpointSection
 from trainer.retention import expired, prune
+from trainer.saved_state import SavedState
 
 
 def manifest(files: dict[str, FileEntry], step: int = 4) -> Manifest:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.config import TokenizerConfig, TokenizerLossConfig
-from model.errors import WeightsError
+from model.errors import ConfigError, WeightsError
 from model.official import official_state, write_state
 from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
@@ -24,7 +24,7 @@ from trainer.given import begin, beginning, given_network
 from trainer.objectives import load_frozen, make_objective
 from trainer.planning import make_plan
 from trainer.run_folder import RunFolder, step_folder
-from trainer.start import begins, check_same_weights
+from trainer.start import begins, same_on_all
 
 TINY = ("tokenizer.sizes.size=tiny", "predictor.sizes.size=tiny", "precision=fp32", *SMALL)
 KINDS = {"tokenizer": "tokenizer", "mage": "predictor", "addp": "addp"}
@@ -167,8 +167,8 @@ def _meet(arguments: list[str]) -> int:
     join_ranks()
     network = load_network(arguments[int(os.environ["RANK"])], "predictor")
     try:
-        check_same_weights(Control(), {"tokenizer": "alike", "predictor.weights": fingerprint(network)})
-    except WeightsError as error:
+        same_on_all(Control(), RunConfig(), {"tokenizer": "alike", "predictor.weights": fingerprint(network)})
+    except ConfigError as error:
         print(error, flush=True)
         return 7
     return 0
@@ -178,7 +178,7 @@ def test_ranks_whose_files_differ_are_named(tmp_path: Path) -> None:
     files = [str(written(network_of("predictor", seed), tmp_path / f"{seed}.safetensors")) for seed in (1, 2)]
     assert Ranks(_meet, [files[0], files[0]], 2, tmp_path / "log").wait().codes == [0, 0]
     codes, output = Ranks(_meet, files, 2, tmp_path / "log").wait()
-    assert codes == [7, 7] and output.count("ranks [1] read another predictor.weights than rank 0") == 2
+    assert codes == [7, 7] and output.count("rank 1 sees other files than rank 0: predictor.weights differ") == 2
 
 
 def test_a_run_says_what_it_began_with_and_goes_on_without_it(tokens: Path, tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from tests.trainer.comparing import incidents, losses, same_end
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import World, finish, run_world
-from trainer.checkpoint import SavedState, candidates, verify
+from trainer.checkpoint import candidates, verify
 from trainer.config import HealthSection
 from trainer.health import Spike, judge, unfit
 from trainer.progress import Progress, Row, data_step, rewinds_before
 from trainer.run_folder import RunFolder
+from trainer.saved_state import SavedState
 
 REWIND = (
     "schedule.total=40", "health.spikes=rewind", "health.history=8", "health.consecutive=2", "checkpoint.keep=99",

@@ -20,7 +20,7 @@ def test_a_run_whose_records_cannot_be_written_trains_on(tokens: Path, tmp_path:
     """Nothing but checkpoints, networks and done.json can be written once the run has begun."""
     run, names = (
         tmp_path / "run",
-        "metrics.jsonl incidents.jsonl exit.json heartbeats config.resolved environment tfevents",
+        "metrics.jsonl incidents exit.json heartbeats config.resolved environment tfevents",
     )
     codes, output = run_world(
         run, *MAGE, f"data.tokens={tokens}", sabotage=Sabotage("open", (), "ENOSPC", 0, any_of=tuple(names.split()))
@@ -67,6 +67,19 @@ records.append(log, b"the last\\n")
     assert [line.partition("log ")[2].split(":")[0][:16] for line in done.stderr.splitlines()] == [
         "cannot be writte", "is written again",
     ]  # fmt: skip
+
+
+def test_a_run_folder_that_cannot_be_locked_is_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage without locks has other merits; the run goes on, and says what it goes without."""
+
+    def lockf(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    folder = RunFolder(tmp_path)
+    monkeypatch.setattr("trainer.run_folder.fcntl.lockf", lockf)
+    folder.lock()
+    (record,) = folder.read_incidents()
+    assert record["event"] == "not locked" and "No locks available" in record["error"]
 
 
 def no_room(*_: object) -> int:

@@ -1,17 +1,24 @@
-"""Which checkpoint a run may go on from, by what its manifest says; that it does go on is test_resume.py's."""
+"""Which checkpoint a run may go on from, by what its manifest says; who opens which of its files, and what becomes of
+ranks that see other files than rank 0. That it does go on is test_resume.py's."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from model.errors import ConfigError
-from trainer.checkpoint import Manifest
+from tests.trainer.comparing import cut_back, same_end
+from tests.trainer.launching import MAGE
+from tests.trainer.sabotage import EVERY, Sabotage
+from tests.trainer.worlds import run_world
+from trainer.checkpoint import FileEntry, Manifest
 from trainer.config import load_config
 from trainer.restore import Expected, Restored, last_config
 from trainer.run_folder import RunFolder
+from trainer.saved_state import Piece, Range, files_of, shares
 from trainer.start import take_up
 
 FACTS: dict[str, Any] = {"network": {"dim": 32, "dropout": 0.1, "positions": "normal"}, "data": "abc", "seed": 0}
@@ -93,3 +100,70 @@ def test_a_configuration_that_cannot_be_read_says_nothing(tmp_path: Path) -> Non
     assert last_config(RunFolder(tmp_path)) == {}
     (tmp_path / "config.resolved.yaml").write_text("a: [")
     assert last_config(RunFolder(tmp_path)) == {}
+
+
+def test_each_file_is_one_rank_s_to_verify_and_opened_by_those_that_need_it() -> None:
+    """Three ranks wrote a parameter of 90 elements; two and four read it."""
+    index = {("weights", "w"): [Piece(30 * r, (30,), "F32", f"rank-{r}", 0) for r in range(3)]}
+    files = {f"rank-{r}": FileEntry(bytes=10 + r, sha256="") for r in range(3)}
+    found = manifest({}).model_copy(update={"files": files})
+    two = [files_of(index, [Range("weights", "w", 45 * r, 45)]) for r in range(2)]
+    assert two == [{"rank-0", "rank-1"}, {"rank-1", "rank-2"}]
+    assert shares(found, two) == [["rank-0"], ["rank-1", "rank-2"]]
+    four = [files_of(index, [Range("weights", "w", 22 * r, 22), Range("ema", "w", 0, 90)]) for r in range(4)]
+    assert four == [{"rank-0"}, {"rank-0", "rank-1"}, {"rank-1", "rank-2"}, {"rank-2"}]
+    assert shares(found, four) == [["rank-0"], ["rank-1"], ["rank-2"], []]
+    assert shares(found, [set(), set()]) == [["rank-0", "rank-2"], ["rank-1"]]  # what nobody reads is verified as well
+
+
+def opened(output: str) -> dict[int, list[int]]:
+    """Which files of the checkpoint each rank opened, by the ranks that wrote them."""
+    found: dict[int, list[int]] = {}
+    for rank, file in re.findall(r"rank (\d): open \S+/step-00000008/rank-0000(\d)", output):
+        found.setdefault(int(rank), []).append(int(file))
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_no_rank_opens_a_file_that_it_does_not_need(
+    ranks: int, undisturbed: Path, tokens: Path, tmp_path: Path
+) -> None:
+    """Rank 0 reads the header of each. Of two ranks in ZeRO 1, each then opens its own file, to verify it and to read
+    of it. Of four, the first half reads one file and the second half the other, but for the end of the second rank's
+    share, by padding; ranks 0 and 1 verify one each."""
+    run = cut_back(undisturbed, tmp_path / "run", 8)
+    sabotage = Sabotage("open", ("/step-00000008/rank-",), "note", 0, rank=EVERY)
+    options = (*MAGE, f"data.tokens={tokens}", "ema_decay=0.9")
+    codes, output = run_world(run, *options, processes=ranks, sabotage=sabotage)
+    assert codes == [0] * ranks and "resumed at step 8 of 12" in output, output
+    of_two, of_four = {0: [0, 1, 0, 0], 1: [1, 1]}, {0: [0, 1, 0, 0], 1: [1, 0, 1], 2: [1], 3: [1]}
+    assert opened(output) == (of_two if ranks == 2 else of_four)
+    assert ranks == 4 or same_end(run, undisturbed)
+
+
+def test_ranks_that_see_old_listings_end_like_the_others(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:
+    """Rank 1 sees no checkpoint in any list, and the name of this start and the files of the newest checkpoint late:
+    rank 0 decides, and rank 1 looks again."""
+    run = cut_back(undisturbed, tmp_path / "run", 8)
+    unseen = ("/step-00000008/rank-0", "/run/rewinds", "/run/run.", "/run/session")
+    sabotage = Sabotage(rank=1, unlisted=("step-",), unseen=unseen, times=4)
+    codes, output = run_world(run, *MAGE, f"data.tokens={tokens}", "ema_decay=0.9", sabotage=sabotage)
+    assert codes == [0, 0] and "resumed at step 8 of 12" in output and "refused" not in output, output
+    assert same_end(run, undisturbed)
+
+
+def test_a_rank_that_never_sees_the_files_ends_all_ranks(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:
+    """No older checkpoint is taken: work is not done twice for a mount that is wrong."""
+    run = cut_back(undisturbed, tmp_path / "run", 8)
+    sabotage = Sabotage(rank=1, unseen=("/step-00000008/rank-0",), sight=0.0)
+    codes, output = run_world(run, *MAGE, f"data.tokens={tokens}", "ema_decay=0.9", sabotage=sabotage)
+    assert codes == [74, 74] and "ranks [1] do not see the files of" in output and "refused" not in output, output
+
+
+def test_ranks_that_list_other_data_are_refused(pictures: Path, tmp_path: Path) -> None:
+    """They would train on different samples under the same numbers."""
+    options = ("objective=tokenizer", "tokenizer.sizes.size=tiny", f"data.pictures={pictures}", "data.views.size=16")
+    hidden = next(pictures.glob("*/*")).name
+    sabotage = Sabotage(rank=1, unlisted=(hidden,))
+    codes, output = run_world(tmp_path / "run", *options, "precision=fp32", sabotage=sabotage)
+    assert codes == [78, 78] and "rank 1 sees other files than rank 0: data differ" in output, output

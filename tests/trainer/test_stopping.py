@@ -21,6 +21,7 @@ from tests.trainer.comparing import incidents, same_end
 from tests.trainer.launching import MAGE, SMALL, kill_group, start
 from tests.trainer.worlds import World, finish
 from trainer.run_folder import RunFolder
+from trainer.stopping import StopRequest
 
 LONG = ("schedule.total=4000", "checkpoint.every=100000")  # only a stop saves
 
@@ -39,6 +40,18 @@ def ranks_of(run: Path) -> list[int]:
             if f"run={run}" in arguments and "trainer.pretrain" in arguments and rank and "-u" in arguments:
                 found[int(rank[1])] = int(process.name)
     return [found[r] for r in sorted(found)]
+
+
+def test_rank_0_alone_looks_for_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host may still see one that is gone, and would stop the next start."""
+    folder = RunFolder(tmp_path)
+    folder.stop.touch()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    for rank, expected in (("1", None), ("0", f"{folder.stop} exists")):
+        monkeypatch.setenv("RANK", rank)
+        assert StopRequest(folder).reason() == expected
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def trains(run: Path, alive: Callable[[], bool]) -> None:

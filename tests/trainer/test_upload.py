@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.storage import LocalStore, open_store
+from data_pipeline.storage import LocalStore, Store, open_store
 from tests.s3_server import FaultProxy, environment
 from tests.trainer.comparing import cut_back, incidents, same_end
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage
+from tests.trainer.test_checkpoint import make
 from tests.trainer.worlds import World, finish, run_world
 from trainer import checkpoint_admin as admin
 from trainer import upload
-from trainer.checkpoint import MANIFEST
+from trainer.checkpoint import MANIFEST, Damaged
 from trainer.config import CheckpointSection
 from trainer.run_folder import DONE, RunFolder
-from trainer.upload import Uploader, remote_steps
+from trainer.upload import Uploader, fetch_records, remote_steps
 
 EMA = "ema_decay=0.9"
 
@@ -119,6 +120,96 @@ def test_an_end_is_withdrawn_before_the_run_ends_again(tmp_path: Path) -> None:
     uploader = Uploader(folder, CheckpointSection(upload=store.url), lambda: time.sleep(0.2))
     uploader.withdraw_end()
     assert uploader.close(60, lambda: None) == [] and not list(store.list())
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tries follow at once."""
+    monkeypatch.setattr(upload, "_PAUSES", (0.02,))
+
+
+def uploader_of(tmp_path: Path, store: Store) -> Uploader:
+    """Of a run folder whose checkpoints are of one parameter."""
+    section = CheckpointSection(upload=store.url, keep=1, permanent_every=0)
+    return Uploader(RunFolder(tmp_path / "run"), section, lambda: None)
+
+
+def brings(uploader: Uploader, step: int, run: Path) -> bool:
+    make(run / "checkpoints", [5], step)
+    uploader.offer(step)
+    return uploader.close(30, lambda: None) == []
+
+
+def test_what_is_no_checkpoint_on_the_store_is_left_alone(tmp_path: Path, quick: None) -> None:
+    """Names that others put there, and a manifest of garbage: ours comes beside them, and what is expired goes."""
+    store, run = LocalStore(tmp_path / "store"), tmp_path / "run"
+    first = uploader_of(tmp_path, store)
+    assert brings(first, 4, run)
+    foreign = (
+        "checkpoints/step-xyz/manifest.json", "checkpoints/manifest.json", "checkpoints/a/step-00000001/manifest.json",
+        "checkpoints/step-7/manifest.json", "checkpoints/step-00000099/manifest.json",
+        "checkpoints/step-00000008/rank-00009.bak", "step-00000003/manifest.json",
+    )  # fmt: skip
+    for name in foreign:
+        assert store.create(name, b'{"progress": {"seen": "soon"}, "step": [')
+    assert remote_steps(store) == [99, 4]
+    assert brings(uploader_of(tmp_path, store), 8, run)
+    assert remote_steps(store) == [99, 8]
+    assert {entry.name for entry in store.list()} >= set(foreign)
+    assert not RunFolder(run).read_incidents()
+
+
+def test_a_store_that_becomes_a_file_is_tried_until_it_is_a_folder_again(tmp_path: Path, quick: None) -> None:
+    store, run = LocalStore(tmp_path / "store"), tmp_path / "run"
+    uploader = uploader_of(tmp_path, store)
+    store.root.write_text("no folder")
+    make(run / "checkpoints", [5], 4)
+    uploader.withdraw_end()
+    uploader.offer(4)
+    while not RunFolder(run).read_incidents():
+        time.sleep(0.01)
+    store.root.unlink()
+    assert uploader.close(30, lambda: None) == [] and remote_steps(store) == [4]
+    assert [record["event"] for record in RunFolder(run).read_incidents()] == ["upload", "upload recovered"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), TypeError("no such luck")], ids=["EIO", "unforeseen"]
+)
+def test_an_error_of_any_kind_is_an_incident_and_another_try(error: Exception, tmp_path: Path, quick: None) -> None:
+    store, run, tries = LocalStore(tmp_path / "store"), tmp_path / "run", []
+
+    def confirm() -> None:
+        tries.append(1)
+        if len(tries) < 4:
+            raise error
+
+    uploader = Uploader(RunFolder(run), CheckpointSection(upload=store.url), confirm)
+    assert brings(uploader, 4, run) and len(tries) == 4 and remote_steps(store) == [4]
+    late, again = RunFolder(run).read_incidents()
+    assert late["event"] == "upload" and str(error.args[-1]) in late["error"] and again["tries"] == 4
+
+
+def test_another_s_bytes_under_the_name_of_ours_do_not_stay(tmp_path: Path, quick: None) -> None:
+    store, run = LocalStore(tmp_path / "store"), tmp_path / "run"
+    make(run / "checkpoints", [5], 4)
+    upload.upload(run / "checkpoints" / "step-00000004", store)
+    (file, *_) = (entry.name for entry in store.list("checkpoints/") if "rank-00000" in entry.name)
+    whole = store.read(file)
+    store.remove(f"checkpoints/step-00000004/{MANIFEST}")
+    store.replace(file, whole[:50])
+    assert brings(uploader_of(tmp_path, store), 4, run) and store.read(file) == whole
+
+
+def test_records_do_not_come_with_manifests_that_cannot_be_checked(tmp_path: Path) -> None:
+    """They may be another run's."""
+    store, folder = LocalStore(tmp_path / "store"), RunFolder(tmp_path / "run")
+    store.create("metrics.jsonl", b"{}\n")
+    store.create(upload.manifest_name(4), b"garbage")
+    fetch_records(store, folder, lambda manifest, name: None)
+    assert not folder.metrics.exists()
+    with pytest.raises(Damaged):
+        upload.remote_manifest(store, 4)
 
 
 def test_admin(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ class Claim:
             try:
                 self.renew()
                 said = False
-            except StorageError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was, the next renewal may pass
                 if not said:  # once for each time that the store is away
                     log.warning("could not renew %s: %s", self._target, error)
                 said = True

@@ -180,9 +180,8 @@ class Evaluator:
         return {name: values[name] for name in PARTS[part].settings if name in KEYS}
 
     def _evaluate(self, found: Assignment) -> None:
-        place = open_run(self._run)
-
         def load() -> Any:
+            place = open_run(self._run)
             try:
                 self._contents = Contents()  # data may have changed since the last checkpoint
                 settings = {part: self._settings(part) for part in found.parts}

@@ -7,6 +7,8 @@ deepspeed --module trainer.evaluation.generate RUN --count 50000 --into FOLDER
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +25,7 @@ from model.sampler import SamplerConfig, generate
 from trainer.control import own_device
 from trainer.evaluation.completion import KEEP, completed_pictures
 from trainer.evaluation.results import suffix
-from trainer.evaluation.sample_set import Container, SampleSet, denoising_grid
+from trainer.evaluation.sample_set import Container, SampleSet, denoising_grid, step_of_set
 from trainer.evaluation.trained import Trained, load_addp
 from trainer.options import (
     MOST_PICTURES,
@@ -98,15 +100,17 @@ def main(
         check_output(into)
     elif out is not None:
         check_output(out, (".png",))
-    trained = load_addp(run, weights, checkpoint, tokenizer)
-    device = own_device()
-    trained.network.to(device)
-    trained.tokenizer.to(device)
     sampler = SamplerConfig(steps, schedule, choice_temperature, temperature, top_p)
     if into is not None:
-        _make_set(SampleSet(into, trained, count, seed, sampler, container, batch, precision), world)
+        open_set = partial(
+            SampleSet, into, count=count, seed=seed, sampler=sampler, container=container, batch=batch,
+            precision=precision,
+        )  # fmt: skip
+        load = partial(load_addp, run, weights, tokenizer=tokenizer)
+        _make_set(_same_step_for_all(load, open_set, checkpoint, into), world)
         print(into)
         return
+    trained = _on_device(load_addp(run, weights, checkpoint, tokenizer))
     name = "completed" if complete else "grid"
     name += ("" if trained.step is None else f"-step-{trained.step}") + suffix(weights)
     target = out or RunFolder(run).samples / f"{name}.png"
@@ -118,6 +122,28 @@ def main(
     settings = {"count": count, "seed": seed, "weights": weights, "step": trained.step}
     write_json(target.with_suffix(".json"), {**settings, **sampler._asdict()})
     print(target)
+
+
+def _on_device(trained: Trained) -> Trained:
+    device = own_device()
+    trained.network.to(device)
+    trained.tokenizer.to(device)
+    return trained
+
+
+def _same_step_for_all(
+    load: Callable[[int | None], Trained], open_set: Callable[[Trained], SampleSet], step: int | None, into: Path
+) -> SampleSet:
+    """Where no step was named, the first of all processes chose it: a run that goes on has another newest checkpoint
+    for those that come later, or that see its folder later."""
+    chosen = step if step is not None else step_of_set(into)
+    trained = load(chosen)
+    try:
+        return open_set(_on_device(trained))
+    except ConfigError:
+        if step is not None or (there := step_of_set(into)) == trained.step:
+            raise
+    return open_set(_on_device(load(there)))
 
 
 def _make_set(samples: SampleSet, world: World) -> None:

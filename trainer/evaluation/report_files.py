@@ -54,6 +54,16 @@ class Files:
         except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle; ValueError: a NUL
             raise Unfit(getattr(error, "strerror", None) or str(error)) from error
 
+    def below(self, prefix: str) -> list[str]:
+        """Names of files that begin so, sorted: of a folder and what it holds. Raises StorageError."""
+        if self._root is not None:
+            found = [p.relative_to(self._root).as_posix() for p in self._root.glob(f"{prefix}*/*")]
+            found += [p.relative_to(self._root).as_posix() for p in self._root.glob(f"{prefix}*")]
+        else:
+            self._sizes |= {entry.name: entry.size for entry in self.store.list(prefix)}
+            found = [name for name in self._sizes if name.startswith(prefix)]
+        return sorted(found)
+
     def results(self) -> list[str]:
         """Names of the results of evaluations, by step. Raises StorageError."""
         if self._root is not None:

@@ -19,7 +19,7 @@ from model.documents import parse_json, parse_yaml
 from model.errors import ADDPError, ConfigError, DataError
 from trainer.evaluation.report_files import Files, Unfit
 from trainer.evaluation.results import FOLDER
-from trainer.run_folder import DONE, TARGETS, Weights
+from trainer.run_folder import DONE, INCIDENTS, TARGETS, Weights, in_time_order, incident_names
 
 _MOST_OF_RESULT = 2**24  # bytes
 _LARGEST = 1e30  # what a figure may be, to be drawn
@@ -86,7 +86,7 @@ class Goal(BaseModel):
 
 @dataclass
 class RunRecord:
-    """What a run wrote. metrics: lines by step, with NaN where a figure was not finite. incidents: in their order.
+    """What a run wrote. metrics: lines by step, with NaN where a figure was not finite. incidents: by time.
     left_out: how often each fault was met."""
 
     name: str
@@ -158,7 +158,9 @@ def read_run(run: str) -> RunRecord:
     for line in _json_lines(record, "metrics.jsonl", metrics):
         _take_metrics(record, line)
     record.metrics.sort(key=lambda row: row["step"])
-    record.incidents = list(_json_lines(record, "incidents.jsonl", read("incidents.jsonl")))
+    record.incidents = in_time_order(
+        row for name in incident_names(files.below(INCIDENTS)) for row in _json_lines(record, name, read(name))
+    )
     record.done, record.ending = (
         _one(record, Done, DONE, read(DONE)),
         _one(record, Ending, "exit.json", read("exit.json")),
@@ -168,7 +170,7 @@ def read_run(run: str) -> RunRecord:
         if (found := _valid(record, Goal, name, goal)) is not None:
             record.targets.append(found)
     if isinstance(store, LocalStore):
-        signs = (f"heartbeats/{path.name}" for path in sorted((store.root / "heartbeats").glob("rank-*.json")))
+        signs = [n for n in files.below("heartbeats/rank-") if n.endswith(".json")]
         alive = [sign for name in signs if (sign := _one(record, Sign, name, read(name)))]
         record.last_sign = max(alive, key=lambda sign: sign.time, default=None)
     _take_results(record, files)

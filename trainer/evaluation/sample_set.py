@@ -120,6 +120,15 @@ class SampleSet:
         write_atomically(files[0], tar.getvalue())
 
 
+def step_of_set(folder: Path) -> int | None:
+    """Of the checkpoint that the set in a folder is made from; None where it is the finished network, or no set."""
+    try:
+        step = json.loads((folder / SETTINGS).read_bytes())["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
+
+
 def denoising_grid(states: list[Tensor], zoom: int) -> Image.Image:
     """states: pictures (N, 3, H, W) after each step. One row a picture, some of its steps from left to right."""
     last = len(states) - 1

@@ -16,7 +16,7 @@ from data_pipeline.pictures import Split
 from data_pipeline.progress import Progress
 from model.addp import ADDP
 from model.encoder import Encoder
-from model.errors import ConfigError
+from model.errors import ConfigError, DataError
 from model.sampler import SamplerConfig
 from model.vq import VQTokenizer
 from model.weights import Network, build
@@ -113,9 +113,22 @@ class Task:
         return Crops(place, split, self.options.held_out, self.image_size, self.options.batch)
 
     def over(self, title: str, chunks: int, work: Callable[[int], Any]) -> list[Any]:
-        """work(0) .. work(chunks-1), divided among the ranks, with progress shown; all results on rank 0."""
+        """work(0) .. work(chunks-1), divided among the ranks, with progress shown; all results on rank 0. Raises
+        DataError on all ranks where one listed other pictures than rank 0."""
+        self._check_alike(chunks)
         with self.progress(title, len(range(self.control.rank, chunks, self.control.world_size))) as progress:
             return self.control.divide(chunks, work, progress.advance)
+
+    def _check_alike(self, chunks: int) -> None:
+        """Each rank lists pictures by itself, and hosts may see another state of shared storage."""
+        mine = {str(split): crops.fingerprint for split, crops in self._crops.items()} | {"chunks": str(chunks)}
+        first, *others = self.control.gather(mine)
+        for rank, found in enumerate(others, 1):
+            if any(first.get(key) != value for key, value in found.items()):
+                raise DataError(
+                    f"rank {rank} lists other pictures than rank 0; look whether their hosts see the same storage, and "
+                    "whether its files are being changed, and start again"
+                )
 
     def progress(self, title: str, total: int) -> Progress:
         """Of what rank 0 does."""

@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from cluster.launch import free_port
+from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import CONTEXT
 
 QUICK = ("--count", "16", "--batch", "8", "--steps", "3", "--lease", "1.5")
 
 
 def _evaluate(
-    rank: int, world_size: int, port: int, run: str, options: Sequence[str], log: str, environment: dict[str, str]
-) -> None:
+    rank: int, world_size: int, port: int, run: str, options: Sequence[str], log: str, environment: dict[str, str],
+    sabotage: Sabotage | None,
+) -> None:  # fmt: skip
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.environ.update(environment)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if sabotage:
+        sabotage.install(rank)
     import torch
 
     torch.set_num_threads(1)
@@ -33,10 +37,12 @@ def _evaluate(
     run_ranks(main)
 
 
-def start(run: Path | str, log: Path, *options: str, world_size: int = 1) -> list[ForkServerProcess]:
+def start(
+    run: Path | str, log: Path, *options: str, world_size: int = 1, sabotage: Sabotage | None = None
+) -> list[ForkServerProcess]:
     """The ranks of one evaluator."""
     port, environment = free_port(), dict(os.environ)
-    arguments = (world_size, port, str(run), [*QUICK, *options], str(log), environment)
+    arguments = (world_size, port, str(run), [*QUICK, *options], str(log), environment, sabotage)
     ranks = [CONTEXT.Process(target=_evaluate, args=(r, *arguments)) for r in range(world_size)]
     for rank in ranks:
         rank.start()

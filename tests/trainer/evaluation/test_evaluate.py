@@ -19,6 +19,7 @@ from model.vq import VQTokenizer
 from tests.s3_server import FaultProxy, environment
 from tests.trainer.evaluation.conftest import addp_options
 from tests.trainer.evaluation.evaluating import QUICK, codes, kill, start, without_maker
+from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import World
 from trainer.evaluation.results import read_results
 
@@ -69,6 +70,15 @@ def test_two_ranks_of_the_launcher_find_the_same(run: Path, undisturbed: Path, p
     for mine, other in zip(ours, theirs, strict=True):
         assert mine["figures"] == pytest.approx(other["figures"], rel=1e-4)  # float32, other threads
         assert {**mine, "figures": 0} == {**other, "figures": 0}
+
+
+def test_ranks_that_list_other_pictures_are_refused(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """They would divide different lists among each other, and the figures would be of neither."""
+    folder, log = copy_of(run, tmp_path / "run"), tmp_path / "log"
+    hidden = Sabotage(rank=1, unlisted=(next(pictures.glob("*/*")).name,))
+    options = ("--suite", "knn", "--pictures", str(pictures), "--held-out", "0.5")
+    assert codes(start(folder, log, *options, world_size=2, sabotage=hidden)) == [1, 1]
+    assert "rank 1 lists other pictures than rank 0" in log.read_text() and not read_results(LocalStore(folder))
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.long)])

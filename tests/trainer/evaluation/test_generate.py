@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset as wds
@@ -15,8 +17,11 @@ from PIL import Image
 
 from data_pipeline.progress import SECONDS
 from model.errors import ConfigError
+from model.sampler import SamplerConfig
 from tests.trainer.worlds import CONTEXT
-from trainer.evaluation.generate import main
+from trainer.evaluation.generate import _same_step_for_all, main
+from trainer.evaluation.sample_set import SETTINGS, SampleSet, step_of_set
+from trainer.evaluation.trained import Trained, load_addp
 
 
 def _generate(rank: int, world_size: int, run: Path, into: Path, options: dict[str, object]) -> None:
@@ -81,6 +86,29 @@ def test_from_a_checkpoint_and_from_an_average(run: Path, tmp_path: Path) -> Non
     pictures = {name: (tmp_path / name / "000003.png").read_bytes() for name in ("raw", "ema", "last", "early")}
     assert pictures["raw"] == pictures["last"] and len(set(pictures.values())) == 3
     assert len(contents(tmp_path / "half")) == 9 and Image.open(tmp_path / "half" / "000007.png").size == (16, 16)
+
+
+def test_the_first_process_chooses_the_checkpoint(run: Path, tmp_path: Path) -> None:
+    """Of a run that goes on: those that come later, or see its folder later, take the step that the set has."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("done.json", "step-00000012"))
+    finished(start(folder, tmp_path / "whole", count=24))
+    whole = contents(tmp_path / "whole")
+    for name in sorted(whole.keys() - {SETTINGS})[1::2]:
+        (tmp_path / "whole" / name).unlink()
+    finished(start(run, tmp_path / "whole", 2, count=24))  # its end has come meanwhile
+    assert contents(tmp_path / "whole") == whole
+    trained = [load_addp(str(run), step=step) for step in (8, 4)]
+
+    def load(step: int | None) -> Trained:
+        """Another process is faster: it has the set of step 8 before we have ours of step 4."""
+        if step is None:
+            SampleSet(tmp_path / "late", trained[0], *args)
+        return trained[step == 4 or step is None]
+
+    args: Any = (24, 0, SamplerConfig(4), "png", 8, "fp32")
+    found = _same_step_for_all(load, lambda t: SampleSet(tmp_path / "late", t, *args), None, tmp_path / "late")
+    assert found._trained.step == step_of_set(tmp_path / "late") == 8
 
 
 def test_another_set_is_not_mixed_in(run: Path, tmp_path: Path) -> None:

@@ -19,9 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_pipeline.storage import open_store
 from trainer.evaluation.report import write_report
 from trainer.evaluation.report_pictures import picture_groups, picture_uri
 from trainer.evaluation.report_records import read_run
+from trainer.run_folder import RunFolder
 
 STEP = "evaluation/step-00000004"
 RESULT = {"step": 4, "part": "samples", "weights": "raw", "figures": {"samples": 4}, "pictures": {"": "samples.png"}}
@@ -34,6 +36,7 @@ RECORDS: dict[str, Any] = {
     "environment.json": {"world_size": 2, "device": "cpu"},
     "metrics.jsonl": {"step": 3, "loss": "nan", "time": 1.8e9, "train_seconds": 9.5},
     "incidents.jsonl": {"time": 1.8e9, "rank": 0, "event": "spike", "reason": "loss"},
+    "incidents/rank-00001.jsonl": {"time": 1.7e9, "rank": 1, "event": "storage fault"},
     "done.json": {"step": 4, "checkpoint": "step-00000004"},
     "exit.json": {"code": 75, "reason": "SIGTERM", "time": 1.8e9},
     "heartbeats/rank-00000.json": {"time": 1.8e9, "section": "step", "step": 3},
@@ -61,6 +64,19 @@ def lay(folder: Path, changed: dict[str, bytes]) -> Path:
 
 def report(folder: Path) -> str:
     return write_report([str(folder)], folder / "report.html").read_text()
+
+
+def test_incidents_of_all_ranks_in_the_order_of_time(bucket: str, tmp_path: Path) -> None:
+    """And of an earlier version, where all wrote one file; here and on a store."""
+    lay(tmp_path / "run", {})
+    (tmp_path / "run" / "incidents" / "other.jsonl").write_text('{"event": "none of ours"}')
+    RunFolder(tmp_path / "run").incident({"event": "now", "rank": 2, "time": 1.75e9})
+    store = open_store(f"{bucket}/run")
+    for name in ("config.resolved.yaml", *RunFolder(tmp_path / "run").incident_files()):
+        store.create(name, tmp_path / "run" / name)
+    for place in (str(tmp_path / "run"), f"{bucket}/run"):
+        assert [row["event"] for row in read_run(place).incidents] == ["storage fault", "now", "spike"]
+    assert [row["rank"] for row in RunFolder(tmp_path / "run").read_incidents()] == [1, 2, 0]
 
 
 def test_broken_records_are_left_out_and_counted(tmp_path: Path) -> None:

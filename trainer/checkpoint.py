@@ -25,7 +25,7 @@ from data_pipeline.storage import CHUNK
 from model.config import Geometry
 from model.errors import ADDPError
 from model.weights import CONFIG, Network, build
-from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT, step_folder
+from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT, checkpoint_fingerprint, step_folder
 
 MANIFEST = "manifest.json"
 PUBLISHED = "published"  # beside the checkpoints: the step of the last one, so that their loss is noticed
@@ -78,8 +78,7 @@ class Manifest(BaseModel):
     @property
     def fingerprint(self) -> str:
         """Of what its files hold."""
-        stated = sorted(f"{name} {entry.sha256}" for name, entry in self.files.items())
-        return hashlib.sha256("\n".join(stated).encode()).hexdigest()[:16]
+        return checkpoint_fingerprint({name: entry.sha256 for name, entry in self.files.items()})
 
 
 def candidates(checkpoints: Path) -> list[Path]:

@@ -1,4 +1,5 @@
-"""Work until the first batch, at the start and at half of an epoch, and the size of the state.
+"""Time until a run's first batch, at its start and where it is resumed at half of an epoch, and what a checkpoint
+holds of the data.
 
     python -m benchmarks.streaming_resume
 
@@ -17,15 +18,21 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from data_pipeline.dataset import MANIFEST, manifest_bytes
-from data_pipeline.loader import LoaderOptions, LoaderState, TokenLoader
+from data_pipeline.loader import LoaderOptions, TokenLoader
 from data_pipeline.storage import LocalStore
 from tests.token_sets import write_tokens
+from trainer.config import RunConfig, load_config
+from trainer.objectives import MageObjective, Objective, TokenObjective
+from trainer.prefetch import Prefetch
+from trainer.progress import data_step
+from trainer.start import run_facts
 
-ROWS, BATCH = 1000, 4096
+ROWS, BATCH, MICRO = 1000, 4096, 64
 
 
 def make(folder: Path, shards: int) -> None:
@@ -42,30 +49,44 @@ def milliseconds(since: float) -> float:
     return 1000 * (time.perf_counter() - since)
 
 
+class Times(NamedTuple):
+    """Milliseconds: until the data set is open, until the first batch is there, and the CPU's until then."""
+
+    opened: float
+    batch: float
+    batch_cpu: float
+
+
+def start(config: RunConfig, step: int) -> Times:
+    """As rank 0 of a run of 64 ranks that goes on with a step: the data set is opened, and the prefetching thread
+    brings the first micro batch."""
+    started = time.perf_counter()
+    tokens = TokenObjective(config, None)
+    opened = milliseconds(started)
+    started, before = time.perf_counter(), time.process_time()
+    prefetch = Prefetch(cast(Objective, tokens), rank=0, accumulation=1, micro=MICRO)
+    prefetch.get(data_step([], step), data_step([], step + 1)).result()
+    found = Times(opened, milliseconds(started), 1000 * (time.process_time() - before))
+    prefetch.close()
+    tokens.close()
+    return found
+
+
 def measure(folder: Path, repeats: int) -> dict[str, object]:
-    opened, first, resumed = [], [], []
-    options = LoaderOptions(labels=False)
-    state = b""
-    for _ in range(repeats):
-        started = time.perf_counter()
-        loader = TokenLoader(folder, global_batch=BATCH, seed=0, options=options)
-        opened.append(milliseconds(started))
-        started = time.perf_counter()
-        loader.batch(0, 0, 64)
-        first.append(milliseconds(started))
-        state = loader.state(loader.schedule.steps_per_epoch // 2).to_json().encode()
-        loader.close()
-        loader = TokenLoader(folder, global_batch=BATCH, seed=0, options=options)
-        started = time.perf_counter()
-        step = loader.resume(LoaderState(**json.loads(state)))
-        loader.batch(step, 0, 64)
-        resumed.append(milliseconds(started))
-        loader.close()
-    return {
-        "samples": loader.manifest.rows, "shards": len(loader.manifest.shards), "state_bytes": len(state),
-        "read_manifest_ms": round(statistics.median(opened), 1), "first_batch_ms": round(statistics.median(first), 1),
-        "resume_at_half_ms": round(statistics.median(resumed), 1),
-    }  # fmt: skip
+    config = load_config(None, [
+        "objective=mage", "predictor.sizes.size=tiny", f"data.tokens={folder}", f"batch.global_batch={BATCH}",
+        f"batch.micro={MICRO}",
+    ])  # fmt: skip
+    objective = MageObjective(config)
+    facts, half = run_facts(config, objective), objective.epochs.steps_per_epoch // 2
+    objective.close()
+    state = {"step": half, "skipped": [], **{key: facts[key] for key in ("data", "order", "seed", "global_batch")}}
+    found: dict[str, object] = {"samples": objective.epochs.samples, "state_bytes": len(json.dumps(state))}
+    for name, step in (("start", 0), ("resume_at_half", half)):
+        columns = zip(*(start(config, step) for _ in range(repeats)), strict=True)
+        medians = Times(*(round(statistics.median(column), 1) for column in columns))
+        found |= {f"{name}_{key}_ms": value for key, value in medians._asdict().items()}
+    return found
 
 
 def memory(folder: Path, epochs: int) -> dict[str, object]:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.epochs import rank_slice
 from data_pipeline.loader import LoaderOptions, TokenLoader
 from data_pipeline.storage import open_store
 from tests.s3_server import FaultProxy, client, environment, s3_server
@@ -36,7 +35,7 @@ def consume(rank: int, cache: str, rate: float, results: Any) -> None:
     loader = TokenLoader(
         URL, global_batch=BATCH, seed=0, options=LoaderOptions(labels=False, cache=Path(cache), window=8)
     )
-    share = rank_slice(BATCH, rank, RANKS)
+    share = (rank * BATCH // RANKS, BATCH // RANKS)
     loader.batch(0, *share)
     first = time.perf_counter() - started
     began, waits = time.perf_counter(), []

@@ -72,7 +72,7 @@ def run_demo(images: Path | None, out: Path, processes: int, scale: float) -> No
     evaluation("predictor", "held-out", *held_out)
     weights = (f"tokenizer.weights={tokenizer}", f"predictor.weights={out / 'predictor' / 'network.safetensors'}")
     training("addp", f"data.tokens={tokens / 'train'}", *weights)
-    sampling = ("--count", str(_SAMPLES), "--top-p", str(_TOP_P))
+    sampling = ("--count", str(_SAMPLES), "--top-p", str(_TOP_P), "--reference", "held-out")
     evaluation("addp", "samples,proxy,knn", *sampling, "--every", "1", "--baselines")
     evaluation("addp", "held-out,linear", *held_out, "--baselines")
     show_targets(out)

@@ -1,4 +1,4 @@
-"""How a run's steps map onto epochs, and a global batch onto ranks."""
+"""How a run's steps map onto epochs."""
 
 from __future__ import annotations
 
@@ -34,9 +34,3 @@ def epoch_schedule(samples: int, global_batch: int, tail: Tail = "drop") -> Epoc
             f"use at most {samples}, or more pictures"
         )
     return EpochSchedule(samples, global_batch, tail)
-
-
-def rank_slice(global_batch: int, rank: int, ranks: int) -> tuple[int, int]:
-    """(offset, count) of a rank's part of the global batch; parts differ by at most one sample."""
-    first, last = rank * global_batch // ranks, (rank + 1) * global_batch // ranks
-    return first, last - first

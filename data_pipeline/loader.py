@@ -1,11 +1,10 @@
 """Batches of token data sets. Batch b of a run holds the same samples, in the same order, on any number of ranks.
 
-A rank reads its slice of the global batch, so the whole state of a loader is how many samples the run has seen.
+A rank reads its slices of the global batch. A loader has no state: what a run goes on with is its step.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,19 +45,6 @@ class Place(NamedTuple):
     shard: str
     row: int
     view: int
-
-
-class LoaderState(NamedTuple):
-    """All there is to resume from. description: of the data, to name a difference."""
-
-    fingerprint: str
-    seed: int
-    epoch: int
-    position: int
-    description: dict[str, Any]
-
-    def to_json(self) -> str:
-        return json.dumps(self._asdict())
 
 
 @dataclass(frozen=True)
@@ -209,38 +195,6 @@ class TokenLoader:
         """Options that the order depends on; a run that goes on must keep them."""
         mixture = {"mixture": self._mixture.counts.tolist()} if self._mixture else {}
         return {"window": self.options.window, "stripes": self.options.stripes, "tail": self.options.tail, **mixture}
-
-    def state(self, step: int) -> LoaderState:
-        """What to keep in order to go on with `step`, on any number of ranks."""
-        epoch, position = self.schedule.locate(step)
-        m = self.manifest
-        description = {
-            "rows": [s.manifest.rows for s in self.shards], "shards": [len(s.manifest.shards) for s in self.shards],
-            "tokenizer": m.tokenizer[:16], "views": m.views.views, **self.order_options,
-        }  # fmt: skip
-        return LoaderState(self.fingerprint, self.seed, epoch, position, description)
-
-    def resume(self, state: LoaderState) -> int:
-        """The step to go on with. Raises DataError for other data, another seed or order, and ConfigError for a global
-        batch that does not divide the position."""
-        now = self.state(0)
-        changed = [
-            f"{key} was {old!r}, is {now.description.get(key)!r}"
-            for key, old in state.description.items()
-            if old != now.description.get(key)
-        ]
-        if state.seed != self.seed:
-            changed.append(f"seed was {state.seed}, is {self.seed}")
-        if state.fingerprint != self.fingerprint and not changed:
-            changed.append("the shards' bytes or the classes")
-        if changed:
-            raise DataError(f"the data are not those that the run was stopped with: {'; '.join(changed)}")
-        if state.position % self.global_batch:
-            raise ConfigError(
-                f"the run stopped after {state.position} samples of an epoch, which is no multiple of "
-                f"global_batch = {self.global_batch}; go on with the batch it had"
-            )
-        return state.epoch * self.schedule.steps_per_epoch + state.position // self.global_batch
 
     def code_frequencies(self, shards: int = 4) -> NDArray[np.float64]:
         """Share of each code (K,) among the tokens of the first shards, add-one smoothed."""

@@ -58,6 +58,20 @@ def make_view(image: Image.Image, picture_id: str, view: int, recipe: ViewRecipe
     return array[:, ::-1] if u[-1] < recipe.flip else array
 
 
+def resized_crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """RGB array (size, size, 3): torchvision's Resize(size) and CenterCrop(size) of a PIL picture, bit for bit: the
+    shorter side becomes `size`, bilinear and antialiased, and the longer one is rounded down; then the middle.
+
+    What published figures of generation take for real pictures; no training sees them so.
+    """
+    width, height = image.size
+    short = min(width, height)
+    wide, high = size * width // short, size * height // short
+    left, top = round((wide - size) / 2), round((high - size) / 2)
+    resized = image.resize((wide, high), Image.Resampling.BILINEAR)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
 def _resize(image: Image.Image, box: tuple[float, float, float, float], size: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from data_pipeline.storage import CHUNK
 from model.documents import Count, Positive, Record, Sha256, first_problem
 from model.errors import ADDPError
-from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT
+from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT, checkpoint_fingerprint
 
 MANIFEST = "manifest.json"
 _LATEST = 1e11  # seconds since 1970: the year 5138
@@ -82,8 +82,7 @@ class Manifest(BaseModel):
     @property
     def fingerprint(self) -> str:
         """Of what its files hold."""
-        stated = sorted(f"{name} {entry.sha256}" for name, entry in self.files.items())
-        return hashlib.sha256("\n".join(stated).encode()).hexdigest()[:16]
+        return checkpoint_fingerprint({name: entry.sha256 for name, entry in self.files.items()})
 
 
 def candidates(checkpoints: Path) -> list[Path]:

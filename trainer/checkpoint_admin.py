@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -75,10 +75,10 @@ class Place(NamedTuple):
             raise ConfigError(f"{self.name} has no checkpoint of step {step}; it has {there}")
         return step
 
-    def newest_valid(self) -> int:
-        """Raises ADDPError where there is none yet, NoValidCheckpoint where none holds."""
+    def newest_valid(self, but: Collection[int] = ()) -> int:
+        """Leaving some out. Raises ADDPError where there is none yet, NoValidCheckpoint where none holds."""
         refused = []
-        for step in self.steps():
+        for step in (s for s in self.steps() if s not in but):
             try:
                 with self.verified(step):
                     return step
@@ -90,8 +90,12 @@ class Place(NamedTuple):
 
     def network(self, step: int, weights: Weights) -> Network:
         """The trained network as of a checkpoint, verified. Raises Damaged, StorageError or ADDPError."""
+        return self.trained(step, weights)[0]
+
+    def trained(self, step: int, weights: Weights) -> tuple[Network, Manifest]:
+        """As `network`, and the manifest that it was verified by."""
         with self.verified(step) as (path, manifest):
-            return SavedState(path, manifest).network(WEIGHTS if weights == "raw" else AVERAGE)
+            return SavedState(path, manifest).network(WEIGHTS if weights == "raw" else AVERAGE), manifest
 
 
 def open_run(run: str) -> Place:

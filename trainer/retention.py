@@ -17,8 +17,8 @@ def is_permanent(step: int, section: CheckpointSection) -> bool:
 
 
 def expired(steps: Iterable[int], newest: int, section: CheckpointSection) -> list[int]:
-    """Of these, the steps to remove once `newest` is safe. Later ones are of a past that was refused or rewound: they
-    neither count nor are touched, and are replaced when the run comes to them."""
+    """Of these, the steps to remove once `newest` is safe. Later ones are of a past that was refused: they neither
+    count nor are touched, and are replaced when the run comes to them."""
     passing = sorted((s for s in steps if s <= newest and not is_permanent(s, section)), reverse=True)
     return passing[section.keep :]
 

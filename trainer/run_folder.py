@@ -27,13 +27,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import platform
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -93,6 +94,12 @@ def in_time_order(incidents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def step_folder(step: int) -> str:
     """Name of a folder about a step, below checkpoints/ and evaluation/."""
     return f"step-{step:08d}"
+
+
+def checkpoint_fingerprint(hashes: Mapping[str, str]) -> str:
+    """Of what the files of a checkpoint hold: {name: sha256}."""
+    stated = sorted(f"{name} {sha256}" for name, sha256 in hashes.items())
+    return hashlib.sha256("\n".join(stated).encode()).hexdigest()[:16]
 
 
 class RunFolder:

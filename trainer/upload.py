@@ -36,11 +36,13 @@ from trainer.checkpoint import (
     verify_file,
 )
 from trainer.config import CheckpointSection
+from trainer.progress import read_rewinds, rewinds_before
 from trainer.retention import expired, is_permanent
 from trainer.run_folder import DONE, INCIDENTS, RunFolder, incident_names, step_folder
 
 RECORDS = ("metrics.jsonl", "rewinds.json", "config.resolved.yaml", "environment.json")  # beside them, and incidents
 _MANIFEST = re.compile(r"checkpoints/step-([0-9]{8})/" + re.escape(MANIFEST))
+_FILE = re.compile(r"rank-\d+\.safetensors\.[0-9a-f]{12}")
 _PAUSES = (1.0, 5.0, 15.0, 30.0)  # seconds between tries
 
 
@@ -82,6 +84,27 @@ def upload(path: Path, store: Store) -> None:
                 store.remove(target)
             store.create(target, path / name)
     store.replace(manifest_name(manifest.step), (path / MANIFEST).read_bytes())
+    ours = {object_name(manifest.step, name, stated) for name, stated in manifest.files.items()}
+    for name in there.keys() - ours:
+        if _FILE.fullmatch(name.rpartition("/")[2]):  # of a checkpoint that stood here before a rewind
+            store.remove(name)
+
+
+def remove_left(store: Store, rewinds: list[dict[str, int]]) -> list[int]:
+    """Remove the checkpoints that were trained on data that a rewind leaves out, which restoring refuses: nobody shall
+    evaluate them. Returns their steps. Raises StorageError."""
+    gone = []
+    for step in remote_steps(store):
+        if step <= min(entry["step"] for entry in rewinds):
+            break
+        try:
+            skipped = remote_manifest(store, step).skipped
+        except (Damaged, ObjectMissing):
+            continue
+        if skipped != rewinds_before(rewinds, step):
+            remove(store, step)
+            gone.append(step)
+    return gone
 
 
 def remove(store: Store, step: int) -> None:
@@ -148,6 +171,7 @@ class Uploader:
         self._wanted: list[int] = []
         self._withdrawing = False  # whether the store may still call the run complete
         self._good: tuple[int, float] | None = None  # the newest copy that is known of: its step, and when
+        self._swept: list[dict[str, int]] = []  # rewinds that the store holds no checkpoint of before
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="upload")
@@ -236,6 +260,11 @@ class Uploader:
             except OSError:  # not there, or not readable, which `records` says: the checkpoint is what matters
                 continue
             self._store.replace(name, content)
+        rewinds = read_rewinds(self._folder)
+        if rewinds and rewinds != self._swept:  # once this checkpoint, and that there was a rewind, are there
+            if gone := remove_left(self._store, rewinds):
+                self._folder.incident({"event": "copies removed", "steps": gone, "reason": "left by a rewind"})
+            self._swept = rewinds
         for old in expired(remote_steps(self._store), step, self._section):
             remove(self._store, old)
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline.views import ViewRecipe, _random_box, make_view
+from data_pipeline.views import ViewRecipe, _random_box, make_view, resized_crop
 from model.randomness import uniforms
 
 
@@ -33,6 +34,22 @@ def test_center_crop_is_centred() -> None:
     view = make_view(ramp(100, 50), "x", 0, ViewRecipe.center(10))
     assert abs(int(view[:, :, 0].mean()) - 127) <= 2 and abs(int(view[:, :, 1].mean()) - 127) <= 2
     assert view[0, 0, 0] > 60  # the sides are cut off
+
+
+@pytest.mark.parametrize(
+    ("size", "resized", "box"),  # by hand, of torchvision's Resize(256) and CenterCrop(256)
+    [
+        ((500, 375), (341, 256), (42, 0, 298, 256)), ((375, 500), (256, 341), (0, 42, 256, 298)),
+        ((500, 333), (384, 256), (64, 0, 320, 256)), ((129, 100), (330, 256), (37, 0, 293, 256)),
+        ((256, 300), (256, 300), (0, 22, 256, 278)),
+    ],
+)  # fmt: skip
+def test_the_published_crop_is_torchvisions(
+    size: tuple[int, int], resized: tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    expected = np.asarray(image.resize(resized, Image.Resampling.BILINEAR).crop(box))
+    assert np.array_equal(resized_crop(image, 256), expected)
 
 
 @settings(max_examples=200, deadline=None)

@@ -3,29 +3,45 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from data_pipeline.dataset import read_fingerprinted
+from data_pipeline.pictures import Picture, of_split
 from data_pipeline.sources import open_source
 from data_pipeline.storage import BucketMissing
 from model.errors import ConfigError, DataError
 
+KEYS = ("pictures", "train_pictures", "tokens", "train_tokens", "inception_weights")  # the options that name data
 
-def pictures_key(place: str) -> str:
-    """Of the listing of a source: names below its root, labels and sizes in bytes, in any order; 64 hexadecimal digits.
 
-    No picture is opened: one that was replaced by another of as many bytes is not noticed. Nothing is kept in memory.
-    Raises DataError, also where there is no such place; or StorageError.
-    """
-    total = 0
-    try:
-        for p in open_source(place).pictures():
+class Listing(NamedTuple):
+    """pictures: all of a source, in the order of their ids. classes: names, which their labels index."""
+
+    pictures: tuple[Picture, ...]
+    classes: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Of names below the root, labels and sizes in bytes, in any order; 64 hexadecimal digits.
+
+        No picture is opened: one that was replaced by another of as many bytes is not noticed.
+        """
+        total = 0
+        for p in self.pictures:
             line = f"{p.id}\n{p.label} {p.size}".encode()
             total += int.from_bytes(hashlib.sha256(line).digest(), "big")
+        return hashlib.sha256(f"{total:x}".encode()).hexdigest()
+
+
+def listing_of(place: str) -> Listing:
+    """Raises DataError, also where there is no such place; or StorageError."""
+    try:
+        source = open_source(place)
+        pictures = tuple(sorted(of_split(source.pictures(), "all", 0)))
     except BucketMissing as error:  # to wait for it is of no use
         raise DataError(str(error)) from error
-    return hashlib.sha256(f"{total:x}".encode()).hexdigest()
+    return Listing(pictures, source.classes.names)
 
 
 def tokens_key(place: str) -> str:
@@ -42,23 +58,33 @@ def file_key(place: str) -> str:
         raise ConfigError(f"{place} cannot be read: {error.strerror}") from error
 
 
-KEYS: dict[str, Callable[[str], str]] = {  # the options that name data
-    "pictures": pictures_key, "train_pictures": pictures_key, "tokens": tokens_key, "train_tokens": tokens_key,
-    "inception_weights": file_key,
-}  # fmt: skip
-
-
 class Contents:
-    """The key of each place, taken once."""
+    """The listing and the key of each place, taken once."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Callable[[str], str], str], str] = {}
+        self._listings: dict[str, Listing] = {}
+        self._keys: dict[tuple[str, str], str] = {}
+
+    def listing(self, place: str) -> Listing:
+        """Raises ADDPError."""
+        if place not in self._listings:
+            self._listings[place] = listing_of(place)
+        return self._listings[place]
 
     def key(self, option: str, place: str | None) -> str | None:
         """Of what an option of `KEYS` names; None where it names nothing. Raises ADDPError."""
         if place is None:
             return None
-        known = (KEYS[option], place)
-        if known not in self._known:
-            self._known[known] = KEYS[option](place)
-        return self._known[known]
+        known = (option.removeprefix("train_"), place)
+        if known not in self._keys:
+            self._keys[known] = self._taken(*known)
+        return self._keys[known]
+
+    def _taken(self, option: str, place: str) -> str:
+        if option == "pictures":
+            return self.listing(place).key
+        return tokens_key(place) if option == "tokens" else file_key(place)
+
+    def forget_listings(self) -> None:
+        """They take some hundred bytes a picture; keys stay."""
+        self._listings.clear()

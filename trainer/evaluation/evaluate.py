@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -23,11 +23,12 @@ from data_pipeline.storage import StorageError, file_name, is_remote, open_store
 from model.errors import ConfigError
 from trainer.config import RunConfig
 from trainer.control import Control, own_device
+from trainer.evaluation.course import StoredCourse
 from trainer.evaluation.evaluator import Choice, Evaluator
 from trainer.evaluation.results import FOLDER, flattened, read_results
-from trainer.evaluation.suite import PARTS
+from trainer.evaluation.suite import PARTS, settings_of
 from trainer.evaluation.task import Options
-from trainer.evaluation.trained import run_config
+from trainer.evaluation.trained import is_lasting, run_config
 from trainer.meeting import join_ranks
 from trainer.options import (
     MOST_PICTURES,
@@ -67,6 +68,12 @@ def main(
         str | None, typer.Option(help="training pictures, where they stand apart; all of --pictures is then held out")
     ] = None,
     held_out: Annotated[float | None, held_out_option("share of held-out pictures, by hash; else the run's")] = None,
+    reference: Annotated[
+        Literal["published", "held-out"],
+        typer.Option(
+            help="fid, proxy: all of --pictures, the shorter side resized bilinearly; or the held-out ones, bicubic"
+        ),
+    ] = "published",
     tokens: Annotated[str | None, typer.Option(help="held-out: held-out token data set")] = None,
     train_tokens: Annotated[
         str | None, typer.Option(help="held-out: training token data set; else what the run itself reads")
@@ -125,7 +132,7 @@ def main(
     control = Control()
     config = control.on_first(lambda: _check(run, parts, options, follow))
     if control.rank == 0:
-        _say_taken(options.with_run(config)[1], parts, config, tokenizer)
+        _say_taken(*options.with_run(config), parts, config, tokenizer)
     if follow and every is None:
         every = 1
     choose = Choice(checkpoint, every)
@@ -145,7 +152,10 @@ def main(
         config,
     ).go()  # fmt: skip
     if control.rank == 0:
-        _show([r for r in read_results(open_store(run)) if r["part"] in parts and r["weights"] == weights], as_json)
+        store = open_store(run)
+        course = StoredCourse(store)
+        wanted = (r for r in read_results(store) if r["part"] in parts and r["weights"] == weights)
+        _show([r for r in wanted if course.is_current(r)], as_json)
 
 
 def _stop(number: int, _: object) -> None:
@@ -173,8 +183,10 @@ def _check(run: str, parts: list[str], options: Options, follow: bool) -> RunCon
     return config
 
 
-def _say_taken(taken: dict[str, Any], parts: list[str], config: RunConfig, tokenizer: Path | None) -> None:
-    used = {"batch", *(name for part in parts for name in PARTS[part].settings)}
+def _say_taken(
+    options: Options, taken: dict[str, Any], parts: list[str], config: RunConfig, tokenizer: Path | None
+) -> None:
+    used = {"batch", *(name for part in parts for name in settings_of(part, options))}
     shown = {name: value for name, value in taken.items() if name in used}
     if config.objective == "addp" and tokenizer is None and {"samples", "fid", "proxy", "held-out"} & set(parts):
         shown["tokenizer"] = config.tokenizer.weights
@@ -184,7 +196,7 @@ def _say_taken(taken: dict[str, Any], parts: list[str], config: RunConfig, token
 
 
 def _started(run: str) -> RunConfig:
-    """The configuration, once the run has begun; its store is waited for as well."""
+    """The configuration, once the run has begun; its store is waited for as well, unless it refuses us."""
     said = ""
     while True:
         try:
@@ -192,6 +204,8 @@ def _started(run: str) -> RunConfig:
         except ConfigError:
             line = f"waits for {run} to begin"
         except StorageError as error:
+            if is_lasting(run, error):
+                raise
             line = f"{run}: {error}; tries again"
         if line != said:
             print(line, file=sys.stderr, flush=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,18 +21,22 @@ from trainer.config import RunConfig
 from trainer.control import Control
 from trainer.evaluation.claims import Claim, Claims
 from trainer.evaluation.contents import KEYS, Contents
+from trainer.evaluation.course import Course, StoredCourse
 from trainer.evaluation.results import FOLDER, publish, read_results, suffix
-from trainer.evaluation.suite import PARTS
+from trainer.evaluation.suite import PARTS, settings_of
 from trainer.evaluation.task import Options, Task
-from trainer.evaluation.trained import is_done
+from trainer.evaluation.trained import is_done, is_lasting
 from trainer.run_folder import Weights, step_folder
+
+_OF_EARLIER = {"reference": "held-out"}  # settings that earlier results do not say
 
 
 class Assignment(NamedTuple):
-    """What all ranks do next. parts: those of the suite without a result."""
+    """What all ranks do next. parts: those of the suite without a result. mark: of the checkpoint, on its store."""
 
     step: int
     parts: tuple[str, ...]
+    mark: Any
 
 
 class Choice:
@@ -41,14 +46,15 @@ class Choice:
         self._step, self._every = step, every
         self._newest: int | None = None
 
-    def __call__(self, place: Place, refused: set[int]) -> list[int]:
+    def __call__(self, place: Place, steps: Collection[int], refused: Collection[int]) -> list[int]:
+        """steps: of all checkpoints."""
         if self._step is not None:
             return [place.known(self._step)] if self._step not in refused else []
         if self._every is None:
             if self._newest is None or self._newest in refused:
-                self._newest = place.newest_valid()
+                self._newest = place.newest_valid(but=refused)
             return [self._newest]
-        return sorted(s for s in place.steps() if s % self._every == 0 and s not in refused)
+        return sorted(s for s in steps if s % self._every == 0 and s not in refused)
 
 
 class Evaluator:
@@ -71,8 +77,9 @@ class Evaluator:
         self._store: Store = open_store(run)
         self._claims = Claims(self._store, lease)
         self._claim: Claim | None = None
-        self._refused: set[int] = set()  # checkpoints that are damaged
-        self._complete: set[int] = set()  # those with all results
+        # Of checkpoints their marks, for as long as these last: then another one stands under that step.
+        self._refused: dict[int, Any] = {}  # damaged, removed meanwhile, or left by a rewind
+        self._complete: dict[int, Any] = {}  # with all results
         self._poll = min(lease / 4, 15.0)
 
     def go(self) -> None:
@@ -101,60 +108,69 @@ class Evaluator:
                 if found is not None or finished:
                     return found
                 progress.set(len(self._complete))
+                self._contents.forget_listings()
                 time.sleep(self._poll)
 
     def _look(self) -> tuple[Assignment | None, bool]:
         """(claimed work, whether there will be no more)."""
         done = is_done(self._run)  # before the list: nothing comes after it
         place = _opened(self._run)
-        waiting = False
-        for step in self._choose(place, self._refused) if place is not None else []:
-            if not self._missing(step):
+        if place is None:
+            return None, False
+        course, waiting = StoredCourse(self._store), False
+        refused = [step for step, mark in self._refused.items() if course.marks.get(step) == mark]
+        for step in self._choose(place, course.marks, refused):
+            mark = course.marks.get(step)
+            if course.is_left(step):
+                self._refuse(step, mark, "it was trained on data that a rewind leaves out")
+                waiting = True  # for another choice
+                continue
+            if self._complete.get(step) == mark or not self._missing(step, course):
+                self._complete[step] = mark
                 continue
             self._claim = self._claims.take(f"{step_folder(step)}{suffix(self._weights)}")
             if self._claim is None:
                 waiting = True  # for another evaluator: should it die, the work is ours
                 continue
-            missing = self._missing(step)  # it may just have ended
+            missing = self._missing(step, course)  # it may just have ended
             if missing:
-                return Assignment(step, missing), False
+                return Assignment(step, missing, mark), False
             self._claim.release()
             self._claim = None
         return None, not waiting and (done or not self._follow)
 
+    def _refuse(self, step: int, mark: Any, reason: str) -> None:
+        self._refused[step] = mark
+        self._say(f"step {step} is left out: {reason}")
+
     def _endure(self, error: StorageError) -> None:
-        """Who follows a run waits for its store; nobody else does. Raises the error."""
-        if not self._follow:
+        """Who follows a run waits for its store; nobody else does, and nobody for other credentials. Raises the
+        error."""
+        if not self._follow or is_lasting(self._run, error):
             raise error
         self._say(f"{error}; tries again")
         time.sleep(self._poll)
 
-    def _missing(self, step: int) -> tuple[str, ...]:
-        """Parts without a result. Raises ConfigError where a result was made with other options."""
-        if step in self._complete:
-            return ()
-        there = {
-            r["part"]: r for r in read_results(self._store, step) if r["step"] == step and r["weights"] == self._weights
-        }
+    def _missing(self, step: int, course: Course) -> tuple[str, ...]:
+        """Parts without a result of this checkpoint. Raises ConfigError where one was made with other options."""
+        found = [r for r in read_results(self._store, step) if r["step"] == step and r["weights"] == self._weights]
+        there = {r["part"]: r for r in found if course.is_current(r)}
         for part in self._parts:
             if part in there and (different := self._different(part, there[part])):
                 raise ConfigError(
                     f"{self._run}: {FOLDER}/{step_folder(step)} has a result of {part} with other options "
                     f"({', '.join(different)}); remove it to measure anew, or use the same options"
                 )
-        missing = tuple(part for part in self._parts if part not in there)
-        if not missing:
-            self._complete.add(step)
-        return missing
+        return tuple(part for part in self._parts if part not in there)
 
     def _different(self, part: str, result: dict[str, Any]) -> list[str]:
         """What a result was made with, where it is not what is asked for now."""
-        found: dict[str, Any] = result["settings"]
+        found: dict[str, Any] = _OF_EARLIER | result["settings"]
         if "places" not in result:  # of a version that knew data by the spelling of their path, and nothing of the run
             by_name = self._given.model_dump(mode="json")
             return [
                 f"{name}: {found.get(name)!r} there, now {by_name[name]!r}"
-                for name in PARTS[part].settings
+                for name in settings_of(part, self._options)
                 if found.get(name) != by_name[name]
             ]
         wanted, places = self._settings(part), self._places(part)
@@ -171,13 +187,13 @@ class Evaluator:
         values = self._options.model_dump(mode="json")
         return {
             name: self._contents.key(name, values[name]) if name in KEYS else values[name]
-            for name in PARTS[part].settings
+            for name in settings_of(part, self._options)
         }
 
     def _places(self, part: str) -> dict[str, str | None]:
         """Where the data lie, for people."""
         values = self._options.model_dump(mode="json")
-        return {name: values[name] for name in PARTS[part].settings if name in KEYS}
+        return {name: values[name] for name in settings_of(part, self._options) if name in KEYS}
 
     def _evaluate(self, found: Assignment) -> None:
         def load() -> Any:
@@ -189,10 +205,9 @@ class Evaluator:
                 self._endure(error)
                 return None
             try:
-                return place.network(found.step, self._weights), place.manifest(found.step), settings
-            except (Damaged, ObjectMissing, OSError) as error:
-                self._refused.add(found.step)  # damaged, or removed by the run since it was listed
-                self._say(f"step {found.step} is left out: {error}")
+                return *place.trained(found.step, self._weights), settings
+            except (Damaged, ObjectMissing, OSError) as error:  # or removed by the run since it was listed
+                self._refuse(found.step, found.mark, str(error))
             except StorageError as error:
                 self._endure(error)
             return None
@@ -202,33 +217,35 @@ class Evaluator:
             return
         network, manifest, settings = loaded
         task = Task(
-            self._control, self._device, self._options, self._config, found.step, network, manifest.facts,
-            self._weights, self._work / step_folder(found.step), self._tokenizer,
+            self._control, self._device, self._options, self._config, found.step, network, manifest, self._weights,
+            self._work / step_folder(found.step), self._contents, self._tokenizer,
         )  # fmt: skip
         for number, part in enumerate(found.parts, 1):
             started = time.time()
             self._say(f"step {found.step}: {part}, part {number} of {len(found.parts)}")
             outcome = PARTS[part].run(task)
-            if self._control.rank == 0:
-                result = {
-                    "step": found.step, "part": part, "weights": self._weights, "figures": outcome.figures,
-                    "checkpoint": manifest.fingerprint,
-                    "settings": settings[part], "places": self._places(part),
-                    "made": {
-                        "host": os.uname().nodename, "process": os.getpid(), "ranks": self._control.world_size,
-                        "seconds": round(time.time() - started, 2), "time": time.time(), "torch": torch.__version__,
-                    },
-                }  # fmt: skip
-                self._publish(result, outcome.pictures)
+            result = {
+                "step": found.step, "part": part, "weights": self._weights, "figures": outcome.figures,
+                "checkpoint": manifest.fingerprint, "left_out": manifest.skipped,
+                "settings": settings[part], "places": self._places(part),
+                "made": {
+                    "host": os.uname().nodename, "process": os.getpid(), "ranks": self._control.world_size,
+                    "seconds": round(time.time() - started, 2), "time": time.time(), "torch": torch.__version__,
+                },
+            }  # fmt: skip
+            self._control.on_first(partial(self._publish, result, outcome.pictures))
         if not self._keep_samples:
-            self._control.barrier()
-            shutil.rmtree(task.sample_folder, ignore_errors=True)  # by every rank: it may lie on each host's own disk
+            task.remove_samples()
 
     def _publish(self, result: dict[str, Any], pictures: dict[str, bytes]) -> None:
+        """On rank 0."""
+        step, part = result["step"], result["part"]
         while True:
             try:
-                if not publish(self._store, result, pictures):
-                    self._say(f"step {result['step']}: another evaluator published {result['part']} meanwhile")
+                if not StoredCourse(self._store).is_current(result):
+                    self._say(f"step {step}: the run has left this checkpoint; the result of {part} is dropped")
+                elif not publish(self._store, result, pictures):
+                    self._say(f"step {step}: another evaluator published {part} meanwhile")
                 return
             except StorageError as error:
                 self._endure(error)

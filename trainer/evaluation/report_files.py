@@ -39,6 +39,13 @@ class Files:
             raise ObjectMissing(f"{name} is not there")
         return self.store.read(name, 0, _bounded(size, most))
 
+    def plain(self, name: str) -> bytes:
+        """As `read`; what is unfit is not there. Raises ObjectMissing and StorageError."""
+        try:
+            return self.read(name)
+        except Unfit as error:
+            raise ObjectMissing(str(error)) from error
+
     def _read_local(self, path: Path, most: int) -> bytes:
         try:
             if path.resolve() != path:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from data_pipeline.storage import LocalStore, ObjectMissing, StorageError, open_store
 from model.documents import parse_json, parse_yaml
 from model.errors import ADDPError, ConfigError, DataError
+from trainer.evaluation.course import Course
 from trainer.evaluation.report_files import Files, Unfit
 from trainer.evaluation.results import FOLDER
 from trainer.run_folder import DONE, INCIDENTS, TARGETS, Weights, in_time_order, incident_names
@@ -52,6 +53,15 @@ class _Stated(BaseModel):
     weights: Literal["raw", "ema"]
     figures: dict[str, Any]
     pictures: dict[str, str] = {}
+    checkpoint: str | None = None
+    left_out: list[dict[str, int]] | None = None
+
+
+class _Rewind(BaseModel):
+    """Of rewinds.json."""
+
+    step: int = Field(ge=0, lt=_STEPS)
+    length: int = Field(ge=0, lt=_STEPS)
 
 
 class Ending(BaseModel):
@@ -87,6 +97,7 @@ class Goal(BaseModel):
 @dataclass
 class RunRecord:
     """What a run wrote. metrics: lines by step, with NaN where a figure was not finite. incidents: by time.
+    left_steps: those of results that are not shown, since the run has left the checkpoint that they measured.
     left_out: how often each fault was met."""
 
     name: str
@@ -97,6 +108,8 @@ class RunRecord:
     metrics: list[dict[str, float]] = field(default_factory=list)
     incidents: list[dict[str, Any]] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
+    rewinds: list[dict[str, int]] = field(default_factory=list)
+    left_steps: set[int] = field(default_factory=set)
     targets: list[Goal] = field(default_factory=list)
     done: Done | None = None
     ending: Ending | None = None
@@ -173,6 +186,9 @@ def read_run(run: str) -> RunRecord:
         signs = [n for n in files.below("heartbeats/rank-") if n.endswith(".json")]
         alive = [sign for name in signs if (sign := _one(record, Sign, name, read(name)))]
         record.last_sign = max(alive, key=lambda sign: sign.time, default=None)
+    for rewind in _parsed(record, "rewinds.json", read("rewinds.json"), parse_json, list) or []:
+        if (known := _valid(record, _Rewind, "rewinds.json", rewind)) is not None:
+            record.rewinds.append(known.model_dump())
     _take_results(record, files)
     upload = record.setting("checkpoint", "upload")
     if isinstance(store, LocalStore) and isinstance(upload, str) and upload:
@@ -201,6 +217,7 @@ def _take_metrics(record: RunRecord, line: dict[str, Any]) -> None:
 def _take_results(record: RunRecord, files: Files) -> None:
     """Of the evaluations that are not known yet. Raises StorageError where they cannot be listed."""
     there = {(r.step, r.part, r.weights) for r in record.results}
+    course = Course(record.rewinds, files.plain)
     for name in files.results():
         try:
             text = files.read(name, _MOST_OF_RESULT).decode(errors="replace")
@@ -209,6 +226,9 @@ def _take_results(record: RunRecord, files: Files) -> None:
             continue
         stated = _one(record, _Stated, name, text)
         if stated is None or (stated.step, stated.part, stated.weights) in there:
+            continue
+        if not course.is_current(stated.model_dump()):
+            record.left_steps.add(stated.step)
             continue
         figures = {key: found for key, value in stated.figures.items() if (found := number(value)) is not None}
         for key, value in stated.figures.items():

@@ -34,10 +34,10 @@ def flattened(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def publish(store: Store, result: dict[str, Any], pictures: dict[str, bytes]) -> bool:
-    """Pictures first. False where there is a result already: it stays. Raises StorageError.
+    """Pictures first. False where there is a result of the same checkpoint already: it stays. Raises StorageError.
 
-    result: with "step", "part" and "weights". pictures: PNGs by their names, whose files take the part's name before
-    them.
+    result: of a checkpoint that is the run's now; with "step", "part" and "weights". pictures: PNGs by their names,
+    whose files take the part's name before them.
     """
     name = result_name(result["step"], result["part"], result["weights"])
     stem = name.removesuffix(".json")
@@ -45,7 +45,13 @@ def publish(store: Store, result: dict[str, Any], pictures: dict[str, bytes]) ->
     for key, content in pictures.items():
         store.replace(files[key], content)
     result = {**result, "pictures": {key: file.rpartition("/")[2] for key, file in files.items()}}
-    return store.create(name, (json.dumps(result, indent=1) + "\n").encode())
+    content = (json.dumps(result, indent=1) + "\n").encode()
+    if store.create(name, content):
+        return True
+    if json.loads(store.read(name)).get("checkpoint") == result.get("checkpoint"):
+        return False
+    store.replace(name, content)  # of what stood under this step before a rewind
+    return True
 
 
 def read_results(store: Store, step: int | None = None) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from model.sampler import generate
 from model.vq import VQTokenizer
 from trainer.evaluation import fidelity, held_out, recognition
 from trainer.evaluation.sample_set import denoising_grid, read_chunk
-from trainer.evaluation.task import Outcome, Task
+from trainer.evaluation.task import Options, Outcome, Task
 from trainer.objectives import load_frozen
 
 _SHOWN = 64  # samples of a grid
@@ -44,8 +44,10 @@ def _zoom(size: int) -> int:
 def _held_out(task: Task) -> Outcome:
     o, network = task.options, task.network
     zoom = _zoom(task.image_size)
+    wanted = isinstance(network, VQTokenizer) or (isinstance(network, ADDP) and o.pictures is not None)
+    crops = task.crops("val") if wanted else None
     if isinstance(network, VQTokenizer):
-        crops = task.crops("val")
+        assert crops is not None
         parts = task.over("pictures", crops.chunks, lambda n: held_out.tokenizer_part(network, crops.read(n).pixels))
         if task.control.rank:
             return Outcome({})
@@ -70,9 +72,9 @@ def _held_out(task: Task) -> Outcome:
     found = sum(d[0] for d in draws) / sum(d[1] for d in draws)
     unigram = held_out.unigram_cross_entropy(frequencies, ids)
     figures = {"cross_entropy": found, "unigram": unigram, "gain": unigram - found}
-    if frozen is None or o.pictures is None:
+    if frozen is None or crops is None:
         return Outcome(figures)
-    shown = task.crops("val").read(0).pixels[:_ROWS].to(task.device).float() / 255
+    shown = crops.read(0).pixels[:_ROWS].to(task.device).float() / 255
     noisy = held_out.noisy_pictures(frozen, shown).cpu()
     return Outcome(figures, {"x_t": _png(picture_grid(noisy, columns=len(held_out.RATIOS) + 2, zoom=zoom))})
 
@@ -80,6 +82,7 @@ def _held_out(task: Task) -> Outcome:
 def _samples(task: Task) -> Outcome:
     """The whole set, and a grid of its first pictures with the steps by which some came about."""
     made = task.samples
+    crops = task.crops("val") if task.options.pictures is not None else None
     first = min(made.chunks, -(-_SHOWN // task.options.batch))
     parts = task.control.divide(first, lambda n: read_chunk(made.file(n)))  # each by the rank that made it
     if task.control.rank:
@@ -93,8 +96,8 @@ def _samples(task: Task) -> Outcome:
     ]
     zoom, columns = _zoom(task.image_size), max(1, round(len(shown) ** 0.5))
     grids = {"": _png(picture_grid(shown, columns, zoom)), "steps": _png(denoising_grid(trail, zoom))}
-    if task.options.pictures is not None:  # real ones beside them
-        real = task.crops("val").spread(len(shown)).pixels.float() / 255
+    if crops is not None:  # real ones beside them
+        real = crops.spread(len(shown)).pixels.float() / 255
         if len(real):
             grids["real"] = _png(picture_grid(real, columns, zoom))
     return Outcome({"samples": task.options.count}, grids)
@@ -137,8 +140,8 @@ def _feature_set(
 
 
 def _reference(task: Task, extractor: fidelity.Extractor) -> fidelity.FeatureSet | None:
-    """Of the held-out pictures; made once and kept beside the sample sets. On rank 0."""
-    crops = task.crops("val")
+    """Of the real pictures; made once and kept beside the sample sets. On rank 0."""
+    crops = task.reference()
     key = f"{extractor.name}-{extractor.fingerprint[:12]}-{crops.fingerprint[:12]}".replace(" ", "_")
     path = task.work.parent / "reference" / f"{key}.safetensors"
     if not task.control.on_first(path.is_file):
@@ -214,14 +217,22 @@ class Part(NamedTuple):
     settings: tuple[str, ...]
 
 
-_DATA = ("pictures", "train_pictures", "held_out")
+_SPLIT = ("train_pictures", "held_out")  # which pictures are held out
+_DATA = ("pictures", *_SPLIT)
 _SAMPLING = ("count", "seed", "steps", "schedule", "choice_temperature", "temperature", "top_p", "batch", "precision")
 PARTS = {
     "held-out": Part(_held_out, ("tokenizer", "mage", "addp"), ("tokens", "train_tokens", *_DATA)),
     "samples": Part(_samples, ("addp",), _SAMPLING),
-    "fid": Part(_fid, ("addp",), (*_SAMPLING, *_DATA, "inception_weights")),
-    "proxy": Part(_proxy, ("addp",), (*_SAMPLING, *_DATA)),
+    "fid": Part(_fid, ("addp",), (*_SAMPLING, *_DATA, "reference", "inception_weights")),
+    "proxy": Part(_proxy, ("addp",), (*_SAMPLING, *_DATA, "reference")),
     "knn": Part(_knn, ("addp",), (*_DATA, "baselines")),
     "linear": Part(_linear, ("addp",), (*_DATA, "baselines")),
     "accuracy": Part(_accuracy, ("classify",), _DATA),
 }
+
+
+def settings_of(part: str, options: Options) -> tuple[str, ...]:
+    """The options that a result of a part depends on."""
+    names = PARTS[part].settings
+    whole = "reference" in names and options.reference == "published"
+    return tuple(name for name in names if not (whole and name in _SPLIT))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -12,17 +13,20 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from data_pipeline.pictures import Split
+from data_pipeline.pictures import Split, of_split
 from data_pipeline.progress import Progress
+from data_pipeline.source_place import locate
 from model.addp import ADDP
 from model.encoder import Encoder
 from model.errors import ConfigError, DataError
 from model.sampler import SamplerConfig
 from model.vq import VQTokenizer
 from model.weights import Network, build
+from trainer.checkpoint import Manifest
 from trainer.config import RunConfig
 from trainer.control import Control
-from trainer.evaluation.crops import Crops
+from trainer.evaluation.contents import Contents
+from trainer.evaluation.crops import Crop, Crops
 from trainer.evaluation.recognition import Features, encoder_features
 from trainer.evaluation.results import suffix
 from trainer.evaluation.sample_set import SampleSet
@@ -41,6 +45,7 @@ class Options(BaseModel):
     pictures: str | None = None
     train_pictures: str | None = None
     held_out: float = 0.1
+    reference: Literal["published", "held-out"] = "published"
     tokens: str | None = None
     train_tokens: str | None = None
     count: int = 50_000
@@ -77,40 +82,58 @@ class Outcome(NamedTuple):
 
 
 class Task:
-    """One checkpoint of a run. work: folder for sample sets and caches."""
+    """One checkpoint of a run. work: folder for sample sets and caches. contents: of the data, on rank 0."""
 
     def __init__(
         self, control: Control, device: torch.device, options: Options, config: RunConfig, step: int, network: Network,
-        facts: dict[str, Any], weights: Weights, work: Path, tokenizer: Path | None = None,
+        manifest: Manifest, weights: Weights, work: Path, contents: Contents, tokenizer: Path | None = None,
     ) -> None:  # fmt: skip
         self.control, self.device, self.options, self.config, self.step = control, device, options, config, step
         self.network = network.to(device).eval()
-        self.work, self.sample_folder = work, work / f"samples{suffix(weights)}"
-        self._facts, self._tokenizer = facts, tokenizer
-        self._crops: dict[Split, Crops] = {}
+        self.work, self._sets = work, work / f"samples{suffix(weights)}"
+        self._manifest, self._contents, self._tokenizer = manifest, contents, tokenizer
+        self._crops: dict[tuple[str, Split, Crop], Crops] = {}
         self._features: dict[tuple[str, str], tuple[Features, Tensor]] = {}
 
     @cached_property
     def tokenizer(self) -> VQTokenizer:
-        return frozen_tokenizer(self.config, self._tokenizer, self._facts["frozen"]["tokenizer"]).to(self.device)
+        expected = self._manifest.facts["frozen"]["tokenizer"]
+        return frozen_tokenizer(self.config, self._tokenizer, expected).to(self.device)
 
     @property
     def image_size(self) -> int:
         return self.config.geometry.image_size
 
     def crops(self, split: Split) -> Crops:
-        """Listed once: a source may have millions of pictures."""
-        if split not in self._crops:
-            self._crops[split] = self._open(split)
-        return self._crops[split]
+        """Of training or held-out pictures. All ranks together, as `reference`. Raises ADDPError."""
+        place, apart = self._pictures, self.options.train_pictures
+        if apart is None:
+            return self._opened(place, split, "own")
+        return self._opened(place if split == "val" else apart, "all", "own")
 
-    def _open(self, split: Split) -> Crops:
-        place = self.options.pictures
-        if place is None:
+    def reference(self) -> Crops:
+        """The real pictures that samples are compared with: by the published protocol all of --pictures."""
+        if self.options.reference == "held-out":
+            return self.crops("val")
+        return self._opened(self._pictures, "all", "published")
+
+    @property
+    def _pictures(self) -> str:
+        if self.options.pictures is None:
             raise ConfigError("this part of the evaluation needs --pictures: class folders or WebDataset shards")
-        if self.options.train_pictures is not None:
-            place, split = (place if split == "val" else self.options.train_pictures), "all"
-        return Crops(place, split, self.options.held_out, self.image_size, self.options.batch)
+        return self.options.pictures
+
+    def _opened(self, place: str, split: Split, crop: Crop) -> Crops:
+        """Rank 0's listing, which its key was taken of, counts for all ranks."""
+        wanted = (place, split, crop)
+        if wanted not in self._crops:
+            listing = self.control.on_first(lambda: self._contents.listing(place))
+            pictures = tuple(of_split(listing.pictures, split, self.options.held_out))
+            if not pictures:
+                raise DataError(f"the {split} split of {place} is empty; give more pictures, or another --held-out")
+            size, chunk = self.image_size, self.options.batch
+            self._crops[wanted] = Crops(locate(place).store, pictures, listing.classes, size, chunk, crop)
+        return self._crops[wanted]
 
     def over(self, title: str, chunks: int, work: Callable[[int], Any]) -> list[Any]:
         """work(0) .. work(chunks-1), divided among the ranks, with progress shown; all results on rank 0. Raises
@@ -169,9 +192,15 @@ class Task:
         assert isinstance(self.network, ADDP)
         o = self.options
         trained = Trained(self.network, self.tokenizer, self.config, self.step)
-        made = SampleSet(self.sample_folder, trained, o.count, o.seed, o.sampler, "webdataset", o.batch, o.precision)
+        folder = self._sets / self._manifest.fingerprint  # another checkpoint may have stood under this step
+        made = SampleSet(folder, trained, o.count, o.seed, o.sampler, "webdataset", o.batch, o.precision)
         self.over("samples", made.chunks, made.make_chunk)
         return made
+
+    def remove_samples(self) -> None:
+        """By every rank: they may lie on each host's own disk."""
+        self.control.barrier()
+        shutil.rmtree(self._sets, ignore_errors=True)
 
 
 def _features_of(network: Encoder) -> Callable[[Tensor], Any]:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.storage import ObjectMissing, is_remote, open_store
+from data_pipeline.storage import AccessDenied, BucketMissing, ObjectMissing, StorageError, is_remote, open_store
 from model.addp import ADDP
 from model.errors import ConfigError, WeightsError
 from model.predictor import TokenPredictor
@@ -84,6 +84,11 @@ def load_addp(run: str, weights: Weights = "raw", step: int | None = None, token
         expected = frozen.get("tokenizer") if isinstance(frozen, dict) else None
     assert isinstance(network, ADDP)
     return Trained(network.eval(), frozen_tokenizer(config, tokenizer, expected), config, step)
+
+
+def is_lasting(run: str, error: StorageError) -> bool:
+    """Whether to wait for the store that a run uploads to is of no use: it refuses us, or there is none."""
+    return isinstance(error, AccessDenied) or (isinstance(error, BucketMissing) and is_remote(run))
 
 
 def is_done(run: str) -> bool:

@@ -11,8 +11,12 @@ from data_pipeline.dataset import read_manifest
 from model.errors import ConfigError, DataError
 from tests.conftest import draw_pictures
 from trainer.config import load_config
-from trainer.evaluation.contents import Contents, pictures_key
+from trainer.evaluation.contents import Contents, listing_of
 from trainer.evaluation.task import Options
+
+
+def pictures_key(place: str) -> str:
+    return listing_of(place).key
 
 
 def test_a_place_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from trainer.evaluation.crops import Crops
+from data_pipeline.storage import LocalStore
+from trainer.evaluation.contents import listing_of
+from trainer.evaluation.crops import Crop, Crops
+
+
+def crops(pictures: Path, crop: Crop) -> Crops:
+    listing = listing_of(str(pictures))
+    return Crops(LocalStore(pictures), listing.pictures, listing.classes, size=16, chunk=8, crop=crop)
 
 
 @pytest.mark.parametrize(("count", "of_each"), [(6, 2), (64, 20), (120, 40), (500, 40)])
 def test_a_few_pictures_are_of_all_classes(count: int, of_each: int, pictures: Path) -> None:
     """The real ones beside samples: the first of a source would be of its first class."""
-    found = Crops(str(pictures), "all", held_out=0.1, size=16, chunk=8).spread(count)
+    found = crops(pictures, "own").spread(count)
     assert found.labels.bincount().tolist() == [of_each] * 3 and found.pixels.shape[1:] == (3, 16, 16)
+
+
+def test_the_published_protocol_reads_every_picture(pictures: Path, tmp_path: Path) -> None:
+    """The shorter of 24 x 20 pixels becomes 16, bilinear; then the middle. One that cannot be read is missing."""
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder)
+    found = crops(folder, "published")
+    pixels = np.concatenate([found.read(number).pixels.permute(0, 2, 3, 1).numpy() for number in range(found.chunks)])
+    files = sorted(folder.glob("*/*.png"), key=lambda path: path.relative_to(folder).as_posix())
+    expected = [
+        np.asarray(Image.open(f).convert("RGB").resize((19, 16), Image.Resampling.BILINEAR).crop((2, 0, 18, 16)))
+        for f in files
+    ]
+    assert np.array_equal(pixels, np.stack(expected)) and len(pixels) == 120
+    own = crops(folder, "own")
+    assert not np.array_equal(own.read(0).pixels, found.read(0).pixels) and own.fingerprint != found.fingerprint
+    files[3].write_bytes(files[3].read_bytes()[:40])
+    assert len(crops(folder, "published").read(0).labels) == 7

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from tests.s3_server import FaultProxy, environment
 from tests.trainer.evaluation.conftest import addp_options
 from tests.trainer.evaluation.evaluating import QUICK, codes, kill, start, without_maker
 from tests.trainer.sabotage import Sabotage
-from tests.trainer.worlds import World
+from tests.trainer.worlds import Ranks, World
+from trainer.command import run_command
+from trainer.evaluation.evaluate import main
 from trainer.evaluation.results import read_results
 
-SUITE = ("--suite", "samples,proxy,knn,linear")
+SUITE = ("--suite", "samples,proxy,knn,linear", "--reference", "held-out")
 
 
 def copy_of(run: Path, target: Path) -> Path:
@@ -142,6 +145,54 @@ def test_following_a_run_on_a_store(
     assert [(r["step"], r["part"]) for r in results] == [(s, p) for s in (4, 8, 12) for p in ("knn", "samples")]
     assert codes(start(upload, log, *options)) == [0]
     assert read_results(open_store(upload)) == results
+
+
+@pytest.mark.parametrize("place", ["run", "pictures"])
+def test_credentials_that_are_refused_are_not_waited_for(
+    place: str, run: Path, bucket: str, s3_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the run's store, and those of the pictures'."""
+    folder, log = copy_of(run, tmp_path / "run"), tmp_path / "log"
+    for name, value in environment(s3_port, AWS_SECRET_ACCESS_KEY="wrong-secret").items():
+        monkeypatch.setenv(name, value)
+    names = (f"{bucket}/run",) if place == "run" else (folder, "--pictures", f"{bucket}/pictures")
+    assert codes(start(names[0], log, "--follow", *map(str, names[1:]), "--work", str(tmp_path / "work"))) == [74]
+    text = log.read_text()
+    assert "check the credentials" in text and "tries again" not in text and "wrong-secret" not in text
+
+
+def evaluate_and_count(arguments: list[str]) -> int:
+    """How often a folder of pictures was listed is its last line."""
+    listed = []
+
+    def hook(event: str, found: tuple[object, ...]) -> None:
+        if event == "os.scandir" and str(found[0]).endswith("/line"):
+            listed.append(event)
+
+    sys.addaudithook(hook)
+    sys.argv = ["evaluate", *arguments]
+    try:
+        run_command(main)
+    finally:
+        print(f"listed {len(listed)} times", flush=True)
+    return 0
+
+
+def test_the_published_reference_is_every_picture(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """Listed once a checkpoint. A result of the other protocol, which earlier versions had, is not taken for it."""
+    folder, log = copy_of(run, tmp_path / "run"), tmp_path / "log"
+    options = ["--suite", "proxy,knn", "--checkpoint", "12", "--pictures", str(pictures)]
+    done = Ranks(evaluate_and_count, [str(folder), *QUICK, *options], 1, log).wait()
+    assert done.codes == [0] and "listed 1 times" in done.output, done.output
+    knn, proxy = read_results(LocalStore(folder))
+    assert proxy["figures"]["reference_pictures"] == 120 and proxy["settings"]["reference"] == "published"
+    assert knn["figures"]["pictures"] < 20 and "held_out" in knn["settings"] and "held_out" not in proxy["settings"]
+
+    file = folder / "evaluation" / "step-00000012" / "proxy.json"
+    del proxy["settings"]["reference"]
+    file.write_text(json.dumps(proxy))
+    done = Ranks(evaluate_and_count, [str(folder), *QUICK, *options], 1, log).wait()
+    assert done.codes == [78] and "reference: 'held-out' there, now 'published'" in done.output, done.output
 
 
 def test_a_damaged_checkpoint_is_left_out(run: Path, pictures: Path, tmp_path: Path) -> None:

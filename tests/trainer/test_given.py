@@ -17,13 +17,15 @@ from model.vq import VQTokenizer
 from model.weights import Network, build, fingerprint, load_network, save_network
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.worlds import Ranks, finish, run_world
-from trainer.checkpoint import MANIFEST, WEIGHTS, SavedState, verify
+from trainer.checkpoint import MANIFEST, WEIGHTS, verify
 from trainer.config import RunConfig, load_config
-from trainer.control import Control, join_ranks
+from trainer.control import Control
 from trainer.given import begin, beginning, given_network
+from trainer.meeting import join_ranks
 from trainer.objectives import load_frozen, make_objective
 from trainer.planning import make_plan
 from trainer.run_folder import RunFolder, step_folder
+from trainer.saved_state import SavedState
 from trainer.start import begins, same_on_all
 
 TINY = ("tokenizer.sizes.size=tiny", "predictor.sizes.size=tiny", "precision=fp32", *SMALL)

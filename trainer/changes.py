@@ -25,9 +25,9 @@ FREE = (
 TRAINING = (
     "objective", "seed", "data.held_out", "data.views", "data.window", "data.stripes", "data.tail",
     "tokenizer.sizes", "predictor.sizes", "addp.sizes", "classifier", "augmentation", "tokenizer_loss",
-    "label_smoothing", "batch.global_batch", "batch.micro", "optimizer.name", "optimizer.base_lr", "optimizer.betas",
-    "optimizer.eps", "optimizer.trust", "optimizer.weight_decay", "optimizer.clip", "schedule", "precision",
-    "ema_decay",
+    "mask_ratio_scope", "label_smoothing", "batch.global_batch", "batch.micro", "optimizer.name", "optimizer.base_lr",
+    "optimizer.betas", "optimizer.eps", "optimizer.trust", "optimizer.weight_decay", "optimizer.clip", "schedule",
+    "precision", "ema_decay",
 )  # fmt: skip
 
 

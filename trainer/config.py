@@ -18,6 +18,7 @@ from data_pipeline.views import ViewRecipe
 from model.config import Geometry, TokenizerConfig, TokenizerLossConfig, TransformerConfig
 from model.errors import ConfigError
 from trainer.changes import check_names
+from trainer.precision import MODES, Precision
 
 
 def _absolute(place: str) -> str:
@@ -162,6 +163,10 @@ class RunConfig(Section):
     classifier: ClassifierSection = ClassifierSection()
     augmentation: AugmentationSection = AugmentationSection()
     tokenizer_loss: TokenizerLossConfig = TokenizerLossConfig()
+    mask_ratio_scope: Literal["step", "micro"] = Field(
+        "step",
+        description="what shares a mask ratio: all samples of a step, or of a micro batch as published (mage, addp)",
+    )
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="over the vocabulary (mage, addp) or classes")
     output_bias: Literal["zeros", "frequencies"] = Field(
         "zeros",
@@ -170,8 +175,10 @@ class RunConfig(Section):
     batch: BatchSection = BatchSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "bf16", description="bf16 and fp16 keep float32 master weights in the optimizer; fp16 scales the loss"
+    precision: Precision = Field(
+        "bf16",
+        description="of the whole network, with float32 master weights in the optimizer (fp16 also scales the loss); "
+        "bf16-mixed: of its products only",
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage; bf16 and fp16 need 1 or more")
     offload: Literal["none", "optimizer", "parameters"] = Field(
@@ -237,11 +244,11 @@ def _check_together(config: RunConfig) -> None:
     """What no single key shows. Raises ConfigError, and StorageError for a url that is none."""
     check_names(config.resume.allow, RunConfig)
     is_remote(config.run)  # raises where it is a url: a run folder lies on a disk
-    if config.precision != "fp32" and config.zero_stage == 0:
-        # DeepSpeed's bf16 wrapper without ZeRO runs a first optimizer step with zero gradients.
+    if config.zero_stage < MODES[config.precision].least_stage:
+        others = [name for name, mode in MODES.items() if mode.least_stage == 0]
         raise ConfigError(
-            f"precision = {config.precision} with zero_stage = 0 trains wrongly in DeepSpeed; use zero_stage = 1, "
-            "or fp32"
+            f"precision = {config.precision} with zero_stage = {config.zero_stage} trains wrongly in DeepSpeed; use "
+            f"zero_stage = {MODES[config.precision].least_stage}, or {' or '.join(others)}"
         )
     least = {"none": 0, "optimizer": 1, "parameters": 3}[config.offload]
     if config.zero_stage < least:

@@ -18,6 +18,7 @@ from model.errors import ConfigError
 from trainer import costs
 from trainer.arguments import split_arguments
 from trainer.config import load_config
+from trainer.precision import MODES
 from trainer.schedule import accumulation_steps, possible_world_sizes, total_steps
 
 _IMAGENET = 1_281_167
@@ -86,7 +87,7 @@ def make_plan(
                 str(stage): {k: v / _GIB for k, v in costs.rank_memory(config, stage, world)._asdict().items()}
                 | {"total": costs.rank_memory(config, stage, world).total / _GIB}
                 for stage in range(4)
-                if not (stage == 0 and config.precision != "fp32")
+                if stage >= MODES[config.precision].least_stage
             },
             "save_seconds": save, "saves_within_grace": save < grace,
         })  # fmt: skip

@@ -105,6 +105,7 @@ def test_published_recipes() -> None:
         config = load_config(ROOT / "configs" / f"{size}.yaml")
         assert config.schedule.total == epochs and config.schedule.warmup == 40 and config.addp.sizes.dim == dim
         assert config.batch.global_batch == 4096 and config.learning_rate == pytest.approx(1.6e-3)
+        assert (config.mask_ratio_scope, config.precision) == ("micro", "bf16-mixed")
         assert config.optimizer.betas == (0.9, 0.95) and config.optimizer.clip == 3.0 and config.geometry.tokens == 256
 
 

@@ -36,7 +36,7 @@ class Mode(NamedTuple):
 
 MODES: dict[Precision, Mode] = {
     "fp32": Mode("float32", "float32", "float32"),
-    # The frozen networks gain nothing by autocast: a VQ decoder's residuals are sums of products' results.
+    # The frozen networks are cast: what that does to the target is far below what products do to the training.
     "bf16-mixed": Mode("float32", "bfloat16", "bfloat16"),
     # DeepSpeed's bf16 wrapper without ZeRO runs a first optimizer step with zero gradients; its fp16 one hides the
     # loss scale from what clips without ZeRO.

@@ -21,7 +21,8 @@ def parity(
     folder: Annotated[Path, typer.Argument(help="weights.safetensors, meta.json; io or trajectory.safetensors")],
     device: Annotated[str, typer.Option(help="cpu, cuda; of a single step also cuda:1, ...")] = "cpu",
     dtype: Annotated[
-        Literal["float32", "float64", "bfloat16", "float16"], typer.Option(help="float64: of a single step only")
+        Literal["float32", "float64", "bfloat16", "bfloat16-mixed", "float16"],
+        typer.Option(help="float64: of a single step only; bfloat16-mixed: of a trajectory only"),
     ] = "float32",
     processes: Annotated[int | None, processes_option("trajectory: ranks on this machine (1)")] = None,
     zero_stage: Annotated[int | None, typer.Option(min=0, max=3, help="trajectory: of DeepSpeed (1)")] = None,
@@ -42,6 +43,8 @@ def parity(
             raise ConfigError(
                 f"{folder} has no trajectory.safetensors; --processes, --zero-stage and --own-sums are for trajectories"
             )
+        if dtype == "bfloat16-mixed":
+            raise ConfigError(f"--dtype {dtype} is for trajectories, and {folder} has no trajectory.safetensors")
         _become("model.parity", arguments)
     arguments += ["--zero-stage", str(1 if zero_stage is None else zero_stage), *["--own-sums"] * own_sums]
     if processes in (None, 1):

@@ -1,6 +1,7 @@
 """The mask law (ADDP section 3.2 and addendum; MAGE section 3.2): how many tokens are masked, and which.
 
-Ratios are keyed by the global step, orders by the global sample index, so masks are the same on any number of ranks.
+Ratios are keyed by a draw's index, which the caller makes of the global step or of a micro batch's place in the run,
+orders by the global sample index: so masks are the same on any number of ranks.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ def masked_count(length: int, ratio: float) -> int:
     return math.ceil(length * ratio)
 
 
-def denoising_ratios(seed: int, step: int) -> tuple[float, float]:
-    """(r_t, r_next) of a global step: r_next lies 1 to 5 places further in the table, at most at its end."""
+def denoising_ratios(seed: int, draw: int) -> tuple[float, float]:
+    """(r_t, r_next) of a draw, by its index: r_next lies 1 to 5 places further in the table, at most at its end."""
     ratios, weights = ratio_table()
-    u = uniforms(seed, "mask-ratio", step, 1, 2)[0]
+    u = uniforms(seed, "mask-ratio", draw, 1, 2)[0]
     i = min(int(np.searchsorted(np.cumsum(weights), u[0], side="right")), len(ratios) - 1)
     j = min(i + 1 + int(5 * u[1]), len(ratios) - 1)
     return ratios[i], ratios[j]
@@ -65,17 +66,17 @@ def _ranks(seed: int, start: int, count: int, length: int) -> Tensor:
     return order.argsort(1)
 
 
-def denoising_masks(seed: int, step: int, start: int, count: int, length: int) -> DenoisingMasks:
-    """Masks of the samples with global indices start .. start+count-1 at a global step."""
-    r_t, r_next = denoising_ratios(seed, step)
+def denoising_masks(seed: int, draw: int, start: int, count: int, length: int) -> DenoisingMasks:
+    """Masks of the samples with global indices start .. start+count-1, with the ratios of one draw."""
+    r_t, r_next = denoising_ratios(seed, draw)
     ranks = _ranks(seed, start, count, length)
     n_t, n_next = masked_count(length, r_t), masked_count(length, r_next)
     return DenoisingMasks(ranks < n_t, ranks < n_next, n_t)
 
 
-def mage_masks(seed: int, step: int, start: int, count: int, length: int) -> MageMasks:
+def mage_masks(seed: int, draw: int, start: int, count: int, length: int) -> MageMasks:
     """As `denoising_masks`, with a continuous ratio, and half of the tokens (all of them masked) left out."""
-    u = float(uniforms(seed, "mage-ratio", step, 1, 1)[0, 0])
+    u = float(uniforms(seed, "mage-ratio", draw, 1, 1)[0, 0])
     low, high = _NORMAL.cdf(LOW), _NORMAL.cdf(HIGH)
     ratio = _NORMAL.inv_cdf(low + u * (high - low))
     ranks = _ranks(seed, start, count, length)

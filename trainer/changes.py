@@ -26,9 +26,9 @@ FREE = (
 # Needs a permission by name, `resume.allow`.
 TRAINING = (
     "data.views", "tokenizer.sizes", "predictor.sizes", "addp.sizes.positions", "addp.sizes.dropout", "classifier",
-    "augmentation", "tokenizer_loss", "label_smoothing", "batch.micro", "optimizer.base_lr", "optimizer.betas",
-    "optimizer.eps", "optimizer.trust", "optimizer.weight_decay", "optimizer.clip", "schedule", "precision",
-    "ema_decay",
+    "augmentation", "tokenizer_loss", "mask_ratio_scope", "label_smoothing", "batch.micro", "optimizer.base_lr",
+    "optimizer.betas", "optimizer.eps", "optimizer.trust", "optimizer.weight_decay", "optimizer.clip", "schedule",
+    "precision", "ema_decay",
 )  # fmt: skip
 # A checkpoint's facts refuse another value in every objective that uses the key, so that no permission helps.
 _ORDER = "the order of the samples depends on it: some would be trained on twice, and others not at all"

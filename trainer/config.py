@@ -24,6 +24,7 @@ from model.config import Geometry, TokenizerConfig, TokenizerLossConfig, Transfo
 from model.documents import MIB, Seed, Settings, parse_yaml, read_file, show
 from model.errors import ConfigError
 from trainer.changes import check_names
+from trainer.precision import MODES, Precision
 from trainer.uses import ALL, Objective, UsedBy, refuse_unused, statement
 
 _LARGEST_FILE = MIB  # bytes of a run file
@@ -225,6 +226,9 @@ class RunConfig(Settings):
     classifier: Annotated[ClassifierSection, UsedBy("classify")] = ClassifierSection()
     augmentation: Annotated[AugmentationSection, UsedBy("classify")] = AugmentationSection()
     tokenizer_loss: Annotated[TokenizerLossConfig, UsedBy("tokenizer")] = TokenizerLossConfig()
+    mask_ratio_scope: Annotated[Literal["step", "micro"], TOKENS] = Field(
+        "step", description="what shares a mask ratio: all samples of a step, or of a micro batch as published"
+    )
     label_smoothing: Annotated[float, UsedBy("mage", "addp", "classify")] = Field(
         0.1, ge=0, lt=1, description="over the vocabulary, or over classes"
     )
@@ -236,8 +240,10 @@ class RunConfig(Settings):
     batch: Annotated[BatchSection, ALL] = BatchSection()
     optimizer: Annotated[OptimizerSection, ALL] = OptimizerSection()
     schedule: Annotated[ScheduleSection, ALL] = ScheduleSection()
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], ALL] = Field(
-        "bf16", description="bf16 and fp16 keep float32 master weights in the optimizer; fp16 scales the loss"
+    precision: Annotated[Precision, ALL] = Field(
+        "bf16",
+        description="of the whole network, with float32 master weights in the optimizer (fp16 also scales the loss); "
+        "bf16-mixed: of its products only",
     )
     zero_stage: Annotated[Literal[0, 1, 2, 3], ALL] = Field(
         1, description="DeepSpeed ZeRO stage; bf16 and fp16 need 1 or more"
@@ -283,12 +289,17 @@ class RunConfig(Settings):
     @property
     def depends_on_micro(self) -> bool:
         """Whether `batch.micro` changes more than rounding: where something is drawn for a whole micro batch
-        (dropout, augmentation) or averaged over one (a codebook's usage, a BatchNorm, losses of which some rows do not
+        (dropout, augmentation, a mask ratio) or averaged over one (a codebook's usage, a BatchNorm, losses of which some rows do not
         count)."""
         if self.objective in ("tokenizer", "classify"):
             return True
         sizes = self.predictor.sizes if self.objective == "mage" else self.addp.sizes
-        return sizes.dropout > 0 or self.data.tail == "pad" or self.data.on_bad_shard == "quarantine"
+        return (
+            sizes.dropout > 0
+            or self.mask_ratio_scope == "micro"
+            or self.data.tail == "pad"
+            or self.data.on_bad_shard == "quarantine"
+        )
 
 
 def load_config(
@@ -340,11 +351,11 @@ def _check_together(config: RunConfig) -> None:
             f"schedule.warmup = {schedule.warmup:g} {schedule.unit} is not shorter than schedule.total = "
             f"{schedule.total:g}: the learning rate would never fall; lower one, or raise the other"
         )
-    if config.precision != "fp32" and config.zero_stage == 0:
-        # DeepSpeed's bf16 wrapper without ZeRO runs a first optimizer step with zero gradients.
+    if config.zero_stage < MODES[config.precision].least_stage:
+        others = [name for name, mode in MODES.items() if mode.least_stage == 0]
         raise ConfigError(
-            f"precision = {config.precision} with zero_stage = 0 trains wrongly in DeepSpeed; use zero_stage = 1, "
-            "or fp32"
+            f"precision = {config.precision} with zero_stage = {config.zero_stage} trains wrongly in DeepSpeed; use "
+            f"zero_stage = {MODES[config.precision].least_stage}, or {' or '.join(others)}"
         )
     least = {"none": 0, "optimizer": 1, "parameters": 3}[config.offload]
     if config.zero_stage < least:

@@ -20,11 +20,15 @@ from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from trainer.config import RunConfig
 from trainer.optimizers import STATE
+from trainer.precision import MODES
 
 _PEAKS = {  # dense bf16 operations a second, from the makers' data sheets
     "H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "MI300X": 1307e12, "V100": 125e12,
 }  # fmt: skip
-_SAVED_PER_TOKEN = 34  # bytes over width that a 16-bit block keeps for its backward pass (arXiv 2205.05198, eq. 2)
+# Bytes over width that a block keeps of a token for its backward pass: 34 in 16 bits (arXiv 2205.05198, eq. 2); in
+# float32 twice as many; in mixed precision the two norms' inputs, 2 of the 34 each, are float32.
+_SAVED_PER_TOKEN = {("float32", "float32"): 68, ("float32", "bfloat16"): 38}
+_SAVED_IN_16_BITS = 34
 
 
 class Operations(NamedTuple):
@@ -183,16 +187,18 @@ def rank_memory(config: RunConfig, stage: int, world_size: int) -> Memory:
     """An estimate: what the training's own tensors take, without buffers of communication and the allocator's waste.
     Offloaded parts lie in host memory."""
     trained, frozen = parameters(config)
-    width = 4 if config.precision == "fp32" else 2
+    mode = MODES[config.precision]
     divided = world_size if stage >= 1 else 1
-    master = 0 if config.precision == "fp32" and stage == 0 else 4
+    # Float32 weights are the optimizer's own where ZeRO does not copy its share of them.
+    master = 0 if mode.width == 4 and stage in (0, 3) else 4
     states = len(STATE[config.optimizer.name])
     return Memory(
-        weights=width * trained / (world_size if stage == 3 else 1),
+        # Mixed precision keeps what it casts until the backward pass, whole in every stage.
+        weights=mode.width * trained / (world_size if stage == 3 else 1) + (2 * trained if mode.mixed else 0),
         gradients=4 * trained / (world_size if stage >= 2 else 1),
         optimizer=(master + 4 * states) * trained / divided,
         average=4 * trained / world_size if config.ema_decay is not None else 0,
-        frozen=width * frozen,
+        frozen=(4 if mode.frozen == "float32" else 2) * frozen,
         activations=activation_bytes(config) * config.batch.micro,
     )
 
@@ -211,12 +217,12 @@ def activation_bytes(config: RunConfig) -> float:
         if config.classifier.method == "linear":
             return 0
         lengths = (1 + tokens, 0)
-    wide = 2 if config.precision == "fp32" else 1
+    mode = MODES[config.precision]
+    saved = _SAVED_PER_TOKEN.get((mode.weights, mode.products), _SAVED_IN_16_BITS)
     total = 0.0
     for length, depth in zip(lengths, (sizes.depth, sizes.decoder_depth), strict=True):
         recomputed = -(-depth // config.recompute_every) if config.recompute_every else 0
-        block = wide * length * sizes.dim
-        total += block * (_SAVED_PER_TOKEN * (depth - recomputed) + 2 * recomputed)
+        total += length * sizes.dim * (saved * (depth - recomputed) + mode.width * recomputed)
     if config.objective == "classify":
         return total
     logits = 3 * 4 * tokens * config.geometry.vocabulary  # in float32: logits, log-softmax, gradient

@@ -23,6 +23,7 @@ from trainer.meeting import LONG, join_ranks
 from trainer.objectives import Inputs
 from trainer.optimizers import STATE, make_optimizer
 from trainer.partition import Fragment, Partition
+from trainer.precision import MODES
 from trainer.saved_state import Range
 from trainer.schedule import parameter_groups
 from trainer.timing import Stopwatch
@@ -83,9 +84,18 @@ def deepspeed_config(config: RunConfig, accumulation: int, world_size: int, para
     }
     if config.precision == "bf16":
         result["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        result["data_types"] = {"grad_accum_dtype": "fp32"}
     elif config.precision == "fp16":
         result["fp16"] = {"enabled": True}
+    mode = MODES[config.precision]
+    if mode.mixed:
+        # The modules that DeepSpeed calls safe are those whose gradients, and in ZeRO-3 weights, it would send in half
+        # precision, whatever communication_data_type says; what is computed in which precision is PyTorch's choice.
+        safe: list[str] = []
+        result["torch_autocast"] = {
+            "enabled": True, "dtype": mode.products, "lower_precision_safe_modules": safe
+        }  # fmt: skip
+    elif mode.width < 4:
+        result["data_types"] = {"grad_accum_dtype": "fp32"}  # else micro batches are added up in half precision
     return result
 
 

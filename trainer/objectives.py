@@ -27,6 +27,7 @@ from model.weights import Network, fingerprint
 from trainer.classify import ClassifyObjective, pictures_fingerprint
 from trainer.config import RunConfig
 from trainer.given import Beginning, begin, given_network
+from trainer.precision import MODES
 from trainer.run_folder import RunFolder
 
 Inputs = dict[str, Any]
@@ -140,6 +141,10 @@ class TokenObjective:
                 bias.fill_(_UNUSED_LOGIT)
                 bias[..., : len(frequencies)] = frequencies.log().to(bias)
 
+    def ratio_draw(self, batch: Batch, step: int) -> int:
+        """Index of the mask ratio that a micro batch gets (ADDP algorithm 1; the reference draws one for each)."""
+        return step if self.config.mask_ratio_scope == "step" else batch.start
+
     def batch(self, step: int, offset: int, count: int) -> Batch:
         return self.loader.batch(step, offset, count)
 
@@ -161,7 +166,7 @@ class MageObjective(TokenObjective):
 
     def inputs(self, batch: Batch, step: int, device: torch.device) -> Inputs:
         ids = _on(device, batch.ids.astype("int64"))
-        masks = mage_masks(self.config.seed, step, batch.start, *ids.shape)
+        masks = mage_masks(self.config.seed, self.ratio_draw(batch, step), batch.start, *ids.shape)
         return {
             "ids": ids, "mask": masks.mask.to(device), "kept": masks.kept.to(device),
             "smoothing": self.config.label_smoothing, "weights": _weights(batch, device),
@@ -180,7 +185,9 @@ def load_frozen(config: RunConfig) -> FrozenNetworks:
 
 def frozen_dtype(config: RunConfig) -> torch.dtype:
     """That the frozen networks of an ADDP run compute in."""
-    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+    dtype = getattr(torch, MODES[config.precision].frozen)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
 
 
 def denoising_inputs(
@@ -211,7 +218,7 @@ class ADDPObjective(TokenObjective):
     def inputs(self, batch: Batch, step: int, device: torch.device) -> Inputs:
         self.frozen_networks.to(device)  # moves once
         ids = _on(device, batch.ids.astype("int64"))
-        masks = denoising_masks(self.config.seed, step, batch.start, *ids.shape)
+        masks = denoising_masks(self.config.seed, self.ratio_draw(batch, step), batch.start, *ids.shape)
         masks = masks._replace(mask_t=masks.mask_t.to(device), mask_next=masks.mask_next.to(device))
         weights = _weights(batch, device)
         return denoising_inputs(self.frozen_networks, ids, masks, self.config.label_smoothing, weights)

@@ -22,6 +22,7 @@ from trainer.arguments import configured
 from trainer.config import load_config
 from trainer.given import beginning, check_beginning
 from trainer.options import MOST_STEPS, YEAR, AsJson, ConfigFile, RunArguments, gpus_option
+from trainer.precision import MODES
 from trainer.schedule import accumulation_steps, possible_world_sizes, total_steps
 
 _IMAGENET = 1_281_167
@@ -87,7 +88,7 @@ def make_plan(
                 str(stage): {k: v / _GIB for k, v in costs.rank_memory(config, stage, world)._asdict().items()}
                 | {"total": costs.rank_memory(config, stage, world).total / _GIB}
                 for stage in range(4)
-                if not (stage == 0 and config.precision != "fp32")
+                if stage >= MODES[config.precision].least_stage
             },
             "save_seconds": save, "saves_within_grace": save < grace,
         })  # fmt: skip

@@ -25,6 +25,7 @@ from trainer.costs import Operations
 from trainer.given import Beginning, beginning, check_beginning
 from trainer.objectives import Objective
 from trainer.ownership import new_identity
+from trainer.precision import MODES
 from trainer.restore import Restored, has_checkpoints
 from trainer.run_folder import RunFolder, replace_text, write_json
 
@@ -153,6 +154,8 @@ def take_up(
 
 
 def describe_run(folder: RunFolder, config: RunConfig, world_size: int, operations: Operations) -> None:
+    """Rank 0: what it computes in, on the console; the rest in the run folder."""
+    records.say(f"{config.run.name}: precision {config.precision}: {MODES[config.precision]}")
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     records.replace(folder.path / "config.resolved.yaml", resolved.encode())
     versions = {}

@@ -49,8 +49,11 @@ if TYPE_CHECKING:
 TOLERANCES: dict[str, dict[str, float]] = {
     "float32": {"count": 0, "loss": 1e-6, "grad_norm": 1e-4, "final": 1e-4},
     "float32, own sums": {"count": 0, "loss": 1e-6, "grad_norm": 1e-4, "final": 1e-2},
-} | {name: {"count": 0, "loss": 1e-3, "grad_norm": 0.2, "final": 0.4} for name in ("bfloat16", "float16")}
-_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+} | {
+    name: {"count": 0, "loss": 1e-3, "grad_norm": 0.2, "final": 0.4}
+    for name in ("bfloat16", "bfloat16-mixed", "float16")
+}
+_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "bfloat16-mixed": "bf16-mixed", "float16": "fp16"}
 _TRIES = 40  # of one step in float16, until its loss scale is found
 
 Share = Annotated[float, Field(ge=0, lt=1)]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from data_pipeline.storage import StorageError
 from model.errors import ConfigError
 from trainer.config import RunConfig, documented_defaults, load_config
+from trainer.precision import MODES
 
 ROOT = Path(__file__).parents[2]
 RUN_FILES = sorted(p for p in (ROOT / "configs").glob("*.yaml") if p.name != "defaults.yaml")
@@ -37,13 +38,26 @@ def test_order_of_precedence(tmp_path: Path) -> None:
         ("addp.sizes.size=huge", "no size 'huge'; there are base, large"),
         ("addp.sizes.dim=100", "no multiple of heads = 12"),
         ("seed", "write key=value"),
-        ("zero_stage=0", "use zero_stage = 1, or fp32"),
+        ("zero_stage=0", "use zero_stage = 1, or fp32 or bf16-mixed"),
     ],
 )
 def test_mistakes_name_the_key_and_the_way_out(override: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(None, [override])
     assert words in str(caught.value)
+
+
+def test_precisions_that_train_in_a_zero_stage() -> None:
+    """DeepSpeed's wrappers of whole networks in half precision are wrong without ZeRO; float32 weights need none."""
+    for precision, mode in MODES.items():
+        for stage in range(4):
+            overrides = [f"precision={precision}", f"zero_stage={stage}"]
+            if stage == 0 and precision in ("bf16", "fp16"):
+                with pytest.raises(ConfigError, match="trains wrongly"):
+                    load_config(None, overrides)
+            else:
+                load_config(None, overrides)
+        assert mode.width == (2 if precision in ("bf16", "fp16") else 4)
 
 
 @pytest.mark.parametrize(
@@ -245,6 +259,7 @@ def test_published_recipes() -> None:
         config = load_config(ROOT / "configs" / f"{size}.yaml")
         assert config.schedule.total == epochs and config.schedule.warmup == 40 and config.addp.sizes.dim == dim
         assert config.batch.global_batch == 4096 and config.learning_rate == pytest.approx(1.6e-3)
+        assert (config.mask_ratio_scope, config.precision) == ("micro", "bf16-mixed")
         assert config.optimizer.betas == (0.9, 0.95) and config.optimizer.clip == 3.0 and config.geometry.tokens == 256
 
 

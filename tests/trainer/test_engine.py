@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from model.config import Geometry, TransformerConfig
+from model.denoising import FrozenNetworks
+from model.masking import denoising_masks
+from model.predictor import TokenPredictor
+from model.vq import VQTokenizer
 from tests.trainer.worlds import Ranks
 from trainer.config import RunConfig
 from trainer.engine import Engine, deepspeed_config, start_distributed
+from trainer.objectives import frozen_dtype
+from trainer.precision import Precision
 from trainer.timing import Stopwatch
 
 REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter_tensor", "reduce_scatter")
 
 
+MODES = [*(("bf16", stage) for stage in (1, 2, 3)), *(("bf16-mixed", stage) for stage in range(4))]
+STEPS = 3
+PRECISIONS = get_args(Precision)
+Seen = dict[tuple[str, int], dict[str, Any]]
+
+
 class Network(nn.Module):
+    """Says what it computes with."""
+
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(64, 64)
+        self.seen: set[str] = set()
+        self.layer.register_forward_hook(self._look)  # where ZeRO-3 has gathered the weights
+
+    def _look(self, layer: nn.Module, inputs: Any, product: Tensor) -> None:
+        weight = self.layer.weight
+        rounded = "" if bool((weight != weight.bfloat16()).any()) else ", rounded"
+        self.seen.add(f"weights {weight.dtype}{rounded}, products {product.dtype}")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x.to(self.layer.weight.dtype)).float().square().mean()
 
 
 def facts(arguments: list[str]) -> int:
-    """A rank that takes a step; rank 0 writes down what it saw."""
-    out, values = arguments
+    """A rank that takes steps in each of the modes; rank 0 writes down what it saw."""
+    out, rows = Path(arguments[0]), []
     watching, summed = False, set()
 
     def watched(function: Any) -> Any:
@@ -45,27 +68,55 @@ def facts(arguments: list[str]) -> int:
     for name in REDUCTIONS:  # before the start, when DeepSpeed takes some of them
         setattr(torch.distributed, name, watched(getattr(torch.distributed, name)))
     rank, world_size, _ = start_distributed()
-    engine = Engine(Network(), RunConfig.model_validate(json.loads(values)), 1, world_size)
-    watching = True
-    engine.optimizer_step([{"x": torch.randn(4, 64)}], 1e-3, Stopwatch(False))
-    seen = {
-        "engine": str(engine._engine.communication_data_type), "summed": sorted(summed),
-        "state": sorted({f"{kind} {v.dtype}" for kind, _, v in engine.owned()}),
-    }  # fmt: skip
+    for precision, stage in MODES:
+        values = {"precision": precision, "zero_stage": stage, "batch": {"global_batch": 16, "micro": 4}}
+        torch.manual_seed(0)
+        network = Network()
+        engine = Engine(network, RunConfig.model_validate(values), 2, world_size)
+        batches = torch.randn(STEPS, world_size, 2, 4, 64)[:, rank]
+        watching = True
+        results = [engine.optimizer_step([{"x": x} for x in step], 1e-3, Stopwatch(False)) for step in batches]
+        watching = False
+        rows.append({
+            "engine": str(engine._engine.communication_data_type), "summed": sorted(summed),
+            "state": sorted({f"{kind} {v.dtype}" for kind, _, v in engine.owned()}), "seen": sorted(network.seen),
+            "losses": [float(result.loss) for result in results], "norms": [result.norm for result in results],
+        })  # fmt: skip
+        summed.clear()
     if rank == 0:
-        Path(out).write_text(json.dumps(seen))
+        out.write_text(json.dumps(rows))
     return 0
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_sums_and_states_are_float32(stage: int, tmp_path: Path) -> None:
-    values = {"precision": "bf16", "zero_stage": stage, "batch": {"global_batch": 8, "micro": 4}}
-    out = tmp_path / "facts.json"
-    codes, output = Ranks(facts, [str(out), json.dumps(values)], 2, tmp_path / "log").wait()
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    """Of two ranks, by precision and ZeRO stage."""
+    folder = tmp_path_factory.mktemp("engine")
+    codes, output = Ranks(facts, [str(folder / "facts.json")], 2, folder / "log").wait()
     assert codes == [0, 0], output
-    seen = json.loads(out.read_text())
-    assert seen["engine"] == "torch.float32" and seen["summed"] == ["torch.float32"], seen
-    assert seen["state"] == [f"{kind} torch.float32" for kind in ("exp_avg", "exp_avg_sq", "weights")]
+    return dict(zip(MODES, json.loads((folder / "facts.json").read_text()), strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode[0]}-{mode[1]}")
+def test_sums_and_states_are_float32(mode: tuple[str, int], seen: Seen) -> None:
+    row = seen[mode]
+    assert row["engine"] == "torch.float32" and row["summed"] == ["torch.float32"], row
+    assert row["state"] == [f"{kind} torch.float32" for kind in ("exp_avg", "exp_avg_sq", "weights")]
+
+
+def test_mixed_precision_rounds_products_only(seen: Seen) -> None:
+    """In ZeRO-3 too, where DeepSpeed by itself would gather the weights of linear layers in bfloat16."""
+    for (precision, stage), row in seen.items():
+        weights = "float32" if precision == "bf16-mixed" else "bfloat16, rounded"
+        assert row["seen"] == [f"weights torch.{weights}, products torch.bfloat16"], (stage, row)
+
+
+def test_stages_train_alike_in_mixed_precision(seen: Seen) -> None:
+    alone, *others = (seen["bf16-mixed", stage] for stage in range(4))
+    for row in others:
+        assert row["losses"] == pytest.approx(alone["losses"], rel=1e-6)
+        assert row["norms"] == pytest.approx(alone["norms"], rel=1e-5)
+    assert alone["losses"][-1] != alone["losses"][0]
 
 
 def start(arguments: list[str]) -> int:
@@ -82,7 +133,34 @@ def test_training_uses_no_tf32(tmp_path: Path) -> None:
     assert codes == [0] and "after the start: False highest" in output
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_deepspeed_is_told_to_sum_in_float32(precision: str) -> None:
-    config = RunConfig.model_validate({"precision": precision})
-    assert deepspeed_config(config, 1, 2, 10)["communication_data_type"] == "fp32"
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_what_deepspeed_is_told(precision: str) -> None:
+    """To sum in float32 over ranks, and over the micro batches of a step as well."""
+    told = deepspeed_config(RunConfig.model_validate({"precision": precision}), 1, 2, 10)
+    assert told["communication_data_type"] == "fp32"
+    half = precision in ("bf16", "fp16")
+    assert told.get("data_types") == ({"grad_accum_dtype": "fp32"} if half else None)
+    assert ("torch_autocast" in told) == (precision == "bf16-mixed") and ("fp16" in told) == (precision == "fp16")
+
+
+def test_frozen_networks_take_the_half_precision_of_the_run() -> None:
+    dtypes = {p: frozen_dtype(RunConfig.model_validate({"precision": p})) for p in PRECISIONS}
+    assert dtypes == {
+        "fp32": torch.float32, "bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16, "fp16": torch.float16,
+    }  # fmt: skip
+
+
+def test_frozen_networks_deviate_less_in_float16(tokenizer: VQTokenizer) -> None:
+    torch.manual_seed(0)
+    geometry = Geometry.of(tokenizer.config)
+    predictor = TokenPredictor(geometry, TransformerConfig(size="tiny"))  # type: ignore[call-arg]
+    networks = FrozenNetworks(tokenizer, predictor)
+    ids = torch.randint(0, geometry.codebook_size, (4, geometry.tokens))
+    masks, found = denoising_masks(0, 0, 0, 4, geometry.tokens), {}
+    for precision in ("fp32", "fp16", "bf16"):
+        dtype = frozen_dtype(RunConfig.model_validate({"precision": precision}))
+        found[precision] = copy.deepcopy(networks).to(dtype)(ids, masks)
+    exact = found["fp32"]
+    for of in (lambda noisy: noisy.x_t.float(), lambda noisy: noisy.target.float()):
+        half, brain = (float((of(found[p]) - of(exact)).norm() / of(exact).norm()) for p in ("fp16", "bf16"))
+        assert 0 < half < 0.5 * brain and brain < 0.05

@@ -29,7 +29,7 @@ def test_the_published_run() -> None:
     assert (eight["accumulation"], many["accumulation"]) == (4, 1)
     assert eight["days"] == pytest.approx(4 * many["days"])
     memory = {stage: row["total"] for stage, row in eight["memory_gib"].items()}
-    assert set(memory) == {"1", "2", "3"} and memory["1"] > memory["2"] > memory["3"]
+    assert set(memory) == {"0", "1", "2", "3"} and memory["1"] > memory["2"] > memory["3"]
 
 
 def test_impossible_sizes_are_named() -> None:
@@ -46,6 +46,19 @@ def test_recomputing_and_offloading_save_memory() -> None:
     recomputing = load_config(ROOT / "configs/base.yaml", ["recompute_every=1"])
     assert costs.activation_bytes(recomputing) < 0.3 * costs.activation_bytes(config)
     assert costs.rank_memory(config, 3, 64).optimizer == pytest.approx(costs.rank_memory(config, 3, 8).optimizer / 8)
+
+
+def test_mixed_precision_lies_between_whole_half_and_float32() -> None:
+    half, mixed, single = (
+        load_config(ROOT / "configs/base.yaml", [f"precision={p}"]) for p in ("bf16", "bf16-mixed", "fp32")
+    )
+    assert costs.activation_bytes(half) < costs.activation_bytes(mixed) < 0.6 * costs.activation_bytes(single)
+    memory = [costs.rank_memory(config, 1, 8) for config in (half, mixed)]
+    trained, _ = costs.parameters(half)
+    assert memory[1].weights - memory[0].weights == 4 * trained  # float32 weights, and what is cast of them
+    assert memory[1].frozen == memory[0].frozen and memory[1].optimizer == memory[0].optimizer
+    stages = plan("configs/base.yaml", "precision=bf16")["worlds"][0]["memory_gib"]  # type: ignore[index]
+    assert set(stages) == {"1", "2", "3"}
 
 
 def test_operations_are_those_of_the_real_network() -> None:

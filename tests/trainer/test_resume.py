@@ -22,7 +22,8 @@ EMA = "ema_decay=0.9"
     [
         ("zero_stage=0",), ("zero_stage=2",), ("zero_stage=3", "predictor.sizes.dim=128"),
         ("zero_stage=1", "log_every=5", "checkpoint.every=3", "checkpoint.keep=9"),
-        ("zero_stage=1", "precision=bf16"), ("zero_stage=2", "precision=bf16", "offload=optimizer"),
+        ("zero_stage=1", "precision=bf16"), ("zero_stage=3", "precision=bf16-mixed", "recompute_every=2"),
+        ("zero_stage=2", "precision=bf16", "offload=optimizer"),
         ("zero_stage=3", "precision=bf16", "offload=parameters", "recompute_every=2"),
         ("zero_stage=2", "optimizer.name=lamb"), ("zero_stage=3", "optimizer.name=lars"),
     ],

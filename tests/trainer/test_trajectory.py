@@ -55,9 +55,10 @@ def test_the_trainer_s_own_loss_trains_alike(tmp_path: Path) -> None:
     assert codes == [0, 0] and report["sums"] == "own", (failing(report), output)
 
 
-def test_half_precision_keeps_to_the_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "bfloat16-mixed"])
+def test_half_precision_keeps_to_the_path(dtype: str, tmp_path: Path) -> None:
     """A few steps: processors that emulate it take a minute for all."""
-    _, report = replay(changed(tmp_path, 4), tmp_path, "--dtype", "bfloat16")
+    _, report = replay(changed(tmp_path, 4), tmp_path, "--dtype", dtype)
     rows = report["quantities"]
     assert all(rows[name]["holds"] for name in ("loss", "grad_norm", "skipped_steps")), rows
     assert rows["loss"]["tolerance"] == 1e-3
@@ -115,5 +116,6 @@ def test_options_that_do_not_fit(tmp_path: Path) -> None:
         return done
 
     assert "has no trajectory.safetensors" in refused(FIXTURES / "small", "--zero-stage", 2).stderr
+    assert "is for trajectories" in refused(FIXTURES / "small", "--dtype", "bfloat16-mixed").stderr
     (codes, output), _ = replay(FOLDER, tmp_path, "--dtype", "bfloat16", "--zero-stage", "0", processes=1)
     assert codes == [78] and "zero_stage = 0 trains wrongly" in output

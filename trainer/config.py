@@ -289,8 +289,8 @@ class RunConfig(Settings):
     @property
     def depends_on_micro(self) -> bool:
         """Whether `batch.micro` changes more than rounding: where something is drawn for a whole micro batch
-        (dropout, augmentation, a mask ratio) or averaged over one (a codebook's usage, a BatchNorm, losses of which some rows do not
-        count)."""
+        (dropout, augmentation, a mask ratio) or averaged over one (a codebook's usage, a BatchNorm, losses of which
+        some rows do not count)."""
         if self.objective in ("tokenizer", "classify"):
             return True
         sizes = self.predictor.sizes if self.objective == "mage" else self.addp.sizes

@@ -91,18 +91,19 @@ def probe(backend: str, inputs: Inputs) -> Probe:
         try:
             _refuse(backend, inputs)
             found = _both_ways(BACKENDS[backend], qkv.to(inputs.device), weight[:, :, 0].to(inputs.device))
-            deviations = [_deviation(ours, theirs) for ours, theirs in zip(found, expected, strict=True)]
+            forward, backward = (_deviation(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
         except Exception as error:  # noqa: BLE001 - whatever it is, the backend does not work here
             return Probe(backend, None, None, _in_one_line(error))
-    bound = TOLERANCES[inputs.dtype]
-    reason = "" if max(deviations) <= bound else f"it is wrong: off by {max(deviations):.2g}, allowed {bound:.2g}"
-    return Probe(backend, *deviations, reason)
+    worst, bound = max(forward, backward), TOLERANCES[inputs.dtype]
+    reason = "" if worst <= bound else f"it is wrong: off by {worst:.2g}, allowed {bound:.2g}"
+    return Probe(backend, forward, backward, reason)
 
 
 def _both_ways(function: AttentionFunction, qkv: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """(result, gradient), for q, k and v that are parts of one tensor, as in the networks."""
     qkv.requires_grad_(True)
-    result = function(*qkv.unbind(2), 0.0)
+    q, k, v = qkv.unbind(2)
+    result = function(q, k, v, 0.0)
     (gradient,) = torch.autograd.grad((result * weight).sum(), qkv)
     return result.detach(), gradient
 

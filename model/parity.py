@@ -31,7 +31,7 @@ from model.denoising import FrozenNetworks
 from model.entry import run_entry
 from model.errors import ConfigError, WeightsError
 from model.masking import DenoisingMasks
-from model.precision import keep_float32
+from model.precision import keep_float32, warn_of_bf16
 from model.predictor import TokenPredictor
 from model.sampler import Generation, SamplerConfig, advance, mask_length, next_image
 from model.vq import VQTokenizer
@@ -121,6 +121,8 @@ def compare(folder: Path, device: str = "cpu", dtype: str = "float32") -> dict[s
         ) from error
     check_device(device)
     keep_float32()
+    if dtype == "bfloat16":
+        warn_of_bf16(torch.device(device).type, "Prove it on a GPU (--device cuda), or another --dtype here")
     torch_dtype: torch.dtype = getattr(torch, dtype)
     frozen, addp = build_networks(folder, meta)
     frozen.to(device, torch_dtype)
@@ -236,7 +238,7 @@ def attention_report(device: str) -> dict[str, Any]:
 
 def attention_lines(report: dict[str, Any]) -> Iterator[str]:
     """For people; the first backend of a dtype that works is the one that computes."""
-    yield f"attention on {report['device']}, torch {report['torch']}: the first that works computes; deviation from float64"
+    yield f"attention on {report['device']}, torch {report['torch']}: the first that works computes"
     yield f"{'dtype':10}{'backend':10}{'works':7}{'forward':>9}{'backward':>10}  reason"
     for dtype, rows in report["dtypes"].items():
         for backend, row in rows.items():

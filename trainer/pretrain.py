@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from model.entry import EXIT_CRASH, leave_trace, run_entry, unexpected
 from model.errors import ADDPError, ConfigError
+from model.precision import warn_of_bf16
 from trainer import records
 from trainer.config import RunConfig, load_config
 from trainer.heartbeat import Heartbeat
@@ -57,6 +58,8 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: Stop
     check_ranks(config.expect_ranks, world)
     accumulation = accumulation_steps(config, world)
     _, world_size, device = start_distributed()
+    if config.precision not in ("fp32", "fp16"):
+        warn_of_bf16(device.type, "Set precision: fp32 on CPUs")
     assert world_size == int(os.environ["WORLD_SIZE"]), world_size
     with ExitStack() as stack:
         stack.enter_context(heartbeat)

@@ -31,6 +31,7 @@ from model.entry import run_entry
 from model.errors import ADDPError, ConfigError, WeightsError
 from model.masking import DenoisingMasks
 from model.parity import Ledger, verdict
+from model.precision import warn_of_bf16
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import load_official, reason
@@ -217,6 +218,8 @@ def replay(folder: Folder, device: str, dtype: str, stage: int, own_sums: bool) 
     from trainer.timing import Stopwatch
 
     rank, world_size, place = start_distributed()
+    if config.precision not in ("fp32", "fp16"):
+        warn_of_bf16(place.type, "Prove it on a GPU (--device cuda), or another --dtype here")
     control = Control()
     accumulation = accumulation_steps(config, world_size)
     frozen.to(place, frozen_dtype(config))

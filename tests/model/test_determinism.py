@@ -26,12 +26,12 @@ from trainer.objectives import denoising_inputs
 
 # The list in the documentation of torch.use_deterministic_algorithms, by the operators that compute it.
 REFUSED = {
-    "avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "cumsum", "histc",
-    "put", "put_", "adaptive_max_pool2d_backward", "fractional_max_pool2d_backward", "fractional_max_pool3d_backward",
-    "median", "max_unpool2d", "max_unpool3d", "upsample_linear1d_backward", "upsample_bilinear2d_backward", "nll_loss_forward",
-    "upsample_bicubic2d_backward", "upsample_trilinear3d_backward", "reflection_pad1d_backward", "nll_loss2d_forward",
-    "reflection_pad2d_backward", "reflection_pad3d_backward", "_ctc_loss_backward", "_embedding_bag",
-    "grid_sampler_2d_backward", "grid_sampler_3d_backward",
+    "avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "cumsum", "histc", "put",
+    "put_", "adaptive_max_pool2d_backward", "fractional_max_pool2d_backward", "fractional_max_pool3d_backward",
+    "median", "max_unpool2d", "max_unpool3d", "upsample_linear1d_backward", "upsample_bilinear2d_backward",
+    "upsample_bicubic2d_backward", "upsample_trilinear3d_backward", "reflection_pad1d_backward", "nll_loss_forward",
+    "reflection_pad2d_backward", "reflection_pad3d_backward", "nll_loss2d_forward", "_ctc_loss_backward",
+    "_embedding_bag", "grid_sampler_2d_backward", "grid_sampler_3d_backward",
 }  # fmt: skip
 SIZES = TransformerConfig(size="tiny")  # type: ignore[call-arg]
 

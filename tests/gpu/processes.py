@@ -16,9 +16,12 @@ from tests.gpu.conftest import DEVICE
 from tests.trainer.launching import SMALL
 from tests.trainer.sabotage import Sabotage
 
+_SECONDS = 200 if DEVICE == "cuda" else 900  # for one process
 AT_ONCE = int(os.environ.get("ADDP_GPU_TESTS_AT_ONCE", "4"))
 _WORLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "DS_ACCELERATOR")
-_SABOTAGED = "from tests.trainer.sabotage import Sabotage; import trainer.pretrain as p; {}.install(0); p.run_and_leave()"
+_SABOTAGED = (
+    "from tests.trainer.sabotage import Sabotage; import trainer.pretrain as p; {}.install(0); p.run_and_leave()"
+)
 
 
 class Ended(NamedTuple):
@@ -26,7 +29,7 @@ class Ended(NamedTuple):
     output: str  # standard output, and what stood on standard error behind it
 
 
-def processes(commands: Sequence[Sequence[str]], seconds: float = 200) -> list[Ended]:
+def processes(commands: Sequence[Sequence[str]]) -> list[Ended]:
     """Python with these arguments, `AT_ONCE` at a time. Raises TimeoutExpired."""
 
     def run(command: Sequence[str]) -> Ended:
@@ -34,7 +37,7 @@ def processes(commands: Sequence[Sequence[str]], seconds: float = 200) -> list[E
         if DEVICE == "cpu":
             environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         done = subprocess.run(
-            [sys.executable, *command], capture_output=True, text=True, check=False, timeout=seconds, env=environment,
+            [sys.executable, *command], capture_output=True, text=True, check=False, timeout=_SECONDS, env=environment,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         return Ended(done.returncode, done.stdout + done.stderr)

@@ -1,4 +1,4 @@
-"""The first steps of a recipe at its own sizes, without checkpoints: a process of its own, so that the memory is its own.
+"""The first steps of a recipe at its own sizes, without checkpoints, in a process whose memory is theirs alone.
 
     python -m tests.gpu.first_steps CONFIG [key=value ...]
 

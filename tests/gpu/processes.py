@@ -19,9 +19,12 @@ from tests.trainer.sabotage import Sabotage
 _SECONDS = 200 if DEVICE == "cuda" else 900  # for one process
 AT_ONCE = int(os.environ.get("ADDP_GPU_TESTS_AT_ONCE", "4"))
 _WORLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "DS_ACCELERATOR")
-_SABOTAGED = (
-    "from tests.trainer.sabotage import Sabotage; import trainer.pretrain as p; {}.install(0); p.run_and_leave()"
-)
+_SABOTAGED = """
+import trainer.pretrain
+from tests.trainer.sabotage import Sabotage
+{}.install(0)
+trainer.pretrain.run_and_leave()
+"""
 
 
 class Ended(NamedTuple):

@@ -78,7 +78,7 @@ def augmented(place: torch.device, section: AugmentationSection) -> tuple[torch.
 
 
 def test_augmentation_stays_on_the_device(device: torch.device) -> None:
-    """RandAugment, erasing, mixup and cutmix as published: pictures in [0, 1], targets that sum to 1, the same twice."""
+    """RandAugment, erasing, mixup and cutmix as published: in [0, 1], targets that sum to 1, the same twice."""
     for section in (AugmentationSection(), AugmentationSection(mixup=0), AugmentationSection(cutmix=0)):
         (images, target), (again, _) = (augmented(device, section) for _ in range(2))
         assert images.device.type == target.device.type == device.type

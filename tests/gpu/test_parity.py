@@ -38,7 +38,7 @@ def test_a_step_of_the_reference(name: str, dtype: str, device: torch.device, sa
 
 
 def replays(cases: list[tuple[str, int]], device: torch.device, tmp_path: Path, say: Say) -> None:
-    """(dtype, ZeRO stage). Bounds: `trainer.trajectory.TOLERANCES`. On the CPU four steps, without the final weights."""
+    """(dtype, ZeRO stage). Bounds: `trainer.trajectory.TOLERANCES`. On the CPU four steps, no final weights."""
     whole = device.type == "cuda"
     folder = FIXTURES / "trajectory" if whole else changed(tmp_path, 4)
     reports = [tmp_path / f"{dtype}-{stage}.json" for dtype, stage in cases]

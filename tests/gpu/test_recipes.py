@@ -1,4 +1,4 @@
-"""The first steps of every recipe in configs/ at its own sizes: that they run, what memory they take, how fast they are.
+"""The first steps of every recipe in configs/ at its own sizes: that they run, their memory, how fast they are.
 
 Data are made here: tokens of known content, small pictures in a thousand classes, frozen networks with random weights.
 """
@@ -113,9 +113,9 @@ def test_first_steps(recipe: str, material: Material, device: torch.device, say:
         say(f"{recipe}: batch.micro {micro} does not fit into this GPU")
         micro //= 2
     assert all(map(math.isfinite, report["losses"])) and math.isfinite(report["norm"]) and report["applied"]
-    memory = (
-        f"{report['gib']:.1f} GiB at most (addp plan: {report['estimated_gib']:.1f})" if report["gib"] else "no GPU"
-    )
+    memory = "no GPU"
+    if report["gib"]:
+        memory = f"{report['gib']:.1f} GiB at most (addp plan: {report['estimated_gib']:.1f})"
     share = f", {report['mfu']:.0%} of the GPU's bf16 peak" if report["mfu"] else ""
     say(
         f"{recipe}: micro {micro}, {memory}, {report['images_per_second']:.0f} images/s, {report['tflops']:.1f} TFLOP/s"

@@ -1,8 +1,9 @@
-"""Real runs of small networks on the GPU, each a process of its own; `processes` has how. Runs that are compared bit for
-bit are deterministic: without that, CUDA adds up some gradients in any order."""
+"""Real runs of small networks on the GPU, each a process of its own (`processes`). Runs that are compared bit for bit
+are deterministic: without that, CUDA adds up some gradients in any order."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -28,8 +29,8 @@ PRECISIONS = get_args(RunConfig.model_fields["precision"].annotation)
 
 
 def test_every_precision_trains(tokens: Path, device: torch.device, tmp_path: Path, say: Say) -> None:
-    """Twelve steps, dropout on. Bound: 3 % of float32's loss at each step; bf16 was 0.2 % off on a CPU, and no two
-    precisions need draw the same dropout."""
+    """Twelve steps, dropout on. Bound: 3 % of float32's loss at each applied step: bf16 rounds to 0.4 %, and no two
+    precisions need draw the same dropout. fp16 may skip some until its loss scale is found, and has no loss there."""
     runs = {name: tmp_path / name for name in PRECISIONS}
     ended = dict(zip(
         runs, processes([
@@ -40,10 +41,10 @@ def test_every_precision_trains(tokens: Path, device: torch.device, tmp_path: Pa
         assert ended.pop("fp16").code == 78  # refused there
     for name, done in ended.items():
         assert done.code == 0, done.output
-        found, reference = losses(runs[name]), losses(runs["fp32"])
-        assert found == pytest.approx(reference, rel=0.03), name
-        off = max(abs(a - b) / b for a, b in zip(found, reference, strict=True))
-        say(f"training in {name}: losses off fp32's by {off:.1e} at most; attention on {backends(done.output)}")
+        pairs = zip(losses(runs[name]), losses(runs["fp32"]), strict=True)
+        off = [abs(a - b) / b for a, b in pairs if math.isfinite(a)]
+        assert len(off) >= (6 if name == "fp16" else 12) and max(off) < 0.03, (name, off)
+        say(f"training in {name}: losses off fp32's by {max(off):.1e} at most; attention on {backends(done.output)}")
 
 
 def test_deterministic_runs_are_equal_bit_for_bit(

@@ -28,7 +28,7 @@ def write_tokens(
     store: Store, rows_per_shard: list[int], views: int = 2, first: int = 0, length: int = TOKENS,
     tokenizer: str = TOKENIZER, codes: int = 1024,
 ) -> Manifest:  # fmt: skip
-    """first: number of the first sample, so that several sets can be told apart. codes: K; tokens are taken modulo it."""
+    """first: number of the first sample, so that several sets can be told apart. codes: K, tokens modulo it."""
     layout, entries, number = Layout(views, length), [], first
     for k, rows in enumerate(rows_per_shard):
         file = BytesIO()

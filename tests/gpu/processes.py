@@ -14,7 +14,6 @@ from typing import NamedTuple
 from cluster.launch import free_port
 from tests.gpu.conftest import DEVICE
 from tests.trainer.launching import SMALL
-from tests.trainer.sabotage import Sabotage
 
 _SECONDS = 200 if DEVICE == "cuda" else 900  # for one process
 AT_ONCE = int(os.environ.get("ADDP_GPU_TESTS_AT_ONCE", "4"))
@@ -22,7 +21,7 @@ _WORLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
 _SABOTAGED = """
 import trainer.pretrain
 from tests.trainer.sabotage import Sabotage
-{}.install(0)
+Sabotage("os.rename", ({!r},)).install(0)
 trainer.pretrain.run_and_leave()
 """
 
@@ -49,9 +48,9 @@ def processes(commands: Sequence[Sequence[str]]) -> list[Ended]:
         return list(pool.map(run, commands))
 
 
-def training(run: Path, *overrides: str, sabotage: Sabotage | None = None) -> list[str]:
-    """The command of a small run in that folder."""
-    start = ["-c", _SABOTAGED.format(repr(sabotage))] if sabotage else ["-m", "trainer.pretrain"]
+def training(run: Path, *overrides: str, killed_at: str | None = None) -> list[str]:
+    """The command of a small run in that folder. killed_at: by SIGKILL, in place of the first rename of such a name."""
+    start = ["-c", _SABOTAGED.format(killed_at)] if killed_at else ["-m", "trainer.pretrain"]
     return [*start, f"run={run}", *SMALL, *overrides]
 
 

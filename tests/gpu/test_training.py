@@ -18,7 +18,6 @@ from model.weights import save_network
 from tests.gpu.processes import backends, finish, processes, training
 from tests.trainer.comparing import losses, same_end
 from tests.trainer.launching import MAGE
-from tests.trainer.sabotage import Sabotage
 from trainer.config import RunConfig
 
 pytestmark = pytest.mark.gpu
@@ -47,16 +46,18 @@ def test_every_precision_trains(tokens: Path, device: torch.device, tmp_path: Pa
         say(f"training in {name}: losses off fp32's by {max(off):.1e} at most; attention on {backends(done.output)}")
 
 
+@pytest.mark.parametrize("objective", ["mage", "addp", "tokenizer", "classify", "probe"])
 def test_deterministic_runs_are_equal_bit_for_bit(
-    tokens: Path, pictures: Path, tokenizer: VQTokenizer, frozen_files: list[str], tmp_path: Path, say: Say
-) -> None:
-    """Every objective, twice: each loss and every weight."""
+    objective: str, tokens: Path, pictures: Path, tokenizer: VQTokenizer, frozen_files: list[str], tmp_path: Path,
+    say: Say,
+) -> None:  # fmt: skip
+    """Twice: each loss and every weight."""
     torch.manual_seed(2)
     encoder = tmp_path / "addp.safetensors"
     save_network(ADDP(Geometry.of(tokenizer.config), TransformerConfig(size="tiny")), encoder)  # type: ignore[call-arg]
     from_pictures = (f"data.pictures={pictures}", "data.views.size=16", "tokenizer.sizes.size=tiny")
     tiny = ("addp.sizes.size=tiny", "predictor.sizes.size=tiny", "tokenizer.sizes.size=tiny")
-    objectives = {
+    options = {
         "mage": (*MAGE, f"data.tokens={tokens}", "precision=bf16"),
         "addp": ("objective=addp", *tiny, f"data.tokens={tokens}", *frozen_files, "precision=bf16"),
         "tokenizer": (
@@ -68,34 +69,28 @@ def test_deterministic_runs_are_equal_bit_for_bit(
             "objective=classify", *from_pictures, "addp.sizes.size=tiny", f"addp.weights={encoder}", "precision=fp32",
             "classifier.method=linear",
         ),
-    }  # fmt: skip
-    runs = [(name, tmp_path / f"{name}-{i}") for name in objectives for i in range(2)]
-    outputs = finish(*(training(run, *objectives[name], EXACT) for name, run in runs))
-    for name in objectives:
-        assert same_end(tmp_path / f"{name}-0", tmp_path / f"{name}-1"), name
-    say(f"deterministic, bit-equal twice: {', '.join(objectives)}; attention on {backends(outputs[0])}")
+    }[objective]  # fmt: skip
+    outputs = finish(*(training(tmp_path / name, *options, EXACT) for name in "ab"))
+    assert same_end(tmp_path / "a", tmp_path / "b")
+    say(f"deterministic {objective}: bit-equal twice; attention on {backends(outputs[0]) or 'nothing'}")
 
 
-def test_killed_and_resumed_it_ends_bit_for_bit_the_same(tokens: Path, tmp_path: Path, say: Say) -> None:
+@pytest.mark.parametrize(
+    "case",
+    [("zero_stage=1", "precision=bf16"), ("zero_stage=3", "predictor.sizes.dim=128"), ("zero_stage=0",)],
+    ids=" ".join,
+)
+def test_killed_and_resumed_it_ends_bit_for_bit_the_same(
+    case: tuple[str, ...], tokens: Path, tmp_path: Path, say: Say
+) -> None:
     """SIGKILL between a checkpoint's files and its rename, with dropout, accumulation and an average."""
-    cases = {
-        "ZeRO-1 bf16": ("zero_stage=1", "precision=bf16"),
-        "ZeRO-3 fp32": ("zero_stage=3", "predictor.sizes.dim=128"),
-        "ZeRO-0 fp32": ("zero_stage=0",),
-    }
-    kill = Sabotage("os.rename", ("step-00000008",))
-    options = {name: (*MAGE, f"data.tokens={tokens}", "ema_decay=0.9", EXACT, *case) for name, case in cases.items()}
-    whole, cut = ({name: tmp_path / f"{name.replace(' ', '-')}-{end}" for name in cases} for end in ("whole", "cut"))
-    ended = processes([
-        *(training(whole[name], *options[name]) for name in cases),
-        *(training(cut[name], *options[name], sabotage=kill) for name in cases),
-    ])  # fmt: skip
-    for done, code in zip(ended, [0, 0, 0, -9, -9, -9], strict=True):
-        assert done.code == code, done.output
-    for name, output in zip(cases, finish(*(training(cut[name], *options[name]) for name in cases)), strict=True):
-        assert "resumed at step 4 of 12" in output
-        assert same_end(whole[name], cut[name]), name
-    say(f"killed and resumed, bit-equal: {', '.join(cases)}")
+    options = (*MAGE, f"data.tokens={tokens}", "ema_decay=0.9", EXACT, *case)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    ended = processes([training(whole, *options), training(cut, *options, killed_at="step-00000008")])
+    assert [done.code for done in ended] == [0, -9], ended
+    (output,) = finish(training(cut, *options))
+    assert "resumed at step 4 of 12" in output and same_end(whole, cut)
+    say(f"killed and resumed, bit-equal: {' '.join(case)}")
 
 
 def test_offload_and_recomputation_train_alike(tokens: Path, tmp_path: Path, say: Say) -> None:

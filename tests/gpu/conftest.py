@@ -21,6 +21,19 @@ from model.weights import save_network
 DEVICE = os.environ.get("ADDP_GPU_TESTS", "cuda")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """`make test-gpu` without a GPU ends before anything is collected."""
+    if config.option.markexpr == "gpu":
+        require_gpu()
+
+
+def require_gpu() -> None:
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError(
+            f"tests of the marker gpu need a CUDA device, and PyTorch {torch.__version__} sees none here (docs/gpu.md)"
+        )
+
+
 @pytest.hookimpl(trylast=True)  # once -m has chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     found = [item for item in items if item.get_closest_marker("gpu")]
@@ -29,10 +42,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if "gpu" not in config.option.markexpr:
         config.hook.pytest_deselected(items=found)
         items[:] = [item for item in items if item not in found]
-    elif DEVICE == "cuda" and not torch.cuda.is_available():
-        raise pytest.UsageError(
-            f"tests of the marker gpu need a CUDA device, and PyTorch {torch.__version__} sees none here (docs/gpu.md)"
-        )
+    else:
+        require_gpu()
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ DEVICE = os.environ.get("ADDP_GPU_TESTS", "cuda")
 
 def pytest_configure(config: pytest.Config) -> None:
     """`make test-gpu` without a GPU ends before anything is collected."""
-    if config.option.markexpr == "gpu":
+    if config.option.markexpr == "gpu" and "tests/gpu" in map(str, config.invocation_params.args):
         require_gpu()
 
 

@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format environment browser clean
+.PHONY: demo test test-gpu lint format environment browser clean
 
 environment: .venv/.ready
 
+# make environment GPU=1: with PyTorch and xformers for CUDA (docs/gpu.md)
 .venv/.ready: requirements.txt requirements-nodeps.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; assert v >= (3, 11), f"Python 3.11 or newer is needed, found {v.major}.{v.minor}; set PYTHON=..."'
 	$(PYTHON) -m venv .venv
+	$(if $(GPU),$(BIN)/pip install --quiet -r requirements-gpu.txt)
 	$(BIN)/pip install --quiet -r requirements.txt
 	$(BIN)/pip install --quiet --no-deps -r requirements-nodeps.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
@@ -30,7 +32,12 @@ browser:
 	  >/dev/null 2>&1 || echo "no Chromium here, and it could not be installed: tests of the report need it"
 
 test: lint browser
-	$(BIN)/pytest -m "not long"
+	$(BIN)/pytest -m "not long and not gpu"
+
+# On a machine with one CUDA device: docs/gpu.md.
+test-gpu: GPU := 1
+test-gpu: environment
+	$(BIN)/pytest -m gpu tests/gpu
 
 format: environment
 	$(BIN)/ruff check --fix .

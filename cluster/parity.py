@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -18,7 +18,9 @@ from trainer.world import refuse_tasks
 
 
 def parity(
-    folder: Annotated[Path, typer.Argument(help="weights.safetensors, meta.json; io or trajectory.safetensors")],
+    folder: Annotated[
+        Path | None, typer.Argument(help="weights.safetensors, meta.json; io or trajectory.safetensors")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda; of a single step also cuda:1, ...")] = "cpu",
     dtype: Annotated[
         Literal["float32", "float64", "bfloat16", "bfloat16-mixed", "float16"],
@@ -30,6 +32,10 @@ def parity(
         bool,
         typer.Option("--own-sums", help="trajectory, float32 on the CPU: the loss in the trainer's order of summation"),
     ] = False,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="no FOLDER: try each attention backend on the device, print a table")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="with --attention: as JSON")] = False,
 ) -> None:
     """Reproduce what the reference computed, by the contents of FOLDER.
 
@@ -37,6 +43,10 @@ def parity(
     the trainer's own engine under DeepSpeed; the largest deviation of loss, gradient norm and each final weight. Prints
     JSON, and the verdict in one line on standard error; exits with 0 if all holds, with 1 if not.
     """
+    if attention:
+        _become("model.parity", ["--attention", "--device", device, *["--json"] * as_json])
+    if folder is None:
+        raise typer.BadParameter("give a folder, or --attention", param_hint="FOLDER")
     arguments = [str(folder), "--device", device, "--dtype", dtype]
     if not (folder / "trajectory.safetensors").is_file():
         if processes or zero_stage is not None or own_sums:
@@ -63,6 +73,6 @@ def parity(
     raise typer.Exit(code)
 
 
-def _become(module: str, arguments: list[str]) -> None:
+def _become(module: str, arguments: list[str]) -> NoReturn:
     os.environ[PROGRAM] = "addp parity"
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

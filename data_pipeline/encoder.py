@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.plan import Precision
-from model.precision import keep_float32
+from model.precision import keep_float32, warn_of_bf16
 from model.vq import VQTokenizer
 
 
@@ -30,6 +30,8 @@ class TokenEncoder:
         self.batch = batch
         self.device = torch.device(device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        if precision == "bf16":
+            warn_of_bf16(self.device.type, "Make these tokens on a GPU, or plan with --precision fp32")
         self._encoder = tokenizer.encoder.to(self.device, dtype, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._quantize = tokenizer.quantize.to(self.device).eval()
         self._dtype = dtype

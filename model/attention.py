@@ -1,6 +1,7 @@
-"""Attention, in one function with two backends: xformers on CUDA when it is installed, PyTorch's SDPA otherwise.
+"""Attention, in one function with three backends: xformers, PyTorch's SDPA, and the formula as it is written.
 
-The only file that touches xformers.
+Which of them computes is found out by trying, once for each kind of input: an installed xformers may have been built
+for another CUDA than PyTorch, and refuses at its first call. The only file that touches xformers.
 """
 
 from __future__ import annotations
@@ -8,20 +9,37 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+# Largest deviation of a backend that works, forward and backward: the largest difference to float64, over the largest
+# value. Scores, weights and sums are rounded, so that some five times the rounding of a value is seen on CPUs. float32:
+# also the kernels that add three TF32 products for one of float32, but not TF32 itself, which is off by 1e-3.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+_PROBE = (2, 33, 2)  # pictures, positions, heads
+_LONGEST = 300  # characters of a reason
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # SDPA wants heads before positions
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2)
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k).to(torch.promote_types(q.dtype, torch.float32))
+    weights = F.dropout((scores * q.shape[-1] ** -0.5).softmax(-1), dropout)
+    return torch.einsum("bhqk,bkhd->bqhd", weights.to(v.dtype), v)
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -30,17 +48,142 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     return memory_efficient_attention(q, k, v, p=dropout)
 
 
-_BACKENDS: dict[str, AttentionFunction] = {"xformers": _xformers, "sdpa": _sdpa}
+BACKENDS: dict[str, AttentionFunction] = {"xformers": _xformers, "sdpa": _sdpa, "explicit": _explicit}  # best first
+
+
+class Inputs(NamedTuple):
+    """What a choice depends on. width: of a head. deterministic: whether PyTorch is asked for equal bits each time."""
+
+    device: torch.device
+    dtype: torch.dtype
+    width: int
+    deterministic: bool
+
+
+class Probe(NamedTuple):
+    """forward, backward: deviations as in `TOLERANCES`, None where nothing was computed. reason: why the backend is not
+    to be used, empty where it works."""
+
+    backend: str
+    forward: float | None
+    backward: float | None
+    reason: str
+
+    @property
+    def works(self) -> bool:
+        return not self.reason
 
 
 @cache
-def backend_for(device_type: str) -> str:
-    """Name of the backend used on a device type ("cuda", "cpu", ...). Logged once, at the first call."""
-    # xformers has no CPU operator for attention.
-    name = "xformers" if device_type == "cuda" and importlib.util.find_spec("xformers") else "sdpa"
-    if device_type != "meta":
-        log.info("attention backend on %s: %s", device_type, name)
-    return name
+def probe(backend: str, inputs: Inputs) -> Probe:
+    """A tiny forward and backward pass, compared with explicit attention in float64 on the CPU. Draws nothing from
+    PyTorch's generators, and works in any mode of gradients and precision."""
+    with ExitStack() as stack:
+        for mode in (
+            torch.inference_mode(False), torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False),
+        ):  # fmt: skip
+            stack.enter_context(mode)
+        generator = torch.Generator().manual_seed(0)
+        pictures, positions, heads = _PROBE
+        shape = (pictures, positions, 3, heads, inputs.width)
+        qkv, weight = (torch.randn(shape, generator=generator).to(inputs.dtype) for _ in range(2))
+        expected = _both_ways(_explicit, qkv.double(), weight[:, :, 0].double())
+        try:
+            _refuse(backend, inputs)
+            found = _both_ways(BACKENDS[backend], qkv.to(inputs.device), weight[:, :, 0].to(inputs.device))
+            forward, backward = (_deviation(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the backend does not work here
+            return Probe(backend, None, None, _in_one_line(error))
+    worst, bound = max(forward, backward), TOLERANCES[inputs.dtype]
+    reason = "" if worst <= bound else f"it is wrong: off by {worst:.2g}, allowed {bound:.2g}"
+    return Probe(backend, forward, backward, reason)
+
+
+def _both_ways(function: AttentionFunction, qkv: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """(result, gradient), for q, k and v that are parts of one tensor, as in the networks."""
+    qkv.requires_grad_(True)
+    q, k, v = qkv.unbind(2)
+    result = function(q, k, v, 0.0)
+    (gradient,) = torch.autograd.grad((result * weight).sum(), qkv)
+    return result.detach(), gradient
+
+
+def _deviation(ours: Tensor, reference: Tensor) -> float:
+    difference = (ours.double().cpu() - reference).abs().max() / reference.abs().max()
+    return float(difference.nan_to_num(torch.inf))
+
+
+def _refuse(backend: str, inputs: Inputs) -> None:
+    if backend != "xformers":
+        return
+    if importlib.util.find_spec("xformers") is None:
+        raise ConfigError("it is not installed")
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # what it warns of in six lines is the reason given here
+    import xformers._cpp_lib
+
+    unfit = getattr(xformers._cpp_lib, "_cpp_library_load_exception", None)
+    if unfit is not None and inputs.device.type == "cuda":
+        raise unfit
+    if inputs.deterministic and importlib.util.find_spec("flash_attn"):
+        raise ConfigError("the package flash_attn, which it takes, adds up gradients in no fixed order")
+
+
+def _in_one_line(error: Exception) -> str:
+    """Of xformers' list of operators, each with its reasons, the reasons once."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    heads = [i for i, line in enumerate(lines) if line.endswith("is not supported because:")]
+    if heads:
+        lines = [line for line in lines[heads[0] :] if not line.endswith("is not supported because:")]
+    return "; ".join(dict.fromkeys(lines))[:_LONGEST] or type(error).__name__
+
+
+_chosen: dict[Inputs, str] = {}
+
+
+def backend_for(device: torch.device, dtype: torch.dtype, width: int) -> str:
+    """Name of the first backend that works for such inputs. The first call for them tries, and logs what it found.
+    Raises ConfigError where none does."""
+    inputs = Inputs(device, dtype, width, torch.are_deterministic_algorithms_enabled())
+    if inputs not in _chosen:
+        _chosen[inputs] = _choose(inputs)
+    return _chosen[inputs]
+
+
+def in_use(device_type: str) -> list[str]:
+    """Backends that computed in this process, on devices of that type."""
+    return sorted({name for inputs, name in _chosen.items() if inputs.device.type == device_type})
+
+
+def _choose(inputs: Inputs) -> str:
+    refused = []
+    for name in BACKENDS:
+        if name == "xformers" and inputs.device.type == "cpu":
+            refused.append("xformers has no operator for CPUs")  # known without its import, which takes seconds
+            continue
+        found = probe(name, inputs)
+        if found.works:
+            _announce(inputs.device.type, _name(inputs.dtype), name, "; ".join(refused))
+            return name
+        refused.append(f"{name} does not work: {found.reason}")
+    raise ConfigError(f"no attention backend works on {inputs.device} in {_name(inputs.dtype)}: {'; '.join(refused)}")
+
+
+@cache
+def _announce(device: str, dtype: str, name: str, refused: str) -> None:
+    log.info("attention on %s, %s: %s%s", device, dtype, name, f" ({refused})" if refused else "")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def table(device: torch.device, width: int = 64) -> dict[str, list[Probe]]:
+    """What every backend does on a device, by dtype."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return {
+        _name(dtype): [probe(name, Inputs(device, dtype, width, deterministic)) for name in BACKENDS]
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    }
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, backend: str | None = None) -> Tensor:
@@ -48,12 +191,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, backend: st
 
     q, k, v: (B, M, heads, head width), any floating dtype, on one device. Returns the shape of q.
     dropout: probability with which attention weights are dropped (0 in evaluation).
-    backend: "xformers" or "sdpa"; chosen by the device when None.
+    backend: one of `BACKENDS`; the first that works when None.
     """
-    name = backend or backend_for(q.device.type)
-    if not q.is_meta and torch.is_autocast_enabled(
-        q.device.type
-    ):  # the residual stream is float32 there; the products need not be
+    if q.is_meta:  # only shapes and operations are counted
+        return _sdpa(q, k, v, dropout)
+    if torch.is_autocast_enabled(q.device.type):  # the residual stream is float32 there; the products need not be
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    return _BACKENDS[name](q, k, v, dropout)
+    return BACKENDS[backend or backend_for(q.device, q.dtype, q.shape[-1])](q, k, v, dropout)

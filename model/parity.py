@@ -1,10 +1,12 @@
 """Prove a machine, dtype or backend: reproduce a folder of the reference's inputs, weights and outputs.
 
     python -m model.parity FOLDER [--device cuda] [--dtype bfloat16]
+    python -m model.parity --attention [--device cuda] [--json]
 
 FOLDER holds `weights.safetensors` (official keys), `io.safetensors` and `meta.json`. Prints JSON with the largest
 deviation of each quantity, relative to the reference's largest value, and then, on standard error, the verdict in one
-line; exits 0 if all quantities hold, 1 if not.
+line; exits 0 if all quantities hold, 1 if not. --attention: a table of what each attention backend does on the device,
+without a folder; exits 1 if none works for some dtype.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.addp import ADDP
-from model.attention import backend_for
+from model.attention import Probe, in_use, table
 from model.config import Geometry, TokenizerConfig, TransformerConfig
 from model.denoising import FrozenNetworks
 from model.device import usable_device
@@ -32,7 +35,7 @@ from model.documents import MIB, Count, Record, first_problem, parse_record, rea
 from model.entry import run_entry
 from model.errors import WeightsError
 from model.masking import DenoisingMasks
-from model.precision import keep_float32
+from model.precision import keep_float32, warn_of_bf16
 from model.predictor import TokenPredictor
 from model.sampler import Generation, SamplerConfig, advance, mask_length, next_image
 from model.vq import VQTokenizer
@@ -129,7 +132,7 @@ class Ledger:
         """What a parity command prints, and `verdict` sums up."""
         return {
             "folder": folder.name, "device": device, "dtype": dtype, "torch": torch.__version__,
-            "attention": backend_for(torch.device(device).type), **more,
+            "attention": ", ".join(in_use(torch.device(device).type)), **more,
             "holds": all(row["holds"] for row in self.rows.values()), "quantities": self.rows,
         }  # fmt: skip
 
@@ -172,6 +175,8 @@ def compare(folder: Path, device: str = "cpu", dtype: str = "float32") -> dict[s
         ) from error
     usable_device(device)
     keep_float32()
+    if dtype == "bfloat16":
+        warn_of_bf16(torch.device(device).type, "Prove it on a GPU (--device cuda), or another --dtype here")
     torch_dtype: torch.dtype = getattr(torch, dtype)
     try:
         frozen, addp = build_networks(folder, meta)
@@ -275,14 +280,51 @@ def verdict(report: dict[str, Any]) -> str:
     )
 
 
+def attention_report(device: str) -> dict[str, Any]:
+    """What `--attention --json` prints: by dtype and backend whether it works, why not, and its deviations."""
+    usable_device(device)
+    keep_float32()
+
+    def row(found: Probe) -> dict[str, Any]:
+        return {"works": found.works, "reason": found.reason, "forward": found.forward, "backward": found.backward}
+
+    dtypes = {dtype: {p.backend: row(p) for p in probes} for dtype, probes in table(torch.device(device)).items()}
+    return {"device": device, "torch": torch.__version__, "cuda": torch.version.cuda, "dtypes": dtypes}
+
+
+def attention_lines(report: dict[str, Any]) -> Iterator[str]:
+    """For people; the first backend of a dtype that works is the one that computes."""
+    yield f"attention on {report['device']}, torch {report['torch']}: the first that works computes"
+    yield f"{'dtype':10}{'backend':10}{'works':7}{'forward':>9}{'backward':>10}  reason"
+    for dtype, rows in report["dtypes"].items():
+        for backend, row in rows.items():
+            forward, backward = ("-" if v is None else f"{v:.1e}" for v in (row["forward"], row["backward"]))
+            works = "yes" if row["works"] else "no"
+            yield f"{dtype:10}{backend:10}{works:7}{forward:>9}{backward:>10}  {row['reason']}".rstrip()
+
+
+def _show_attention(device: str, as_json: bool) -> int:
+    report = attention_report(device)
+    print(json.dumps(report, indent=1) if as_json else "\n".join(attention_lines(report)), flush=True)
+    return 0 if all(any(row["works"] for row in rows.values()) for rows in report["dtypes"].values()) else 1
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog=os.environ.get("ADDP_PROGRAM", "python -m model.parity"), description=__doc__.split("\n\n")[0]
     )
-    parser.add_argument("folder", type=Path, help="folder with weights.safetensors, io.safetensors and meta.json")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", help="folder with weights.safetensors, io.safetensors and meta.json"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default cpu)")
     parser.add_argument("--dtype", default="float32", choices=list(TOLERANCES), help="default float32")
+    parser.add_argument("--attention", action="store_true", help="a table of the attention backends, and no more")
+    parser.add_argument("--json", action="store_true", help="with --attention: as JSON")
     options = parser.parse_args(arguments)
+    if options.attention:
+        return _show_attention(options.device, options.json)
+    if options.folder is None:
+        parser.error("give a FOLDER, or --attention")
     report = compare(options.folder, options.device, options.dtype)
     print(json.dumps(report, indent=1), flush=True)
     print(verdict(report), file=sys.stderr)

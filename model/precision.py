@@ -1,6 +1,17 @@
-"""What float32 means: the one place that says so. Imports torch only where it is called."""
+"""What float32 means, and where bfloat16 is not worth asking for: the one place that says so. Imports torch only where
+it is called."""
 
 from __future__ import annotations
+
+import logging
+import os
+from functools import cache
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+CPUINFO = Path("/proc/cpuinfo")
+BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # flags of processors with bf16 products: x86, x86, ARM
 
 
 def keep_float32() -> None:
@@ -13,3 +24,34 @@ def keep_float32() -> None:
 
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+
+
+def cpu_flags(cpuinfo: Path) -> frozenset[str] | None:
+    """What the processor says it can do: the words after `flags` (x86) or `Features` (ARM) in /proc/cpuinfo. None where
+    that is not to be read, as on other systems than Linux."""
+    try:
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    found = (line.partition(":")[2].split() for line in lines if line.split(":")[0].strip() in ("flags", "Features"))
+    return next((frozenset(words) for words in found), None)
+
+
+def emulates_bf16(flags: frozenset[str] | None) -> bool:
+    """Whether a CPU is known to lack instructions for bfloat16."""
+    return flags is not None and not flags & BF16
+
+
+def warn_of_bf16(device_type: str, instead: str) -> None:
+    """Where bfloat16 is asked for: say once, on rank 0, if this machine computes it by emulation, and what to do."""
+    if device_type == "cpu" and os.environ.get("RANK", "0") == "0" and emulates_bf16(cpu_flags(CPUINFO)):
+        _say(instead)
+
+
+@cache
+def _say(instead: str) -> None:
+    log.warning(
+        "this CPU has no bf16 instructions (%s): products are emulated, and may take hundreds of times as long as in "
+        "float32. %s",
+        ", ".join(sorted(BF16)), instead,
+    )  # fmt: skip

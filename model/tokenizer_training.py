@@ -123,14 +123,12 @@ class TokenizerTraining(nn.Module):
         if not count:
             return
         flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float()
-        u = torch.from_numpy(uniforms(self.seed, "revival", int(self.batches), 1, count)[0]).to(flat)
+        u = torch.from_numpy(uniforms(self.seed, "revival", int(self.batches), 1, count)[0]).float()
         if dead is None:
             dead = torch.arange(count, device=flat.device)
             chosen = self._spread(flat, u)
         else:
-            weight = self.tokenizer.quantize.distances(flat).min(1).values.clamp_min(0)
-            cdf = weight.cumsum(0)
-            chosen = flat[torch.searchsorted(cdf, u * cdf[-1]).clamp_max(len(flat) - 1)]
+            chosen = flat[_drawn(self.tokenizer.quantize.distances(flat).min(1).values.clamp_min(0), u)]
         if dist.is_initialized():
             dist.broadcast(chosen, 0)
         self.tokenizer.codebook[dead] = chosen.to(self.tokenizer.codebook.dtype)
@@ -143,7 +141,15 @@ class TokenizerTraining(nn.Module):
         chosen = [flat[int(u[0] * len(flat))]]
         nearest = (flat - chosen[0]).square().sum(1)
         for draw in u[1:]:
-            cdf = nearest.cumsum(0)
-            chosen.append(flat[int(torch.searchsorted(cdf, draw * cdf[-1]).clamp_max(len(flat) - 1))])
+            chosen.append(flat[int(_drawn(nearest, draw))])
             nearest = torch.minimum(nearest, (flat - chosen[-1]).square().sum(1))
         return torch.stack(chosen)
+
+
+def _drawn(weights: Tensor, u: Tensor) -> Tensor:
+    """Indices, of the shape of u and on the device of the weights (N,), drawn in proportion to these by uniforms u.
+
+    The running sum is made on the CPU: on CUDA its order is not fixed, and deterministic runs refuse it.
+    """
+    cdf = weights.cpu().cumsum(0)
+    return torch.searchsorted(cdf, u * cdf[-1]).clamp_max(len(cdf) - 1).to(weights.device)

@@ -25,14 +25,15 @@ def tokens_of(sample: int, view: int, length: int = TOKENS) -> np.ndarray:
 
 
 def write_tokens(
-    store: Store, rows_per_shard: list[int], views: int = 2, first: int = 0, length: int = TOKENS
-) -> Manifest:
-    """first: number of the first sample, so that several sets can be told apart."""
+    store: Store, rows_per_shard: list[int], views: int = 2, first: int = 0, length: int = TOKENS,
+    tokenizer: str = TOKENIZER, codes: int = 1024,
+) -> Manifest:  # fmt: skip
+    """first: number of the first sample, so that several sets can be told apart. codes: K, tokens modulo it."""
     layout, entries, number = Layout(views, length), [], first
     for k, rows in enumerate(rows_per_shard):
         file = BytesIO()
         samples = (
-            Sample(n, n, np.stack([tokens_of(n, v, length) for v in range(views)]))
+            Sample(n, n, np.stack([tokens_of(n, v, length) % codes for v in range(views)]))
             for n in range(number, number + rows)
         )
         write_shard(file, samples, layout)
@@ -46,8 +47,8 @@ def write_tokens(
             )
         )  # fmt: skip
     manifest = Manifest(
-        shards=tuple(entries), stride=layout.stride, fields=layout.fields(), codebook_size=1024, tokens=length,
-        views=ViewRecipe(size=16, views=views), tokenizer=TOKENIZER, classes=tuple(f"class {i}" for i in range(number)),
+        shards=tuple(entries), stride=layout.stride, fields=layout.fields(), codebook_size=codes, tokens=length,
+        views=ViewRecipe(size=16, views=views), tokenizer=tokenizer, classes=tuple(f"class {i}" for i in range(number)),
     )  # fmt: skip
     store.create(MANIFEST, manifest_bytes(manifest))
     return manifest

@@ -38,11 +38,17 @@ class Augmentation:
         # kornia draws the operations from Python's generator
         random.seed(int(torch.randint(2**31, (1,))))
         if self._rand is not None:
-            images = torch.cat([self._rand(part) for part in torch.split(images, _TOGETHER)]).clamp(0, 1)
+            images = self._distorted(images)
         if self._erase is not None:
             images = self._erase(images)
         target = F.one_hot(labels, self._classes).to(images.dtype)
         return mixed(images, target, self._section.mixup, self._section.cutmix)
+
+    def _distorted(self, images: Tensor) -> Tensor:
+        device = images.device
+        if torch.are_deterministic_algorithms_enabled():
+            images = images.cpu()  # kornia's `equalize` makes a running sum, which CUDA makes in no fixed order
+        return torch.cat([self._rand(part) for part in torch.split(images, _TOGETHER)]).clamp(0, 1).to(device)
 
 
 def mixed(images: Tensor, target: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:

@@ -17,11 +17,13 @@ from typing import NoReturn
 
 from model.entry import EXIT_CRASH, leave_trace, unexpected
 from model.errors import ADDPError, ConfigError
+from model.precision import warn_of_bf16
 from trainer import records
 from trainer.arguments import parse_rank
 from trainer.config import RunConfig, load_config
 from trainer.heartbeat import Heartbeat
 from trainer.leaving import hurry, leave, plain
+from trainer.precision import MODES
 from trainer.run_folder import LOST_RANK, RunFolder
 from trainer.stopping import Preempted, StopRequest
 from trainer.world import take_world
@@ -59,6 +61,8 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: Stop
     check_ranks(config.expect_ranks, world.size)
     accumulation = accumulation_steps(config, world.size)
     _, _, device = start_distributed(config.collective_timeout)
+    if MODES[config.precision].products == "bfloat16":
+        warn_of_bf16(device.type, "Set precision: fp32 on CPUs")
     stack.enter_context(heartbeat)
     control = Control(config.collective_timeout)
     session = prepare(folder, control)

@@ -31,12 +31,14 @@ from model.documents import MIB, parse_record, read_file
 from model.errors import ADDPError, ConfigError, WeightsError
 from model.masking import DenoisingMasks
 from model.parity import Ledger, verdict
+from model.precision import warn_of_bf16
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import Sizes, from_official, match_official, outline, read_state
 from trainer.checkpoint import WEIGHTS
 from trainer.config import RunConfig, checked_config
 from trainer.leaving import leave
+from trainer.precision import MODES
 from trainer.world import take_world
 
 if TYPE_CHECKING:
@@ -225,6 +227,8 @@ def replay(folder: Folder, device: str, dtype: str, stage: int, own_sums: bool) 
     from trainer.timing import Stopwatch
 
     rank, world_size, place = start_distributed(config.collective_timeout)
+    if MODES[config.precision].products == "bfloat16":
+        warn_of_bf16(place.type, "Prove it on a GPU (--device cuda), or another --dtype here")
     control = Control(config.collective_timeout)
     accumulation = accumulation_steps(config, world_size)
     frozen.to(place, frozen_dtype(config))

@@ -24,6 +24,7 @@ from data_pipeline.picture_grid import picture_grid
 from data_pipeline.storage import LocalStore, write_atomically
 from model.addp import ADDP
 from model.errors import ConfigError, DataError
+from model.precision import warn_of_bf16
 from model.sampler import SamplerConfig, generate
 from model.vq import VQTokenizer
 from model.weights import fingerprint
@@ -95,6 +96,7 @@ class SampleSet:
         """In bf16 whole, where autocast would keep the residual stream in float32; convolutions with channels last."""
         network, tokenizer = self._trained.network, self._trained.tokenizer
         if self._precision == "bf16":
+            warn_of_bf16(network.pos_embed.device.type, "Use --precision fp32 here, or a GPU")
             network, tokenizer = copy.deepcopy(network).bfloat16(), copy.deepcopy(tokenizer).bfloat16()
             tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network, tokenizer

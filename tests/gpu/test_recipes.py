@@ -1,0 +1,123 @@
+"""The first steps of every recipe in configs/ at its own sizes: that they run, their memory, how fast they are.
+
+Data are made here: tokens of known content, small pictures in a thousand classes, frozen networks with random weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_pipeline.storage import LocalStore
+from model.addp import ADDP
+from model.predictor import TokenPredictor
+from model.vq import VQTokenizer
+from model.weights import fingerprint, save_network
+from tests.gpu.processes import processes
+from tests.token_sets import write_tokens
+from trainer.config import RunConfig, load_config
+
+pytestmark = pytest.mark.gpu
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+RECIPES = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "defaults" and not p.stem.startswith("demo"))
+SMALL = (  # sizes and batches in place of the recipe's, where there is no GPU
+    "addp.sizes.size=tiny", "predictor.sizes.size=tiny", "tokenizer.sizes.size=tiny", "data.views.size=16",
+    "batch.micro=4",
+)  # fmt: skip
+
+
+class Material:
+    """What recipes need and do not bring, made once each."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self._folder, self._device = folder, device
+
+    def overrides(self, config: RunConfig) -> list[str]:
+        found = [f"batch.global_batch={config.batch.micro}", f"run={self._folder / 'run'}"]
+        if config.objective in ("tokenizer", "classify"):
+            found.append(f"data.pictures={self._pictures()}")
+        else:
+            found.append(f"data.tokens={self._tokens(config)}")
+        if config.objective == "addp":
+            found += [f"tokenizer.weights={self._weights('tokenizer', config)}",
+                      f"predictor.weights={self._weights('predictor', config)}"]  # fmt: skip
+        if config.objective == "classify" and config.classifier.method == "linear":
+            found.append(f"addp.weights={self._weights('addp', config)}")
+        return found
+
+    def _pictures(self) -> Path:
+        root = self._folder / "pictures"
+        if not root.exists():
+            colors = np.random.default_rng(0).integers(0, 256, (1000, 3, 3, 3), dtype=np.uint8)
+            for number, color in enumerate(colors):
+                (root / f"class-{number:03d}").mkdir(parents=True)
+                Image.fromarray(color).resize((64, 48)).save(root / f"class-{number:03d}" / "0.png")
+        return root
+
+    def _tokens(self, config: RunConfig) -> Path:
+        root = self._folder / f"tokens-{config.objective}"
+        if not root.exists():
+            weights = self._weights("tokenizer", config)
+            made_by = weights.with_suffix(".txt").read_text()
+            sizes = config.tokenizer.sizes
+            write_tokens(
+                LocalStore(root), [512], length=config.geometry.tokens, tokenizer=made_by, codes=sizes.codebook_size
+            )
+        return root
+
+    def _weights(self, kind: str, config: RunConfig) -> Path:
+        sizes = {"tokenizer": config.tokenizer, "predictor": config.predictor, "addp": config.addp}[kind].sizes
+        path = self._folder / f"{kind}-{getattr(sizes, 'dim', '')}.safetensors"
+        if not path.exists():
+            with self._device:  # random numbers come fast there
+                if kind == "tokenizer":
+                    network: Any = VQTokenizer(config.tokenizer.sizes)
+                else:
+                    network = (ADDP if kind == "addp" else TokenPredictor)(config.geometry, sizes)  # type: ignore[arg-type]
+            network = network.cpu()
+            save_network(network, path)
+            if kind == "tokenizer":
+                path.with_suffix(".txt").write_text(fingerprint(network))
+        return path
+
+
+@pytest.fixture(scope="module")
+def material(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return Material(tmp_path_factory.mktemp("recipes"), device)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_first_steps(recipe: str, material: Material, device: torch.device, say: Callable[[str], None]) -> None:
+    """Finite losses and gradients, applied updates, and memory for the recipe's micro batch, or, on a smaller GPU than
+    the recipe names, for a half of it, a quarter, ..."""
+    file, small = str(CONFIGS / f"{recipe}.yaml"), SMALL if device.type == "cpu" else ()
+    micro = load_config(file, small).batch.micro
+    while True:
+        overrides = [*small, f"batch.micro={micro}"]
+        overrides += material.overrides(load_config(file, overrides))
+        (done,) = processes([["-m", "tests.gpu.first_steps", file, *overrides]])
+        assert done.code == 0, done.output
+        report = next(json.loads(line) for line in done.output.splitlines() if line.startswith("{"))
+        if report["fits"]:
+            break
+        assert micro > 1, "not even one picture fits"
+        say(f"{recipe}: batch.micro {micro} does not fit into this GPU")
+        micro //= 2
+    assert all(map(math.isfinite, report["losses"])) and math.isfinite(report["norm"]) and report["applied"]
+    memory = "no GPU"
+    if report["gib"]:
+        memory = f"{report['gib']:.1f} GiB at most (addp plan: {report['estimated_gib']:.1f})"
+    share = f", {report['mfu']:.0%} of the GPU's bf16 peak" if report["mfu"] else ""
+    say(
+        f"{recipe}: micro {micro}, {memory}, {report['images_per_second']:.0f} images/s, {report['tflops']:.1f} TFLOP/s"
+        f"{share}; loss {report['losses'][0]:.3f}; attention {', '.join(report['attention']) or 'none'}"
+    )

@@ -136,22 +136,9 @@ class Task:
         return self._crops[wanted]
 
     def over(self, title: str, chunks: int, work: Callable[[int], Any]) -> list[Any]:
-        """work(0) .. work(chunks-1), divided among the ranks, with progress shown; all results on rank 0. Raises
-        DataError on all ranks where one listed other pictures than rank 0."""
-        self._check_alike(chunks)
+        """work(0) .. work(chunks-1), divided among the ranks, with progress shown; all results on rank 0."""
         with self.progress(title, len(range(self.control.rank, chunks, self.control.world_size))) as progress:
             return self.control.divide(chunks, work, progress.advance)
-
-    def _check_alike(self, chunks: int) -> None:
-        """Each rank lists pictures by itself, and hosts may see another state of shared storage."""
-        mine = {str(split): crops.fingerprint for split, crops in self._crops.items()} | {"chunks": str(chunks)}
-        first, *others = self.control.gather(mine)
-        for rank, found in enumerate(others, 1):
-            if any(first.get(key) != value for key, value in found.items()):
-                raise DataError(
-                    f"rank {rank} lists other pictures than rank 0; look whether their hosts see the same storage, and "
-                    "whether its files are being changed, and start again"
-                )
 
     def progress(self, title: str, total: int) -> Progress:
         """Of what rank 0 does."""

@@ -105,7 +105,7 @@ def test_a_configuration_that_cannot_be_read_says_nothing(tmp_path: Path) -> Non
 def test_each_file_is_one_rank_s_to_verify_and_opened_by_those_that_need_it() -> None:
     """Three ranks wrote a parameter of 90 elements; two and four read it."""
     index = {("weights", "w"): [Piece(30 * r, (30,), "F32", f"rank-{r}", 0) for r in range(3)]}
-    files = {f"rank-{r}": FileEntry(bytes=10 + r, sha256="") for r in range(3)}
+    files = {f"rank-{r}": FileEntry(bytes=10 + r, sha256="0" * 64) for r in range(3)}
     found = manifest({}).model_copy(update={"files": files})
     two = [files_of(index, [Range("weights", "w", 45 * r, 45)]) for r in range(2)]
     assert two == [{"rank-0", "rank-1"}, {"rank-1", "rank-2"}]

@@ -154,7 +154,8 @@ def restore(
             refused.append("; ".join(reasons))
             continue
         if candidate.remote:
-            path = control.on_first(lambda p=path, m=manifest: _move_in(p, m))  # type: ignore[misc]
+            control.on_first(lambda p=path, m=manifest: _move_in(p, m))  # type: ignore[misc]
+            path = folder.checkpoints / step_folder(candidate.step)  # as this host has it
         blind = control.until_all(lambda p=path, m=manifest, n=needed: _are_seen(p, m, n))  # type: ignore[misc]
         if blind:
             raise StorageError(
@@ -308,11 +309,10 @@ def _are_seen(path: Path, manifest: Manifest, files: Iterable[str]) -> bool:
         return False
 
 
-def _move_in(path: Path, manifest: Manifest) -> Path:
+def _move_in(path: Path, manifest: Manifest) -> None:
     target = path.with_name(step_folder(manifest.step))
     write_atomically(path / MANIFEST, manifest_bytes(manifest))
     if target.exists():
         shutil.rmtree(target)
     path.rename(target)
     sync(target.parent)
-    return target

@@ -137,9 +137,14 @@ def fetch_records(store: Store, folder: RunFolder, check: Callable[[Manifest, st
     else:
         return
     there = {entry.name for name in (*RECORDS, INCIDENTS) for entry in store.list(name)}
-    for name in (*RECORDS, *incident_names(there)):
+    for name in RECORDS:
         if name in there and not (folder.path / name).exists():
             write_atomically(folder.path / name, store.read(name))
+    for name in incident_names(there):
+        path, before = folder.path / name, store.read(name)
+        met = path.read_bytes() if path.exists() else b""  # by this start, which may have had its first already
+        if not met.startswith(before):
+            write_atomically(path, before + met)
 
 
 def _newest(store: Store) -> tuple[int, float] | None:

@@ -22,12 +22,12 @@ from pydantic_core import from_json
 from torch import Tensor
 
 from data_pipeline.storage import CHUNK
-from model.documents import MIB, Count, Positive, Record, Sha256, first_problem, read_file
+from model.documents import MIB, Count, Positive, Record, Sha256, first_problem, read_file, show
 from model.errors import ADDPError
 from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT, checkpoint_fingerprint
 
 MANIFEST = "manifest.json"
-_LARGEST_MANIFEST = 256 * MIB  # those of a thousand ranks are smaller than one
+_LARGEST_MANIFEST = 16 * MIB  # that of a thousand ranks has 0.2
 _LATEST = 1e11  # seconds since 1970: the year 5138
 PUBLISHED = "published"  # beside the checkpoints: the step of the last one, so that their loss is noticed
 WEIGHTS, AVERAGE, BUFFER = "weights", "ema", "buffer"  # kinds of tensors, beside the optimizer's own
@@ -81,8 +81,7 @@ class Manifest(BaseModel):
     @property
     def saved(self) -> float:
         """When it was, by the wall clock; 0 where it does not say."""
-        seen = self.progress.get("seen")
-        return float(seen) if isinstance(seen, int | float) and 0 <= seen < 1e11 else 0.0
+        return float(self.progress.get("seen", 0.0))
 
     @property
     def fingerprint(self) -> str:
@@ -110,6 +109,8 @@ def _digest(document: dict[str, Any]) -> str:
 
 def parse_manifest(text: bytes | str, name: str) -> Manifest:
     """Raises Damaged."""
+    if len(text) > _LARGEST_MANIFEST:
+        raise Damaged(f"{name}: {MANIFEST} is larger than {_LARGEST_MANIFEST // MIB} MiB, the most that it may have")
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
@@ -120,8 +121,9 @@ def parse_manifest(text: bytes | str, name: str) -> Manifest:
         raise Damaged(f"{name}: {MANIFEST} is damaged: its digest is not that of its content")
     if not manifest.files:
         raise Damaged(f"{name}: {MANIFEST} names no files")
-    if not 0 <= (seen := manifest.progress.get("seen", 0)) < _LATEST:
-        raise Damaged(f"{name}: {MANIFEST} says that it was saved at {seen}, which is no time")
+    seen = manifest.progress.get("seen", 0)
+    if not isinstance(seen, int | float) or isinstance(seen, bool) or not 0 <= seen < _LATEST:
+        raise Damaged(f"{name}: {MANIFEST} says that it was saved at {show(seen)}, which is no time")
     for file in manifest.files:
         if Path(file).name != file:
             raise Damaged(f"{name}: {MANIFEST} names {file!r}, which is no plain file name")

@@ -148,15 +148,15 @@ def fetch_records(store: Store, folder: RunFolder, check: Callable[[Manifest, st
 
 
 def _newest(store: Store) -> tuple[int, float] | None:
-    """Step of the newest checkpoint on the store, and when it was saved. None where the store has none or does not
-    answer."""
+    """Step of the newest checkpoint on the store, and when it was saved. None where the store has none, or where that
+    cannot be told: this is for people, and uploads, which meet the same, report it."""
     try:
         for step in remote_steps(store):
             try:
                 return step, remote_manifest(store, step).saved
             except Damaged:
                 continue
-    except (StorageError, OSError):
+    except Exception:  # noqa: BLE001 - uploads shall begin whatever lies there
         pass
     return None
 

@@ -171,6 +171,24 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) 
         SavedState(path, whole if name != MANIFEST else read_manifest(path))
 
 
+@pytest.mark.parametrize("seen", ["yesterday", None, [1], {}, True, -1, 1e12, math.nan])
+def test_a_manifest_that_was_saved_at_no_time_is_damaged(seen: Any) -> None:
+    text = manifest({"rank-00000.safetensors": FileEntry(bytes=1, sha256="0" * 64)})
+    text.progress = {"seen": seen}
+    with pytest.raises(Damaged, match="which is no time"):
+        parse_manifest(text.model_dump_json(), "step-00000004")
+
+
+def test_a_manifest_of_endless_values_is_not_parsed(tmp_path: Path) -> None:
+    path = make(tmp_path, [])
+    with (path / MANIFEST).open("wb") as file:
+        file.truncate(20 << 20)
+    with pytest.raises(Damaged, match="larger than 16 MiB"):
+        read_manifest(path)
+    with pytest.raises(Damaged, match="larger than 16 MiB"):
+        parse_manifest(b" " * (20 << 20), "step-00000004")
+
+
 def test_an_older_format_is_named(tmp_path: Path) -> None:
     with pytest.raises(Damaged, match="another version"):
         parse_manifest(json.dumps({"format": "addp-checkpoint-1", "step": 4}), "step-00000004")

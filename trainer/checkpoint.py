@@ -139,10 +139,18 @@ def read_manifest(path: Path) -> Manifest:
     return parse_manifest(text, path.name)
 
 
+def _size(path: Path, name: str) -> int:
+    """Of a file that may be opened. Raises Damaged for a FIFO or a device, which would be waited for; OSError."""
+    status = (path / name).stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise Damaged(f"{path.name}: {name} is no regular file")
+    return status.st_size
+
+
 def verify_file(path: Path, name: str, stated: FileEntry) -> None:
     """Raises Damaged where a file of the checkpoint at `path` is not as its manifest states."""
     try:
-        size = (path / name).stat().st_size
+        size = _size(path, name)
         if size != stated.bytes:
             raise Damaged(f"{path.name}: {name} is damaged: {size} bytes instead of {stated.bytes}")
         with (path / name).open("rb") as file:
@@ -158,8 +166,7 @@ def verify_file(path: Path, name: str, stated: FileEntry) -> None:
 def read_bytes(path: Path, name: str, start: int, length: int) -> bytes:
     """Bytes start .. start+length-1 of a file of the checkpoint at `path`. Raises Damaged."""
     try:
-        if not stat.S_ISREG((path / name).stat().st_mode):  # a FIFO would be waited for, for ever
-            raise Damaged(f"{path.name}: {name} is no regular file")
+        _size(path, name)
         with (path / name).open("rb") as file:
             file.seek(start)
             content = file.read(length)

@@ -28,6 +28,7 @@ from trainer.checkpoint import (
     read_manifest,
     snapshot,
     verify,
+    verify_file,
     write_snapshot,
 )
 from trainer.checkpoint_admin import Place
@@ -169,6 +170,8 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) 
     os.mkfifo(path / name)
     with pytest.raises(Damaged, match="no regular file"):
         SavedState(path, whole if name != MANIFEST else read_manifest(path))
+    with pytest.raises(Damaged, match="no regular file"):
+        verify_file(path, name, FileEntry(bytes=0, sha256="0" * 64))
 
 
 @pytest.mark.parametrize("seen", ["yesterday", None, [1], {}, True, -1, 1e12, math.nan])

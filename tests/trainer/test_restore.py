@@ -49,7 +49,7 @@ def test_keys_that_changed() -> None:
     assert changed(manifest(config())) == []
     assert changed(manifest(config()), "log_every=5") == ["log_every"]
     with pytest.raises(ConfigError, match=r"0\.0001 -> 0\.2; .*add 'resume\.allow=\[log_every,optimizer\.base"):
-        changed(manifest(config()), "optimizer.base_lr=0.2", "schedule.total=9", "resume.allow=[log_every]")
+        changed(manifest(config()), "optimizer.base_lr=0.2", "schedule.total=900", "resume.allow=[log_every]")
     assert changed(manifest(config()), "optimizer.base_lr=0.2", "resume.allow=[optimizer]") == ["optimizer.base_lr"]
 
 

@@ -4,6 +4,8 @@ a checkpoint is of and cannot change."""
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -22,6 +24,11 @@ FREE = (
     "checkpoint.patience", "checkpoint.lease",
     "health.spikes", "health.loss_deviations", "health.norm_factor", "health.consecutive", "health.history",
     "health.skip", "health.rewinds", "health.skips", "health.hang",
+)  # fmt: skip
+# Where things lie on a host, which may be elsewhere on another one: what lies there is compared by its fingerprint.
+PLACES = (
+    "run", "data.tokens", "data.pictures", "data.cache", "data.cache_gib", "tokenizer.weights", "predictor.weights",
+    "addp.weights", "checkpoint.upload",
 )  # fmt: skip
 # Needs a permission by name, `resume.allow`.
 TRAINING = (
@@ -73,6 +80,14 @@ def changes(before: dict[str, Any], now: BaseModel) -> list[Change]:
         if old is not _ABSENT and old != new:
             found.append(Change(key, old, new))
     return found
+
+
+def alike(config: BaseModel) -> dict[str, str]:
+    """A short digest of each key's value, by key, of those that all ranks of a run must have alike."""
+    values = config.model_dump(mode="json")
+    values["data"]["mixture"] = list(values["data"]["mixture"].values())  # the names are places
+    keys = (key for key in users(type(config)) if key not in PLACES)
+    return {key: hashlib.sha256(json.dumps(_value(values, key)).encode()).hexdigest()[:16] for key in keys}
 
 
 _ABSENT = object()

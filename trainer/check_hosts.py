@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import uuid
@@ -25,6 +26,7 @@ from rich.table import Table
 from data_pipeline.storage import is_remote, open_store
 from model.errors import ADDPError
 from trainer.arguments import parse_rank
+from trainer.changes import alike
 from trainer.config import RunConfig, load_config
 from trainer.control import Control, is_lost_rank, own_device
 from trainer.leaving import leave
@@ -46,7 +48,7 @@ def check(path: Path | None, overrides: list[str]) -> int:
     problems: list[str] = []
     config = _tried("the configuration", lambda: load_config(path, overrides), problems)
     found["configuration"] = (
-        hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:8] if config else "unreadable"
+        hashlib.sha256(json.dumps(alike(config)).encode()).hexdigest()[:8] if config else "unreadable"
     )
     found["run folder"] = _shared_folder(config, control, problems)
     for name, place in _places(config).items() if config else ():
@@ -111,9 +113,10 @@ def _version(name: str) -> str:
 
 def _shared_folder(config: RunConfig | None, control: Control, problems: list[str]) -> str:
     """Rank 0 leaves a file in the run folder, which the others must see."""
-    mark = control.gather(config.run / f"check-{uuid.uuid4().hex[:8]}" if config else None)[0]
-    if mark is None:
+    first = control.gather(config.run / f"check-{uuid.uuid4().hex[:8]}" if config else None)[0]
+    if first is None:
         return ""
+    mark = config.run / first.name if config else first  # hosts may have the storage at different places
     made = [folder for folder in (mark.parent, *mark.parent.parents) if not folder.exists()]  # innermost first
     if control.rank == 0:
         _tried("the run folder", lambda: _leave(mark), problems)

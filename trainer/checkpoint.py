@@ -2,8 +2,8 @@
 
 step-N/rank-R.safetensors holds what rank R owned: for each fragment of a parameter its float32 weights, optimizer
 state and average, under the key "KIND/PARAMETER@START". step-N/manifest.json is written last and states the bytes and
-sha256 of every file. A folder step-N whose manifest holds is a checkpoint; nothing else is. No file is a pickle:
-nothing in a checkpoint can run.
+sha256 of every file, and a digest of itself. A folder step-N whose manifest holds is a checkpoint; nothing else is. No
+file is a pickle: nothing in a checkpoint can run.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 from torch import Tensor
 
 from data_pipeline.storage import CHUNK
-from model.documents import Count, Positive, Record, Sha256, first_problem
+from model.documents import MIB, Count, Positive, Record, Sha256, first_problem, read_file, show
 from model.errors import ADDPError
 from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT, checkpoint_fingerprint
 
 MANIFEST = "manifest.json"
+_LARGEST_MANIFEST = 16 * MIB  # that of a thousand ranks has 0.2
 _LATEST = 1e11  # seconds since 1970: the year 5138
 PUBLISHED = "published"  # beside the checkpoints: the step of the last one, so that their loss is noticed
 WEIGHTS, AVERAGE, BUFFER = "weights", "ema", "buffer"  # kinds of tensors, beside the optimizer's own
@@ -53,9 +56,10 @@ class Manifest(BaseModel):
     """step: steps done. facts: what the run that goes on must share. parameters: shapes. part: prefix of the exported
     network's names. kinds: of tensors for each parameter. applied: optimizer updates. skipped: data left out so far.
     progress: the run's own counters and statistics. run: its id, "" before there were ids. config: the resolved
-    configuration that it was trained with, {} before it was kept."""
+    configuration that it was trained with, {} before it was kept. digest: of all else, as it was read; "" before there
+    were any."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
     format: Literal["addp-checkpoint-2"] = "addp-checkpoint-2"
     step: Count
@@ -72,12 +76,12 @@ class Manifest(BaseModel):
     run: str = ""
     config: dict[str, Any] = {}
     files: dict[str, FileEntry] = {}
+    digest: str = ""
 
     @property
     def saved(self) -> float:
         """When it was, by the wall clock; 0 where it does not say."""
-        seen = self.progress.get("seen")
-        return float(seen) if isinstance(seen, int | float) and 0 <= seen < 1e11 else 0.0
+        return float(self.progress.get("seen", 0.0))
 
     @property
     def fingerprint(self) -> str:
@@ -90,18 +94,36 @@ def candidates(checkpoints: Path) -> list[Path]:
     return sorted(checkpoints.glob("step-" + "[0-9]" * 8), reverse=True)
 
 
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """As it is written: with its digest, so that no value in it changes unseen."""
+    document = from_json(manifest.model_dump_json(exclude={"digest"}))
+    return json.dumps({**document, "digest": _digest(document)}, indent=1).encode()
+
+
+def _digest(document: dict[str, Any]) -> str:
+    """Of a manifest's JSON without its digest. Of what stands there, not of the record that is made of it: later
+    versions may know more fields."""
+    content = {key: value for key, value in document.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def parse_manifest(text: bytes | str, name: str) -> Manifest:
     """Raises Damaged."""
+    if len(text) > _LARGEST_MANIFEST:
+        raise Damaged(f"{name}: {MANIFEST} is larger than {_LARGEST_MANIFEST // MIB} MiB, the most that it may have")
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         if any(item["loc"] == ("format",) for item in error.errors()):
             raise Damaged(f"{name} was written by another version of this program ({MANIFEST}: format)") from error
         raise Damaged(f"{name} has no readable {MANIFEST}: {first_problem(error)}") from error
+    if manifest.digest and manifest.digest != _digest(from_json(text)):
+        raise Damaged(f"{name}: {MANIFEST} is damaged: its digest is not that of its content")
     if not manifest.files:
         raise Damaged(f"{name}: {MANIFEST} names no files")
-    if not 0 <= (seen := manifest.progress.get("seen", 0)) < _LATEST:
-        raise Damaged(f"{name}: {MANIFEST} says that it was saved at {seen}, which is no time")
+    seen = manifest.progress.get("seen", 0)
+    if not isinstance(seen, int | float) or isinstance(seen, bool) or not 0 <= seen < _LATEST:
+        raise Damaged(f"{name}: {MANIFEST} says that it was saved at {show(seen)}, which is no time")
     for file in manifest.files:
         if Path(file).name != file:
             raise Damaged(f"{name}: {MANIFEST} names {file!r}, which is no plain file name")
@@ -111,16 +133,24 @@ def parse_manifest(text: bytes | str, name: str) -> Manifest:
 def read_manifest(path: Path) -> Manifest:
     """Raises Damaged."""
     try:
-        text = (path / MANIFEST).read_bytes()
-    except OSError as error:
+        text = read_file(path / MANIFEST, _LARGEST_MANIFEST, Damaged)
+    except FileNotFoundError as error:
         raise Damaged(f"{path.name} has no readable {MANIFEST}: {error.strerror}") from error
     return parse_manifest(text, path.name)
+
+
+def _size(path: Path, name: str) -> int:
+    """Of a file that may be opened. Raises Damaged for a FIFO or a device, which would be waited for; OSError."""
+    status = (path / name).stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise Damaged(f"{path.name}: {name} is no regular file")
+    return status.st_size
 
 
 def verify_file(path: Path, name: str, stated: FileEntry) -> None:
     """Raises Damaged where a file of the checkpoint at `path` is not as its manifest states."""
     try:
-        size = (path / name).stat().st_size
+        size = _size(path, name)
         if size != stated.bytes:
             raise Damaged(f"{path.name}: {name} is damaged: {size} bytes instead of {stated.bytes}")
         with (path / name).open("rb") as file:
@@ -136,6 +166,7 @@ def verify_file(path: Path, name: str, stated: FileEntry) -> None:
 def read_bytes(path: Path, name: str, start: int, length: int) -> bytes:
     """Bytes start .. start+length-1 of a file of the checkpoint at `path`. Raises Damaged."""
     try:
+        _size(path, name)
         with (path / name).open("rb") as file:
             file.seek(start)
             content = file.read(length)

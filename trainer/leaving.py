@@ -48,6 +48,8 @@ def leave(function: Callable[[], Any]) -> NoReturn:
         run_entry(function)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            records.say(end.code)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # a console that is gone
             stream.flush()

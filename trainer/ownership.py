@@ -27,7 +27,7 @@ from trainer.upload import remote_manifest, remote_steps
 
 FOLDER, NAME = "owner", "run"
 _PATIENCE = 5.0  # seconds for which a process of this machine that was just killed may still be ending
-_PARTING = 10.0  # seconds that a store may take to release the lock
+_PARTING = 5.0  # seconds that a store may take to release the lock: fewer than a rank has to leave
 
 
 class OtherOwner(ConfigError):

@@ -5,9 +5,11 @@ It is the same on all ranks, and a checkpoint carries it, so that a resumed run 
 
 from __future__ import annotations
 
+import math
 import time
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from data_pipeline.storage import ObjectMissing, Store
 from model.documents import Count, Record, first_problem
@@ -15,11 +17,18 @@ from model.errors import DataError
 from trainer.run_folder import RunFolder, write_json
 
 
+def _or_nan(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+_Number = Annotated[float, BeforeValidator(_or_nan)]  # earlier versions wrote null where it was not finite
+
+
 class Row(BaseModel):
     """One step since the last metric line: mean loss over all ranks, gradient norm, and whether it was applied."""
 
-    loss: float
-    norm: float
+    loss: _Number
+    norm: _Number
     applied: bool
 
 

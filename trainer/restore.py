@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from pydantic import ValidationError
 
 from data_pipeline.storage import StorageError, Store, sync, write_atomically
+from model.documents import first_problem
 from model.errors import ConfigError
 from trainer.changes import Change, changes, forbidden
 from trainer.checkpoint import (
@@ -20,6 +22,7 @@ from trainer.checkpoint import (
     Manifest,
     NoValidCheckpoint,
     candidates,
+    manifest_bytes,
     no_valid,
     read_manifest,
     verify_file,
@@ -27,7 +30,7 @@ from trainer.checkpoint import (
 from trainer.config import RunConfig
 from trainer.control import Control
 from trainer.engine import Engine
-from trainer.progress import read_rewinds, rewinds_before
+from trainer.progress import Progress, read_rewinds, rewinds_before
 from trainer.retention import step_of
 from trainer.run_folder import RunFolder, step_folder
 from trainer.saved_state import Index, SavedState, files_of, read_here, read_index, shares
@@ -151,7 +154,8 @@ def restore(
             refused.append("; ".join(reasons))
             continue
         if candidate.remote:
-            path = control.on_first(lambda p=path, m=manifest: _move_in(p, m))  # type: ignore[misc]
+            control.on_first(lambda p=path, m=manifest: _move_in(p, m))  # type: ignore[misc]
+            path = folder.checkpoints / step_folder(candidate.step)  # as this host has it
         blind = control.until_all(lambda p=path, m=manifest, n=needed: _are_seen(p, m, n))  # type: ignore[misc]
         if blind:
             raise StorageError(
@@ -243,6 +247,10 @@ def _usable(
     name = step_folder(candidate.step)
     if manifest.step != candidate.step:
         raise Damaged(f"{name} holds step {manifest.step}")
+    try:
+        Progress.model_validate(manifest.progress)
+    except ValidationError as error:
+        raise Damaged(f"{name}: {MANIFEST} states a progress that cannot be: {first_problem(error)}") from error
     changed = expected.check(manifest, name)
     if manifest.skipped != rewinds_before(rewinds, manifest.step):
         raise Damaged(f"{name} was trained on data that a rewind leaves out")
@@ -301,11 +309,10 @@ def _are_seen(path: Path, manifest: Manifest, files: Iterable[str]) -> bool:
         return False
 
 
-def _move_in(path: Path, manifest: Manifest) -> Path:
+def _move_in(path: Path, manifest: Manifest) -> None:
     target = path.with_name(step_folder(manifest.step))
-    write_atomically(path / MANIFEST, manifest.model_dump_json(indent=1).encode())
+    write_atomically(path / MANIFEST, manifest_bytes(manifest))
     if target.exists():
         shutil.rmtree(target)
     path.rename(target)
     sync(target.parent)
-    return target

@@ -26,6 +26,7 @@ from trainer.checkpoint import (
     FileEntry,
     Manifest,
     candidates,
+    manifest_bytes,
     snapshot,
     write_snapshot,
 )
@@ -192,7 +193,7 @@ def _file_name(rank: int) -> str:
 def publish(manifest: Manifest, staging: Path, session: str) -> None:
     """Rank 0: from here on it is a checkpoint. Raises OSError, and StorageError for a full disk."""
     target = staging.with_name(step_folder(manifest.step))
-    write_atomically(staging / MANIFEST, manifest.model_dump_json(indent=1).encode())
+    write_atomically(staging / MANIFEST, manifest_bytes(manifest))
     sync(staging)
     if target.exists():  # of a past that was refused or rewound
         aside = target.with_name(f"{target.name}.old.{session}.tmp")

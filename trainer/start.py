@@ -19,6 +19,7 @@ import yaml
 from data_pipeline.storage import StorageError, open_store
 from model.errors import ConfigError
 from trainer import records
+from trainer.changes import alike
 from trainer.config import RunConfig
 from trainer.control import Control
 from trainer.costs import Operations
@@ -106,13 +107,17 @@ def run_facts(config: RunConfig, objective: Objective) -> dict[str, Any]:
 
 
 def same_on_all(control: Control, config: RunConfig, facts: dict[str, Any]) -> None:
-    """All ranks together. Raises ConfigError where one read another configuration, or other data or weights, than rank
-    0 did: each reads and lists them by itself, and what hosts see of shared storage may differ."""
-    mine = {"the configuration": config.model_dump(mode="json"), **facts}
-    digests = {key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in mine.items()}
-    first, *others = control.gather(digests)
-    for rank, found in enumerate(others, 1):
-        if different := [key for key in first if found[key] != first[key]]:
+    """All ranks together. Raises ConfigError where one has another configuration than rank 0, but for places, or read
+    other data or weights: each reads and lists them by itself, and what hosts see of shared storage may differ."""
+    mine = alike(config), {key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in facts.items()}
+    (keys, read), *others = control.gather(mine)
+    for rank, (other_keys, other_read) in enumerate(others, 1):
+        if different := [key for key in {**keys, **other_keys} if other_keys.get(key) != keys.get(key)]:
+            raise ConfigError(
+                f"rank {rank} has another configuration than rank 0: {', '.join(different)} differ; look whether their "
+                "hosts have the same run file, command line and program, and start again"
+            )
+        if different := [key for key in {**read, **other_read} if other_read.get(key) != read.get(key)]:
             raise ConfigError(
                 f"rank {rank} sees other files than rank 0: {', '.join(different)} differ; look whether their hosts "
                 "see the same storage, and whether its files are being changed, and start again"

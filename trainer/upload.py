@@ -137,21 +137,26 @@ def fetch_records(store: Store, folder: RunFolder, check: Callable[[Manifest, st
     else:
         return
     there = {entry.name for name in (*RECORDS, INCIDENTS) for entry in store.list(name)}
-    for name in (*RECORDS, *incident_names(there)):
+    for name in RECORDS:
         if name in there and not (folder.path / name).exists():
             write_atomically(folder.path / name, store.read(name))
+    for name in incident_names(there):
+        path, before = folder.path / name, store.read(name)
+        met = path.read_bytes() if path.exists() else b""  # by this start, which may have had its first already
+        if not met.startswith(before):
+            write_atomically(path, before + met)
 
 
 def _newest(store: Store) -> tuple[int, float] | None:
-    """Step of the newest checkpoint on the store, and when it was saved. None where the store has none or does not
-    answer."""
+    """Step of the newest checkpoint on the store, and when it was saved. None where the store has none, or where that
+    cannot be told: this is for people, and uploads, which meet the same, report it."""
     try:
         for step in remote_steps(store):
             try:
                 return step, remote_manifest(store, step).saved
             except Damaged:
                 continue
-    except (StorageError, OSError):
+    except Exception:  # noqa: BLE001 - uploads shall begin whatever lies there
         pass
     return None
 

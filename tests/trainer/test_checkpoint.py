@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,12 @@ from trainer.checkpoint import (
     FileEntry,
     Manifest,
     NoValidCheckpoint,
+    manifest_bytes,
     parse_manifest,
+    read_manifest,
     snapshot,
     verify,
+    verify_file,
     write_snapshot,
 )
 from trainer.checkpoint_admin import Place
@@ -48,7 +53,7 @@ def make(folder: Path, cuts: list[int], step: int = 4) -> Path:
         files[f"rank-{rank:05d}.safetensors"] = write_snapshot(
             path / f"rank-{rank:05d}.safetensors", snapshot([(f"weights/w@{a}", values[a:b])], None)
         )
-    (path / MANIFEST).write_text(manifest(files, step).model_dump_json())
+    (path / MANIFEST).write_bytes(manifest_bytes(manifest(files, step)))
     return path
 
 
@@ -128,9 +133,63 @@ def test_a_pickle_bomb_does_not_go_off(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
-    text = manifest({"../../etc/passwd": FileEntry(bytes=1, sha256="")}).model_dump_json()
+    text = manifest({"../../etc/passwd": FileEntry(bytes=1, sha256="0" * 64)}).model_dump_json()
     with pytest.raises(Damaged, match="no plain file name"):
         parse_manifest(text, "step-00000004")
+
+
+def test_no_flipped_bit_of_a_manifest_changes_what_it_says() -> None:
+    """Also in the numbers of its progress, of which any would do."""
+    entry = FileEntry(bytes=1, sha256="0" * 64)
+    written = manifest({"rank-00000.safetensors": entry})
+    written.progress = {"norms": [0.125, 3.5], "rows": [{"loss": math.nan, "norm": math.inf, "applied": False}]}
+    text = bytearray(manifest_bytes(written))
+    read = parse_manifest(bytes(text), "step-00000004")
+    assert repr(read.progress) == repr(written.progress) and read.fingerprint == written.fingerprint
+    for place in range(len(text)):
+        for bit in range(8):
+            text[place] ^= 1 << bit
+            with suppress(Damaged):
+                assert repr(parse_manifest(bytes(text), "step-00000004")) == repr(read), (place, bit)
+            text[place] ^= 1 << bit
+
+
+def test_a_manifest_of_an_earlier_version_has_no_digest_and_is_read() -> None:
+    entry = FileEntry(bytes=1, sha256="0" * 64)
+    text = manifest({"rank-00000.safetensors": entry}).model_dump_json(exclude={"digest"})
+    read = parse_manifest(text, "step-00000004")
+    assert read.digest == ""
+    assert parse_manifest(manifest_bytes(read), "step-00000004").fingerprint == read.fingerprint
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "rank-00000.safetensors"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    path = make(tmp_path, [])
+    whole = verify(path)
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(Damaged, match="no regular file"):
+        SavedState(path, whole if name != MANIFEST else read_manifest(path))
+    with pytest.raises(Damaged, match="no regular file"):
+        verify_file(path, name, FileEntry(bytes=0, sha256="0" * 64))
+
+
+@pytest.mark.parametrize("seen", ["yesterday", None, [1], {}, True, -1, 1e12, math.nan])
+def test_a_manifest_that_was_saved_at_no_time_is_damaged(seen: Any) -> None:
+    text = manifest({"rank-00000.safetensors": FileEntry(bytes=1, sha256="0" * 64)})
+    text.progress = {"seen": seen}
+    with pytest.raises(Damaged, match="which is no time"):
+        parse_manifest(text.model_dump_json(), "step-00000004")
+
+
+def test_a_manifest_of_endless_values_is_not_parsed(tmp_path: Path) -> None:
+    path = make(tmp_path, [])
+    with (path / MANIFEST).open("wb") as file:
+        file.truncate(20 << 20)
+    with pytest.raises(Damaged, match="larger than 16 MiB"):
+        read_manifest(path)
+    with pytest.raises(Damaged, match="larger than 16 MiB"):
+        parse_manifest(b" " * (20 << 20), "step-00000004")
 
 
 def test_an_older_format_is_named(tmp_path: Path) -> None:

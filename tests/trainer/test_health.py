@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.comparing import incidents, losses, same_end
+from tests.trainer.comparing import cut_back, incidents, losses, same_end, same_weights
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import World, finish, run_world
@@ -116,6 +116,24 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(stage: int, tok
     table = RunFolder(run).read_metrics()
     assert table[-1]["skipped_steps"] == 2 and table[-1]["applied_steps"] == 10
     assert table[5]["loss"] == "nan" and math.isfinite(table[7]["loss"])
+
+
+def test_a_checkpoint_may_lie_between_a_step_that_is_not_finite_and_its_metric_line(
+    tokens: Path, tmp_path: Path
+) -> None:
+    """The step is in the checkpoint's progress, where JSON has no number for it."""
+    options = (*MAGE, f"data.tokens={tokens}", "log_every=6")
+    codes, output = run_world(tmp_path / "run", *options, sabotage=Sabotage(nan=(2, 3)))
+    assert codes == [0, 0], output
+    cut = cut_back(tmp_path / "run", tmp_path / "cut", 4)
+    assert "resumed at step 4" in finish(cut, *options)
+    assert RunFolder(cut).read_metrics() and RunFolder(cut).read_metrics()[-1]["skipped_steps"] == 2
+    assert same_weights(RunFolder(cut).network, RunFolder(tmp_path / "run").network)
+
+
+def test_progress_of_earlier_versions_has_null_where_a_step_was_not_finite() -> None:
+    row = Progress.model_validate({"rows": [{"loss": None, "norm": None, "applied": False}]}).rows[0]
+    assert math.isnan(row.loss) and math.isnan(row.norm)
 
 
 def test_a_spike_is_rewound_and_its_data_left_out(tokens: Path, tmp_path: Path) -> None:

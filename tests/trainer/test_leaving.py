@@ -13,6 +13,7 @@ import pytest
 from tests.trainer.comparing import incidents
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.worlds import Ranks
+from trainer.leaving import leave
 from trainer.pretrain import run_and_leave
 from trainer.run_folder import RunFolder
 
@@ -53,6 +54,16 @@ def stuck_at_the_end(arguments: list[str]) -> None:
     leaving._SECONDS = 2.0
     engine.Engine.close = _block  # type: ignore[method-assign]
     run_and_leave(arguments)
+
+
+def stopping_with_words(arguments: list[str]) -> NoReturn:
+    """As some libraries end a process."""
+    leave(lambda: sys.exit("no such library"))
+
+
+def test_words_of_an_exit_are_said(tmp_path: Path) -> None:
+    codes, output = Ranks(stopping_with_words, [], 1, tmp_path / "log").wait(40)
+    assert codes == [1] and output == "no such library\n"
 
 
 @pytest.mark.parametrize("main", [raising, raising_without_a_disk], ids=["engine", "engine and disk"])

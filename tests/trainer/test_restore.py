@@ -3,23 +3,28 @@ ranks that see other files than rank 0. That it does go on is test_resume.py's."
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from data_pipeline.storage import open_store
 from model.errors import ConfigError
-from tests.trainer.comparing import cut_back, same_end
-from tests.trainer.launching import MAGE
+from tests.trainer.comparing import cut_back, same_end, same_weights
+from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.sabotage import EVERY, Sabotage
-from tests.trainer.worlds import run_world
+from tests.trainer.worlds import Ranks, run_world
 from trainer.checkpoint import FileEntry, Manifest
 from trainer.config import load_config
+from trainer.pretrain import run_and_leave
 from trainer.restore import Expected, Restored, last_config
 from trainer.run_folder import RunFolder
 from trainer.saved_state import Piece, Range, files_of, shares
 from trainer.start import take_up
+from trainer.upload import upload
 
 FACTS: dict[str, Any] = {"network": {"dim": 32, "dropout": 0.1, "positions": "normal"}, "data": "abc", "seed": 0}
 
@@ -44,7 +49,7 @@ def test_keys_that_changed() -> None:
     assert changed(manifest(config())) == []
     assert changed(manifest(config()), "log_every=5") == ["log_every"]
     with pytest.raises(ConfigError, match=r"0\.0001 -> 0\.2; .*add 'resume\.allow=\[log_every,optimizer\.base"):
-        changed(manifest(config()), "optimizer.base_lr=0.2", "schedule.total=9", "resume.allow=[log_every]")
+        changed(manifest(config()), "optimizer.base_lr=0.2", "schedule.total=900", "resume.allow=[log_every]")
     assert changed(manifest(config()), "optimizer.base_lr=0.2", "resume.allow=[optimizer]") == ["optimizer.base_lr"]
 
 
@@ -105,7 +110,7 @@ def test_a_configuration_that_cannot_be_read_says_nothing(tmp_path: Path) -> Non
 def test_each_file_is_one_rank_s_to_verify_and_opened_by_those_that_need_it() -> None:
     """Three ranks wrote a parameter of 90 elements; two and four read it."""
     index = {("weights", "w"): [Piece(30 * r, (30,), "F32", f"rank-{r}", 0) for r in range(3)]}
-    files = {f"rank-{r}": FileEntry(bytes=10 + r, sha256="") for r in range(3)}
+    files = {f"rank-{r}": FileEntry(bytes=10 + r, sha256="0" * 64) for r in range(3)}
     found = manifest({}).model_copy(update={"files": files})
     two = [files_of(index, [Range("weights", "w", 45 * r, 45)]) for r in range(2)]
     assert two == [{"rank-0", "rank-1"}, {"rank-1", "rank-2"}]
@@ -167,3 +172,36 @@ def test_ranks_that_list_other_data_are_refused(pictures: Path, tmp_path: Path) 
     sabotage = Sabotage(rank=1, unlisted=(hidden,))
     codes, output = run_world(tmp_path / "run", *options, "precision=fp32", sabotage=sabotage)
     assert codes == [78, 78] and "rank 1 sees other files than rank 0: data differ" in output, output
+
+
+def elsewhere(arguments: list[str]) -> None:
+    """Rank 1's host has the shared storage mounted at another place, and a cache of its own."""
+    if os.environ["RANK"] == "1":
+        arguments = [a.replace("/here/", "/there/") for a in arguments]
+    run_and_leave(arguments)
+
+
+def test_hosts_may_have_the_storage_at_different_places(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:
+    """Places in the configuration are not compared, but what lies there. The checkpoint is fetched from a store."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").symlink_to("here")
+    shutil.copytree(tokens, tmp_path / "here" / "tokens")
+    store = tmp_path / "here" / "store"
+    upload(undisturbed / "checkpoints" / "step-00000008", open_store(str(store)))
+    here = tmp_path / "here"
+    options = (f"data.tokens={here}/tokens", f"data.cache={here}/cache", f"checkpoint.upload={store}")
+    codes, output = Ranks(
+        elsewhere, [f"run={here}/run", *SMALL, *MAGE, "ema_decay=0.9", *options], 2, tmp_path / "log"
+    ).wait()
+    assert codes == [0, 0] and "resumed at step 8 of 12" in output, output
+    assert same_weights(RunFolder(here / "run").network, RunFolder(undisturbed).network)
+
+
+def misread(arguments: list[str]) -> None:
+    run_and_leave([*arguments, f"seed={os.environ['RANK']}"])
+
+
+def test_ranks_with_another_configuration_are_told_which_key(tokens: Path, tmp_path: Path) -> None:
+    arguments = [f"run={tmp_path}/run", *SMALL, *MAGE, f"data.tokens={tokens}"]
+    codes, output = Ranks(misread, arguments, 2, tmp_path / "log").wait()
+    assert codes == [78, 78] and "rank 1 has another configuration than rank 0: seed differ; " in output, output

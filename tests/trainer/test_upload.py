@@ -212,6 +212,20 @@ def test_records_do_not_come_with_manifests_that_cannot_be_checked(tmp_path: Pat
         upload.remote_manifest(store, 4)
 
 
+def test_incidents_of_before_come_in_front_of_those_that_a_start_met_already(tmp_path: Path) -> None:
+    """Such as a run folder without locks: else the next upload would replace the store's history by that line."""
+    store, before, now = LocalStore(tmp_path / "store"), RunFolder(tmp_path / "before"), RunFolder(tmp_path / "now")
+    make(before.checkpoints, [5], 4)
+    upload.upload(before.checkpoints / "step-00000004", store)
+    before.incident({"event": "of before"})
+    (name,) = before.incident_files()
+    store.create(name, (before.path / name).read_bytes())
+    now.incident({"event": "not locked"})
+    for _ in range(2):
+        fetch_records(store, now, lambda manifest, name: None)
+        assert [record["event"] for record in now.read_incidents()] == ["of before", "not locked"]
+
+
 def test_admin(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)

@@ -128,7 +128,7 @@ def test_a_pickle_bomb_does_not_go_off(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
-    text = manifest({"../../etc/passwd": FileEntry(bytes=1, sha256="")}).model_dump_json()
+    text = manifest({"../../etc/passwd": FileEntry(bytes=1, sha256="0" * 64)}).model_dump_json()
     with pytest.raises(Damaged, match="no plain file name"):
         parse_manifest(text, "step-00000004")
 

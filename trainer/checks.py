@@ -204,7 +204,7 @@ class _Checks:
         if self._store is not None and (other := holder_of(self._store)):
             yield "warning", f"{self._store.url} is held by {other}; a start waits for a sign of life of it"
         if not has_checkpoints(folder, self._store):
-            foreseen(folder, None, self._expected({}), [])  # none, unless there were some
+            foreseen(folder, None, self._expected({}), self._rewinds())  # none, unless there were some
             yield "ok", "no checkpoints yet: starts at step 0"
             return
         if self._found is None or not self._weights_fit:

@@ -141,17 +141,9 @@ def run(
     known: Known = {}
     before = count(store, planned, found, known)
     settings = JobSettings(
-        absolute(out),
-        str(tokenizer.resolve()),
-        source and absolute(source),
-        device,
-        batch,
-        threads,
-        compiled,
-        on_bad_image,
-        bad_limit,
-        before,
-    )
+        absolute(out), str(tokenizer.resolve()), source=source and absolute(source), device=device, batch=batch,
+        threads=threads, compiled=compiled, on_bad=on_bad_image, bad_limit=bad_limit, before=before,
+    )  # fmt: skip
     mine = [k for k in found.missing(planned) if k % n == i]
     started, rows, bad, made = time.monotonic(), 0, 0, 0
     with Progress("tokenizing", sum(planned.rows_of(k) for k in mine), "pictures") as progress:

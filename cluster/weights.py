@@ -33,11 +33,14 @@ def export(
     of vit_base_patch16; its inputs are normalised with ImageNet's mean and deviation. huggingface: a folder with
     model.safetensors, config.json and a model card with the code that loads it.
     """
-    from data_pipeline.output import check_output
+    from data_pipeline.output import check_output, writing
     from trainer import export as exporting
 
     check_output(out, (".pth", ".safetensors") if form in ("addp", "timm") else ())
-    print(exporting.export(exporting.open_network(source, step, weights), form, out, tokenizer_norm, tokenizer))
+    network = exporting.open_network(source, step, weights)
+    with writing(out):
+        exporting.export(network, form, out, tokenizer_norm, tokenizer)
+    print(out)
 
 
 def import_weights(
@@ -64,7 +67,7 @@ def import_weights(
     is then taken as published (heads: width / 64, decoder heads 16, groups 32, 256 pixels), and named on standard
     error; where that does not fit, the option must be given.
     """
-    from data_pipeline.output import check_output
+    from data_pipeline.output import check_output, writing
     from model.official import import_official
     from model.official_sizes import Untold
     from model.weights import save_network
@@ -75,5 +78,6 @@ def import_weights(
     for guess in guesses:
         print(guess, file=sys.stderr)
     for kind, network in networks.items():
-        save_network(network, out / f"{kind}.safetensors")
+        with writing(out):
+            save_network(network, out / f"{kind}.safetensors")
         print(json.dumps({"kind": kind, "file": str(out / f"{kind}.safetensors"), **network.config.model_dump()}))

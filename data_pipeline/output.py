@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.storage import LocalStore, StorageError, Store, is_remote
@@ -26,6 +27,15 @@ def check_output(path: Path, suffixes: Collection[str] = ()) -> None:
     there = path if suffixes and path.is_file() else _nearest_folder(path)
     if not os.access(there, os.W_OK | (os.X_OK if there.is_dir() else 0)):
         raise StorageError(f"{path} cannot be written: {there} may not be written by you; check its owner and mode")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What `check_output` cannot foresee, as a full disk or a file system that takes no files: StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error} ({error.filename})") from error
 
 
 def is_within(place: str | Path, folder: str | Path) -> bool:

@@ -27,6 +27,7 @@ from trainer.checkpoint import (
     verify,
 )
 from trainer.config import CheckpointSection
+from trainer.progress import read_rewinds, rewinds_before, rewinds_on
 from trainer.retention import expired, prune, step_of
 from trainer.run_folder import RunFolder, Weights, step_folder
 from trainer.saved_state import SavedState
@@ -67,6 +68,13 @@ class Place(NamedTuple):
                 upload.download(self.store, manifest, name, Path(folder))
             yield Path(folder), manifest
 
+    def rewinds(self) -> list[dict[str, int]]:
+        """Raises StorageError, or DataError where they cannot be read."""
+        if self.store is not None:
+            return rewinds_on(self.store)
+        assert self.folder is not None
+        return read_rewinds(RunFolder(self.folder.parent))
+
     def known(self, step: int) -> int:
         """Raises ConfigError where there is no such checkpoint."""
         steps = self.steps()
@@ -76,10 +84,15 @@ class Place(NamedTuple):
         return step
 
     def newest_valid(self, but: Collection[int] = ()) -> int:
-        """Leaving some out. Raises ADDPError where there is none yet, NoValidCheckpoint where none holds."""
+        """Leaving some out, and those that were trained on data that a rewind leaves out. Raises ADDPError where there
+        is none yet, NoValidCheckpoint where none holds."""
         refused = []
+        rewinds = self.rewinds()
         for step in (s for s in self.steps() if s not in but):
             try:
+                if self.manifest(step).skipped != rewinds_before(rewinds, step):
+                    refused.append(f"step {step} was trained on data that a rewind leaves out")
+                    continue
                 with self.verified(step):
                     return step
             except (Damaged, StorageError) as error:

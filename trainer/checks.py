@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -27,6 +26,7 @@ from trainer.given import beginning, without_values
 from trainer.objectives import Objective, TokenObjective, load_frozen, make_objective
 from trainer.ownership import agreed_run, holder_of, run_of
 from trainer.progress import read_rewinds, rewinds_on
+from trainer.records import ago
 from trainer.restore import Expected, foreseen, has_checkpoints, last_config
 from trainer.run_folder import RunFolder
 from trainer.schedule import accumulation_steps, total_steps
@@ -204,7 +204,7 @@ class _Checks:
         if self._store is not None and (other := holder_of(self._store)):
             yield "warning", f"{self._store.url} is held by {other}; a start waits for a sign of life of it"
         if not has_checkpoints(folder, self._store):
-            foreseen(folder, None, self._expected({}), [])  # none, unless there were some
+            foreseen(folder, None, self._expected({}), self._rewinds())  # none, unless there were some
             yield "ok", "no checkpoints yet: starts at step 0"
             return
         if self._found is None or not self._weights_fit:
@@ -216,7 +216,7 @@ class _Checks:
         assert found.manifest is not None
         total = total_steps(self._config.schedule, self._found.epochs)
         saved = found.manifest.saved
-        age = f", saved {_ago(time.time() - saved)} ago" if saved else ""
+        age = f", saved {ago(saved)}" if saved else ""
         by = f"{found.manifest.world_size} ranks{age}"
         if found.step >= total:
             yield "warning", f"nothing is left to do: step {found.step} of {total} is saved (by {by})"
@@ -278,10 +278,3 @@ def _open(config: RunConfig) -> _Found:
 
 def _size(count: float) -> str:
     return f"{count / _GIB:.2f} GiB" if count >= 0.01 * _GIB else f"{math.ceil(count / 2**20)} MiB"
-
-
-def _ago(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(0, seconds):.0f} seconds"

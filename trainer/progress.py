@@ -12,9 +12,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from data_pipeline.storage import ObjectMissing, Store
-from model.documents import Count, Record, first_problem
+from model.documents import Count, Record, first_problem, read_file
 from model.errors import DataError
 from trainer.run_folder import RunFolder, write_json
+
+_LARGEST = 1 << 20  # bytes of rewinds.json
 
 
 def _or_nan(value: Any) -> Any:
@@ -61,9 +63,11 @@ class Progress(BaseModel):
 
 def read_rewinds(folder: RunFolder) -> list[dict[str, int]]:
     """[{"step", "length"}]: from that step on, data lie so many steps further. Written before a rewind takes effect."""
-    if not folder.rewinds.exists():
+    try:
+        content = read_file(folder.rewinds, _LARGEST, DataError)
+    except FileNotFoundError:
         return []
-    return _rewinds(folder.rewinds.read_bytes(), str(folder.rewinds))
+    return _rewinds(content, str(folder.rewinds))
 
 
 def rewinds_on(store: Store) -> list[dict[str, int]]:

@@ -39,7 +39,8 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from data_pipeline.storage import write_atomically
-from model.errors import ConfigError
+from model.documents import parse_json, read_file
+from model.errors import ConfigError, DataError
 from trainer import records
 
 Weights = Literal["raw", "ema"]  # the trained weights, or their average
@@ -60,6 +61,7 @@ EXIT_HANG = 76
 EXIT_DIVERGED = 77
 EXIT_CONFIG = 78
 EXIT_NO_VALID_CHECKPOINT = 79
+_LARGEST_RECORD = 1 << 20  # bytes
 OWN_CODES = range(74, 80)  # any other code is a crash
 
 
@@ -127,11 +129,11 @@ class RunFolder:
 
     def read_done(self) -> dict[str, Any] | None:
         """{"step", "checkpoint", "run", "start"}: the end of the run, and the start that came to it; None before."""
-        return _read_json(self._done)
+        return _read_json(self._done, "step", int)
 
     def read_identity(self) -> dict[str, Any] | None:
         """{"run", "host", "made"}; None before the first step, and in folders of earlier versions."""
-        return _read_json(self.identity)
+        return _read_json(self.identity, "run", str)
 
     def reopen(self) -> None:
         """A complete run has work again: it is not done, and its networks are named after their step. Networks first:
@@ -154,7 +156,7 @@ class RunFolder:
 
     def read_exit(self) -> dict[str, Any] | None:
         """How the last start ended; None where it was killed, runs, or was never started."""
-        return _read_json(self.exit)
+        return _read_json(self.exit, "code", int)
 
     @property
     def is_locked(self) -> bool:
@@ -251,13 +253,13 @@ class RunFolder:
             records.replace(self.metrics, "".join(kept).encode())
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """None where there is none, or none that can be read."""
+def _read_json(path: Path, key: str, kind: type) -> dict[str, Any] | None:
+    """None where there is none, or none that can be read and says this."""
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
+        record: dict[str, Any] = parse_json(read_file(path, _LARGEST_RECORD, DataError), str(path), DataError)
+    except (OSError, DataError):
         return None
-    return record
+    return record if isinstance(record.get(key), kind) else None
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -7,10 +7,8 @@ import json
 import os
 import platform
 import sys
-import time
 import uuid
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -150,8 +148,8 @@ def take_up(
         begun = f", from {first}, fingerprint {first.fingerprint}" if first else ""
         say(f"starts at step 0 of {total} on {world_size} ranks as run {run}{begun}")
         return
-    age = timedelta(seconds=max(0, round(time.time() - found.manifest.saved)))
-    say(f"resumed at step {found.step} of {total} on {world_size} ranks from {found.source}, saved {age} ago")
+    saved = f", saved {records.ago(found.manifest.saved)}" if found.manifest.saved else ""
+    say(f"resumed at step {found.step} of {total} on {world_size} ranks from {found.source}{saved}")
     if unread:
         say(f"{first} is not read: the run goes on from its own checkpoint")
     for change in found.changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,3 +39,12 @@ def text_file(name: str, content: str | bytes) -> Callable[[Path], None]:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
     return make
+
+
+def gzip_bomb(head: bytes, mib: int) -> bytes:
+    """`head` and so many MiB of zeros, packed at once: a block that refers to none before it may stand many times. Its
+    checksum is wrong, which only a reader of all of it finds out."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    first = packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return b"\x1f\x8b\x08" + bytes(7) + first + mib * block + b"\x03\x00" + bytes(8)

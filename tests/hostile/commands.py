@@ -9,6 +9,7 @@ import yaml
 
 from data_pipeline.storage import LocalStore
 from tests.hostile.case import Case, text_file
+from tests.hostile.weights import run_folder
 from tests.token_sets import write_tokens
 from trainer.config import load_config
 
@@ -49,6 +50,7 @@ def _fifo(folder: Path) -> None:
 
 
 _FILE = text_file("file", "x")
+_SMALL = ("--global-batch", "4")
 _PLAN = ("tokenize", "plan", "pictures", "out", "--tokenizer", "none")
 
 _NUMBERS = [
@@ -167,6 +169,31 @@ _DEVICES = [
          lambda folder: (text_file("run.yaml", "seed: 1\n")(folder), text_file("file", "h slots=1\n")(folder))[0]),
 ]  # fmt: skip
 
+# Files that options name: a FIFO would never end, and some stores are none.
+_FILES = [
+    Case("a FIFO for the tokenizer of a plan", (*_PLAN[:-1], "file"), ("file",), (1, 78),
+         lambda folder: (_pictures(folder), _fifo(folder))[0]),
+    Case("a FIFO for the tokenizer of a preview", ("data", "preview", "tokens", "--tokenizer", "file", *_SMALL),
+         ("file",), (1, 78), lambda folder: (_tokens(folder), _fifo(folder))[0]),
+    Case("a FIFO for the tokenizer of a network", ("generate", "run", "--tokenizer", "file"), ("file",), (1, 78),
+         lambda folder: (run_folder(folder), _fifo(folder))[0]),
+    Case("a FIFO for Inception's weights", ("evaluate", "run", "--suite", "fid", "--inception-weights", "file"),
+         ("--inception-weights",), 78, lambda folder: (run_folder(folder), _fifo(folder))[0]),
+    Case("an evaluation on pictures that are a FIFO", ("evaluate", "run", "--pictures", "file"), ("file",), (1, 74, 78),
+         lambda folder: (run_folder(folder), _fifo(folder))[0]),
+    Case("an evaluation of a step that is not there", ("evaluate", "run", "--checkpoint", "5", "--pictures", "x"),
+         ("no checkpoint of step 5",), 78, lambda folder: (run_folder(folder), _pictures(folder))[0]),
+    Case("an export of a step that is not there", ("export", "run", "out", "--step", "5"), ("no checkpoint of step 5",),
+         78, run_folder),
+    Case("an export to where nobody can write", ("export", "run", "/proc/out"), ("cannot be written",), 74,
+         run_folder),
+    Case("an export of a FIFO", ("export", "file", "out"), ("file",), 78, _fifo),
+    Case("pictures at an address with a secret", (*_PLAN[:2], "s3://me:secret@b/x", *_PLAN[3:]),
+         ("credentials",), 74),
+    Case("a store with one slash", ("tokenize", "verify", "s3:/b/x"), ("s3://bucket/prefix",), 74),
+    Case("a report on a store without a name", ("report", "s3://", "--out", "out.html"), ("s3://",), (74, 78)),
+]  # fmt: skip
+
 # Words and options in any order: each of these is understood, and says what it says of the plain order.
 _LATE = ("batch.micro=0", "--config", "run.yaml", "seed=1")
 _ORDERS = [
@@ -202,4 +229,4 @@ def _touched(path: Path) -> Path:
     return path
 
 
-CASES = [*_NUMBERS, *_OUTPUTS, *_DEVICES, *_ORDERS]
+CASES = [*_NUMBERS, *_OUTPUTS, *_DEVICES, *_FILES, *_ORDERS]

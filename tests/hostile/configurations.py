@@ -66,6 +66,11 @@ CASES = [
     _key("a global batch that is a loop of hours", "batch.global_batch=1000000000000000000"),
     _key("a global batch that is no number", "batch.global_batch=.nan"),
     _key("a micro batch that is a list", "batch.micro=[1]"),
+    *(_key(f"{name} of nothing or less", f"{name}={value}") for name, value in {
+        "batch.global_batch": 0, "batch.micro": -4, "addp.sizes.heads": 0, "tokenizer.sizes.norm_groups": 0,
+        "tokenizer.sizes.channels": 0, "log_every": 0, "health.history": 0, "data.views.size": 0, "schedule.total": -1,
+        "collective_timeout": 0, "checkpoint.keep": 0, "data.window": 0, "optimizer.base_lr": -1, "ema_decay": 1,
+    }.items()),
     _key("a mixture with a negative weight", "data.mixture={a: 2, b: -1}", "data.mixture"),
     _key("a mixture with a weight that is no number", "data.mixture={a: .nan}", "data.mixture"),
     _key("a mixture of nothing", "data.mixture={a: 0, b: 0}", "data.mixture"),

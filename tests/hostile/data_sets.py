@@ -12,7 +12,7 @@ from pathlib import Path
 from data_pipeline.dataset import MANIFEST
 from data_pipeline.plan import PLAN
 from data_pipeline.shards import Layout
-from tests.hostile.case import Case
+from tests.hostile.case import Case, gzip_bomb
 from tests.hostile.tiny_job import PART, SHARD, Change, copied, edit, rewrite_shard
 
 _HUGE = 10**18
@@ -96,16 +96,15 @@ def _set_shard(**values: object) -> Change:
     return lambda c: c["shards"][0].update(values)
 
 
-def _listed(lines: bytes, **plan: object) -> Harm:
-    """Let the plan's list hold these lines for its first shard."""
+def _listed(member: bytes) -> Harm:
+    """Let the plan's list hold these lines, packed by gzip, for its first shard."""
 
     def harm(data: Path) -> None:
         made = json.loads((data / PLAN).read_bytes())
-        member = gzip.compress(lines)
         rest = (data / made["list"]).read_bytes()[made["slices"][1] :]
         (data / made["list"]).write_bytes(member + rest)
         slices = [0, len(member), len(member) + len(rest)]
-        edit(data / PLAN, lambda c: c.update(slices=slices, **plan))
+        edit(data / PLAN, lambda c: c.update(slices=slices))
         (data / PART).unlink()
         (data / SHARD).unlink()
         (data / MANIFEST).unlink()
@@ -222,11 +221,11 @@ _PLAN_CASES = [
     _case("a FIFO for plan.json", STATUS, _replaced(PLAN, os.mkfifo), PLAN, "no regular file"),
     _case("a plan that lies elsewhere", FINALIZE, _moved_out(PLAN), PLAN, "link", "out of"),
     _case("100 MB of nesting in a plan", STATUS, _content(PLAN, lambda: b'{"a":' * 20_000_000), PLAN, "MiB"),
-    _case("a gzip bomb in the plan's list", RUN, _listed(bytes(2**30)), "jsonl.gz", "shard 0"),
-    _case("a gzip bomb of pictures", RUN, _listed(b'["a",0,1]\n' * 10**7), "shard 0"),
-    _case("a list that ends early", RUN, _listed(b'["a/0.jpg",0,1]\n'), "1 pictures"),
+    _case("a gzip bomb in the plan's list", RUN, _listed(gzip_bomb(b"", 1024)), "an endless name"),
+    _case("a gzip bomb of pictures", RUN, _listed(gzip.compress(b'["a",0,1]\n' * 10**6, 1)), "more pictures"),
+    _case("a list that ends early", RUN, _listed(gzip.compress(b'["a/0.jpg",0,1]\n')), "1 pictures"),
     *(
-        _case(f"a listed picture {name}", RUN, _listed((line + b"\n") * 4), "damaged in the part of shard 0")
+        _case(f"a listed picture {name}", RUN, _listed(gzip.compress((line + b"\n") * 4)), "in the part of shard 0")
         for name, line in {
             "of a negative size": b'["a/0.jpg",0,-1]', "of class 2": b'["a/0.jpg",2,5]',
             "of class -1": b'["a/0.jpg",-1,5]', "of class true": b'["a/0.jpg",true,5]',
@@ -255,8 +254,7 @@ _PART_CASES = [
 
 _COMMAND_CASES = [
     _case("a step that is none", ("data", "order", "tokens", "--step", str(10**30), *_BATCH), str, "step", code=2),
-    _case("a window of 10^12 shards", (*ORDER, "--window", str(10**12)), str, code=0),
-    _case("a page of 10^9 times its size", (*PREVIEW, "--zoom", str(10**9)), str, "zoom", code=2),
+    _case("a window of 10^12 shards", (*ORDER, "--window", str(10**12)), str, "--window", code=2),
     _case("a data set on /dev/zero", ("tokenize", "verify", "/dev/zero"), str, "no finished token data set"),
 ]
 

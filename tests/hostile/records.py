@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.hostile.case import Case
 from tests.hostile.weights import run_folder
+from trainer.run_folder import RUN
 
 _RESULT = {"step": 4, "part": "knn", "weights": "raw", "figures": {"top1_k20": 0.5}, "pictures": {}}
 _BOMB = "a: &a [1]\n" + "".join(
@@ -39,7 +40,7 @@ def _result(**changes: Any) -> dict[str, str | bytes]:
 
 def _fifos(folder: Path) -> None:
     _lay({})(folder)
-    for name in ("metrics.jsonl", "exit.json", "identity.json"):
+    for name in ("metrics.jsonl", "exit.json", RUN, "incidents"):
         os.mkfifo(folder / "run" / name)
 
 

@@ -34,6 +34,7 @@ IMPORTS = [
     "data_pipeline.inspection",
     "model.parity",
     "deepspeed",
+    "torch._dynamo",  # on the meta device, where networks are made whose file is compared first
     "matplotlib.pyplot",
     "boto3",
 ]
@@ -58,6 +59,13 @@ def _run(case: dict[str, object]) -> dict[str, int]:
     return {"code": os.waitstatus_to_exitcode(status), "memory": max(0, usage.ru_maxrss - before) * 1024}
 
 
+def _run_here(_: str, command: list[str]) -> None:
+    """`addp NAME` becomes another module's process, whose imports would take seconds again."""
+    module, *arguments = command[2:]
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
 def _become(case: dict[str, object]) -> None:
     """The command itself; never returns."""
     code = 70  # a fault of this file
@@ -73,18 +81,9 @@ def _become(case: dict[str, object]) -> None:
         in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (in_use + 2 * MEMORY, in_use + 2 * MEMORY))
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-        module, arguments = str(case["module"]), list(case["command"])  # type: ignore[call-overload]
-        if module == "cluster.cli" and arguments:
-            # `addp NAME` becomes the module's process, whose imports would take seconds again.
-            from cluster.cli import MODULES
-            from trainer.command import PROGRAM
-
-            if arguments[0] in MODULES:
-                os.environ[PROGRAM] = f"addp {arguments[0]}"
-                module, arguments = MODULES[arguments[0]][0], arguments[1:]
-        sys.argv = [module, *arguments]
         code = 0
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        os.execv = _run_here  # type: ignore[assignment]
+        _run_here("", ["", "-m", str(case["module"]), *case["command"]])  # type: ignore[misc]
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:  # noqa: BLE001 - what an interpreter prints of it

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.hostile.case import Case
+from tests.hostile.case import Case, gzip_bomb
 from tests.hostile.tiny_job import template
 from tests.tars import jpeg, link, tar_of
 
@@ -104,10 +104,17 @@ def _gnu_name(length: int) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT) + name + tar_of({"k.jpg": jpeg(0), "k.cls": b"0"})
 
 
-def _devkit(members: dict[str, bytes]) -> Callable[[Path], None]:
+def _zeros(name: str, mib: int) -> bytes:
+    """A packed tar of one file."""
+    info = tarfile.TarInfo(name)
+    info.size = mib << 20
+    return gzip_bomb(info.tobuf(tarfile.GNU_FORMAT), mib)
+
+
+def _devkit(content: Callable[[], bytes]) -> Callable[[Path], None]:
     def make(source: Path) -> None:
         _good(source)
-        (source.parent / "devkit.tar.gz").write_bytes(gzip.compress(tar_of(members), 1))
+        (source.parent / "devkit.tar.gz").write_bytes(content())
 
     return make
 
@@ -199,14 +206,14 @@ _LISTS = [
     ),
     _case("labels from a FIFO", _beside("names", os.mkfifo), "regular", more=_LABELLED),
     _case("a devkit that is a FIFO", _beside("devkit.tar.gz", os.mkfifo), "devkit", more=_KIT),
-    _case("a devkit of zeros without end", _devkit({"zeros": bytes(2**28)}), "devkit", more=_KIT),
+    _case("a devkit of zeros without end", _devkit(lambda: _zeros("zeros", 1024)), "devkit", more=_KIT),
     _case(
         "a devkit whose table is none",
-        _devkit({"data/meta.mat": b"MATLAB 5.0 MAT-file" + b"\x01" * 500}),
+        _devkit(lambda: gzip.compress(tar_of({"data/meta.mat": b"MATLAB 5.0 MAT-file" + b"\x01" * 500}))),
         "devkit",
         more=_KIT,
     ),
-    _case("a devkit whose table is a gigabyte", _devkit({"data/meta.mat": bytes(2**28)}), "devkit", more=_KIT),
+    _case("a devkit whose table is a gigabyte", _devkit(lambda: _zeros("data/meta.mat", 1024)), "devkit", more=_KIT),
 ]
 
 

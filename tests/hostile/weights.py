@@ -169,9 +169,9 @@ def _header(text: bytes, length: int | None = None) -> Callable[[Path], None]:
 
 
 CASES = [
-    _export("weights of a hundred thousand blocks", _described(config_depth=100_000), "100001 blocks"),
+    _export("weights of a hundred thousand blocks", _described(config_depth=100_000), "depth"),
     _export("weights of five hundred blocks that are not there", _described(config_depth=500), "network.safetensors"),
-    _export("weights of petabytes", _described(config_dim=1 << 24), "another shape"),
+    _export("weights of petabytes", _described(config_dim=1 << 24), "dim"),
     _export("weights as large as may be that are not there", _described(config_dim=8192), "another shape"),
     _export("weights of no heads", _described(config_heads=0), "heads"),
     _export("weights of minus one block", _described(config_depth=-1), "depth"),
@@ -250,5 +250,6 @@ CASES = [
          make=_parity_lacks("mask_t")),
     Case("a trajectory of no micro batches", ("parity", "parity"), says=("meta.json",),
          make=_parity("trajectory", accumulation=0)),
-    Case("a trajectory of another width", ("parity", "parity"), make=_parity("trajectory", dim=10**9)),
+    Case("a trajectory of an enormous width", ("parity", "parity"), says=("meta.json", "dim"), code=78,
+         make=_parity("trajectory", dim=10**9)),
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import shutil
 from contextlib import closing
@@ -13,12 +14,13 @@ from data_pipeline.output import probe
 from data_pipeline.storage import LocalStore, StorageError, open_store
 from model.weights import build, save_network
 from tests.trainer.launching import MAGE, SMALL
-from trainer.checkpoint import MANIFEST, Manifest
+from trainer.checkpoint import MANIFEST, FileEntry, Manifest
 from trainer.checks import Check, check_run
 from trainer.config import RunConfig, load_config
 from trainer.objectives import make_objective
 from trainer.run_folder import RunFolder, step_folder
 from trainer.start import run_facts
+from trainer.upload import upload
 
 TINY = ("tokenizer.sizes.size=tiny", "predictor.sizes.size=tiny", "addp.sizes.size=tiny", "precision=fp32", *SMALL)
 
@@ -252,21 +254,23 @@ def test_it_goes_on_from_the_store(addp: tuple[str, ...], bucket: str) -> None:
     config, store = load_config(None, list(addp)), open_store(f"{bucket}/run")
     path, rewinds = _save_manifest(config, [{"step": 1, "length": 2}]), b'[{"step": 1, "length": 2}]'
     store.create("rewinds.json", rewinds)
-    store.create(f"checkpoints/{path.name}/{MANIFEST}", path / MANIFEST)
+    upload(path, store)
     shutil.rmtree(config.run)
     found = checks(*addp, f"checkpoint.upload={bucket}/run")["resume"]
     assert found.state == "ok" and "goes on at step 4 of 12" in found.text
 
 
 def _save_manifest(config: RunConfig, skipped: list[dict[str, int]] | None = None) -> Path:
-    """Of a checkpoint without tensors."""
+    """Of a checkpoint without tensors, and its one file, which is empty."""
+    file = "rank-00000.safetensors"
     with closing(make_objective(config)) as objective:
         facts = run_facts(config, objective)
     manifest = Manifest(
         step=4, world_size=2, zero_stage=1, facts=facts, parameters={}, part="", kinds=[], applied=4, scaler={},
-        skipped=skipped or [], progress={},
+        skipped=skipped or [], progress={}, files={file: FileEntry(bytes=0, sha256=hashlib.sha256().hexdigest())},
     )  # fmt: skip
     path = RunFolder(config.run).checkpoints / step_folder(4)
     path.mkdir(parents=True)
+    (path / file).touch()
     (path / MANIFEST).write_text(manifest.model_dump_json())
     return path

@@ -76,7 +76,7 @@ def completed_pictures(
     hidden = mask.view(1, 1, geometry.grid, geometry.grid).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
     rows = []
     for number, picture in enumerate(pictures):
-        ids = tokenizer.encode(picture[None]).expand(_VARIANTS, -1)
+        ids = tokenizer.encode(picture[None].to(tokenizer.codebook.dtype)).expand(_VARIANTS, -1)
         start = given_tokens(tokenizer, predictor, ids, mask.expand(_VARIANTS, -1))
         for state in generate(network, tokenizer, seed, number * _VARIANTS, _VARIANTS, sampler, start):
             last = state

@@ -26,7 +26,7 @@ from trainer.control import own_device
 from trainer.evaluation.completion import KEEP, completed_pictures
 from trainer.evaluation.results import suffix
 from trainer.evaluation.sample_set import Container, SampleSet, denoising_grid, step_of_set
-from trainer.evaluation.trained import Trained, load_addp
+from trainer.evaluation.trained import Trained, in_precision, load_addp
 from trainer.options import (
     MOST_PICTURES,
     ChoiceTemperature,
@@ -110,7 +110,7 @@ def main(
         _make_set(_same_step_for_all(load, open_set, checkpoint, into), world)
         print(into)
         return
-    trained = _on_device(load_addp(run, weights, checkpoint, tokenizer))
+    trained = in_precision(_on_device(load_addp(run, weights, checkpoint, tokenizer)), precision)
     name = "completed" if complete else "grid"
     name += ("" if trained.step is None else f"-step-{trained.step}") + suffix(weights)
     target = out or RunFolder(run).samples / f"{name}.png"
@@ -119,7 +119,7 @@ def main(
         completed_pictures(trained, complete, keep, seed, sampler, zoom).save(target)
     else:
         _make_grid(trained, count, seed, sampler, batch, zoom, target)
-    settings = {"count": count, "seed": seed, "weights": weights, "step": trained.step}
+    settings = {"count": count, "seed": seed, "weights": weights, "step": trained.step, "precision": precision}
     write_json(target.with_suffix(".json"), {**settings, **sampler._asdict()})
     print(target)
 
@@ -168,9 +168,9 @@ def _make_grid(
             size = min(batch, count - start)
             for state in generate(trained.network, trained.tokenizer, seed, start, size, sampler):
                 if start == 0:
-                    trail.append(state.image[:8].cpu())
+                    trail.append(state.image[:8].float().cpu())
                 progress.advance(size)
-            finished.append(state.image.cpu())
+            finished.append(state.image.float().cpu())
     picture_grid(torch.cat(finished), columns=max(1, round(count**0.5)), zoom=zoom).save(target)
     denoising_grid(trail, zoom).save(target.with_name(target.stem + "-steps.png"))
 

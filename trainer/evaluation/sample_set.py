@@ -7,7 +7,6 @@ and a set that was cut off is finished by the same command.
 
 from __future__ import annotations
 
-import copy
 import json
 import tarfile
 from functools import cached_property
@@ -22,13 +21,10 @@ from torch import Tensor
 
 from data_pipeline.picture_grid import picture_grid
 from data_pipeline.storage import LocalStore, write_atomically
-from model.addp import ADDP
 from model.errors import ConfigError, DataError
-from model.precision import warn_of_bf16
 from model.sampler import SamplerConfig, generate
-from model.vq import VQTokenizer
 from model.weights import fingerprint
-from trainer.evaluation.trained import Trained
+from trainer.evaluation.trained import Precision, Trained, in_precision
 
 Container = Literal["png", "webdataset"]
 SETTINGS = "samples.json"
@@ -41,7 +37,7 @@ class SampleSet:
 
     def __init__(
         self, folder: Path, trained: Trained, count: int, seed: int, sampler: SamplerConfig, container: Container,
-        batch: int, precision: Literal["fp32", "bf16"],
+        batch: int, precision: Precision,
     ) -> None:  # fmt: skip
         self._folder, self._trained, self._count, self._seed = folder, trained, count, seed
         self._sampler, self._container, self._batch, self._precision = sampler, container, batch, precision
@@ -85,21 +81,16 @@ class SampleSet:
 
     def _pictures(self, chunk: int) -> Tensor:
         """(size, 3, H, W). The last chunk computes as many as the others: no picture depends on how many are kept."""
-        network, tokenizer = self._networks
-        start, size = chunk * self._batch, self._batch
-        for state in generate(network, tokenizer, self._seed, start, size, self._sampler, all_images=False):
+        computing, start, size = self._computing, chunk * self._batch, self._batch
+        for state in generate(
+            computing.network, computing.tokenizer, self._seed, start, size, self._sampler, all_images=False
+        ):
             last = state.image
         return last[: self.size(chunk)]
 
     @cached_property
-    def _networks(self) -> tuple[ADDP, VQTokenizer]:
-        """In bf16 whole, where autocast would keep the residual stream in float32; convolutions with channels last."""
-        network, tokenizer = self._trained.network, self._trained.tokenizer
-        if self._precision == "bf16":
-            warn_of_bf16(network.pos_embed.device.type, "Use --precision fp32 here, or a GPU")
-            network, tokenizer = copy.deepcopy(network).bfloat16(), copy.deepcopy(tokenizer).bfloat16()
-            tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return network, tokenizer
+    def _computing(self) -> Trained:
+        return in_precision(self._trained, self._precision)
 
     def _write(self, chunk: int, images: Tensor) -> None:
         pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+import torch
 
 from data_pipeline.storage import AccessDenied, BucketMissing, ObjectMissing, StorageError, is_remote, open_store
 from model.addp import ADDP
 from model.errors import ConfigError, WeightsError
+from model.precision import warn_of_bf16
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
 from trainer.checkpoint_admin import open_run
 from trainer.config import RunConfig, load_config
 from trainer.run_folder import DONE, RunFolder, Weights
+
+Precision = Literal["fp32", "bf16"]
 
 
 class Trained(NamedTuple):
@@ -84,6 +90,17 @@ def load_addp(run: str, weights: Weights = "raw", step: int | None = None, token
         expected = frozen.get("tokenizer") if isinstance(frozen, dict) else None
     assert isinstance(network, ADDP)
     return Trained(network.eval(), frozen_tokenizer(config, tokenizer, expected), config, step)
+
+
+def in_precision(trained: Trained, precision: Precision) -> Trained:
+    """Copies to generate with. In bf16 whole, where autocast would keep the residual stream in float32; convolutions
+    with channels last."""
+    if precision == "fp32":
+        return trained
+    warn_of_bf16(trained.network.pos_embed.device.type, "Use --precision fp32 here, or a GPU")
+    network, tokenizer = copy.deepcopy(trained.network).bfloat16(), copy.deepcopy(trained.tokenizer).bfloat16()
+    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return trained._replace(network=network, tokenizer=tokenizer)
 
 
 def is_lasting(run: str, error: StorageError) -> bool:

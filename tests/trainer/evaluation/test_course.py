@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from tests.trainer.comparing import incidents
 from tests.trainer.evaluation.evaluating import codes, start
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage
+from tests.trainer.test_checkpoint import make
 from tests.trainer.worlds import World, run_world
-from trainer.checkpoint import MANIFEST
+from trainer.checkpoint import MANIFEST, NoValidCheckpoint
+from trainer.checkpoint_admin import open_run
 from trainer.evaluation.course import StoredCourse
 from trainer.evaluation.report import write_report
 from trainer.evaluation.results import publish, read_results, result_name
@@ -108,3 +111,21 @@ def test_a_result_of_another_checkpoint_is_replaced_and_of_the_same_kept(tmp_pat
         made = result(4, checkpoint, []) | {"figures": {"top1": figures}}
         assert publish(store, made, {}) is published
     assert json.loads(store.read(result_name(4, "knn", "raw")))["figures"] == {"top1": 3}
+
+
+@pytest.mark.parametrize("on_s3", [False, True])
+def test_the_newest_checkpoint_is_one_that_no_rewind_has_left(on_s3: bool, bucket: str, tmp_path: Path) -> None:
+    """It is what `generate` and `export` take; `addp checkpoints prune` counts from it."""
+    url = f"{bucket}/run" if on_s3 else str(tmp_path / "run")
+    store, folder = open_store(url), tmp_path / "made"
+    for step in (4, 8):
+        path = make(folder, [5], step)
+        if on_s3:
+            upload(path, store)
+        else:
+            shutil.copytree(path, tmp_path / "run" / "checkpoints" / path.name)
+    assert open_run(url).newest_valid() == 8
+    store.create("rewinds.json", json.dumps(REWOUND).encode())
+    assert open_run(url).newest_valid() == 4
+    with pytest.raises(NoValidCheckpoint, match="step 8 was trained on data that a rewind leaves out"):
+        open_run(url).newest_valid(but=[4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -117,6 +118,16 @@ def test_another_set_is_not_mixed_in(run: Path, tmp_path: Path) -> None:
         _generate(0, 1, run, tmp_path / "set", {"count": 8, "seed": 1})
     with pytest.raises(ConfigError, match="no checkpoint of step 5"):
         _generate(0, 1, run, tmp_path / "x", {"checkpoint": 5})
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_a_grid_is_made_in_the_precision_that_is_asked_for(complete: bool, run: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "picture.png")
+    picture = tmp_path / "picture.png" if complete else None
+    for precision in ("fp32", "bf16"):
+        main(str(run), count=4, steps=4, precision=precision, complete=picture, out=tmp_path / f"{precision}.png")
+        assert json.loads((tmp_path / f"{precision}.json").read_text())["precision"] == precision
+    assert (tmp_path / "fp32.png").read_bytes() != (tmp_path / "bf16.png").read_bytes()
 
 
 def test_it_says_how_far_it_is(

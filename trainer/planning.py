@@ -19,7 +19,7 @@ from model.documents import show
 from model.errors import ConfigError
 from trainer import costs
 from trainer.arguments import configured
-from trainer.config import load_config
+from trainer.config_reading import load_config
 from trainer.given import beginning, check_beginning
 from trainer.options import MOST_STEPS, YEAR, AsJson, ConfigFile, RunArguments, gpus_option
 from trainer.precision import MODES

@@ -10,7 +10,7 @@ import yaml
 from data_pipeline.storage import LocalStore
 from tests.hostile.case import Case, text_file
 from tests.token_sets import write_tokens
-from trainer.config import load_config
+from trainer.config_reading import load_config
 
 _HUGE = "1" + "0" * 30
 

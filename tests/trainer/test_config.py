@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from data_pipeline.storage import StorageError
 from model.errors import ConfigError
-from trainer.config import RunConfig, documented_defaults, load_config
+from trainer.config import RunConfig
+from trainer.config_defaults import documented_defaults
+from trainer.config_reading import load_config
 from trainer.precision import MODES
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from model.errors import ConfigError
 from model.weights import build
 from tests.cluster.calling import addp
 from trainer import costs
-from trainer.config import load_config
+from trainer.config_reading import load_config
 from trainer.planning import make_plan
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import EVERY, Sabotage
 from tests.trainer.worlds import run_world
 from trainer.checkpoint import FileEntry, Manifest
-from trainer.config import load_config
+from trainer.config_reading import load_config
 from trainer.restore import Expected, Restored, last_config
 from trainer.run_folder import RunFolder
 from trainer.saved_state import Piece, Range, files_of, shares

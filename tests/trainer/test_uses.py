@@ -11,7 +11,9 @@ from pydantic import BaseModel
 
 from data_pipeline.storage import LocalStore
 from model.errors import ConfigError
-from trainer.config import RunConfig, documented_defaults, load_config
+from trainer.config import RunConfig
+from trainer.config_defaults import documented_defaults
+from trainer.config_reading import load_config
 from trainer.evaluation.trained import run_config
 from trainer.uses import ALL, UsedBy, users
 

@@ -13,7 +13,8 @@ from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
 from trainer.checkpoint_admin import open_run
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 from trainer.run_folder import DONE, RunFolder, Weights
 
 

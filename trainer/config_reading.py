@@ -23,28 +23,24 @@ from trainer.config import RunConfig
 from trainer.precision import MODES
 from trainer.uses import refuse_unused
 
-_LARGEST_FILE = MIB  # bytes of a run file
+LARGEST_FILE = MIB  # bytes of a run file
 _DEEPEST_KEY = 8  # parts of an override's key
 _LONGEST_KEY = 100  # characters that are compared with the known keys
 _MOST_TOLD = 5  # mistakes in one message
 
 
-def load_config(
-    path: Path | str | None, overrides: list[str] | tuple[str, ...] = (), *, resolved: bool = False
-) -> RunConfig:
-    """What a user configures; resolved: what a run wrote down, maybe of an earlier version.
+def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """What a user configures.
 
     Raises ConfigError that names the file or argument, the key and, for unknown ones, the nearest known key, and for
-    keys that the objective does not use (not of resolved ones); and StorageError for a url that is none."""
+    keys that the objective does not use; and StorageError for a url that is none."""
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            content = read_file(path, _LARGEST_FILE, ConfigError)
+            content = read_file(path, LARGEST_FILE, ConfigError)
         except FileNotFoundError as error:
             raise ConfigError(f"there is no configuration file {path}") from error
-        values = parse_yaml(content, str(path), ConfigError) or {}
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} holds a {type(values).__name__}, not a mapping of keys to values")
+        values = _mapping(content, str(path))
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -52,23 +48,39 @@ def load_config(
         _set(values, _parts(key, override), parse_yaml(value, show(override), ConfigError), override)
     source = str(path or "the command line")
     config = checked_config(values, source)
-    if not resolved:
-        refuse_unused(config, config.objective, source)
+    refuse_unused(config, config.objective, source)
     return config
 
 
 def checked_config(values: dict[str, Any], source: str) -> RunConfig:
     """source: where the values come from, for messages. Raises as `load_config` does."""
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, source)) from error
+    config = _validated(values, source)
     _check_together(config)
     return config.model_copy(update={"run": config.run.absolute()})
 
 
+def resolved_config(content: bytes, source: str) -> RunConfig:
+    """What a run wrote down, maybe of an earlier version, maybe on another machine: without the checks that only a
+    start needs. Raises ConfigError, StorageError."""
+    return _validated(_mapping(content, source), source)
+
+
+def _mapping(content: bytes, source: str) -> dict[str, Any]:
+    values = parse_yaml(content, source, ConfigError) or {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source} holds a {type(values).__name__}, not a mapping of keys to values")
+    return values
+
+
+def _validated(values: dict[str, Any], source: str) -> RunConfig:
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, source)) from error
+
+
 def _check_together(config: RunConfig) -> None:
-    """What no single key shows. Raises ConfigError, and StorageError for a url that is none."""
+    """What no single key shows, and only a start needs. Raises ConfigError, and StorageError for a url that is none."""
     check_names(config.resume.allow, RunConfig)
     is_remote(config.run)  # raises where it is a url: a run folder lies on a disk
     _check_places(config)

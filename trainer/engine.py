@@ -133,7 +133,7 @@ class Engine:
             config=deepspeed_config(config, accumulation, world_size, sum(t.numel() for t in first.values())),
         )  # fmt: skip
         self._scaler: Any = getattr(self._optimizer, "loss_scaler", None)
-        if hasattr(self._scaler, "raise_error_at_min_scale"):
+        if self._scaler is not None and hasattr(self._scaler, "raise_error_at_min_scale"):
             self._scaler.raise_error_at_min_scale = False  # `health.skips` says how many steps may be skipped
         self.device: torch.device = self._engine.device
         self.partition = Partition(network, self._optimizer, self._stage, dist.get_rank(), world_size)

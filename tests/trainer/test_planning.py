@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.errors import ConfigError
+from data_pipeline.dataset import read_manifest
+from model.errors import ConfigError, DataError
 from model.weights import build
 from tests.cluster.calling import addp
 from trainer import costs
@@ -39,6 +40,27 @@ def test_impossible_sizes_are_named() -> None:
         make_plan(None, [], [8], 1000, "H100", 0.4, 1.0, 30.0)
     with pytest.raises(ConfigError, match="H100"):
         make_plan(None, [], [8], 10_000, "abacus", 0.4, 1.0, 30.0)
+
+
+def test_a_demo_is_planned_where_its_data_are_not() -> None:
+    """And where 8 GPUs are too many for its batch."""
+    found = plan("configs/demo-addp.yaml", gpus=())
+    assert [world["gpus"] for world in found["worlds"]] == [2]  # type: ignore[attr-defined]
+    assert found["images_per_epoch"] == 1_281_167
+
+
+def test_pictures_are_counted_or_stated(tokens: Path, tmp_path: Path) -> None:
+    mage = ["objective=mage", "batch.global_batch=8", "batch.micro=1", "tokenizer.sizes.size=tiny",
+            "predictor.sizes.size=tiny"]  # fmt: skip
+
+    def images(place: Path | None, stated: int | None) -> int:
+        data = [f"data.tokens={place}"] if place else []
+        return make_plan(None, [*mage, *data], [], stated, "H100", 0.4, 1.0, 30.0)["images_per_epoch"]  # type: ignore[no-any-return]
+
+    assert images(tokens, None) == read_manifest(tokens).rows != images(tokens, 1000) == 1000
+    assert images(None, None) == 1_281_167
+    with pytest.raises(DataError, match="make it with `addp tokenize`; or state its pictures by --images"):
+        images(tmp_path, None)
 
 
 def test_recomputing_and_offloading_save_memory() -> None:

@@ -265,6 +265,13 @@ def test_published_recipes() -> None:
         assert config.optimizer.betas == (0.9, 0.95) and config.optimizer.clip == 3.0 and config.geometry.tokens == 256
 
 
+@pytest.mark.parametrize("name", ["base", "large", "mage-base", "mage-large"])
+def test_published_recipes_say_what_batch_micro_is_part_of(name: str) -> None:
+    head, _, keys = (ROOT / "configs" / f"{name}.yaml").read_text().partition("\nobjective:")
+    assert "mask_ratio_scope: micro" in keys and "precision: bf16-mixed" in keys
+    assert "a mask ratio for each micro batch" in head and "precision=bf16 takes less memory" in head
+
+
 def test_documented_defaults_are_complete_and_current() -> None:
     text = documented_defaults()
     assert (ROOT / "configs" / "defaults.yaml").read_text() == text

@@ -11,6 +11,7 @@ from model.errors import ConfigError, DataError
 from model.weights import build
 from tests.cluster.calling import addp
 from trainer import costs
+from trainer.config import RunConfig
 from trainer.config_reading import load_config
 from trainer.planning import make_plan
 
@@ -95,10 +96,12 @@ def test_operations_are_those_of_the_real_network() -> None:
 
 def test_operations_of_deep_networks_are_those_of_their_blocks() -> None:
     """Which are counted at once, however many there are."""
-    deep = ["predictor.sizes.depth=3", "addp.sizes.depth=2", "addp.sizes.decoder_depth=3"]
+    sizes = {
+        "tokenizer": {"sizes": {"size": "tiny"}}, "predictor": {"sizes": {"size": "tiny", "depth": 3}},
+        "addp": {"sizes": {"size": "tiny", "depth": 2, "decoder_depth": 3}},
+    }  # fmt: skip
     for objective in ("addp", "mage", "classify"):
-        small = [f"{part}.sizes.size=tiny" for part in ("tokenizer", "predictor", "addp")]
-        config = load_config(None, [f"objective={objective}", *small, *deep])
+        config = RunConfig.model_validate({"objective": objective, **sizes})
         assert costs.image_operations(config) == costs._counted(costs._Sizes.of(config))
 
 

@@ -26,7 +26,8 @@ from data_pipeline.dataset import MANIFEST, manifest_bytes
 from data_pipeline.loader import LoaderOptions, TokenLoader
 from data_pipeline.storage import LocalStore
 from tests.token_sets import write_tokens
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 from trainer.objectives import MageObjective, Objective, TokenObjective
 from trainer.prefetch import Prefetch
 from trainer.progress import data_step

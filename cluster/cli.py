@@ -99,7 +99,7 @@ def train(
     from cluster.launch import check_hosts, free_port
     from cluster.launch import train as launch
     from data_pipeline.output import check_output
-    from trainer.config import load_config
+    from trainer.config_reading import load_config
     from trainer.pretrain import check_ranks
 
     file, overrides = configured(config, arguments)
@@ -143,7 +143,8 @@ def show_config(
     """Show the resolved configuration of a run file, or every key with its meaning."""
     import yaml
 
-    from trainer.config import documented_defaults, load_config
+    from trainer.config_defaults import documented_defaults
+    from trainer.config_reading import load_config
 
     if defaults:
         print(documented_defaults(), end="")

@@ -17,7 +17,8 @@ from data_pipeline.openmoji import render
 from data_pipeline.output import check_apart, check_output
 from data_pipeline.sources import split_of
 from model.errors import ConfigError
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -36,6 +36,10 @@ class FrozenNetworks(nn.Module):
         self.eval()
         self.requires_grad_(False)
 
+    @property
+    def device(self) -> torch.device:
+        return self.tokenizer.codebook.device
+
     def train(self, mode: bool = True) -> FrozenNetworks:
         return super().train(False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ from model.vq import VQTokenizer
 from model.weights import save_network
 from tests.datasets import tokenize
 from tests.s3_server import FaultProxy, client, environment, s3_server
+
+# Idle threads of ranks that share a few cores would spin, and take them from those that work. OpenMP reads it when it
+# starts, here and in every process that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

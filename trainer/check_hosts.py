@@ -27,7 +27,8 @@ from data_pipeline.storage import is_remote, open_store
 from model.errors import ADDPError
 from trainer.arguments import parse_rank
 from trainer.changes import alike
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 from trainer.control import Control, is_lost_rank, own_device
 from trainer.leaving import leave
 from trainer.meeting import join_ranks

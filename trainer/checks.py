@@ -21,7 +21,8 @@ from model.errors import ADDPError
 from model.weights import Network, fingerprint, load_network
 from trainer import costs
 from trainer.checkpoint import candidates
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 from trainer.given import beginning, without_values
 from trainer.objectives import Objective, TokenObjective, load_frozen, make_objective
 from trainer.ownership import agreed_run, holder_of, run_of

@@ -23,7 +23,7 @@ from trainer.meeting import LONG, join_ranks
 from trainer.objectives import Inputs
 from trainer.optimizers import STATE, make_optimizer
 from trainer.partition import Fragment, Partition
-from trainer.precision import MODES
+from trainer.precision import MODES, Precision
 from trainer.saved_state import Range
 from trainer.schedule import parameter_groups
 from trainer.timing import Stopwatch
@@ -99,6 +99,12 @@ def deepspeed_config(config: RunConfig, accumulation: int, world_size: int, para
     return result
 
 
+def check_device(precision: Precision) -> None:
+    """Raises ConfigError."""
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("precision = fp16 needs a GPU; use bf16 or fp32 here")
+
+
 class StepResult(NamedTuple):
     """loss: this rank's mean over micro batches, a scalar on its device. norm: of the gradient before clipping, the
     same on all ranks; not finite where nothing was applied."""
@@ -114,8 +120,7 @@ class Engine:
     def __init__(self, network: nn.Module, config: RunConfig, accumulation: int, world_size: int) -> None:
         import deepspeed
 
-        if config.precision == "fp16" and not torch.cuda.is_available():
-            raise ConfigError("precision = fp16 needs a GPU; use bf16 or fp32 here")
+        check_device(config.precision)
         self._stage, self._clip, self._accumulation = config.zero_stage, config.optimizer.clip, accumulation
         self._state_keys = STATE[config.optimizer.name]
         self._network = network
@@ -127,6 +132,9 @@ class Engine:
             model=network, optimizer=self._base, dist_init_required=False,
             config=deepspeed_config(config, accumulation, world_size, sum(t.numel() for t in first.values())),
         )  # fmt: skip
+        self._scaler: Any = getattr(self._optimizer, "loss_scaler", None)
+        if self._scaler is not None and hasattr(self._scaler, "raise_error_at_min_scale"):
+            self._scaler.raise_error_at_min_scale = False  # `health.skips` says how many steps may be skipped
         self.device: torch.device = self._engine.device
         self.partition = Partition(network, self._optimizer, self._stage, dist.get_rank(), world_size)
         self.partition.connect(self._base)
@@ -199,8 +207,8 @@ class Engine:
 
     def scaler(self) -> dict[str, Any]:
         """State of fp16's loss scale."""
-        found = getattr(self._optimizer, "loss_scaler", None)
-        return {k: v for k, v in vars(found).items() if isinstance(v, int | float)} if found is not None else {}
+        values = vars(self._scaler) if self._scaler is not None else {}
+        return {key: value for key, value in values.items() if type(value) in (int, float)}  # no switches
 
     def wanted(self, averaged: bool) -> Iterator[Range]:
         """What `fill` reads on this rank, but for buffers."""
@@ -234,14 +242,13 @@ class Engine:
         state = self._network.state_dict()
         for name, value in buffers.items():
             state[name].copy_(value)
-        found = getattr(self._optimizer, "loss_scaler", None)
-        if found is not None:
-            vars(found).update({k: v for k, v in scaler.items() if k in vars(found)})
+        if self._scaler is not None:
+            vars(self._scaler).update({key: scaler[key] for key in self.scaler().keys() & scaler.keys()})
         self.partition.publish()
 
     def close(self) -> None:
         """Free the engine before the process group: otherwise gloo aborts in some runs after all is done."""
-        del self._engine, self._optimizer, self._base, self.partition, self.average, self._network
+        del self._engine, self._optimizer, self._scaler, self._base, self.partition, self.average, self._network
         gc.collect()
         import deepspeed
 

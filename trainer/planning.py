@@ -15,17 +15,19 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.epochs import epoch_schedule
+from data_pipeline.storage import StorageError
 from model.documents import show
-from model.errors import ConfigError
+from model.errors import ConfigError, DataError
 from trainer import costs
 from trainer.arguments import configured
-from trainer.config import load_config
+from trainer.config_reading import load_config
 from trainer.given import beginning, check_beginning
 from trainer.options import MOST_STEPS, YEAR, AsJson, ConfigFile, RunArguments, gpus_option
 from trainer.precision import MODES
 from trainer.schedule import accumulation_steps, possible_world_sizes, total_steps
 
 _IMAGENET = 1_281_167
+_FEW = 8  # GPUs of a machine
 _GIB = 2**30
 _PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "B200": 2250.0}  # TFLOP/s, bf16, dense: the makers' data sheets
 
@@ -34,11 +36,17 @@ def main(
     arguments: RunArguments = None,
     config: ConfigFile = None,
     gpus: Annotated[
-        list[int] | None, gpus_option("GPUs of the run, 8 if not given; repeat it to compare numbers")
+        list[int] | None,
+        gpus_option("GPUs of the run, 8 or what fits the batch if not given; repeat it to compare"),
     ] = None,
     images: Annotated[
-        int, typer.Option(min=1, max=MOST_STEPS, help="pictures of an epoch, if the data set cannot be read here")
-    ] = _IMAGENET,
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_STEPS,
+            help=f"pictures of an epoch, where the data set is not here. Not given: the data set's, or {_IMAGENET:,}",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help=f"your GPU: {', '.join(_PEAKS)}, or its TFLOP/s in dense bf16")] = "H100",
     mfu: Annotated[float, typer.Option(min=0.01, max=1, help="share of the device's peak that training reaches")] = 0.4,
     write: Annotated[
@@ -56,7 +64,7 @@ def main(
     peak that --mfu states.
     """
     file, overrides = configured(config, arguments)
-    plan = make_plan(file, overrides, gpus or [8], images, device, mfu, write, grace)
+    plan = make_plan(file, overrides, gpus or [], images, device, mfu, write, grace)
     if as_json:
         print(json.dumps(plan, indent=1))
     else:
@@ -64,14 +72,17 @@ def main(
 
 
 def make_plan(
-    file: Path | None, overrides: list[str], gpus: list[int], images: int, device: str, mfu: float, write: float,
+    file: Path | None, overrides: list[str], gpus: list[int], images: int | None, device: str, mfu: float, write: float,
     grace: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """All figures. Raises ConfigError, and WeightsError where the weights to begin with are here and do not fit."""
+    """All figures. gpus: none for what fits the batch, at most 8.
+
+    Raises ConfigError, and WeightsError where the weights to begin with are here and do not fit."""
     config, peak = load_config(file, overrides), _peak(device)
     first = beginning(config)
     if first is not None and first.path.is_file():
         check_beginning(config)
+    gpus = gpus or [max((n for n in possible_world_sizes(config) if n <= _FEW), default=_FEW)]
     accumulation = {world: accumulation_steps(config, world) for world in gpus}
     epochs = epoch_schedule(_samples(config.data.tokens, images), config.batch.global_batch, config.data.tail)
     steps = total_steps(config.schedule, epochs)
@@ -104,13 +115,18 @@ def make_plan(
     }  # fmt: skip
 
 
-def _samples(tokens: str | None, images: int) -> int:
-    """Rows of the data set where it can be read, else what was stated."""
-    if tokens is None:
-        return images
+def _samples(tokens: str | None, images: int | None) -> int:
+    """As stated, else the rows of the data set. Raises DataError or StorageError where it cannot be read."""
+    if images is not None or tokens is None:
+        return images or _IMAGENET
     from data_pipeline.dataset import read_manifest
 
-    return read_manifest(tokens).rows
+    try:
+        return read_manifest(tokens).rows
+    except DataError as error:
+        raise DataError(f"{error}; or state its pictures by --images") from error
+    except StorageError as error:
+        raise StorageError(f"{error}; or state its pictures by --images") from error
 
 
 def _peak(device: str) -> float:

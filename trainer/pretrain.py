@@ -20,7 +20,8 @@ from model.errors import ADDPError, ConfigError
 from model.precision import warn_of_bf16
 from trainer import records
 from trainer.arguments import parse_rank
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 from trainer.heartbeat import Heartbeat
 from trainer.leaving import hurry, leave, plain
 from trainer.precision import MODES

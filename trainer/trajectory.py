@@ -36,7 +36,8 @@ from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import Sizes, from_official, match_official, outline, read_state
 from trainer.checkpoint import WEIGHTS
-from trainer.config import RunConfig, checked_config
+from trainer.config import RunConfig
+from trainer.config_reading import checked_config
 from trainer.leaving import leave
 from trainer.precision import MODES
 from trainer.world import take_world

@@ -17,7 +17,8 @@ from model.errors import DataError
 from tests.cluster.calling import addp
 from tests.hostile.tiny_job import copied, edit, rewrite_shard
 from trainer.checks import check_run
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 from trainer.evaluation.contents import tokens_key
 from trainer.objectives import make_objective
 

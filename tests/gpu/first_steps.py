@@ -19,7 +19,8 @@ import torch
 from model.attention import in_use
 from model.transformer import recompute_blocks
 from trainer import costs
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 from trainer.control import Control
 from trainer.engine import Engine, start_distributed
 from trainer.objectives import make_objective

@@ -23,16 +23,23 @@ from model.vq import VQTokenizer
 from model.weights import fingerprint, save_network
 from tests.gpu.processes import processes
 from tests.token_sets import write_tokens
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 
 pytestmark = pytest.mark.gpu
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "defaults" and not p.stem.startswith("demo"))
-SMALL = (  # sizes and batches in place of the recipe's, where there is no GPU
-    "addp.sizes.size=tiny", "predictor.sizes.size=tiny", "tokenizer.sizes.size=tiny", "data.views.size=16",
-    "batch.micro=4",
-)  # fmt: skip
+NETWORKS = {  # whose sizes an objective uses
+    "tokenizer": ("tokenizer",), "mage": ("tokenizer", "predictor"), "addp": ("tokenizer", "predictor", "addp"),
+    "classify": ("tokenizer", "addp"),
+}  # fmt: skip
+
+
+def small(objective: str) -> list[str]:
+    """Sizes and batches in place of the recipe's, where there is no GPU."""
+    views = ["data.views.size=16"] if objective in ("tokenizer", "classify") else []
+    return [*(f"{name}.sizes.size=tiny" for name in NETWORKS[objective]), *views, "batch.micro=4"]
 
 
 class Material:
@@ -99,10 +106,11 @@ def material(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_first_steps(recipe: str, material: Material, device: torch.device, say: Callable[[str], None]) -> None:
     """Finite losses and gradients, applied updates, and memory for the recipe's micro batch, or, on a smaller GPU than
     the recipe names, for a half of it, a quarter, ..."""
-    file, small = str(CONFIGS / f"{recipe}.yaml"), SMALL if device.type == "cpu" else ()
-    micro = load_config(file, small).batch.micro
+    file = str(CONFIGS / f"{recipe}.yaml")
+    sizes = small(load_config(file).objective) if device.type == "cpu" else []
+    micro = load_config(file, sizes).batch.micro
     while True:
-        overrides = [*small, f"batch.micro={micro}"]
+        overrides = [*sizes, f"batch.micro={micro}"]
         overrides += material.overrides(load_config(file, overrides))
         (done,) = processes([["-m", "tests.gpu.first_steps", file, *overrides]])
         assert done.code == 0, done.output

@@ -1,5 +1,5 @@
 """What CUDA cannot do with equal bits each time, and PyTorch then refuses under `deterministic: true`, is done on the
-CPU. `tests/gpu/test_deterministic.py` runs every objective twice on a GPU; here nothing needs one: which operations an
+CPU. `tests/gpu/test_training.py` runs every objective twice on a GPU; here nothing needs one: which operations an
 objective uses is seen on the CPU, and where they would run on tensors that only claim to be on a GPU."""
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ import pytest
 
 from model.errors import ConfigError
 from trainer.changes import FIXED, FREE, TRAINING, changes, forbidden, within
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 from trainer.uses import users
 
 

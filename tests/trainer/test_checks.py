@@ -16,7 +16,8 @@ from model.weights import build, save_network
 from tests.trainer.launching import MAGE, SMALL
 from trainer.checkpoint import MANIFEST, FileEntry, Manifest
 from trainer.checks import Check, check_run
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 from trainer.objectives import make_objective
 from trainer.run_folder import RunFolder, step_folder
 from trainer.start import run_facts

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from data_pipeline.storage import StorageError
 from model.errors import ConfigError
-from trainer.config import RunConfig, documented_defaults, load_config
+from trainer.config import RunConfig
+from trainer.config_defaults import documented_defaults
+from trainer.config_reading import load_config
 from trainer.precision import MODES
 
 ROOT = Path(__file__).parents[2]
@@ -261,6 +263,13 @@ def test_published_recipes() -> None:
         assert config.batch.global_batch == 4096 and config.learning_rate == pytest.approx(1.6e-3)
         assert (config.mask_ratio_scope, config.precision) == ("micro", "bf16-mixed")
         assert config.optimizer.betas == (0.9, 0.95) and config.optimizer.clip == 3.0 and config.geometry.tokens == 256
+
+
+@pytest.mark.parametrize("name", ["base", "large", "mage-base", "mage-large"])
+def test_published_recipes_say_what_batch_micro_is_part_of(name: str) -> None:
+    head, _, keys = (ROOT / "configs" / f"{name}.yaml").read_text().partition("\nobjective:")
+    assert "mask_ratio_scope: micro" in keys and "precision: bf16-mixed" in keys
+    assert "a mask ratio for each micro batch" in head and "precision=bf16 takes less memory" in head
 
 
 def test_documented_defaults_are_complete_and_current() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ from model.masking import denoising_masks
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from tests.trainer.worlds import Ranks
+from trainer import engine as engine_module
 from trainer.config import RunConfig
 from trainer.engine import Engine, deepspeed_config, start_distributed
 from trainer.objectives import frozen_dtype
@@ -77,7 +79,11 @@ def facts(arguments: list[str]) -> int:
         watching = True
         results = [engine.optimizer_step([{"x": x} for x in step], 1e-3, Stopwatch(False)) for step in batches]
         watching = False
+        weights = [(f.weights().clone(), f.weights()) for f in engine.partition.held]
+        nothing = [{"x": torch.full((4, 64), torch.nan if rank else 1.0)}] * 2  # on one rank only
+        skipped = engine.optimizer_step(nothing, 1e-3, Stopwatch(False))
         rows.append({
+            "skipped": (skipped.norm, skipped.applied, all(torch.equal(*pair) for pair in weights)),
             "engine": str(engine._engine.communication_data_type), "summed": sorted(summed),
             "state": sorted({f"{kind} {v.dtype}" for kind, _, v in engine.owned()}), "seen": sorted(network.seen),
             "losses": [float(result.loss) for result in results], "norms": [result.norm for result in results],
@@ -117,6 +123,39 @@ def test_stages_train_alike_in_mixed_precision(seen: Seen) -> None:
         assert row["losses"] == pytest.approx(alone["losses"], rel=1e-6)
         assert row["norms"] == pytest.approx(alone["norms"], rel=1e-5)
     assert alone["losses"][-1] != alone["losses"][0]
+
+
+def test_a_step_that_is_skipped_has_no_finite_norm(seen: Seen) -> None:
+    for mode, row in seen.items():
+        norm, applied, unchanged = row["skipped"]
+        assert not math.isfinite(norm) and not applied and unchanged, (mode, row["skipped"])
+
+
+def overflow(arguments: list[str]) -> int:
+    """A rank in fp16, which DeepSpeed computes on any CPU once it is told that it can."""
+    from deepspeed.accelerator import get_accelerator
+
+    _, world_size, _ = start_distributed()
+    accelerator: Any = type(get_accelerator())
+    accelerator.is_fp16_supported = lambda _: True
+    engine_module.check_device = lambda _: None
+    values = {"precision": "fp16", "batch": {"global_batch": 8, "micro": 4}}
+    for stage in (1, 2, 3):
+        engine = Engine(Network(), RunConfig.model_validate(values | {"zero_stage": stage}), 2, world_size)
+        before = engine.scaler()
+        for x in [torch.randn(4, 64), *[torch.full((4, 64), torch.nan)] * 40, torch.randn(4, 64)]:
+            result = engine.optimizer_step([{"x": x}] * 2, 1e-3, Stopwatch(False))
+            assert result.applied == math.isfinite(result.norm) == bool(x.isfinite().all()), (stage, result)
+        assert before["cur_scale"] > engine.scaler()["cur_scale"] == 1, (stage, before)
+        engine.fill(lambda kind, name, start, length: torch.ones(length), {}, before, 1, False)
+        assert engine.scaler() == before
+    return 0
+
+
+def test_float16_bears_as_many_skipped_steps_as_a_run_allows(tmp_path: Path) -> None:
+    """DeepSpeed ends with an error of its own once its loss scale is 1, after some 18: `health.skips` decides."""
+    codes, output = Ranks(overflow, [], 1, tmp_path / "log").wait()
+    assert codes == [0], output
 
 
 def start(arguments: list[str]) -> int:

@@ -18,7 +18,8 @@ from model.weights import Network, build, fingerprint, load_network, save_networ
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.worlds import Ranks, finish, run_world
 from trainer.checkpoint import MANIFEST, WEIGHTS, verify
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 from trainer.control import Control
 from trainer.given import begin, beginning, given_network
 from trainer.meeting import join_ranks

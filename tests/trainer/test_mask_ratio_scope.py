@@ -18,7 +18,8 @@ from model.weights import save_network
 from tests.trainer.comparing import losses
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.worlds import finish
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 from trainer.objectives import Objective, TokenObjective, make_objective
 from trainer.prefetch import Prefetch
 

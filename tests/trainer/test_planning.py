@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.errors import ConfigError
+from data_pipeline.dataset import read_manifest
+from model.errors import ConfigError, DataError
 from model.weights import build
 from tests.cluster.calling import addp
 from trainer import costs
-from trainer.config import load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 from trainer.planning import make_plan
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +41,27 @@ def test_impossible_sizes_are_named() -> None:
         make_plan(None, [], [8], 1000, "H100", 0.4, 1.0, 30.0)
     with pytest.raises(ConfigError, match="H100"):
         make_plan(None, [], [8], 10_000, "abacus", 0.4, 1.0, 30.0)
+
+
+def test_a_demo_is_planned_where_its_data_are_not() -> None:
+    """And where 8 GPUs are too many for its batch."""
+    found = plan("configs/demo-addp.yaml", gpus=())
+    assert [world["gpus"] for world in found["worlds"]] == [2]  # type: ignore[attr-defined]
+    assert found["images_per_epoch"] == 1_281_167
+
+
+def test_pictures_are_counted_or_stated(tokens: Path, tmp_path: Path) -> None:
+    mage = ["objective=mage", "batch.global_batch=8", "batch.micro=1", "tokenizer.sizes.size=tiny",
+            "predictor.sizes.size=tiny"]  # fmt: skip
+
+    def images(place: Path | None, stated: int | None) -> int:
+        data = [f"data.tokens={place}"] if place else []
+        return make_plan(None, [*mage, *data], [], stated, "H100", 0.4, 1.0, 30.0)["images_per_epoch"]  # type: ignore[no-any-return]
+
+    assert images(tokens, None) == read_manifest(tokens).rows != images(tokens, 1000) == 1000
+    assert images(None, None) == 1_281_167
+    with pytest.raises(DataError, match="make it with `addp tokenize`; or state its pictures by --images"):
+        images(tmp_path, None)
 
 
 def test_recomputing_and_offloading_save_memory() -> None:
@@ -73,10 +96,12 @@ def test_operations_are_those_of_the_real_network() -> None:
 
 def test_operations_of_deep_networks_are_those_of_their_blocks() -> None:
     """Which are counted at once, however many there are."""
-    deep = ["predictor.sizes.depth=3", "addp.sizes.depth=2", "addp.sizes.decoder_depth=3"]
+    sizes = {
+        "tokenizer": {"sizes": {"size": "tiny"}}, "predictor": {"sizes": {"size": "tiny", "depth": 3}},
+        "addp": {"sizes": {"size": "tiny", "depth": 2, "decoder_depth": 3}},
+    }  # fmt: skip
     for objective in ("addp", "mage", "classify"):
-        small = [f"{part}.sizes.size=tiny" for part in ("tokenizer", "predictor", "addp")]
-        config = load_config(None, [f"objective={objective}", *small, *deep])
+        config = RunConfig.model_validate({"objective": objective, **sizes})
         assert costs.image_operations(config) == costs._counted(costs._Sizes.of(config))
 
 

@@ -13,7 +13,8 @@ from data_pipeline.storage import LocalStore
 from model.errors import ConfigError
 from tests.token_sets import samples_of, write_tokens
 from trainer.checkpoint import Manifest
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 from trainer.objectives import MageObjective
 from trainer.prefetch import Prefetch
 from trainer.progress import data_step

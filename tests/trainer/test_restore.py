@@ -18,7 +18,7 @@ from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.sabotage import EVERY, Sabotage
 from tests.trainer.worlds import Ranks, run_world
 from trainer.checkpoint import FileEntry, Manifest
-from trainer.config import load_config
+from trainer.config_reading import load_config
 from trainer.pretrain import run_and_leave
 from trainer.restore import Expected, Restored, last_config
 from trainer.run_folder import RunFolder

@@ -11,7 +11,9 @@ from pydantic import BaseModel
 
 from data_pipeline.storage import LocalStore
 from model.errors import ConfigError
-from trainer.config import RunConfig, documented_defaults, load_config
+from trainer.config import RunConfig
+from trainer.config_defaults import documented_defaults
+from trainer.config_reading import load_config
 from trainer.evaluation.trained import run_config
 from trainer.uses import ALL, UsedBy, users
 
@@ -84,3 +86,24 @@ def test_runs_of_earlier_versions_are_read(tmp_path: Path) -> None:
     """They could set anything."""
     LocalStore(tmp_path).create("config.resolved.yaml", b"objective: mage\nclassifier: {method: linear}\n")
     assert run_config(str(tmp_path)).classifier.method == "linear"
+
+
+def test_finished_runs_are_read_whatever_a_start_would_refuse(tmp_path: Path) -> None:
+    """Earlier versions took a warm-up as long as the run, for one, and what was a folder may be a file by now."""
+    (tmp_path / "file").touch()
+    resolved = RunConfig().model_dump(mode="json") | {"precision": "fp16", "zero_stage": 0, "health": {"hang": 3000}}
+    resolved["schedule"] |= {"total": 40, "warmup": 40}
+    resolved["checkpoint"] |= {"upload": str(tmp_path / "file"), "every": 7, "permanent_every": 3}
+    resolved["resume"] = {"allow": ["seed", "gone"]}
+    text = yaml.safe_dump(resolved)
+    LocalStore(tmp_path).create("config.resolved.yaml", text.encode())
+    with pytest.raises(ConfigError):
+        load_config(tmp_path / "config.resolved.yaml")
+    found = run_config(str(tmp_path))
+    assert found.schedule.warmup == 40 and found.model_dump(mode="json")["checkpoint"] == resolved["checkpoint"]
+
+
+def test_a_broken_record_of_a_run_is_named(tmp_path: Path) -> None:
+    LocalStore(tmp_path).create("config.resolved.yaml", b"seed: [\n")
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/config\.resolved\.yaml, line "):
+        run_config(str(tmp_path))

@@ -15,7 +15,8 @@ from model.errors import ConfigError
 from tests.trainer.comparing import cut_back, incidents
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import Ranks, World, run_world
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import load_config
 from trainer.control import Control
 from trainer.engine import Engine, start_distributed
 from trainer.leaving import leave

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,7 +16,8 @@ from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
 from trainer.checkpoint_admin import open_run
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
+from trainer.config_reading import LARGEST_FILE, resolved_config
 from trainer.run_folder import DONE, RunFolder, Weights
 
 Precision = Literal["fp32", "bf16"]
@@ -40,10 +40,9 @@ def run_config(run: str) -> RunConfig:
         raise ConfigError(
             f"{run} is no run folder, nor what a run uploads to: it has no config.resolved.yaml"
         ) from error
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.resolved.yaml"
-        path.write_bytes(text)
-        return load_config(path, resolved=True)
+    if len(text) > LARGEST_FILE:
+        raise ConfigError(f"{run}/config.resolved.yaml is larger than a configuration may be")
+    return resolved_config(text, f"{run}/config.resolved.yaml")
 
 
 def frozen_tokenizer(config: RunConfig, file: Path | None, expected: str | None) -> VQTokenizer:

@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.dataset import read_manifest
 from model.errors import ConfigError, DataError
 from tests.conftest import draw_pictures
-from trainer.config import load_config
+from trainer.config_reading import load_config
 from trainer.evaluation.contents import Contents, listing_of
 from trainer.evaluation.task import Options
 

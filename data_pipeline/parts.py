@@ -203,7 +203,8 @@ def finalize(
         size = found.shards[entry.name].size if entry.name in found.shards else 0
         if size == 0 and entry.rows:
             _stored(store, plan, k)  # says so where it is no regular file
-        if not size == entry.bytes == (expected := shard_bytes(plan, entry.rows)):
+        expected = shard_bytes(plan, entry.rows)
+        if not size == entry.bytes == expected:
             raise DataError(
                 f"{store.url}/{entry.name} has {size} bytes instead of {expected} for {entry.rows} rows; "
                 f"remove it and {part_name(k)}, and run again"

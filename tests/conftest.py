@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image, ImageDraw
 
 from data_pipeline.views import ViewRecipe
@@ -24,6 +25,12 @@ from tests.s3_server import FaultProxy, client, environment, s3_server
 # Idle threads of ranks that share a few cores would spin, and take them from those that work. OpenMP reads it when it
 # starts, here and in every process that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# The same examples each time: a test that fails by chance says nothing about the change it is run for.
+# `pytest --hypothesis-profile=random` looks for new ones.
+settings.register_profile("random", deadline=None, max_examples=1000)
+settings.register_profile("fixed", deadline=None, derandomize=True)
+settings.load_profile("fixed")
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -160,13 +160,14 @@ def test_stated_sizes_are_not_believed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--heads 2 contradicts .*: it states heads = 1; leave the option out"):
         import_official(path, Untold(heads=2))
     for old, new, message in [
-        ('"dim": 64', '"dim": 1048576', "states dim = 1048576 of its addp, but its tensors have 64"),
-        ('"depth": 1', '"depth": 1000000000', "states depth = 1000000000"),
+        ('"dim": 64', '"dim": 32768', "states dim = 32768 of its addp, but its tensors have 64"),
+        ('"dim": 64', '"dim": 1048576', "dim: Input should be less than or equal to"),
+        ('"depth": 1', '"depth": 200', "states depth = 200"),
         ('"heads": 1', '"heads": 7', "dim = 64 is no multiple of heads = 7"),
         ('"heads": 1', '"heads": 0', "greater than 0"),
-        ('"image_size": 8', '"image_size": 8000000', "does not fit the addp.*pos_embed"),
-        ('"codebook_size": 8', '"codebook_size": 1000000000', "does not fit the addp.*token_emb"),
-        ("{", "[", "a description that cannot be read"),
+        ('"image_size": 8', '"image_size": 400', "does not fit the addp.*pos_embed"),
+        ('"codebook_size": 8', '"codebook_size": 60000', "does not fit the addp.*token_emb"),
+        ("{", "[", "no readable JSON"),
     ]:
         assert old in metadata["networks"]
         write_state(official_state(networks), path, metadata | {"networks": metadata["networks"].replace(old, new, 1)})

@@ -32,7 +32,7 @@ browser:
 	  >/dev/null 2>&1 || echo "no Chromium here, and it could not be installed: tests of the report need it"
 
 test: lint browser
-	$(BIN)/pytest -m "not long and not gpu" -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -m "not long and not gpu" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # On a machine with one CUDA device: docs/gpu.md.
 test-gpu: GPU := 1

@@ -78,7 +78,7 @@ def measure(folder: Path, repeats: int) -> dict[str, object]:
         "objective=mage", "predictor.sizes.size=tiny", f"data.tokens={folder}", f"batch.global_batch={BATCH}",
         f"batch.micro={MICRO}",
     ])  # fmt: skip
-    objective = MageObjective(config)
+    objective = MageObjective(config, fresh=True)
     facts, half = run_facts(config, objective), objective.epochs.steps_per_epoch // 2
     objective.close()
     state = {"step": half, "skipped": [], **{key: facts[key] for key in ("data", "order", "seed", "global_batch")}}

@@ -48,7 +48,7 @@ def read(prefetch: Prefetch, step: int) -> np.ndarray:
 def test_a_run_that_moves_between_clusters_sees_each_sample_once(data: Path) -> None:
     """4 -> 8 -> 1 -> 16 -> 2 ranks at random steps, over three epochs. Nothing but the step goes from one to the next;
     ranks accumulate, and each has a loader and a thread of its own, as in a run."""
-    chance, objectives = random.Random(3), [MageObjective(config(data)) for _ in range(17)]
+    chance, objectives = random.Random(3), [MageObjective(config(data), fresh=True) for _ in range(17)]
     step, seen = 0, list[int]()
     for ranks in (4, 8, 1, 16, 2):
         world = [Prefetch(objectives[rank], rank, BATCH // 2 // ranks, 2) for rank in range(ranks)]
@@ -80,7 +80,7 @@ def test_other_data_are_refused_with_the_difference(change: str, words: str, dat
     """The bytes, their order, the seed and the batch; by the facts that a checkpoint holds."""
 
     def facts(settings: RunConfig) -> dict[str, object]:
-        objective = MageObjective(settings)
+        objective = MageObjective(settings, fresh=True)
         objective.close()
         return run_facts(settings, objective)
 

@@ -17,6 +17,7 @@ from data_pipeline.output import PICTURES, check_output
 from data_pipeline.pictures import Picture
 from data_pipeline.plan import PLAN, Plan, read_plan, shard_pictures
 from data_pipeline.storage import ObjectMissing
+from model.documents import printable
 from model.errors import ConfigError, DataError
 from trainer.config import LARGEST_BATCH
 from trainer.options import YEAR, AsJson, Zoom, seed_option, step_option
@@ -170,13 +171,7 @@ def order(
         print(json.dumps(found))
     else:
         for entry in found:
-            print("  ".join(f"{key} {_in_one_line(value)}" for key, value in entry.items()))
-
-
-def _in_one_line(value: object) -> str:
-    """Names of classes and pictures come from outside, and may hold what moves a terminal's cursor."""
-    text = str(value)
-    return text if text.isprintable() else ascii(text)
+            print("  ".join(f"{key} {printable(str(value))}" for key, value in entry.items()))
 
 
 class _Names:

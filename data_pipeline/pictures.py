@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_pipeline.storage import AccessDenied, LocalStore, NoRegularFile, ObjectMissing, Store, TooShort
-from model.documents import show
+from model.documents import printable, show
 from model.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
@@ -79,8 +79,7 @@ class BadPicture(DataError):
     """What is lastingly wrong with one picture. reason: the same on every machine, for it stands in data sets."""
 
     def __init__(self, picture: str, reason: str) -> None:
-        shown = picture if picture.isprintable() else ascii(picture)
-        super().__init__(f"cannot read the picture {shown}: {reason}")
+        super().__init__(f"cannot read the picture {printable(picture)}: {reason}")
         self.picture, self.reason = picture, reason
 
     def __reduce__(self) -> tuple[type[BadPicture], tuple[str, str]]:  # engines send errors between processes

@@ -40,6 +40,7 @@ from model.documents import (
     Sha256,
     first_problem,
     parse_record,
+    printable,
     show,
 )
 from model.errors import DataError
@@ -201,7 +202,7 @@ def _order(keys: NDArray[np.uint64], lines: list[bytes]) -> NDArray[np.intp]:
     for at in np.nonzero(ordered[1:] == ordered[:-1])[0]:
         first, second = (json.loads(lines[order[at + i]])[0] for i in (0, 1))
         if first == second:
-            raise DataError(f"the picture {first if first.isprintable() else ascii(first)} is listed twice")
+            raise DataError(f"the picture {printable(first)} is listed twice")
         if first > second:  # two ids with one hash (about 1 in 400,000 plans of ten millions): by name
             order[at], order[at + 1] = order[at + 1], order[at]
     return order

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from data_pipeline.dataset import Quarantined
 from data_pipeline.plan import Plan
+from model.documents import printable
 from model.errors import DataError
 
 UNREADABLE = "unreadable to the worker that made the shard"  # where that worker died before it could say more
@@ -104,6 +105,4 @@ class BadCount:
 
 
 def _names(bad: Sequence[Quarantined]) -> str:
-    return "; ".join(f"{q.id if q.id.isprintable() else ascii(q.id)}: {q.reason}" for q in bad[:3]) + (
-        "; ..." if len(bad) > 3 else ""
-    )
+    return "; ".join(f"{printable(q.id)}: {q.reason}" for q in bad[:3]) + ("; ..." if len(bad) > 3 else "")

@@ -24,10 +24,8 @@ LARGEST_COUNT = 1 << 53  # what JSON's numbers hold exactly in any language
 _DEEPEST = 64  # of mappings and lists in each other
 _LONGEST_NUMBER = 40  # digits; Python takes a time that is quadratic in them
 _MOST_NODES = 100_000  # of a YAML document
-_MOST_HOLDERS, _MOST_COMMAS = (
-    10**6,
-    8 * 10**6,
-)  # of a JSON document: a mapping takes up to 700 bytes of memory, a value 60
+_MOST_HOLDERS = 10**6  # mappings and lists of a JSON document; each takes up to 700 bytes of memory
+_MOST_COMMAS = 8 * 10**6  # of a JSON document; a value takes 60 bytes
 _LONGEST_SHOWN = 80  # characters of a value in a message
 
 R = TypeVar("R", bound=BaseModel)
@@ -79,6 +77,11 @@ def show(value: Any) -> str:
     except ValueError:  # an integer of more digits than Python prints
         text = f"a {type(value).__name__} too long to print"
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """A name from outside as a line shows it: itself, or escaped where it holds what moves a terminal's cursor."""
+    return text if text.isprintable() else ascii(text)
 
 
 def read_file(path: Path | str, limit: int, error: type[ADDPError]) -> bytes:

@@ -19,8 +19,8 @@ from data_pipeline.plan import PLAN, Plan, read_plan, shard_pictures
 from data_pipeline.storage import ObjectMissing
 from model.documents import printable
 from model.errors import ConfigError, DataError
-from trainer.config import LARGEST_BATCH
-from trainer.options import YEAR, AsJson, Zoom, seed_option, step_option
+from trainer.config import LARGEST_BATCH, YEAR
+from trainer.options import AsJson, Zoom, seed_option, step_option
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False,

@@ -27,7 +27,9 @@ from data_pipeline.storage import Store, is_remote, open_store
 from data_pipeline.views import MOST_VIEWS
 from model.documents import first_problem
 from model.errors import ConfigError, DataError
-from trainer.options import YEAR, AsJson, batch_option, held_out_option, seed_option
+from model.precision import InferencePrecision
+from trainer.config import YEAR
+from trainer.options import AsJson, batch_option, held_out_option, seed_option
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False,
@@ -63,7 +65,7 @@ def plan(
         float, typer.Option(help="smallest share of a picture's area in a random crop", min=0.001, max=1)
     ] = 0.2,
     rows: Annotated[int, typer.Option(help="pictures a shard", min=1, max=MOST_ROWS)] = 1024,
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the encoder's convolutions")] = "fp32",
+    precision: Annotated[InferencePrecision, typer.Option(help="of the encoder's convolutions")] = "fp32",
     class_names: Annotated[Path | None, typer.Option(help="file with a class on each line: name, title")] = None,
     labels: Annotated[Path | None, typer.Option(help="file with each picture's class, for a validation tar")] = None,
     devkit: Annotated[

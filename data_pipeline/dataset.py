@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from data_pipeline.plan import Classes, Precision, check_titles
+from data_pipeline.plan import Classes, check_titles
 from data_pipeline.shards import END, CodeCount, Layout, Rows, TokenCount
 from data_pipeline.storage import BucketMissing, ObjectMissing, Store, open_store, read_document
 from data_pipeline.views import ViewRecipe
 from model.documents import Count, Positive, Record, RelativeName, Sha256, parse_json, parse_record, show
 from model.errors import DataError
+from model.precision import InferencePrecision
 
 MANIFEST = "dataset.json"
 
@@ -43,7 +44,7 @@ class Manifest(Record):
     tokens: TokenCount
     views: ViewRecipe
     tokenizer: Sha256  # fingerprint of the tokenizer's weights (model.weights.fingerprint)
-    precision: Precision = "fp32"  # of the encoder
+    precision: InferencePrecision = "fp32"  # of the encoder
     classes: Classes
     class_titles: tuple[str, ...] = ()  # what people call them, or empty
     quarantined: tuple[Quarantined, ...] = ()

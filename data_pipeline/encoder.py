@@ -8,8 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline.plan import Precision
-from model.precision import keep_float32, warn_of_bf16
+from model.precision import InferencePrecision, keep_float32, warn_of_bf16
 from model.vq import VQTokenizer
 
 
@@ -22,7 +21,7 @@ class TokenEncoder:
     """
 
     def __init__(
-        self, tokenizer: VQTokenizer, *, device: str = "cpu", batch: int = 128, precision: Precision = "fp32",
+        self, tokenizer: VQTokenizer, *, device: str = "cpu", batch: int = 128, precision: InferencePrecision = "fp32",
         compiled: bool = False,
     ) -> None:  # fmt: skip
         keep_float32()

@@ -44,9 +44,9 @@ from model.documents import (
     show,
 )
 from model.errors import DataError
+from model.precision import InferencePrecision
 
 PLAN = "plan.json"
-Precision = Literal["fp32", "bf16"]
 _LONGEST_LINE = 2**16  # bytes of a picture in the list: its name, and that of its object
 _LARGEST_SLICE = 2**28  # bytes of a shard's part of the list
 
@@ -73,7 +73,7 @@ class PlanRecipe(Record):
     tokenizer: Sha256  # fingerprint of the tokenizer's weights (model.weights.fingerprint)
     codebook_size: CodeCount
     tokens: TokenCount  # L
-    precision: Precision = "fp32"  # of the encoder: tokens near a border between codes depend on it
+    precision: InferencePrecision = "fp32"  # of the encoder: tokens near a border between codes depend on it
     rows: Positive = 1024  # pictures a shard
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64, strict=True)] = 0  # of the shuffle
 

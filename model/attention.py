@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.errors import ConfigError
+from model.precision import dtype_name
 
 log = logging.getLogger(__name__)
 
@@ -162,10 +163,12 @@ def _choose(inputs: Inputs) -> str:
             continue
         found = probe(name, inputs)
         if found.works:
-            _announce(inputs.device.type, _name(inputs.dtype), name, "; ".join(refused))
+            _announce(inputs.device.type, dtype_name(inputs.dtype), name, "; ".join(refused))
             return name
         refused.append(f"{name} does not work: {found.reason}")
-    raise ConfigError(f"no attention backend works on {inputs.device} in {_name(inputs.dtype)}: {'; '.join(refused)}")
+    raise ConfigError(
+        f"no attention backend works on {inputs.device} in {dtype_name(inputs.dtype)}: {'; '.join(refused)}"
+    )
 
 
 @cache
@@ -173,15 +176,11 @@ def _announce(device: str, dtype: str, name: str, refused: str) -> None:
     log.info("attention on %s, %s: %s%s", device, dtype, name, f" ({refused})" if refused else "")
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def table(device: torch.device, width: int = 64) -> dict[str, list[Probe]]:
     """What every backend does on a device, by dtype."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     return {
-        _name(dtype): [probe(name, Inputs(device, dtype, width, deterministic)) for name in BACKENDS]
+        dtype_name(dtype): [probe(name, Inputs(device, dtype, width, deterministic)) for name in BACKENDS]
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     }
 

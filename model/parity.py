@@ -35,7 +35,7 @@ from model.documents import MIB, Count, Record, first_problem, parse_record, rea
 from model.entry import run_entry
 from model.errors import WeightsError
 from model.masking import DenoisingMasks
-from model.precision import keep_float32, warn_of_bf16
+from model.precision import dtype_name, keep_float32, warn_of_bf16
 from model.predictor import TokenPredictor
 from model.sampler import Generation, SamplerConfig, advance, mask_length, next_image
 from model.vq import VQTokenizer
@@ -222,7 +222,7 @@ def _compare_step(
     loss = addp(noisy.x_t, ids, mask_t, noisy.target, meta["config"]["smooth"])
     ledger.add("loss", "loss", abs(loss.item() - meta["loss"]) / abs(meta["loss"]))
 
-    scale = _LOSS_SCALE.get(str(noisy.x_t.dtype).removeprefix("torch."), 1.0)
+    scale = _LOSS_SCALE.get(dtype_name(noisy.x_t.dtype), 1.0)
     (loss * scale).backward()
     gradients = {name: p.grad.double() / scale for name, p in addp.named_parameters() if p.grad is not None}
     missing = sorted(set(meta["grad_norms"]) - set(gradients))

@@ -7,11 +7,21 @@ import logging
 import os
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
+InferencePrecision = Literal["fp32", "bf16"]  # that a network which is not trained computes in
 CPUINFO = Path("/proc/cpuinfo")
 BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # flags of processors with bf16 products: x86, x86, ARM
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.bfloat16 -> bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def keep_float32() -> None:

@@ -22,6 +22,7 @@ from model.config import ClassifierConfig, Geometry, TokenizerConfig, Transforme
 from model.documents import first_problem, parse_json
 from model.errors import WeightsError
 from model.files import whole_file
+from model.precision import dtype_name
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 
@@ -170,8 +171,8 @@ def check_values(own: Mapping[str, Tensor], expected: Mapping[str, Tensor], path
         wanted = expected[key]
         if value.is_floating_point() != wanted.is_floating_point() or value.is_complex() or value.is_quantized:
             raise WeightsError(
-                f"{path}: {key} is of the type {_name(value.dtype)}, but {_name(wanted.dtype)} is needed; these are no "
-                "weights of such a network"
+                f"{path}: {key} is of the type {dtype_name(value.dtype)}, but {dtype_name(wanted.dtype)} is needed; "
+                "these are no weights of such a network"
             )
         if value.is_meta:  # only shapes are looked at
             continue
@@ -179,16 +180,14 @@ def check_values(own: Mapping[str, Tensor], expected: Mapping[str, Tensor], path
             raise WeightsError(f"{path}: {key} holds NaN or infinite values; the training that wrote it had diverged")
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def load_official(network: Network, path: Path | str) -> LoadReport:
     """Fill `network` from an official file (or one of the same keys); strict, apart from keys known to be unused.
 
     Raises WeightsError that names the first missing, unexpected and misshapen keys.
     """
-    return fill_official(network, read_state(path)[0], path)
+    own, report = match_official(network.kind, network.state_dict(), read_state(path)[0], path)
+    network.load_state_dict(own)
+    return report
 
 
 def from_official(kind: str, sizes: Sizes, state: dict[str, Tensor], path: Path | str) -> Network:
@@ -197,13 +196,6 @@ def from_official(kind: str, sizes: Sizes, state: dict[str, Tensor], path: Path 
     network = build(kind, *sizes)
     network.load_state_dict(own)
     return network
-
-
-def fill_official(network: Network, state: dict[str, Tensor], path: Path | str) -> LoadReport:
-    """As `load_official`, from the tensors that were read from `path`."""
-    own, report = match_official(network.kind, network.state_dict(), state, path)
-    network.load_state_dict(own)
-    return report
 
 
 def match_official(

@@ -19,7 +19,7 @@ from trainer.uses import ALL, Objective, UsedBy
 
 _LONGEST_PATH = 4096  # characters
 # Far beyond what can be meant; they keep arithmetic, memory and loops within bounds.
-_YEAR = 366 * 86_400.0  # seconds; Python cannot wait for some centuries
+YEAR = 366 * 86_400  # the longest wait, in seconds; Python cannot wait for some centuries
 _MOST_STEPS = 10**9
 LARGEST_BATCH = 1 << 24
 MOST_RANKS = 1 << 20
@@ -77,7 +77,7 @@ class DataSection(Settings):
         "stop", description="what a shard does that stays damaged: end the run, or its rows count with weight 0"
     )
     patience: Annotated[float, TOKENS] = Field(
-        600, ge=0, le=_YEAR, description="seconds for which a store that does not answer is tried again"
+        600, ge=0, le=YEAR, description="seconds for which a store that does not answer is tried again"
     )
 
 
@@ -156,12 +156,12 @@ class CheckpointSection(Settings):
     asynchronous: bool = Field(True, description="write files while training goes on; needs their size in host memory")
     upload: Place | None = Field(None, description="s3://bucket/prefix (or a folder) that each checkpoint is copied to")
     patience: float = Field(
-        600, ge=0, le=_YEAR, description="seconds for which an upload is tried again, and the end of a run waits"
+        600, ge=0, le=YEAR, description="seconds for which an upload is tried again, and the end of a run waits"
     )
     lease: float = Field(
         60,
         ge=0.1,
-        le=_YEAR,
+        le=YEAR,
         description="seconds without a sign of life after which another machine's hold on `upload` is void",
     )
 
@@ -190,7 +190,7 @@ class HealthSection(Settings):
         100, gt=0, le=_MOST_STEPS, description="non-finite steps in a row before the run stops as diverged"
     )
     hang: float = Field(
-        1800, ge=0, le=_YEAR, description="seconds without progress before a rank exits with 76; 0: never"
+        1800, ge=0, le=YEAR, description="seconds without progress before a rank exits with 76; 0: never"
     )
 
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from model.precision import InferencePrecision
 from trainer.config import MOST_RANKS
 from trainer.run_folder import Weights
 
-YEAR = 366 * 86_400  # the longest wait, in seconds
 MOST_PICTURES = 100_000_000  # that one command makes
 MOST_STEPS = 10**12  # of a run
 _LARGEST_GRID_BATCH = 65_536
@@ -72,4 +72,4 @@ Temperature = Annotated[
 TopP = Annotated[
     float, typer.Option(min=0.01, max=1, help="draw from the likeliest tokens that have this probability together")
 ]
-Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="that the networks that generate compute in")]
+Precision = Annotated[InferencePrecision, typer.Option(help="that the networks that generate compute in")]

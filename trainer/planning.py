@@ -20,9 +20,10 @@ from model.documents import show
 from model.errors import ConfigError, DataError
 from trainer import costs
 from trainer.arguments import configured
+from trainer.config import YEAR
 from trainer.config_reading import load_config
 from trainer.given import beginning, check_beginning
-from trainer.options import MOST_STEPS, YEAR, AsJson, ConfigFile, RunArguments, gpus_option
+from trainer.options import MOST_STEPS, AsJson, ConfigFile, RunArguments, gpus_option
 from trainer.precision import MODES
 from trainer.schedule import accumulation_steps, possible_world_sizes, total_steps
 

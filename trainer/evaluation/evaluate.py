@@ -21,7 +21,7 @@ from rich.table import Table
 from data_pipeline.output import check_apart, check_output
 from data_pipeline.storage import StorageError, file_name, is_remote, open_store
 from model.errors import ConfigError
-from trainer.config import RunConfig
+from trainer.config import YEAR, RunConfig
 from trainer.control import Control, own_device
 from trainer.evaluation.course import StoredCourse
 from trainer.evaluation.evaluator import Choice, Evaluator
@@ -33,7 +33,6 @@ from trainer.meeting import join_ranks
 from trainer.options import (
     MOST_PICTURES,
     MOST_STEPS,
-    YEAR,
     AsJson,
     ChoiceTemperature,
     DenoisingSteps,

@@ -22,9 +22,10 @@ from torch import Tensor
 from data_pipeline.picture_grid import picture_grid
 from data_pipeline.storage import LocalStore, write_atomically
 from model.errors import ConfigError, DataError
+from model.precision import InferencePrecision
 from model.sampler import SamplerConfig, generate
 from model.weights import fingerprint
-from trainer.evaluation.trained import Precision, Trained, in_precision
+from trainer.evaluation.trained import Trained, in_precision
 
 Container = Literal["png", "webdataset"]
 SETTINGS = "samples.json"
@@ -37,7 +38,7 @@ class SampleSet:
 
     def __init__(
         self, folder: Path, trained: Trained, count: int, seed: int, sampler: SamplerConfig, container: Container,
-        batch: int, precision: Precision,
+        batch: int, precision: InferencePrecision,
     ) -> None:  # fmt: skip
         self._folder, self._trained, self._count, self._seed = folder, trained, count, seed
         self._sampler, self._container, self._batch, self._precision = sampler, container, batch, precision

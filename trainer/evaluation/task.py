@@ -19,6 +19,7 @@ from data_pipeline.source_place import locate
 from model.addp import ADDP
 from model.encoder import Encoder
 from model.errors import ConfigError, DataError
+from model.precision import InferencePrecision
 from model.sampler import SamplerConfig
 from model.vq import VQTokenizer
 from model.weights import Network, build
@@ -56,7 +57,7 @@ class Options(BaseModel):
     temperature: Literal["dynamic", "constant"] = "dynamic"
     top_p: float = 1.0
     batch: int = 64
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: InferencePrecision = "fp32"
     inception_weights: Path | None = None
     baselines: bool = False
 

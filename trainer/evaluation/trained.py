@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from data_pipeline.storage import AccessDenied, BucketMissing, ObjectMissing, StorageError, is_remote, open_store
 from model.addp import ADDP
 from model.errors import ConfigError, WeightsError
-from model.precision import warn_of_bf16
+from model.precision import InferencePrecision, warn_of_bf16
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
@@ -19,8 +19,6 @@ from trainer.checkpoint_admin import open_run
 from trainer.config import RunConfig
 from trainer.config_reading import LARGEST_FILE, resolved_config
 from trainer.run_folder import DONE, RunFolder, Weights
-
-Precision = Literal["fp32", "bf16"]
 
 
 class Trained(NamedTuple):
@@ -91,7 +89,7 @@ def load_addp(run: str, weights: Weights = "raw", step: int | None = None, token
     return Trained(network.eval(), frozen_tokenizer(config, tokenizer, expected), config, step)
 
 
-def in_precision(trained: Trained, precision: Precision) -> Trained:
+def in_precision(trained: Trained, precision: InferencePrecision) -> Trained:
     """Copies to generate with. In bf16 whole, where autocast would keep the residual stream in float32; convolutions
     with channels last."""
     if precision == "fp32":

@@ -23,10 +23,10 @@ from pathlib import Path
 import deepspeed
 import torch
 
-from cluster.launch import launcher_command
+from cluster.launch.launch import launcher_command
 from data_pipeline.storage import LocalStore
 from tests.token_sets import write_tokens
-from trainer.checkpoint import verify
+from trainer.checkpointing.format import verify
 from trainer.run_folder import RunFolder
 
 OPTIONS = (

@@ -24,12 +24,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.dataset import ShardEntry
-from data_pipeline.parts import Part, layout_of, part_name, shard_name
-from data_pipeline.pictures import Picture
-from data_pipeline.plan import Plan, PlanRecipe, make_plan, shard_pictures
+from data_pipeline.images.images import Picture
+from data_pipeline.images.views import ViewRecipe
+from data_pipeline.sharding.plan import Plan, PlanRecipe, make_plan, shard_pictures
+from data_pipeline.sharding.receipts import Part, layout_of, part_name, shard_name
+from data_pipeline.shards.manifest import ShardEntry
 from data_pipeline.storage import Store, open_store
-from data_pipeline.views import ViewRecipe
 from tests.s3_server import client, environment, s3_server
 
 CLASSES = tuple(f"n{10_000_000 + 1000 * i:08d}" for i in range(1000))

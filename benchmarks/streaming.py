@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.loader import LoaderOptions, TokenLoader
 from data_pipeline.storage import LocalStore
+from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from tests.token_sets import write_tokens
 
 SHARDS, ROWS, TOKENS = 20, 1000, 256

@@ -22,16 +22,16 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from data_pipeline.dataset import MANIFEST, manifest_bytes
-from data_pipeline.loader import LoaderOptions, TokenLoader
+from data_pipeline.shards.manifest import MANIFEST, manifest_bytes
 from data_pipeline.storage import LocalStore
+from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from tests.token_sets import write_tokens
-from trainer.config import RunConfig
-from trainer.config_reading import load_config
-from trainer.objectives import MageObjective, Objective, TokenObjective
+from trainer.config.reading import load_config
+from trainer.config.schema import RunConfig
+from trainer.objectives.registry import MageObjective, Objective, TokenObjective
 from trainer.prefetch import Prefetch
-from trainer.progress import data_step
-from trainer.start import run_facts
+from trainer.resilience.state import data_step
+from trainer.startup import run_facts
 
 ROWS, BATCH, MICRO = 1000, 4096, 64
 
@@ -123,7 +123,7 @@ def main() -> None:
 
 def many(folder: Path, shards: int) -> None:
     """Further names, linked to a copy of the shard."""
-    from data_pipeline.dataset import read_manifest
+    from data_pipeline.shards.manifest import read_manifest
 
     manifest = read_manifest(folder)
     copy = folder / f"tokens-{60_000:06d}.tar"

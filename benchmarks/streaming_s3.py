@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.loader import LoaderOptions, TokenLoader
 from data_pipeline.storage import open_store
+from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from tests.s3_server import FaultProxy, client, environment, s3_server
 from tests.token_sets import write_tokens
 

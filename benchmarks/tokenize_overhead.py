@@ -25,12 +25,12 @@ import PIL
 import torch
 from PIL import Image
 
-from data_pipeline.encoder import TokenEncoder
-from data_pipeline.plan import make_plan
-from data_pipeline.sources import open_source
+from data_pipeline.images.sources import open_source
+from data_pipeline.images.views import ViewRecipe
+from data_pipeline.sharding.encoder import TokenEncoder
+from data_pipeline.sharding.plan import make_plan
+from data_pipeline.sharding.tokenize import TokenizeJob, plan_recipe
 from data_pipeline.storage import open_store
-from data_pipeline.tokenize import TokenizeJob, plan_recipe
-from data_pipeline.views import ViewRecipe
 from model.config import TokenizerConfig
 from model.vq import VQTokenizer
 

@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from cluster import check, checkpoints, data, parity, tokenize, weights
+from cluster.commands import check, checkpoints, data, parity, tokenize, weights
 from model.entry import run_entry
-from trainer.arguments import configured
 from trainer.command import PROGRAM
-from trainer.options import ConfigFile, RunArguments, processes_option
+from trainer.config.arguments import configured
+from trainer.config.options import ConfigFile, RunArguments, processes_option
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False,
@@ -39,7 +39,7 @@ MODULES = {
         "trainer.evaluation.generate", _USE, "Sample pictures from an ADDP network: a grid, a set, completions.",
     ),
     "evaluate": ("trainer.evaluation.evaluate", _USE, "Measure checkpoints: FID, kNN, linear probe; --follow a run."),
-    "plan": ("trainer.planning", _TRAIN, "Say what a run will take: batch arithmetic, memory, days, checkpoints."),
+    "plan": ("trainer.preflight.planning", _TRAIN, "Say what a run will take: batch arithmetic, memory, days, checkpoints."),
     "report": ("trainer.evaluation.report", _USE, "Write one self-contained HTML page about a run, or several."),
 }  # fmt: skip
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -95,11 +95,11 @@ def train(
     ] = False,
 ) -> None:
     """Train under the deepspeed launcher, on this machine or on those of a hostfile."""
-    from cluster.hosts import choose_hosts
-    from cluster.launch import check_hosts, free_port
-    from cluster.launch import train as launch
-    from data_pipeline.output import check_output
-    from trainer.config_reading import load_config
+    from cluster.launch.hosts import choose_hosts
+    from cluster.launch.launch import check_hosts, free_port
+    from cluster.launch.launch import train as launch
+    from data_pipeline.storage.output import check_output
+    from trainer.config.reading import load_config
     from trainer.pretrain import check_ranks
 
     file, overrides = configured(config, arguments)
@@ -127,8 +127,8 @@ def openmoji(
     size: Annotated[int, typer.Option(min=1, max=4096, help="side of the pictures in pixels")] = 64,
 ) -> None:
     """Render the OpenMoji set (CC BY-SA 4.0) into class folders: real pictures without a download."""
-    from data_pipeline.openmoji import render
-    from data_pipeline.output import check_output
+    from data_pipeline.images.openmoji import render
+    from data_pipeline.storage.output import check_output
 
     check_output(out)
     print(f"{out}: {render(out, size)} pictures")
@@ -143,8 +143,8 @@ def show_config(
     """Show the resolved configuration of a run file, or every key with its meaning."""
     import yaml
 
-    from trainer.config_defaults import documented_defaults
-    from trainer.config_reading import load_config
+    from trainer.config.defaults import documented_defaults
+    from trainer.config.reading import load_config
 
     if defaults:
         print(documented_defaults(), end="")
@@ -165,7 +165,7 @@ def demo(
     ] = 1.0,
 ) -> None:
     """Go the whole road on real pictures: tokenizer, token shards, predictor, ADDP, samples, probes, report."""
-    from cluster.demo import run_demo
+    from cluster.demo.run import run_demo
 
     run_demo(images, out, processes, scale)
 

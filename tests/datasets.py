@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipeline.dataset import Manifest
-from data_pipeline.encoder import TokenEncoder
-from data_pipeline.parts import finalize, survey
-from data_pipeline.pictures import Split, of_split
-from data_pipeline.plan import Plan, make_plan
-from data_pipeline.quarantine import NOTHING, Totals
-from data_pipeline.source_place import pictures_store
-from data_pipeline.sources import open_source
+from data_pipeline.images.images import Split, of_split
+from data_pipeline.images.location import pictures_store
+from data_pipeline.images.sources import open_source
+from data_pipeline.images.views import ViewRecipe
+from data_pipeline.sharding.encoder import TokenEncoder
+from data_pipeline.sharding.plan import Plan, make_plan
+from data_pipeline.sharding.quarantine import NOTHING, Totals
+from data_pipeline.sharding.receipts import finalize, survey
+from data_pipeline.sharding.tokenize import OnBad, TokenizeJob, plan_recipe
+from data_pipeline.shards.manifest import Manifest
 from data_pipeline.storage import open_store
-from data_pipeline.tokenize import OnBad, TokenizeJob, plan_recipe
-from data_pipeline.views import ViewRecipe
 from model.vq import VQTokenizer
 
 

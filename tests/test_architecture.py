@@ -12,11 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = ["model", "data_pipeline", "trainer", "cluster"]
 ONE_FILE = {
-    "deepspeed": "trainer/engine.py", "xformers": "model/attention.py", "sklearn": "trainer/evaluation/recognition.py",
-    "kornia": "trainer/augmentation.py",
-    "torch_fidelity": "trainer/evaluation/fidelity.py",
-    "apex": "trainer/optimizers.py", "boto3": "data_pipeline/s3.py", "botocore": "data_pipeline/s3.py",
-    "ray": "cluster/ray_engine.py",
+    "deepspeed": "trainer/engine/engine.py", "xformers": "model/attention.py", "sklearn": "trainer/evaluation/benchmarks/recognition.py",
+    "kornia": "trainer/objectives/augmentation.py",
+    "torch_fidelity": "trainer/evaluation/benchmarks/fidelity.py",
+    "apex": "trainer/engine/optimizers.py", "boto3": "data_pipeline/storage/s3.py", "botocore": "data_pipeline/storage/s3.py",
+    "ray": "cluster/sharding/ray_engine.py",
 }  # fmt: skip
 FILES = sorted(p for package in ORDER for p in (ROOT / package).rglob("*.py"))
 
@@ -43,20 +43,20 @@ def test_imports_go_one_way(path: Path) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        "data_pipeline.order",
-        "data_pipeline.shards",
-        "data_pipeline.loader",
-        "data_pipeline.s3",
-        "data_pipeline.sources",
-        "cluster.tokenize",
+        "data_pipeline.streaming.order",
+        "data_pipeline.shards.format",
+        "data_pipeline.streaming.loader",
+        "data_pipeline.storage.s3",
+        "data_pipeline.images.sources",
+        "cluster.commands.tokenize",
         "trainer.run_folder",
-        "trainer.config_defaults",
-        "trainer.config_reading",
-        "trainer.stopping",
-        "trainer.heartbeat",
-        "trainer.world",
-        "trainer.environment",
-        "cluster.launch",
+        "trainer.config.defaults",
+        "trainer.config.reading",
+        "trainer.resilience.stopping",
+        "trainer.resilience.heartbeat",
+        "trainer.distributed.world",
+        "trainer.distributed.environment",
+        "cluster.launch.launch",
         "trainer.evaluation.report",
     ],
 )

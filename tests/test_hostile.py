@@ -1,8 +1,8 @@
 """Input that means harm, or is merely odd: each command ends with an exit code of ours and one paragraph that says what
 is wrong, in bounded time and memory, and writes nothing outside of its folder.
 
-Generated ones beside this table: mutated run files in `tests/trainer/test_config.py`, mutated JSON documents in
-`tests/data_pipeline/test_mutated_documents.py` and `tests/trainer/evaluation/test_report_records.py`.
+Generated ones beside this table: mutated run files in `tests/trainer/config/test_schema.py`, mutated JSON documents in
+`tests/data_pipeline/test_mutated_documents.py` and `tests/trainer/evaluation/reporting/test_records.py`.
 
 Not defended: a tokenizer file made to harm makes bad tokens, and a user of the same account can do what the run can.
 """

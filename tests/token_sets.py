@@ -8,10 +8,10 @@ from io import BytesIO
 import numpy as np
 import xxhash
 
-from data_pipeline.dataset import MANIFEST, Manifest, ShardEntry, manifest_bytes
-from data_pipeline.shards import Layout, Sample, write_shard
+from data_pipeline.images.views import ViewRecipe
+from data_pipeline.shards.format import Layout, Sample, write_shard
+from data_pipeline.shards.manifest import MANIFEST, Manifest, ShardEntry, manifest_bytes
 from data_pipeline.storage import Store
-from data_pipeline.views import ViewRecipe
 
 TOKENS = 16
 TOKENIZER = "7" * 64

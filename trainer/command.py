@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import typer
 
 from model.entry import run_entry
-from trainer.leaving import leave
+from trainer.resilience.leaving import leave
 
 PROGRAM = "ADDP_PROGRAM"  # in the environment: what the user typed for `python -m MODULE`, for help and usage errors
 

@@ -18,9 +18,9 @@ from model.config import ClassifierConfig, Geometry, TokenizerConfig, Transforme
 from model.masking import masked_count, ratio_table
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
-from trainer.config import RunConfig
-from trainer.optimizers import STATE
-from trainer.precision import MODES
+from trainer.config.schema import RunConfig
+from trainer.engine.optimizers import STATE
+from trainer.engine.precision import MODES
 
 _PEAKS = {  # dense bf16 operations a second, from the makers' data sheets
     "H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "MI300X": 1307e12, "V100": 125e12,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from model.weights import save_network
-from trainer.checkpoint import AVERAGE, WEIGHTS, verify
-from trainer.config import HealthSection, RunConfig
-from trainer.health import ADVICE, Diverged, unfit
-from trainer.progress import Progress
+from trainer.checkpointing.format import AVERAGE, WEIGHTS, verify
+from trainer.checkpointing.saved_state import SavedState
+from trainer.config.schema import HealthSection, RunConfig
+from trainer.resilience.health import ADVICE, Diverged, unfit
+from trainer.resilience.state import Progress
 from trainer.run_folder import RunFolder, step_folder
-from trainer.saved_state import SavedState
 
 
 def conclude(folder: RunFolder, section: HealthSection, progress: Progress, done: dict[str, Any]) -> None:

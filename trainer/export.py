@@ -13,8 +13,8 @@ from model.encoder import Encoder
 from model.errors import ConfigError
 from model.official import official_metadata, official_state, timm_state, write_state
 from model.weights import Network, load_network, read_kind, save_network
-from trainer.checkpoint_admin import open_run
-from trainer.config import RunConfig
+from trainer.checkpointing.admin import open_run
+from trainer.config.schema import RunConfig
 from trainer.evaluation.trained import frozen_predictor, frozen_tokenizer, run_config
 from trainer.run_folder import Format, Weights, write_json
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from model.errors import ConfigError
 from trainer import records
 from trainer.board import Board
-from trainer.config import RunConfig
+from trainer.config.schema import RunConfig
 from trainer.run_folder import RunFolder
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from model.errors import ADDPError
-from trainer.objectives import Objective
+from trainer.objectives.registry import Objective
 
 
 def failure(future: Future[Any]) -> ADDPError | None:

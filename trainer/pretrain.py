@@ -19,15 +19,15 @@ from model.entry import EXIT_CRASH, leave_trace, unexpected
 from model.errors import ADDPError, ConfigError
 from model.precision import warn_of_bf16
 from trainer import records
-from trainer.arguments import parse_rank
-from trainer.config import RunConfig
-from trainer.config_reading import load_config
-from trainer.heartbeat import Heartbeat
-from trainer.leaving import hurry, leave, plain
-from trainer.precision import MODES
+from trainer.config.arguments import parse_rank
+from trainer.config.reading import load_config
+from trainer.config.schema import RunConfig
+from trainer.distributed.world import take_world
+from trainer.engine.precision import MODES
+from trainer.resilience.heartbeat import Heartbeat
+from trainer.resilience.leaving import hurry, leave, plain
+from trainer.resilience.stopping import Preempted, StopRequest
 from trainer.run_folder import LOST_RANK, RunFolder
-from trainer.stopping import Preempted, StopRequest
-from trainer.world import take_world
 
 # Launchers look at their ranks once a second, and pass on the code of one that ended. A rank that ends only since
 # another did leaves later, so that the code they find, and the signal in it, are those of the other.
@@ -50,12 +50,12 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: Stop
     """
     import torch
 
-    from trainer.control import Control
-    from trainer.engine import start_distributed
-    from trainer.objectives import make_objective
-    from trainer.run import Run
+    from trainer.distributed.collectives import Control
+    from trainer.engine.engine import start_distributed
+    from trainer.loop import Run
+    from trainer.objectives.registry import make_objective
     from trainer.schedule import accumulation_steps
-    from trainer.start import begins, prepare
+    from trainer.startup import begins, prepare
 
     # Before the ranks meet: where one mistake ends them all, none shall find the others gone.
     world = take_world()
@@ -126,7 +126,7 @@ def _end(
 
 def _crash(error: Exception, folder: RunFolder | None, heartbeat: Heartbeat | None, rank: int) -> str:
     """What to say of it, once its trace lies in a file; an incident where the run had begun."""
-    from trainer.control import is_late, is_lost_rank
+    from trainer.distributed.collectives import is_late, is_lost_rank
 
     trace = leave_trace(error, folder.trace(rank) if folder and heartbeat and heartbeat.began else None)
     if folder is None or heartbeat is None or not heartbeat.began:

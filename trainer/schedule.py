@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from data_pipeline.epochs import EpochSchedule
+from data_pipeline.streaming.epochs import EpochSchedule
 from model.errors import ConfigError
-from trainer.config import RunConfig, ScheduleSection
+from trainer.config.schema import RunConfig, ScheduleSection
 
 
 def total_steps(schedule: ScheduleSection, epochs: EpochSchedule) -> int:

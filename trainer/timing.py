@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.control import Control
+from trainer.distributed.collectives import Control
 
 _STRAGGLER = 1.25  # times the median rank's own time,
 _NOTICEABLE = 0.05  # and so much of a step more than it

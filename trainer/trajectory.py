@@ -35,16 +35,16 @@ from model.precision import warn_of_bf16
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import Sizes, from_official, match_official, outline, read_state
-from trainer.checkpoint import WEIGHTS
-from trainer.config import RunConfig
-from trainer.config_reading import checked_config
-from trainer.leaving import leave
-from trainer.precision import MODES
-from trainer.world import take_world
+from trainer.checkpointing.format import WEIGHTS
+from trainer.config.reading import checked_config
+from trainer.config.schema import RunConfig
+from trainer.distributed.world import take_world
+from trainer.engine.precision import MODES
+from trainer.resilience.leaving import leave
 
 if TYPE_CHECKING:
-    from trainer.control import Control
-    from trainer.engine import Engine
+    from trainer.distributed.collectives import Control
+    from trainer.engine.engine import Engine
 
 # Largest allowed deviation: of a loss and a gradient norm, relative to the reference's; of a final tensor, the norm of
 # the difference over the reference's norm. Half precisions round every product of every step, and Adam gives an element
@@ -221,9 +221,9 @@ def replay(folder: Folder, device: str, dtype: str, stage: int, own_sums: bool) 
     frozen, network = folder.networks(config, ADDP if own_sums else ReferenceSums)
     choose_device(device)
     # Only now: DeepSpeed looks for devices where it is imported.
-    from trainer.control import Control
-    from trainer.engine import Engine, start_distributed
-    from trainer.objectives import Inputs, denoising_inputs, frozen_dtype
+    from trainer.distributed.collectives import Control
+    from trainer.engine.engine import Engine, start_distributed
+    from trainer.objectives.registry import Inputs, denoising_inputs, frozen_dtype
     from trainer.schedule import accumulation_steps
     from trainer.timing import Stopwatch
 

@@ -102,7 +102,7 @@ def test_a_wrong_configuration(arguments: tuple[object, ...], words: str) -> Non
 
 
 def test_check_says_what_is_missing(tmp_path: Path) -> None:
-    """tests/trainer/test_checks.py has each check."""
+    """tests/trainer/preflight/test_checks.py has each check."""
     arguments = ("check", "--gpus", 24, BASE, f"run={tmp_path / 'run'}")
     done = addp(*arguments)
     assert done.code == 78 and "batch          FAILED" in done.stdout and "1, 2, 4, 8, 16, 32 ranks" in done.stdout

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.dataset import MANIFEST, read_manifest
-from data_pipeline.job_status import job_status
-from data_pipeline.loader import LoaderOptions, TokenLoader
-from data_pipeline.parts import finalize, survey
-from data_pipeline.plan import PLAN, read_plan, shard_pictures
+from data_pipeline.sharding.job_status import job_status
+from data_pipeline.sharding.plan import PLAN, read_plan, shard_pictures
+from data_pipeline.sharding.receipts import finalize, survey
+from data_pipeline.shards.manifest import MANIFEST, read_manifest
 from data_pipeline.storage import LocalStore, StorageError
+from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from model.errors import DataError
 from tests.hostile.tiny_job import PART, ROWS, copied, sealed
 

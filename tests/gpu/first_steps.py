@@ -19,11 +19,11 @@ import torch
 from model.attention import in_use
 from model.transformer import recompute_blocks
 from trainer import costs
-from trainer.config import RunConfig
-from trainer.config_reading import load_config
-from trainer.control import Control
-from trainer.engine import Engine, start_distributed
-from trainer.objectives import make_objective
+from trainer.config.reading import load_config
+from trainer.config.schema import RunConfig
+from trainer.distributed.collectives import Control
+from trainer.engine.engine import Engine, start_distributed
+from trainer.objectives.registry import make_objective
 from trainer.timing import Stopwatch
 
 TIMED = 3  # steps after the first, which also chooses kernels

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.encoder import TokenEncoder
+from data_pipeline.sharding.encoder import TokenEncoder
 from model.addp import ADDP
 from model.config import Geometry, TokenizerConfig, TransformerConfig
 from model.sampler import SamplerConfig, generate
 from model.vq import VQTokenizer
 from tests.conftest import fresh_tokenizer
-from trainer.augmentation import Augmentation
-from trainer.config import AugmentationSection
+from trainer.config.schema import AugmentationSection
+from trainer.objectives.augmentation import Augmentation
 
 pytestmark = pytest.mark.gpu
 Say = Callable[[str], None]

@@ -17,9 +17,9 @@ from model.vq import VQTokenizer
 from tests.gpu.processes import finish, processes, training
 from tests.trainer.comparing import cut_back, losses, same_end
 from tests.trainer.launching import MAGE
-from trainer.checkpoint import read_manifest
-from trainer.config import RunConfig
-from trainer.objectives import frozen_dtype
+from trainer.checkpointing.format import read_manifest
+from trainer.config.schema import RunConfig
+from trainer.objectives.registry import frozen_dtype
 
 pytestmark = pytest.mark.gpu
 STAGES = (1, 2, 3)

@@ -23,8 +23,8 @@ from model.vq import VQTokenizer
 from model.weights import fingerprint, save_network
 from tests.gpu.processes import processes
 from tests.token_sets import write_tokens
-from trainer.config import RunConfig
-from trainer.config_reading import load_config
+from trainer.config.reading import load_config
+from trainer.config.schema import RunConfig
 
 pytestmark = pytest.mark.gpu
 

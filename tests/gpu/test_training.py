@@ -18,7 +18,7 @@ from model.weights import save_network
 from tests.gpu.processes import backends, finish, processes, training
 from tests.trainer.comparing import losses, same_end
 from tests.trainer.launching import MAGE
-from trainer.config import RunConfig
+from trainer.config.schema import RunConfig
 
 pytestmark = pytest.mark.gpu
 Say = Callable[[str], None]

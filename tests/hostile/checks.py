@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.dataset import MANIFEST
+from data_pipeline.shards.manifest import MANIFEST
 from tests.hostile.case import Case, text_file
 from tests.hostile.tiny_job import copied, edit
 from tests.hostile.weights import STEP

@@ -11,7 +11,7 @@ from data_pipeline.storage import LocalStore
 from tests.hostile.case import Case, text_file
 from tests.hostile.weights import run_folder
 from tests.token_sets import write_tokens
-from trainer.config_reading import load_config
+from trainer.config.reading import load_config
 
 _HUGE = "1" + "0" * 30
 

@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from data_pipeline.dataset import MANIFEST
-from data_pipeline.plan import PLAN
-from data_pipeline.shards import Layout
+from data_pipeline.sharding.plan import PLAN
+from data_pipeline.shards.format import Layout
+from data_pipeline.shards.manifest import MANIFEST
 from tests.hostile.case import Case, gzip_bomb
 from tests.hostile.tiny_job import PART, SHARD, Change, copied, edit, rewrite_shard
 

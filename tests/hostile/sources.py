@@ -221,7 +221,7 @@ def _planned(name: str, change: Callable[[Path], object], *says: str, code: int 
     """change: of the pictures, once they were planned."""
 
     def prepare(folder: Path) -> None:
-        from data_pipeline.views import ViewRecipe
+        from data_pipeline.images.views import ViewRecipe
         from model.weights import load_tokenizer
         from tests.datasets import plan
 

@@ -16,8 +16,8 @@ import numpy as np
 import xxhash
 import yaml
 
-from data_pipeline.dataset import MANIFEST
-from data_pipeline.views import ViewRecipe
+from data_pipeline.images.views import ViewRecipe
+from data_pipeline.shards.manifest import MANIFEST
 from model.weights import save_network
 from tests.conftest import fresh_tokenizer
 from tests.datasets import tokenize

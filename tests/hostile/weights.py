@@ -19,8 +19,8 @@ from model.official import official_state
 from model.predictor import TokenPredictor
 from model.weights import save_network
 from tests.hostile.case import Case, text_file
-from trainer.checkpoint import Manifest, snapshot, write_snapshot
-from trainer.config_reading import load_config
+from trainer.checkpointing.format import Manifest, snapshot, write_snapshot
+from trainer.config.reading import load_config
 
 _FIXTURES = Path(__file__).parent.parent / "fixtures"
 GEOMETRY = Geometry(image_size=16, patch_size=4, codebook_size=16)

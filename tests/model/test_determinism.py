@@ -20,9 +20,9 @@ from model.masking import denoising_masks, mage_masks
 from model.predictor import TokenPredictor
 from model.tokenizer_training import TokenizerTraining, _drawn
 from tests.conftest import fresh_tokenizer
-from trainer.augmentation import Augmentation
-from trainer.config import AugmentationSection
-from trainer.objectives import denoising_inputs
+from trainer.config.schema import AugmentationSection
+from trainer.objectives.augmentation import Augmentation
+from trainer.objectives.registry import denoising_inputs
 
 # The list in the documentation of torch.use_deterministic_algorithms, by the operators that compute it.
 REFUSED = {

@@ -1,4 +1,4 @@
-"""float32 is float32 wherever it is promised: TF32 is off. tests/trainer/test_engine.py has the trainer. And a CPU that
+"""float32 is float32 wherever it is promised: TF32 is off. tests/trainer/engine/test_engine.py has the trainer. And a CPU that
 only emulates bfloat16 is named wherever bfloat16 is asked for."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.encoder import TokenEncoder
+from data_pipeline.sharding.encoder import TokenEncoder
 from model import precision
 from model.addp import ADDP
 from model.config import Geometry, TransformerConfig
@@ -20,8 +20,8 @@ from model.sampler import SamplerConfig
 from tests.conftest import FIXTURES, fresh_tokenizer
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import SMALL, Ranks
-from trainer.config import RunConfig
-from trainer.control import own_device
+from trainer.config.schema import RunConfig
+from trainer.distributed.collectives import own_device
 from trainer.evaluation.sample_set import SampleSet
 from trainer.evaluation.trained import Trained
 from trainer.pretrain import main

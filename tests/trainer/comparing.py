@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from trainer.checkpoint import candidates
+from trainer.checkpointing.format import candidates
 from trainer.run_folder import RunFolder, step_folder
 
 

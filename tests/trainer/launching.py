@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from cluster.launch import launcher_command
+from cluster.launch.launch import launcher_command
 
 MAGE = ("objective=mage", "predictor.sizes.size=tiny", "tokenizer.sizes.size=tiny", "precision=fp32")
 SMALL = (

@@ -57,7 +57,7 @@ class Sabotage:
         if self.console:
             os.dup2(os.open(self.console, os.O_WRONLY), 2)
         if self.sight is not None:
-            from trainer import control
+            from trainer.distributed import collectives as control
 
             control.SIGHT = self.sight
         if (self.unlisted or self.unseen) and rank == self.rank:
@@ -117,7 +117,7 @@ class Sabotage:
 
     def _change_inputs(self, rank: int) -> None:
         """Through the objective's own inputs: the network multiplies its loss by `factor`."""
-        from trainer import objectives
+        from trainer.objectives.registry import registry as objectives
 
         original = objectives.MageObjective.inputs
         forward = objectives.TokenPredictor.forward

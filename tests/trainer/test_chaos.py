@@ -13,7 +13,7 @@ import pytest
 from tests.trainer.comparing import same_end
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import World, finish
-from trainer.checkpoint import MANIFEST, PUBLISHED, candidates, verify
+from trainer.checkpointing.format import MANIFEST, PUBLISHED, candidates, verify
 from trainer.run_folder import RunFolder
 
 STEPS = 40

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cluster.weights import import_weights
+from cluster.commands.weights import import_weights
 from model.errors import ConfigError
 from model.weights import load_network
 from tests.trainer.evaluation.conftest import addp_options

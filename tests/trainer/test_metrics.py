@@ -12,7 +12,7 @@ from tests.trainer.comparing import cut_back
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import finish, run_world
-from trainer.progress import Progress
+from trainer.resilience.state import Progress
 from trainer.run_folder import RunFolder
 
 

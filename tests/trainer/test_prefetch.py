@@ -12,14 +12,14 @@ import pytest
 from data_pipeline.storage import LocalStore
 from model.errors import ConfigError
 from tests.token_sets import samples_of, write_tokens
-from trainer.checkpoint import Manifest
-from trainer.config import RunConfig
-from trainer.config_reading import load_config
-from trainer.objectives import MageObjective
+from trainer.checkpointing.format import Manifest
+from trainer.checkpointing.restore import Expected
+from trainer.config.reading import load_config
+from trainer.config.schema import RunConfig
+from trainer.objectives.registry import MageObjective
 from trainer.prefetch import Prefetch
-from trainer.progress import data_step
-from trainer.restore import Expected
-from trainer.start import run_facts
+from trainer.resilience.state import data_step
+from trainer.startup import run_facts
 
 ROWS = [13, 40, 7, 25, 30, 21, 18, 40]  # 194 samples in 8 uneven shards
 BATCH, PER_EPOCH = 32, 6

@@ -12,7 +12,7 @@ from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import run_world
 from trainer import records
 from trainer.board import Board
-from trainer.checkpoint import candidates
+from trainer.checkpointing.format import candidates
 from trainer.run_folder import RunFolder
 
 

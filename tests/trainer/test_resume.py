@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.trainer.comparing import cut_back, losses, same_end, weight_distance
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import finish, run_world
-from trainer.checkpoint import read_manifest
+from trainer.checkpointing.format import read_manifest
 from trainer.run_folder import RunFolder
 
 EMA = "ema_decay=0.9"

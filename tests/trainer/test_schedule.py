@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from data_pipeline.epochs import EpochSchedule
+from data_pipeline.streaming.epochs import EpochSchedule
 from model.addp import ADDP
 from model.config import Geometry, TransformerConfig
 from model.errors import ConfigError
 from model.predictor import TokenPredictor
-from trainer.config import RunConfig, ScheduleSection
+from trainer.config.schema import RunConfig, ScheduleSection
 from trainer.schedule import accumulation_steps, learning_rate, parameter_groups, total_steps
 
 IMAGENET = EpochSchedule(1_281_167, 4096)

@@ -12,14 +12,14 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster.launch import free_port
+from cluster.launch.launch import free_port
 from tests.trainer.launching import SMALL
 from tests.trainer.sabotage import Sabotage
 from trainer.pretrain import run_and_leave
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([
-    "trainer.run", "trainer.pretrain", "deepspeed", "trainer.board", "torch._dynamo.eval_frame",
+    "trainer.loop", "trainer.pretrain", "deepspeed", "trainer.board", "torch._dynamo.eval_frame",
     "deepspeed.runtime.zero.muon.original_muon",  # what deepspeed.initialize would import
 ])  # fmt: skip
 

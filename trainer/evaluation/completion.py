@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_pipeline.picture_grid import picture_grid
-from data_pipeline.pictures import Picture, is_picture, read_picture
+from data_pipeline.images.image_grid import picture_grid
+from data_pipeline.images.images import Picture, is_picture, read_picture
+from data_pipeline.images.views import ViewRecipe, make_view
 from data_pipeline.storage import LocalStore
-from data_pipeline.views import ViewRecipe, make_view
 from model.errors import ConfigError, DataError
 from model.sampler import SamplerConfig, generate, given_tokens
 from trainer.evaluation.trained import Trained, frozen_predictor

@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.dataset import read_fingerprinted
-from data_pipeline.pictures import Picture, of_split
-from data_pipeline.sources import open_source
+from data_pipeline.images.images import Picture, of_split
+from data_pipeline.images.sources import open_source
+from data_pipeline.shards.manifest import read_fingerprinted
 from data_pipeline.storage import BucketMissing
 from model.errors import ConfigError, DataError
 

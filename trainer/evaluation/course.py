@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from data_pipeline.storage import ObjectMissing, Store
-from trainer.progress import rewinds_before, rewinds_on
+from trainer.resilience.state import rewinds_before, rewinds_on
 from trainer.run_folder import checkpoint_fingerprint, step_folder
 
 _MANIFEST = re.compile(r"checkpoints/step-(\d{8,})/manifest\.json")

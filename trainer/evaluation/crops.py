@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline.pictures import BadPicture, Picture, read_picture
+from data_pipeline.images.images import BadPicture, Picture, read_picture
+from data_pipeline.images.views import ViewRecipe, make_view, resized_crop
 from data_pipeline.storage import Store
-from data_pipeline.views import ViewRecipe, make_view, resized_crop
 
 log = logging.getLogger(__name__)
 _THREADS = 4

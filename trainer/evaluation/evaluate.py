@@ -18,19 +18,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.output import check_apart, check_output
 from data_pipeline.storage import StorageError, file_name, is_remote, open_store
+from data_pipeline.storage.output import check_apart, check_output
 from model.errors import ConfigError
-from trainer.config import YEAR, RunConfig
-from trainer.control import Control, own_device
-from trainer.evaluation.course import StoredCourse
-from trainer.evaluation.evaluator import Choice, Evaluator
-from trainer.evaluation.results import FOLDER, flattened, read_results
-from trainer.evaluation.suite import PARTS, settings_of
-from trainer.evaluation.task import Options
-from trainer.evaluation.trained import is_lasting, run_config
-from trainer.meeting import join_ranks
-from trainer.options import (
+from trainer.config.options import (
     MOST_PICTURES,
     MOST_STEPS,
     AsJson,
@@ -48,7 +39,16 @@ from trainer.options import (
     seed_option,
     step_option,
 )
-from trainer.stopping import Preempted
+from trainer.config.schema import YEAR, RunConfig
+from trainer.distributed.collectives import Control, own_device
+from trainer.distributed.meeting import join_ranks
+from trainer.evaluation.benchmarks.registry import PARTS, settings_of
+from trainer.evaluation.course import StoredCourse
+from trainer.evaluation.evaluator import Choice, Evaluator
+from trainer.evaluation.results import FOLDER, flattened, read_results
+from trainer.evaluation.task import Options
+from trainer.evaluation.trained import is_lasting, run_config
+from trainer.resilience.stopping import Preempted
 
 
 def main(

@@ -15,15 +15,15 @@ import torch
 from data_pipeline.progress import Progress
 from data_pipeline.storage import ObjectMissing, StorageError, Store, open_store
 from model.errors import ConfigError
-from trainer.checkpoint import Damaged
-from trainer.checkpoint_admin import Place, open_run
-from trainer.config import RunConfig
-from trainer.control import Control
+from trainer.checkpointing.admin import Place, open_run
+from trainer.checkpointing.format import Damaged
+from trainer.config.schema import RunConfig
+from trainer.distributed.collectives import Control
+from trainer.evaluation.benchmarks.registry import PARTS, settings_of
 from trainer.evaluation.claims import Claim, Claims
 from trainer.evaluation.contents import KEYS, Contents
 from trainer.evaluation.course import Course, StoredCourse
 from trainer.evaluation.results import FOLDER, publish, read_results, suffix
-from trainer.evaluation.suite import PARTS, settings_of
 from trainer.evaluation.task import Options, Task
 from trainer.evaluation.trained import is_done, is_lasting
 from trainer.run_folder import Weights, step_folder

@@ -16,18 +16,13 @@ import torch
 import typer
 from torch import Tensor
 
-from data_pipeline.output import check_output
-from data_pipeline.picture_grid import picture_grid
+from data_pipeline.images.image_grid import picture_grid
 from data_pipeline.progress import Progress
 from data_pipeline.storage import is_remote
+from data_pipeline.storage.output import check_output
 from model.errors import ConfigError
 from model.sampler import SamplerConfig, generate
-from trainer.control import own_device
-from trainer.evaluation.completion import KEEP, completed_pictures
-from trainer.evaluation.results import suffix
-from trainer.evaluation.sample_set import Container, SampleSet, denoising_grid, step_of_set
-from trainer.evaluation.trained import Trained, in_precision, load_addp
-from trainer.options import (
+from trainer.config.options import (
     MOST_PICTURES,
     ChoiceTemperature,
     DenoisingSteps,
@@ -43,8 +38,13 @@ from trainer.options import (
     seed_option,
     step_option,
 )
+from trainer.distributed.collectives import own_device
+from trainer.distributed.world import World, take_world
+from trainer.evaluation.completion import KEEP, completed_pictures
+from trainer.evaluation.results import suffix
+from trainer.evaluation.sample_set import Container, SampleSet, denoising_grid, step_of_set
+from trainer.evaluation.trained import Trained, in_precision, load_addp
 from trainer.run_folder import RunFolder, write_json
-from trainer.world import World, take_world
 
 _MOST_IN_GRID = 4096  # pictures, which are in memory together
 

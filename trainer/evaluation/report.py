@@ -14,13 +14,13 @@ from typing import Annotated, Any
 import jinja2
 import typer
 
-from data_pipeline.output import check_output
 from data_pipeline.storage import is_remote
-from trainer.evaluation.report_figures import newest_figures, series_of
-from trainer.evaluation.report_pictures import picture_groups
-from trainer.evaluation.report_plots import Line, Plot, plot
-from trainer.evaluation.report_records import RunRecord, read_run
-from trainer.evaluation.report_state import duration, state_of, when
+from data_pipeline.storage.output import check_output
+from trainer.evaluation.reporting.images import picture_groups
+from trainer.evaluation.reporting.metrics import newest_figures, series_of
+from trainer.evaluation.reporting.plots import Line, Plot, plot
+from trainer.evaluation.reporting.records import RunRecord, read_run
+from trainer.evaluation.reporting.state import duration, state_of, when
 from trainer.run_folder import RunFolder, replace_text
 
 _CURVES = (

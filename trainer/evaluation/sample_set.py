@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_pipeline.picture_grid import picture_grid
+from data_pipeline.images.image_grid import picture_grid
 from data_pipeline.storage import LocalStore, write_atomically
 from model.errors import ConfigError, DataError
 from model.precision import InferencePrecision

@@ -13,9 +13,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from data_pipeline.pictures import Split, of_split
+from data_pipeline.images.images import Split, of_split
+from data_pipeline.images.location import locate
 from data_pipeline.progress import Progress
-from data_pipeline.source_place import locate
 from model.addp import ADDP
 from model.encoder import Encoder
 from model.errors import ConfigError, DataError
@@ -23,12 +23,12 @@ from model.precision import InferencePrecision
 from model.sampler import SamplerConfig
 from model.vq import VQTokenizer
 from model.weights import Network, build
-from trainer.checkpoint import Manifest
-from trainer.config import RunConfig
-from trainer.control import Control
+from trainer.checkpointing.format import Manifest
+from trainer.config.schema import RunConfig
+from trainer.distributed.collectives import Control
+from trainer.evaluation.benchmarks.recognition import Features, encoder_features
 from trainer.evaluation.contents import Contents
 from trainer.evaluation.crops import Crop, Crops
-from trainer.evaluation.recognition import Features, encoder_features
 from trainer.evaluation.results import suffix
 from trainer.evaluation.sample_set import SampleSet
 from trainer.evaluation.trained import Trained, frozen_tokenizer

@@ -15,9 +15,9 @@ from model.precision import InferencePrecision, warn_of_bf16
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
-from trainer.checkpoint_admin import open_run
-from trainer.config import RunConfig
-from trainer.config_reading import LARGEST_FILE, resolved_config
+from trainer.checkpointing.admin import open_run
+from trainer.config.reading import LARGEST_FILE, resolved_config
+from trainer.config.schema import RunConfig
 from trainer.run_folder import DONE, RunFolder, Weights
 
 

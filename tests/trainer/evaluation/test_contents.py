@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.dataset import read_manifest
+from data_pipeline.shards.manifest import read_manifest
 from model.errors import ConfigError, DataError
 from tests.conftest import draw_pictures
-from trainer.config_reading import load_config
+from trainer.config.reading import load_config
 from trainer.evaluation.contents import Contents, listing_of
 from trainer.evaluation.task import Options
 

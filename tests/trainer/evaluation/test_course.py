@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 
 from data_pipeline.storage import LocalStore, Store, open_store
+from tests.trainer.checkpointing.test_format import make
 from tests.trainer.comparing import incidents
 from tests.trainer.evaluation.evaluating import codes, start
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage
-from tests.trainer.test_checkpoint import make
 from tests.trainer.worlds import World, run_world
-from trainer.checkpoint import MANIFEST, NoValidCheckpoint
-from trainer.checkpoint_admin import open_run
+from trainer.checkpointing.admin import open_run
+from trainer.checkpointing.format import MANIFEST, NoValidCheckpoint
+from trainer.checkpointing.upload import object_name, remote_manifest, remote_steps, upload
 from trainer.evaluation.course import StoredCourse
 from trainer.evaluation.report import write_report
 from trainer.evaluation.results import publish, read_results, result_name
-from trainer.progress import read_rewinds, rewinds_before
+from trainer.resilience.state import read_rewinds, rewinds_before
 from trainer.run_folder import RunFolder, checkpoint_fingerprint
-from trainer.upload import object_name, remote_manifest, remote_steps, upload
 
 REWIND = (
     "health.spikes=rewind", "health.history=8", "health.consecutive=2", "checkpoint.keep=99", "checkpoint.every=2",

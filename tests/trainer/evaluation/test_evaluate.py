@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch import launcher_command
-from data_pipeline.dataset import read_manifest
+from cluster.launch.launch import launcher_command
+from data_pipeline.shards.manifest import read_manifest
 from data_pipeline.storage import LocalStore, open_store
 from model.vq import VQTokenizer
 from tests.s3_server import FaultProxy, environment

@@ -18,8 +18,8 @@ from PIL import Image
 from data_pipeline.storage import LocalStore, open_store
 from model.errors import ConfigError
 from trainer.evaluation.report import write_report
-from trainer.evaluation.report_records import read_run
-from trainer.evaluation.report_state import state_of
+from trainer.evaluation.reporting.records import read_run
+from trainer.evaluation.reporting.state import state_of
 from trainer.evaluation.results import publish
 from trainer.run_folder import RunFolder, write_json
 

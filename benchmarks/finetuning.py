@@ -3,8 +3,8 @@
     python -m benchmarks.finetuning runs/demo
     python -m benchmarks.finetuning runs/demo --labelled 0.2 --epochs 40
 
-Each seed fine-tunes from the pre-trained weights and from scratch; both are measured on pictures that no training saw.
---labelled: share of the pictures whose labels are used; the held-out tenth is never among them.
+Each seed fine-tunes from the pre-trained weights and from scratch; both are measured on images that no training saw.
+--labelled: share of the images whose labels are used; the held-out tenth is never among them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SCRATCH = ("addp.weights=null", "classifier.layer_decay=1.0")  # small rates in 
 
 def measure(demo: Path, run: Path, overrides: list[str]) -> float:
     """Held-out top-1."""
-    files = [f"data.pictures={demo / 'pictures'}", f"addp.weights={demo / 'addp' / 'network.safetensors'}"]
+    files = [f"data.images={demo / 'images'}", f"addp.weights={demo / 'addp' / 'network.safetensors'}"]
     command = [*ADDP, "train", str(ROOT / "configs" / "demo-finetune.yaml"), f"run={run}", *files, *overrides]
     subprocess.run([*command, "--processes", "2"], check=True, capture_output=True)
     evaluate = [*ADDP, "evaluate", str(run), "--suite", "accuracy", "--held-out", "0.1", "--json"]

@@ -1,4 +1,4 @@
-"""Samples a second against a plain loop in the style of the reference: float32, explicit attention, every picture
+"""Samples a second against a plain loop in the style of the reference: float32, explicit attention, every image
 decoded at every step. The same networks, sizes and steps.
 
     python -m benchmarks.generation                        published Base sizes at 256 px
@@ -39,7 +39,7 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, ba
 
 
 def plain_loop(network: ADDP, tokenizer: VQTokenizer, batch: int, config: SamplerConfig) -> Tensor:
-    """Every step whole: logits and pictures of all samples."""
+    """Every step whole: logits and images of all samples."""
     device, length = network.pos_embed.device, network.geometry.tokens
     size = network.geometry.image_size
     state = Generation(

@@ -3,7 +3,7 @@
     addp demo --scale 0.3 --out runs/short
     python -m benchmarks.mask_ratio_scope runs/short --steps 400
 
-Of each seed and scope, everything else equal: cross-entropy of masked tokens on held-out pictures, and kNN.
+Of each seed and scope, everything else equal: cross-entropy of masked tokens on held-out images, and kNN.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def measure(demo: Path, run: Path, overrides: list[str]) -> dict[str, float]:
              f"predictor.weights={demo / 'predictor/network.safetensors'}"]  # fmt: skip
     train = [*ADDP, "train", str(ROOT / "configs/demo-addp.yaml"), "--processes", "1", f"run={run}", *files, *overrides]
     subprocess.run(train, check=True, capture_output=True)
-    evaluate = [*ADDP, "evaluate", str(run), "--suite", "held-out,knn", "--pictures", str(demo / "pictures"),
+    evaluate = [*ADDP, "evaluate", str(run), "--suite", "held-out,knn", "--images", str(demo / "images"),
                 "--tokens", str(tokens / "val"), "--train-tokens", str(tokens / "train"), "--json"]  # fmt: skip
     found = json.loads(subprocess.run(evaluate, check=True, capture_output=True).stdout)
     return {name: value for part in found for name, value in part["figures"].items() if isinstance(value, int | float)}
@@ -38,7 +38,7 @@ def measure(demo: Path, run: Path, overrides: list[str]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("demo", type=Path, help="a demo's folder: pictures, tokens, tokenizer, predictor")
+    parser.add_argument("demo", type=Path, help="a demo's folder: images, tokens, tokenizer, predictor")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()

@@ -1,6 +1,6 @@
-"""A plan of ten million pictures, and `addp tokenize status` on its ten thousand shards, in a folder and on S3.
+"""A plan of ten million images, and `addp tokenize status` on its ten thousand shards, in a folder and on S3.
 
-    python -m benchmarks.plan_scale [--pictures 10000000] [--s3]
+    python -m benchmarks.plan_scale [--images 10000000] [--s3]
 
 The listing is synthetic (names as ImageNet's); the parts and shards that `status` finds are stand-ins of a few bytes.
 With --s3 a SeaweedFS server is started on this machine.
@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.images.images import Picture
+from data_pipeline.images.images import ImageEntry
 from data_pipeline.images.views import ViewRecipe
-from data_pipeline.sharding.plan import Plan, PlanRecipe, make_plan, shard_pictures
+from data_pipeline.sharding.plan import Plan, PlanRecipe, make_plan, shard_images
 from data_pipeline.sharding.receipts import Part, layout_of, part_name, shard_name
 from data_pipeline.shards.manifest import ShardEntry
 from data_pipeline.storage import Store, open_store
@@ -35,11 +35,11 @@ from tests.s3_server import client, environment, s3_server
 CLASSES = tuple(f"n{10_000_000 + 1000 * i:08d}" for i in range(1000))
 
 
-def listing(count: int) -> Iterator[Picture]:
+def listing(count: int) -> Iterator[ImageEntry]:
     for i in range(count):
         wordnet_id = CLASSES[i % 1000]
         name = f"{wordnet_id}/{wordnet_id}_{i}.JPEG"
-        yield Picture(name, i % 1000, name, 90_000 + i % 50_000)
+        yield ImageEntry(name, i % 1000, name, 90_000 + i % 50_000)
 
 
 def finish_shards(store: Store, plan: Plan) -> None:
@@ -68,11 +68,11 @@ def status(url: str) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=10_000_000)
+    parser.add_argument("--images", type=int, default=10_000_000)
     parser.add_argument("--s3", action="store_true")
     options = parser.parse_args()
     recipe = PlanRecipe(views=ViewRecipe(), tokenizer="0" * 64, codebook_size=1024, tokens=256, rows=1000)
-    print(json.dumps({"python": platform.python_version(), "numpy": np.__version__, "pictures": options.pictures}))
+    print(json.dumps({"python": platform.python_version(), "numpy": np.__version__, "images": options.images}))
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         url = str(root / "data")
@@ -83,7 +83,7 @@ def main() -> None:
             url = "s3://benchmark/data"
         store = open_store(url)
         started = time.perf_counter()
-        plan = make_plan(store, "synthetic", listing(options.pictures), recipe, lambda: (CLASSES, ()))
+        plan = make_plan(store, "synthetic", listing(options.images), recipe, lambda: (CLASSES, ()))
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
@@ -96,7 +96,7 @@ def main() -> None:
             flush=True,
         )  # fmt: skip
         started = time.perf_counter()
-        shard_pictures(store, plan, plan.shards // 2)
+        shard_images(store, plan, plan.shards // 2)
         print(json.dumps({"list_of_one_shard_ms": round(1000 * (time.perf_counter() - started), 1)}))
         finish_shards(store, plan)
         print(json.dumps({"status": status(url), "place": "s3" if options.s3 else "folder"}), flush=True)

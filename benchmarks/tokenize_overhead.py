@@ -1,9 +1,9 @@
-"""What a sharding job costs beside the encoder: job pictures/s against a bare loop of the encoder on ready tensors.
+"""What a sharding job costs beside the encoder: job images/s against a bare loop of the encoder on ready tensors.
 
     python -m benchmarks.tokenize_overhead                    # small and full-size tokenizer, CPU or CUDA
     python -m benchmarks.tokenize_overhead --sizes small --shards 50    # memory over 50 shards
 
-Same batch, dtype and threads; job and bare loop alternate in one process, medians of the repeats. Pictures are JPEGs of
+Same batch, dtype and threads; job and bare loop alternate in one process, medians of the repeats. Images are JPEGs of
 500 x 375 pixels, about 75 kB.
 """
 
@@ -34,7 +34,7 @@ from data_pipeline.storage import open_store
 from model.config import TokenizerConfig
 from model.vq import VQTokenizer
 
-# image size, tokenizer, batch, views a picture, pictures
+# image size, tokenizer, batch, views an image, images
 SIZES = {
     "small": (
         TokenizerConfig(image_size=64, channels=64, channel_multipliers=(1, 1, 2, 2), residual_blocks=1, code_dim=64),
@@ -45,7 +45,7 @@ SIZES = {
 
 
 def photograph(rng: np.random.Generator) -> bytes:
-    """A JPEG with the pixels of an average ImageNet picture: soft shapes under some grain."""
+    """A JPEG with the pixels of an average ImageNet image: soft shapes under some grain."""
     coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize((500, 375), Image.BICUBIC)
     grain = rng.normal(0, 14, (375, 500, 3))
     data = io.BytesIO()
@@ -61,19 +61,19 @@ def rss_mib() -> float:
 
 
 def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, object]:
-    config, batch, views, pictures = SIZES[name]
-    rows = pictures if shards == 1 else max(1, pictures // 24)
+    config, batch, views, images = SIZES[name]
+    rows = images if shards == 1 else max(1, images // 24)
     torch.manual_seed(0)
     tokenizer = VQTokenizer(config).eval()
     torch.nn.init.normal_(tokenizer.codebook)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "pictures" / "class").mkdir(parents=True)
-        content = [photograph(rng) for _ in range(min(pictures, 64))]
+        (root / "images" / "class").mkdir(parents=True)
+        content = [photograph(rng) for _ in range(min(images, 64))]
         for i in range(rows * shards):
-            (root / "pictures" / "class" / f"{i:05d}.jpg").write_bytes(content[i % len(content)])
-        source = open_source(root / "pictures")
+            (root / "images" / "class" / f"{i:05d}.jpg").write_bytes(content[i % len(content)])
+        source = open_source(root / "images")
         recipe = plan_recipe(tokenizer, ViewRecipe(size=config.image_size, views=views), rows=rows)
         encoder = TokenEncoder(tokenizer, device=device, batch=batch)
         ready = torch.rand(batch, 3, config.image_size, config.image_size, device=device)
@@ -81,7 +81,7 @@ def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, obje
 
         @torch.inference_mode()
         def bare() -> float:
-            """Pictures/s of the encoder alone, over as many views as the job has, padding included."""
+            """Images/s of the encoder alone, over as many views as the job has, padding included."""
             batches = -(-rows * views // batch) * shards
             started = time.perf_counter()
             for _ in range(batches):
@@ -93,12 +93,12 @@ def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, obje
 
         def job(number: int) -> float:
             out = open_store(root / f"out-{number}")
-            plan = make_plan(out, str(root / "pictures"), source.pictures(), recipe, lambda: (source.classes.names, ()))
+            plan = make_plan(out, str(root / "images"), source.images(), recipe, lambda: (source.classes.names, ()))
             work = TokenizeJob(out, plan, source.store, encoder)
             started = time.perf_counter()
             for _ in work.run(range(plan.shards)):
                 memory.append(rss_mib())
-            return plan.pictures / (time.perf_counter() - started)
+            return plan.images / (time.perf_counter() - started)
 
         bare(), job(-1)  # warm-up
         memory.clear()
@@ -106,10 +106,10 @@ def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, obje
     result: dict[str, object] = {
         "tokenizer": name, "image_size": config.image_size,
         "parameters": sum(p.numel() for p in tokenizer.parameters()),
-        "batch": batch, "views": views, "pictures": rows * shards,
+        "batch": batch, "views": views, "images": rows * shards,
         "jpeg_bytes": round(statistics.mean(map(len, content))),
-        "bare_pictures_per_second": round(statistics.median(b for b, _ in pairs), 2),
-        "job_pictures_per_second": round(statistics.median(j for _, j in pairs), 2),
+        "bare_images_per_second": round(statistics.median(b for b, _ in pairs), 2),
+        "job_images_per_second": round(statistics.median(j for _, j in pairs), 2),
         "ratio": round(statistics.median(j / b for b, j in pairs), 3),
         "ratios": [round(j / b, 3) for b, j in pairs],
     }  # fmt: skip

@@ -36,7 +36,7 @@ app.command(rich_help_panel=_TRY)(parity.parity)
 # Commands that are modules of their own; `addp NAME --help` is the module's help.
 MODULES = {
     "generate": (
-        "trainer.evaluation.generate", _USE, "Sample pictures from an ADDP network: a grid, a set, completions.",
+        "trainer.evaluation.generate", _USE, "Sample images from an ADDP network: a grid, a set, completions.",
     ),
     "evaluate": ("trainer.evaluation.evaluate", _USE, "Measure checkpoints: FID, kNN, linear probe; --follow a run."),
     "plan": ("trainer.preflight.planning", _TRAIN, "Say what a run will take: batch arithmetic, memory, days, checkpoints."),
@@ -124,14 +124,14 @@ def train(
 @app.command(rich_help_panel=_DATA)
 def openmoji(
     out: Annotated[Path, typer.Argument(help="folder to make, with one folder a class")],
-    size: Annotated[int, typer.Option(min=1, max=4096, help="side of the pictures in pixels")] = 64,
+    size: Annotated[int, typer.Option(min=1, max=4096, help="side of the images in pixels")] = 64,
 ) -> None:
-    """Render the OpenMoji set (CC BY-SA 4.0) into class folders: real pictures without a download."""
+    """Render the OpenMoji set (CC BY-SA 4.0) into class folders: real images without a download."""
     from data_pipeline.images.openmoji import render
     from data_pipeline.storage.output import check_output
 
     check_output(out)
-    print(f"{out}: {render(out, size)} pictures")
+    print(f"{out}: {render(out, size)} images")
 
 
 @app.command("config", rich_help_panel=_TRAIN)
@@ -156,7 +156,7 @@ def show_config(
 @app.command(rich_help_panel=_TRY)
 def demo(
     images: Annotated[
-        Path | None, typer.Option(help="your own pictures in class folders; OpenMoji if not given")
+        Path | None, typer.Option(help="your own images in class folders; OpenMoji if not given")
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for the demo's runs and its report")] = Path("runs/demo"),
     processes: Annotated[int, processes_option("ranks (processes)")] = 2,
@@ -164,7 +164,7 @@ def demo(
         float, typer.Option(min=0.001, max=1000, help="length of the trainings; 1: as in the README")
     ] = 1.0,
 ) -> None:
-    """Go the whole road on real pictures: tokenizer, token shards, predictor, ADDP, samples, probes, report."""
+    """Go the whole road on real images: tokenizer, token shards, predictor, ADDP, samples, probes, report."""
     from cluster.demo.run import run_demo
 
     run_demo(images, out, processes, scale)

@@ -34,14 +34,14 @@ class ADDP(Encoder):
     def decode(self, features: Tensor, ids: Tensor, mask: Tensor, visible_count: int | None = None) -> Tensor:
         """features (B, 1 + L, D), ids (B, L), mask (B, L) -> logits (B, L, V).
 
-        visible_count: number of unmasked positions, the same for every picture. Pass it where it is known:
+        visible_count: number of unmasked positions, the same for every image. Pass it where it is known:
         reading it from the mask waits for the device.
         """
         if visible_count is None:
             counts = (~mask).sum(1)
             visible_count = int(counts[0])
             assert bool((counts == visible_count).all()), (
-                "every picture of a batch needs the same number of masked tokens"
+                "every image of a batch needs the same number of masked tokens"
             )
         hidden = F.pad(mask, (1, 0), value=True).unsqueeze(-1)  # the class position is hidden like a masked one
         x = self.decoder_embed(features)

@@ -28,7 +28,7 @@ AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 # value. Scores, weights and sums are rounded, so that some five times the rounding of a value is seen on CPUs. float32:
 # also the kernels that add three TF32 products for one of float32, but not TF32 itself, which is off by 1e-3.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-_PROBE = (2, 33, 2)  # pictures, positions, heads
+_PROBE = (2, 33, 2)  # images, positions, heads
 _LONGEST = 300  # characters of a reason
 
 
@@ -85,8 +85,8 @@ def probe(backend: str, inputs: Inputs) -> Probe:
         ):  # fmt: skip
             stack.enter_context(mode)
         generator = torch.Generator().manual_seed(0)
-        pictures, positions, heads = _PROBE
-        shape = (pictures, positions, 3, heads, inputs.width)
+        images, positions, heads = _PROBE
+        shape = (images, positions, 3, heads, inputs.width)
         qkv, weight = (torch.randn(shape, generator=generator).to(inputs.dtype) for _ in range(2))
         expected = _both_ways(_explicit, qkv.double(), weight[:, :, 0].double())
         try:

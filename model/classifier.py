@@ -74,7 +74,7 @@ class Classifier(Encoder):
         self.load_state_dict(own | {k: given[k] for k in wanted})
 
     def logits(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1] -> (B, classes)."""
+        """Images (B, 3, H, W) in [0, 1] -> (B, classes)."""
         x: Tensor = self.head(self.fc_norm(self.encode(images)[:, 1:].mean(1)))
         return x
 

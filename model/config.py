@@ -13,7 +13,7 @@ CLASS_SLOT_OFFSET = 76  # the class slot's id is K + 76 (1100 for K = 1024), one
 
 # Far beyond any network that can be trained: they bound arithmetic, and networks that are made without values.
 LARGEST_IMAGE = 8192  # pixels of a side
-_MOST_TOKENS = 65_536  # of a picture
+_MOST_TOKENS = 65_536  # of an image
 _MOST_CODES = 65_536  # shards hold ids of 16 bits
 _MOST_BLOCKS = 256
 MOST_HEADS = 1024
@@ -38,7 +38,7 @@ class _Sizes(Settings):
 class TokenizerConfig(_Sizes):
     """VQ tokenizer (ADDP section 3.1; the MaskGIT VQGAN). Stride is 2 ** (levels - 1)."""
 
-    image_size: int = Field(256, gt=0, le=LARGEST_IMAGE, description="side of the square pictures, pixels")
+    image_size: int = Field(256, gt=0, le=LARGEST_IMAGE, description="side of the square images, pixels")
     channels: int = Field(
         128, gt=0, le=WIDEST, description="width of the highest resolution; a multiple of `norm_groups`"
     )
@@ -75,7 +75,7 @@ class TokenizerConfig(_Sizes):
 
     @property
     def tokens(self) -> int:
-        """L, tokens of one picture."""
+        """L, tokens of one image."""
         return self.grid**2
 
 
@@ -113,7 +113,7 @@ class ClassifierConfig(Settings):
 class TokenizerLossConfig(Settings):
     """Terms of tokenizer training (model/tokenizer_training.py)."""
 
-    reconstruction: Literal["l1", "l2"] = Field("l2", description="distance of the reconstruction to the picture")
+    reconstruction: Literal["l1", "l2"] = Field("l2", description="distance of the reconstruction to the image")
     codebook: Literal["ema", "gradient"] = Field("ema", description="moving averages, or the codebook loss's gradient")
     ema_decay: float = Field(
         0.99, gt=0, lt=1, description="decay of code usage and (ema) of code vectors, per micro batch"
@@ -127,7 +127,7 @@ class TokenizerLossConfig(Settings):
 
 
 class Geometry(Settings):
-    """What ties the networks together: picture, grid and vocabulary."""
+    """What ties the networks together: image, grid and vocabulary."""
 
     image_size: int = Field(256, gt=0, le=LARGEST_IMAGE)
     patch_size: int = Field(16, gt=0, le=LARGEST_IMAGE)
@@ -169,7 +169,7 @@ class Geometry(Settings):
 
 def _check_tokens(tokens: int) -> None:
     if tokens > _MOST_TOKENS:
-        raise ValueError(f"{tokens} tokens a picture are more than the {_MOST_TOKENS} that there may be")
+        raise ValueError(f"{tokens} tokens an image are more than the {_MOST_TOKENS} that there may be")
 
 
 _BASE = {"dim": 768, "depth": 12, "heads": 12, "decoder_depth": 8, "decoder_heads": 16}

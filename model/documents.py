@@ -32,9 +32,14 @@ R = TypeVar("R", bound=BaseModel)
 
 
 class Record(BaseModel):
-    """Base of the records that are stored as JSON: frozen; unknown keys, NaN and values of another type are refused."""
+    """Base of the records that are stored as JSON: frozen; unknown keys, NaN and values of another type are refused.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    A field that was renamed keeps its key on disk as its alias: what was written before is still read.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
+    )
 
 
 class Settings(BaseModel):

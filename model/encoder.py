@@ -70,7 +70,7 @@ class Encoder(nn.Module):
         return torch.cat([self.pos_embed[:, :1], table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)], 1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), clamped to [0, 1] -> features (B, 1 + L, D); index 0 is the class token."""
+        """Images (B, 3, H, W), clamped to [0, 1] -> features (B, 1 + L, D); index 0 is the class token."""
         x = self._embed(images)
         for block in self.blocks:
             x = block(x)

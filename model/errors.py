@@ -18,4 +18,4 @@ class WeightsError(ADDPError):
 
 
 class DataError(ADDPError):
-    """Pictures, token shards or manifests that are missing, damaged or do not belong together."""
+    """Images, token shards or manifests that are missing, damaged or do not belong together."""

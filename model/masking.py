@@ -61,7 +61,7 @@ def denoising_ratios(seed: int, draw: int) -> tuple[float, float]:
 
 
 def _ranks(seed: int, start: int, count: int, length: int) -> Tensor:
-    """(count, length): the place of each position in its picture's random masking order."""
+    """(count, length): the place of each position in its image's random masking order."""
     order = torch.from_numpy(orders(seed, "mask-order", start, count, length))
     return order.argsort(1)
 

@@ -76,7 +76,7 @@ def next_image(tokenizer: VQTokenizer, logits: Tensor, ids: Tensor, mask: Tensor
 
 class Given(NamedTuple):
     """Where generation starts: image (B, 3, H, W), ids (B, L), mask (B, L) bool, True where tokens are to be generated,
-    as many in each picture."""
+    as many in each image."""
 
     image: Tensor
     ids: Tensor
@@ -87,7 +87,7 @@ class Given(NamedTuple):
 def given_tokens(tokenizer: VQTokenizer, predictor: TokenPredictor | None, ids: Tensor, mask: Tensor) -> Given:
     """Keep the tokens outside of `mask` and generate the rest (the paper's section 3.4 from a later step).
 
-    The first picture is what training shows for this state: unreliable tokens are the predictor's expected codes
+    The first image is what training shows for this state: unreliable tokens are the predictor's expected codes
     (section 3.2). Without a predictor they are the mean code.
     """
     if predictor is not None:
@@ -110,7 +110,7 @@ def advance(
     whether the image is wanted; it stays the last one otherwise.
     """
     k, length = network.geometry.codebook_size, state.ids.shape[1]
-    if visible == 0:  # neither image nor ids matter: the same logits for every picture
+    if visible == 0:  # neither image nor ids matter: the same logits for every image
         one = network.logits(state.image[:1], state.ids[:1], state.mask[:1], 0)[..., :k]
         logits = one.expand(len(state.ids), -1, -1)
     else:
@@ -129,7 +129,7 @@ def generate(
 ) -> Iterator[Generation]:  # fmt: skip
     """Samples start .. start+count-1, all N states in turn; the last image is the sample.
 
-    The noise of a sample is keyed by (seed, sample index): the same picture in any batch and on any rank.
+    The noise of a sample is keyed by (seed, sample index): the same image in any batch and on any rank.
     all_images: also those that no later step depends on (while all tokens are masked).
     """
     device = network.pos_embed.device

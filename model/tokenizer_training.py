@@ -25,7 +25,7 @@ class PatchDiscriminator(nn.Sequential):
 
 
 class TokenizerTraining(nn.Module):
-    """The module that is optimised: pictures (B, 3, H, W) in [0, 1] -> scalar loss.
+    """The module that is optimised: images (B, 3, H, W) in [0, 1] -> scalar loss.
 
     Usage averages, the micro-batch counter and all weights are in its state, so a resumed run goes on exactly.
     Statistics are summed over ranks; revived codes come from rank 0's batch and are sent to all.

@@ -42,7 +42,7 @@ class Block(nn.Module):
     """Pre-norm transformer block: LayerNorm eps 1e-6, qkv bias, MLP ratio 4, exact GELU.
 
     recompute: keep no activations for the backward pass, but compute them again there (see `recompute_blocks`).
-    drop_path: probability with which, in training, a picture takes no part in a branch (stochastic depth).
+    drop_path: probability with which, in training, an image takes no part in a branch (stochastic depth).
     """
 
     recompute = False

@@ -1,4 +1,4 @@
-"""VQ tokenizer: pictures <-> discrete codes (the MaskGIT VQGAN, PyTorch layout). Names follow the official file."""
+"""VQ tokenizer: images <-> discrete codes (the MaskGIT VQGAN, PyTorch layout). Names follow the official file."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Quantizer(nn.Module):
 
 
 class VQTokenizer(nn.Module):
-    """Pictures (B, 3, H, W) in [0, 1], no normalisation <-> token ids (B, L) in [0, K)."""
+    """Images (B, 3, H, W) in [0, 1], no normalisation <-> token ids (B, L) in [0, K)."""
 
     kind = "tokenizer"
 
@@ -162,9 +162,9 @@ class VQTokenizer(nn.Module):
         return codes.transpose(1, 2).reshape(b, d, side, side)
 
     def decode(self, z: Tensor) -> Tensor:
-        """z (B, Dz, h, w) -> pictures (B, 3, H, W), nominally in [0, 1]."""
+        """z (B, Dz, h, w) -> images (B, 3, H, W), nominally in [0, 1]."""
         return self.decoder(z)
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """The picture that survives quantisation; same shape as `images`."""
+        """The image that survives quantisation; same shape as `images`."""
         return self.decode(self.embed(self.encode(images)))

@@ -258,7 +258,7 @@ def load_network(
     """A network from a file of ours, which states its sizes, or from an official one of the given sizes.
 
     kind: "tokenizer", "predictor", "addp" or "classifier". Raises WeightsError where the file holds another kind, or
-    another picture geometry than `geometry`.
+    another image geometry than `geometry`.
     """
     state, metadata = read_state(path)
     stated = stated_sizes(metadata, path)

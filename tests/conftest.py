@@ -1,4 +1,4 @@
-"""What tests share: small real pictures, a tokenizer, token data sets. No GPU, no network."""
+"""What tests share: small real images, a tokenizer, token data sets. No GPU, no network."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def schedules() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_pictures(tmp_path_factory.mktemp("pictures"))
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_images(tmp_path_factory.mktemp("images"))
 
 
-def draw_pictures(root: Path) -> Path:
+def draw_images(root: Path) -> Path:
     """Three classes of 40 drawn shapes."""
     rng = np.random.default_rng(0)
     for shape in ("ellipse", "rectangle", "line"):
@@ -104,17 +104,17 @@ def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def tokens(pictures: Path, tokenizer: VQTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokens(images: Path, tokenizer: VQTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training data set of several shards, V = 3."""
     out = tmp_path_factory.mktemp("tokens") / "train"
-    tokenize(pictures, out, tokenizer, ViewRecipe(size=16, views=3), rows=32, split="train")
+    tokenize(images, out, tokenizer, ViewRecipe(size=16, views=3), rows=32, split="train")
     return out
 
 
 @pytest.fixture(scope="session")
-def held_out_tokens(pictures: Path, tokenizer: VQTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def held_out_tokens(images: Path, tokenizer: VQTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tokens") / "val"
-    tokenize(pictures, out, tokenizer, ViewRecipe.center(16), split="val")
+    tokenize(images, out, tokenizer, ViewRecipe.center(16), split="val")
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_pipeline.images.images import Split, of_split
-from data_pipeline.images.location import pictures_store
+from data_pipeline.images.location import images_store
 from data_pipeline.images.sources import open_source
 from data_pipeline.images.views import ViewRecipe
 from data_pipeline.sharding.encoder import TokenEncoder
@@ -19,12 +19,12 @@ from model.vq import VQTokenizer
 
 
 def plan(
-    pictures: Path | str, out: Path | str, tokenizer: VQTokenizer, recipe: ViewRecipe, rows: int = 1024,
+    images: Path | str, out: Path | str, tokenizer: VQTokenizer, recipe: ViewRecipe, rows: int = 1024,
     split: Split = "all",
 ) -> Plan:  # fmt: skip
-    source = open_source(pictures)
+    source = open_source(images)
     return make_plan(
-        open_store(out), str(pictures), of_split(source.pictures(), split, 0.1),
+        open_store(out), str(images), of_split(source.images(), split, 0.1),
         plan_recipe(tokenizer, recipe, rows=rows), lambda: (source.classes.names, source.classes.titles),
     )  # fmt: skip
 
@@ -37,7 +37,7 @@ def job(
     return TokenizeJob(
         open_store(out),
         planned,
-        pictures_store(planned.source, planned.objects),
+        images_store(planned.source, planned.objects),
         encoder,
         on_bad=on_bad,
         bad_limit=bad_limit,
@@ -46,11 +46,11 @@ def job(
 
 
 def tokenize(
-    pictures: Path | str, out: Path | str, tokenizer: VQTokenizer, recipe: ViewRecipe, rows: int = 1024,
+    images: Path | str, out: Path | str, tokenizer: VQTokenizer, recipe: ViewRecipe, rows: int = 1024,
     split: Split = "all", batch: int = 32,
 ) -> Manifest:  # fmt: skip
     """Plan, make what is missing, finalize."""
-    planned = plan(pictures, out, tokenizer, recipe, rows, split)
+    planned = plan(images, out, tokenizer, recipe, rows, split)
     store = open_store(out)
     list(job(planned, out, tokenizer, batch).run(survey(store, planned).missing(planned)))
     return finalize(store, planned)

@@ -1,4 +1,4 @@
-"""Pictures and tars as people have them, made of a few hundred bytes."""
+"""Images and tars as people have them, made of a few hundred bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def jpeg(seed: int) -> bytes:
-    """A picture of 20 + seed pixels by 20; each seed gives another one."""
+    """An image of 20 + seed pixels by 20; each seed gives another one."""
     data = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (20, 20 + seed, 3), np.uint8)
     Image.fromarray(pixels).save(data, "JPEG")

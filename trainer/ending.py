@@ -38,9 +38,9 @@ def end_line(config: RunConfig, folder: RunFolder, step: int) -> str:
     files = f"{network}" + (f", its average {folder.average}" if folder.average.exists() else "")
     measure = f"`addp evaluate {run} --suite"
     follows = {
-        "tokenizer": f"{measure} held-out`, `addp tokenize plan PICTURES OUT --tokenizer {network}`",
+        "tokenizer": f"{measure} held-out`, `addp tokenize plan IMAGES OUT --tokenizer {network}`",
         "mage": f"{measure} held-out --tokens TOKENS`, an ADDP run with predictor.weights={network}",
-        "addp": f"{measure} knn --pictures PICTURES`, `addp generate {run}`",
-        "classify": f"{measure} accuracy --pictures PICTURES --held-out 1`",
+        "addp": f"{measure} knn --images IMAGES`, `addp generate {run}`",
+        "classify": f"{measure} accuracy --images IMAGES --held-out 1`",
     }[config.objective]
     return f"done at step {step}: {files}. Next: {follows}"

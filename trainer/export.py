@@ -118,13 +118,13 @@ def model_card(source: Source) -> str:
         f'network = load_network("model.safetensors", "{network.kind}").eval()',
     ]  # fmt: skip
     if isinstance(network, Encoder):
-        lines.append(f"pictures = torch.rand(2, 3, {size}, {size})")
+        lines.append(f"images = torch.rand(2, 3, {size}, {size})")
     if isinstance(network, Classifier):
-        lines += ["logits = network.logits(pictures)", 'print("logits", tuple(logits.shape))']
+        lines += ["logits = network.logits(images)", 'print("logits", tuple(logits.shape))']
     elif isinstance(network, ADDP):
         lines += [
-            "features = network.encode(pictures)  # class token, then one for each patch",
-            "maps = network.feature_maps(pictures)  # strides 4, 8, 16, 32, for detectors and segmenters",
+            "features = network.encode(images)  # class token, then one for each patch",
+            "maps = network.feature_maps(images)  # strides 4, 8, 16, 32, for detectors and segmenters",
             'print("features", tuple(features.shape))',
         ]
         if source.config is not None:

@@ -19,8 +19,8 @@ RUN/
   exit.json              how the last start ended: {"code", "reason", "time"}; none where it was killed
   STOP                   put there by somebody who wants the run to save and stop
   lock, session          held by rank 0 while the run lives; the name of the last start
-  evaluation/step-N/     PART.json for each part of an evaluation, and its pictures
-  samples/               pictures
+  evaluation/step-N/     PART.json for each part of an evaluation, and its images
+  samples/               images
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 
 from cluster.commands.reading import Reading, reading
-from data_pipeline.images.images import Picture
-from data_pipeline.sharding.plan import PLAN, Plan, read_plan, shard_pictures
+from data_pipeline.images.images import ImageEntry
+from data_pipeline.sharding.plan import PLAN, Plan, read_plan, shard_images
 from data_pipeline.storage import ObjectMissing
-from data_pipeline.storage.output import PICTURES, check_output
+from data_pipeline.storage.output import IMAGES, check_output
 from data_pipeline.streaming.loader import Place, TokenLoader
 from model.documents import printable
 from model.errors import ConfigError, DataError
@@ -104,11 +104,11 @@ def preview(
     window: Window = None,
     stripes: Stripes = None,
     cache: Cache = None,
-    page: Annotated[Path, typer.Option(help="picture file to write, as .png")] = Path("preview.png"),
+    page: Annotated[Path, typer.Option(help="image file to write, as .png")] = Path("preview.png"),
     zoom: Zoom = 1,
 ) -> None:
-    """Decode the first samples of a step back to pictures: what the network saw there."""
-    check_output(page, PICTURES)
+    """Decode the first samples of a step back to images: what the network saw there."""
+    check_output(page, IMAGES)
     asked = reading(tokens, run, global_batch, seed, window, stripes, cache)
     weights = tokenizer or asked.tokenizer
     if weights is None:
@@ -118,7 +118,7 @@ def preview(
         )
     import torch
 
-    from data_pipeline.images.image_grid import picture_grid
+    from data_pipeline.images.image_grid import image_grid
     from data_pipeline.sharding.inspection import tokenizer_of
 
     loader = _open(asked)
@@ -127,9 +127,9 @@ def preview(
     ids = torch.from_numpy(samples.ids.astype("int64"))
     loader.close()
     with torch.no_grad():
-        pictures = torch.cat([network.decode(network.embed(part)) for part in torch.split(ids, 16)])
+        images = torch.cat([network.decode(network.embed(part)) for part in torch.split(ids, 16)])
     page.parent.mkdir(parents=True, exist_ok=True)
-    picture_grid(pictures, columns=max(1, round(len(pictures) ** 0.5)), zoom=zoom).save(page)
+    image_grid(images, columns=max(1, round(len(images) ** 0.5)), zoom=zoom).save(page)
     print(page)
 
 
@@ -147,7 +147,7 @@ def order(
     cache: Cache = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which samples a step read: shard, row, view, label, and the picture's name where the plan is still there.
+    """Say which samples a step read: shard, row, view, label, and the image's name where the plan is still there.
 
     With --run, data that the run left out after a rewind are taken into account: what is listed is what the step read
     in the end.
@@ -175,7 +175,7 @@ def order(
 
 
 class _Names:
-    """What people call a sample: of its data set, class and picture."""
+    """What people call a sample: of its data set, class and image."""
 
     def __init__(self, loader: TokenLoader) -> None:
         self._sets = {shards.store.url: shards for shards in loader.shards}
@@ -194,22 +194,22 @@ class _Names:
         }  # fmt: skip
         if plan is not None:
             number = self._numbers[place.dataset][place.shard]
-            picture = int(shards.open(number).records["index"][place.row])
-            shard = picture // plan.recipe.rows
+            image = int(shards.open(number).records["index"][place.row])
+            shard = image // plan.recipe.rows
             listed = self._listed(place.dataset, shard) if shard < plan.shards else {}
-            if picture not in listed:
+            if image not in listed:
                 raise DataError(
-                    f"{place.dataset}/{PLAN} is not the plan of this data set: it has no picture {picture}; remove it, "
+                    f"{place.dataset}/{PLAN} is not the plan of this data set: it has no image {image}; remove it, "
                     "or put back the one that the data set was made by"
                 )
-            entry |= {"picture": listed[picture].id, "source": plan.source}
+            entry |= {"image": listed[image].id, "source": plan.source}
         return entry
 
     @cache_results  # noqa: B019 - one command, one object
-    def _listed(self, dataset: str, shard: int) -> dict[int, Picture]:
+    def _listed(self, dataset: str, shard: int) -> dict[int, ImageEntry]:
         plan = self._plans[dataset]
         assert plan is not None
-        return dict(shard_pictures(self._sets[dataset].store, plan, shard))
+        return dict(shard_images(self._sets[dataset].store, plan, shard))
 
 
 def _plan_of(loader: TokenLoader, url: str) -> Plan | None:

@@ -64,7 +64,7 @@ def _of_run(run: str, tokens: str | None) -> Reading:
     data = config.data
     places = tokens or data.tokens or list(data.mixture.items())
     if not places:
-        raise ConfigError(f"{run} trained a {config.objective} on pictures; it reads no token data set")
+        raise ConfigError(f"{run} trained a {config.objective} on images; it reads no token data set")
     options = LoaderOptions(
         data.window, data.stripes, data.tail, cache=data.cache, cache_bytes=int(data.cache_gib * 2**30),
         on_bad_shard=data.on_bad_shard,

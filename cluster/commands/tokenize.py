@@ -33,13 +33,13 @@ from trainer.config.schema import YEAR
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False,
-    help="Pictures -> token shards: `plan` freezes the work, `run` does it on many machines, `finalize` ends it.\n\n"
+    help="Images -> token shards: `plan` freezes the work, `run` does it on many machines, `finalize` ends it.\n\n"
     "Folders and s3://bucket/prefix alike. docs/tokenize.md walks through ImageNet.",
 )  # fmt: skip
 _console = Console(stderr=True)
 
 Out = Annotated[str, typer.Argument(help="the data set: a folder or s3://bucket/prefix", show_default=False)]
-BadLimit = Annotated[float, typer.Option(help="share of unreadable pictures above which the job stops", min=0, max=1)]
+BadLimit = Annotated[float, typer.Option(help="share of unreadable images above which the job stops", min=0, max=1)]
 Tokenizer = Annotated[Path, typer.Option(help="tokenizer weights: ours, or the official .ckpt", show_default=False)]
 
 
@@ -56,25 +56,25 @@ def plan(
     tokenizer: Tokenizer,
     split: Annotated[
         Literal["all", "train", "val"],
-        typer.Option(help="which pictures; train: all but the held-out ones, val: those"),
+        typer.Option(help="which images; train: all but the held-out ones, val: those"),
     ] = "all",
-    held_out: Annotated[float, held_out_option("share of held-out pictures, fixed by the hash of their names")] = 0.1,
-    views: Annotated[int, typer.Option(help="V, augmented views of each picture", min=1, max=MOST_VIEWS)] = 10,
-    center: Annotated[bool, typer.Option("--center", help="one centre crop a picture, for evaluation")] = False,
+    held_out: Annotated[float, held_out_option("share of held-out images, fixed by the hash of their names")] = 0.1,
+    views: Annotated[int, typer.Option(help="V, augmented views of each image", min=1, max=MOST_VIEWS)] = 10,
+    center: Annotated[bool, typer.Option("--center", help="one centre crop an image, for evaluation")] = False,
     min_scale: Annotated[
-        float, typer.Option(help="smallest share of a picture's area in a random crop", min=0.001, max=1)
+        float, typer.Option(help="smallest share of an image's area in a random crop", min=0.001, max=1)
     ] = 0.2,
-    rows: Annotated[int, typer.Option(help="pictures a shard", min=1, max=MOST_ROWS)] = 1024,
+    rows: Annotated[int, typer.Option(help="images a shard", min=1, max=MOST_ROWS)] = 1024,
     precision: Annotated[InferencePrecision, typer.Option(help="of the encoder's convolutions")] = "fp32",
     class_names: Annotated[Path | None, typer.Option(help="file with a class on each line: name, title")] = None,
-    labels: Annotated[Path | None, typer.Option(help="file with each picture's class, for a validation tar")] = None,
+    labels: Annotated[Path | None, typer.Option(help="file with each image's class, for a validation tar")] = None,
     devkit: Annotated[
         Path | None, typer.Option(help="ImageNet's devkit (ILSVRC2012_devkit_t12.tar.gz): class titles, val labels")
     ] = None,
     seed: Annotated[int, seed_option("seed of the shuffle and of the views")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """List the pictures and fix which one goes to which shard and row. Run again, it must give the same plan."""
+    """List the images and fix which one goes to which shard and row. Run again, it must give the same plan."""
     from data_pipeline.images.class_names import read_class_names, read_devkit, read_labels
     from data_pipeline.images.images import of_split
     from data_pipeline.images.sources import open_source
@@ -96,16 +96,16 @@ def plan(
         raise ConfigError(f"no such views can be made: {first_problem(error)}") from error
     names, val_labels = read_devkit(devkit) if devkit else (None, None)
     names = read_class_names(class_names) if class_names else names
-    with Progress("listing", None, "pictures") as progress:
+    with Progress("listing", None, "images") as progress:
         found = open_source(source, names, read_labels(labels) if labels else val_labels)
         made = make_plan(
-            open_store(out, closed=True), absolute(source), of_split(found.pictures(), split, held_out), recipe,
+            open_store(out, closed=True), absolute(source), of_split(found.images(), split, held_out), recipe,
             lambda: (found.classes.names, found.classes.titles), progress.set,
         )  # fmt: skip
     _print(
         as_json,
-        {"pictures": made.pictures, "shards": made.shards, "classes": len(made.classes), "plan": made.identity},
-        f"{out}: {made.pictures:,} pictures of {len(made.classes)} classes in {made.shards:,} shards ({found.kind}); "
+        {"images": made.images, "shards": made.shards, "classes": len(made.classes), "plan": made.identity},
+        f"{out}: {made.images:,} images of {len(made.classes)} classes in {made.shards:,} shards ({found.kind}); "
         f"next: addp tokenize run {out} --tokenizer {tokenizer}",
     )
 
@@ -118,16 +118,16 @@ def run(
     engine: Annotated[Literal["local", "ray"], typer.Option(help="this process, or a Ray cluster")] = "local",
     ray_address: Annotated[str | None, typer.Option(help="of a running cluster, or auto; else one starts here")] = None,
     source: Annotated[
-        str | None, typer.Option(help="where the pictures lie now, if not where they were planned: as for plan")
+        str | None, typer.Option(help="where the images lie now, if not where they were planned: as for plan")
     ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda where there is one")] = "auto",
     batch: Annotated[int, batch_option("views encoded at once")] = 128,
     threads: Annotated[
-        int | None, typer.Option(help="that read and decode pictures; else one a core", min=1, max=1024)
+        int | None, typer.Option(help="that read and decode images; else one a core", min=1, max=1024)
     ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the encoder")] = False,
     on_bad_image: Annotated[
-        Literal["quarantine", "fail"], typer.Option(help="list an unreadable picture and go on, or stop at the first")
+        Literal["quarantine", "fail"], typer.Option(help="list an unreadable image and go on, or stop at the first")
     ] = "quarantine",
     bad_limit: BadLimit = 0.01,
     then_finalize: Annotated[bool, typer.Option("--finalize", help="write dataset.json if nothing is missing")] = False,
@@ -148,7 +148,7 @@ def run(
     )  # fmt: skip
     mine = [k for k in found.missing(planned) if k % n == i]
     started, rows, bad, made = time.monotonic(), 0, 0, 0
-    with Progress("tokenizing", sum(planned.rows_of(k) for k in mine), "pictures") as progress:
+    with Progress("tokenizing", sum(planned.rows_of(k) for k in mine), "images") as progress:
         for part in _parts(engine, settings, mine, ray_address, progress.advance):
             made, rows, bad = made + 1, rows + part.shard.rows, bad + len(part.quarantined)
             if part.quarantined:
@@ -159,11 +159,11 @@ def run(
     missing = left.missing(planned)
     totals = count(store, planned, left, known)
     values: dict[str, Any] = {
-        "made": made, "pictures": rows, "planned": totals.planned, "stored": totals.stored,
+        "made": made, "images": rows, "planned": totals.planned, "stored": totals.stored,
         "quarantined": totals.quarantined, "missing": len(missing), "seconds": round(seconds, 3),
-        "pictures_per_second": round(rows / seconds, 3),
+        "images_per_second": round(rows / seconds, 3),
     }  # fmt: skip
-    text = f"{out}: made {made:,} shards, {rows:,} pictures in {seconds:.0f} s; the data set: {totals.text}; "
+    text = f"{out}: made {made:,} shards, {rows:,} images in {seconds:.0f} s; the data set: {totals.text}; "
     if then_finalize and not missing:
         values["fingerprint"] = _finalized(store, planned, bad_limit).fingerprint
         text += "dataset.json is written"
@@ -228,7 +228,7 @@ def finalize_command(out: Out, bad_limit: BadLimit = 0.01, as_json: AsJson = Fal
     store = open_store(out, closed=True)
     planned = read_plan(store)
     manifest = _finalized(store, planned, bad_limit)
-    totals = Totals(planned.pictures, manifest.rows, len(manifest.quarantined))
+    totals = Totals(planned.images, manifest.rows, len(manifest.quarantined))
     _print(
         as_json,
         {
@@ -258,9 +258,9 @@ def verify(out: Out, as_json: AsJson = False) -> None:
             problems += [{"shard": check.name, "problem": problem} for problem in check.problems]
             progress.advance()
     damaged, quarantined = len({p["shard"] for p in problems} - {MANIFEST}), len(manifest.quarantined)
-    pictures = totals.text if totals else f"{manifest.rows:,} stored, {quarantined:,} quarantined, of an unknown plan"
+    images = totals.text if totals else f"{manifest.rows:,} stored, {quarantined:,} quarantined, of an unknown plan"
     lines = [f"{p['shard']} {p['problem']}" for p in problems]
-    lines.append(f"{out}: {pictures}; {len(manifest.shards):,} shards, {damaged} of them damaged")
+    lines.append(f"{out}: {images}; {len(manifest.shards):,} shards, {damaged} of them damaged")
     values = {
         "shards": len(manifest.shards), "planned": totals and totals.planned, "rows": manifest.rows,
         "quarantined": quarantined, "problems": problems, "sound": not problems,
@@ -274,7 +274,7 @@ def verify(out: Out, as_json: AsJson = False) -> None:
 @app.command()
 def inspect(
     out: Out,
-    tokenizer: Annotated[Path | None, typer.Option(help="its weights, to decode rows back to pictures")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="its weights, to decode rows back to images")] = None,
     page: Annotated[Path, typer.Option(help="PNG to write")] = Path("inspect.png"),
     shards: Annotated[
         int, typer.Option(help="shards to read for the histograms, spread evenly; 0: all", min=0, max=10**9)
@@ -282,12 +282,12 @@ def inspect(
     rows: Annotated[int, typer.Option(help="rows to decode", min=1, max=64)] = 6,
     as_json: AsJson = False,
 ) -> None:
-    """A table of counts and shares; class and code-usage histograms and a few rows decoded back to pictures, as PNG."""
+    """A table of counts and shares; class and code-usage histograms and a few rows decoded back to images, as PNG."""
     from data_pipeline.sharding.inspection import draw, tokenizer_of
     from data_pipeline.sharding.inspection import inspect as look
-    from data_pipeline.storage.output import PICTURES, check_output
+    from data_pipeline.storage.output import IMAGES, check_output
 
-    check_output(page, (*PICTURES, ".pdf", ".svg"))
+    check_output(page, (*IMAGES, ".pdf", ".svg"))
     store = open_store(out, closed=True)
     manifest = read_manifest(store)
     network = tokenizer_of(manifest, tokenizer) if tokenizer else None

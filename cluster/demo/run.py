@@ -22,26 +22,26 @@ from trainer.config.schema import RunConfig
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-_VIEWS = 16  # augmented views of each picture in the token shards
-_MIN_SCALE = 0.75  # emoji fill their picture; smaller crops would no longer look like emoji
+_VIEWS = 16  # augmented views of each image in the token shards
+_MIN_SCALE = 0.75  # emoji fill their image; smaller crops would no longer look like emoji
 _SAMPLES = 128  # of each checkpoint
-_TOP_P = 0.6  # a network trained for minutes is unsure of each token; its likelier ones make cleaner pictures
+_TOP_P = 0.6  # a network trained for minutes is unsure of each token; its likelier ones make cleaner images
 _console = Console(stderr=True)
 
 
 def run_demo(images: Path | None, out: Path, processes: int, scale: float) -> None:
     """All stages; raises ADDPError with what to do where one fails."""
     started = time.monotonic()
-    pictures = images or out / "pictures"
+    image_folder = images or out / "images"
     check_output(out)
     if images is not None:
         check_apart(out, images, "--out")
-    _remember_pictures(out, images)
+    _remember_images(out, images)
     if images is None:
-        _console.rule("pictures: OpenMoji, CC BY-SA 4.0")
-        render(pictures)
-    source = split_of(pictures)
-    _console.print(f"{len(source.pictures)} pictures in {len(source.classes)} classes")
+        _console.rule("images: OpenMoji, CC BY-SA 4.0")
+        render(image_folder)
+    source = split_of(image_folder)
+    _console.print(f"{len(source.images)} images in {len(source.classes)} classes")
     tokens, tokenizer = out / "tokens", out / "tokenizer" / "network.safetensors"
 
     def training(name: str, *overrides: str) -> None:
@@ -54,17 +54,17 @@ def run_demo(images: Path | None, out: Path, processes: int, scale: float) -> No
         weights = ("--tokenizer", str(tokenizer))
 
         def work() -> None:
-            module("cluster.cli", "tokenize", "plan", str(pictures), folder, *weights, "--split", split, *options)
+            module("cluster.cli", "tokenize", "plan", str(image_folder), folder, *weights, "--split", split, *options)
             module("cluster.cli", "tokenize", "run", folder, *weights, "--finalize")
 
         stage(f"token shards: {split}", (tokens / split / MANIFEST).exists(), work)
 
     def evaluation(name: str, suite: str, *options: str) -> None:
         """Parts that are there are not done again."""
-        measure = ("--suite", suite, "--pictures", str(pictures), "--batch", "64", *options)
+        measure = ("--suite", suite, "--images", str(image_folder), "--batch", "64", *options)
         stage(f"evaluate the {name}", False, module, "trainer.evaluation.evaluate", str(out / name), *measure)
 
-    training("tokenizer", f"data.pictures={pictures}")
+    training("tokenizer", f"data.images={image_folder}")
     evaluation("tokenizer", "held-out")
     tokenizing("train", "--views", str(_VIEWS), "--min-scale", str(_MIN_SCALE), "--rows", "512")
     tokenizing("val", "--center")
@@ -113,9 +113,9 @@ def _length(config: RunConfig, scale: float) -> Sequence[str]:
     return (f"schedule.total={total}", f"schedule.warmup={max(1, round(config.schedule.warmup * scale))}")
 
 
-def _remember_pictures(out: Path, images: Path | None) -> None:
-    """Refuse to go on with one set of pictures where another was begun. Raises ConfigError."""
-    marker, name = out / "pictures.source", str(images.resolve()) if images else "openmoji"
+def _remember_images(out: Path, images: Path | None) -> None:
+    """Refuse to go on with one set of images where another was begun. Raises ConfigError."""
+    marker, name = out / "images.source", str(images.resolve()) if images else "openmoji"
     if marker.exists() and (before := marker.read_text()) != name:
         raise ConfigError(f"{out} holds a demo on {before}; remove that folder, or give another one with --out")
     out.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ def collect_targets(out: Path) -> list[Target]:
     ]
     for name, part, key in (("kNN (k = 20)", "knn", "top1_k20"), ("linear probe", "linear", "top1")):
         trained, untrained, pixels = (addp(part, prefix + key) for prefix in ("", "untrained_", "pixels_"))
-        reached, other, raw = (_percent(share, addp(part, "pictures")) for share in (trained, untrained, pixels))
+        reached, other, raw = (_percent(share, addp(part, "images")) for share in (trained, untrained, pixels))
         found += [
             Target(f"{name}, trained encoder", reached, f"> untrained ({other})", trained > untrained),
             Target(f"{name}, beside raw pixels", reached, f"> pixels ({raw})", trained > pixels),
@@ -55,9 +55,9 @@ def _nats(name: str, figure: Callable[[str, str], float], least: float) -> Targe
     return Target(name, f"{entropy:.3f} nat ({gain:.3f} under the unigram)", f"{least} nat under it", gain >= least)
 
 
-def _percent(share: float, pictures: float) -> str:
-    """With its standard error, where the count of pictures is known."""
-    error = standard_error(share, pictures)
+def _percent(share: float, images: float) -> str:
+    """With its standard error, where the count of images is known."""
+    error = standard_error(share, images)
     return f"{100 * share:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "") + " %"
 
 
@@ -67,7 +67,7 @@ def _newest(run: Path) -> Callable[[str, str], float]:
 
     def value(part: str, figure: str) -> float:
         figures = next(r for r in reversed(results) if r["part"] == part)["figures"]
-        return float(figures.get(figure, 0) if figure == "pictures" else figures[figure])  # earlier ones did not count
+        return float(figures.get(figure, 0) if figure == "images" else figures[figure])  # earlier ones did not count
 
     return value
 

@@ -62,7 +62,7 @@ def _lines(path: Path) -> list[str]:
 
 def read_devkit(path: Path) -> tuple[ClassNames, list[str]]:
     """ImageNet's development kit (ILSVRC2012_devkit_t12.tar.gz, or the folder in it): the thousand classes sorted by
-    WordNet id, and the class of each validation picture in the order of the picture names."""
+    WordNet id, and the class of each validation image in the order of the image names."""
     from scipy.io import loadmat
 
     try:

@@ -1,4 +1,4 @@
-"""Batches of augmented pictures for tokenizer training, in the same kind of order as tokens: a function of the step."""
+"""Batches of augmented images for tokenizer training, in the same kind of order as tokens: a function of the step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_pipeline.images.images import BadPicture, Picture, PictureSource, read_picture
+from data_pipeline.images.images import BadImage, ImageEntry, ImageSource, read_image
 from data_pipeline.images.views import ViewRecipe, make_view
 from data_pipeline.streaming.epochs import EpochSchedule, epoch_schedule
 from data_pipeline.streaming.order import SampleOrder
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _CACHE_BYTES = 512 * 2**20
 
 
-class PictureBatch(NamedTuple):
+class ImageBatch(NamedTuple):
     """pixels: uint8 (B, H, W, 3). labels: int64 (B,). start: global sample index of the first."""
 
     pixels: NDArray[np.uint8]
@@ -29,15 +29,15 @@ class PictureBatch(NamedTuple):
     start: int
 
 
-class PictureLoader:
-    """Random access to batches of seeded views; each epoch sees a new view of every picture.
+class ImageLoader:
+    """Random access to batches of seeded views; each epoch sees a new view of every image.
 
-    Pictures are read by threads and kept in memory, shrunk as far as the smallest crop allows. An unreadable picture is
+    Images are read by threads and kept in memory, shrunk as far as the smallest crop allows. An unreadable image is
     reported, and the next one takes its place; more than the share `bad_limit` of them (at least one) raise DataError.
     """
 
     def __init__(
-        self, source: PictureSource, recipe: ViewRecipe, *, global_batch: int, seed: int, threads: int = 2,
+        self, source: ImageSource, recipe: ViewRecipe, *, global_batch: int, seed: int, threads: int = 2,
         bad_limit: float = 0.01,
     ) -> None:  # fmt: skip
         self.recipe = recipe
@@ -47,38 +47,38 @@ class PictureLoader:
         self._cache: OrderedDict[str, Image.Image] = OrderedDict()
         self._pool = ThreadPoolExecutor(threads)
         self._ahead: dict[tuple[int, int, int], list[Future[tuple[NDArray[np.uint8], int]]]] = {}
-        self.store, self.pictures = source.store, source.pictures
-        self.bad: dict[str, str] = {}  # picture id -> reason
-        self._bad_allowed = max(1, int(bad_limit * len(self.pictures)))
-        self.schedule: EpochSchedule = epoch_schedule(len(self.pictures), global_batch)
-        self.order = SampleOrder([len(self.pictures)], seed)
+        self.store, self.images = source.store, source.images
+        self.bad: dict[str, str] = {}  # image id -> reason
+        self._bad_allowed = max(1, int(bad_limit * len(self.images)))
+        self.schedule: EpochSchedule = epoch_schedule(len(self.images), global_batch)
+        self.order = SampleOrder([len(self.images)], seed)
 
-    def _picture(self, picture: Picture) -> Image.Image:
-        image = self._cache.get(picture.id)
+    def _image(self, entry: ImageEntry) -> Image.Image:
+        image = self._cache.get(entry.id)
         if image is None:
-            image = read_picture(self.store, picture)
+            image = read_image(self.store, entry)
             factor = min(image.size) // self._side
             if factor > 1:
                 image = image.reduce(factor)
             # Entries are about equal in size, so counting them bounds the memory.
             if (len(self._cache) + 1) * 3 * image.width * image.height > _CACHE_BYTES and self._cache:
                 self._cache.popitem(last=False)
-            self._cache[picture.id] = image
+            self._cache[entry.id] = image
         return image
 
     def _view(self, row: int, epoch: int) -> tuple[NDArray[np.uint8], int]:
-        """A view of the picture at `row`, or of the next one that can be read, and its label."""
+        """A view of the image at `row`, or of the next one that can be read, and its label."""
         while True:
-            picture = self.pictures[row % len(self.pictures)]
+            entry = self.images[row % len(self.images)]
             try:
-                return make_view(self._picture(picture), picture.id, epoch, self.recipe), picture.label
-            except BadPicture as error:
-                if picture.id not in self.bad:
-                    log.warning("%s; the next picture takes its place", error)
-                self.bad[picture.id] = str(error)
+                return make_view(self._image(entry), entry.id, epoch, self.recipe), entry.label
+            except BadImage as error:
+                if entry.id not in self.bad:
+                    log.warning("%s; the next image takes its place", error)
+                self.bad[entry.id] = str(error)
                 if len(self.bad) > self._bad_allowed:
                     raise DataError(
-                        f"more than {self._bad_allowed} pictures cannot be read, the last: {error}"
+                        f"more than {self._bad_allowed} images cannot be read, the last: {error}"
                     ) from error
             row += 1
 
@@ -90,10 +90,10 @@ class PictureLoader:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def batch(self, step: int, offset: int, count: int) -> PictureBatch:
+    def batch(self, step: int, offset: int, count: int) -> ImageBatch:
         """Samples offset .. offset+count-1 of the global batch of a step; the next step's are started as well."""
         futures = self._ahead.pop((step, offset, count), None) or self._start(step, offset, count)
         self._ahead[step + 1, offset, count] = self._start(step + 1, offset, count)
         pixels, labels = zip(*(f.result() for f in futures), strict=True)
         start = step * self.schedule.global_batch + offset
-        return PictureBatch(np.stack(pixels), np.array(labels, np.int64), start)
+        return ImageBatch(np.stack(pixels), np.array(labels, np.int64), start)

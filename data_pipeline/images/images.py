@@ -1,4 +1,4 @@
-"""A picture: where its bytes lie, which split it belongs to, and how they become pixels."""
+"""An image: where its bytes lie, which split it belongs to, and how they become pixels."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _LONGEST_NAME = 4096  # bytes, as of a path; a line of a plan's list has room fo
 MOST_PIXELS = 2**30 // 12  # as Pillow's own limit: a third of a GiB at four bytes a pixel
 Split = Literal["train", "val", "all"]
 
-# Pillow warns of large pictures; they are refused here instead. To turn its warning into an error for a while is not
+# Pillow warns of large images; they are refused here instead. To turn its warning into an error for a while is not
 # safe in threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class Picture(NamedTuple):
+class ImageEntry(NamedTuple):
     """id: unique in its source. label: index into the class names. The bytes are `size` bytes of the object `object`
     of the source's store from `offset` on; the object holds nothing else where `offset` is None."""
 
@@ -40,85 +40,85 @@ class Picture(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PictureSource:
-    """The pictures of one split, held in memory, in the order of their ids."""
+class ImageSource:
+    """The images of one split, held in memory, in the order of their ids."""
 
     store: Store
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageEntry, ...]
     classes: tuple[str, ...]
 
 
-def is_picture(name: str) -> bool:
+def is_image(name: str) -> bool:
     """By its suffix. Hidden files, such as the ._x.jpg that macOS puts beside x.jpg, are none."""
     base = name[name.rfind("/") + 1 :]
     dot = base.rfind(".")
     return dot > 0 and base[0] != "." and base[dot:].lower() in SUFFIXES
 
 
-def is_held_out(picture_id: str, share: float) -> bool:
-    """Whether a picture belongs to the validation split: fixed by the hash of its id, whatever else there is."""
-    digest = hashlib.sha256(picture_id.encode()).digest()
+def is_held_out(image_id: str, share: float) -> bool:
+    """Whether an image belongs to the validation split: fixed by the hash of its id, whatever else there is."""
+    digest = hashlib.sha256(image_id.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def of_split(pictures: Iterable[Picture], split: Split, held_out: float) -> Iterator[Picture]:
-    """held_out: share of the pictures in the validation split. Raises DataError for a name that is not UTF-8, or too
+def of_split(images: Iterable[ImageEntry], split: Split, held_out: float) -> Iterator[ImageEntry]:
+    """held_out: share of the images in the validation split. Raises DataError for a name that is not UTF-8, or too
     long."""
-    for p in pictures:
+    for p in images:
         try:
             length = len(p.id.encode()) + len(p.object.encode())
         except UnicodeEncodeError as error:
-            raise DataError(f"the name of the picture {show(p.id)} is not UTF-8; rename it") from error
+            raise DataError(f"the name of the image {show(p.id)} is not UTF-8; rename it") from error
         if length > 2 * _LONGEST_NAME:
-            raise DataError(f"the name of the picture {show(p.id)} has more than {_LONGEST_NAME:,} bytes; rename it")
+            raise DataError(f"the name of the image {show(p.id)} has more than {_LONGEST_NAME:,} bytes; rename it")
         if split == "all" or is_held_out(p.id, held_out) == (split == "val"):
             yield p
 
 
-class BadPicture(DataError):
-    """What is lastingly wrong with one picture. reason: the same on every machine, for it stands in data sets."""
+class BadImage(DataError):
+    """What is lastingly wrong with one image. reason: the same on every machine, for it stands in data sets."""
 
-    def __init__(self, picture: str, reason: str) -> None:
-        super().__init__(f"cannot read the picture {printable(picture)}: {reason}")
-        self.picture, self.reason = picture, reason
+    def __init__(self, image: str, reason: str) -> None:
+        super().__init__(f"cannot read the image {printable(image)}: {reason}")
+        self.image, self.reason = image, reason
 
-    def __reduce__(self) -> tuple[type[BadPicture], tuple[str, str]]:  # engines send errors between processes
-        return type(self), (self.picture, self.reason)
+    def __reduce__(self) -> tuple[type[BadImage], tuple[str, str]]:  # engines send errors between processes
+        return type(self), (self.image, self.reason)
 
 
-def read_picture(store: Store, picture: Picture) -> Image.Image:
-    """An RGB picture, as `decode_picture` makes it.
+def read_image(store: Store, entry: ImageEntry) -> Image.Image:
+    """An RGB image, as `decode_image` makes it.
 
-    Raises BadPicture where it is gone, another file than when it was listed, not to be read by us, or not decodable.
-    Faults of the storage itself raise its own errors: they say nothing about the picture.
+    Raises BadImage where it is gone, another file than when it was listed, not to be read by us, or not decodable.
+    Faults of the storage itself raise its own errors: they say nothing about the image.
     """
-    if picture.size > MOST_BYTES:
-        raise BadPicture(picture.id, f"{picture.size:,} bytes, more than the limit of {MOST_BYTES:,}")
-    whole = picture.offset is None
+    if entry.size > MOST_BYTES:
+        raise BadImage(entry.id, f"{entry.size:,} bytes, more than the limit of {MOST_BYTES:,}")
+    whole = entry.offset is None
     try:
         # A byte more than a file had tells whether it has grown, however large it is now.
-        data = store.read(picture.object, picture.offset or 0, picture.size + whole)
+        data = store.read(entry.object, entry.offset or 0, entry.size + whole)
     except ObjectMissing as error:
         gone = "no regular file" if isinstance(error, NoRegularFile) else "gone since it was listed"
-        raise BadPicture(picture.id, gone) from error
+        raise BadImage(entry.id, gone) from error
     except AccessDenied as error:
         if not isinstance(store, LocalStore):  # there, it is our credentials that are wrong
             raise
-        raise BadPicture(picture.id, "its mode forbids reading it") from error
+        raise BadImage(entry.id, "its mode forbids reading it") from error
     except TooShort as error:
         if not whole:
             raise  # it is the tar that is cut
         data = error.content
-    if len(data) != picture.size:
-        found = f"{len(data)}" if len(data) < picture.size else f"more than {picture.size}"
-        raise BadPicture(picture.id, f"{found} bytes, but {picture.size} when it was listed")
+    if len(data) != entry.size:
+        found = f"{len(data)}" if len(data) < entry.size else f"more than {entry.size}"
+        raise BadImage(entry.id, f"{found} bytes, but {entry.size} when it was listed")
     try:
-        return decode_picture(data)
+        return decode_image(data)
     except DataError as error:
-        raise BadPicture(picture.id, str(error)) from error
+        raise BadImage(entry.id, str(error)) from error
 
 
-def decode_picture(data: bytes) -> Image.Image:
+def decode_image(data: bytes) -> Image.Image:
     """RGB: first frame, turned as EXIF says, 16 bit scaled to 8, CMYK and palettes converted, transparency over white.
 
     The content decides the format, one of `FORMATS`, not the name. Raises DataError with the reason for anything else:

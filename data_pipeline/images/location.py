@@ -69,11 +69,11 @@ def tars_in(place: Place) -> list[Entry]:
     return [found[name] for name in place.tars]
 
 
-def pictures_store(source: str, tars: Collection[str]) -> Store:
-    """The store that the pictures of a plan lie in.
+def images_store(source: str, tars: Collection[str]) -> Store:
+    """The store that the images of a plan lie in.
 
-    source: the plan's, or where the same pictures lie now: a folder, a tar, or a list in braces. tars: those that the
-    plan's pictures lie in; none for a plan of single files. Raises DataError where the source is not that of the plan,
+    source: the plan's, or where the same images lie now: a folder, a tar, or a list in braces. tars: those that the
+    plan's images lie in; none for a plan of single files. Raises DataError where the source is not that of the plan,
     StorageError where a tar is not there.
     """
     place = locate(source)
@@ -81,7 +81,7 @@ def pictures_store(source: str, tars: Collection[str]) -> Store:
         others = sorted(set(tars) - set(place.tars))
         if others or not tars:
             planned = others[0] if others else "files of a folder"
-            raise DataError(f"{source} is not what was planned: the plan's pictures lie in {planned}; give its folder")
+            raise DataError(f"{source} is not what was planned: the plan's images lie in {planned}; give its folder")
     if tars:
         tars_in(Place(place.store, tuple(sorted(tars))))
     return place.store

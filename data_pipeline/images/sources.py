@@ -1,6 +1,6 @@
-"""Where pictures come from: class folders, ImageNet's tars, WebDataset shards; each in a folder or on S3.
+"""Where images come from: class folders, ImageNet's tars, WebDataset shards; each in a folder or on S3.
 
-A source lists pictures one by one and holds none of them, so ten millions cost no memory here.
+A source lists images one by one and holds none of them, so ten millions cost no memory here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from data_pipeline.images.class_names import ClassNames
-from data_pipeline.images.images import Picture, PictureSource, Split, is_picture, of_split
+from data_pipeline.images.images import ImageEntry, ImageSource, Split, is_image, of_split
 from data_pipeline.images.location import locate, tars_in
 from data_pipeline.images.tar_members import members
 from data_pipeline.images.webdataset_shards import WebDatasetShards
@@ -23,7 +23,7 @@ _WORDNET_TAR = re.compile(r"n\d{8}\.tar")
 
 
 class Source(Protocol):
-    """A listing. `classes` is complete once `pictures` was run through."""
+    """A listing. `classes` is complete once `images` was run through."""
 
     store: Store
 
@@ -33,12 +33,12 @@ class Source(Protocol):
     @property
     def classes(self) -> ClassNames: ...
 
-    def pictures(self) -> Iterator[Picture]:
-        """Every picture once, with labels that index `classes`."""
+    def images(self) -> Iterator[ImageEntry]:
+        """Every image once, with labels that index `classes`."""
 
 
 class ClassFolders:
-    """CLASS/any/depth/picture.jpg; labels follow the sorted folder names, or the given class names."""
+    """CLASS/any/depth/image.jpg; labels follow the sorted folder names, or the given class names."""
 
     kind: Kind = "folders"
 
@@ -46,18 +46,18 @@ class ClassFolders:
         self.store = store
         folders = [name for name in store.folders() if not name.startswith(".")]
         if not folders:
-            raise DataError(f"{store.url} holds no class folders; put the pictures into one folder for each class")
+            raise DataError(f"{store.url} holds no class folders; put the images into one folder for each class")
         self.classes = names or ClassNames(tuple(folders))
 
-    def pictures(self) -> Iterator[Picture]:
+    def images(self) -> Iterator[ImageEntry]:
         found = False
         for entry in self.store.list():
             folder, slash, _ = entry.name.partition("/")
-            if slash and is_picture(entry.name) and not folder.startswith("."):
+            if slash and is_image(entry.name) and not folder.startswith("."):
                 found = True
-                yield Picture(entry.name, self.classes.label(folder), entry.name, entry.size)
+                yield ImageEntry(entry.name, self.classes.label(folder), entry.name, entry.size)
         if not found:
-            raise DataError(f"{self.store.url} has class folders but no pictures in them")
+            raise DataError(f"{self.store.url} has class folders but no images in them")
 
 
 class ImageNetTrain:
@@ -72,12 +72,12 @@ class ImageNetTrain:
             raise DataError(f"{store.url}/{tar.name} holds no tar of a class; this is not ImageNet's training tar")
         self.classes = names or ClassNames(tuple(sorted(Path(m.name).stem for m in self._inner)))
 
-    def pictures(self) -> Iterator[Picture]:
+    def images(self) -> Iterator[ImageEntry]:
         for inner in self._inner:
             wordnet_id = Path(inner.name).stem
             label = self.classes.label(wordnet_id)
-            for m in members(self.store, self._tar.name, inner.size, inner.offset, is_picture):
-                yield Picture(f"{wordnet_id}/{m.name}", label, self._tar.name, m.size, m.offset)
+            for m in members(self.store, self._tar.name, inner.size, inner.offset, is_image):
+                yield ImageEntry(f"{wordnet_id}/{m.name}", label, self._tar.name, m.size, m.offset)
 
 
 class ImageNetVal:
@@ -87,18 +87,18 @@ class ImageNetVal:
 
     def __init__(self, store: Store, tar: Entry, labels: list[str], names: ClassNames | None = None) -> None:
         self.store, self._tar = store, tar
-        self._members = sorted(members(store, tar.name, tar.size, wanted=is_picture))
+        self._members = sorted(members(store, tar.name, tar.size, wanted=is_image))
         if len(labels) != len(self._members):
             raise DataError(
-                f"{store.url}/{tar.name} has {len(self._members)} pictures, but {len(labels)} labels were given; "
-                "give --labels a file with one class a line, in the order of the picture names"
+                f"{store.url}/{tar.name} has {len(self._members)} images, but {len(labels)} labels were given; "
+                "give --labels a file with one class a line, in the order of the image names"
             )
         self._labels = labels
         self.classes = names or ClassNames(tuple(sorted(set(labels))))
 
-    def pictures(self) -> Iterator[Picture]:
+    def images(self) -> Iterator[ImageEntry]:
         for m, name in zip(self._members, self._labels, strict=True):
-            yield Picture(m.name, self.classes.label(name), self._tar.name, m.size, m.offset)
+            yield ImageEntry(m.name, self.classes.label(name), self._tar.name, m.size, m.offset)
 
 
 def open_source(url: str | Path, names: ClassNames | None = None, labels: list[str] | None = None) -> Source:
@@ -122,10 +122,10 @@ def open_source(url: str | Path, names: ClassNames | None = None, labels: list[s
 def _of_tars(store: Store, tars: list[Entry], names: ClassNames | None, labels: list[str] | None) -> Source:
     if len(tars) > 1:
         return WebDatasetShards(store, tars, names)
-    found = members(store, *tars[0][:2], wanted=lambda name: is_picture(name) or name.endswith(".tar"))
+    found = members(store, *tars[0][:2], wanted=lambda name: is_image(name) or name.endswith(".tar"))
     first = next(found, None)
     if first is None:
-        raise DataError(f"{store.url}/{tars[0].name} holds no pictures")
+        raise DataError(f"{store.url}/{tars[0].name} holds no images")
     if _WORDNET_TAR.fullmatch(Path(first.name).name):
         return ImageNetTrain(store, tars[0], names)
     if labels is not None:
@@ -133,13 +133,13 @@ def _of_tars(store: Store, tars: list[Entry], names: ClassNames | None, labels: 
     return WebDatasetShards(store, tars, names)
 
 
-def split_of(root: Path | str, split: Split = "all", held_out: float = 0.1) -> PictureSource:
-    """The pictures of one split of a source, in memory (their names, not their pixels).
+def split_of(root: Path | str, split: Split = "all", held_out: float = 0.1) -> ImageSource:
+    """The images of one split of a source, in memory (their names, not their pixels).
 
-    Raises DataError for what is no source, one without pictures, or a split left empty.
+    Raises DataError for what is no source, one without images, or a split left empty.
     """
     source = open_source(root)
-    pictures = tuple(sorted(of_split(source.pictures(), split, held_out)))
-    if not pictures:
-        raise DataError(f"the {split} split of {root} is empty; more pictures, or another held-out share, are needed")
-    return PictureSource(source.store, pictures, source.classes.names)
+    images = tuple(sorted(of_split(source.images(), split, held_out)))
+    if not images:
+        raise DataError(f"the {split} split of {root} is empty; more images, or another held-out share, are needed")
+    return ImageSource(source.store, images, source.classes.names)

@@ -91,7 +91,7 @@ def members(
 ) -> Iterator[Member]:
     """The wanted files of a tar, in order; the tar is `size` bytes of the object `name` from `start` on.
 
-    Raises DataError where the archive is damaged or cut, for a listing that ends early would lose pictures in silence,
+    Raises DataError where the archive is damaged or cut, for a listing that ends early would lose images in silence,
     and for a wanted member that cannot be read in place.
     """
     file = ObjectReader(store, name, size, start)

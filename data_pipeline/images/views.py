@@ -1,6 +1,6 @@
-"""Views of a picture: seeded random resized crops with flips for training, a centre crop for evaluation.
+"""Views of an image: seeded random resized crops with flips for training, a centre crop for evaluation.
 
-A view is a pure function of (seed, picture id, view index): the same on any machine, in any order of work.
+A view is a pure function of (seed, image id, view index): the same on any machine, in any order of work.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from model.config import LARGEST_IMAGE
 from model.documents import Seed, Settings
 from model.randomness import uniforms
 
-MOST_VIEWS = 1000  # of a picture, which are in memory together
+MOST_VIEWS = 1000  # of an image, which are in memory together
 _TRIES = 10  # as torchvision: after so many crops that do not fit, take the largest that does
 
 _Share = Annotated[float, Field(gt=0, le=1)]
@@ -31,8 +31,8 @@ class ViewRecipe(Settings):
         "random_crop", description="random_crop, or center_crop for evaluation"
     )
     size: int = Field(256, gt=0, le=LARGEST_IMAGE, description="side of a view, pixels")
-    views: int = Field(10, gt=0, le=MOST_VIEWS, description="V, views of each picture; center_crop has one")
-    scale: tuple[_Share, _Share] = Field((0.2, 1.0), description="share of the picture's area in a random crop")
+    views: int = Field(10, gt=0, le=MOST_VIEWS, description="V, views of each image; center_crop has one")
+    scale: tuple[_Share, _Share] = Field((0.2, 1.0), description="share of the image's area in a random crop")
     ratio: tuple[_Ratio, _Ratio] = Field((3 / 4, 4 / 3), description="aspect ratio of a random crop")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     seed: Seed = Field(0, description="seed of the crops and flips")
@@ -49,20 +49,20 @@ class ViewRecipe(Settings):
         return cls(kind="center_crop", size=size, views=1)
 
 
-def make_view(image: Image.Image, picture_id: str, view: int, recipe: ViewRecipe) -> NDArray[np.uint8]:
+def make_view(image: Image.Image, image_id: str, view: int, recipe: ViewRecipe) -> NDArray[np.uint8]:
     """RGB array (size, size, 3); bicubic, antialiased."""
     if recipe.kind == "center_crop":
         return _resize(image, _largest_centred(*image.size, 1.0, 1.0), recipe.size)
-    u = uniforms(recipe.seed, f"view/{picture_id}", view, 1, 4 * _TRIES + 1)[0]
+    u = uniforms(recipe.seed, f"view/{image_id}", view, 1, 4 * _TRIES + 1)[0]
     array = _resize(image, _random_box(*image.size, recipe, u), recipe.size)
     return array[:, ::-1] if u[-1] < recipe.flip else array
 
 
 def resized_crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """RGB array (size, size, 3): torchvision's Resize(size) and CenterCrop(size) of a PIL picture, bit for bit: the
+    """RGB array (size, size, 3): torchvision's Resize(size) and CenterCrop(size) of a PIL image, bit for bit: the
     shorter side becomes `size`, bilinear and antialiased, and the longer one is rounded down; then the middle.
 
-    What published figures of generation take for real pictures; no training sees them so.
+    What published figures of generation take for real images; no training sees them so.
     """
     width, height = image.size
     short = min(width, height)

@@ -1,4 +1,4 @@
-"""WebDataset shards as a source of pictures: which members of a tar belong together, and what their label is."""
+"""WebDataset shards as a source of images: which members of a tar belong together, and what their label is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from data_pipeline.images.class_names import ClassNames
-from data_pipeline.images.images import SUFFIXES, Picture, is_picture
+from data_pipeline.images.images import SUFFIXES, ImageEntry, is_image
 from data_pipeline.images.tar_members import Member, ObjectReader, members
 from data_pipeline.storage import Entry, Store
 from model.errors import DataError
@@ -20,7 +20,7 @@ _INTEGER = re.compile(r"\d{1,9}", re.ASCII)
 
 
 class WebDatasetShards:
-    """*.tar with KEY.jpg (or another picture) and its label beside it: KEY.cls, or "label" or "cls" in KEY.json.
+    """*.tar with KEY.jpg (or another image) and its label beside it: KEY.cls, or "label" or "cls" in KEY.json.
 
     A key is a member's name up to the first dot behind its folder, and its members follow each other, as WebDataset has
     it. Members with other or longer extensions (KEY.txt, KEY.seg.png) are other fields, and not read.
@@ -37,15 +37,15 @@ class WebDatasetShards:
     def classes(self) -> ClassNames:
         return self._named or ClassNames(tuple(str(i) for i in range(self._largest + 1)))
 
-    def pictures(self) -> Iterator[Picture]:
-        """Raises DataError for a key with no or several pictures, without a label, or with one that is no label."""
+    def images(self) -> Iterator[ImageEntry]:
+        """Raises DataError for a key with no or several images, without a label, or with one that is no label."""
         for tar in self._tars:
             labels = ObjectReader(self.store, tar.name, tar.size)
             found = members(self.store, tar.name, tar.size, wanted=_wanted)
             for key, group in itertools.groupby(found, key=lambda member: _split(member.name)[0]):
                 where = f"{self.store.url}/{tar.name}: {key}"
-                picture, label = _sample(where, list(group), labels)
-                if picture is None:
+                image, label = _sample(where, list(group), labels)
+                if image is None:
                     continue
                 if label is None:
                     raise DataError(
@@ -56,7 +56,7 @@ class WebDatasetShards:
                 if label >= classes:
                     raise DataError(f"{where} has label {label}, but {classes:,} classes are named or can be")
                 self._largest = max(self._largest, label)
-                yield Picture(f"{tar.name}/{picture.name}", label, tar.name, picture.size, picture.offset)
+                yield ImageEntry(f"{tar.name}/{image.name}", label, tar.name, image.size, image.offset)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -68,30 +68,30 @@ def _split(name: str) -> tuple[str, str]:
 
 def _wanted(name: str) -> bool:
     key, extension = _split(name)
-    return is_picture(name) or (extension in _LABELS and not key.endswith("/") and key != "")
+    return is_image(name) or (extension in _LABELS and not key.endswith("/") and key != "")
 
 
 def _sample(where: str, group: list[Member], labels: ObjectReader) -> tuple[Member | None, int | None]:
-    """(picture, label) of one key; no picture where the key has none of either."""
+    """(image, label) of one key; no image where the key has none of either."""
     fields: dict[str, Member] = {}
     for member in group:
         extension = _split(member.name)[1]
         if extension in fields:
-            raise DataError(f"{where} has two members .{extension}; each picture needs a key of its own")
+            raise DataError(f"{where} has two members .{extension}; each image needs a key of its own")
         fields[extension] = member
-    pictures = [extension for extension in fields if f".{extension}" in SUFFIXES]
-    if len(pictures) > 1:
-        raise DataError(f"{where} has several pictures (.{', .'.join(pictures)}); each needs a key of its own")
+    images = [extension for extension in fields if f".{extension}" in SUFFIXES]
+    if len(images) > 1:
+        raise DataError(f"{where} has several images (.{', .'.join(images)}); each needs a key of its own")
     label = None
     for extension in _LABELS:
         if extension in fields:
             label = _label(where, extension, fields[extension], labels, label)
-    if pictures:
-        return fields[pictures[0]], label
+    if images:
+        return fields[images[0]], label
     longer = [extension for extension in fields if extension not in _LABELS]
     if longer or label is not None:
         other = f"only .{longer[0]}; a key ends at the first dot" if longer else f"only a label; known are {_KNOWN}"
-        raise DataError(f"{where} has no picture, {other}")
+        raise DataError(f"{where} has no image, {other}")
     return None, None
 
 

@@ -52,7 +52,7 @@ class TokenEncoder:
 
 
 class BatchFiller:
-    """Collects the views of one shard into full batches, across the borders of pictures."""
+    """Collects the views of one shard into full batches, across the borders of images."""
 
     def __init__(self, encoder: TokenEncoder) -> None:
         self._encoder = encoder

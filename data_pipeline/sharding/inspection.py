@@ -1,4 +1,4 @@
-"""What is in a token data set: counts, histograms, and a page that shows rows as pictures again."""
+"""What is in a token data set: counts, histograms, and a page that shows rows as images again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline.images.image_grid import picture_grid
+from data_pipeline.images.image_grid import image_grid
 from data_pipeline.shards.format import numbers
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.storage import Store
@@ -64,16 +64,16 @@ class Inspection(NamedTuple):
         largest = np.argsort(-self.classes, kind="stable")[:_CLASSES]
         more = len(names) - len(largest)
         return [
-            ("pictures", f"{rows:,}", f"{_share(rows, rows + bad)} of {rows + bad:,} planned"),
+            ("images", f"{rows:,}", f"{_share(rows, rows + bad)} of {rows + bad:,} planned"),
             ("quarantined", f"{bad:,}", _share(bad, rows + bad)),
-            ("shards", f"{len(manifest.shards):,}", f"{self.shards_read:,} read, with {self.rows_read:,} pictures"),
-            ("MiB", f"{size:,.1f}", f"{manifest.stride:,} bytes a picture, {overhead:.2f} times its tokens"),
-            ("views", f"{views:,}", f"a picture, of {manifest.tokens:,} tokens each"),
+            ("shards", f"{len(manifest.shards):,}", f"{self.shards_read:,} read, with {self.rows_read:,} images"),
+            ("MiB", f"{size:,.1f}", f"{manifest.stride:,} bytes an image, {overhead:.2f} times its tokens"),
+            ("views", f"{views:,}", f"an image, of {manifest.tokens:,} tokens each"),
             (
                 "codes", f"{len(self.codes):,}",
                 f"{len(used):,} used ({_share(len(used), len(self.codes))}), perplexity {_perplexity(used):,.1f}",
             ),
-            ("classes", f"{len(names):,}", f"{self.classes.min():,} to {self.classes.max():,} pictures each"),
+            ("classes", f"{len(names):,}", f"{self.classes.min():,} to {self.classes.max():,} images each"),
             *((f"  {names[i]}", f"{self.classes[i]:,}", _share(self.classes[i], self.rows_read)) for i in largest),
             *([("  ...", f"{more:,}", "classes more")] if more else []),
             ("tokenizer", "", f"{manifest.tokenizer[:16]}, {manifest.precision}"),
@@ -126,7 +126,7 @@ def tokenizer_of(manifest: Manifest, path: Path) -> VQTokenizer:
 
 @torch.no_grad()
 def draw(inspection: Inspection, manifest: Manifest, tokenizer: VQTokenizer | None) -> Figure:
-    """The page: rows decoded to pictures, a row's views side by side (with a tokenizer); histograms below."""
+    """The page: rows decoded to images, a row's views side by side (with a tokenizer); histograms below."""
     figure = plt.figure(figsize=(11, 9 if tokenizer else 4), layout="constrained")
     below: Any = figure
     if tokenizer:
@@ -134,10 +134,10 @@ def draw(inspection: Inspection, manifest: Manifest, tokenizer: VQTokenizer | No
         top, below = parts
         views = inspection.rows[:, :_MOST_VIEWS].astype(np.int64)
         ids = torch.from_numpy(views.reshape(-1, manifest.tokens))
-        pictures = torch.cat([tokenizer.decode(tokenizer.embed(part)) for part in torch.split(ids, 16)])
+        images = torch.cat([tokenizer.decode(tokenizer.embed(part)) for part in torch.split(ids, 16)])
         axis = top.subplots()
-        side = pictures.shape[-1]
-        axis.imshow(np.asarray(picture_grid(pictures, columns=views.shape[1])), interpolation="nearest")
+        side = images.shape[-1]
+        axis.imshow(np.asarray(image_grid(images, columns=views.shape[1])), interpolation="nearest")
         names = manifest.class_titles or manifest.classes
         axis.set_yticks(
             [2 + (side + 2) * i + side / 2 for i in range(len(views))],
@@ -149,7 +149,7 @@ def draw(inspection: Inspection, manifest: Manifest, tokenizer: VQTokenizer | No
         )
     left, right = below.subplots(1, 2)
     for axis, counts, title in (
-        (left, inspection.classes, f"pictures of each of {len(inspection.classes)} classes"),
+        (left, inspection.classes, f"images of each of {len(inspection.classes)} classes"),
         (right, np.sort(inspection.codes)[::-1], f"uses of each of {len(inspection.codes)} codes, most used first"),
     ):
         axis.bar(np.arange(len(counts)), counts, width=1.0, color="#2a6fbb")

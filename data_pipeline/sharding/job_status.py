@@ -15,28 +15,28 @@ _RECENT = 50  # shards that the rate is taken from
 
 
 class JobStatus(NamedTuple):
-    """shards_per_hour, pictures_per_second, eta_seconds: from the latest shards; None where there are too few.
+    """shards_per_hour, images_per_second, eta_seconds: from the latest shards; None where there are too few.
 
-    pictures: planned. pictures_done: planned for the shards that are done, and so either stored or quarantined.
+    images: planned. images_done: planned for the shards that are done, and so either stored or quarantined.
     """
 
     shards: int
     done: int
     missing: int
     first_missing: list[int]
-    pictures: int
-    pictures_done: int
+    images: int
+    images_done: int
     stored: int
     quarantined: int
     shards_per_hour: float | None
-    pictures_per_second: float | None
+    images_per_second: float | None
     eta_seconds: float | None
     last_shard_seconds_ago: float | None
     finalized: bool
 
     @property
     def totals(self) -> Totals:
-        return Totals(self.pictures, self.stored, self.quarantined, self.pictures - self.pictures_done)
+        return Totals(self.images, self.stored, self.quarantined, self.images - self.images_done)
 
     @property
     def text(self) -> str:
@@ -45,17 +45,17 @@ class JobStatus(NamedTuple):
             return "\n".join([*lines, "finalized" if self.finalized else "complete; next: addp tokenize finalize"])
         if self.eta_seconds is not None:
             lines.append(
-                f"rate: {self.pictures_per_second:,} pictures/s, ETA {self.eta_seconds / 3600:.1f} h if it goes on; "
+                f"rate: {self.images_per_second:,} images/s, ETA {self.eta_seconds / 3600:.1f} h if it goes on; "
                 f"the last shard came {self.last_shard_seconds_ago} s ago"
             )
         return "\n".join([*lines, f"first missing: {', '.join(map(str, self.first_missing))}"])
 
 
-Known = dict[int, tuple[Quarantined, ...]]  # shard -> its pictures that could not be read
+Known = dict[int, tuple[Quarantined, ...]]  # shard -> its images that could not be read
 
 
 def count(store: Store, plan: Plan, found: Survey, known: Known) -> Totals:
-    """What became of the planned pictures, by the sizes of shards and the lists of parts.
+    """What became of the planned images, by the sizes of shards and the lists of parts.
 
     known: of the shards seen so far, which never change; new ones are added. Only parts that name some are read.
     """
@@ -64,7 +64,7 @@ def count(store: Store, plan: Plan, found: Survey, known: Known) -> Totals:
     bad = [q for quarantined in known.values() for q in quarantined]
     sizes = (found.shards[shard_name(k)].size if shard_name(k) in found.shards else 0 for k in found.done)
     return Totals(
-        plan.pictures, sum(rows_in(plan, size) for size in sizes), len(bad),
+        plan.images, sum(rows_in(plan, size) for size in sizes), len(bad),
         sum(plan.rows_of(k) for k in found.missing(plan)), sum(map(is_doubtful, bad)),
     )  # fmt: skip
 
@@ -78,9 +78,9 @@ def job_status(store: Store, plan: Plan, found: Survey, known: Known) -> JobStat
     missing = found.missing(plan)
     return JobStatus(
         shards=plan.shards, done=len(found.done), missing=len(missing), first_missing=missing[:8],
-        pictures=plan.pictures, pictures_done=plan.pictures - totals.to_come, stored=totals.stored,
+        images=plan.images, images_done=plan.images - totals.to_come, stored=totals.stored,
         quarantined=totals.quarantined, shards_per_hour=round(3600 * rate, 1) if rate else None,
-        pictures_per_second=round(plan.recipe.rows * rate, 1) if rate else None,
+        images_per_second=round(plan.recipe.rows * rate, 1) if rate else None,
         eta_seconds=round(len(missing) / rate) if rate else None,
         last_shard_seconds_ago=round(time.time() - times[-1]) if times else None, finalized=found.finalized,
     )  # fmt: skip

@@ -1,9 +1,9 @@
-"""The plan: which picture goes to which shard and row, frozen before any work starts and stored beside the data.
+"""The plan: which image goes to which shard and row, frozen before any work starts and stored beside the data.
 
-    plan.json               everything but the pictures, and where each shard's list lies in ...
-    plan-HASH.jsonl.gz      ... one gzip member a shard, one picture a line; `zcat` shows it whole
+    plan.json               everything but the images, and where each shard's list lies in ...
+    plan-HASH.jsonl.gz      ... one gzip member a shard, one image a line; `zcat` shows it whole
 
-A worker reads its shard's list by one ranged read, so a plan of ten million pictures costs it nothing.
+A worker reads its shard's list by one ranged read, so a plan of ten million images costs it nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import from_json
 
-from data_pipeline.images.images import Picture
+from data_pipeline.images.images import ImageEntry
 from data_pipeline.images.views import ViewRecipe
 from data_pipeline.shards.format import MOST_ROWS, CodeCount, Layout, TokenCount
 from data_pipeline.storage import NoRegularFile, ObjectMissing, Store, read_document
@@ -47,7 +47,7 @@ from model.errors import DataError
 from model.precision import InferencePrecision
 
 PLAN = "plan.json"
-_LONGEST_LINE = 2**16  # bytes of a picture in the list: its name, and that of its object
+_LONGEST_LINE = 2**16  # bytes of an image in the list: its name, and that of its object
 _LARGEST_SLICE = 2**28  # bytes of a shard's part of the list
 
 
@@ -67,14 +67,14 @@ def check_titles(classes: tuple[str, ...], titles: tuple[str, ...]) -> None:
 
 
 class PlanRecipe(Record):
-    """What the data set will be, but for its pictures. Plans that agree here and in the pictures give equal bytes."""
+    """What the data set will be, but for its images. Plans that agree here and in the images give equal bytes."""
 
     views: ViewRecipe
     tokenizer: Sha256  # fingerprint of the tokenizer's weights (model.weights.fingerprint)
     codebook_size: CodeCount
     tokens: TokenCount  # L
     precision: InferencePrecision = "fp32"  # of the encoder: tokens near a border between codes depend on it
-    rows: Positive = 1024  # pictures a shard
+    rows: Positive = 1024  # images a shard
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64, strict=True)] = 0  # of the shuffle
 
     @model_validator(mode="after")
@@ -85,13 +85,13 @@ class PlanRecipe(Record):
 
 class Plan(Record):
     format: Literal["addp-plan-2"] = "addp-plan-2"
-    source: str  # where the pictures lie; `run --source` reads the same ones from another place
+    source: str  # where the images lie; `run --source` reads the same ones from another place
     recipe: PlanRecipe
     classes: Classes
     class_titles: tuple[str, ...] = ()
-    objects: tuple[str, ...] = ()  # tars that pictures lie in
-    pictures: Positive
-    pictures_sha256: Sha256  # of the list, uncompressed
+    objects: tuple[str, ...] = ()  # tars that images lie in
+    images: Positive = Field(alias="pictures")
+    images_sha256: Sha256 = Field(alias="pictures_sha256")  # of the list, uncompressed
     list: RelativeName
     slices: Annotated[tuple[Count, ...], Field(min_length=2)]  # shard k's part of it: bytes slices[k] .. slices[k+1]-1
 
@@ -111,11 +111,11 @@ class Plan(Record):
     def _agrees(self) -> Self:
         """Raises ValueError where numbers contradict each other, so that no reader has to look."""
         check_titles(self.classes, self.class_titles)
-        rows = min(self.recipe.rows, self.pictures)
+        rows = min(self.recipe.rows, self.images)
         if rows > MOST_ROWS:
-            raise ValueError(f"recipe.rows: shards of {rows:,} pictures; at most {MOST_ROWS:,} can be made")
-        if self.shards != -(-self.pictures // rows):
-            raise ValueError(f"pictures: {self.pictures:,} do not make {self.shards:,} shards of {rows:,}")
+            raise ValueError(f"recipe.rows: shards of {rows:,} images; at most {MOST_ROWS:,} can be made")
+        if self.shards != -(-self.images // rows):
+            raise ValueError(f"images: {self.images:,} do not make {self.shards:,} shards of {rows:,}")
         if self.slices[0] != 0 or any(not 0 < b - a <= _LARGEST_SLICE for a, b in pairwise(self.slices)):
             raise ValueError("slices: they must start at 0 and rise, each to the start of the next")
         return self
@@ -126,29 +126,29 @@ class Plan(Record):
 
     @cached_property
     def identity(self) -> str:
-        """The same for the same work, wherever the pictures lie and however the list was compressed."""
+        """The same for the same work, wherever the images lie and however the list was compressed."""
         content = self.model_dump(mode="json", exclude={"source", "list", "slices"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def rows_of(self, shard: int) -> int:
-        """Pictures planned for a shard; the last one may have fewer."""
-        return min(self.recipe.rows, self.pictures - shard * self.recipe.rows)
+        """Images planned for a shard; the last one may have fewer."""
+        return min(self.recipe.rows, self.images - shard * self.recipe.rows)
 
 
 def make_plan(
-    store: Store, source: str, pictures: Iterable[Picture], recipe: PlanRecipe,
+    store: Store, source: str, images: Iterable[ImageEntry], recipe: PlanRecipe,
     classes: Callable[[], tuple[tuple[str, ...], tuple[str, ...]]],
     progress: Callable[[int], None] = lambda count: None,
 ) -> Plan:  # fmt: skip
-    """Freeze the work list in `store`. Made again with the same pictures and recipe, it is the plan that is there.
+    """Freeze the work list in `store`. Made again with the same images and recipe, it is the plan that is there.
 
-    The order is by a keyed hash of the pictures' ids: a shuffle that does not depend on how they were listed.
-    classes: names and titles, asked for once all pictures were listed. progress: called with the number listed so far.
-    Raises DataError where there is no picture, one is listed twice, or `store` holds another plan.
+    The order is by a keyed hash of the images' ids: a shuffle that does not depend on how they were listed.
+    classes: names and titles, asked for once all images were listed. progress: called with the number listed so far.
+    Raises DataError where there is no image, one is listed twice, or `store` holds another plan.
     """
-    lines, keys, objects = _listed(pictures, recipe.seed, progress)
+    lines, keys, objects = _listed(images, recipe.seed, progress)
     if not lines:
-        raise DataError(f"{source} has no pictures for this plan")
+        raise DataError(f"{source} has no images for this plan")
     order = _order(keys, lines)
     del keys
     digest, slices = hashlib.sha256(), [0]
@@ -163,7 +163,7 @@ def make_plan(
         try:
             plan = Plan(
                 source=source, recipe=recipe, classes=names, class_titles=titles, objects=tuple(objects),
-                pictures=len(lines), pictures_sha256=digest.hexdigest(),
+                images=len(lines), images_sha256=digest.hexdigest(),
                 list=f"plan-{digest.hexdigest()[:16]}.jsonl.gz", slices=tuple(slices),
             )  # fmt: skip
         except ValidationError as error:
@@ -177,13 +177,13 @@ def make_plan(
 
 
 def _listed(
-    pictures: Iterable[Picture], seed: int, progress: Callable[[int], None]
+    images: Iterable[ImageEntry], seed: int, progress: Callable[[int], None]
 ) -> tuple[list[bytes], NDArray[np.uint64], dict[str, int]]:
-    """(a line for each picture, the key that it is ordered by, tars by their numbers)."""
+    """(a line for each image, the key that it is ordered by, tars by their numbers)."""
     lines: list[bytes] = []
     keys = array("Q")
     objects: dict[str, int] = {}
-    for p in pictures:
+    for p in images:
         fields = f"[{encode_basestring_ascii(p.id)},{p.label},{p.size}"
         if p.offset is not None:
             fields += f",{objects.setdefault(p.object, len(objects))},{p.offset}"
@@ -202,7 +202,7 @@ def _order(keys: NDArray[np.uint64], lines: list[bytes]) -> NDArray[np.intp]:
     for at in np.nonzero(ordered[1:] == ordered[:-1])[0]:
         first, second = (json.loads(lines[order[at + i]])[0] for i in (0, 1))
         if first == second:
-            raise DataError(f"the picture {printable(first)} is listed twice")
+            raise DataError(f"the image {printable(first)} is listed twice")
         if first > second:  # two ids with one hash (about 1 in 400,000 plans of ten millions): by name
             order[at], order[at + 1] = order[at + 1], order[at]
     return order
@@ -224,7 +224,7 @@ def _agreed(store: Store, existing: Plan, plan: Plan) -> Plan:
     different = [key for key in old if key not in ("source", "list", "slices") and old[key] != new[key]]
     raise DataError(
         f"{store.url} holds another plan: it differs in {', '.join(different)}; "
-        "choose an empty folder, or plan with the same pictures, views and tokenizer"
+        "choose an empty folder, or plan with the same images, views and tokenizer"
     )
 
 
@@ -239,19 +239,19 @@ def read_plan(store: Store) -> Plan:
     )
 
 
-def shard_pictures(store: Store, plan: Plan, shard: int) -> list[tuple[int, Picture]]:
-    """(index in the plan, picture) of a shard's rows, in order. Raises DataError where the list is damaged."""
+def shard_images(store: Store, plan: Plan, shard: int) -> list[tuple[int, ImageEntry]]:
+    """(index in the plan, image) of a shard's rows, in order. Raises DataError where the list is damaged."""
     start, end = plan.slices[shard], plan.slices[shard + 1]
     try:
         lines = _lines(store.read(plan.list, start, end - start), plan.rows_of(shard))
-        pictures = [_parsed(from_json(line), len(plan.classes), plan.objects) for line in lines]
+        images = [_parsed(from_json(line), len(plan.classes), plan.objects) for line in lines]
     except NoRegularFile as error:
         raise DataError(str(error)) from error
     except (EOFError, zlib.error, ValueError) as error:
         raise DataError(f"{store.url}/{plan.list} is damaged in the part of shard {shard}: {error}") from error
-    if len(pictures) != plan.rows_of(shard):
-        raise DataError(f"{store.url}/{plan.list} lists {len(pictures)} pictures for shard {shard}")
-    return list(enumerate(pictures, shard * plan.recipe.rows))
+    if len(images) != plan.rows_of(shard):
+        raise DataError(f"{store.url}/{plan.list} lists {len(images)} images for shard {shard}")
+    return list(enumerate(images, shard * plan.recipe.rows))
 
 
 def _lines(member: bytes, most: int) -> Iterator[bytes]:
@@ -266,22 +266,22 @@ def _lines(member: bytes, most: int) -> Iterator[bytes]:
         *whole, begun = (begun + piece).split(b"\n")
         most -= len(whole)
         if most < 0 or len(begun) > _LONGEST_LINE:
-            raise ValueError("more pictures than were planned" if most < 0 else "a picture with an endless name")
+            raise ValueError("more images than were planned" if most < 0 else "an image with an endless name")
         yield from whole
     if begun or unpacker.unused_data:
-        raise ValueError("something follows its last picture")
+        raise ValueError("something follows its last image")
 
 
-def _parsed(fields: Any, classes: int, objects: tuple[str, ...]) -> Picture:
+def _parsed(fields: Any, classes: int, objects: tuple[str, ...]) -> ImageEntry:
     """Raises ValueError."""
     if type(fields) is not list or not 3 <= len(fields) <= 5 or type(fields[0]) is not str:
-        raise ValueError(f"{show(fields)} is no picture")
-    picture_id, place = fields[0], fields[3:]
+        raise ValueError(f"{show(fields)} is no image")
+    image_id, place = fields[0], fields[3:]
     label, size = _number(fields[1], classes), _number(fields[2], LARGEST_COUNT)
     if len(place) == 2:
         tar, offset = _number(place[0], len(objects)), _number(place[1], LARGEST_COUNT)
-        return Picture(picture_id, label, objects[tar], size, offset)
-    return Picture(picture_id, label, _inside(place[0] if place else picture_id), size)
+        return ImageEntry(image_id, label, objects[tar], size, offset)
+    return ImageEntry(image_id, label, _inside(place[0] if place else image_id), size)
 
 
 def _number(value: Any, limit: int) -> int:

@@ -1,7 +1,7 @@
 """What is done of a data set, and its end: each finished shard has a part, and `finalize` makes `dataset.json` of them.
 
     tokens-000123.tar    a shard, stored under a condition: whichever worker is first wins, and none overwrites
-    parts/000123.json    vouches for it, stored after it: rows, bytes, checksums, pictures that could not be read
+    parts/000123.json    vouches for it, stored after it: rows, bytes, checksums, images that could not be read
 
 A job's state is this listing and nothing else, so any number of workers may die, start and race.
 """
@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import xxhash
 
-from data_pipeline.sharding.plan import Plan, shard_pictures
+from data_pipeline.sharding.plan import Plan, shard_images
 from data_pipeline.sharding.quarantine import UNREADABLE, Totals, check_bad
-from data_pipeline.shards.format import END, Layout, picture_indices
+from data_pipeline.shards.format import END, Layout, image_indices
 from data_pipeline.shards.manifest import MANIFEST, Manifest, Quarantined, ShardEntry, manifest_bytes, read_manifest
 from data_pipeline.storage import Entry, NoRegularFile, Store, TooShort, read_document
 from model.documents import Record, Sha256, parse_record
@@ -59,7 +59,7 @@ def rows_in(plan: Plan, size: int) -> int:
 
 
 def sound_part_bytes(plan: Plan, shard: int) -> int:
-    """Size of the part of a shard all of whose pictures could be read; any other part is longer. So a listing tells."""
+    """Size of the part of a shard all of whose images could be read; any other part is longer. So a listing tells."""
     rows = plan.rows_of(shard)
     size = shard_bytes(plan, rows)
     entry = ShardEntry(name=shard_name(shard), rows=rows, bytes=size, sha256="0" * 64, xxh3="0" * 32)
@@ -69,7 +69,7 @@ def sound_part_bytes(plan: Plan, shard: int) -> int:
 def commit(store: Store, plan: Plan, shard: int, content: bytes, bad: tuple[Quarantined, ...]) -> Part:
     """Store a made shard and its part; what another worker stored before stands.
 
-    content: the shard's bytes, empty where none of its pictures could be read. Raises DataError where the stored shard
+    content: the shard's bytes, empty where none of its images could be read. Raises DataError where the stored shard
     is not one of this plan.
     """
     name = shard_name(shard)
@@ -106,11 +106,11 @@ def _stored(store: Store, plan: Plan, shard: int) -> bytes:
 def _checked(
     store: Store, plan: Plan, shard: int, content: bytes, bad: tuple[Quarantined, ...]
 ) -> tuple[Quarantined, ...]:
-    """The quarantined pictures of a stored shard: those planned that it lacks. Raises DataError where it is no shard of
+    """The quarantined images of a stored shard: those planned that it lacks. Raises DataError where it is no shard of
     this plan."""
-    planned = dict(shard_pictures(store, plan, shard))
+    planned = dict(shard_images(store, plan, shard))
     try:
-        present = picture_indices(content, layout_of(plan))
+        present = image_indices(content, layout_of(plan))
     except ValueError:
         present = [-1]
     if present != sorted(set(present)) or not set(present) <= set(planned):
@@ -127,7 +127,7 @@ def read_part(store: Store, plan: Plan, shard: int) -> Part:
     part = parse_record(Part, content, f"{where} is damaged (remove it, and run again)", DataError)
     if part.plan != plan.identity or part.shard.name != shard_name(shard):
         raise DataError(
-            f"{where} was made for another plan (other pictures, views or tokenizer); remove it and its shard, "
+            f"{where} was made for another plan (other images, views or tokenizer); remove it and its shard, "
             "and run again"
         )
     return part
@@ -186,7 +186,7 @@ def finalize(
 ) -> Manifest:
     """Merge the parts into `dataset.json`, without reading the shards again; then sweep away leftovers.
 
-    Raises DataError for missing shards, sizes that are not as vouched for, parts of another plan, pictures that are
+    Raises DataError for missing shards, sizes that are not as vouched for, parts of another plan, images that are
     neither in a shard nor quarantined, too many unreadable ones, or another `dataset.json`.
     """
     found = survey(store, plan)
@@ -214,7 +214,7 @@ def finalize(
         entries += [entry] if entry.rows else []
         bad += part.quarantined
         progress(k + 1)
-    totals = Totals(plan.pictures, sum(entry.rows for entry in entries), len(bad))
+    totals = Totals(plan.images, sum(entry.rows for entry in entries), len(bad))
     if wrong:
         raise DataError(
             f"{store.url} does not add up: {totals.text}; remove the files of shard {_numbers(wrong)} "
@@ -223,7 +223,7 @@ def finalize(
     assert not totals.lost
     check_bad(plan, len(bad), bad, bad_limit)
     if not entries:
-        raise DataError(f"none of the {plan.pictures} pictures can be read: {bad[0].id}: {bad[0].reason}")
+        raise DataError(f"none of the {plan.images} images can be read: {bad[0].id}: {bad[0].reason}")
     recipe, layout = plan.recipe, layout_of(plan)
     manifest = Manifest(
         shards=tuple(entries), stride=layout.stride, fields=layout.fields(), codebook_size=recipe.codebook_size,

@@ -1,6 +1,6 @@
-"""Pictures -> V seeded views -> token shards: the work of a sharding job on one machine.
+"""Images -> V seeded views -> token shards: the work of a sharding job on one machine.
 
-Threads read pictures and make views ahead of the encoder, across the borders of shards, and finished shards are stored
+Threads read images and make views ahead of the encoder, across the borders of shards, and finished shards are stored
 in the background, so that the encoder does not wait. A shard is a pure function of the plan: any worker makes the same.
 """
 
@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline.images.images import BadPicture, Picture, read_picture
-from data_pipeline.images.location import pictures_store
+from data_pipeline.images.images import BadImage, ImageEntry, read_image
+from data_pipeline.images.location import images_store
 from data_pipeline.images.source_check import SourceCheck
 from data_pipeline.images.views import ViewRecipe, make_view
 from data_pipeline.sharding.encoder import BatchFiller, TokenEncoder
-from data_pipeline.sharding.plan import Plan, PlanRecipe, read_plan, shard_pictures
+from data_pipeline.sharding.plan import Plan, PlanRecipe, read_plan, shard_images
 from data_pipeline.sharding.quarantine import NOTHING, BadCount, Totals, is_absent
 from data_pipeline.sharding.receipts import Part, commit, layout_of, unclaimed
 from data_pipeline.shards.format import Sample, write_shard
@@ -68,7 +68,7 @@ class JobSettings(NamedTuple):
             network, device=device, batch=self.batch, precision=plan.recipe.precision, compiled=self.compiled
         )
         job = TokenizeJob(
-            out, plan, pictures_store(self.source or plan.source, plan.objects), encoder, threads=self.threads,
+            out, plan, images_store(self.source or plan.source, plan.objects), encoder, threads=self.threads,
             on_bad=self.on_bad, bad_limit=self.bad_limit, before=self.before,
         )  # fmt: skip
         job.check.before_work()
@@ -76,11 +76,11 @@ class JobSettings(NamedTuple):
 
 
 class Viewed(NamedTuple):
-    """A picture of a shard, its number in the plan, and its views, uint8 (V, H, W, 3), or why it has none."""
+    """An image of a shard, its number in the plan, and its views, uint8 (V, H, W, 3), or why it has none."""
 
     shard: int
     number: int
-    picture: Picture
+    entry: ImageEntry
     views: NDArray[np.uint8] | Quarantined
 
 
@@ -109,8 +109,8 @@ def check_tokenizer(tokenizer: VQTokenizer, plan: Plan) -> None:
 class TokenizeJob:
     """Makes shards of a plan. `encoder` must hold the plan's tokenizer, in the plan's precision (`check_tokenizer`).
 
-    source: the store that the plan's pictures lie in. threads: read and decode ahead. on_bad: what an unreadable
-    picture does. bad_limit: share of unreadable pictures above which it stops. before: what was made when it began.
+    source: the store that the plan's images lie in. threads: read and decode ahead. on_bad: what an unreadable
+    image does. bad_limit: share of unreadable images above which it stops. before: what was made when it began.
     """
 
     def __init__(
@@ -123,17 +123,17 @@ class TokenizeJob:
         self.check = SourceCheck(out, plan, source)
         self._bad = BadCount(plan, bad_limit, before)
 
-    def run(self, shards: Iterable[int], progress: Callable[[int], None] = lambda pictures: None) -> Iterator[Part]:
-        """Make and store these shards; yields each one's part once it is stored. progress: pictures just encoded.
+    def run(self, shards: Iterable[int], progress: Callable[[int], None] = lambda images: None) -> Iterator[Part]:
+        """Make and store these shards; yields each one's part once it is stored. progress: images just encoded.
 
-        Raises DataError for too many unreadable pictures (the first, with on_bad "fail") and StorageError where
+        Raises DataError for too many unreadable images (the first, with on_bad "fail") and StorageError where
         reading or storing fails for good, or the source goes away; shards stored until then stay.
         """
         storing: Future[Part] | None = None
         with ThreadPoolExecutor(self.threads, "views") as readers, ThreadPoolExecutor(1, "store") as writer:
             stream = self._viewed(shards, readers)
-            for shard, pictures in itertools.groupby(stream, lambda viewed: viewed.shard):
-                content, bad = self._make(pictures, progress)
+            for shard, images in itertools.groupby(stream, lambda viewed: viewed.shard):
+                content, bad = self._make(images, progress)
                 self._bad.add(shard, bad)
                 if storing is not None:
                     yield storing.result()
@@ -142,10 +142,10 @@ class TokenizeJob:
                 yield storing.result()
 
     def _viewed(self, shards: Iterable[int], readers: ThreadPoolExecutor) -> Iterator[Viewed]:
-        """All pictures of the shards in order, made ahead by at most two batches and one picture a thread."""
+        """All images of the shards in order, made ahead by at most two batches and one image a thread."""
         ahead = self.threads + -(-2 * self.encoder.batch // self.plan.recipe.views.views)
         waiting: deque[Future[Viewed]] = deque()
-        listed = ((k, i, p) for k in shards for i, p in shard_pictures(self.out, self.plan, k))
+        listed = ((k, i, p) for k in shards for i, p in shard_images(self.out, self.plan, k))
         try:
             for item in listed:
                 waiting.append(readers.submit(self._view, *item))
@@ -157,42 +157,42 @@ class TokenizeJob:
             for future in waiting:
                 future.cancel()
 
-    def _view(self, shard: int, index: int, picture: Picture) -> Viewed:
+    def _view(self, shard: int, index: int, entry: ImageEntry) -> Viewed:
         recipe = self.plan.recipe.views
         try:
-            image = read_picture(self.source, picture)
-        except BadPicture as error:
-            bad = Quarantined(id=picture.id, reason=error.reason)
+            image = read_image(self.source, entry)
+        except BadImage as error:
+            bad = Quarantined(id=entry.id, reason=error.reason)
             if self.on_bad == "fail":
-                self.check.confirm([picture] if is_absent(bad) else [], None)
+                self.check.confirm([entry] if is_absent(bad) else [], None)
                 raise
-            return Viewed(shard, index, picture, bad)
-        views = np.stack([make_view(image, picture.id, view, recipe) for view in range(recipe.views)])
-        return Viewed(shard, index, picture, views)
+            return Viewed(shard, index, entry, bad)
+        views = np.stack([make_view(image, entry.id, view, recipe) for view in range(recipe.views)])
+        return Viewed(shard, index, entry, views)
 
     def _make(
-        self, pictures: Iterable[Viewed], progress: Callable[[int], None]
+        self, images: Iterable[Viewed], progress: Callable[[int], None]
     ) -> tuple[bytes, tuple[Quarantined, ...]]:
-        """One shard's bytes (none where no picture can be read), and its unreadable pictures."""
+        """One shard's bytes (none where no image can be read), and its unreadable images."""
         good: list[Viewed] = []
         bad: list[Quarantined] = []
-        absent: list[Picture] = []
+        absent: list[ImageEntry] = []
         filler = BatchFiller(self.encoder)
-        for viewed in pictures:
+        for viewed in images:
             if isinstance(viewed.views, Quarantined):
                 bad.append(viewed.views)
-                absent += [viewed.picture] if is_absent(viewed.views) else []
+                absent += [viewed.entry] if is_absent(viewed.views) else []
             else:
                 filler.add(viewed.views)
                 good.append(viewed._replace(views=viewed.views[:0]))  # the pixels are done with
             progress(1)
-        self.check.confirm(absent, good[-1].picture if good else None)
+        self.check.confirm(absent, good[-1].entry if good else None)
         if not good:
             return b"", tuple(bad)
         layout = layout_of(self.plan)
         tokens = filler.tokens().reshape(-1, layout.views, layout.tokens)
         file = BytesIO()
-        write_shard(file, (Sample(v.number, v.picture.label, t) for v, t in zip(good, tokens, strict=True)), layout)
+        write_shard(file, (Sample(v.number, v.entry.label, t) for v, t in zip(good, tokens, strict=True)), layout)
         return file.getvalue(), tuple(bad)
 
 

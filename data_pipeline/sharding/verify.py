@@ -22,7 +22,7 @@ _READERS = 4  # shards read at a time
 
 
 class ShardCheck(NamedTuple):
-    """keys: pictures of the rows. problems: nothing where the shard is sound."""
+    """keys: images of the rows. problems: nothing where the shard is sound."""
 
     name: str
     keys: list[int]
@@ -74,7 +74,7 @@ def _pieces(store: Store, entry: ShardEntry, size: int) -> Iterator[bytes]:
 
 
 def verify(store: Store, manifest: Manifest) -> Iterator[ShardCheck]:
-    """Every shard in order. A picture that also lies in an earlier shard is a problem of the later one."""
+    """Every shard in order. An image that also lies in an earlier shard is a problem of the later one."""
     last = -1
     with ThreadPoolExecutor(_READERS) as pool:
         remaining = iter(manifest.shards)
@@ -84,13 +84,13 @@ def verify(store: Store, manifest: Manifest) -> Iterator[ShardCheck]:
             if (entry := next(remaining, None)) is not None:
                 waiting.append(pool.submit(check_shard, store, manifest, entry))
             if check.keys and check.keys[0] <= last:
-                check.problems.append("repeats pictures of an earlier shard")
+                check.problems.append("repeats images of an earlier shard")
             last = max([last, *check.keys[-1:]])
             yield check
 
 
 def totals(store: Store, manifest: Manifest) -> Totals | None:
-    """What became of the planned pictures; None where no plan lies beside the data set, as in a copy without it.
+    """What became of the planned images; None where no plan lies beside the data set, as in a copy without it.
 
     Raises DataError for a plan that is not readable.
     """
@@ -98,4 +98,4 @@ def totals(store: Store, manifest: Manifest) -> Totals | None:
         plan = read_plan(store)
     except ObjectMissing:
         return None
-    return Totals(plan.pictures, manifest.rows, len(manifest.quarantined))
+    return Totals(plan.images, manifest.rows, len(manifest.quarantined))

@@ -5,7 +5,7 @@ Row r lies at r * stride and holds two members, in this order (docs/data-format.
     KEY.tokens.npy   uint16 (V, L), NumPy format 1.0
     KEY.cls          the label, ten ASCII digits
 
-KEY is the picture's index in the data set's list of pictures, twelve digits. Any WebDataset reader reads a shard as
+KEY is the image's index in the data set's list of images, twelve digits. Any WebDataset reader reads a shard as
 usual; `ShardReader` maps it as a strided record array: no tar parsing, no index file, any row in O(1).
 """
 
@@ -39,9 +39,9 @@ CodeCount = Annotated[Positive, Field(le=2**16)]
 
 
 class Sample(NamedTuple):
-    """picture: its index in the data set's list. label: class. tokens: uint16 (V, L)."""
+    """image: its index in the data set's list. label: class. tokens: uint16 (V, L)."""
 
-    picture: int
+    image: int
     label: int
     tokens: NDArray[np.uint16]
 
@@ -98,7 +98,7 @@ class Layout:
     def row(self, sample: Sample) -> bytes:
         """A row's bytes. The two members' tar headers fix mode, owner and time, so equal samples give equal bytes."""
         assert sample.tokens.shape == (self.views, self.tokens) and sample.tokens.dtype == np.uint16
-        key = f"{sample.picture:0{KEY_DIGITS}d}"
+        key = f"{sample.image:0{KEY_DIGITS}d}"
         npy = self.npy_header + sample.tokens.astype("<u2", copy=False).tobytes()
         label = f"{sample.label:0{LABEL_DIGITS}d}".encode()
         data = b"".join(_member(name, body) for name, body in ((f"{key}.tokens.npy", npy), (f"{key}.cls", label)))
@@ -122,8 +122,8 @@ def write_shard(file: BytesIO, samples: Iterable[Sample], layout: Layout) -> int
     return rows
 
 
-def picture_indices(content: bytes, layout: Layout) -> list[int]:
-    """Each row's picture in the data set's list, from a whole shard. Raises ValueError where it is no such shard."""
+def image_indices(content: bytes, layout: Layout) -> list[int]:
+    """Each row's image in the data set's list, from a whole shard. Raises ValueError where it is no such shard."""
     rows, rest = divmod(len(content) - len(END), layout.stride)
     if rows < 1 or rest or not content.endswith(END):
         raise ValueError(f"{len(content)} bytes are no whole number of rows")

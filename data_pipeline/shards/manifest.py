@@ -29,7 +29,7 @@ class ShardEntry(Record):
 
 
 class Quarantined(Record):
-    """A picture that could not be read, and why."""
+    """An image that could not be read, and why."""
 
     id: str
     reason: str

@@ -12,7 +12,7 @@ from pathlib import Path
 from data_pipeline.storage import LocalStore, StorageError, Store, is_remote
 from model.errors import ConfigError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def check_output(path: Path, suffixes: Collection[str] = ()) -> None:
@@ -44,16 +44,16 @@ def is_within(place: str | Path, folder: str | Path) -> bool:
     return there == root or there.startswith(root.rstrip("/") + "/")
 
 
-def check_apart(out: str | Path, pictures: str | Path, name: str = "OUT") -> None:
-    """Raises ConfigError where what is written would lie among the pictures, and be taken for some. name: of `out`."""
-    if is_remote(out) != is_remote(pictures):
+def check_apart(out: str | Path, images: str | Path, name: str = "OUT") -> None:
+    """Raises ConfigError where what is written would lie among the images, and be taken for some. name: of `out`."""
+    if is_remote(out) != is_remote(images):
         return
     if is_remote(out):
-        inside = (str(out).rstrip("/") + "/").startswith(str(pictures).rstrip("/") + "/")
+        inside = (str(out).rstrip("/") + "/").startswith(str(images).rstrip("/") + "/")
     else:
-        inside = is_within(out, pictures)
+        inside = is_within(out, images)
     if inside:
-        raise ConfigError(f"{name} = {out} is the folder of the pictures, {pictures}, or in it; name one apart from it")
+        raise ConfigError(f"{name} = {out} is the folder of the images, {images}, or in it; name one apart from it")
 
 
 def writable(folder: Path) -> Path:

@@ -31,6 +31,6 @@ def epoch_schedule(samples: int, global_batch: int, tail: Tail = "drop") -> Epoc
     if global_batch > samples and tail == "drop":
         raise ConfigError(
             f"global_batch = {global_batch} is larger than the data set ({samples} samples); "
-            f"use at most {samples}, or more pictures"
+            f"use at most {samples}, or more images"
         )
     return EpochSchedule(samples, global_batch, tail)

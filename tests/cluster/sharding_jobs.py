@@ -71,8 +71,8 @@ def run_with_kills(
     return kills
 
 
-def undisturbed(pictures: Path, out: str, weights: Path, rows: int, env: Environment | None = None) -> dict[str, bytes]:
+def undisturbed(images: Path, out: str, weights: Path, rows: int, env: Environment | None = None) -> dict[str, bytes]:
     """Plan, run, finalize; every object by its name."""
-    succeed("plan", pictures, out, "--tokenizer", weights, "--views", "2", "--rows", rows, env=env)  # type: ignore[arg-type]
+    succeed("plan", images, out, "--tokenizer", weights, "--views", "2", "--rows", rows, env=env)  # type: ignore[arg-type]
     succeed("run", out, "--tokenizer", weights, "--finalize", env=env)  # type: ignore[arg-type]
     return contents(open_store(out))

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.sharding.job_status import job_status
-from data_pipeline.sharding.plan import PLAN, read_plan, shard_pictures
+from data_pipeline.sharding.plan import PLAN, read_plan, shard_images
 from data_pipeline.sharding.receipts import finalize, survey
 from data_pipeline.shards.manifest import MANIFEST, read_manifest
 from data_pipeline.storage import LocalStore, StorageError
@@ -65,8 +65,8 @@ def _read_data_set(store: LocalStore) -> None:
 
 def _read_plan(store: LocalStore) -> None:
     plan = read_plan(store)
-    found = [picture for k in range(plan.shards) for _, picture in shard_pictures(store, plan, k)]
-    assert len(found) == plan.pictures and all(0 <= p.label < len(plan.classes) for p in found)
+    found = [image for k in range(plan.shards) for _, image in shard_images(store, plan, k)]
+    assert len(found) == plan.images and all(0 <= p.label < len(plan.classes) for p in found)
 
 
 def _read_part(store: LocalStore) -> None:

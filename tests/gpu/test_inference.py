@@ -28,9 +28,9 @@ def test_tokens_are_the_cpus(device: torch.device, say: Say) -> None:
     torch.manual_seed(0)
     sizes = TokenizerConfig() if device.type == "cuda" else TokenizerConfig(size="tiny")  # type: ignore[call-arg]
     tokenizer = VQTokenizer(sizes).eval()
-    pictures = np.random.default_rng(0).integers(0, 256, (8, 1, 1, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (8, 1, 1, 3), dtype=np.uint8)
     noise = np.random.default_rng(1).integers(0, 64, (8, sizes.image_size, sizes.image_size, 3), dtype=np.uint8)
-    views = (pictures // 2 + noise).astype(np.uint8)
+    views = (images // 2 + noise).astype(np.uint8)
     with torch.no_grad():  # codes where the encoder's output lies, as in a trained tokenizer
         z = tokenizer.encoder(torch.from_numpy(views).permute(0, 3, 1, 2) / 255).flatten(2).transpose(1, 2)
         rows = z.reshape(-1, sizes.code_dim)
@@ -45,22 +45,22 @@ def test_tokens_are_the_cpus(device: torch.device, say: Say) -> None:
 
 
 def test_generation_is_the_cpus(device: torch.device, say: Say) -> None:
-    """The noise is keyed by the sample, so the same pictures in float32; a draw may fall on the other side of a border
-    by rounding, and what follows it then differs: at least 90 % of the pictures to 1e-3."""
+    """The noise is keyed by the sample, so the same images in float32; a draw may fall on the other side of a border
+    by rounding, and what follows it then differs: at least 90 % of the images to 1e-3."""
     tokenizer = fresh_tokenizer()
     torch.manual_seed(3)
     network = ADDP(Geometry.of(tokenizer.config), TransformerConfig(size="tiny")).eval()  # type: ignore[call-arg]
 
-    def pictures(place: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    def images(place: torch.device, dtype: torch.dtype) -> torch.Tensor:
         on = (copy.deepcopy(network).to(place, dtype), copy.deepcopy(tokenizer).to(place, dtype))
         *_, last = generate(*on, 0, 0, 32, SamplerConfig(8))
         return last.image.float().cpu()
 
-    expected, found = pictures(torch.device("cpu"), torch.float32), pictures(device, torch.float32)
+    expected, found = images(torch.device("cpu"), torch.float32), images(device, torch.float32)
     equal = float(((found - expected).abs().amax((1, 2, 3)) < 1e-3).float().mean())
-    say(f"generated pictures equal to the CPU's: {equal:.0%} of 32")
+    say(f"generated images equal to the CPU's: {equal:.0%} of 32")
     assert equal >= 0.9
-    assert pictures(device, torch.bfloat16).isfinite().all()
+    assert images(device, torch.bfloat16).isfinite().all()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The first steps of every recipe in configs/ at its own sizes: that they run, their memory, how fast they are.
 
-Data are made here: tokens of known content, small pictures in a thousand classes, frozen networks with random weights.
+Data are made here: tokens of known content, small images in a thousand classes, frozen networks with random weights.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Material:
     def overrides(self, config: RunConfig) -> list[str]:
         found = [f"batch.global_batch={config.batch.micro}", f"run={self._folder / 'run'}"]
         if config.objective in ("tokenizer", "classify"):
-            found.append(f"data.pictures={self._pictures()}")
+            found.append(f"data.images={self._images()}")
         else:
             found.append(f"data.tokens={self._tokens(config)}")
         if config.objective == "addp":
@@ -61,8 +61,8 @@ class Material:
             found.append(f"addp.weights={self._weights('addp', config)}")
         return found
 
-    def _pictures(self) -> Path:
-        root = self._folder / "pictures"
+    def _images(self) -> Path:
+        root = self._folder / "images"
         if not root.exists():
             colors = np.random.default_rng(0).integers(0, 256, (1000, 3, 3, 3), dtype=np.uint8)
             for number, color in enumerate(colors):
@@ -117,7 +117,7 @@ def test_first_steps(recipe: str, material: Material, device: torch.device, say:
         report = next(json.loads(line) for line in done.output.splitlines() if line.startswith("{"))
         if report["fits"]:
             break
-        assert micro > 1, "not even one picture fits"
+        assert micro > 1, "not even one image fits"
         say(f"{recipe}: batch.micro {micro} does not fit into this GPU")
         micro //= 2
     assert all(map(math.isfinite, report["losses"])) and math.isfinite(report["norm"]) and report["applied"]

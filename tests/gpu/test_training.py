@@ -48,25 +48,25 @@ def test_every_precision_trains(tokens: Path, device: torch.device, tmp_path: Pa
 
 @pytest.mark.parametrize("objective", ["mage", "addp", "tokenizer", "classify", "probe"])
 def test_deterministic_runs_are_equal_bit_for_bit(
-    objective: str, tokens: Path, pictures: Path, tokenizer: VQTokenizer, frozen_files: list[str], tmp_path: Path,
+    objective: str, tokens: Path, images: Path, tokenizer: VQTokenizer, frozen_files: list[str], tmp_path: Path,
     say: Say,
 ) -> None:  # fmt: skip
     """Twice: each loss and every weight."""
     torch.manual_seed(2)
     encoder = tmp_path / "addp.safetensors"
     save_network(ADDP(Geometry.of(tokenizer.config), TransformerConfig(size="tiny")), encoder)  # type: ignore[call-arg]
-    from_pictures = (f"data.pictures={pictures}", "data.views.size=16", "tokenizer.sizes.size=tiny")
+    from_images = (f"data.images={images}", "data.views.size=16", "tokenizer.sizes.size=tiny")
     tiny = ("addp.sizes.size=tiny", "predictor.sizes.size=tiny", "tokenizer.sizes.size=tiny")
     options = {
         "mage": (*MAGE, f"data.tokens={tokens}", "precision=bf16"),
         "addp": ("objective=addp", *tiny, f"data.tokens={tokens}", *frozen_files, "precision=bf16"),
         "tokenizer": (
-            "objective=tokenizer", *from_pictures, "precision=fp32", "tokenizer_loss.revive_every=3",
+            "objective=tokenizer", *from_images, "precision=fp32", "tokenizer_loss.revive_every=3",
             "tokenizer_loss.adversarial=0.1", "tokenizer_loss.perceptual=0.1",
         ),
-        "classify": ("objective=classify", *from_pictures, "addp.sizes.size=tiny", "precision=bf16"),
+        "classify": ("objective=classify", *from_images, "addp.sizes.size=tiny", "precision=bf16"),
         "probe": (
-            "objective=classify", *from_pictures, "addp.sizes.size=tiny", f"addp.weights={encoder}", "precision=fp32",
+            "objective=classify", *from_images, "addp.sizes.size=tiny", f"addp.weights={encoder}", "precision=fp32",
             "classifier.method=linear",
         ),
     }[objective]  # fmt: skip

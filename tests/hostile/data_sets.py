@@ -195,14 +195,14 @@ _SHARD_CASES = [
     _case("labels beyond the classes: bench", BENCH, _digits(_LAYOUT.label_offset, b"9999999999"), SHARD, "classes"),
     _case("labels that are no digits", INSPECT, _digits(_LAYOUT.label_offset, b"-000000001"), SHARD, "digits"),
     _case("keys that are no digits: order", (*ORDER, "--count", "4"), _digits(0, b"00000000000x"), SHARD, "digits"),
-    _case("keys of no planned picture", ALL, _digits(3 * 2048, b"000099999999"), "plan"),
+    _case("keys of no planned image", ALL, _digits(3 * 2048, b"000099999999"), "plan"),
 ]
 
 _PLAN_CASES = [
-    _plan("no pictures", STATUS, lambda c: c.update(pictures=0), "pictures"),
-    _plan("-1 pictures", FINALIZE, lambda c: c.update(pictures=-1), "pictures"),
-    _plan("10^18 pictures", STATUS, lambda c: c.update(pictures=_HUGE), "pictures"),
-    _plan("more pictures than its shards hold", STATUS, lambda c: c.update(pictures=80), "pictures", "shards"),
+    _plan("no images", STATUS, lambda c: c.update(images=0), "images"),
+    _plan("-1 images", FINALIZE, lambda c: c.update(images=-1), "images"),
+    _plan("10^18 images", STATUS, lambda c: c.update(images=_HUGE), "images"),
+    _plan("more images than its shards hold", STATUS, lambda c: c.update(images=80), "images", "shards"),
     _plan("no slices", STATUS, lambda c: c.update(slices=[]), "slices"),
     _plan("slices that fall", RUN, lambda c: c.update(slices=[0, 136, 67]), "slices"),
     _plan("slices that start late", FINALIZE, lambda c: c.update(slices=[10, 67, 136]), "slices"),
@@ -217,15 +217,15 @@ _PLAN_CASES = [
     _plan("no classes", STATUS, lambda c: c.update(classes=[]), "classes"),
     _plan("null for its recipe", FINALIZE, lambda c: c.update(recipe=None), "recipe"),
     _plan("a seed that is text", VERIFY, lambda c: c["recipe"].update(seed="1"), "recipe.seed"),
-    _plan("-1 pictures: order", ORDER, lambda c: c.update(pictures=-1), "pictures"),
+    _plan("-1 images: order", ORDER, lambda c: c.update(images=-1), "images"),
     _case("a FIFO for plan.json", STATUS, _replaced(PLAN, os.mkfifo), PLAN, "no regular file"),
     _case("a plan that lies elsewhere", FINALIZE, _moved_out(PLAN), PLAN, "link", "out of"),
     _case("100 MB of nesting in a plan", STATUS, _content(PLAN, lambda: b'{"a":' * 20_000_000), PLAN, "MiB"),
     _case("a gzip bomb in the plan's list", RUN, _listed(gzip_bomb(b"", 1024)), "an endless name"),
-    _case("a gzip bomb of pictures", RUN, _listed(gzip.compress(b'["a",0,1]\n' * 10**6, 1)), "more pictures"),
-    _case("a list that ends early", RUN, _listed(gzip.compress(b'["a/0.jpg",0,1]\n')), "1 pictures"),
+    _case("a gzip bomb of images", RUN, _listed(gzip.compress(b'["a",0,1]\n' * 10**6, 1)), "more images"),
+    _case("a list that ends early", RUN, _listed(gzip.compress(b'["a/0.jpg",0,1]\n')), "1 images"),
     *(
-        _case(f"a listed picture {name}", RUN, _listed(gzip.compress((line + b"\n") * 4)), "in the part of shard 0")
+        _case(f"a listed image {name}", RUN, _listed(gzip.compress((line + b"\n") * 4)), "in the part of shard 0")
         for name, line in {
             "of a negative size": b'["a/0.jpg",0,-1]', "of class 2": b'["a/0.jpg",2,5]',
             "of class -1": b'["a/0.jpg",-1,5]', "of class true": b'["a/0.jpg",true,5]',

@@ -1,4 +1,4 @@
-"""A finished sharding job of eight pictures, made once; each case harms a copy of it."""
+"""A finished sharding job of eight images, made once; each case harms a copy of it."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _RUN = {
 
 @cache
 def template() -> Path:
-    """pictures/, tokens/ (plan, parts, shards, dataset.json), tokenizer.safetensors, run.yaml."""
+    """images/, tokens/ (plan, parts, shards, dataset.json), tokenizer.safetensors, run.yaml."""
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for i in range(2 * ROWS):
-        path = folder / "pictures" / "ab"[i % 2] / f"{i}.jpg"
+        path = folder / "images" / "ab"[i % 2] / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(i))
     network = fresh_tokenizer()
     save_network(network, folder / "tokenizer.safetensors")
-    tokenize(folder / "pictures", folder / "tokens", network, ViewRecipe(size=16, views=2), rows=ROWS)
+    tokenize(folder / "images", folder / "tokens", network, ViewRecipe(size=16, views=2), rows=ROWS)
     (folder / "run.yaml").write_text(yaml.safe_dump(_RUN))
     return folder
 

@@ -36,7 +36,7 @@ def test_only_visible_tokens_are_seen(predictor: TokenPredictor) -> None:
 
 
 def test_it_learns(predictor: TokenPredictor) -> None:
-    """A constant picture is learned within a few steps."""
+    """A constant image is learned within a few steps."""
     ids = torch.arange(16).expand(8, -1)
     optimizer = torch.optim.Adam(predictor.train().parameters(), 1e-2)
     losses = []

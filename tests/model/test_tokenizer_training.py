@@ -11,7 +11,7 @@ SIZES = {"image_size": 16, "channels": 32, "channel_multipliers": (1, 1, 1), "re
 
 
 def blobs(count: int, seed: int) -> torch.Tensor:
-    """White pictures with one coloured square each."""
+    """White images with one coloured square each."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.ones(count, 3, 16, 16)
     for image in images:

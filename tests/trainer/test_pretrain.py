@@ -69,9 +69,9 @@ def test_addp_trains(
     assert not any("tokenizer" in name for name in manifest["files"])
 
 
-def test_the_tokenizer_trains_and_resumes_exactly(pictures: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_trains_and_resumes_exactly(images: Path, tmp_path: Path) -> None:
     options = (
-        "objective=tokenizer", "tokenizer.sizes.size=tiny", f"data.pictures={pictures}", "data.views.size=16",
+        "objective=tokenizer", "tokenizer.sizes.size=tiny", f"data.images={images}", "data.views.size=16",
         "precision=fp32", "tokenizer_loss.revive_every=3",
     )  # fmt: skip
     whole = tmp_path / "whole"

@@ -18,7 +18,7 @@ from trainer.config.uses import users
 FREE = (
     "run", "log_every", "wandb", "resume.allow", "output_bias", "optimizer.kernel", "zero_stage", "offload",
     "recompute_every", "deterministic", "expect_ranks", "collective_timeout",
-    "data.tokens", "data.mixture", "data.pictures", "data.held_out", "data.cache", "data.cache_gib",
+    "data.tokens", "data.mixture", "data.images", "data.held_out", "data.cache", "data.cache_gib",
     "data.on_bad_shard", "data.patience", "tokenizer.weights", "predictor.weights", "addp.weights",
     "checkpoint.every", "checkpoint.keep", "checkpoint.permanent_every", "checkpoint.asynchronous", "checkpoint.upload",
     "checkpoint.patience", "checkpoint.lease",
@@ -27,7 +27,7 @@ FREE = (
 )  # fmt: skip
 # Where things lie on a host, which may be elsewhere on another one: what lies there is compared by its fingerprint.
 PLACES = (
-    "run", "data.tokens", "data.pictures", "data.cache", "data.cache_gib", "tokenizer.weights", "predictor.weights",
+    "run", "data.tokens", "data.images", "data.cache", "data.cache_gib", "tokenizer.weights", "predictor.weights",
     "addp.weights", "checkpoint.upload",
 )  # fmt: skip
 # Needs a permission by name, `resume.allow`.

@@ -11,7 +11,7 @@ from model.precision import InferencePrecision
 from trainer.config.schema import MOST_RANKS
 from trainer.run_folder import Weights
 
-MOST_PICTURES = 100_000_000  # that one command makes
+MOST_IMAGES = 100_000_000  # that one command makes
 MOST_STEPS = 10**12  # of a run
 _LARGEST_GRID_BATCH = 65_536
 
@@ -55,10 +55,10 @@ TrainedWeights = Annotated[Weights, typer.Option(help="the trained weights, or t
 LocalTokenizer = Annotated[
     Path | None, typer.Option(help="the run's tokenizer, where it lies elsewhere on this machine")
 ]
-Zoom = Annotated[int, typer.Option(min=1, max=64, help="grid: enlarge each picture by this factor")]
+Zoom = Annotated[int, typer.Option(min=1, max=64, help="grid: enlarge each image by this factor")]
 LocalRank = Annotated[int | None, typer.Option("--local_rank", hidden=True)]  # launchers append it
 
-# How pictures are generated: see model/sampler.py.
+# How images are generated: see model/sampler.py.
 DenoisingSteps = Annotated[int, typer.Option(min=1, max=10_000, help="denoising steps (N in the paper)")]
 MaskSchedule = Annotated[
     Literal["cosine", "linear"], typer.Option(help="how the number of masked tokens falls with the steps")

@@ -115,7 +115,7 @@ def _check_together(config: RunConfig) -> None:
 
 def _check_places(config: RunConfig) -> None:
     """Raises ConfigError where a file is in the way, and where a run would write into what it reads or copies."""
-    upload, pictures = config.checkpoint.upload, config.data.pictures
+    upload, images = config.checkpoint.upload, config.data.images
     for key, place in (("run", config.run), ("data.cache", config.data.cache), ("checkpoint.upload", upload)):
         if place is not None and not is_remote(place) and os.access(place, os.F_OK) and not Path(place).is_dir():
             raise ConfigError(f"{key} = {place} is a file; name a folder")
@@ -123,8 +123,8 @@ def _check_places(config: RunConfig) -> None:
         raise ConfigError(
             f"checkpoint.upload = {upload} is the run's own folder {config.run}, or in it; name one that outlives it"
         )
-    if pictures is not None:
-        check_apart(config.run, pictures, "run")
+    if images is not None:
+        check_apart(config.run, images, "run")
 
 
 def _parts(key: str, override: str) -> list[str]:

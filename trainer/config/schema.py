@@ -45,7 +45,7 @@ _Weight = Annotated[float, Field(gt=0, le=1e9)]
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 TOKENS = UsedBy("mage", "addp")
-PICTURES = UsedBy("tokenizer", "classify")
+IMAGES = UsedBy("tokenizer", "classify")
 
 
 class DataSection(Settings):
@@ -55,13 +55,13 @@ class DataSection(Settings):
     mixture: Annotated[dict[Place, _Weight], TOKENS] = Field(
         {}, max_length=4096, description="several token data sets and their weights, in place of `tokens`"
     )
-    pictures: Annotated[Place | None, UsedBy("tokenizer", "addp", "classify")] = Field(
-        None, description="pictures, a folder or s3://: class folders or WebDataset shards; of addp's evaluations"
+    images: Annotated[Place | None, UsedBy("tokenizer", "addp", "classify")] = Field(
+        None, description="images, a folder or s3://: class folders or WebDataset shards; of addp's evaluations"
     )
     held_out: Annotated[float, UsedBy("tokenizer", "addp", "classify")] = Field(
-        0.1, ge=0, lt=1, description="share of the pictures kept for evaluation, fixed by hash"
+        0.1, ge=0, lt=1, description="share of the images kept for evaluation, fixed by hash"
     )
-    views: Annotated[ViewRecipe, PICTURES] = Field(ViewRecipe(), description="crops of the pictures")
+    views: Annotated[ViewRecipe, IMAGES] = Field(ViewRecipe(), description="crops of the images")
     window: Annotated[int, TOKENS] = Field(16, gt=0, le=10**6, description="shards whose rows are shuffled together")
     stripes: Annotated[int, TOKENS] = Field(
         1, gt=0, le=10**6, description="parts of the data; a node downloads only those that its ranks read"
@@ -116,7 +116,7 @@ class ClassifierSection(Settings):
 class AugmentationSection(Settings):
     randaugment: int = Field(9, ge=0, lt=30, description="magnitude; 0: none")
     operations: int = Field(2, ge=1, le=100, description="operations that RandAugment draws")
-    erasing: float = Field(0.25, ge=0, le=1, description="share of the pictures with a random rectangle erased")
+    erasing: float = Field(0.25, ge=0, le=1, description="share of the images with a random rectangle erased")
     mixup: float = Field(0.8, ge=0, le=1000, description="alpha of mixup; 0: none")
     cutmix: float = Field(1.0, ge=0, le=1000, description="alpha of cutmix; 0: none")
 

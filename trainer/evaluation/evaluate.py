@@ -1,7 +1,7 @@
 """Measure checkpoints, while the run goes on or after it.
 
-python -m trainer.evaluation.evaluate RUN --suite knn,linear --pictures PICTURES        the newest checkpoint
-deepspeed --module trainer.evaluation.evaluate s3://bucket/run --follow --suite samples,fid --pictures PICTURES ...
+python -m trainer.evaluation.evaluate RUN --suite knn,linear --images IMAGES        the newest checkpoint
+deepspeed --module trainer.evaluation.evaluate s3://bucket/run --follow --suite samples,fid --images IMAGES ...
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from data_pipeline.storage import StorageError, file_name, is_remote, open_store
 from data_pipeline.storage.output import check_apart, check_output
 from model.errors import ConfigError
 from trainer.config.options import (
-    MOST_PICTURES,
+    MOST_IMAGES,
     MOST_STEPS,
     AsJson,
     ChoiceTemperature,
@@ -60,17 +60,17 @@ def main(
     ] = None,
     checkpoint: Annotated[int | None, step_option("the checkpoint of this step; else the newest valid one")] = None,
     weights: TrainedWeights = "raw",
-    pictures: Annotated[
+    images: Annotated[
         str | None, typer.Option(help="class folders or WebDataset shards; else what the run itself reads")
     ] = None,
-    train_pictures: Annotated[
-        str | None, typer.Option(help="training pictures, where they stand apart; all of --pictures is then held out")
+    train_images: Annotated[
+        str | None, typer.Option(help="training images, where they stand apart; all of --images is then held out")
     ] = None,
-    held_out: Annotated[float | None, held_out_option("share of held-out pictures, by hash; else the run's")] = None,
+    held_out: Annotated[float | None, held_out_option("share of held-out images, by hash; else the run's")] = None,
     reference: Annotated[
         Literal["published", "held-out"],
         typer.Option(
-            help="fid, proxy: all of --pictures, the shorter side resized bilinearly; or the held-out ones, bicubic"
+            help="fid, proxy: all of --images, the shorter side resized bilinearly; or the held-out ones, bicubic"
         ),
     ] = "published",
     tokens: Annotated[str | None, typer.Option(help="held-out: held-out token data set")] = None,
@@ -78,16 +78,16 @@ def main(
         str | None, typer.Option(help="held-out: training token data set; else what the run itself reads")
     ] = None,
     count: Annotated[
-        int, typer.Option(min=2, max=MOST_PICTURES, help="samples, fid, proxy: pictures to generate")
+        int, typer.Option(min=2, max=MOST_IMAGES, help="samples, fid, proxy: images to generate")
     ] = 50_000,
-    seed: Annotated[int | None, seed_option("picture i depends on (seed, i) only; else the run's")] = None,
+    seed: Annotated[int | None, seed_option("image i depends on (seed, i) only; else the run's")] = None,
     steps: DenoisingSteps = 20,
     schedule: MaskSchedule = "cosine",
     choice_temperature: ChoiceTemperature = 6.0,
     temperature: Temperature = "dynamic",
     top_p: TopP = 1.0,
     batch: Annotated[
-        int | None, batch_option("pictures that are computed together; else the run's micro batch")
+        int | None, batch_option("images that are computed together; else the run's micro batch")
     ] = None,
     precision: Precision = "fp32",
     inception_weights: Annotated[
@@ -123,8 +123,8 @@ def main(
     })  # fmt: skip
     if work is not None:
         check_output(work)
-        if pictures is not None:
-            check_apart(work, pictures, "--work")
+        if images is not None:
+            check_apart(work, images, "--work")
     else:
         work = Path("evaluation") / file_name(run) if is_remote(run) else Path(run) / FOLDER
     join_ranks()

@@ -233,18 +233,18 @@ class Evaluator:
                     "seconds": round(time.time() - started, 2), "time": time.time(), "torch": torch.__version__,
                 },
             }  # fmt: skip
-            self._control.on_first(partial(self._publish, result, outcome.pictures))
+            self._control.on_first(partial(self._publish, result, outcome.images))
         if not self._keep_samples:
             task.remove_samples()
 
-    def _publish(self, result: dict[str, Any], pictures: dict[str, bytes]) -> None:
+    def _publish(self, result: dict[str, Any], images: dict[str, bytes]) -> None:
         """On rank 0."""
         step, part = result["step"], result["part"]
         while True:
             try:
                 if not StoredCourse(self._store).is_current(result):
                     self._say(f"step {step}: the run has left this checkpoint; the result of {part} is dropped")
-                elif not publish(self._store, result, pictures):
+                elif not publish(self._store, result, images):
                     self._say(f"step {step}: another evaluator published {part} meanwhile")
                 return
             except StorageError as error:

@@ -1,4 +1,4 @@
-"""Generate pictures with an ADDP network: a grid to look at, or a set of any size to measure.
+"""Generate images with an ADDP network: a grid to look at, or a set of any size to measure.
 
 python -m trainer.evaluation.generate RUN --count 64             a grid, and the steps it came about by
 deepspeed --module trainer.evaluation.generate RUN --count 50000 --into FOLDER
@@ -16,14 +16,14 @@ import torch
 import typer
 from torch import Tensor
 
-from data_pipeline.images.image_grid import picture_grid
+from data_pipeline.images.image_grid import image_grid
 from data_pipeline.progress import Progress
 from data_pipeline.storage import is_remote
 from data_pipeline.storage.output import check_output
 from model.errors import ConfigError
 from model.sampler import SamplerConfig, generate
 from trainer.config.options import (
-    MOST_PICTURES,
+    MOST_IMAGES,
     ChoiceTemperature,
     DenoisingSteps,
     LocalRank,
@@ -40,19 +40,19 @@ from trainer.config.options import (
 )
 from trainer.distributed.collectives import own_device
 from trainer.distributed.world import World, take_world
-from trainer.evaluation.completion import KEEP, completed_pictures
+from trainer.evaluation.completion import KEEP, completed_images
 from trainer.evaluation.results import suffix
 from trainer.evaluation.sample_set import Container, SampleSet, denoising_grid, step_of_set
 from trainer.evaluation.trained import Trained, in_precision, load_addp
 from trainer.run_folder import RunFolder, write_json
 
-_MOST_IN_GRID = 4096  # pictures, which are in memory together
+_MOST_IN_GRID = 4096  # images, which are in memory together
 
 
 def main(
     run: Annotated[str, typer.Argument(help="folder of an ADDP run, finished or not, or s3:// that it uploads to")],
-    count: Annotated[int, typer.Option(help="how many pictures", min=1, max=MOST_PICTURES)] = 64,
-    seed: Annotated[int, seed_option("picture i depends on (seed, i) only")] = 0,
+    count: Annotated[int, typer.Option(help="how many images", min=1, max=MOST_IMAGES)] = 64,
+    seed: Annotated[int, seed_option("image i depends on (seed, i) only")] = 0,
     steps: DenoisingSteps = 20,
     schedule: MaskSchedule = "cosine",
     choice_temperature: ChoiceTemperature = 6.0,
@@ -62,13 +62,13 @@ def main(
     checkpoint: Annotated[
         int | None, step_option("step of the checkpoint to take; if not given, the finished network or the newest one")
     ] = None,
-    batch: Annotated[int, batch_option("pictures that are computed together")] = 64,
+    batch: Annotated[int, batch_option("images that are computed together")] = 64,
     precision: Precision = "fp32",
     into: Annotated[Path | None, typer.Option(help="make a set of files in this folder, not a grid")] = None,
     container: Annotated[Container, typer.Option(help="with --into: PNG files, or WebDataset tars")] = "png",
     complete: Annotated[
         Path | None,
-        typer.Option(help="keep a part of this picture, or of the first ones in this folder, and generate the rest"),
+        typer.Option(help="keep a part of this image, or of the first ones in this folder, and generate the rest"),
     ] = None,
     keep: Annotated[
         str,
@@ -116,7 +116,7 @@ def main(
     target = out or RunFolder(run).samples / f"{name}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     if complete is not None:
-        completed_pictures(trained, complete, keep, seed, sampler, zoom).save(target)
+        completed_images(trained, complete, keep, seed, sampler, zoom).save(target)
     else:
         _make_grid(trained, count, seed, sampler, batch, zoom, target)
     settings = {"count": count, "seed": seed, "weights": weights, "step": trained.step, "precision": precision}
@@ -152,7 +152,7 @@ def _make_set(samples: SampleSet, world: World) -> None:
     missing = [chunk for chunk in mine if not samples.is_made(chunk)]
     total, left = (sum(map(samples.size, chunks)) for chunks in (mine, missing))
     title = f"generating, process 0 of {world_size}" if world_size > 1 else "generating"
-    with Progress(title, total, "pictures", done=total - left, shown=rank == 0) as progress:
+    with Progress(title, total, "images", done=total - left, shown=rank == 0) as progress:
         for chunk in missing:  # there is nothing to agree upon: no rank waits for another
             samples.make_chunk(chunk)
             progress.advance(samples.size(chunk))
@@ -163,7 +163,7 @@ def _make_grid(
 ) -> None:
     finished: list[Tensor] = []
     trail: list[Tensor] = []
-    with Progress(f"generating {count} pictures", count * sampler.steps, "denoising steps") as progress:
+    with Progress(f"generating {count} images", count * sampler.steps, "denoising steps") as progress:
         for start in range(0, count, batch):
             size = min(batch, count - start)
             for state in generate(trained.network, trained.tokenizer, seed, start, size, sampler):
@@ -171,7 +171,7 @@ def _make_grid(
                     trail.append(state.image[:8].float().cpu())
                 progress.advance(size)
             finished.append(state.image.float().cpu())
-    picture_grid(torch.cat(finished), columns=max(1, round(count**0.5)), zoom=zoom).save(target)
+    image_grid(torch.cat(finished), columns=max(1, round(count**0.5)), zoom=zoom).save(target)
     denoising_grid(trail, zoom).save(target.with_name(target.stem + "-steps.png"))
 
 

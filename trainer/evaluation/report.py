@@ -16,7 +16,7 @@ import typer
 
 from data_pipeline.storage import is_remote
 from data_pipeline.storage.output import check_output
-from trainer.evaluation.reporting.images import picture_groups
+from trainer.evaluation.reporting.images import image_groups
 from trainer.evaluation.reporting.metrics import newest_figures, series_of
 from trainer.evaluation.reporting.plots import Line, Plot, plot
 from trainer.evaluation.reporting.records import RunRecord, read_run
@@ -81,7 +81,7 @@ def measured(runs: list[RunRecord]) -> list[Plot]:
             known = errors if any(map(math.isfinite, errors)) else None
             lines.append(Line(s.label, color, style, [float(v.step) for v in s.values], values, known))
         note = (
-            "Bars: one standard error, by the number of pictures."
+            "Bars: one standard error, by the number of images."
             if figure.is_share
             else "Bars: one standard deviation."
         )
@@ -129,14 +129,14 @@ def write_report(names: list[str], out: Path) -> Path:
     """Whatever is broken in what the runs wrote. Raises ConfigError where there is no such run, and StorageError."""
     runs = [read_run(name) for name in names]
     now = time.time()
-    pictures = [(run.name, picture_groups(run)) for run in runs]  # before what is left out is counted
+    images = [(run.name, image_groups(run)) for run in runs]  # before what is left out is counted
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("trainer.evaluation", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template("report.html").render(
         title=", ".join(run.name for run in runs), runs=runs, states=[state_of(run, now) for run in runs],
         summaries=[summary(run) for run in runs], curves=curves(runs), measured=measured(runs),
-        newest=newest_figures(runs), pictures=pictures, incidents=[(run, incident_rows(run)) for run in runs],
+        newest=newest_figures(runs), images=images, incidents=[(run, incident_rows(run)) for run in runs],
         targets=[goal for run in runs for goal in run.targets], written=when(now),
         left_out=[(run.name, run.left_out.most_common(_FAULTS), run.left_out) for run in runs if run.left_out],
         faults=sum(run.left_out.total() for run in runs),

@@ -1,4 +1,4 @@
-"""What evaluations leave: `RUN/evaluation/step-N/PART.json`, whole and once, and the pictures that belong to it.
+"""What evaluations leave: `RUN/evaluation/step-N/PART.json`, whole and once, and the images that belong to it.
 
 The same below a run folder and on the store that a run uploads to. Imports no torch.
 """
@@ -33,18 +33,18 @@ def flattened(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
-def publish(store: Store, result: dict[str, Any], pictures: dict[str, bytes]) -> bool:
-    """Pictures first. False where there is a result of the same checkpoint already: it stays. Raises StorageError.
+def publish(store: Store, result: dict[str, Any], images: dict[str, bytes]) -> bool:
+    """Images first. False where there is a result of the same checkpoint already: it stays. Raises StorageError.
 
-    result: of a checkpoint that is the run's now; with "step", "part" and "weights". pictures: PNGs by their names,
+    result: of a checkpoint that is the run's now; with "step", "part" and "weights". images: PNGs by their names,
     whose files take the part's name before them.
     """
     name = result_name(result["step"], result["part"], result["weights"])
     stem = name.removesuffix(".json")
-    files = {key: f"{stem}-{key}.png" if key else f"{stem}.png" for key in pictures}
-    for key, content in pictures.items():
+    files = {key: f"{stem}-{key}.png" if key else f"{stem}.png" for key in images}
+    for key, content in images.items():
         store.replace(files[key], content)
-    result = {**result, "pictures": {key: file.rpartition("/")[2] for key, file in files.items()}}
+    result = {**result, "images": {key: file.rpartition("/")[2] for key, file in files.items()}}
     content = (json.dumps(result, indent=1) + "\n").encode()
     if store.create(name, content):
         return True

@@ -1,4 +1,4 @@
-"""What a part of an evaluation is given: a checkpoint's networks, pictures, and all ranks."""
+"""What a part of an evaluation is given: a checkpoint's networks, images, and all ranks."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    pictures: str | None = None
-    train_pictures: str | None = None
+    images: str | None = None
+    train_images: str | None = None
     held_out: float = 0.1
     reference: Literal["published", "held-out"] = "published"
     tokens: str | None = None
@@ -64,7 +64,7 @@ class Options(BaseModel):
     def with_run(self, config: RunConfig) -> tuple[Options, dict[str, Any]]:
         """(what results depend on, those of its values that came from the run's configuration)."""
         of_run = {
-            "pictures": config.data.pictures, "held_out": config.data.held_out, "train_tokens": config.data.tokens,
+            "images": config.data.images, "held_out": config.data.held_out, "train_tokens": config.data.tokens,
             "seed": config.seed, "batch": config.batch.micro,
         }  # fmt: skip
         taken = {k: v for k, v in of_run.items() if k not in self.model_fields_set and v is not None}
@@ -76,10 +76,10 @@ class Options(BaseModel):
 
 
 class Outcome(NamedTuple):
-    """figures: numbers by name. pictures: PNGs by name. Of rank 0; the other ranks' is not looked at."""
+    """figures: numbers by name. images: PNGs by name. Of rank 0; the other ranks' is not looked at."""
 
     figures: dict[str, Any]
-    pictures: dict[str, bytes] = {}  # noqa: RUF012 - never changed
+    images: dict[str, bytes] = {}  # noqa: RUF012 - never changed
 
 
 class Task:
@@ -106,34 +106,34 @@ class Task:
         return self.config.geometry.image_size
 
     def crops(self, split: Split) -> Crops:
-        """Of training or held-out pictures. All ranks together, as `reference`. Raises ADDPError."""
-        place, apart = self._pictures, self.options.train_pictures
+        """Of training or held-out images. All ranks together, as `reference`. Raises ADDPError."""
+        place, apart = self._images, self.options.train_images
         if apart is None:
             return self._opened(place, split, "own")
         return self._opened(place if split == "val" else apart, "all", "own")
 
     def reference(self) -> Crops:
-        """The real pictures that samples are compared with: by the published protocol all of --pictures."""
+        """The real images that samples are compared with: by the published protocol all of --images."""
         if self.options.reference == "held-out":
             return self.crops("val")
-        return self._opened(self._pictures, "all", "published")
+        return self._opened(self._images, "all", "published")
 
     @property
-    def _pictures(self) -> str:
-        if self.options.pictures is None:
-            raise ConfigError("this part of the evaluation needs --pictures: class folders or WebDataset shards")
-        return self.options.pictures
+    def _images(self) -> str:
+        if self.options.images is None:
+            raise ConfigError("this part of the evaluation needs --images: class folders or WebDataset shards")
+        return self.options.images
 
     def _opened(self, place: str, split: Split, crop: Crop) -> Crops:
         """Rank 0's listing, which its key was taken of, counts for all ranks."""
         wanted = (place, split, crop)
         if wanted not in self._crops:
             listing = self.control.on_first(lambda: self._contents.listing(place))
-            pictures = tuple(of_split(listing.pictures, split, self.options.held_out))
-            if not pictures:
-                raise DataError(f"the {split} split of {place} is empty; give more pictures, or another --held-out")
+            images = tuple(of_split(listing.images, split, self.options.held_out))
+            if not images:
+                raise DataError(f"the {split} split of {place} is empty; give more images, or another --held-out")
             size, chunk = self.image_size, self.options.batch
-            self._crops[wanted] = Crops(locate(place).store, pictures, listing.classes, size, chunk, crop)
+            self._crops[wanted] = Crops(locate(place).store, images, listing.classes, size, chunk, crop)
         return self._crops[wanted]
 
     def over(self, title: str, chunks: int, work: Callable[[int], Any]) -> list[Any]:

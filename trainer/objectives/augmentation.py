@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer.config.schema import AugmentationSection
 
-_TOGETHER = 4  # pictures that share the operations that RandAugment draws; one at a time would be four times as slow
+_TOGETHER = 4  # images that share the operations that RandAugment draws; one at a time would be four times as slow
 
 
 class Augmentation:

@@ -1,4 +1,4 @@
-"""Fine-tuning and linear probing (ADDP section 4.2): pictures and labels in, the loss of a classifier out."""
+"""Fine-tuning and linear probing (ADDP section 4.2): images and labels in, the loss of a classifier out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_pipeline.images.image_loader import PictureBatch, PictureLoader
-from data_pipeline.images.images import PictureSource
+from data_pipeline.images.image_loader import ImageBatch, ImageLoader
+from data_pipeline.images.images import ImageSource
 from data_pipeline.images.sources import split_of
 from model.addp import ADDP
 from model.classifier import Classifier
@@ -23,11 +23,11 @@ from trainer.objectives.augmentation import Augmentation
 from trainer.objectives.given import Beginning
 
 
-def pictures_fingerprint(source: PictureSource) -> str:
-    """Of classes, ids and labels, wherever the pictures lie."""
+def images_fingerprint(source: ImageSource) -> str:
+    """Of classes, ids and labels, wherever the images lie."""
     digest = hashlib.sha256(json.dumps(source.classes).encode())
-    for picture in source.pictures:
-        digest.update(f"{picture.id}\n{picture.label}\n".encode())
+    for image in source.images:
+        digest.update(f"{image.id}\n{image.label}\n".encode())
     return digest.hexdigest()
 
 
@@ -36,15 +36,15 @@ class ClassifyObjective:
 
     def __init__(self, config: RunConfig) -> None:
         section, data = config.classifier, config.data
-        if data.pictures is None:
-            raise ConfigError("objective classify needs data.pictures: class folders, or WebDataset shards")
+        if data.images is None:
+            raise ConfigError("objective classify needs data.images: class folders, or WebDataset shards")
         if data.views.size != config.tokenizer.sizes.image_size:
             raise ConfigError(
                 f"data.views.size = {data.views.size} must equal tokenizer.sizes.image_size = "
                 f"{config.tokenizer.sizes.image_size}, the size that the encoder was trained at"
             )
-        source = split_of(data.pictures, "train", data.held_out)
-        self.loader = PictureLoader(source, data.views, global_batch=config.batch.global_batch, seed=config.seed)
+        source = split_of(data.images, "train", data.held_out)
+        self.loader = ImageLoader(source, data.views, global_batch=config.batch.global_batch, seed=config.seed)
         self.epochs = self.loader.schedule
         linear = section.method == "linear"
         network = Classifier(
@@ -71,16 +71,16 @@ class ClassifyObjective:
         self._classes = len(source.classes)
         self.result: Network = network
         self.network: nn.Module = network
-        self.data_fingerprint = pictures_fingerprint(source)
+        self.data_fingerprint = images_fingerprint(source)
         self.order: dict[str, Any] = {}
 
-    def batch(self, step: int, offset: int, count: int) -> PictureBatch:
+    def batch(self, step: int, offset: int, count: int) -> ImageBatch:
         return self.loader.batch(step, offset, count)
 
     def close(self) -> None:
         self.loader.close()
 
-    def inputs(self, batch: PictureBatch, step: int, device: torch.device) -> dict[str, Any]:
+    def inputs(self, batch: ImageBatch, step: int, device: torch.device) -> dict[str, Any]:
         images = torch.from_numpy(batch.pixels).to(device).permute(0, 3, 1, 2).float() / 255
         labels = torch.from_numpy(batch.labels).to(device)
         if self._augment is None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data_pipeline.images.image_loader import PictureBatch, PictureLoader
+from data_pipeline.images.image_loader import ImageBatch, ImageLoader
 from data_pipeline.images.sources import split_of
 from data_pipeline.streaming.epochs import EpochSchedule
 from data_pipeline.streaming.loader import Batch, LoaderOptions, TokenLoader
@@ -26,7 +26,7 @@ from model.vq import VQTokenizer
 from model.weights import Network, fingerprint
 from trainer.config.schema import RunConfig
 from trainer.engine.precision import MODES
-from trainer.objectives.classify import ClassifyObjective, pictures_fingerprint
+from trainer.objectives.classify import ClassifyObjective, images_fingerprint
 from trainer.objectives.given import Beginning, begin, given_network
 from trainer.run_folder import RunFolder
 
@@ -54,11 +54,11 @@ class Objective(Protocol):
 
 
 class TokenizerObjective:
-    """Pictures -> reconstruction and codebook losses."""
+    """Images -> reconstruction and codebook losses."""
 
     def __init__(self, config: RunConfig, fresh: bool) -> None:
-        if config.data.pictures is None:
-            raise ConfigError("objective tokenizer needs data.pictures, a folder of class folders")
+        if config.data.images is None:
+            raise ConfigError("objective tokenizer needs data.images, a folder of class folders")
         if config.data.views.size != config.tokenizer.sizes.image_size:
             raise ConfigError(
                 f"data.views.size = {config.data.views.size} must equal tokenizer.sizes.image_size = "
@@ -68,8 +68,8 @@ class TokenizerObjective:
             raise ConfigError(
                 "objective tokenizer trains in fp32 only (its codebook averages need it): set precision: fp32"
             )
-        source = split_of(config.data.pictures, "train", config.data.held_out)
-        self.loader = PictureLoader(source, config.data.views, global_batch=config.batch.global_batch, seed=config.seed)
+        source = split_of(config.data.images, "train", config.data.held_out)
+        self.loader = ImageLoader(source, config.data.views, global_batch=config.batch.global_batch, seed=config.seed)
         self.epochs = self.loader.schedule
         tokenizer = VQTokenizer(config.tokenizer.sizes)
         training = TokenizerTraining(tokenizer, config.tokenizer_loss, config.seed)
@@ -79,16 +79,16 @@ class TokenizerObjective:
         self.result: Network = tokenizer
         self.network: nn.Module = training
         self.frozen: dict[str, str] = {}
-        self.data_fingerprint = pictures_fingerprint(source)
+        self.data_fingerprint = images_fingerprint(source)
         self.order: dict[str, Any] = {}
 
-    def batch(self, step: int, offset: int, count: int) -> PictureBatch:
+    def batch(self, step: int, offset: int, count: int) -> ImageBatch:
         return self.loader.batch(step, offset, count)
 
     def close(self) -> None:
         self.loader.close()
 
-    def inputs(self, batch: PictureBatch, step: int, device: torch.device) -> Inputs:
+    def inputs(self, batch: ImageBatch, step: int, device: torch.device) -> Inputs:
         pixels = _on(device, batch.pixels)
         return {"images": pixels.permute(0, 3, 1, 2).float() / 255}
 
@@ -125,7 +125,7 @@ class TokenObjective:
         manifest = self.loader.manifest
         if (manifest.codebook_size, manifest.tokens) != (config.geometry.codebook_size, config.geometry.tokens):
             raise ConfigError(
-                f"{data.tokens or data.mixture} holds {manifest.tokens} tokens a picture of {manifest.codebook_size} "
+                f"{data.tokens or data.mixture} holds {manifest.tokens} tokens an image of {manifest.codebook_size} "
                 f"codes, but "
                 f"tokenizer.sizes gives {config.geometry.tokens} of {config.geometry.codebook_size}"
             )

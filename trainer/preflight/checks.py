@@ -120,11 +120,11 @@ class _Checks:
                         shards.store.read(entry.name, entry.bytes - 1, 1)
                 manifest = sets[0].manifest
                 what = (
-                    f"{' and '.join(s.store.url for s in sets)}: {sum(s.manifest.rows for s in sets):,} pictures as "
+                    f"{' and '.join(s.store.url for s in sets)}: {sum(s.manifest.rows for s in sets):,} images as "
                     f"{manifest.tokens} tokens of {manifest.codebook_size} codes"
                 )
             else:
-                what = f"{self._config.data.pictures}: {found.epochs.samples:,} pictures"
+                what = f"{self._config.data.images}: {found.epochs.samples:,} images"
         steps, total = found.epochs.steps_per_epoch, total_steps(self._config.schedule, found.epochs)
         yield "ok", f"{what}; {steps:,} steps an epoch, {total:,} in all"
 

@@ -141,7 +141,7 @@ def _leave(mark: Path) -> None:
 
 def _places(config: RunConfig) -> dict[str, str]:
     data = config.data
-    wanted = {"data.tokens": data.tokens, "data.pictures": data.pictures}
+    wanted = {"data.tokens": data.tokens, "data.images": data.images}
     if config.checkpoint.upload and is_remote(config.checkpoint.upload):  # a folder is made by the first upload
         wanted["checkpoint.upload"] = config.checkpoint.upload
     wanted |= {f"data.mixture {i}": place for i, place in enumerate(data.mixture)}

@@ -45,7 +45,7 @@ def main(
         typer.Option(
             min=1,
             max=MOST_STEPS,
-            help=f"pictures of an epoch, where the data set is not here. Not given: the data set's, or {_IMAGENET:,}",
+            help=f"images of an epoch, where the data set is not here. Not given: the data set's, or {_IMAGENET:,}",
         ),
     ] = None,
     device: Annotated[str, typer.Option(help=f"your GPU: {', '.join(_PEAKS)}, or its TFLOP/s in dense bf16")] = "H100",
@@ -125,9 +125,9 @@ def _samples(tokens: str | None, images: int | None) -> int:
     try:
         return read_manifest(tokens).rows
     except DataError as error:
-        raise DataError(f"{error}; or state its pictures by --images") from error
+        raise DataError(f"{error}; or state its images by --images") from error
     except StorageError as error:
-        raise StorageError(f"{error}; or state its pictures by --images") from error
+        raise StorageError(f"{error}; or state its images by --images") from error
 
 
 def _peak(device: str) -> float:

@@ -23,14 +23,14 @@ def test_bench(tokens: Path) -> None:
     assert found["samples_per_second"] > 1000 and found["first_batch_ms"] > 0 and found["epochs"] > 1
 
 
-def test_order_names_the_pictures_of_a_step(tokens: Path, pictures: Path) -> None:
+def test_order_names_the_images_of_a_step(tokens: Path, images: Path) -> None:
     done = addp("data", "order", tokens, "--step", "9", "--global-batch", "16", "--count", "5", "--seed", "3", "--json")
     assert done.code == 0, done.stderr
     found = json.loads(done.stdout)
     reader = TokenLoader(tokens, global_batch=16, seed=3, options=LoaderOptions())
     assert [entry["label"] for entry in found] == reader.batch(9, 0, 5).labels.tolist()
-    labels = {p.id: p.label for p in split_of(pictures).pictures}
-    assert all(labels[entry["picture"]] == entry["label"] for entry in found)
+    labels = {p.id: p.label for p in split_of(images).images}
+    assert all(labels[entry["image"]] == entry["label"] for entry in found)
     assert found[0]["epoch"] == 9 // reader.schedule.steps_per_epoch
     reader.close()
     refused = addp("data", "order", tokens, "--step", "0", "--global-batch", "4", "--count", "5")
@@ -107,7 +107,7 @@ def test_what_says_not_what_is_read(tokens: Path, tmp_path: Path) -> None:
     assert addp("data", "bench").code == 2
     none = addp("data", "order", "--run", tmp_path, "--step", 0)
     assert none.code == 78 and "has no config.resolved.yaml" in none.stderr
-    pictures = addp("data", "bench", "--run", make_run(tmp_path / "run", objective="tokenizer"))
-    assert pictures.code == 78 and "reads no token data set" in pictures.stderr
+    images = addp("data", "bench", "--run", make_run(tmp_path / "run", objective="tokenizer"))
+    assert images.code == 78 and "reads no token data set" in images.stderr
     unnamed = addp("data", "preview", "--run", make_run(tmp_path / "mage", **MAGE, data={"tokens": str(tokens)}))
     assert unnamed.code == 78 and "give --tokenizer FILE" in unnamed.stderr

@@ -1,6 +1,6 @@
 """Every kind of source that docs/tokenize.md names, from `plan` to `verify` and the loader, in a folder and on S3.
 
-Pictures and labels that arrive are compared with those that were put in, by encoding them anew.
+Images and labels that arrive are compared with those that were put in, by encoding them anew.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy.io import savemat
 from typer.testing import CliRunner
 
 from cluster.commands.tokenize import app
-from data_pipeline.images.images import decode_picture
+from data_pipeline.images.images import decode_image
 from data_pipeline.images.views import ViewRecipe, make_view
 from data_pipeline.storage import StorageError, Store, open_store
 from data_pipeline.streaming.loader import TokenLoader
@@ -31,7 +31,7 @@ WORDNET = ("n01440764", "n01443537", "n02084071")  # sorted, as their labels are
 
 
 class Case(NamedTuple):
-    """source: behind the place. options: of `plan`. labels: of pictures jpeg(0), jpeg(1) ..."""
+    """source: behind the place. options: of `plan`. labels: of images jpeg(0), jpeg(1) ..."""
 
     source: str
     options: tuple[str, ...]
@@ -40,8 +40,8 @@ class Case(NamedTuple):
 
 def folders(store: Store, _: Path) -> Case:
     for i, folder in enumerate(("cat", "ant/deep", "bee")):
-        store.create(f"pictures/{folder}/{i}.jpg", jpeg(i))
-    return Case("pictures", (), (2, 0, 1))
+        store.create(f"images/{folder}/{i}.jpg", jpeg(i))
+    return Case("images", (), (2, 0, 1))
 
 
 def imagenet_train(store: Store, _: Path) -> Case:
@@ -73,7 +73,7 @@ def imagenet_val_with_devkit(store: Store, scratch: Path) -> Case:
 
 
 def shards(store: Store, count: int = 12) -> tuple[int, ...]:
-    """One picture a shard; in one of them it is a link."""
+    """One image a shard; in one of them it is a link."""
     for i in range(count):
         files: dict[str, Any] = {"x.jpg": jpeg(i), "x.cls": b"%d" % (i % 3)}
         if i == 5:
@@ -104,7 +104,7 @@ def command(*arguments: str) -> dict[str, Any]:
 
 def expected(tokenizer: VQTokenizer, labels: tuple[int, ...]) -> list[tuple[int, bytes]]:
     """(label, tokens) of jpeg(0), jpeg(1) ..., sorted."""
-    views = [make_view(decode_picture(jpeg(i)), "", 0, ViewRecipe.center(16)) for i in range(len(labels))]
+    views = [make_view(decode_image(jpeg(i)), "", 0, ViewRecipe.center(16)) for i in range(len(labels))]
     with torch.no_grad():
         tokens = tokenizer.encode(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 255).numpy()
     assert len({row.tobytes() for row in tokens}) == len(labels)  # else a mix-up could not be seen
@@ -112,7 +112,7 @@ def expected(tokenizer: VQTokenizer, labels: tuple[int, ...]) -> list[tuple[int,
 
 
 def loaded(out: str) -> list[tuple[int, bytes]]:
-    rows = command("status", out)["pictures"]
+    rows = command("status", out)["images"]
     reader = TokenLoader(out, global_batch=rows, seed=0)
     batch = reader.batch(0, 0, rows)
     reader.close()
@@ -134,7 +134,7 @@ def test_processes_in_other_folders(
     assert loaded("../out") == expected(tokenizer, case.labels)
 
 
-def test_pictures_that_were_moved(
+def test_images_that_were_moved(
     tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`run --source` takes what `plan` takes, and refuses what was not planned."""
@@ -147,7 +147,7 @@ def test_pictures_that_were_moved(
     done = CliRunner().invoke(app, ["run", "a", *weights])
     assert isinstance(done.exception, StorageError) and "there is no folder" in str(done.exception)
     done = CliRunner().invoke(app, ["run", "a", *weights, "--source", "moved/wds/shard-{000..004}.tar"])
-    assert isinstance(done.exception, DataError) and "the plan's pictures lie in shard-005.tar" in str(done.exception)
+    assert isinstance(done.exception, DataError) and "the plan's images lie in shard-005.tar" in str(done.exception)
     assert not (tmp_path / "a" / "parts").exists()
     for out, source in (("a", "moved/wds/shard-{000..005}.tar"), ("b", "moved/wds")):
         command("run", out, *weights, "--source", source, "--finalize")
@@ -171,11 +171,11 @@ def test_from_plan_to_the_loader(
     case = kind(open_store(place), tmp_path)
     out, weights = f"{place}out", ("--tokenizer", str(tokenizer_file))
     planned = command("plan", f"{place}{case.source}", out, *weights, "--center", "--rows", "4", *case.options)
-    assert planned["pictures"] == len(case.labels)
+    assert planned["images"] == len(case.labels)
     if where == "folder":
         monkeypatch.chdir(tmp_path / "elsewhere")
         out = f"../{out}"
     made = command("run", out, *weights, "--finalize", "--device", "cpu", "--threads", "1")
-    assert (made["pictures"], made["quarantined"]) == (len(case.labels), 0)
+    assert (made["images"], made["quarantined"]) == (len(case.labels), 0)
     assert command("verify", out)["sound"]
     assert loaded(out) == expected(tokenizer, case.labels)

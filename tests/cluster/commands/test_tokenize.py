@@ -29,27 +29,27 @@ from tests.cluster.sharding_jobs import (
 )
 from tests.s3_server import KEY, SECRET, FaultProxy, client, environment
 
-ROWS = 6  # 120 pictures in 20 shards
+ROWS = 6  # 120 images in 20 shards
 
 
 @pytest.fixture(scope="module")
-def whole(pictures: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(images: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What an undisturbed run on a folder gives."""
-    return undisturbed(pictures, str(tmp_path_factory.mktemp("whole") / "out"), tokenizer_file, ROWS)
+    return undisturbed(images, str(tmp_path_factory.mktemp("whole") / "out"), tokenizer_file, ROWS)
 
 
-def plan(pictures: Path, out: str, weights: Path) -> None:
-    succeed("plan", str(pictures), out, "--tokenizer", str(weights), "--views", "2", "--rows", str(ROWS))
+def plan(images: Path, out: str, weights: Path) -> None:
+    succeed("plan", str(images), out, "--tokenizer", str(weights), "--views", "2", "--rows", str(ROWS))
 
 
 def test_the_whole_road_on_s3(
-    pictures: Path, tokenizer_file: Path, whole: dict[str, bytes], bucket: str, s3_port: int, tmp_path: Path
+    images: Path, tokenizer_file: Path, whole: dict[str, bytes], bucket: str, s3_port: int, tmp_path: Path
 ) -> None:
-    for picture in pictures.rglob("*.png"):
-        open_store(f"{bucket}/pictures").create(picture.relative_to(pictures).as_posix(), picture.read_bytes())
+    for image in images.rglob("*.png"):
+        open_store(f"{bucket}/images").create(image.relative_to(images).as_posix(), image.read_bytes())
     out, weights = f"{bucket}/tokens", ("--tokenizer", str(tokenizer_file))
-    planned = succeed("plan", f"{bucket}/pictures", out, *weights, "--views", "2", "--rows", str(ROWS))
-    assert planned["pictures"] == 120 and planned["shards"] == 20 and planned["classes"] == 3
+    planned = succeed("plan", f"{bucket}/images", out, *weights, "--views", "2", "--rows", str(ROWS))
+    assert planned["images"] == 120 and planned["shards"] == 20 and planned["classes"] == 3
     assert succeed("run", out, *weights, "--shards", "1/3")["made"] == 7
     status = succeed("status", out)
     assert (status["done"], status["missing"], status["first_missing"][0]) == (7, 13, 0)
@@ -76,8 +76,8 @@ def test_the_whole_road_on_s3(
     assert Image.open(page).size[0] > 800
     shown = CliRunner().invoke(app, ["inspect", out, "--page", str(page), "--shards", "0"])
     lines = [line.rstrip() for line in shown.output.splitlines()]
-    assert "pictures     120  100.0 % of 120 planned" in lines and "quarantined    0  0.0 %" in lines, lines
-    assert "classes        3  40 to 40 pictures each" in lines and "  ellipse     40  33.3 %" in lines
+    assert "images     120  100.0 % of 120 planned" in lines and "quarantined    0  0.0 %" in lines, lines
+    assert "classes        3  40 to 40 images each" in lines and "  ellipse     40  33.3 %" in lines
 
 
 def test_a_damaged_shard_is_found(whole: dict[str, bytes], tmp_path: Path) -> None:
@@ -100,10 +100,10 @@ def test_overhead_in_bytes(whole: dict[str, bytes], tmp_path: Path) -> None:
 
 
 def test_two_jobs_race_on_one_plan(
-    pictures: Path, tokenizer_file: Path, whole: dict[str, bytes], tmp_path: Path
+    images: Path, tokenizer_file: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = str(tmp_path / "out")
-    plan(pictures, out, tokenizer_file)
+    plan(images, out, tokenizer_file)
     run = command("run", out, "--tokenizer", str(tokenizer_file), "--json")
     racers = [subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     results = [racer.communicate(timeout=200) for racer in racers]
@@ -116,7 +116,7 @@ def test_two_jobs_race_on_one_plan(
 
 @pytest.mark.parametrize("place", ["folder", "s3"])
 def test_killed_at_random_moments(
-    pictures: Path, tokenizer_file: Path, whole: dict[str, bytes], tmp_path: Path, proxy: FaultProxy, place: str,
+    images: Path, tokenizer_file: Path, whole: dict[str, bytes], tmp_path: Path, proxy: FaultProxy, place: str,
     request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
     """The short form of test_tokenize_chaos.py."""
@@ -124,7 +124,7 @@ def test_killed_at_random_moments(
     if place == "s3":
         out = f"{request.getfixturevalue('bucket')}/out"
         proxy.latency, env = 0.02, environment(proxy.port)  # uploads take long enough to be hit
-    plan(pictures, out, tokenizer_file)
+    plan(images, out, tokenizer_file)
     run = ["run", out, "--tokenizer", str(tokenizer_file)]
     run_with_kills(run, open_store(out), whole, random.Random(place), 0.8, env, most_kills=2)
     succeed(*run, "--finalize")
@@ -132,11 +132,11 @@ def test_killed_at_random_moments(
 
 
 def test_faults_on_the_wire(
-    pictures: Path, tokenizer_file: Path, whole: dict[str, bytes], bucket: str, proxy: FaultProxy
+    images: Path, tokenizer_file: Path, whole: dict[str, bytes], bucket: str, proxy: FaultProxy
 ) -> None:
     """The job ends right, or with one line that names the fault; what is visible is always whole."""
     out = f"{bucket}/out"
-    plan(pictures, out, tokenizer_file)
+    plan(images, out, tokenizer_file)
     run = ("run", out, "--tokenizer", str(tokenizer_file), "--json")
     env = environment(proxy.port, ADDP_STORAGE_TIMEOUT="2", AWS_MAX_ATTEMPTS="2")
     store = open_store(out)
@@ -170,21 +170,21 @@ def test_faults_on_the_wire(
     assert contents(store) == whole
 
 
-def test_wrong_keys(pictures: Path, tokenizer_file: Path, bucket: str, s3_port: int) -> None:
+def test_wrong_keys(images: Path, tokenizer_file: Path, bucket: str, s3_port: int) -> None:
     env = environment(s3_port, AWS_SECRET_ACCESS_KEY="wrong-secret")
-    done = tokenize("plan", str(pictures), f"{bucket}/out", "--tokenizer", str(tokenizer_file), env=env)
+    done = tokenize("plan", str(images), f"{bucket}/out", "--tokenizer", str(tokenizer_file), env=env)
     assert done.returncode == 74 and "access denied (SignatureDoesNotMatch); check the credentials" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and "wrong-secret" not in done.stderr and KEY not in done.stderr
     assert not list(open_store(bucket).list())
 
 
-def test_bad_pictures(pictures: Path, tokenizer_file: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "pictures" / "odd"
+def test_bad_images(images: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "images" / "odd"
     copy.mkdir(parents=True)
-    whole = next(pictures.rglob("*.png")).read_bytes()
+    whole = next(images.rglob("*.png")).read_bytes()
     for i in range(30):
         (copy / f"{i:02d}.png").write_bytes(whole)
-    (copy / "text.png").write_bytes(b"no picture")
+    (copy / "text.png").write_bytes(b"no image")
     (copy / "cut.png").write_bytes(whole[:60])
     (copy / "link.png").symlink_to(tmp_path / "nowhere")
     Image.new("CMYK", (9, 9)).save(copy / "png.png", "JPEG")
@@ -193,29 +193,29 @@ def test_bad_pictures(pictures: Path, tokenizer_file: Path, tmp_path: Path) -> N
     out, weights = str(tmp_path / "out"), ("--tokenizer", str(tokenizer_file))
     succeed("plan", str(copy.parent), out, *weights, "--views", "2", "--rows", "8")
     unmounted = tokenize("run", out, *weights, "--source", str(tmp_path / "none"), "--shards", "1/3")
-    assert unmounted.returncode == 74 and "none: none of the 16 planned pictures that were looked" in unmounted.stderr
+    assert unmounted.returncode == 74 and "none: none of the 16 planned images that were looked" in unmounted.stderr
     strict = tokenize("run", out, *weights, "--on-bad-image", "fail")
-    assert strict.returncode == 1 and strict.stderr.startswith("error: cannot read the picture odd/"), strict.stderr
+    assert strict.returncode == 1 and strict.stderr.startswith("error: cannot read the image odd/"), strict.stderr
     stopped = tokenize("run", out, *weights)
-    assert stopped.returncode == 1 and "of 36 pictures cannot be read, more than the limit 1.0%" in stopped.stderr
+    assert stopped.returncode == 1 and "of 36 images cannot be read, more than the limit 1.0%" in stopped.stderr
     done = tokenize("run", out, *weights, "--bad-limit", "0.2", "--json", env={"ADDP_PROGRESS_SECONDS": "0.01"})
-    assert done.returncode == 0 and re.search(r"^tokenizing: \d+ of \d+ pictures", done.stderr, re.MULTILINE)
+    assert done.returncode == 0 and re.search(r"^tokenizing: \d+ of \d+ images", done.stderr, re.MULTILINE)
     made = json.loads(done.stdout)
     assert (made["missing"], made["planned"], made["stored"], made["quarantined"]) == (0, 36, 32, 4)
     status = succeed("status", out)
-    assert (status["pictures"], status["stored"], status["quarantined"]) == (36, 32, 4)
+    assert (status["images"], status["stored"], status["quarantined"]) == (36, 32, 4)
     refused = tokenize("finalize", out)
-    assert refused.returncode == 1 and "4 of 36 pictures cannot be read, more than the limit" in refused.stderr
-    assert "36 pictures planned, 32 stored, 4 quarantined" in tokenize("finalize", out, "--bad-limit", "0.2").stdout
-    assert tokenize("verify", out).stdout.startswith(f"{out}: 36 pictures planned, 32 stored, 4 quarantined; 5 shards")
+    assert refused.returncode == 1 and "4 of 36 images cannot be read, more than the limit" in refused.stderr
+    assert "36 images planned, 32 stored, 4 quarantined" in tokenize("finalize", out, "--bad-limit", "0.2").stdout
+    assert tokenize("verify", out).stdout.startswith(f"{out}: 36 images planned, 32 stored, 4 quarantined; 5 shards")
     reasons = {q.id: q.reason for q in read_manifest(out).quarantined}
     assert sorted(reasons) == ["odd/bomb.png", "odd/cut.png", "odd/link.png", "odd/text.png"]
     assert "bomb" in reasons["odd/bomb.png"] and "gone" in reasons["odd/link.png"]
 
 
-def test_a_watcher_sees_a_running_job(pictures: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+def test_a_watcher_sees_a_running_job(images: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    plan(pictures, out, tokenizer_file)
+    plan(images, out, tokenizer_file)
     watcher = subprocess.Popen(
         command("status", out, "--watch", "--every", "0.1", "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env={**os.environ, "ADDP_PROGRESS_SECONDS": "0.01"},
@@ -240,18 +240,18 @@ def test_a_watcher_sees_a_running_job(pictures: Path, tokenizer_file: Path, tmp_
     ],
 )
 def test_mistakes(
-    arguments: tuple[str, ...], words: str, pictures: Path, tokenizer_file: Path, tmp_path: Path,
+    arguments: tuple[str, ...], words: str, images: Path, tokenizer_file: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.chdir(tmp_path)
-    done = tokenize(*({"W": str(tokenizer_file), "P": str(pictures)}.get(a, a) for a in arguments))
+    done = tokenize(*({"W": str(tokenizer_file), "P": str(images)}.get(a, a) for a in arguments))
     assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_a_share_that_is_none(pictures: Path, tokenizer_file: Path, tmp_path: Path) -> None:
-    plan(pictures, str(tmp_path), tokenizer_file)
+def test_a_share_that_is_none(images: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+    plan(images, str(tmp_path), tokenizer_file)
     for share in ("3/3", "x", "1"):
         done = tokenize("run", str(tmp_path), "--tokenizer", str(tokenizer_file), "--shards", share)
         assert done.returncode == 78 and f"--shards {share}: write i/N" in done.stderr

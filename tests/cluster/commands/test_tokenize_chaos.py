@@ -13,17 +13,17 @@ from tests.cluster.sharding_jobs import contents, run_with_kills, succeed, undis
 from tests.s3_server import FaultProxy, environment
 
 RUNS = 60
-ROWS = 4  # 120 pictures in 30 shards: 60 uploads a run
+ROWS = 4  # 120 images in 30 shards: 60 uploads a run
 
 
 @pytest.mark.long
 def test_many_runs_with_kills_give_the_undisturbed_bytes(
-    pictures: Path, tokenizer_file: Path, bucket: str, proxy: FaultProxy, tmp_path: Path,
+    images: Path, tokenizer_file: Path, bucket: str, proxy: FaultProxy, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """Half of the runs on a folder, half on S3 with 20 ms of latency; up to four kills each, then one run is let
     through and finalizes."""
-    whole = undisturbed(pictures, str(tmp_path / "whole"), tokenizer_file, ROWS)
+    whole = undisturbed(images, str(tmp_path / "whole"), tokenizer_file, ROWS)
     kills = 0
     for run in range(RUNS):
         on_s3 = run % 2 == 1
@@ -31,7 +31,7 @@ def test_many_runs_with_kills_give_the_undisturbed_bytes(
         env = environment(proxy.port) if on_s3 else {}
         proxy.latency = 0.02
         succeed(
-            "plan", str(pictures), out, "--tokenizer", str(tokenizer_file), "--views", "2", "--rows", str(ROWS)
+            "plan", str(images), out, "--tokenizer", str(tokenizer_file), "--views", "2", "--rows", str(ROWS)
         )  # fmt: skip
         store, arguments = open_store(out), ["run", out, "--tokenizer", str(tokenizer_file)]
         span = 1.2 if on_s3 else 0.3

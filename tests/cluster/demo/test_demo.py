@@ -1,4 +1,4 @@
-"""The demo's whole road at a thousandth of its length, on the user's own pictures, interrupted once."""
+"""The demo's whole road at a thousandth of its length, on the user's own images, interrupted once."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from trainer.run_folder import RunFolder
 COMMAND = [sys.executable, "-m", "cluster.cli", "demo", "--scale", "0.006"]
 
 
-def test_interrupted_demo_goes_on_to_its_report(pictures: Path, tmp_path: Path) -> None:
+def test_interrupted_demo_goes_on_to_its_report(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    command = [*COMMAND, "--images", str(pictures), "--out", str(out)]
+    command = [*COMMAND, "--images", str(images), "--out", str(out)]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
@@ -48,7 +48,7 @@ def test_interrupted_demo_goes_on_to_its_report(pictures: Path, tmp_path: Path) 
     assert again.returncode == 0 and again.stderr.count("done before") == 5, again.stderr
 
     other = tmp_path / "other"
-    shutil.copytree(pictures, other)
+    shutil.copytree(images, other)
     refused = subprocess.run(
         [*COMMAND, "--images", str(other), "--out", str(out)], capture_output=True, text=True, check=False
     )

@@ -44,18 +44,18 @@ def _cmdline(process: psutil.Process) -> list[str]:
 
 @pytest.mark.parametrize("runs", [1, pytest.param(10, marks=pytest.mark.long)])
 def test_a_killed_worker_and_a_killed_node_lose_nothing(
-    cluster: object, pictures: Path, tokenizer_file: Path, tmp_path: Path, runs: int
+    cluster: object, images: Path, tokenizer_file: Path, tmp_path: Path, runs: int
 ) -> None:
-    whole = undisturbed(pictures, str(tmp_path / "whole"), tokenizer_file, ROWS)
+    whole = undisturbed(images, str(tmp_path / "whole"), tokenizer_file, ROWS)
     for run in range(runs):
-        disturbed(cluster, whole, str(tmp_path / f"out-{run}"), pictures, tokenizer_file, random.Random(run))
+        disturbed(cluster, whole, str(tmp_path / f"out-{run}"), images, tokenizer_file, random.Random(run))
 
 
 def disturbed(
-    cluster: object, whole: dict[str, bytes], out: str, pictures: Path, tokenizer_file: Path, chance: random.Random
+    cluster: object, whole: dict[str, bytes], out: str, images: Path, tokenizer_file: Path, chance: random.Random
 ) -> None:
     """One job on a head of one slot and a node of one slot; a worker is killed, then the node."""
-    succeed("plan", str(pictures), out, "--tokenizer", str(tokenizer_file), "--views", "2", "--rows", str(ROWS))
+    succeed("plan", str(images), out, "--tokenizer", str(tokenizer_file), "--views", "2", "--rows", str(ROWS))
     node = cluster.add_node(num_cpus=1)  # type: ignore[attr-defined]
     store = open_store(out)
     run = command(
@@ -80,12 +80,12 @@ def disturbed(
     assert contents(store) == whole
 
 
-def test_mistakes_are_told_as_elsewhere(pictures: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+def test_mistakes_are_told_as_elsewhere(images: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    succeed("plan", str(pictures), out, "--tokenizer", str(tokenizer_file), "--rows", "60", "--views", "2")
+    succeed("plan", str(images), out, "--tokenizer", str(tokenizer_file), "--rows", "60", "--views", "2")
     run = ("run", out, "--tokenizer", str(tokenizer_file), "--engine", "ray", "--device", "cpu")
     done = tokenize(*run, "--source", str(tmp_path / "gone"), env=NODES)
-    assert done.returncode == 74 and "gone: none of the 8 planned pictures that were looked for" in done.stderr
+    assert done.returncode == 74 and "gone: none of the 8 planned images that were looked for" in done.stderr
     assert "Traceback" not in done.stderr and not list(open_store(out).list("parts/"))
     done = tokenize(*run, "--ray-address", "127.0.0.1:1", env=NODES)
     assert done.returncode == 78 and "there is no Ray cluster at 127.0.0.1:1" in done.stderr, done.stderr

@@ -1,4 +1,4 @@
-"""Damaged pictures of every format that is read: each gives a picture or a BadPicture, and nothing else."""
+"""Damaged images of every format that is read: each gives an image or a BadImage, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.images.images import FORMATS, decode_picture
+from data_pipeline.images.images import FORMATS, decode_image
 from data_pipeline.images.views import ViewRecipe, make_view
 from model.errors import DataError
 
@@ -42,7 +42,7 @@ SEEDS: dict[str, bytes] = {
 
 def test_the_seeds_are_read_and_are_all_formats() -> None:
     for name, data in SEEDS.items():
-        assert decode_picture(data).size in ((24, 20), (20, 24)), name  # EXIF turns one
+        assert decode_image(data).size in ((24, 20), (20, 24)), name  # EXIF turns one
     assert {name.split()[0] for name in SEEDS} == set(FORMATS)
 
 
@@ -78,7 +78,7 @@ def test_mutations(name: str, rounds: int) -> None:
     for _ in range(rounds):
         data = mutated(SEEDS[name], chance)
         try:
-            image = decode_picture(data)
+            image = decode_image(data)
         except DataError as error:
             reason = str(error)
             assert 0 < len(reason) <= 250 and reason.isprintable() and "0x" not in reason, reason
@@ -99,7 +99,7 @@ def test_other_formats_reach_no_decoder(format: str, mode: str) -> None:
     whole = saved(format, mode)
     for data in (whole, whole[:-1] + bytes([whole[-1] ^ 1]), whole[:40]):
         with pytest.raises(DataError, match=r"^cannot identify image file$"):
-            decode_picture(data)
+            decode_image(data)
 
 
 def test_an_error_of_any_type_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,5 +117,5 @@ def test_an_error_of_any_type_names_itself(monkeypatch: pytest.MonkeyPatch) -> N
     ):  # fmt: skip
         monkeypatch.setattr("PIL.ImageFile.ImageFile.load", raises(error))
         with pytest.raises(DataError) as caught:
-            decode_picture(SEEDS["BMP"])
+            decode_image(SEEDS["BMP"])
         assert str(caught.value) == reason

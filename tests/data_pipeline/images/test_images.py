@@ -1,4 +1,4 @@
-"""Every kind of odd picture is read as documented, or refused with its name and reason."""
+"""Every kind of odd image is read as documented, or refused with its name and reason."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.images.images import BadPicture, Picture, decode_picture, is_held_out, read_picture
+from data_pipeline.images.images import BadImage, ImageEntry, decode_image, is_held_out, read_image
 from data_pipeline.storage import LocalStore, open_store
 from model.errors import DataError
 from tests.tars import jpeg
@@ -17,7 +17,7 @@ from tests.tars import jpeg
 
 def read(path: Path) -> Image.Image:
     size = path.stat().st_size if path.exists() else 0
-    return read_picture(LocalStore(path.parent), Picture(path.name, 0, path.name, size))
+    return read_image(LocalStore(path.parent), ImageEntry(path.name, 0, path.name, size))
 
 
 def test_the_split_is_fixed_by_the_name() -> None:
@@ -67,13 +67,13 @@ def test_unreadable(tmp_path: Path) -> None:
     whole = tmp_path / "whole.png"
     Image.effect_noise((64, 64), 50).save(whole)
     cases = {
-        "empty.png": (b"", "empty file"), "text.png": (b"no picture", "cannot identify"),
+        "empty.png": (b"", "empty file"), "text.png": (b"no image", "cannot identify"),
         "cut.png": (whole.read_bytes()[:900], "truncated"), "gone.png": (None, "gone since it was listed"),
     }  # fmt: skip
     for name, (content, reason) in cases.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
-        with pytest.raises(BadPicture, match=name) as caught:
+        with pytest.raises(BadImage, match=name) as caught:
             read(tmp_path / name)
         assert reason in caught.value.reason and str(tmp_path) not in caught.value.reason
     sent = pickle.loads(pickle.dumps(caught.value))
@@ -86,31 +86,31 @@ def test_another_file_than_was_listed(where: str, tmp_path: Path, request: pytes
     for content in (jpeg(0), b""):
         store.replace("x.jpg", content)
         size = len(content)
-        with pytest.raises(BadPicture, match=f" {size} bytes, but {size + 1} when it was listed"):
-            read_picture(store, Picture("x.jpg", 0, "x.jpg", size + 1))
+        with pytest.raises(BadImage, match=f" {size} bytes, but {size + 1} when it was listed"):
+            read_image(store, ImageEntry("x.jpg", 0, "x.jpg", size + 1))
     store.replace("x.jpg", jpeg(0))
-    with pytest.raises(BadPicture, match="more than 3 bytes, but 3 when it was listed"):
-        read_picture(store, Picture("x.jpg", 0, "x.jpg", 3))
+    with pytest.raises(BadImage, match="more than 3 bytes, but 3 when it was listed"):
+        read_image(store, ImageEntry("x.jpg", 0, "x.jpg", 3))
 
 
 @pytest.mark.filterwarnings("ignore")  # pytest undoes our own filter of Pillow's
 def test_bounds(tmp_path: Path) -> None:
     """In bytes, before they are read, and in pixels, before they are decoded."""
     Image.new("1", (10_000, 9_000)).save(tmp_path / "bomb.png")  # 11 kB, just above the limit
-    with pytest.raises(BadPicture, match=r"10000 x 9000 pixels, more than .* 89,478,485: a decompression bomb"):
+    with pytest.raises(BadImage, match=r"10000 x 9000 pixels, more than .* 89,478,485: a decompression bomb"):
         read(tmp_path / "bomb.png")
     with (tmp_path / "long.jpg").open("wb") as file:
         file.write(jpeg(0))
         file.truncate(2**40)
-    with pytest.raises(BadPicture, match="1,099,511,627,776 bytes, more than the limit of 67,108,864"):
+    with pytest.raises(BadImage, match="1,099,511,627,776 bytes, more than the limit of 67,108,864"):
         read(tmp_path / "long.jpg")
-    with pytest.raises(BadPicture, match="more than 99 bytes, but 99 when"):  # it has grown since it was listed
-        read_picture(LocalStore(tmp_path), Picture("long.jpg", 0, "long.jpg", 99))
+    with pytest.raises(BadImage, match="more than 99 bytes, but 99 when"):  # it has grown since it was listed
+        read_image(LocalStore(tmp_path), ImageEntry("long.jpg", 0, "long.jpg", 99))
     with pytest.raises(DataError, match="more than the limit"):
-        decode_picture(bytes(2**26 + 1))
+        decode_image(bytes(2**26 + 1))
 
 
 def test_floating_point_pixels(tmp_path: Path) -> None:
     Image.new("F", (4, 4), 0.5).save(tmp_path / "x.tif")  # a conversion would clip it to black
-    with pytest.raises(BadPicture, match="floating-point numbers, of no known scale"):
+    with pytest.raises(BadImage, match="floating-point numbers, of no known scale"):
         read(tmp_path / "x.tif")

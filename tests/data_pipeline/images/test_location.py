@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.images.location import absolute, locate, pictures_store, tars_in
+from data_pipeline.images.location import absolute, locate, images_store, tars_in
 from data_pipeline.images.sources import open_source
 from data_pipeline.storage import ObjectMissing, StorageError, open_store
 from model.errors import DataError
@@ -15,7 +15,7 @@ from model.errors import DataError
 @pytest.mark.parametrize(
     ("source", "url", "tars"),
     [
-        ("pictures", "pictures", ()),
+        ("images", "images", ()),
         ("/a/x.tar", "/a", ("x.tar",)),
         ("x.tar", ".", ("x.tar",)),
         ("x-{08..11}.tar", ".", ("x-08.tar", "x-09.tar", "x-10.tar", "x-11.tar")),
@@ -71,18 +71,18 @@ def test_a_folder_with_braces_in_its_name(tmp_path: Path) -> None:
     assert locate(folder).store.url == str(folder)
 
 
-def test_where_the_pictures_of_a_plan_lie(tmp_path: Path) -> None:
+def test_where_the_images_of_a_plan_lie(tmp_path: Path) -> None:
     for name in ("x-0.tar", "x-1.tar"):
         (tmp_path / name).write_bytes(b"x")
     planned = ("x-1.tar", "x-0.tar")
     for source in (tmp_path, tmp_path / "x-{0..3}.tar"):
-        assert pictures_store(str(source), planned).url == str(tmp_path)
-    with pytest.raises(DataError, match=r"x-0\.tar is not what was planned: the plan's pictures lie in x-1\.tar"):
-        pictures_store(f"{tmp_path}/x-0.tar", planned)
-    with pytest.raises(DataError, match=r"the plan's pictures lie in files of a folder"):
-        pictures_store(f"{tmp_path}/x-0.tar", ())
+        assert images_store(str(source), planned).url == str(tmp_path)
+    with pytest.raises(DataError, match=r"x-0\.tar is not what was planned: the plan's images lie in x-1\.tar"):
+        images_store(f"{tmp_path}/x-0.tar", planned)
+    with pytest.raises(DataError, match=r"the plan's images lie in files of a folder"):
+        images_store(f"{tmp_path}/x-0.tar", ())
     (tmp_path / "x-1.tar").unlink()
     with pytest.raises(ObjectMissing, match=r"there is no tar .*x-1\.tar; check the path"):
-        pictures_store(str(tmp_path), planned)
+        images_store(str(tmp_path), planned)
     with pytest.raises(StorageError, match="there is no folder"):
         open_source(tmp_path / "none" / "x.tar")

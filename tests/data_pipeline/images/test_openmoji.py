@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipeline.images.images import read_picture
+from data_pipeline.images.images import read_image
 from data_pipeline.images.openmoji import labelled_svgs, render
 from data_pipeline.images.sources import split_of
 
@@ -10,8 +10,8 @@ from data_pipeline.images.sources import split_of
 def test_rendering_and_going_on(tmp_path: Path) -> None:
     assert render(tmp_path, size=48, limit=60) > 40
     source = split_of(tmp_path)
-    first, second = source.pictures[:2]
-    image = read_picture(source.store, first)
+    first, second = source.images[:2]
+    image = read_image(source.store, first)
     assert len(source.classes) >= 8 and image.size == (48, 48) and image.getpixel((0, 0)) == (255, 255, 255)
     (tmp_path / first.id).write_bytes(b"kept")
     (tmp_path / second.id).unlink()

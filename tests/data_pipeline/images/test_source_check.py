@@ -1,4 +1,4 @@
-"""A source that is not there, goes away, or comes and goes loses no picture: what is stored is never made again."""
+"""A source that is not there, goes away, or comes and goes loses no image: what is stored is never made again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from data_pipeline.images.source_check import SourceCheck
 from data_pipeline.images.views import ViewRecipe
 from data_pipeline.sharding.job_status import count
-from data_pipeline.sharding.plan import Plan, shard_pictures
+from data_pipeline.sharding.plan import Plan, shard_images
 from data_pipeline.sharding.receipts import finalize, read_parts, survey
 from data_pipeline.sharding.tokenize import JobSettings, TokenizeJob, run_locally
 from data_pipeline.storage import AccessDenied, LocalStore, ObjectMissing, StorageError, open_store
@@ -25,12 +25,12 @@ RECIPE = ViewRecipe(size=16, views=1)
 
 
 @pytest.fixture
-def source(pictures: Path, tmp_path: Path) -> Path:
-    """20 pictures that may be done harm."""
-    for picture in sorted(pictures.rglob("*.png"))[::6]:
-        copy = tmp_path / "source" / picture.relative_to(pictures)
+def source(images: Path, tmp_path: Path) -> Path:
+    """20 images that may be done harm."""
+    for image in sorted(images.rglob("*.png"))[::6]:
+        copy = tmp_path / "source" / image.relative_to(images)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, copy)
+        shutil.copy(image, copy)
     return tmp_path / "source"
 
 
@@ -39,16 +39,16 @@ def small_job(planned: Plan, out: Path, tokenizer: VQTokenizer) -> TokenizeJob:
 
 
 def stored(out: Path, planned: Plan) -> tuple[int, int]:
-    """(rows, quarantined pictures) of what is vouched for."""
+    """(rows, quarantined images) of what is vouched for."""
     parts = list(read_parts(open_store(out), planned, survey(open_store(out), planned).done))
     return sum(part.shard.rows for part in parts), sum(len(part.quarantined) for part in parts)
 
 
 def finish(out: Path, planned: Plan, tokenizer: VQTokenizer) -> None:
-    """That an undisturbed job brings all pictures home."""
+    """That an undisturbed job brings all images home."""
     store = open_store(out)
     list(small_job(planned, out, tokenizer).run(survey(store, planned).missing(planned)))
-    assert finalize(store, planned).rows == planned.pictures
+    assert finalize(store, planned).rows == planned.images
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ class ComesAndGoes(LocalStore):
 
 
 @pytest.mark.parametrize("error", [ObjectMissing, AccessDenied])
-def test_a_picture_that_is_there_again(
+def test_a_image_that_is_there_again(
     source: Path, tokenizer: VQTokenizer, tmp_path: Path, error: type[StorageError]
 ) -> None:
     planned = plan(source, tmp_path / "out", tokenizer, RECIPE, rows=20)
@@ -130,17 +130,17 @@ def test_a_source_of_which_a_part_is_away(source: Path, tokenizer: VQTokenizer, 
         found = survey(open_store(out), planned)
         before = count(open_store(out), planned, found, {})
         running = job(planned, out, tokenizer, batch=rows, bad_limit=0.1, before=before)
-        with pytest.raises(DataError, match=r"pictures .*cannot be read, more than the limit 10.0%"):
+        with pytest.raises(DataError, match=r"images .*cannot be read, more than the limit 10.0%"):
             list(running.run(found.missing(planned)))
-    assert stored(out, planned)[1] <= 0.1 * planned.pictures
+    assert stored(out, planned)[1] <= 0.1 * planned.images
 
 
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
         (Path.unlink, "gone"),
-        (lambda picture: picture.write_bytes(picture.read_bytes() + b"x"), "more than .* when it was listed"),
-        (lambda picture: picture.write_bytes(b""), "0 bytes, but .* when it was listed"),
+        (lambda image: image.write_bytes(image.read_bytes() + b"x"), "more than .* when it was listed"),
+        (lambda image: image.write_bytes(b""), "0 bytes, but .* when it was listed"),
     ],
 )
 def test_many_that_are_not_as_planned_are_no_matter_of_luck(
@@ -148,23 +148,23 @@ def test_many_that_are_not_as_planned_are_no_matter_of_luck(
 ) -> None:
     """Two of a shard of ten are below the limit of the job, 10 % of 20, but not of the shard."""
     planned = plan(source, tmp_path / "out", tokenizer, RECIPE, rows=10)
-    for _, picture in shard_pictures(open_store(tmp_path / "out"), planned, 1)[:2]:
-        harm(source / picture.id)
+    for _, image in shard_images(open_store(tmp_path / "out"), planned, 1)[:2]:
+        harm(source / image.id)
     running = job(planned, tmp_path / "out", tokenizer, batch=10, bad_limit=0.1)
-    with pytest.raises(DataError, match=f"2 of the 10 pictures of shard 1 cannot be read, .*: {reason}.*Put them back"):
+    with pytest.raises(DataError, match=f"2 of the 10 images of shard 1 cannot be read, .*: {reason}.*Put them back"):
         list(running.run([0, 1]))
     assert stored(tmp_path / "out", planned) == (10, 0)
 
 
-def test_damaged_pictures_of_earlier_jobs_are_not_taken_for_gone(
+def test_damaged_images_of_earlier_jobs_are_not_taken_for_gone(
     source: Path, tokenizer: VQTokenizer, tmp_path: Path
 ) -> None:
     """Else a job that was started again would stop where an undisturbed one goes on."""
     out = open_store(tmp_path / "out")
     planned = plan(source, tmp_path / "out", tokenizer, RECIPE, rows=5)
-    for _, picture in shard_pictures(out, planned, 0)[:2]:
-        (source / picture.id).write_bytes(bytes(picture.size))
-    (source / shard_pictures(out, planned, 1)[0][1].id).unlink()
+    for _, image in shard_images(out, planned, 0)[:2]:
+        (source / image.id).write_bytes(bytes(image.size))
+    (source / shard_images(out, planned, 1)[0][1].id).unlink()
     for shard in (0, 1):
         before = count(out, planned, survey(out, planned), {})
         list(job(planned, tmp_path / "out", tokenizer, batch=5, bad_limit=0.2, before=before).run([shard]))
@@ -172,13 +172,13 @@ def test_damaged_pictures_of_earlier_jobs_are_not_taken_for_gone(
 
 
 def test_a_tar_that_is_gone(source: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path: Path) -> None:
-    """Its pictures are not bad one by one."""
+    """Its images are not bad one by one."""
     tars = tmp_path / "tars"
     tars.mkdir()
     for n in range(2):
         with tarfile.open(tars / f"{n}.tar", "w") as tar:
-            for i, picture in enumerate(sorted(source.rglob("*.png"))[n::2]):
-                tar.add(picture, f"{i}.png")
+            for i, image in enumerate(sorted(source.rglob("*.png"))[n::2]):
+                tar.add(image, f"{i}.png")
                 label = tarfile.TarInfo(f"{i}.cls")
                 label.size = 1
                 tar.addfile(label, BytesIO(b"0"))
@@ -188,7 +188,7 @@ def test_a_tar_that_is_gone(source: Path, tokenizer: VQTokenizer, tokenizer_file
     settings = JobSettings(str(tmp_path / "out"), str(tokenizer_file), batch=1, bad_limit=1.0)
     with pytest.raises(StorageError, match=r"there is no tar .*1\.tar"):
         settings.open()
-    with pytest.raises(StorageError, match=r"1\.tar: this tar of planned pictures cannot be read"):  # away meanwhile
+    with pytest.raises(StorageError, match=r"1\.tar: this tar of planned images cannot be read"):  # away meanwhile
         list(running.run(range(20)))
     assert stored(tmp_path / "out", planned)[1] == 0
     (tmp_path / "1.tar").rename(tars / "1.tar")

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from data_pipeline.images.class_names import ClassNames, read_class_names, read_devkit, read_labels
-from data_pipeline.images.images import BadPicture, read_picture
+from data_pipeline.images.images import BadImage, read_image
 from data_pipeline.images.sources import open_source, split_of
 from data_pipeline.images.tar_members import members
 from data_pipeline.storage import open_store
@@ -39,13 +39,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_imagenet_train(place: str, train_tar: bytes) -> None:
     open_store(place).create("ILSVRC2012_img_train.tar", train_tar)
     source = open_source(f"{place}/ILSVRC2012_img_train.tar")
-    found = list(source.pictures())
+    found = list(source.images())
     assert source.kind == "imagenet-train" and source.classes.names == WORDNET
     assert sorted((p.id, p.label) for p in found) == [
         (f"{w}/{w}_{i}.JPEG", k) for k, w in enumerate(WORDNET) for i in range(2 + k)
     ]
     for p in found:  # read in place, out of the tar in the tar
-        assert read_picture(source.store, p).size == (20 + int(p.id[-6]), 20)
+        assert read_image(source.store, p).size == (20 + int(p.id[-6]), 20)
 
 
 def test_imagenet_val(place: str, tmp_path: Path) -> None:
@@ -55,13 +55,13 @@ def test_imagenet_val(place: str, tmp_path: Path) -> None:
     labels.write_text("n02084071\nn01440764\nn01443537\nn01440764\n")
     source = open_source(f"{place}/val.tar", labels=read_labels(labels))
     assert source.kind == "imagenet-val"
-    assert [(p.id, p.label) for p in source.pictures()] == list(zip(names, (2, 0, 1, 0), strict=True))
-    with pytest.raises(DataError, match=r"has 4 pictures, but 3 labels"):
+    assert [(p.id, p.label) for p in source.images()] == list(zip(names, (2, 0, 1, 0), strict=True))
+    with pytest.raises(DataError, match=r"has 4 images, but 3 labels"):
         open_source(f"{place}/val.tar", labels=read_labels(labels)[:3])
     with pytest.raises(
         DataError, match=r"has no label.* from --devkit or --labels"
     ):  # without labels it is taken for WebDataset
-        list(open_source(f"{place}/val.tar").pictures())
+        list(open_source(f"{place}/val.tar").images())
 
 
 def test_devkit(tmp_path: Path) -> None:
@@ -91,13 +91,13 @@ def test_webdataset_shards(place: str, tmp_path: Path, label: str) -> None:
                 writer.write({"__key__": f"pic{shard}{i}", "jpg": jpeg(i), label: value, "txt": "unused"})
         open_store(place).create(f"images-{shard:04d}.tar", file.read_bytes())
     source = open_source(place)
-    found = list(source.pictures())
+    found = list(source.images())
     assert source.kind == "webdataset" and source.classes.names == ("0", "1", "2", "3", "4")
     assert [p.label for p in found] == [0, 1, 2, 3, 4] * 2 and found[0].id == "images-0000.tar/pic00.jpg"
-    assert [read_picture(source.store, p).size[0] for p in found] == [20, 21, 22, 23, 24] * 2
+    assert [read_image(source.store, p).size[0] for p in found] == [20, 21, 22, 23, 24] * 2
     named = open_source(place, ClassNames(("a", "b", "c")))
     with pytest.raises(DataError, match=r"label 3, but 3 classes are named"):
-        list(named.pictures())
+        list(named.images())
 
 
 def test_labels_that_are_none(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_labels_that_are_none(tmp_path: Path) -> None:
         for content in contents:
             store.replace("x.tar", tar_of({"a.jpg": jpeg(0), f"a.{extension}": content}))
             with pytest.raises(DataError, match=rf"x\.tar: a\.{extension} (is no label|has [0-9,]+ bytes)"):
-                print(content[:20], list(open_source(tmp_path).pictures()))
+                print(content[:20], list(open_source(tmp_path).images()))
 
 
 @pytest.mark.parametrize(
@@ -122,34 +122,34 @@ def test_labels_that_are_none(tmp_path: Path) -> None:
     [
         ([("a.jpg", 0), ("a.jpg", 1), ("a.cls", 0)], "a has two members .jpg"),
         ([("a.jpg", 0), ("a.cls", 0), ("a.cls", 1)], "a has two members .cls"),
-        ([("a.jpg", 0), ("a.png", 1), ("a.cls", 0)], r"a has several pictures \(.jpg, .png\)"),
-        ([("a.1.jpg", 0), ("a.2.jpg", 1), ("a.cls", 0)], "a has no picture, only .1.jpg; a key ends at the first dot"),
-        ([("a.avif", 0), ("a.cls", 0), ("b.jpg", 1), ("b.cls", 1)], "a has no picture, only a label; known are .bmp, "),
+        ([("a.jpg", 0), ("a.png", 1), ("a.cls", 0)], r"a has several images \(.jpg, .png\)"),
+        ([("a.1.jpg", 0), ("a.2.jpg", 1), ("a.cls", 0)], "a has no image, only .1.jpg; a key ends at the first dot"),
+        ([("a.avif", 0), ("a.cls", 0), ("b.jpg", 1), ("b.cls", 1)], "a has no image, only a label; known are .bmp, "),
         ([("a.jpg", 0), ("b.jpg", 0), ("a.cls", 0), ("b.cls", 0)], "a has no label"),
-        ([("a.txt", 0)], "x.tar holds no pictures"),
+        ([("a.txt", 0)], "x.tar holds no images"),
         ([("a.jpg", 0), ("a.cls", 1), ("a.json", 2)], "a has two labels: 1 in .cls, 2 in .json"),
         ([("a.jpg", 0), ("a.cls", 7_000_000)], "has label 7000000, but 1,000,000 classes"),
     ],
 )
-def test_keys_that_are_not_one_picture(tmp_path: Path, files: list[tuple[str, int]], words: str) -> None:
-    """Each was one picture or none in silence."""
+def test_keys_that_are_not_one_image(tmp_path: Path, files: list[tuple[str, int]], words: str) -> None:
+    """Each was one image or none in silence."""
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name, number in files:
             content = b'{"label": %d}' % number if name.endswith("json") else b"%d" % number
             add(tar, name, content if name.endswith(("cls", "json")) else jpeg(number))
     with pytest.raises(DataError, match=words):
-        list(open_source(tmp_path / "x.tar").pictures())
+        list(open_source(tmp_path / "x.tar").images())
 
 
 def test_other_fields_of_a_key(tmp_path: Path) -> None:
-    """A mask is not the picture; hidden files and keys without picture and label are nothing."""
+    """A mask is not the image; hidden files and keys without image and label are nothing."""
     files = {
         "d.x/._a.jpg": b"", "d.x/a.jpg": jpeg(0), "d.x/a.seg.png": jpeg(1), "d.x/a.txt": b"", "d.x/a.cls": b" 1\n",
         "d.x/a.json": b'{"label": null, "cls": "1"}', "readme.txt": b"", "b.json": b'{"caption": ""}', ".cls": b"x",
     }  # fmt: skip
     (tmp_path / "x.tar").write_bytes(tar_of(files))
     (tmp_path / ".ipynb_checkpoints").mkdir()
-    (found,) = open_source(tmp_path).pictures()
+    (found,) = open_source(tmp_path).images()
     assert (found.id, found.label) == ("x.tar/d.x/a.jpg", 1)
 
 
@@ -158,7 +158,7 @@ def test_links_in_folders(tmp_path: Path) -> None:
     kept = tmp_path / "kept" / "deep"
     kept.mkdir(parents=True)
     (kept / "0.jpg").write_bytes(jpeg(0))
-    cat = tmp_path / "pictures" / "cat"
+    cat = tmp_path / "images" / "cat"
     cat.mkdir(parents=True)
     (cat / "link.jpg").symlink_to(kept / "0.jpg")
     (cat.parent / "dog").symlink_to(kept.parent)
@@ -169,11 +169,11 @@ def test_links_in_folders(tmp_path: Path) -> None:
     (cat / "new\nline.jpg").write_bytes(b"")
     source = split_of(cat.parent)
     reasons = {}
-    for picture in source.pictures:
+    for image in source.images:
         try:
-            reasons[picture.id] = str(read_picture(source.store, picture).size)
-        except BadPicture as error:
-            reasons[picture.id] = error.reason
+            reasons[image.id] = str(read_image(source.store, image).size)
+        except BadImage as error:
+            reasons[image.id] = error.reason
     assert reasons == {
         "cat/link.jpg": "(20, 20)", "dog/deep/0.jpg": "(20, 20)", "cat/self.jpg": "gone since it was listed",
         "cat/zero.jpg": "no regular file", "cat/pipe.jpg": "no regular file", "cat/new\nline.jpg": "empty file",
@@ -183,30 +183,30 @@ def test_links_in_folders(tmp_path: Path) -> None:
         split_of(cat.parent)
 
 
-def test_class_folders(pictures: Path, bucket: str) -> None:
-    everything = split_of(pictures)
-    assert everything.classes == ("ellipse", "line", "rectangle") and len(everything.pictures) == 120
-    train, val = split_of(pictures, "train"), split_of(pictures, "val")
-    assert {p.id for p in train.pictures} | {p.id for p in val.pictures} == {p.id for p in everything.pictures}
-    assert not {p.id for p in train.pictures} & {p.id for p in val.pictures}
-    assert everything.pictures[0].id == "ellipse/000.png" and everything.pictures[-1].label == 2
-    for picture in val.pictures:
-        open_store(bucket).create(f"p/{picture.id}", (pictures / picture.id).read_bytes())
+def test_class_folders(images: Path, bucket: str) -> None:
+    everything = split_of(images)
+    assert everything.classes == ("ellipse", "line", "rectangle") and len(everything.images) == 120
+    train, val = split_of(images, "train"), split_of(images, "val")
+    assert {p.id for p in train.images} | {p.id for p in val.images} == {p.id for p in everything.images}
+    assert not {p.id for p in train.images} & {p.id for p in val.images}
+    assert everything.images[0].id == "ellipse/000.png" and everything.images[-1].label == 2
+    for image in val.images:
+        open_store(bucket).create(f"p/{image.id}", (images / image.id).read_bytes())
     stored = split_of(f"{bucket}/p")
-    assert stored.pictures == val.pictures and stored.classes == val.classes
-    assert read_picture(stored.store, stored.pictures[0]).size == (24, 20)
+    assert stored.images == val.images and stored.classes == val.classes
+    assert read_image(stored.store, stored.images[0]).size == (24, 20)
 
 
 @pytest.mark.parametrize(
     ("folder", "words"),
-    [(None, "there is no folder"), ("", "neither class folders nor tars"), ("cats", "no pictures")],
+    [(None, "there is no folder"), ("", "neither class folders nor tars"), ("cats", "no images")],
 )
-def test_folders_without_pictures(tmp_path: Path, folder: str | None, words: str) -> None:
-    root = tmp_path / "pictures"
+def test_folders_without_images(tmp_path: Path, folder: str | None, words: str) -> None:
+    root = tmp_path / "images"
     if folder is not None:
         (root / folder).mkdir(parents=True)
     with pytest.raises(ADDPError, match=words):
-        list(open_source(root).pictures())
+        list(open_source(root).images())
 
 
 def test_empty_split(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_json_labels_of_other_forms(tmp_path: Path) -> None:
     for key, value in fields.items():
         files |= {f"{key}.png": jpeg(0), f"{key}.json": json.dumps(value).encode()}
     (tmp_path / "x.tar").write_bytes(tar_of(files))
-    listing = open_source(tmp_path / "x.tar").pictures()
+    listing = open_source(tmp_path / "x.tar").images()
     assert [next(listing).label, next(listing).label] == [2, 1]
     with pytest.raises(DataError, match="c has no label"):
         next(listing)

@@ -70,7 +70,7 @@ def test_sparse_members(tmp_path: Path, format: str) -> None:
         file.write(bytes(range(256)) * 300)
     subprocess.run(["tar", "--sparse", f"--format={format}", "-cf", "x.tar", "x.ppm"], cwd=tmp_path, check=True)
     with pytest.raises(DataError, match=r"x\.ppm is stored as a sparse file; pack it again without --sparse"):
-        list(open_source(tmp_path / "x.tar", labels=["0"]).pictures())
+        list(open_source(tmp_path / "x.tar", labels=["0"]).images())
 
 
 def test_damaged_headers(tmp_path: Path) -> None:

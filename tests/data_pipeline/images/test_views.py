@@ -15,7 +15,7 @@ def ramp(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
 
 
-def test_a_view_is_a_function_of_picture_and_index() -> None:
+def test_a_view_is_a_function_of_image_and_index() -> None:
     recipe, image = ViewRecipe(size=16), ramp(40, 30)
     first = make_view(image, "a/x.png", 3, recipe)
     assert first.shape == (16, 16, 3) and first.dtype == np.uint8

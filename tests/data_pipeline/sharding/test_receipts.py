@@ -34,9 +34,9 @@ RECIPE = ViewRecipe(size=16, views=2)
 
 
 @pytest.fixture
-def made(pictures: Path, tokenizer: VQTokenizer, tmp_path: Path) -> tuple[LocalStore, Plan]:
+def made(images: Path, tokenizer: VQTokenizer, tmp_path: Path) -> tuple[LocalStore, Plan]:
     """All four shards made, not finalized."""
-    planned = plan(pictures, tmp_path / "out", tokenizer, RECIPE, rows=32)
+    planned = plan(images, tmp_path / "out", tokenizer, RECIPE, rows=32)
     assert len(list(job(planned, tmp_path / "out", tokenizer).run(range(4)))) == 4
     return LocalStore(tmp_path / "out"), planned
 
@@ -127,7 +127,7 @@ def test_finalize_refuses(made: tuple[LocalStore, Plan], damage: Damage, words: 
         finalize(store, planned)
 
 
-def test_a_picture_that_is_neither_stored_nor_quarantined(made: tuple[LocalStore, Plan]) -> None:
+def test_a_image_that_is_neither_stored_nor_quarantined(made: tuple[LocalStore, Plan]) -> None:
     """Shard and part agree with each other, and not with the plan: the list of the quarantined was lost."""
     store, planned = made
     content = store.read(shard_name(2))
@@ -139,7 +139,7 @@ def test_a_picture_that_is_neither_stored_nor_quarantined(made: tuple[LocalStore
     assert job_status(store, planned, survey(store, planned), {}).text.splitlines()[1] == totals.text
     with pytest.raises(
         DataError,
-        match=r"120 pictures planned, 118 stored, 0 quarantined, 2 UNACCOUNTED FOR; remove the files of shard 2 "
+        match=r"120 images planned, 118 stored, 0 quarantined, 2 UNACCOUNTED FOR; remove the files of shard 2 "
         r"\(parts/000002\.json, tokens-000002\.tar, \.\.\.\), and run again",
     ):
         finalize(store, planned)
@@ -164,4 +164,4 @@ def test_swapped_shards_are_found(made: tuple[LocalStore, Plan]) -> None:
     store, planned = made
     manifest = finalize(store, planned)
     swapped = manifest.model_copy(update={"shards": (manifest.shards[1], manifest.shards[0], *manifest.shards[2:])})
-    assert ["repeats pictures of an earlier shard"] in [c.problems for c in verify(open_store(store.root), swapped)]
+    assert ["repeats images of an earlier shard"] in [c.problems for c in verify(open_store(store.root), swapped)]

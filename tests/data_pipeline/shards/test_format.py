@@ -48,7 +48,7 @@ def test_rows_come_back(
         reader.records["tokens"][rows, view], [content[r].tokens[v] for r, v in zip(rows, view, strict=True)]
     )
     assert [int(label) for label in reader.records["label"][rows]] == [content[r].label for r in rows]
-    assert [int(index) for index in reader.records["index"][rows]] == [content[r].picture for r in rows]
+    assert [int(index) for index in reader.records["index"][rows]] == [content[r].image for r in rows]
     in_memory = ShardReader(path.read_bytes(), count, layout)
     assert np.array_equal(in_memory.records, reader.records)
 

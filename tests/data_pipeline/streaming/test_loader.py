@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.images.image_loader import PictureLoader
+from data_pipeline.images.image_loader import ImageLoader
 from data_pipeline.images.sources import split_of
 from data_pipeline.images.views import ViewRecipe
 from data_pipeline.shards.manifest import MANIFEST, read_manifest
@@ -28,7 +28,7 @@ def test_ranks_slice_the_global_batch(tokens: Path, ranks: int) -> None:
         assert [p.start for p in parts] == [step * 12 + r * size for r in range(ranks)]
 
 
-def test_each_picture_once_an_epoch_in_another_view_each_time(tokens: Path) -> None:
+def test_each_image_once_an_epoch_in_another_view_each_time(tokens: Path) -> None:
     loader = TokenLoader(tokens, global_batch=1, seed=0, options=LoaderOptions(window=2))
     n = loader.manifest.rows
     stored = np.concatenate(
@@ -60,11 +60,11 @@ def test_refusals(tokens: Path, tmp_path: Path) -> None:
         read_manifest(copy)
 
 
-def test_picture_batches_are_a_function_of_the_step(pictures: Path) -> None:
-    source = split_of(pictures, "train")
+def test_image_batches_are_a_function_of_the_step(images: Path) -> None:
+    source = split_of(images, "train")
 
-    def loader() -> PictureLoader:
-        return PictureLoader(source, ViewRecipe(size=16), global_batch=8, seed=1)
+    def loader() -> ImageLoader:
+        return ImageLoader(source, ViewRecipe(size=16), global_batch=8, seed=1)
 
     first = loader()
     batches = [first.batch(step, 0, 8).pixels for step in range(3)]
@@ -74,18 +74,18 @@ def test_picture_batches_are_a_function_of_the_step(pictures: Path) -> None:
     assert batches[0].shape == (8, 16, 16, 3) and not np.array_equal(batches[0], batches[1])
 
 
-def test_an_unreadable_picture_is_replaced_up_to_a_limit(pictures: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "pictures"
-    shutil.copytree(pictures, copy)
+def test_an_unreadable_image_is_replaced_up_to_a_limit(images: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "images"
+    shutil.copytree(images, copy)
     source = split_of(copy)
 
-    def epoch() -> PictureLoader:
-        loader = PictureLoader(source, ViewRecipe(size=16), global_batch=120, seed=1)
+    def epoch() -> ImageLoader:
+        loader = ImageLoader(source, ViewRecipe(size=16), global_batch=120, seed=1)
         loader.batch(0, 0, 120)
         return loader
 
-    (copy / source.pictures[5].id).write_bytes(b"")
-    assert list(epoch().bad) == [source.pictures[5].id]
-    (copy / source.pictures[6].id).write_bytes(b"no picture")
-    with pytest.raises(DataError, match="more than 1 pictures cannot be read"):
+    (copy / source.images[5].id).write_bytes(b"")
+    assert list(epoch().bad) == [source.images[5].id]
+    (copy / source.images[6].id).write_bytes(b"no image")
+    with pytest.raises(DataError, match="more than 1 images cannot be read"):
         epoch()

@@ -74,7 +74,7 @@ def test_what_was_allowed_once_stays_so_where_an_older_checkpoint_has_to_do() ->
 
 
 def test_manifests_of_earlier_versions_have_neither_run_nor_configuration() -> None:
-    old = manifest({}, {**FACTS, "data": ""}, run="")  # nor did a tokenizer's say which pictures it was trained on
+    old = manifest({}, {**FACTS, "data": ""}, run="")  # nor did a tokenizer's say which images it was trained on
     assert changed(old, "seed=3") == []
     with pytest.raises(ConfigError, match="seed: 0 -> 3"):
         changed(old, "seed=3", before=config())
@@ -165,10 +165,10 @@ def test_a_rank_that_never_sees_the_files_ends_all_ranks(undisturbed: Path, toke
     assert codes == [74, 74] and "ranks [1] do not see the files of" in output and "refused" not in output, output
 
 
-def test_ranks_that_list_other_data_are_refused(pictures: Path, tmp_path: Path) -> None:
+def test_ranks_that_list_other_data_are_refused(images: Path, tmp_path: Path) -> None:
     """They would train on different samples under the same numbers."""
-    options = ("objective=tokenizer", "tokenizer.sizes.size=tiny", f"data.pictures={pictures}", "data.views.size=16")
-    hidden = next(pictures.glob("*/*")).name
+    options = ("objective=tokenizer", "tokenizer.sizes.size=tiny", f"data.images={images}", "data.views.size=16")
+    hidden = next(images.glob("*/*")).name
     sabotage = Sabotage(rank=1, unlisted=(hidden,))
     codes, output = run_world(tmp_path / "run", *options, "precision=fp32", sabotage=sabotage)
     assert codes == [78, 78] and "rank 1 sees other files than rank 0: data differ" in output, output

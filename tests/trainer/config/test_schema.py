@@ -77,7 +77,7 @@ def test_places_that_are_none(override: str) -> None:
 def test_paths_are_absolute_once_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a run's own copy of its configuration holds in every working directory."""
     monkeypatch.chdir(tmp_path)
-    keys = "data.tokens data.pictures data.cache tokenizer.weights predictor.weights addp.weights checkpoint.upload run"
+    keys = "data.tokens data.images data.cache tokenizer.weights predictor.weights addp.weights checkpoint.upload run"
     config = load_config(None, [f"{key}=some/{key}" for key in keys.split()])
     mixed = load_config(None, ["data.mixture={one: 1, s3://bucket/two: 2}", "checkpoint.upload=s3://bucket/run"])
     monkeypatch.chdir("/")
@@ -146,7 +146,7 @@ def test_every_number_is_bounded(key: str) -> None:
         ("data.views.scale=[0.5, 0.2]", "scale = 0.5, 0.2: the lower end comes first"),
         ("data.views.scale=[0, 1]", "data.views.scale.0"),
         ("data.views.ratio=[-1, 1]", "data.views.ratio.0"),
-        ("tokenizer.sizes={image_size: 8192, channel_multipliers: [1]}", "tokens a picture"),
+        ("tokenizer.sizes={image_size: 8192, channel_multipliers: [1]}", "tokens an image"),
         ("addp.sizes.size=[base]", "no size ['base']"),
         ("run=", "run: it must be a path"),
         ("run=''", "run: it must be a path"),
@@ -167,7 +167,7 @@ def test_every_number_is_bounded(key: str) -> None:
         ("seed=" + "[" * 10_000, "nested deeper"),
         ("checkpoint.upload=runs/unnamed", "checkpoint.upload"),
         ("checkpoint.upload=runs/unnamed/checkpoints", "is the run's own folder"),
-        ("data.pictures=runs", "is the folder of the pictures"),
+        ("data.images=runs", "is the folder of the images"),
     ],
     ids=lambda text: text[:40],
 )

@@ -1,4 +1,4 @@
-"""Completing pictures: what is kept stays, what is generated changes with the seed."""
+"""Completing images: what is kept stays, what is generated changes with the seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model.config import Geometry, TransformerConfig
 from model.errors import ConfigError, DataError
 from model.sampler import SamplerConfig, generate, given_tokens
 from model.vq import VQTokenizer
-from trainer.evaluation.completion import KEEP, generated_mask, read_pictures
+from trainer.evaluation.completion import KEEP, generated_mask, read_images
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
@@ -69,13 +69,13 @@ def test_masks(tmp_path: Path) -> None:
         generated_mask("sideways", 4)
 
 
-def test_a_run_completes_pictures(run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_run_completes_images(run: Path, images: Path, tmp_path: Path) -> None:
     from trainer.evaluation.generate import main
 
-    folder = pictures / "ellipse"
+    folder = images / "ellipse"
     out = tmp_path / "completed.png"
     main(str(run), complete=folder, keep="left", steps=4, out=out)
-    assert Image.open(out).size == (6 * 18 + 2, 8 * 18 + 2)  # the picture, what is kept, four completions
-    assert read_pictures(folder / "000.png", 16).shape == (1, 3, 16, 16)
+    assert Image.open(out).size == (6 * 18 + 2, 8 * 18 + 2)  # the image, what is kept, four completions
+    assert read_images(folder / "000.png", 16).shape == (1, 3, 16, 16)
     with pytest.raises(DataError):
-        read_pictures(tmp_path / "none.png", 16)
+        read_images(tmp_path / "none.png", 16)

@@ -1,4 +1,4 @@
-"""Sets of generated pictures: the same files on any number of ranks, from any checkpoint, after any number of kills."""
+"""Sets of generated images: the same files on any number of ranks, from any checkpoint, after any number of kills."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def test_from_a_checkpoint_and_from_an_average(run: Path, tmp_path: Path) -> Non
         ("half", {"precision": "bf16"}),
     ):  # fmt: skip
         finished(start(run, tmp_path / name, count=8, **options))
-    pictures = {name: (tmp_path / name / "000003.png").read_bytes() for name in ("raw", "ema", "last", "early")}
-    assert pictures["raw"] == pictures["last"] and len(set(pictures.values())) == 3
+    images = {name: (tmp_path / name / "000003.png").read_bytes() for name in ("raw", "ema", "last", "early")}
+    assert images["raw"] == images["last"] and len(set(images.values())) == 3
     assert len(contents(tmp_path / "half")) == 9 and Image.open(tmp_path / "half" / "000007.png").size == (16, 16)
 
 
@@ -122,10 +122,10 @@ def test_another_set_is_not_mixed_in(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("complete", [False, True])
 def test_a_grid_is_made_in_the_precision_that_is_asked_for(complete: bool, run: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (16, 16), "red").save(tmp_path / "picture.png")
-    picture = tmp_path / "picture.png" if complete else None
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "image.png")
+    image = tmp_path / "image.png" if complete else None
     for precision in ("fp32", "bf16"):
-        main(str(run), count=4, steps=4, precision=precision, complete=picture, out=tmp_path / f"{precision}.png")
+        main(str(run), count=4, steps=4, precision=precision, complete=image, out=tmp_path / f"{precision}.png")
         assert json.loads((tmp_path / f"{precision}.json").read_text())["precision"] == precision
     assert (tmp_path / "fp32.png").read_bytes() != (tmp_path / "bf16.png").read_bytes()
 
@@ -137,5 +137,5 @@ def test_it_says_how_far_it_is(
     monkeypatch.setenv(SECONDS, "0.01")
     for into, out in ((tmp_path / "set", None), (None, tmp_path / "grid.png")):
         main(str(run), count=24, batch=4, steps=8, into=into, out=out)
-        title = "generating: 24 of 24 pictures" if into else "generating 24 pictures: 192 of 192 denoising steps"
+        title = "generating: 24 of 24 images" if into else "generating 24 images: 192 of 192 denoising steps"
         assert f"\n{title} (100%) in 0:0" in capsys.readouterr().err

@@ -33,7 +33,7 @@ PROBE = """<script>addEventListener("load", () => {
   const verdicts = [...document.querySelectorAll(".met, .missed")].map(e => e.getBoundingClientRect())
   document.body.innerHTML = JSON.stringify({
     width: innerWidth, content: document.documentElement.scrollWidth, page,
-    pictures: [...document.images].map(i => i.complete && i.naturalWidth > 0),
+    images: [...document.images].map(i => i.complete && i.naturalWidth > 0),
     labels: styles("svg text").map(s => contrast(s.fill)),
     lines: styles('svg path[style*="var(--s"]').filter(s => s.stroke != "none").map(s => contrast(s.stroke)),
     verdicts: verdicts.map(r => r.width > 0 && r.left >= 0 && r.right <= innerWidth) }) })</script>"""
@@ -53,7 +53,7 @@ def browse(page: Path, width: int, dark: bool, profile: Path, *options: str) -> 
     )  # fmt: skip
 
 
-def picture(seed: int) -> bytes:
+def image(seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (300, 300, 3), np.uint8)
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")
@@ -75,13 +75,13 @@ def two_runs(run: Path, tmp_path: Path) -> list[Path]:
         store = LocalStore(folder)
         for step in (4, 8, 12):
             accuracies = {f"{v}top1_k{k}": 0.5 for v in ("", "untrained_") for k in (100, 20)}
-            for part, figures, pictures in (
+            for part, figures, images in (
                 ("proxy", {"efficientnet_frechet_distance": 200.0 / step + number}, {}),
-                ("knn", {**accuracies, "pictures": 100}, {}),
+                ("knn", {**accuracies, "images": 100}, {}),
                 ("held-out", {"cross_entropy": 6.0, "unigram": 6.5, "gain": 0.5}, {}),
-                ("samples", {"samples": 64}, {"": picture(step), "steps": picture(step + 1), "real": picture(0)}),
+                ("samples", {"samples": 64}, {"": image(step), "steps": image(step + 1), "real": image(0)}),
             ):
-                assert publish(store, result(step, part, figures), pictures)
+                assert publish(store, result(step, part, figures), images)
         folders.append(folder)
     RunFolder(folders[0]).incident({"event": "spike", "reason": "<b>loss</b> 9.5 above the median"})
     asked = [{"name": "PSNR", "value": "20 dB", "target": ">= 19 dB", "met": True}]
@@ -104,7 +104,7 @@ def test_in_a_browser(width: int, dark: bool, two_runs: list[Path], tmp_path: Pa
     assert answer is not None
     found = json.loads(answer[0])
     assert found["content"] <= found["width"]  # nothing is cut off or scrolls sideways
-    assert len(found["pictures"]) == 10 and all(found["pictures"])
+    assert len(found["images"]) == 10 and all(found["images"])
     assert len(found["labels"]) > 50 and min(found["labels"]) > 7  # legible, in either mode
     assert len(found["lines"]) > 10 and min(found["lines"]) > 3
     assert found["verdicts"] == [True]
@@ -126,7 +126,7 @@ def test_what_it_says(two_runs: list[Path], tmp_path: Path) -> None:
     assert "50.0 ± 5.0 %" in text and "Bars: one standard error" in text and "top1_k" not in text
     assert text.count("unigram of the held-out codes</li>") == 2
     assert text.count('alt="Samples, step 4"') == 2 and text.count('alt="How they come about, step 12"') == 2
-    assert text.count('alt="Samples, real pictures, held out"') == 2
+    assert text.count('alt="Samples, real images, held out"') == 2
     assert "16.67 <small>step 12" in text and "17.67 <small>step 12" in text
     assert "&lt;b&gt;loss&lt;/b&gt; 9.5" in text and "a$b_{&lt;i&gt;" in text and "<i>" not in text
     assert "objective: addp" in text and ">met<" in text and "could not be read" not in text
@@ -180,7 +180,7 @@ def test_what_lies_on_a_store_only(bucket: str, tmp_path: Path) -> None:
         place.replace("config.resolved.yaml", config.encode())
         place.replace("metrics.jsonl", b'{"step": 11, "loss": 5.5}\n')
     assert publish(store, result(4, "fid", {"fid": 33.5}), {})
-    assert publish(store, result(4, "samples", {"samples": 64}), {"": picture(4)})
+    assert publish(store, result(4, "samples", {"samples": 64}), {"": image(4)})
     assert publish(store, result(8, "fid", {"fid": 99.0}), {})
     assert publish(LocalStore(folder), result(8, "fid", {"fid": 22.5}), {})
     (folder / "evaluation" / "step-00000008" / "knn.json").write_text("{")

@@ -43,9 +43,9 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def options(pictures: Path, pretrained: Path) -> tuple[str, ...]:
+def options(images: Path, pretrained: Path) -> tuple[str, ...]:
     return (
-        "objective=classify", f"data.pictures={pictures}", "data.views.size=16", "tokenizer.sizes.size=tiny",
+        "objective=classify", f"data.images={images}", "data.views.size=16", "tokenizer.sizes.size=tiny",
         "addp.sizes.size=tiny", f"addp.weights={pretrained}", "precision=fp32",
     )  # fmt: skip
 
@@ -84,24 +84,24 @@ def test_a_killed_fine_tuning_ends_bit_for_bit(options: tuple[str, ...], tmp_pat
     assert len(losses) == 12 and losses[-1] < losses[0]
 
 
-def test_accuracy_goes_by_class_names(options: tuple[str, ...], pictures: Path, tmp_path: Path) -> None:
-    """Also on held-out pictures that stand apart and lack a class."""
+def test_accuracy_goes_by_class_names(options: tuple[str, ...], images: Path, tmp_path: Path) -> None:
+    """Also on held-out images that stand apart and lack a class."""
     plain = [f"augmentation.{name}=0" for name in ("randaugment", "erasing", "mixup", "cutmix")]
     plain += ["classifier.layer_decay=1.0", "classifier.drop_path=0.0", "data.held_out=0.3"]
     finish(tmp_path / "run", *options, *plain, "schedule.total=150", "optimizer.base_lr=0.1")
     log = tmp_path / "log"
     assert codes(start(tmp_path / "run", log, "--suite", "accuracy")) == [0], log.read_text()
     (whole,) = read_results(LocalStore(tmp_path / "run"))
-    assert whole["figures"]["top1"] > 0.5 and whole["figures"]["top5"] == 1 and whole["figures"]["pictures"] > 20
+    assert whole["figures"]["top1"] > 0.5 and whole["figures"]["top5"] == 1 and whole["figures"]["images"] > 20
 
     apart = tmp_path / "apart"
     for name in ("line", "rectangle"):
-        shutil.copytree(pictures / name, apart / name)
+        shutil.copytree(images / name, apart / name)
     shutil.rmtree(tmp_path / "run" / "evaluation")
-    options = ("--suite", "accuracy", "--pictures", str(apart), "--held-out", "1")
+    options = ("--suite", "accuracy", "--images", str(apart), "--held-out", "1")
     assert codes(start(tmp_path / "run", log, *options)) == [0], log.read_text()
     (part,) = read_results(LocalStore(tmp_path / "run"))
-    assert part["figures"]["pictures"] == 80 and part["figures"]["top1"] > 0.5
+    assert part["figures"]["images"] == 80 and part["figures"]["top1"] > 0.5
     (apart / "line").rename(apart / "zebra")
     assert codes(start(tmp_path / "run", log, *options, "--checkpoint", "148")) == [78]
     assert "knows no class zebra" in log.read_text()
@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_said(options: tuple[str, ...], tmp_path: Path) -> 
     for overrides, message in (
         (("addp.weights=null", "classifier.method=linear"), "needs addp.weights"),
         (("data.views.size=32",), "must equal tokenizer.sizes.image_size"),
-        (("data.pictures=null",), "needs data.pictures"),
+        (("data.images=null",), "needs data.images"),
     ):
         codes, output = run_world(tmp_path / "run", *options, *overrides)
         assert codes == [78, 78] and message in output
@@ -140,7 +140,7 @@ def test_mixing_keeps_what_the_target_says() -> None:
         torch.manual_seed(seed)
         for mixup, cutmix in ((0.8, 0.0), (0.0, 1.0), (0.8, 1.0)):
             pixels, labels = mixed(images, target, mixup, cutmix)
-            # the share of a picture's pixels that are its own is the weight of its class
+            # the share of an image's pixels that are its own is the weight of its class
             assert torch.allclose(pixels.mean((1, 2, 3)), labels @ torch.arange(4.0), atol=1e-5)
             assert torch.allclose(labels.sum(1), torch.ones(4))
     assert mixed(images, target, 0.0, 0.0)[0] is images

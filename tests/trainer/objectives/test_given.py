@@ -59,13 +59,13 @@ def written(network: Network, path: Path) -> Path:
 @pytest.mark.parametrize("form", ["ours.safetensors", "official.pth"])
 @pytest.mark.parametrize("objective", KINDS)
 def test_a_run_begins_with_the_weights_of_its_file(
-    objective: str, form: str, tokens: Path, pictures: Path, tokenizer_file: Path, tmp_path: Path
+    objective: str, form: str, tokens: Path, images: Path, tokenizer_file: Path, tmp_path: Path
 ) -> None:
     """But for a run that goes on, which does not read them. Dropout, and how positions started, are the run's own."""
     kind = KINDS[objective]
     network = network_of(kind)
     file = written(network, tmp_path / form)
-    data = [f"data.pictures={pictures}", "data.views.size=16"]
+    data = [f"data.images={images}", "data.views.size=16"]
     if objective != "tokenizer":
         data = [f"data.tokens={tokens}", f"{kind}.sizes.dropout=0.3", f"{kind}.sizes.positions=sincos"]
         data += ["output_bias=frequencies"]

@@ -53,7 +53,7 @@ def step_masks(objective: Objective, config: RunConfig, step: int, ranks: int) -
 
 
 def counts(masks: list[Tensor]) -> list[int]:
-    """Masked tokens of a picture, by micro batch; all of its pictures have as many."""
+    """Masked tokens of an image, by micro batch; all of its images have as many."""
     assert all((mask.sum(1) == mask[0].sum()).all() for mask in masks)
     return [int(mask[0].sum()) for mask in masks]
 

@@ -197,10 +197,10 @@ def test_a_run_that_is_in_use_or_asked_to_stop(addp: tuple[str, ...], tmp_path: 
     assert checks(*addp)["resume"].state == "ok"
 
 
-def _objective_overrides(objective: str, addp: tuple[str, ...], pictures: Path, folder: Path) -> tuple[str, ...]:
+def _objective_overrides(objective: str, addp: tuple[str, ...], images: Path, folder: Path) -> tuple[str, ...]:
     if objective == "addp":
         return addp
-    views = (f"data.pictures={pictures}", "data.views.size=16", "tokenizer.sizes.size=tiny", "precision=fp32", *SMALL)
+    views = (f"data.images={images}", "data.views.size=16", "tokenizer.sizes.size=tiny", "precision=fp32", *SMALL)
     run = f"run={folder / 'run'}"
     if objective == "classify":
         own = ("addp.sizes.size=tiny", f"addp.weights={_network('addp', folder)}")
@@ -210,15 +210,15 @@ def _objective_overrides(objective: str, addp: tuple[str, ...], pictures: Path, 
 
 @pytest.mark.parametrize("objective", ["addp", "tokenizer", "classify"])
 def test_it_knows_a_run_as_the_trainer_does(
-    objective: str, addp: tuple[str, ...], pictures: Path, tmp_path: Path
+    objective: str, addp: tuple[str, ...], images: Path, tmp_path: Path
 ) -> None:
-    overrides = _objective_overrides(objective, addp, pictures, tmp_path)
+    overrides = _objective_overrides(objective, addp, images, tmp_path)
     config = load_config(None, list(overrides))
     _save_manifest(config)
     found = checks(*overrides)
     assert {check.state for check in found.values()} == {"ok"}, found
     assert "goes on at step 4 of 12" in found["resume"].text
-    blind = checks(*overrides, "data.tokens=/none" if objective == "addp" else "data.pictures=/none")
+    blind = checks(*overrides, "data.tokens=/none" if objective == "addp" else "data.images=/none")
     assert blind["data"].state == "FAILED" and "were not compared" in blind["resume"].text
 
 
@@ -234,14 +234,14 @@ def test_what_a_run_begins_with(addp: tuple[str, ...], tmp_path: Path) -> None:
     assert [c.state for c in found] == ["ok", "ok"] and found[1].text.endswith("goes on from its own checkpoint")
 
 
-def test_the_pictures_of_a_tokenizer_run_are_a_fact(addp: tuple[str, ...], pictures: Path, tmp_path: Path) -> None:
+def test_the_images_of_a_tokenizer_run_are_a_fact(addp: tuple[str, ...], images: Path, tmp_path: Path) -> None:
     """Wherever they lie; a permission does not help."""
     copy = tmp_path / "copy"
-    shutil.copytree(pictures, copy)
+    shutil.copytree(images, copy)
     overrides = _objective_overrides("tokenizer", addp, copy, tmp_path)
     _save_manifest(load_config(None, list(overrides)))
     copy.rename(tmp_path / "moved")
-    moved = (*overrides, f"data.pictures={tmp_path / 'moved'}")
+    moved = (*overrides, f"data.images={tmp_path / 'moved'}")
     assert checks(*moved)["resume"].state == "ok"
     found = checks(*moved, "data.held_out=0.5", "resume.allow=[data]")["resume"]
     assert found.state == "FAILED" and "belongs to another run than the configured one (data: " in found.text

@@ -50,7 +50,7 @@ def test_a_demo_is_planned_where_its_data_are_not() -> None:
     assert found["images_per_epoch"] == 1_281_167
 
 
-def test_pictures_are_counted_or_stated(tokens: Path, tmp_path: Path) -> None:
+def test_images_are_counted_or_stated(tokens: Path, tmp_path: Path) -> None:
     mage = ["objective=mage", "batch.global_batch=8", "batch.micro=1", "tokenizer.sizes.size=tiny",
             "predictor.sizes.size=tiny"]  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_pictures_are_counted_or_stated(tokens: Path, tmp_path: Path) -> None:
 
     assert images(tokens, None) == read_manifest(tokens).rows != images(tokens, 1000) == 1000
     assert images(None, None) == 1_281_167
-    with pytest.raises(DataError, match="make it with `addp tokenize`; or state its pictures by --images"):
+    with pytest.raises(DataError, match="make it with `addp tokenize`; or state its images by --images"):
         images(tmp_path, None)
 
 

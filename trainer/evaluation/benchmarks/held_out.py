@@ -21,7 +21,7 @@ from model.vq import VQTokenizer
 
 Predict = Callable[[Tensor, DenoisingMasks], Tensor]
 _BATCH = 64
-MASK_DRAWS = 8  # mask ratios that a picture is evaluated at
+MASK_DRAWS = 8  # mask ratios that an image is evaluated at
 RATIOS = (0.99, 0.9, 0.75, 0.6, 0.51)  # shares of unreliable tokens that are shown
 _SEED = 20230609  # of the masks: the same for every network that is compared
 
@@ -39,7 +39,7 @@ def tokenizer_part(tokenizer: VQTokenizer, pixels: Tensor) -> tuple[float, int, 
 
 
 def tokenizer_figures(parts: list[tuple[float, int, Tensor]]) -> dict[str, float]:
-    """PSNR of the mean squared error over all pictures (dB), and the share of the codebook that they use."""
+    """PSNR of the mean squared error over all images (dB), and the share of the codebook that they use."""
     squared, values = sum(p[0] for p in parts), sum(p[1] for p in parts)
     used = torch.stack([p[2] for p in parts]).any(0)
     return {"psnr": -10 * math.log10(squared / values), "codebook_used": float(used.float().mean())}
@@ -83,8 +83,8 @@ def token_data(held_out: str, train: str) -> tuple[Tensor, NDArray[np.float64]]:
 
 
 @torch.no_grad()
-def noisy_pictures(frozen: FrozenNetworks, pixels: Tensor) -> Tensor:
-    """What ADDP sees: for each of the pictures (N, 3, H, W) in [0, 1] the picture, x_t at falling shares of unreliable
+def noisy_images(frozen: FrozenNetworks, pixels: Tensor) -> Tensor:
+    """What ADDP sees: for each of the images (N, 3, H, W) in [0, 1] the image, x_t at falling shares of unreliable
     tokens, and its reconstruction, (N * columns, 3, H, W)."""
     ids = frozen.tokenizer.encode(pixels)
     length = ids.shape[1]

@@ -30,7 +30,7 @@ def encoder_features(network: Encoder, pixels: Tensor) -> Features:
 
 def knn(train: Features, labels: Tensor, test: Features, test_labels: Tensor, device: torch.device) -> dict[str, float]:
     """Top-1 of a vote of the k nearest by cosine, each weighted by exp(cosine / 0.07) (Wu et al. 2018, arXiv
-    1805.01978; DINO, arXiv 2104.14294). A k above the number of training pictures is left out."""
+    1805.01978; DINO, arXiv 2104.14294). A k above the number of training images is left out."""
     keys = F.normalize(torch.from_numpy(train).to(device), dim=1)
     labels, classes = labels.to(device), int(labels.max()) + 1
     counts = [k for k in NEIGHBOURS if k <= len(keys)] or [len(keys)]

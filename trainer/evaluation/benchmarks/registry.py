@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from data_pipeline.images.image_grid import picture_grid
+from data_pipeline.images.image_grid import image_grid
 from data_pipeline.storage import write_atomically
 from model.addp import ADDP
 from model.classifier import Classifier
@@ -44,20 +44,20 @@ def _zoom(size: int) -> int:
 def _held_out(task: Task) -> Outcome:
     o, network = task.options, task.network
     zoom = _zoom(task.image_size)
-    wanted = isinstance(network, VQTokenizer) or (isinstance(network, ADDP) and o.pictures is not None)
+    wanted = isinstance(network, VQTokenizer) or (isinstance(network, ADDP) and o.images is not None)
     crops = task.crops("val") if wanted else None
     if isinstance(network, VQTokenizer):
         assert crops is not None
-        parts = task.over("pictures", crops.chunks, lambda n: held_out.tokenizer_part(network, crops.read(n).pixels))
+        parts = task.over("images", crops.chunks, lambda n: held_out.tokenizer_part(network, crops.read(n).pixels))
         if task.control.rank:
             return Outcome({})
         shown = crops.read(0).pixels[:8].to(task.device).float() / 255
         with torch.no_grad():
             pairs = torch.cat([shown, network.reconstruct(shown)]).cpu()
-        grid = picture_grid(pairs, columns=len(shown), zoom=zoom)
+        grid = image_grid(pairs, columns=len(shown), zoom=zoom)
         return Outcome(held_out.tokenizer_figures(parts), {"reconstructions": _png(grid)})
     if o.tokens is None or o.train_tokens is None:
-        missing = "--tokens, a token data set of held-out pictures" if o.tokens is None else "--train-tokens"
+        missing = "--tokens, a token data set of held-out images" if o.tokens is None else "--train-tokens"
         raise ConfigError(f"held-out figures of a predictor or ADDP need {missing}")
     assert isinstance(network, TokenPredictor | ADDP)
     ids, frequencies = held_out.token_data(o.tokens, o.train_tokens)
@@ -75,14 +75,14 @@ def _held_out(task: Task) -> Outcome:
     if frozen is None or crops is None:
         return Outcome(figures)
     shown = crops.read(0).pixels[:_ROWS].to(task.device).float() / 255
-    noisy = held_out.noisy_pictures(frozen, shown).cpu()
-    return Outcome(figures, {"x_t": _png(picture_grid(noisy, columns=len(held_out.RATIOS) + 2, zoom=zoom))})
+    noisy = held_out.noisy_images(frozen, shown).cpu()
+    return Outcome(figures, {"x_t": _png(image_grid(noisy, columns=len(held_out.RATIOS) + 2, zoom=zoom))})
 
 
 def _samples(task: Task) -> Outcome:
-    """The whole set, and a grid of its first pictures with the steps by which some came about."""
+    """The whole set, and a grid of its first images with the steps by which some came about."""
     made = task.samples
-    crops = task.crops("val") if task.options.pictures is not None else None
+    crops = task.crops("val") if task.options.images is not None else None
     first = min(made.chunks, -(-_SHOWN // task.options.batch))
     parts = task.control.divide(first, lambda n: read_chunk(made.file(n)))  # each by the rank that made it
     if task.control.rank:
@@ -95,11 +95,11 @@ def _samples(task: Task) -> Outcome:
         for state in generate(task.network, task.tokenizer, task.options.seed, 0, min(_ROWS, len(shown)), sampler)
     ]
     zoom, columns = _zoom(task.image_size), max(1, round(len(shown) ** 0.5))
-    grids = {"": _png(picture_grid(shown, columns, zoom)), "steps": _png(denoising_grid(trail, zoom))}
+    grids = {"": _png(image_grid(shown, columns, zoom)), "steps": _png(denoising_grid(trail, zoom))}
     if crops is not None:  # real ones beside them
         real = crops.spread(len(shown)).pixels.float() / 255
         if len(real):
-            grids["real"] = _png(picture_grid(real, columns, zoom))
+            grids["real"] = _png(image_grid(real, columns, zoom))
     return Outcome({"samples": task.options.count}, grids)
 
 
@@ -113,7 +113,7 @@ def _quality(task: Task, extractor: fidelity.Extractor) -> Outcome:
         return Outcome({})
     with task.progress(f"figures on {extractor.name}", 1):
         made_of = fidelity.figures(extractor.labels, found, real)
-    return Outcome({**made_of, "reference_pictures": len(real.features)})
+    return Outcome({**made_of, "reference_images": len(real.features)})
 
 
 def _feature_set(
@@ -140,12 +140,12 @@ def _feature_set(
 
 
 def _reference(task: Task, extractor: fidelity.Extractor) -> fidelity.FeatureSet | None:
-    """Of the real pictures; made once and kept beside the sample sets. On rank 0."""
+    """Of the real images; made once and kept beside the sample sets. On rank 0."""
     crops = task.reference()
     key = f"{extractor.name}-{extractor.fingerprint[:12]}-{crops.fingerprint[:12]}".replace(" ", "_")
     path = task.work.parent / "reference" / f"{key}.safetensors"
     if not task.control.on_first(path.is_file):
-        title = f"{extractor.name} of real pictures"
+        title = f"{extractor.name} of real images"
         made = _feature_set(task, title, crops.chunks, lambda n: crops.read(n).pixels, extractor)
         if made is not None:
             write_atomically(path, save({name: np.ascontiguousarray(a) for name, a in made._asdict().items()}))
@@ -173,7 +173,7 @@ def _probe(task: Task, score: Callable[..., dict[str, float]]) -> Outcome:
             figures |= {f"{prefix}{key}": value for key, value in found.items()}
             most = labels.bincount().argmax()
             figures["majority_class"] = float((test_labels == most).float().mean())
-            figures["pictures"] = len(test_labels)
+            figures["images"] = len(test_labels)
     return Outcome(figures)
 
 
@@ -202,11 +202,11 @@ def _accuracy(task: Task) -> Outcome:
         right = best == label_of[chunk.labels][:, None]
         return int(right[:, 0].sum()), int(right.sum()), len(right)
 
-    parts = task.over("pictures", crops.chunks, work)
+    parts = task.over("images", crops.chunks, work)
     if task.control.rank:
         return Outcome({})
     first, five, count = (sum(column) for column in zip(*parts, strict=True))
-    return Outcome({"top1": first / count, "top5": five / count, "pictures": count})
+    return Outcome({"top1": first / count, "top5": five / count, "images": count})
 
 
 class Part(NamedTuple):
@@ -217,8 +217,8 @@ class Part(NamedTuple):
     settings: tuple[str, ...]
 
 
-_SPLIT = ("train_pictures", "held_out")  # which pictures are held out
-_DATA = ("pictures", *_SPLIT)
+_SPLIT = ("train_images", "held_out")  # which images are held out
+_DATA = ("images", *_SPLIT)
 _SAMPLING = ("count", "seed", "steps", "schedule", "choice_temperature", "temperature", "top_p", "batch", "precision")
 PARTS = {
     "held-out": Part(_held_out, ("tokenizer", "mage", "addp"), ("tokens", "train_tokens", *_DATA)),

@@ -13,8 +13,8 @@ PARTS = {  # in the order of the page
     "accuracy": "Classifier",
     "knn": "Nearest neighbours on frozen features",
     "linear": "Linear probe on frozen features",
-    "fid": "Samples beside real pictures (Inception)",
-    "proxy": "Samples beside real pictures (EfficientNet: not FID)",
+    "fid": "Samples beside real images (Inception)",
+    "proxy": "Samples beside real images (EfficientNet: not FID)",
     "held-out": "Held-out data",
     "samples": "Samples",
 }
@@ -33,7 +33,7 @@ _WORDS = {  # (words, which way is better)
     "efficientnet_kernel_distance": ("kernel distance on EfficientNet features", DOWN),
     "efficientnet_precision": ("precision on EfficientNet features", UP),
     "efficientnet_recall": ("recall on EfficientNet features", UP),
-    "pictures": ("pictures that were classified", ""), "reference_pictures": ("real pictures", ""),
+    "images": ("images that were classified", ""), "reference_images": ("real images", ""),
     "samples": ("samples", ""),
 }  # fmt: skip
 _VARIANTS = {"": "", "untrained_": "untrained encoder", "pixels_": "raw pixels"}  # what a figure is compared with
@@ -41,7 +41,7 @@ _SPACE = "\N{NO-BREAK SPACE}"
 _NEIGHBOURS = re.compile(r"(top\d+)_k(\d+)")
 _ACCURACY = re.compile(r"top\d+(_k\d+)?")
 _SHARES = ("codebook_used", "majority_class")  # besides accuracies
-_COUNTS = ("pictures", "reference_pictures", "samples")
+_COUNTS = ("images", "reference_images", "samples")
 _UNPLOTTED = ("majority_class", "unigram", *_COUNTS)
 
 
@@ -110,7 +110,7 @@ class Value(NamedTuple):
 
 
 def standard_error(share: float, count: float | None) -> float | None:
-    """Binomial, of a share of `count` pictures; None where the count is not known."""
+    """Binomial, of a share of `count` images; None where the count is not known."""
     if count is None or count < 1 or not 0 <= share <= 1:
         return None
     return math.sqrt(share * (1 - share) / count)
@@ -126,7 +126,7 @@ def figures_of(result: Result) -> list[tuple[Figure, Value]]:
         figure = Figure(result.part, name.removeprefix(variant), variant)
         error = result.figures.get(f"{name}_std")
         if _ACCURACY.fullmatch(figure.base):
-            error = standard_error(value, result.figures.get("pictures"))
+            error = standard_error(value, result.figures.get("images"))
         scale = 100 if figure.is_share else 1
         shown = Value(result.step, value * scale, None if error is None else abs(error) * scale, figure.is_share)
         found.append((figure, shown))

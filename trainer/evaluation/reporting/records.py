@@ -34,13 +34,13 @@ _NUMBERS = (  # of a metric line, what the report takes
 
 
 class Result(NamedTuple):
-    """Of one part of an evaluation. figures: those that are finite numbers. folder: where its pictures lie."""
+    """Of one part of an evaluation. figures: those that are finite numbers. folder: where its images lie."""
 
     step: int
     part: str
     weights: Weights
     figures: dict[str, float]
-    pictures: dict[str, str]
+    images: dict[str, str]
     files: Files
     folder: str
 
@@ -52,7 +52,7 @@ class _Stated(BaseModel):
     part: str = Field(max_length=100)
     weights: Literal["raw", "ema"]
     figures: dict[str, Any]
-    pictures: dict[str, str] = {}
+    images: dict[str, str] = {}
     checkpoint: str | None = None
     left_out: list[dict[str, int]] | None = None
 
@@ -236,7 +236,7 @@ def _take_results(record: RunRecord, files: Files) -> None:
                 what = "not finite" if _is_not_finite(value) else "no number"
                 record.left_out[f"{name}: the figure {key} is {what}"] += 1
         folder = name.rpartition("/")[0]
-        result = Result(stated.step, stated.part, stated.weights, figures, stated.pictures, files, folder)
+        result = Result(stated.step, stated.part, stated.weights, figures, stated.images, files, folder)
         record.results.append(result)
 
 

@@ -100,7 +100,7 @@ def test_another_file_is_refused(inception_file: Path, tmp_path: Path) -> None:
         Inception(tmp_path / "cut.pth", torch.device("cpu"))
 
 
-def test_packaged_features_tell_pictures_apart() -> None:
+def test_packaged_features_tell_images_apart() -> None:
     extractor = EfficientNet(torch.device("cpu"))
     pixels = torch.stack([torch.zeros(3, 32, 32), torch.full((3, 32, 32), 255.0)]).byte()
     features, logits = extractor(pixels)

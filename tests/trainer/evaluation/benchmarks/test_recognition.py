@@ -30,7 +30,7 @@ def test_knn_is_the_weighted_vote(data: tuple) -> None:
     assert found["top1_k10"] > 0.5
 
 
-def test_few_pictures_have_few_neighbours(data: tuple) -> None:
+def test_few_images_have_few_neighbours(data: tuple) -> None:
     train, labels, test, test_labels = data
     assert list(knn(train[:15], labels[:15], test, test_labels, torch.device("cpu"))) == ["top1_k10"]
     assert list(knn(train[:4], labels[:4], test, test_labels, torch.device("cpu"))) == ["top1_k4"]

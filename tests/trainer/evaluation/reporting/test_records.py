@@ -21,12 +21,12 @@ from PIL import Image
 
 from data_pipeline.storage import open_store
 from trainer.evaluation.report import write_report
-from trainer.evaluation.reporting.images import picture_groups, picture_uri
+from trainer.evaluation.reporting.images import image_groups, image_uri
 from trainer.evaluation.reporting.records import read_run
 from trainer.run_folder import RunFolder
 
 STEP = "evaluation/step-00000004"
-RESULT = {"step": 4, "part": "samples", "weights": "raw", "figures": {"samples": 4}, "pictures": {"": "samples.png"}}
+RESULT = {"step": 4, "part": "samples", "weights": "raw", "figures": {"samples": 4}, "images": {"": "samples.png"}}
 RECORDS: dict[str, Any] = {
     "config.resolved.yaml": {
         "objective": "addp",
@@ -42,7 +42,7 @@ RECORDS: dict[str, Any] = {
     "heartbeats/rank-00000.json": {"time": 1.8e9, "section": "step", "step": 3},
     "evaluation/targets.json": [{"name": "PSNR", "value": "20 dB", "target": "19 dB", "met": True}],
     f"{STEP}/samples.json": RESULT,
-    f"{STEP}/knn.json": {**RESULT, "part": "knn", "figures": {"top1_k20": 0.5, "pictures": 185}, "pictures": {}},
+    f"{STEP}/knn.json": {**RESULT, "part": "knn", "figures": {"top1_k20": 0.5, "images": 185}, "images": {}},
 }
 
 
@@ -124,7 +124,7 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
 
 
-def test_only_pictures_of_the_evaluation_are_embedded(tmp_path: Path) -> None:
+def test_only_images_of_the_evaluation_are_embedded(tmp_path: Path) -> None:
     """Whatever a record or a link in the folder names."""
     secret, run = tmp_path / "secret.png", lay(tmp_path / "run", {})
     secret.write_bytes(png("blue"))
@@ -143,13 +143,13 @@ def test_only_pictures_of_the_evaluation_are_embedded(tmp_path: Path) -> None:
         "none.png",
     ]  # fmt: skip
     for name in refused:
-        (folder / "samples.json").write_text(json.dumps({**RESULT, "pictures": {"": "samples.png", "steps": name}}))
+        (folder / "samples.json").write_text(json.dumps({**RESULT, "images": {"": "samples.png", "steps": name}}))
         record = read_run(str(run))
-        (group,) = picture_groups(record)
+        (group,) = image_groups(record)
         assert group.title == "Samples" and record.left_out.total() == 1, (name, record.left_out)
 
     (run / "evaluation" / "step-00000005").symlink_to(tmp_path)
-    (tmp_path / "samples.json").write_text(json.dumps({**RESULT, "step": 5, "pictures": {"": "secret.png"}}))
+    (tmp_path / "samples.json").write_text(json.dumps({**RESULT, "step": 5, "images": {"": "secret.png"}}))
     (run / "config.resolved.yaml").unlink()
     (run / "config.resolved.yaml").symlink_to("/etc/passwd")
     text = report(run)
@@ -159,10 +159,10 @@ def test_only_pictures_of_the_evaluation_are_embedded(tmp_path: Path) -> None:
     assert Image.open(io.BytesIO(base64.b64decode(embedded))).getpixel((4, 4)) == (255, 0, 0)
 
 
-def test_a_large_picture_is_compressed() -> None:
+def test_a_large_image_is_compressed() -> None:
     data = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (1100, 1100, 3), np.uint8)).save(data, "PNG")
-    uri = picture_uri(data.getvalue())
+    uri = image_uri(data.getvalue())
     assert uri.startswith("data:image/webp;base64,") and len(uri) < data.tell()
 
 

@@ -31,7 +31,7 @@ from trainer.config.schema import RunConfig
 from trainer.objectives.registry import MageObjective, Objective, TokenObjective
 from trainer.prefetch import Prefetch
 from trainer.resilience.state import data_step
-from trainer.startup import run_facts
+from trainer.startup import identify_run
 
 ROWS, BATCH, MICRO = 1000, 4096, 64
 
@@ -79,9 +79,9 @@ def measure(folder: Path, repeats: int) -> dict[str, object]:
         f"batch.micro={MICRO}",
     ])  # fmt: skip
     objective = MageObjective(config, fresh=True)
-    facts, half = run_facts(config, objective), objective.epochs.steps_per_epoch // 2
+    run_identity, half = identify_run(config, objective), objective.epochs.steps_per_epoch // 2
     objective.close()
-    state = {"step": half, "skipped": [], **{key: facts[key] for key in ("data", "order", "seed", "global_batch")}}
+    state = {"step": half, "skipped": [], **{key: run_identity[key] for key in ("data", "order", "seed", "global_batch")}}
     found: dict[str, object] = {"samples": objective.epochs.samples, "state_bytes": len(json.dumps(state))}
     for name, step in (("start", 0), ("resume_at_half", half)):
         columns = zip(*(start(config, step) for _ in range(repeats)), strict=True)

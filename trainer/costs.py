@@ -49,7 +49,7 @@ class Memory(NamedTuple):
     weights: float
     gradients: float
     optimizer: float
-    average: float
+    ema: float
     frozen: float
     activations: float
 
@@ -197,7 +197,7 @@ def rank_memory(config: RunConfig, stage: int, world_size: int) -> Memory:
         weights=mode.width * trained / (world_size if stage == 3 else 1) + (2 * trained if mode.mixed else 0),
         gradients=4 * trained / (world_size if stage >= 2 else 1),
         optimizer=(master + 4 * states) * trained / divided,
-        average=4 * trained / world_size if config.ema_decay is not None else 0,
+        ema=4 * trained / world_size if config.ema_decay is not None else 0,
         frozen=(4 if mode.frozen == "float32" else 2) * frozen,
         activations=activation_bytes(config) * config.batch.micro,
     )

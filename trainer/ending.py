@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from model.weights import save_network
-from trainer.checkpointing.format import AVERAGE, WEIGHTS, verify
+from trainer.checkpointing.format import EMA, WEIGHTS, verify
 from trainer.checkpointing.saved_state import SavedState
 from trainer.config.schema import HealthSection, RunConfig
 from trainer.resilience.health import ADVICE, Diverged, unfit
-from trainer.resilience.state import Progress
+from trainer.resilience.state import TrainerState
 from trainer.run_folder import RunFolder, step_folder
 
 
-def conclude(folder: RunFolder, section: HealthSection, progress: Progress, done: dict[str, Any]) -> None:
+def conclude(folder: RunFolder, section: HealthSection, progress: TrainerState, done: dict[str, Any]) -> None:
     """Rank 0, once the last checkpoint stands: publish the trained network and, last of all, the completion marker.
 
     done: what the marker says. Raises Diverged for a run in which nothing was learnt, Damaged, StorageError.
@@ -27,15 +27,15 @@ def conclude(folder: RunFolder, section: HealthSection, progress: Progress, done
     path = folder.checkpoints / step_folder(step)
     state = SavedState(path, verify(path))
     save_network(state.network(WEIGHTS), folder.network)
-    if AVERAGE in state.manifest.kinds:
-        save_network(state.network(AVERAGE), folder.average)
+    if EMA in state.manifest.state_keys:
+        save_network(state.network(EMA), folder.ema)
     folder.mark_done({**done, "checkpoint": path.name})
 
 
 def end_line(config: RunConfig, folder: RunFolder, step: int) -> str:
     """Where the network is, and what comes next."""
     network, run = folder.network, folder.path
-    files = f"{network}" + (f", its average {folder.average}" if folder.average.exists() else "")
+    files = f"{network}" + (f", its average {folder.ema}" if folder.ema.exists() else "")
     measure = f"`addp evaluate {run} --suite"
     follows = {
         "tokenizer": f"{measure} held-out`, `addp tokenize plan IMAGES OUT --tokenizer {network}`",

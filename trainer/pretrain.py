@@ -50,7 +50,7 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: Stop
     """
     import torch
 
-    from trainer.distributed.collectives import Control
+    from trainer.distributed.collectives import Collectives
     from trainer.engine.engine import start_distributed
     from trainer.loop import Run
     from trainer.objectives.registry import make_objective
@@ -65,12 +65,12 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: Stop
     if MODES[config.precision].products == "bfloat16":
         warn_of_bf16(device.type, "Set precision: fp32 on CPUs")
     stack.enter_context(heartbeat)
-    control = Control(config.collective_timeout)
-    session = prepare(folder, control)
-    fresh = control.on_first(lambda: begins(config, folder))
+    collectives = Collectives(config.collective_timeout)
+    attempt = prepare(folder, collectives)
+    fresh = collectives.broadcast_from_rank0(lambda: begins(config, folder))
     torch.manual_seed(config.seed)  # every rank starts from the same weights
     objective = stack.enter_context(closing(make_objective(config, fresh)))
-    run = stack.enter_context(Run(config, objective, control, accumulation, heartbeat, stop, session, device))
+    run = stack.enter_context(Run(config, objective, collectives, accumulation, heartbeat, stop, attempt, device))
     run.go()
 
 

@@ -18,7 +18,7 @@ RUN/
   done.json              written last of all: the run is complete; gone while an extended run has work left
   exit.json              how the last start ended: {"code", "reason", "time"}; none where it was killed
   STOP                   put there by somebody who wants the run to save and stop
-  lock, session          held by rank 0 while the run lives; the name of the last start
+  lock, attempt          held by rank 0 while the run lives; the name of the last start
   evaluation/step-N/     PART.json for each part of an evaluation, and its images
   samples/               images
 """
@@ -114,7 +114,7 @@ class RunFolder:
         self.rewinds = self.path / "rewinds.json"
         self.tensorboard = self.path / "tensorboard"
         self.network = self.path / "network.safetensors"
-        self.average = self.path / "network-ema.safetensors"
+        self.ema = self.path / "network-ema.safetensors"
         self.exit = self.path / "exit.json"
         self.stop = self.path / "STOP"
         self.evaluation = self.path / "evaluation"
@@ -139,7 +139,7 @@ class RunFolder:
         """A complete run has work again: it is not done, and its networks are named after their step. Networks first:
         a kill in between is made good by the next start."""
         if done := self.read_done():
-            for path in (self.network, self.average):
+            for path in (self.network, self.ema):
                 if path.exists():
                     path.rename(path.with_name(f"{path.stem}-{step_folder(done['step'])}{path.suffix}"))
         self._done.unlink(missing_ok=True)
@@ -209,7 +209,7 @@ class RunFolder:
 
     def trained(self, weights: Weights = "raw") -> Path:
         """File of the trained network, or of the average of its weights. Raises ConfigError where there is none."""
-        path = self.average if weights == "ema" else self.network
+        path = self.ema if weights == "ema" else self.network
         if not path.is_file():
             raise ConfigError(f"{self.path} has no {path.name}" + (
                 "; the run kept no average (ema_decay was not set)" if weights == "ema" else "; let the run finish"

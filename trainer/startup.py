@@ -22,14 +22,14 @@ from trainer.checkpointing.restore import Restored, has_checkpoints
 from trainer.config.changes import alike
 from trainer.config.schema import RunConfig
 from trainer.costs import Operations
-from trainer.distributed.collectives import Control
+from trainer.distributed.collectives import Collectives
 from trainer.engine.precision import MODES
 from trainer.objectives.given import Beginning, beginning, check_beginning
 from trainer.objectives.registry import Objective
 from trainer.run_folder import RunFolder, replace_text, write_json
 
 
-def prepare(folder: RunFolder, control: Control) -> str:
+def prepare(folder: RunFolder, collectives: Collectives) -> str:
     """Lock the run folder, and prove that all ranks see it. Returns the name of this start. Raises ConfigError where
     another run holds it or a rank does not see it, StorageError where it cannot be written."""
 
@@ -37,29 +37,29 @@ def prepare(folder: RunFolder, control: Control) -> str:
         try:
             folder.lock()
             folder.exit.unlink(missing_ok=True)
-            session = uuid.uuid4().hex[:8]
-            replace_text(folder.path / "session", session)
+            attempt = uuid.uuid4().hex[:8]
+            replace_text(folder.path / "attempt", attempt)
         except OSError as error:
             raise StorageError(
                 f"the run folder {folder.path} cannot be written: {error.strerror or error}; make room, or choose "
                 "another"
             ) from error
-        return session
+        return attempt
 
-    session = control.on_first(first)
+    attempt = collectives.broadcast_from_rank0(first)
 
     def sees() -> bool:
         try:
-            return (folder.path / "session").read_text() == session
+            return (folder.path / "attempt").read_text() == attempt
         except OSError:
             return False
 
-    if blind := control.until_all(sees):
+    if blind := collectives.until_all(sees):
         raise ConfigError(
             f"ranks {blind} do not see {folder.path} as rank 0 does; put the run folder on storage that all machines "
             "share"
         )
-    return session
+    return attempt
 
 
 def make_deterministic() -> None:
@@ -83,13 +83,13 @@ def begins(config: RunConfig, folder: RunFolder) -> bool:
     return True
 
 
-def part_name(objective: Objective) -> str:
+def export_prefix(objective: Objective) -> str:
     """Prefix of the exported network's names in the trained one's."""
     names = [name for name, module in objective.network.named_modules() if module is objective.result]
     return names[0] + "." if names[0] else ""
 
 
-def run_facts(config: RunConfig, objective: Objective) -> dict[str, Any]:
+def identify_run(config: RunConfig, objective: Objective) -> dict[str, Any]:
     """What a checkpoint and the run that loads it must share."""
     return {
         "objective": config.objective,
@@ -104,11 +104,11 @@ def run_facts(config: RunConfig, objective: Objective) -> dict[str, Any]:
     }
 
 
-def same_on_all(control: Control, config: RunConfig, facts: dict[str, Any]) -> None:
+def same_on_all(collectives: Collectives, config: RunConfig, run_identity: dict[str, Any]) -> None:
     """All ranks together. Raises ConfigError where one has another configuration than rank 0, but for places, or read
     other data or weights: each reads and lists them by itself, and what hosts see of shared storage may differ."""
-    mine = alike(config), {key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in facts.items()}
-    (keys, read), *others = control.gather(mine)
+    mine = alike(config), {key: hashlib.sha256(json.dumps(value).encode()).hexdigest() for key, value in run_identity.items()}
+    (keys, read), *others = collectives.all_gather(mine)
     for rank, (other_keys, other_read) in enumerate(others, 1):
         if different := [key for key in {**keys, **other_keys} if other_keys.get(key) != keys.get(key)]:
             raise ConfigError(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.distributed.collectives import Control
+from trainer.distributed.collectives import Collectives
 
 _STRAGGLER = 1.25  # times the median rank's own time,
 _NOTICEABLE = 0.05  # and so much of a step more than it
@@ -58,7 +58,7 @@ class StepTimes:
         self._steps.append(seconds)
         self._waited += waited
 
-    def summary(self, own: float, control: Control) -> dict[str, Any]:
+    def summary(self, own: float, collectives: Collectives) -> dict[str, Any]:
         """All ranks together. own: seconds in forward passes and frozen networks, in which a rank waits for no other.
 
         A straggler is a rank whose own time is well above the median rank's; the others wait for it in every step.
@@ -68,7 +68,7 @@ class StepTimes:
         own_step = (own + self._waited) / len(steps)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         on_device = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-        ranks = np.array(control.gather((own_step, self._waited / steps.sum(), memory, on_device)))
+        ranks = np.array(collectives.all_gather((own_step, self._waited / steps.sum(), memory, on_device)))
         slowest = int(ranks[:, 0].argmax())
         middle = float(np.median(ranks[:, 0]))
         slow = ranks[slowest, 0] > max(_STRAGGLER * middle, middle + _NOTICEABLE * mean)

@@ -43,7 +43,7 @@ from trainer.engine.precision import MODES
 from trainer.resilience.leaving import leave
 
 if TYPE_CHECKING:
-    from trainer.distributed.collectives import Control
+    from trainer.distributed.collectives import Collectives
     from trainer.engine.engine import Engine
 
 # Largest allowed deviation: of a loss and a gradient norm, relative to the reference's; of a final tensor, the norm of
@@ -221,7 +221,7 @@ def replay(folder: Folder, device: str, dtype: str, stage: int, own_sums: bool) 
     frozen, network = folder.networks(config, ADDP if own_sums else ReferenceSums)
     choose_device(device)
     # Only now: DeepSpeed looks for devices where it is imported.
-    from trainer.distributed.collectives import Control
+    from trainer.distributed.collectives import Collectives
     from trainer.engine.engine import Engine, start_distributed
     from trainer.objectives.registry import Inputs, denoising_inputs, frozen_dtype
     from trainer.schedule import accumulation_steps
@@ -230,7 +230,7 @@ def replay(folder: Folder, device: str, dtype: str, stage: int, own_sums: bool) 
     rank, world_size, place = start_distributed(config.collective_timeout)
     if MODES[config.precision].products == "bfloat16":
         warn_of_bf16(place.type, "Prove it on a GPU (--device cuda), or another --dtype here")
-    control = Control(config.collective_timeout)
+    collectives = Collectives(config.collective_timeout)
     accumulation = accumulation_steps(config, world_size)
     frozen.to(place, frozen_dtype(config))
     engine = Engine(network, config, accumulation, world_size)
@@ -250,10 +250,10 @@ def replay(folder: Folder, device: str, dtype: str, stage: int, own_sums: bool) 
             if result.applied:
                 break
         ledger.add("skipped_steps", "count", float(step + 1 - engine.applied))
-        for name, value in (("loss", control.mean([float(result.loss)])[0]), ("grad_norm", result.norm)):
+        for name, value in (("loss", collectives.mean([float(result.loss)])[0]), ("grad_norm", result.norm)):
             expected = float(getattr(steps, name)[step])
             ledger.add(name, name, abs(value - expected) / max(abs(expected), 1e-12))
-    ours = gather_weights(engine, control)
+    ours = gather_weights(engine, collectives)
     engine.close()
     if rank:
         return None
@@ -268,11 +268,11 @@ def replay(folder: Folder, device: str, dtype: str, stage: int, own_sums: bool) 
     )  # fmt: skip
 
 
-def gather_weights(engine: Engine, control: Control) -> dict[str, Tensor]:
+def gather_weights(engine: Engine, collectives: Collectives) -> dict[str, Tensor]:
     """All ranks together: the trained tensors, float32, on rank 0; none on the others."""
     mine = [(f.name, f.start, values.detach().cpu()) for kind, f, values in engine.owned() if kind == WEIGHTS]
-    parts = control.collect(mine)
-    if control.rank:
+    parts = collectives.collect(mine)
+    if collectives.rank:
         return {}
     whole = {name: torch.empty(shape) for name, shape in engine.partition.shapes.items()}
     for name, start, values in (piece for part in parts for piece in part):

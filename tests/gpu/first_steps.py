@@ -21,7 +21,7 @@ from model.transformer import recompute_blocks
 from trainer import costs
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
-from trainer.distributed.collectives import Control
+from trainer.distributed.collectives import Collectives
 from trainer.engine.engine import Engine, start_distributed
 from trainer.objectives.registry import make_objective
 from trainer.timing import Stopwatch
@@ -31,7 +31,7 @@ TIMED = 3  # steps after the first, which also chooses kernels
 
 def first_steps(config: RunConfig) -> dict[str, Any]:
     _, world_size, device = start_distributed()
-    Control()  # whose process group a run has, too
+    Collectives()  # whose process group a run has, too
     micro = config.batch.micro
     torch.manual_seed(config.seed)
     objective = make_objective(config)

@@ -85,13 +85,13 @@ def run_folder(folder: Path, **changes: Any) -> None:
         run / STEP / "rank-00000.safetensors",
         snapshot(((f"weights/{name}@0", value.flatten()) for name, value in parameters.items()), None),
     )
-    facts = {
+    run_identity = {
         "objective": "addp", "network": SIZES.model_dump(mode="json"), "geometry": GEOMETRY.model_dump(mode="json"),
         "frozen": {"tokenizer": "0" * 64},
     }  # fmt: skip
     manifest = Manifest(
-        step=4, world_size=1, zero_stage=1, facts=facts, parameters={n: list(p.shape) for n, p in parameters.items()},
-        part="", kinds=["weights"], applied=4, scaler={}, skipped=[], progress={"seen": 1.8e9}, run="a" * 8,
+        step=4, world_size=1, zero_stage=1, run_identity=run_identity, parameters={n: list(p.shape) for n, p in parameters.items()},
+        export_prefix="", state_keys=["weights"], applied=4, scaler={}, skipped=[], trainer_state={"seen": 1.8e9}, run="a" * 8,
         files={"rank-00000.safetensors": entry},
     ).model_dump(mode="json")  # fmt: skip
     for key, value in changes.items():

@@ -57,9 +57,9 @@ class Sabotage:
         if self.console:
             os.dup2(os.open(self.console, os.O_WRONLY), 2)
         if self.sight is not None:
-            from trainer.distributed import collectives as control
+            from trainer.distributed import collectives as collectives
 
-            control.SIGHT = self.sight
+            collectives.SIGHT = self.sight
         if (self.unlisted or self.unseen) and rank == self.rank:
             self._see_less()
         if self.event and self.rank in (rank, EVERY):

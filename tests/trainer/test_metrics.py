@@ -12,7 +12,7 @@ from tests.trainer.comparing import cut_back
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import finish, run_world
-from trainer.resilience.state import Progress
+from trainer.resilience.state import TrainerState
 from trainer.run_folder import RunFolder
 
 
@@ -44,7 +44,7 @@ def _pairs(run: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
 
 
 def test_a_clock_that_goes_back_costs_nothing() -> None:
-    progress = Progress(seen=time.time() + 3600)
+    progress = TrainerState(seen=time.time() + 3600)
     progress.started()
     assert progress.lost_seconds == 0 and progress.starts == 1
 

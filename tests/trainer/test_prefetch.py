@@ -19,7 +19,7 @@ from trainer.config.schema import RunConfig
 from trainer.objectives.registry import MageObjective
 from trainer.prefetch import Prefetch
 from trainer.resilience.state import data_step
-from trainer.startup import run_facts
+from trainer.startup import identify_run
 
 ROWS = [13, 40, 7, 25, 30, 21, 18, 40]  # 194 samples in 8 uneven shards
 BATCH, PER_EPOCH = 32, 6
@@ -79,17 +79,17 @@ def test_a_run_that_moves_between_clusters_sees_each_sample_once(data: Path) -> 
 def test_other_data_are_refused_with_the_difference(change: str, words: str, data: Path, tmp_path: Path) -> None:
     """The bytes, their order, the seed and the batch; by the facts that a checkpoint holds."""
 
-    def facts(settings: RunConfig) -> dict[str, object]:
+    def run_identity(settings: RunConfig) -> dict[str, object]:
         objective = MageObjective(settings, fresh=True)
         objective.close()
-        return run_facts(settings, objective)
+        return identify_run(settings, objective)
 
     before, now = config(data), config(data, change.format(other=tmp_path))
     write_tokens(LocalStore(tmp_path), ROWS, first=1)
     saved = Manifest(
-        step=5, world_size=1, zero_stage=1, facts=facts(before), parameters={}, part="", kinds=[], applied=5,
-        scaler={}, skipped=[], progress={}, run="mine", config=before.model_dump(mode="json"),
+        step=5, world_size=1, zero_stage=1, run_identity=run_identity(before), parameters={}, export_prefix="", state_keys=[], applied=5,
+        scaler={}, skipped=[], trainer_state={}, run="mine", config=before.model_dump(mode="json"),
     )  # fmt: skip
-    assert Expected(facts(before), "mine", before, {}).check(saved, "step-00000005") == []
+    assert Expected(run_identity(before), "mine", before, {}).check(saved, "step-00000005") == []
     with pytest.raises(ConfigError, match=words):
-        Expected(facts(now), "mine", now, {}).check(saved, "step-00000005")
+        Expected(run_identity(now), "mine", now, {}).check(saved, "step-00000005")

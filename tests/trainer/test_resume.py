@@ -42,7 +42,7 @@ def test_resumed_it_ends_bit_for_bit_the_same(options: tuple[str, ...], tokens: 
         rows = [[(row["step"], row["loss"]) for row in RunFolder(run).read_metrics()] for run in (whole, cut)]
         assert rows[0] == rows[1] and [step for step, _ in rows[0]] == [4, 9, 11]
         assert weight_distance(RunFolder(whole).network, RunFolder(cut).network) == 0
-        assert weight_distance(RunFolder(whole).average, RunFolder(cut).average) == 0
+        assert weight_distance(RunFolder(whole).ema, RunFolder(cut).ema) == 0
     else:
         assert same_end(whole, cut)
 
@@ -56,7 +56,7 @@ def test_stages_agree(stage: int, undisturbed: Path, tokens: Path, tmp_path: Pat
         saved += sum(value.numel() for value in load_file(file).values())
     manifest = read_manifest(tmp_path / "run" / "checkpoints" / "step-00000012")
     elements = sum(math.prod(shape) for shape in manifest.parameters.values())
-    assert saved == len(manifest.kinds) * elements  # each is one rank's
+    assert saved == len(manifest.state_keys) * elements  # each is one rank's
 
 
 def test_two_ranks_one_rank_four_ranks_two_ranks(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_two_ranks_one_rank_four_ranks_two_ranks(undisturbed: Path, tokens: Path
             run = cut
     assert losses(run) == pytest.approx(losses(undisturbed), rel=1e-6)
     assert weight_distance(RunFolder(run).network, RunFolder(undisturbed).network) < 1e-4
-    assert weight_distance(RunFolder(run).average, RunFolder(undisturbed).average) < 1e-4
+    assert weight_distance(RunFolder(run).ema, RunFolder(undisturbed).ema) < 1e-4
 
 
 def test_without_dropout_other_micro_batches_are_the_same_path(tokens: Path, tmp_path: Path) -> None:
@@ -113,4 +113,4 @@ def test_an_average_can_begin_in_the_middle(undisturbed: Path, tokens: Path, tmp
     cut = cut_back(whole, tmp_path / "cut", 4)
     finish(cut, *MAGE, f"data.tokens={tokens}", EMA, "resume.allow=[ema_decay]")
     assert losses(cut) == losses(whole) == losses(undisturbed)  # an average changes no training
-    assert 0 < weight_distance(RunFolder(cut).average, RunFolder(undisturbed).average) < 0.05
+    assert 0 < weight_distance(RunFolder(cut).ema, RunFolder(undisturbed).ema) < 0.05

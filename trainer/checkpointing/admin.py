@@ -17,7 +17,7 @@ from model.errors import ADDPError, ConfigError
 from model.weights import Network
 from trainer.checkpointing import upload
 from trainer.checkpointing.format import (
-    AVERAGE,
+    EMA,
     WEIGHTS,
     Damaged,
     Manifest,
@@ -108,7 +108,7 @@ class Place(NamedTuple):
     def trained(self, step: int, weights: Weights) -> tuple[Network, Manifest]:
         """As `network`, and the manifest that it was verified by."""
         with self.verified(step) as (path, manifest):
-            return SavedState(path, manifest).network(WEIGHTS if weights == "raw" else AVERAGE), manifest
+            return SavedState(path, manifest).network(WEIGHTS if weights == "raw" else EMA), manifest
 
 
 def open_run(run: str) -> Place:
@@ -139,7 +139,7 @@ def listed(place: Place) -> list[dict[str, Any]]:
     for step in place.steps():
         try:
             manifest = place.manifest(step)
-            rows.append(_row(step, "unchecked", manifest, ", ".join(manifest.kinds)))
+            rows.append(_row(step, "unchecked", manifest, ", ".join(manifest.state_keys)))
         except (Damaged, StorageError) as error:
             rows.append(_row(step, "invalid", None, str(error)))
     return rows

@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 _LARGEST_MANIFEST = 16 * MIB  # that of a thousand ranks has 0.2
 _LATEST = 1e11  # seconds since 1970: the year 5138
 PUBLISHED = "published"  # beside the checkpoints: the step of the last one, so that their loss is noticed
-WEIGHTS, AVERAGE, BUFFER = "weights", "ema", "buffer"  # kinds of tensors, beside the optimizer's own
+WEIGHTS, EMA, BUFFER = "weights", "ema", "buffer"  # kinds of tensors, beside the optimizer's own
 DTYPE_NAMES = {
     torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
     torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
@@ -53,26 +53,29 @@ class FileEntry(Record):
 
 
 class Manifest(BaseModel):
-    """step: steps done. facts: what the run that goes on must share. parameters: shapes. part: prefix of the exported
-    network's names. kinds: of tensors for each parameter. applied: optimizer updates. skipped: data left out so far.
-    progress: the run's own counters and statistics. run: its id, "" before there were ids. config: the resolved
+    """step: steps done. run_identity: what the run that goes on must share. parameters: shapes. export_prefix: of the
+    exported network's names. state_keys: the kinds of tensors kept for each parameter. applied: optimizer updates. skipped: data left out so far.
+    trainer_state: the run's own counters and statistics. run: its id, "" before there were ids. config: the resolved
     configuration that it was trained with, {} before it was kept. digest: of all else, as it was read; "" before there
     were any."""
 
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+    model_config = ConfigDict(
+        extra="forbid", ser_json_inf_nan="constants", validate_by_name=True, validate_by_alias=True,
+        serialize_by_alias=True,
+    )
 
     format: Literal["addp-checkpoint-2"] = "addp-checkpoint-2"
     step: Count
     world_size: Positive
     zero_stage: int = Field(ge=0, le=3)
-    facts: dict[str, Any]
+    run_identity: dict[str, Any] = Field(alias="facts")
     parameters: dict[str, list[Count]]
-    part: str
-    kinds: list[str]
+    export_prefix: str = Field(alias="part")
+    state_keys: list[str] = Field(alias="kinds")
     applied: Count
     scaler: dict[str, Any]
     skipped: list[dict[str, int]]
-    progress: dict[str, Any]
+    trainer_state: dict[str, Any] = Field(alias="progress")
     run: str = ""
     config: dict[str, Any] = {}
     files: dict[str, FileEntry] = {}
@@ -81,7 +84,7 @@ class Manifest(BaseModel):
     @property
     def saved(self) -> float:
         """When it was, by the wall clock; 0 where it does not say."""
-        return float(self.progress.get("seen", 0.0))
+        return float(self.trainer_state.get("seen", 0.0))
 
     @property
     def fingerprint(self) -> str:
@@ -121,7 +124,7 @@ def parse_manifest(text: bytes | str, name: str) -> Manifest:
         raise Damaged(f"{name}: {MANIFEST} is damaged: its digest is not that of its content")
     if not manifest.files:
         raise Damaged(f"{name}: {MANIFEST} names no files")
-    seen = manifest.progress.get("seen", 0)
+    seen = manifest.trainer_state.get("seen", 0)
     if not isinstance(seen, int | float) or isinstance(seen, bool) or not 0 <= seen < _LATEST:
         raise Damaged(f"{name}: {MANIFEST} says that it was saved at {show(seen)}, which is no time")
     for file in manifest.files:

@@ -20,7 +20,7 @@ from data_pipeline.storage import LocalStore, ObjectMissing, StorageError, Store
 from model.errors import ConfigError
 from trainer.checkpointing.format import Damaged, candidates, read_manifest
 from trainer.checkpointing.upload import remote_manifest, remote_steps
-from trainer.distributed.collectives import Control
+from trainer.distributed.collectives import Collectives
 from trainer.evaluation.claims import Claim, Claims, is_here
 from trainer.resilience.heartbeat import Heartbeat
 from trainer.run_folder import RUN, RunFolder
@@ -182,14 +182,14 @@ class Entry(NamedTuple):
 
 
 def enter(
-    folder: RunFolder, store: Store | None, lease: float, control: Control, heartbeat: Heartbeat, start: str,
+    folder: RunFolder, store: Store | None, lease: float, collectives: Collectives, heartbeat: Heartbeat, start: str,
     say: Callable[[str], None],
 ) -> Entry:  # fmt: skip
     """All ranks together, before the first checkpoint is looked for: which run this is, and the store's lock.
 
     Raises OtherOwner; StorageError where the store does not answer and there is no checkpoint at hand.
     """
-    owner = Ownership(folder, store, lease, start) if store is not None and control.rank == 0 else None
+    owner = Ownership(folder, store, lease, start) if store is not None and collectives.rank == 0 else None
 
     def look() -> str:
         assert owner is not None
@@ -202,13 +202,13 @@ def enter(
             return ""
 
     state, said = "", False
-    while store is not None and (state := control.on_first(look)) not in ("entered", ""):
+    while store is not None and (state := collectives.broadcast_from_rank0(look)) not in ("entered", ""):
         if not said:
             say(f"{store.url} was held by {state}; waits up to {lease:g} s for a sign of life of it")
         said = True
         heartbeat.beat("restore", 0)
         time.sleep(min(lease / 10, 0.5))
-    run = control.on_first(lambda: (owner.run if owner else run_of(folder)) or new_identity()["run"])
+    run = collectives.broadcast_from_rank0(lambda: (owner.run if owner else run_of(folder)) or new_identity()["run"])
     if owner:
         owner.run = run
     return Entry(run, owner, store if state == "entered" else None)

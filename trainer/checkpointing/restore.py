@@ -14,7 +14,7 @@ from data_pipeline.storage import StorageError, Store, sync, write_atomically
 from model.documents import first_problem
 from model.errors import ConfigError
 from trainer.checkpointing.format import (
-    AVERAGE,
+    EMA,
     MANIFEST,
     PUBLISHED,
     Damaged,
@@ -31,9 +31,9 @@ from trainer.checkpointing.saved_state import Index, SavedState, files_of, read_
 from trainer.checkpointing.upload import download, fetch_records, object_name, remote_manifest, remote_steps
 from trainer.config.changes import Change, changes, forbidden
 from trainer.config.schema import RunConfig
-from trainer.distributed.collectives import Control
+from trainer.distributed.collectives import Collectives
 from trainer.engine.engine import Engine
-from trainer.resilience.state import Progress, read_rewinds, rewinds_before
+from trainer.resilience.state import TrainerState, read_rewinds, rewinds_before
 from trainer.run_folder import RunFolder, step_folder
 
 
@@ -53,10 +53,10 @@ class Restored(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """The run that wants to go on. facts: what a checkpoint must share. run: its id.
+    """The run that wants to go on. run_identity: what a checkpoint must share. run: its id.
     before: the configuration of the folder's last start, as JSON; {} where there was none."""
 
-    facts: dict[str, Any]
+    run_identity: dict[str, Any]
     run: str
     config: RunConfig
     before: dict[str, Any]
@@ -64,10 +64,10 @@ class Expected(NamedTuple):
     def check(self, manifest: Manifest, name: str) -> list[Change]:
         """What has changed since that checkpoint. Raises ConfigError where it is another run's, or where a key that
         changes the optimisation has changed and is not allowed."""
-        known = manifest.facts if manifest.facts.get("data") else {**manifest.facts, "data": self.facts.get("data")}
+        known = manifest.run_identity if manifest.run_identity.get("data") else {**manifest.run_identity, "data": self.run_identity.get("data")}
         different = [
             f"{key}: checkpoint {known.get(key)!r}, now {value!r}"
-            for key, value in self.facts.items()
+            for key, value in self.run_identity.items()
             if _lasting(known.get(key)) != _lasting(value)
         ]
         if manifest.run and manifest.run != self.run:
@@ -113,7 +113,7 @@ class _Candidate(NamedTuple):
 
 
 def restore(
-    folder: RunFolder, engine: Engine, control: Control, expected: Expected, store: Store | None, session: str,
+    folder: RunFolder, engine: Engine, collectives: Collectives, expected: Expected, store: Store | None, attempt: str,
     latest: int | None = None,
 ) -> Restored:  # fmt: skip
     """All ranks together. Rank 0 looks which checkpoints there are, and what lies in which of their files. Each file is
@@ -129,12 +129,12 @@ def restore(
         return read_rewinds(folder)
 
     refused: list[str] = []
-    rewinds = control.on_first(records)
-    found = control.on_first(lambda: _candidates(folder, store, latest))
+    rewinds = collectives.broadcast_from_rank0(records)
+    found = collectives.broadcast_from_rank0(lambda: _candidates(folder, store, latest))
     for candidate in found:
         try:
-            manifest, changed = control.on_first(lambda c=candidate: _usable(folder, store, c, expected, rewinds))  # type: ignore[misc]
-            index = control.on_first(lambda c=candidate, m=manifest: _index(folder, store, c, m))  # type: ignore[misc]
+            manifest, changed = collectives.broadcast_from_rank0(lambda c=candidate: _usable(folder, store, c, expected, rewinds))  # type: ignore[misc]
+            index = collectives.broadcast_from_rank0(lambda c=candidate, m=manifest: _index(folder, store, c, m))  # type: ignore[misc]
         except (Damaged, StorageError) as error:
             refused.append(str(error))
             continue
@@ -143,33 +143,33 @@ def restore(
         if candidate.remote:
             assert store is not None
             source = f"{store.url}/checkpoints/{path.name}"
-            path = path.with_name(f"{path.name}.{session}.tmp")
-        averaged = AVERAGE in manifest.kinds
-        needed = files_of(index, engine.wanted(averaged))
-        needs = control.collect(needed)
-        mine = control.on_first(lambda m=manifest, n=needs: shares(m, n))[control.rank]  # type: ignore[misc]
-        problems = control.gather(_problem(path, manifest, mine, store if candidate.remote else None))
-        reasons = control.on_first(lambda p=path, m=manifest, c=candidate, f=problems: _confirmed(p, m, c, f))  # type: ignore[misc]
+            path = path.with_name(f"{path.name}.{attempt}.tmp")
+        with_ema = EMA in manifest.state_keys
+        needed = files_of(index, engine.wanted(with_ema))
+        needs = collectives.collect(needed)
+        mine = collectives.broadcast_from_rank0(lambda m=manifest, n=needs: shares(m, n))[collectives.rank]  # type: ignore[misc]
+        problems = collectives.all_gather(_problem(path, manifest, mine, store if candidate.remote else None))
+        reasons = collectives.broadcast_from_rank0(lambda p=path, m=manifest, c=candidate, f=problems: _confirmed(p, m, c, f))  # type: ignore[misc]
         if reasons:
             refused.append("; ".join(reasons))
             continue
         if candidate.remote:
-            control.on_first(lambda p=path, m=manifest: _move_in(p, m))  # type: ignore[misc]
+            collectives.broadcast_from_rank0(lambda p=path, m=manifest: _move_in(p, m))  # type: ignore[misc]
             path = folder.checkpoints / step_folder(candidate.step)  # as this host has it
-        blind = control.until_all(lambda p=path, m=manifest, n=needed: _are_seen(p, m, n))  # type: ignore[misc]
+        blind = collectives.until_all(lambda p=path, m=manifest, n=needed: _are_seen(p, m, n))  # type: ignore[misc]
         if blind:
             raise StorageError(
                 f"ranks {blind} do not see the files of {path} as rank 0 does; look whether their hosts have the "
                 "storage mounted as its host has, and run it again"
             )
         state = SavedState(path, manifest, index)
-        engine.fill(state.read, control.on_first(state.buffers), manifest.scaler, manifest.applied, averaged)
+        engine.fill(state.read, collectives.broadcast_from_rank0(state.buffers), manifest.scaler, manifest.applied, with_ema)
         state.close()
         return Restored(manifest, refused, rewinds, source, tuple(changed))
     if refused:
         raise no_valid(str(folder.checkpoints), refused)
     if latest is None:
-        control.on_first(lambda: _was_never_saved(folder))
+        collectives.broadcast_from_rank0(lambda: _was_never_saved(folder))
     return Restored(None, [], rewinds)
 
 
@@ -248,7 +248,7 @@ def _usable(
     if manifest.step != candidate.step:
         raise Damaged(f"{name} holds step {manifest.step}")
     try:
-        Progress.model_validate(manifest.progress)
+        TrainerState.model_validate(manifest.trainer_state)
     except ValidationError as error:
         raise Damaged(f"{name}: {MANIFEST} states a progress that cannot be: {first_problem(error)}") from error
     changed = expected.check(manifest, name)

@@ -191,10 +191,10 @@ class SavedState:
     def network(self, kind: str) -> Network:
         """The exported network with the weights of a kind, "weights" or "ema". Raises ADDPError where it has none."""
         m = self.manifest
-        if kind not in m.kinds:
-            raise ADDPError(f"{step_folder(m.step)} has no {kind}; it has {', '.join(m.kinds)}")
-        own = {n.removeprefix(m.part): shape for n, shape in m.parameters.items() if n.startswith(m.part)}
-        state = {n.removeprefix(m.part): value for n, value in self.buffers().items() if n.startswith(m.part)}
+        if kind not in m.state_keys:
+            raise ADDPError(f"{step_folder(m.step)} has no {kind}; it has {', '.join(m.state_keys)}")
+        own = {n.removeprefix(m.export_prefix): shape for n, shape in m.parameters.items() if n.startswith(m.export_prefix)}
+        state = {n.removeprefix(m.export_prefix): value for n, value in self.buffers().items() if n.startswith(m.export_prefix)}
         network_kind, sizes = _stated_network(m)
         outlined = outline(network_kind, sizes, len(own), step_folder(m.step))
         expected = {name: list(value.shape) for name, value in outlined.items() if name not in state}
@@ -204,7 +204,7 @@ class SavedState:
                 f"{min(different)}"
             )
         for name, shape in own.items():
-            state[name] = self.read(kind, m.part + name, 0, torch.Size(shape).numel()).view(shape)
+            state[name] = self.read(kind, m.export_prefix + name, 0, torch.Size(shape).numel()).view(shape)
         self.close()
         network = build(network_kind, *sizes)
         network.load_state_dict(state)
@@ -213,13 +213,13 @@ class SavedState:
 
 def _stated_network(manifest: Manifest) -> tuple[str, Sizes]:
     """Kind and sizes of the network that a checkpoint exports. Raises Damaged."""
-    facts = manifest.facts
-    kind = {"mage": "predictor", "classify": "classifier"}.get(objective := facts.get("objective", ""), objective)
+    run_identity = manifest.run_identity
+    kind = {"mage": "predictor", "classify": "classifier"}.get(objective := run_identity.get("objective", ""), objective)
     if kind not in CONFIG:
         raise Damaged(f"{step_folder(manifest.step)}: {MANIFEST} states no objective that there is: {show(objective)}")
     try:
-        config = CONFIG[kind].model_validate(facts.get("network"))
-        return kind, Sizes(config, Geometry.model_validate(facts.get("geometry")))
+        config = CONFIG[kind].model_validate(run_identity.get("network"))
+        return kind, Sizes(config, Geometry.model_validate(run_identity.get("geometry")))
     except ValidationError as error:
         raise Damaged(
             f"{step_folder(manifest.step)}: {MANIFEST} states sizes that cannot be: {first_problem(error)}"

@@ -33,7 +33,7 @@ from trainer.checkpointing.format import (
 from trainer.checkpointing.retention import prune, step_of
 from trainer.checkpointing.upload import Uploader
 from trainer.config.schema import CheckpointSection
-from trainer.distributed.collectives import Control, Flags
+from trainer.distributed.collectives import Collectives, Flags
 from trainer.engine.engine import Engine
 from trainer.run_folder import RunFolder, step_folder
 
@@ -49,21 +49,21 @@ class _Pending(NamedTuple):
 
 
 class Saver:
-    """Of one rank. `session` tells this start's unfinished files from those of a start that died."""
+    """Of one rank. `attempt` tells this start's unfinished files from those of a start that died."""
 
     def __init__(
-        self, folder: RunFolder, engine: Engine, control: Control, section: CheckpointSection, session: str,
+        self, folder: RunFolder, engine: Engine, collectives: Collectives, section: CheckpointSection, attempt: str,
         uploader: Uploader | None,
     ) -> None:  # fmt: skip
-        self._folder, self._engine, self._control, self._section = folder, engine, control, section
-        self._session, self._uploader = session, uploader
+        self._folder, self._engine, self._collectives, self._section = folder, engine, collectives, section
+        self._attempt, self._uploader = attempt, uploader
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
         self._published: Future[None] | None = None  # rank 0
         self._failed: dict[int, str] = {}  # rank 0: why checkpoints were not published, by step
         self._buffer: Tensor | None = None
         self.stalled = 0.0  # seconds that training has waited for saves
-        control.on_first(self._clean)
+        collectives.broadcast_from_rank0(self._clean)
 
     def _clean(self) -> None:
         self._folder.checkpoints.mkdir(exist_ok=True)
@@ -79,10 +79,10 @@ class Saver:
         """All ranks together. Returns once the state is in host memory, or, if saving is synchronous, on disk."""
         started = time.perf_counter()
         self.drain()
-        staging = self._folder.checkpoints / f"{step_folder(manifest.step)}.{self._session}.tmp"
+        staging = self._folder.checkpoints / f"{step_folder(manifest.step)}.{self._attempt}.tmp"
         content = snapshot(self._tensors(), self._buffer)
         self._buffer = content.payload
-        part = self._thread.submit(write_snapshot, staging / _file_name(self._control.rank), content)
+        part = self._thread.submit(write_snapshot, staging / _file_name(self._collectives.rank), content)
         self._pending = _Pending(manifest, staging, part)
         if not self._section.asynchronous:
             self.drain()
@@ -90,7 +90,7 @@ class Saver:
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         found = [(f"{kind}/{part.name}@{part.start}", value) for kind, part, value in self._engine.owned()]
-        if self._control.rank == 0:
+        if self._collectives.rank == 0:
             found += [(f"{BUFFER}/{name}@0", value) for name, value in self._engine.buffers().items()]
         return found
 
@@ -104,9 +104,9 @@ class Saver:
         try:
             result: FileEntry | str = part.result()
         except OSError as error:
-            result = f"rank {self._control.rank}: {error.strerror or error}"
-        results = self._control.gather(result)
-        if self._control.rank != 0:
+            result = f"rank {self._collectives.rank}: {error.strerror or error}"
+        results = self._collectives.all_gather(result)
+        if self._collectives.rank != 0:
             return
         errors = [found for found in results if isinstance(found, str)]
         if errors:
@@ -117,7 +117,7 @@ class Saver:
 
     def _publish(self, manifest: Manifest, staging: Path) -> None:
         try:
-            publish(manifest, staging, self._session)
+            publish(manifest, staging, self._attempt)
         except (OSError, StorageError) as error:
             self._give_up(manifest.step, staging, str(error))
             return
@@ -144,11 +144,11 @@ class Saver:
 
     def drain(self, alive: Callable[[], Any] = lambda: None) -> None:
         """All ranks together: wait until nothing is under way. alive: called now and then meanwhile."""
-        while self._control.agree(Flags(writing=self.writing)).writing:
+        while self._collectives.agree(Flags(writing=self.writing)).writing:
             alive()
             time.sleep(0.01)
         self.commit()
-        while self._control.agree(Flags(writing=self._publishing())).writing:
+        while self._collectives.agree(Flags(writing=self._publishing())).writing:
             alive()
             time.sleep(0.01)
         self._look_at_published()
@@ -164,7 +164,7 @@ class Saver:
 
     def require(self, step: int) -> None:
         """All ranks together, after a drain. Raises SaveFailed on all of them where that step was not published."""
-        reason = self._control.on_first(lambda: self._failed.get(step))
+        reason = self._collectives.broadcast_from_rank0(lambda: self._failed.get(step))
         if reason is not None:
             raise SaveFailed(
                 f"the checkpoint of step {step} was not saved: {reason}; make room or mend the storage, and run again: "
@@ -190,13 +190,13 @@ def _file_name(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
 
-def publish(manifest: Manifest, staging: Path, session: str) -> None:
+def publish(manifest: Manifest, staging: Path, attempt: str) -> None:
     """Rank 0: from here on it is a checkpoint. Raises OSError, and StorageError for a full disk."""
     target = staging.with_name(step_folder(manifest.step))
     write_atomically(staging / MANIFEST, manifest_bytes(manifest))
     sync(staging)
     if target.exists():  # of a past that was refused or rewound
-        aside = target.with_name(f"{target.name}.old.{session}.tmp")
+        aside = target.with_name(f"{target.name}.old.{attempt}.tmp")
         target.rename(aside)
         staging.rename(target)
         shutil.rmtree(aside, ignore_errors=True)

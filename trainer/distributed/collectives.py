@@ -56,7 +56,7 @@ class Flags(NamedTuple):
     failed: int = 0
 
 
-class Control:
+class Collectives:
     """A process group of its own, so that it never meets the gradients' collectives."""
 
     def __init__(self, patience: float = LONG) -> None:
@@ -77,7 +77,7 @@ class Control:
         dist.all_reduce(total, group=self._group)
         return (total / self.world_size).tolist()
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """The values of all ranks, by rank."""
         found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, value, self._group)
@@ -100,7 +100,7 @@ class Control:
             done()
         return [result for _, result in sorted((r for part in self.collect(mine) for r in part), key=lambda r: r[0])]
 
-    def on_first(self, work: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
         """The result of `work` on rank 0, on all ranks; or its ADDPError, raised on all ranks, a StorageError for what
         the operating system refused."""
         message: list[Any] = [None, None]
@@ -122,8 +122,8 @@ class Control:
         within `SIGHT` seconds."""
         deadline = time.monotonic() + SIGHT
         while True:
-            blind = [rank for rank, seen in enumerate(self.gather(sees())) if not seen]
-            if not blind or self.on_first(lambda: time.monotonic() > deadline):
+            blind = [rank for rank, seen in enumerate(self.all_gather(sees())) if not seen]
+            if not blind or self.broadcast_from_rank0(lambda: time.monotonic() > deadline):
                 return blind
             time.sleep(_LOOKS)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model.errors import ConfigError
 from model.precision import keep_float32
-from trainer.checkpointing.format import AVERAGE, WEIGHTS
+from trainer.checkpointing.format import EMA, WEIGHTS
 from trainer.checkpointing.saved_state import Range
 from trainer.config.schema import RunConfig
 from trainer.distributed.meeting import LONG, join_ranks
@@ -141,7 +141,7 @@ class Engine:
         for fragment in self.partition.held:
             fragment.weights().copy_(first[fragment.name].view(-1)[fragment.start : fragment.start + fragment.length])
         self.partition.publish()
-        self.average = WeightAverage(self.partition, config.ema_decay) if config.ema_decay is not None else None
+        self.ema = WeightAverage(self.partition, config.ema_decay) if config.ema_decay is not None else None
         self.applied = 0  # updates so far
         self._engine.train()
 
@@ -170,8 +170,8 @@ class Engine:
             self.partition.publish()  # ZeRO-3 skips a step without gathering again the parameters that it keeps whole
         if applied:
             self.applied += 1
-            if self.average:
-                self.average.update(self.applied)
+            if self.ema:
+                self.ema.update(self.applied)
         return StepResult(torch.stack(losses).mean(), norm, applied)
 
     def _clip_whole_gradients(self) -> float:
@@ -186,9 +186,9 @@ class Engine:
         return float(norm)
 
     @property
-    def kinds(self) -> tuple[str, ...]:
+    def state_keys(self) -> tuple[str, ...]:
         """Of the tensors that are kept for each parameter."""
-        return (WEIGHTS, *self._state_keys, *((AVERAGE,) if self.average else ()))
+        return (WEIGHTS, *self._state_keys, *((EMA,) if self.ema else ()))
 
     def owned(self) -> Iterator[tuple[str, Fragment, Tensor]]:
         """(kind, fragment, its values (length,) float32, a view) of this rank's share of the state."""
@@ -198,8 +198,8 @@ class Engine:
             yield WEIGHTS, fragment, fragment.weights()
             for key in self._state_keys:
                 yield key, fragment, fragment.state(self._base, key)
-            if self.average:
-                yield AVERAGE, fragment, self.average.values[index]
+            if self.ema:
+                yield EMA, fragment, self.ema.values[index]
 
     def buffers(self) -> dict[str, Tensor]:
         """What the network keeps beside its trained parameters, the same on all ranks."""
@@ -210,17 +210,17 @@ class Engine:
         values = vars(self._scaler) if self._scaler is not None else {}
         return {key: value for key, value in values.items() if type(value) in (int, float)}  # no switches
 
-    def wanted(self, averaged: bool) -> Iterator[Range]:
+    def wanted(self, with_ema: bool) -> Iterator[Range]:
         """What `fill` reads on this rank, but for buffers."""
         for fragment in self.partition.held:
             for kind in (WEIGHTS, *self._state_keys):
                 yield Range(kind, fragment.name, fragment.start, fragment.length)
-        for fragment in self.partition.owned if self.average and averaged else ():
-            yield Range(AVERAGE, fragment.name, fragment.start, fragment.length)
+        for fragment in self.partition.owned if self.ema and with_ema else ():
+            yield Range(EMA, fragment.name, fragment.start, fragment.length)
 
     def fill(
         self, read: Callable[[str, str, int, int], Tensor], buffers: dict[str, Tensor], scaler: dict[str, Any],
-        applied: int, averaged: bool,
+        applied: int, with_ema: bool,
     ) -> None:  # fmt: skip
         """All ranks together: take over a saved state, of any stage and number of ranks.
 
@@ -234,11 +234,11 @@ class Engine:
             fragment.weights().copy_(read(WEIGHTS, *at))
             for key in self._state_keys:
                 fragment.state(self._base, key).copy_(read(key, *at))
-        if self.average and averaged:
-            for fragment, value in zip(self.partition.owned, self.average.values, strict=True):
-                value.copy_(read(AVERAGE, fragment.name, fragment.start, fragment.length))
-        elif self.average:
-            self.average.reset()
+        if self.ema and with_ema:
+            for fragment, value in zip(self.partition.owned, self.ema.values, strict=True):
+                value.copy_(read(EMA, fragment.name, fragment.start, fragment.length))
+        elif self.ema:
+            self.ema.reset()
         state = self._network.state_dict()
         for name, value in buffers.items():
             state[name].copy_(value)
@@ -248,7 +248,7 @@ class Engine:
 
     def close(self) -> None:
         """Free the engine before the process group: otherwise gloo aborts in some runs after all is done."""
-        del self._engine, self._optimizer, self._scaler, self._base, self.partition, self.average, self._network
+        del self._engine, self._optimizer, self._scaler, self._base, self.partition, self.ema, self._network
         gc.collect()
         import deepspeed
 

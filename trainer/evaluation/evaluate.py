@@ -40,7 +40,7 @@ from trainer.config.options import (
     step_option,
 )
 from trainer.config.schema import YEAR, RunConfig
-from trainer.distributed.collectives import Control, own_device
+from trainer.distributed.collectives import Collectives, own_device
 from trainer.distributed.meeting import join_ranks
 from trainer.evaluation.benchmarks.registry import PARTS, settings_of
 from trainer.evaluation.course import StoredCourse
@@ -128,16 +128,16 @@ def main(
     else:
         work = Path("evaluation") / file_name(run) if is_remote(run) else Path(run) / FOLDER
     join_ranks()
-    control = Control()
-    config = control.on_first(lambda: _check(run, parts, options, follow))
-    if control.rank == 0:
+    collectives = Collectives()
+    config = collectives.broadcast_from_rank0(lambda: _check(run, parts, options, follow))
+    if collectives.rank == 0:
         _say_taken(*options.with_run(config), parts, config, tokenizer)
     if follow and every is None:
         every = 1
     choose = Choice(checkpoint, every)
     Evaluator(
         run,
-        control,
+        collectives,
         own_device(),
         parts,
         options,
@@ -150,7 +150,7 @@ def main(
         tokenizer,
         config,
     ).go()  # fmt: skip
-    if control.rank == 0:
+    if collectives.rank == 0:
         store = open_store(run)
         course = StoredCourse(store)
         wanted = (r for r in read_results(store) if r["part"] in parts and r["weights"] == weights)

@@ -18,7 +18,7 @@ from model.errors import ConfigError
 from trainer.checkpointing.admin import Place, open_run
 from trainer.checkpointing.format import Damaged
 from trainer.config.schema import RunConfig
-from trainer.distributed.collectives import Control
+from trainer.distributed.collectives import Collectives
 from trainer.evaluation.benchmarks.registry import PARTS, settings_of
 from trainer.evaluation.claims import Claim, Claims
 from trainer.evaluation.contents import KEYS, Contents
@@ -64,11 +64,11 @@ class Evaluator:
     """
 
     def __init__(
-        self, run: str, control: Control, device: torch.device, parts: list[str], options: Options, weights: Weights,
+        self, run: str, collectives: Collectives, device: torch.device, parts: list[str], options: Options, weights: Weights,
         choose: Choice, follow: bool, lease: float, work: Path, keep_samples: bool, tokenizer: Path | None,
         config: RunConfig,
     ) -> None:  # fmt: skip
-        self._run, self._control, self._device = run, control, device
+        self._run, self._collectives, self._device = run, collectives, device
         self._parts, self._given, self._weights = parts, options, weights
         self._options, _ = options.with_run(config)
         self._contents, self._config = Contents(), config
@@ -85,7 +85,7 @@ class Evaluator:
     def go(self) -> None:
         """Until nothing is left to do. Raises ADDPError."""
         while True:
-            found = self._control.on_first(self._next)
+            found = self._collectives.broadcast_from_rank0(self._next)
             if found is None:
                 return
             try:
@@ -212,12 +212,12 @@ class Evaluator:
                 self._endure(error)
             return None
 
-        loaded = self._control.on_first(load)
+        loaded = self._collectives.broadcast_from_rank0(load)
         if loaded is None:
             return
         network, manifest, settings = loaded
         task = Task(
-            self._control, self._device, self._options, self._config, found.step, network, manifest, self._weights,
+            self._collectives, self._device, self._options, self._config, found.step, network, manifest, self._weights,
             self._work / step_folder(found.step), self._contents, self._tokenizer,
         )  # fmt: skip
         for number, part in enumerate(found.parts, 1):
@@ -229,11 +229,11 @@ class Evaluator:
                 "checkpoint": manifest.fingerprint, "left_out": manifest.skipped,
                 "settings": settings[part], "places": self._places(part),
                 "made": {
-                    "host": os.uname().nodename, "process": os.getpid(), "ranks": self._control.world_size,
+                    "host": os.uname().nodename, "process": os.getpid(), "ranks": self._collectives.world_size,
                     "seconds": round(time.time() - started, 2), "time": time.time(), "torch": torch.__version__,
                 },
             }  # fmt: skip
-            self._control.on_first(partial(self._publish, result, outcome.images))
+            self._collectives.broadcast_from_rank0(partial(self._publish, result, outcome.images))
         if not self._keep_samples:
             task.remove_samples()
 
@@ -252,7 +252,7 @@ class Evaluator:
 
     def _say(self, line: str) -> None:
         """Once, by rank 0."""
-        if self._control.rank == 0:
+        if self._collectives.rank == 0:
             print(f"{self._run}: {line}", file=sys.stderr, flush=True)
 
 

@@ -76,7 +76,7 @@ def measured(runs: list[RunRecord]) -> list[Plot]:
         for place, s in enumerate(series):
             values = [v.value for v in s.values]
             errors = [math.nan if v.error is None else v.error for v in s.values]
-            style = "fine" if s.average else _VARIANT_STYLES[s.variant]
+            style = "fine" if s.ema else _VARIANT_STYLES[s.variant]
             color = s.run if len({other.run for other in series}) > 1 else place
             known = errors if any(map(math.isfinite, errors)) else None
             lines.append(Line(s.label, color, style, [float(v.step) for v in s.values], values, known))

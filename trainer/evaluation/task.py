@@ -25,7 +25,7 @@ from model.vq import VQTokenizer
 from model.weights import Network, build
 from trainer.checkpointing.format import Manifest
 from trainer.config.schema import RunConfig
-from trainer.distributed.collectives import Control
+from trainer.distributed.collectives import Collectives
 from trainer.evaluation.benchmarks.recognition import Features, encoder_features
 from trainer.evaluation.contents import Contents
 from trainer.evaluation.crops import Crop, Crops
@@ -86,10 +86,10 @@ class Task:
     """One checkpoint of a run. work: folder for sample sets and caches. contents: of the data, on rank 0."""
 
     def __init__(
-        self, control: Control, device: torch.device, options: Options, config: RunConfig, step: int, network: Network,
+        self, collectives: Collectives, device: torch.device, options: Options, config: RunConfig, step: int, network: Network,
         manifest: Manifest, weights: Weights, work: Path, contents: Contents, tokenizer: Path | None = None,
     ) -> None:  # fmt: skip
-        self.control, self.device, self.options, self.config, self.step = control, device, options, config, step
+        self.collectives, self.device, self.options, self.config, self.step = collectives, device, options, config, step
         self.network = network.to(device).eval()
         self.work, self._sets = work, work / f"samples{suffix(weights)}"
         self._manifest, self._contents, self._tokenizer = manifest, contents, tokenizer
@@ -98,7 +98,7 @@ class Task:
 
     @cached_property
     def tokenizer(self) -> VQTokenizer:
-        expected = self._manifest.facts["frozen"]["tokenizer"]
+        expected = self._manifest.run_identity["frozen"]["tokenizer"]
         return frozen_tokenizer(self.config, self._tokenizer, expected).to(self.device)
 
     @property
@@ -128,7 +128,7 @@ class Task:
         """Rank 0's listing, which its key was taken of, counts for all ranks."""
         wanted = (place, split, crop)
         if wanted not in self._crops:
-            listing = self.control.on_first(lambda: self._contents.listing(place))
+            listing = self.collectives.broadcast_from_rank0(lambda: self._contents.listing(place))
             images = tuple(of_split(listing.images, split, self.options.held_out))
             if not images:
                 raise DataError(f"the {split} split of {place} is empty; give more images, or another --held-out")
@@ -138,12 +138,12 @@ class Task:
 
     def over(self, title: str, chunks: int, work: Callable[[int], Any]) -> list[Any]:
         """work(0) .. work(chunks-1), divided among the ranks, with progress shown; all results on rank 0."""
-        with self.progress(title, len(range(self.control.rank, chunks, self.control.world_size))) as progress:
-            return self.control.divide(chunks, work, progress.advance)
+        with self.progress(title, len(range(self.collectives.rank, chunks, self.collectives.world_size))) as progress:
+            return self.collectives.divide(chunks, work, progress.advance)
 
     def progress(self, title: str, total: int) -> Progress:
         """Of what rank 0 does."""
-        return Progress(f"step {self.step}: {title}", total, "batches", shown=self.control.rank == 0)
+        return Progress(f"step {self.step}: {title}", total, "batches", shown=self.collectives.rank == 0)
 
     def features(self, split: Split, name: str, extract: Callable[[Tensor], Any]) -> tuple[Any, Tensor]:
         """(features, labels) of a split, once for a checkpoint. On rank 0; empty on the others."""
@@ -187,7 +187,7 @@ class Task:
 
     def remove_samples(self) -> None:
         """By every rank: they may lie on each host's own disk."""
-        self.control.barrier()
+        self.collectives.barrier()
         shutil.rmtree(self._sets, ignore_errors=True)
 
 

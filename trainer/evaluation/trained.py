@@ -83,7 +83,7 @@ def load_addp(run: str, weights: Weights = "raw", step: int | None = None, token
     else:
         place = open_run(run)
         step = place.newest_valid() if step is None else place.known(step)
-        network, frozen = place.network(step, weights), place.manifest(step).facts.get("frozen")
+        network, frozen = place.network(step, weights), place.manifest(step).run_identity.get("frozen")
         expected = frozen.get("tokenizer") if isinstance(frozen, dict) else None
     assert isinstance(network, ADDP)
     return Trained(network.eval(), frozen_tokenizer(config, tokenizer, expected), config, step)

@@ -31,7 +31,7 @@ from trainer.records import ago
 from trainer.resilience.state import read_rewinds, rewinds_on
 from trainer.run_folder import RunFolder
 from trainer.schedule import accumulation_steps, total_steps
-from trainer.startup import begins, run_facts
+from trainer.startup import begins, identify_run
 
 State = Literal["ok", "warning", "FAILED"]
 _GIB = 2**30
@@ -211,7 +211,7 @@ class _Checks:
         if self._found is None or not self._weights_fit:
             yield "warning", "there are checkpoints, which were not compared with data and weights that failed"
             return
-        found = foreseen(folder, self._store, self._expected(self._facts(self._found)), self._rewinds())
+        found = foreseen(folder, self._store, self._expected(self._run_identity(self._found)), self._rewinds())
         for reason in found.refused:
             yield "warning", f"refused: {reason}"
         assert found.manifest is not None
@@ -225,11 +225,11 @@ class _Checks:
             changed = f"; changed since: {', '.join(map(str, found.changed))}" if found.changed else ""
             yield "ok", f"goes on at step {found.step} of {total} (saved by {by}){changed}"
 
-    def _expected(self, facts: dict[str, Any]) -> Expected:
+    def _expected(self, run_identity: dict[str, Any]) -> Expected:
         run = run_of(self._folder)
         if self._store is not None:
             run = agreed_run(self._folder, self._store, run)
-        return Expected(facts, run or "", self._config, last_config(self._folder))
+        return Expected(run_identity, run or "", self._config, last_config(self._folder))
 
     def _rewinds(self) -> list[dict[str, int]]:
         """A start in an empty folder fetches those of the store."""
@@ -237,7 +237,7 @@ class _Checks:
             return rewinds_on(self._store)
         return read_rewinds(self._folder)
 
-    def _facts(self, found: _Found) -> dict[str, Any]:
+    def _run_identity(self, found: _Found) -> dict[str, Any]:
         config = self._config
         if config.objective == "addp":  # with a checkpoint to compare with, the predictor is worth reading
             assert config.predictor.weights is not None
@@ -245,7 +245,7 @@ class _Checks:
                 config.predictor.weights, "predictor", config=config.predictor.sizes, geometry=config.geometry
             )
             found = found._replace(frozen={**found.frozen, "predictor": fingerprint(predictor)})
-        return run_facts(config, cast(Objective, found))
+        return identify_run(config, cast(Objective, found))
 
 
 def _guarded(name: str, check: Callable[[], Iterator[tuple[State, str]]]) -> Iterator[Check]:

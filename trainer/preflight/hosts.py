@@ -29,7 +29,7 @@ from trainer.config.arguments import parse_rank
 from trainer.config.changes import alike
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
-from trainer.distributed.collectives import Control, is_lost_rank, own_device
+from trainer.distributed.collectives import Collectives, is_lost_rank, own_device
 from trainer.distributed.meeting import join_ranks
 from trainer.resilience.leaving import leave
 from trainer.run_folder import EXIT_CONFIG
@@ -43,7 +43,7 @@ _ROOT = Path(__file__).parents[1]
 def check(path: Path | None, overrides: list[str]) -> int:
     """All ranks together. Rank 0 prints a table and what is wrong. Returns the exit code."""
     join_ranks(_PATIENCE)
-    control = Control(_PATIENCE)
+    collectives = Collectives(_PATIENCE)
     found = {"host": platform.node(), "python": platform.python_version(), "code": _code()}
     found |= {name: _version(name) for name in ("torch", "deepspeed", "numpy")}
     problems: list[str] = []
@@ -51,19 +51,19 @@ def check(path: Path | None, overrides: list[str]) -> int:
     found["configuration"] = (
         hashlib.sha256(json.dumps(alike(config)).encode()).hexdigest()[:8] if config else "unreadable"
     )
-    found["run folder"] = _shared_folder(config, control, problems)
+    found["run folder"] = _shared_folder(config, collectives, problems)
     for name, place in _places(config).items() if config else ():
         found[name] = "seen" if _tried(name, lambda p=place: _look(p), problems) else "NOT SEEN"  # type: ignore[misc]
     found["collectives"] = _collectives(problems)
-    rows = control.gather((found, problems))
+    rows = collectives.all_gather((found, problems))
     faults = wrong(rows)
-    if control.rank == 0:
+    if collectives.rank == 0:
         _print(rows)
         for line in faults:
             print(f"- {line}", flush=True)
         if not faults:
-            print(f"{control.world_size} ranks meet, are alike, and see what the run needs", flush=True)
-    control.barrier()  # a launcher ends the others as soon as one ends with an error
+            print(f"{collectives.world_size} ranks meet, are alike, and see what the run needs", flush=True)
+    collectives.barrier()  # a launcher ends the others as soon as one ends with an error
     return EXIT_CONFIG if faults else 0
 
 
@@ -112,19 +112,19 @@ def _version(name: str) -> str:
         return "missing"
 
 
-def _shared_folder(config: RunConfig | None, control: Control, problems: list[str]) -> str:
+def _shared_folder(config: RunConfig | None, collectives: Collectives, problems: list[str]) -> str:
     """Rank 0 leaves a file in the run folder, which the others must see."""
-    first = control.gather(config.run / f"check-{uuid.uuid4().hex[:8]}" if config else None)[0]
+    first = collectives.all_gather(config.run / f"check-{uuid.uuid4().hex[:8]}" if config else None)[0]
     if first is None:
         return ""
     mark = config.run / first.name if config else first  # hosts may have the storage at different places
     made = [folder for folder in (mark.parent, *mark.parent.parents) if not folder.exists()]  # innermost first
-    if control.rank == 0:
+    if collectives.rank == 0:
         _tried("the run folder", lambda: _leave(mark), problems)
-    control.barrier()
+    collectives.barrier()
     seen = mark.exists()
-    control.barrier()
-    if control.rank == 0:
+    collectives.barrier()
+    if collectives.rank == 0:
         mark.unlink(missing_ok=True)
         with suppress(OSError):
             for folder in made:

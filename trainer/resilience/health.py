@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from model.errors import ADDPError
 from trainer.config.schema import HealthSection
-from trainer.resilience.state import Progress, Row
+from trainer.resilience.state import TrainerState, Row
 from trainer.run_folder import EXIT_DIVERGED
 
 ADVICE = "Look at incidents/ and metrics.jsonl; a lower optimizer.base_lr or other data may help"
@@ -31,7 +31,7 @@ class Spike(NamedTuple):
         return f"{self.first} to {self.last}: {self.reason}"
 
 
-def judge(progress: Progress, rows: list[Row], first_step: int, section: HealthSection) -> Spike | None:
+def judge(progress: TrainerState, rows: list[Row], first_step: int, section: HealthSection) -> Spike | None:
     """Take finished steps into the statistics, or return the spike that they end in.
 
     A pure function of the run's own numbers, so that every rank, and a resumed run, finds the same. A step is out of
@@ -60,7 +60,7 @@ def judge(progress: Progress, rows: list[Row], first_step: int, section: HealthS
     return found
 
 
-def unfit(progress: Progress, steps: int, section: HealthSection) -> str | None:
+def unfit(progress: TrainerState, steps: int, section: HealthSection) -> str | None:
     """Why a run that has come to its end is no success; None where it is one."""
     if progress.in_a_row >= min(section.consecutive, steps):
         return f"its last {progress.in_a_row} steps had no finite loss or gradient"
@@ -69,7 +69,7 @@ def unfit(progress: Progress, steps: int, section: HealthSection) -> str | None:
     return None
 
 
-def _out_of_line(progress: Progress, row: Row, section: HealthSection) -> str | None:
+def _out_of_line(progress: TrainerState, row: Row, section: HealthSection) -> str | None:
     if len(progress.losses) < section.history // 2:
         return None
     middle = median(progress.losses)

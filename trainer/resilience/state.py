@@ -34,7 +34,7 @@ class Row(BaseModel):
     applied: bool
 
 
-class Progress(BaseModel):
+class TrainerState(BaseModel):
     """rows: steps since the last metric line. losses, norms: running statistics of applied steps. nonfinite: steps that
     were not applied; in_a_row: the last ones of them. suspects: the last steps, if out of line. train_seconds: in steps
     that count, lost_seconds: down, starting, and in steps that were done again. seen: wall clock of the checkpoint."""

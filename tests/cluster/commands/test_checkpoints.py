@@ -61,8 +61,8 @@ def test_on_a_store(run: Path, tmp_path: Path) -> None:
     from trainer.export import export, open_network
 
     export(open_network(store.store.url, 12, "ema"), "native", tmp_path / "out", "drop", None)
-    exported, average = load_file(tmp_path / "out" / "network.safetensors"), load_file(run / "network-ema.safetensors")
-    assert all((exported[name] == value).all() for name, value in average.items())
+    exported, ema = load_file(tmp_path / "out" / "network.safetensors"), load_file(run / "network-ema.safetensors")
+    assert all((exported[name] == value).all() for name, value in ema.items())
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_run_folder_that_cannot_be_written_is_refused(tokens: Path, tmp_path: 
 
 def test_ranks_that_see_different_folders_are_refused(tokens: Path, tmp_path: Path) -> None:
     """As where the run folder lies on a disk of its own on each machine."""
-    sabotage = Sabotage("open", ("/session",), "ENOENT", 0, rank=1, sight=0.0)
+    sabotage = Sabotage("open", ("/attempt",), "ENOENT", 0, rank=1, sight=0.0)
     codes, output = run_world(tmp_path / "run", *MAGE, f"data.tokens={tokens}", sabotage=sabotage)
     assert codes == [78, 78] and "ranks [1] do not see" in output and "storage that all machines share" in output
 

@@ -39,8 +39,8 @@ from trainer.config.schema import CheckpointSection
 
 def manifest(files: dict[str, FileEntry], step: int = 4) -> Manifest:
     return Manifest(
-        step=step, world_size=len(files), zero_stage=1, facts={}, parameters={"w": [5, 2]}, part="", kinds=["weights"],
-        applied=step, scaler={}, skipped=[], progress={}, files=files,
+        step=step, world_size=len(files), zero_stage=1, run_identity={}, parameters={"w": [5, 2]}, export_prefix="", state_keys=["weights"],
+        applied=step, scaler={}, skipped=[], trainer_state={}, files=files,
     )  # fmt: skip
 
 
@@ -142,10 +142,10 @@ def test_no_flipped_bit_of_a_manifest_changes_what_it_says() -> None:
     """Also in the numbers of its progress, of which any would do."""
     entry = FileEntry(bytes=1, sha256="0" * 64)
     written = manifest({"rank-00000.safetensors": entry})
-    written.progress = {"norms": [0.125, 3.5], "rows": [{"loss": math.nan, "norm": math.inf, "applied": False}]}
+    written.trainer_state = {"norms": [0.125, 3.5], "rows": [{"loss": math.nan, "norm": math.inf, "applied": False}]}
     text = bytearray(manifest_bytes(written))
     read = parse_manifest(bytes(text), "step-00000004")
-    assert repr(read.progress) == repr(written.progress) and read.fingerprint == written.fingerprint
+    assert repr(read.trainer_state) == repr(written.trainer_state) and read.fingerprint == written.fingerprint
     for place in range(len(text)):
         for bit in range(8):
             text[place] ^= 1 << bit
@@ -177,7 +177,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) 
 @pytest.mark.parametrize("seen", ["yesterday", None, [1], {}, True, -1, 1e12, math.nan])
 def test_a_manifest_that_was_saved_at_no_time_is_damaged(seen: Any) -> None:
     text = manifest({"rank-00000.safetensors": FileEntry(bytes=1, sha256="0" * 64)})
-    text.progress = {"seen": seen}
+    text.trainer_state = {"seen": seen}
     with pytest.raises(Damaged, match="which is no time"):
         parse_manifest(text.model_dump_json(), "step-00000004")
 

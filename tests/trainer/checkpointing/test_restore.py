@@ -29,10 +29,10 @@ from trainer.startup import take_up
 FACTS: dict[str, Any] = {"network": {"dim": 32, "dropout": 0.1, "positions": "normal"}, "data": "abc", "seed": 0}
 
 
-def manifest(config: dict[str, Any], facts: dict[str, Any] = FACTS, run: str = "mine", step: int = 8) -> Manifest:
+def manifest(config: dict[str, Any], run_identity: dict[str, Any] = FACTS, run: str = "mine", step: int = 8) -> Manifest:
     return Manifest(
-        step=step, world_size=1, zero_stage=1, facts=facts, parameters={}, part="", kinds=[], applied=step, scaler={},
-        skipped=[], progress={"seen": 1.0}, run=run, config=config,
+        step=step, world_size=1, zero_stage=1, run_identity=run_identity, parameters={}, export_prefix="", state_keys=[], applied=step, scaler={},
+        skipped=[], trainer_state={"seen": 1.0}, run=run, config=config,
     )  # fmt: skip
 
 
@@ -87,9 +87,9 @@ def test_manifests_of_earlier_versions_have_neither_run_nor_configuration() -> N
         ({}, "other", "run: checkpoint other, now mine"),
     ],
 )  # fmt: skip
-def test_another_run_s(facts: dict[str, Any], run: str, words: str) -> None:
+def test_another_run_s(run_identity: dict[str, Any], run: str, words: str) -> None:
     with pytest.raises(ConfigError, match=f"belongs to another run than the configured one.*{words}"):
-        changed(manifest(config(), {**FACTS, **facts}, run))
+        changed(manifest(config(), {**FACTS, **run_identity}, run))
     other_dropout = {**FACTS, "network": {"dim": 32, "dropout": 0.0, "positions": "sincos"}}
     assert changed(manifest(config(), other_dropout)) == []  # a matter of resume.allow
 
@@ -150,7 +150,7 @@ def test_ranks_that_see_old_listings_end_like_the_others(undisturbed: Path, toke
     """Rank 1 sees no checkpoint in any list, and the name of this start and the files of the newest checkpoint late:
     rank 0 decides, and rank 1 looks again."""
     run = cut_back(undisturbed, tmp_path / "run", 8)
-    unseen = ("/step-00000008/rank-0", "/run/rewinds", "/run/run.", "/run/session")
+    unseen = ("/step-00000008/rank-0", "/run/rewinds", "/run/run.", "/run/attempt")
     sabotage = Sabotage(rank=1, unlisted=("step-",), unseen=unseen, times=4)
     codes, output = run_world(run, *MAGE, f"data.tokens={tokens}", "ema_decay=0.9", sabotage=sabotage)
     assert codes == [0, 0] and "resumed at step 8 of 12" in output and "refused" not in output, output

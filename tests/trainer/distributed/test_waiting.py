@@ -17,7 +17,7 @@ from tests.trainer.launching import MAGE
 from tests.trainer.worlds import Ranks, World, run_world
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
-from trainer.distributed.collectives import Control
+from trainer.distributed.collectives import Collectives
 from trainer.distributed.meeting import join_ranks
 from trainer.engine.engine import Engine, start_distributed
 from trainer.objectives.registry import make_objective
@@ -50,7 +50,7 @@ def groups(arguments: list[str]) -> int:
     """Prints the time-outs of all groups that a run has, DeepSpeed's own included."""
     config = load_config(None, arguments)
     _, world_size, _ = start_distributed(config.collective_timeout)
-    Control(config.collective_timeout)
+    Collectives(config.collective_timeout)
     Engine(make_objective(config).network, config, 2, world_size)
     found = [group._get_backend(device) for group in distributed_c10d._world.pg_map for device in group._device_types]
     print(f"{len(found)} groups, seconds:", {int(backend.options._timeout.total_seconds()) for backend in found})

@@ -52,7 +52,7 @@ class Network(nn.Module):
         return self.layer(x.to(self.layer.weight.dtype)).float().square().mean()
 
 
-def facts(arguments: list[str]) -> int:
+def run_identity(arguments: list[str]) -> int:
     """A rank that takes steps in each of the modes; rank 0 writes down what it saw."""
     out, rows = Path(arguments[0]), []
     watching, summed = False, set()
@@ -98,7 +98,7 @@ def facts(arguments: list[str]) -> int:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """Of two ranks, by precision and ZeRO stage."""
     folder = tmp_path_factory.mktemp("engine")
-    codes, output = Ranks(facts, [str(folder / "facts.json")], 2, folder / "log").wait()
+    codes, output = Ranks(run_identity, [str(folder / "facts.json")], 2, folder / "log").wait()
     assert codes == [0, 0], output
     return dict(zip(MODES, json.loads((folder / "facts.json").read_text()), strict=True))
 

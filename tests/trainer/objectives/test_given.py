@@ -21,7 +21,7 @@ from trainer.checkpointing.format import MANIFEST, WEIGHTS, verify
 from trainer.checkpointing.saved_state import SavedState
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
-from trainer.distributed.collectives import Control
+from trainer.distributed.collectives import Collectives
 from trainer.distributed.meeting import join_ranks
 from trainer.objectives.given import begin, beginning, given_network
 from trainer.objectives.registry import load_frozen, make_objective
@@ -170,7 +170,7 @@ def _meet(arguments: list[str]) -> int:
     join_ranks()
     network = load_network(arguments[int(os.environ["RANK"])], "predictor")
     try:
-        same_on_all(Control(), RunConfig(), {"tokenizer": "alike", "predictor.weights": fingerprint(network)})
+        same_on_all(Collectives(), RunConfig(), {"tokenizer": "alike", "predictor.weights": fingerprint(network)})
     except ConfigError as error:
         print(error, flush=True)
         return 7

@@ -21,7 +21,7 @@ from trainer.config.schema import RunConfig
 from trainer.objectives.registry import make_objective
 from trainer.preflight.checks import Check, check_run
 from trainer.run_folder import RunFolder, step_folder
-from trainer.startup import run_facts
+from trainer.startup import identify_run
 
 TINY = ("tokenizer.sizes.size=tiny", "predictor.sizes.size=tiny", "addp.sizes.size=tiny", "precision=fp32", *SMALL)
 
@@ -265,10 +265,10 @@ def _save_manifest(config: RunConfig, skipped: list[dict[str, int]] | None = Non
     """Of a checkpoint without tensors, and its one file, which is empty."""
     file = "rank-00000.safetensors"
     with closing(make_objective(config)) as objective:
-        facts = run_facts(config, objective)
+        run_identity = identify_run(config, objective)
     manifest = Manifest(
-        step=4, world_size=2, zero_stage=1, facts=facts, parameters={}, part="", kinds=[], applied=4, scaler={},
-        skipped=skipped or [], progress={}, files={file: FileEntry(bytes=0, sha256=hashlib.sha256().hexdigest())},
+        step=4, world_size=2, zero_stage=1, run_identity=run_identity, parameters={}, export_prefix="", state_keys=[], applied=4, scaler={},
+        skipped=skipped or [], trainer_state={}, files={file: FileEntry(bytes=0, sha256=hashlib.sha256().hexdigest())},
     )  # fmt: skip
     path = RunFolder(config.run).checkpoints / step_folder(4)
     path.mkdir(parents=True)

@@ -17,7 +17,7 @@ from trainer.checkpointing.format import candidates, verify
 from trainer.checkpointing.saved_state import SavedState
 from trainer.config.schema import HealthSection
 from trainer.resilience.health import Spike, judge, unfit
-from trainer.resilience.state import Progress, Row, data_step, rewinds_before
+from trainer.resilience.state import TrainerState, Row, data_step, rewinds_before
 from trainer.run_folder import RunFolder
 
 REWIND = (
@@ -30,8 +30,8 @@ def rows(values: list[float], norm: float = 1.0) -> list[Row]:
     return [Row(loss=v, norm=norm, applied=math.isfinite(v)) for v in values]
 
 
-def settled(section: HealthSection) -> Progress:
-    progress = Progress()
+def settled(section: HealthSection) -> TrainerState:
+    progress = TrainerState()
     assert judge(progress, rows([2.0 + 0.01 * (i % 5) for i in range(32)]), 0, section) is None
     return progress
 
@@ -49,7 +49,7 @@ def test_a_spike_may_lie_over_a_metric_line_and_a_checkpoint() -> None:
     section = HealthSection(history=32, consecutive=3)
     progress = settled(section)
     assert judge(progress, rows([2.0, 9.0, 9.0]), 32, section) is None
-    progress = Progress.model_validate_json(progress.model_dump_json())
+    progress = TrainerState.model_validate_json(progress.model_dump_json())
     assert judge(progress, rows([9.0]), 35, section) == Spike(33, 35, judge_reason(section))
 
 
@@ -61,7 +61,7 @@ def judge_reason(section: HealthSection) -> str:
 
 def test_nothing_is_judged_before_there_are_statistics() -> None:
     section = HealthSection(history=32)
-    assert judge(Progress(), rows([2.0] * 4 + [50.0] * 8), 0, section) is None
+    assert judge(TrainerState(), rows([2.0] * 4 + [50.0] * 8), 0, section) is None
 
 
 def test_what_is_only_logged_becomes_the_new_level() -> None:
@@ -87,7 +87,7 @@ def test_a_run_that_ends_without_finite_losses_or_skipped_most_of_its_steps_is_n
         (2, 2, 40, None), (3, 3, 40, "its last 3 steps"), (1, 1, 1, "its last 1 steps"), (20, 0, 40, None),
         (21, 0, 40, "21 of its 40 steps were skipped"),
     ):  # fmt: skip
-        found = unfit(Progress(nonfinite=nonfinite, in_a_row=in_a_row), steps, section)
+        found = unfit(TrainerState(nonfinite=nonfinite, in_a_row=in_a_row), steps, section)
         assert found is None if words is None else words in str(found)
 
 
@@ -109,7 +109,7 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(stage: int, tok
     found = {p.name[-2:]: SavedState(p, verify(p)) for p in candidates(run / "checkpoints")}
     before, after, later = (found[name] for name in ("05", "07", "08"))
     assert (before.manifest.applied, after.manifest.applied, later.manifest.applied) == (5, 5, 6)
-    for kind in before.manifest.kinds:
+    for kind in before.manifest.state_keys:
         for name, shape in before.manifest.parameters.items():
             size = torch.Size(shape).numel()
             assert torch.equal(before.read(kind, name, 0, size), after.read(kind, name, 0, size)), (kind, name)
@@ -132,7 +132,7 @@ def test_a_checkpoint_may_lie_between_a_step_that_is_not_finite_and_its_metric_l
 
 
 def test_progress_of_earlier_versions_has_null_where_a_step_was_not_finite() -> None:
-    row = Progress.model_validate({"rows": [{"loss": None, "norm": None, "applied": False}]}).rows[0]
+    row = TrainerState.model_validate({"rows": [{"loss": None, "norm": None, "applied": False}]}).rows[0]
     assert math.isnan(row.loss) and math.isnan(row.norm)
 
 

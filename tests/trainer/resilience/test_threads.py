@@ -55,7 +55,7 @@ class Alone:
 
     rank, world_size = 0, 1
 
-    def on_first(self, work: Any) -> Any:
+    def broadcast_from_rank0(self, work: Any) -> Any:
         return work()
 
 

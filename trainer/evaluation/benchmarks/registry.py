@@ -49,7 +49,7 @@ def _held_out(task: Task) -> Outcome:
     if isinstance(network, VQTokenizer):
         assert crops is not None
         parts = task.over("images", crops.chunks, lambda n: held_out.tokenizer_part(network, crops.read(n).pixels))
-        if task.control.rank:
+        if task.collectives.rank:
             return Outcome({})
         shown = crops.read(0).pixels[:8].to(task.device).float() / 255
         with torch.no_grad():
@@ -67,7 +67,7 @@ def _held_out(task: Task) -> Outcome:
     draws = task.over(
         "masked tokens", held_out.MASK_DRAWS, lambda d: held_out.masked_nats(predict, on_device, d, codes)
     )
-    if task.control.rank:
+    if task.collectives.rank:
         return Outcome({})
     found = sum(d[0] for d in draws) / sum(d[1] for d in draws)
     unigram = held_out.unigram_cross_entropy(frequencies, ids)
@@ -84,8 +84,8 @@ def _samples(task: Task) -> Outcome:
     made = task.samples
     crops = task.crops("val") if task.options.images is not None else None
     first = min(made.chunks, -(-_SHOWN // task.options.batch))
-    parts = task.control.divide(first, lambda n: read_chunk(made.file(n)))  # each by the rank that made it
-    if task.control.rank:
+    parts = task.collectives.divide(first, lambda n: read_chunk(made.file(n)))  # each by the rank that made it
+    if task.collectives.rank:
         return Outcome({})
     shown = torch.cat(parts)[:_SHOWN].float() / 255
     assert isinstance(task.network, ADDP)
@@ -130,7 +130,7 @@ def _feature_set(
         return features, logits
 
     parts = task.over(title, chunks, work)
-    of_ranks = [m for found in task.control.collect(moments) for m in found]
+    of_ranks = [m for found in task.collectives.collect(moments) for m in found]
     if not parts:
         return None
     for other in of_ranks[1:]:
@@ -144,12 +144,12 @@ def _reference(task: Task, extractor: fidelity.Extractor) -> fidelity.FeatureSet
     crops = task.reference()
     key = f"{extractor.name}-{extractor.fingerprint[:12]}-{crops.fingerprint[:12]}".replace(" ", "_")
     path = task.work.parent / "reference" / f"{key}.safetensors"
-    if not task.control.on_first(path.is_file):
+    if not task.collectives.broadcast_from_rank0(path.is_file):
         title = f"{extractor.name} of real images"
         made = _feature_set(task, title, crops.chunks, lambda n: crops.read(n).pixels, extractor)
         if made is not None:
             write_atomically(path, save({name: np.ascontiguousarray(a) for name, a in made._asdict().items()}))
-    return fidelity.FeatureSet(**load_file(path)) if task.control.rank == 0 else None
+    return fidelity.FeatureSet(**load_file(path)) if task.collectives.rank == 0 else None
 
 
 def _fid(task: Task) -> Outcome:
@@ -166,7 +166,7 @@ def _probe(task: Task, score: Callable[..., dict[str, float]]) -> Outcome:
     for name, extract in task.encoders().items():
         train, labels = task.features("train", name, extract)
         test, test_labels = task.features("val", name, extract)
-        if task.control.rank == 0:
+        if task.collectives.rank == 0:
             prefix = "" if name == "trained" else f"{name}_"
             with task.progress(f"scores of {name} features", 1):
                 found = score(train, labels, test, test_labels)
@@ -203,7 +203,7 @@ def _accuracy(task: Task) -> Outcome:
         return int(right[:, 0].sum()), int(right.sum()), len(right)
 
     parts = task.over("images", crops.chunks, work)
-    if task.control.rank:
+    if task.collectives.rank:
         return Outcome({})
     first, five, count = (sum(column) for column in zip(*parts, strict=True))
     return Outcome({"top1": first / count, "top5": five / count, "images": count})

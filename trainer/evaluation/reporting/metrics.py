@@ -139,7 +139,7 @@ class Series(NamedTuple):
     label: str
     run: int
     variant: str
-    average: bool
+    ema: bool
     values: list[Value]
 
 
@@ -156,16 +156,16 @@ def series_of(runs: list[RunRecord]) -> list[tuple[Figure, list[Series]]]:
     found = []
     for figure in sorted(plots, key=lambda f: f.order):
         lines = [
-            Series(_label(runs[index], variant, average), index, variant, average, values)
-            for (index, variant, average), values in plots[figure].items()
+            Series(_label(runs[index], variant, ema), index, variant, ema, values)
+            for (index, variant, ema), values in plots[figure].items()
         ]
         if any(len(line.values) > 1 for line in lines):
             found.append((figure, lines))
     return found
 
 
-def _label(run: RunRecord, variant: str, average: bool) -> str:
-    return ", ".join(filter(None, (run.name, "average" if average else "", _VARIANTS[variant])))
+def _label(run: RunRecord, variant: str, ema: bool) -> str:
+    return ", ".join(filter(None, (run.name, "average" if ema else "", _VARIANTS[variant])))
 
 
 class Table(NamedTuple):
@@ -191,4 +191,4 @@ def newest_figures(runs: list[RunRecord]) -> Table:
     for figure in sorted(newest, key=lambda f: f.order):
         row = [newest[figure].get(column) for column in columns]
         parts[PARTS.get(figure.part, figure.part)].append((figure.label, row))
-    return Table([_label(runs[index], "", average) for index, average in columns], list(parts.items()))
+    return Table([_label(runs[index], "", ema) for index, ema in columns], list(parts.items()))

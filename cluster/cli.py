@@ -17,13 +17,20 @@ from trainer.config.arguments import configured
 from trainer.config.options import ConfigFile, RunArguments, processes_option
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
     help="Pre-train ADDP: token shards, training, generation, evaluation. Start with `addp demo`.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 74 storage, 75 stopped and saved, 76 hung, 77 diverged, "
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 74 storage, 75 stopped and saved, 76 "
+    "hung, 77 diverged, "
     "78 configuration, 79 no valid checkpoint.",
-)  # fmt: skip
+)
 
-_DATA, _TRAIN, _USE, _TRY = "Make and look at data", "Train", "Use what was trained", "Try and prove"
+_DATA, _TRAIN, _USE, _TRY = (
+    "Make and look at data",
+    "Train",
+    "Use what was trained",
+    "Try and prove",
+)
 
 app.add_typer(tokenize.app, name="tokenize", rich_help_panel=_DATA)
 app.add_typer(data.app, name="data", rich_help_panel=_DATA)
@@ -36,19 +43,34 @@ app.command(rich_help_panel=_TRY)(parity.parity)
 # Commands that are modules of their own; `addp NAME --help` is the module's help.
 MODULES = {
     "generate": (
-        "trainer.evaluation.generate", _USE, "Sample images from an ADDP network: a grid, a set, completions.",
+        "trainer.evaluation.generate",
+        _USE,
+        "Sample images from an ADDP network: a grid, a set, completions.",
     ),
-    "evaluate": ("trainer.evaluation.evaluate", _USE, "Measure checkpoints: FID, kNN, linear probe; --follow a run."),
-    "plan": ("trainer.preflight.planning", _TRAIN, "Say what a run will take: batch arithmetic, memory, days, checkpoints."),
-    "report": ("trainer.evaluation.report", _USE, "Write one self-contained HTML page about a run, or several."),
-}  # fmt: skip
+    "evaluate": (
+        "trainer.evaluation.evaluate",
+        _USE,
+        "Measure checkpoints: FID, kNN, linear probe; --follow a run.",
+    ),
+    "plan": (
+        "trainer.preflight.planning",
+        _TRAIN,
+        "Say what a run will take: batch arithmetic, memory, days, checkpoints.",
+    ),
+    "report": (
+        "trainer.evaluation.report",
+        _USE,
+        "Write one self-contained HTML page about a run, or several.",
+    ),
+}
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 
 def _add_module(name: str, module: str, panel: str, summary: str) -> None:
     @app.command(name, context_settings=_PASS_ON, help=summary, rich_help_panel=panel)
     def run(context: typer.Context) -> None:
-        # In place of this process: a signal then reaches the module, and one process says how it ended.
+        # In place of this process: a signal then reaches the module, and one process says how it
+        # ended.
         os.environ[PROGRAM] = f"addp {name}"
         os.execv(sys.executable, [sys.executable, "-m", module, *context.args])
 
@@ -71,7 +93,10 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="print versions and exit")
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="print versions and exit"
+        ),
     ] = False,
 ) -> None:
     pass
@@ -82,16 +107,22 @@ def train(
     arguments: RunArguments = None,
     config: ConfigFile = None,
     processes: Annotated[
-        int | None, processes_option("ranks on this machine (1 if not given); with --hostfile: on each host")
+        int | None,
+        processes_option("ranks on this machine (1 if not given); with --hostfile: on each host"),
     ] = None,
     hostfile: Annotated[
-        Path | None, typer.Option(help="several machines: a line `HOST slots=N` for each; see docs/several-machines.md")
+        Path | None,
+        typer.Option(
+            help="several machines: a line `HOST slots=N` for each; see docs/several-machines.md"
+        ),
     ] = None,
     master_addr: Annotated[
-        str | None, typer.Option(help="with --hostfile: the first host's address; asked of it if not given")
+        str | None,
+        typer.Option(help="with --hostfile: the first host's address; asked of it if not given"),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="train nothing; check each host by a rank, print a table")
+        bool,
+        typer.Option("--check", help="train nothing; check each host by a rank, print a table"),
     ] = False,
 ) -> None:
     """Train under the deepspeed launcher, on this machine or on those of a hostfile."""
@@ -107,7 +138,11 @@ def train(
         raise typer.BadParameter("name a run file, as in configs/", param_hint="FILE")
     found = load_config(file, overrides)
     words = ["--config", str(file.absolute()), *overrides]
-    hosts = choose_hosts(hostfile, 1 if check else processes, free_port(), master_addr) if hostfile else None
+    hosts = (
+        choose_hosts(hostfile, 1 if check else processes, free_port(), master_addr)
+        if hostfile
+        else None
+    )
     if not check:
         check_output(found.run)
         check_ranks(found.expect_ranks, hosts.ranks if hosts else processes or 1)
@@ -138,7 +173,9 @@ def openmoji(
 def show_config(
     arguments: RunArguments = None,
     config: ConfigFile = None,
-    defaults: Annotated[bool, typer.Option("--defaults", help="every key with its default and meaning")] = False,
+    defaults: Annotated[
+        bool, typer.Option("--defaults", help="every key with its default and meaning")
+    ] = False,
 ) -> None:
     """Show the resolved configuration of a run file, or every key with its meaning."""
     import yaml
@@ -158,13 +195,17 @@ def demo(
     images: Annotated[
         Path | None, typer.Option(help="your own images in class folders; OpenMoji if not given")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for the demo's runs and its report")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="folder for the demo's runs and its report")] = Path(
+        "runs/demo"
+    ),
     processes: Annotated[int, processes_option("ranks (processes)")] = 2,
     scale: Annotated[
-        float, typer.Option(min=0.001, max=1000, help="length of the trainings; 1: as in the README")
+        float,
+        typer.Option(min=0.001, max=1000, help="length of the trainings; 1: as in the README"),
     ] = 1.0,
 ) -> None:
-    """Go the whole road on real images: tokenizer, token shards, predictor, ADDP, samples, probes, report."""
+    """Go the whole road on real images: tokenizer, token shards, predictor, ADDP, samples, probes,
+    report."""
     from cluster.demo.run import run_demo
 
     run_demo(images, out, processes, scale)

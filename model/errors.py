@@ -2,7 +2,8 @@
 
 
 class ADDPError(Exception):
-    """Base of every error that a user can cause and mend. Command lines print it as one paragraph, without a trace."""
+    """Base of every error that a user can cause and mend. Command lines print it as one paragraph,
+    without a trace."""
 
     exit_code = 1
 

@@ -22,12 +22,12 @@ from model.weights import save_network
 from tests.datasets import tokenize
 from tests.s3_server import FaultProxy, client, environment, s3_server
 
-# Idle threads of ranks that share a few cores would spin, and take them from those that work. OpenMP reads it when it
-# starts, here and in every process that tests start.
+# Idle threads of ranks that share a few cores would spin, and take them from those that work.
+# OpenMP reads it when it starts, here and in every process that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# The same examples each time: a test that fails by chance says nothing about the change it is run for.
-# `pytest --hypothesis-profile=random` looks for new ones.
+# The same examples each time: a test that fails by chance says nothing about the change it is run
+# for. `pytest --hypothesis-profile=random` looks for new ones.
 settings.register_profile("random", deadline=None, max_examples=1000)
 settings.register_profile("fixed", deadline=None, derandomize=True)
 settings.load_profile("fixed")
@@ -112,7 +112,9 @@ def tokens(images: Path, tokenizer: VQTokenizer, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
-def held_out_tokens(images: Path, tokenizer: VQTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def held_out_tokens(
+    images: Path, tokenizer: VQTokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("tokens") / "val"
     tokenize(images, out, tokenizer, ViewRecipe.center(16), split="val")
     return out
@@ -121,14 +123,23 @@ def held_out_tokens(images: Path, tokenizer: VQTokenizer, tmp_path_factory: pyte
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """The corruption matrix and the kills, as they were tested in this run."""
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
-    rows = [(value, r.outcome) for r in reports for key, value in r.user_properties if key == "corruption"]
+    rows = [
+        (value, r.outcome)
+        for r in reports
+        for key, value in r.user_properties
+        if key == "corruption"
+    ]
     if rows:
         terminalreporter.section("corruption matrix")
         for (fault, place, outcome), result in rows:
-            terminalreporter.line(f"{fault:36s} {place:12s} {outcome}" + ("" if result == "passed" else "  FAILED"))
+            terminalreporter.line(
+                f"{fault:36s} {place:12s} {outcome}" + ("" if result == "passed" else "  FAILED")
+            )
     chaos = [value for r in reports for key, value in r.user_properties if key == "chaos"]
     if chaos:
         terminalreporter.section("kills")
         for stage, runs, moments in chaos:
             fell = ", ".join(f"{count} {moment}" for moment, count in sorted(moments.items()))
-            terminalreporter.line(f"ZeRO-{stage}: {sum(moments.values())} kills in {runs} runs: {fell}")
+            terminalreporter.line(
+                f"ZeRO-{stage}: {sum(moments.values())} kills in {runs} runs: {fell}"
+            )

@@ -19,20 +19,32 @@ from model.vq import VQTokenizer
 
 
 def plan(
-    images: Path | str, out: Path | str, tokenizer: VQTokenizer, recipe: ViewRecipe, rows: int = 1024,
+    images: Path | str,
+    out: Path | str,
+    tokenizer: VQTokenizer,
+    recipe: ViewRecipe,
+    rows: int = 1024,
     split: Split = "all",
-) -> Plan:  # fmt: skip
+) -> Plan:
     source = open_source(images)
     return make_plan(
-        open_store(out), str(images), of_split(source.images(), split, 0.1),
-        plan_recipe(tokenizer, recipe, rows=rows), lambda: (source.classes.names, source.classes.titles),
-    )  # fmt: skip
+        open_store(out),
+        str(images),
+        of_split(source.images(), split, 0.1),
+        plan_recipe(tokenizer, recipe, rows=rows),
+        lambda: (source.classes.names, source.classes.titles),
+    )
 
 
 def job(
-    planned: Plan, out: Path | str, tokenizer: VQTokenizer, batch: int = 32, on_bad: OnBad = "quarantine",
-    bad_limit: float = 0.01, before: Totals = NOTHING,
-) -> TokenizeJob:  # fmt: skip
+    planned: Plan,
+    out: Path | str,
+    tokenizer: VQTokenizer,
+    batch: int = 32,
+    on_bad: OnBad = "quarantine",
+    bad_limit: float = 0.01,
+    before: Totals = NOTHING,
+) -> TokenizeJob:
     encoder = TokenEncoder(tokenizer, batch=batch)
     return TokenizeJob(
         open_store(out),
@@ -46,9 +58,14 @@ def job(
 
 
 def tokenize(
-    images: Path | str, out: Path | str, tokenizer: VQTokenizer, recipe: ViewRecipe, rows: int = 1024,
-    split: Split = "all", batch: int = 32,
-) -> Manifest:  # fmt: skip
+    images: Path | str,
+    out: Path | str,
+    tokenizer: VQTokenizer,
+    recipe: ViewRecipe,
+    rows: int = 1024,
+    split: Split = "all",
+    batch: int = 32,
+) -> Manifest:
     """Plan, make what is missing, finalize."""
     planned = plan(images, out, tokenizer, recipe, rows, split)
     store = open_store(out)

@@ -1,4 +1,5 @@
-"""The rules of the tree: packages import in one direction, and each outside system is touched in one file."""
+"""The rules of the tree: packages import in one direction, and each outside system is touched in
+one file."""
 
 from __future__ import annotations
 
@@ -12,12 +13,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = ["model", "data_pipeline", "trainer", "cluster"]
 ONE_FILE = {
-    "deepspeed": "trainer/engine/engine.py", "xformers": "model/attention.py", "sklearn": "trainer/evaluation/benchmarks/recognition.py",
+    "deepspeed": "trainer/engine/engine.py",
+    "xformers": "model/attention.py",
+    "sklearn": "trainer/evaluation/benchmarks/recognition.py",
     "kornia": "trainer/objectives/augmentation.py",
     "torch_fidelity": "trainer/evaluation/benchmarks/fidelity.py",
-    "apex": "trainer/engine/optimizers.py", "boto3": "data_pipeline/storage/s3.py", "botocore": "data_pipeline/storage/s3.py",
+    "apex": "trainer/engine/optimizers.py",
+    "boto3": "data_pipeline/storage/s3.py",
+    "botocore": "data_pipeline/storage/s3.py",
     "ray": "cluster/sharding/ray_engine.py",
-}  # fmt: skip
+}
 FILES = sorted(p for package in ORDER for p in (ROOT / package).rglob("*.py"))
 
 
@@ -71,5 +76,11 @@ def test_names_of_files_say_a_job() -> None:
 
 
 def test_nothing_unsafe_is_loaded() -> None:
-    forbidden = ("weights_only=False", "allow_pickle=True", "shell=True", "extractall(", "pickle.load")
+    forbidden = (
+        "weights_only=False",
+        "allow_pickle=True",
+        "shell=True",
+        "extractall(",
+        "pickle.load",
+    )
     assert not [(p.name, word) for p in FILES for word in forbidden if word in p.read_text()]

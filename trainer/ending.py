@@ -13,16 +13,21 @@ from trainer.resilience.state import TrainerState
 from trainer.run_folder import RunFolder, step_folder
 
 
-def conclude(folder: RunFolder, section: HealthSection, progress: TrainerState, done: dict[str, Any]) -> None:
-    """Rank 0, once the last checkpoint stands: publish the trained network and, last of all, the completion marker.
+def conclude(
+    folder: RunFolder, section: HealthSection, progress: TrainerState, done: dict[str, Any]
+) -> None:
+    """Rank 0, once the last checkpoint stands: publish the trained network and, last of all, the
+    completion marker.
 
-    done: what the marker says. Raises Diverged for a run in which nothing was learnt, Damaged, StorageError.
+    done: what the marker says. Raises Diverged for a run in which nothing was learnt, Damaged,
+    StorageError.
     """
     step = done["step"]
     if reason := unfit(progress, step, section):
         folder.incident({"event": "unfit", "step": step, "reason": reason})
         raise Diverged(
-            f"the last step, {step}, is reached, but {reason}: the run is not done. Its checkpoints stand. {ADVICE}"
+            f"the last step, {step}, is reached, but {reason}: the run is not done. Its "
+            f"checkpoints stand. {ADVICE}"
         )
     path = folder.checkpoints / step_folder(step)
     state = SavedState(path, verify(path))
@@ -39,7 +44,9 @@ def end_line(config: RunConfig, folder: RunFolder, step: int) -> str:
     measure = f"`addp evaluate {run} --suite"
     follows = {
         "tokenizer": f"{measure} held-out`, `addp tokenize plan IMAGES OUT --tokenizer {network}`",
-        "mage": f"{measure} held-out --tokens TOKENS`, an ADDP run with predictor.weights={network}",
+        "mage": (
+            f"{measure} held-out --tokens TOKENS`, an ADDP run with predictor.weights={network}"
+        ),
         "addp": f"{measure} knn --images IMAGES`, `addp generate {run}`",
         "classify": f"{measure} accuracy --images IMAGES --held-out 1`",
     }[config.objective]

@@ -29,7 +29,8 @@ class Source(NamedTuple):
 
 
 def open_network(source: str, step: int | None, weights: Weights) -> Source:
-    """source: a run folder, the store that a run uploads to, or a file of ours. Raises ADDPError."""
+    """source: a run folder, the store that a run uploads to, or a file of ours. Raises
+    ADDPError."""
     path = Path(source)
     if path.is_file():
         return Source(load_network(path, read_kind(path)), path.name, None, None)
@@ -39,15 +40,23 @@ def open_network(source: str, step: int | None, weights: Weights) -> Source:
 
 
 def export(
-    source: Source, form: Format, out: Path, tokenizer_norm: Literal["drop", "keep"], tokenizer: Path | None
+    source: Source,
+    form: Format,
+    out: Path,
+    tokenizer_norm: Literal["drop", "keep"],
+    tokenizer: Path | None,
 ) -> Path:
-    """A new file or folder, whole or not at all. Raises ConfigError where it is there, or the format does not fit."""
+    """A new file or folder, whole or not at all. Raises ConfigError where it is there, or the
+    format does not fit."""
     if out.exists():
         raise ConfigError(f"{out} exists; give a name that is free")
     network = source.network
     if form == "timm":
         if not isinstance(network, Encoder):
-            raise ConfigError(f"{source.name} is a {network.kind}; only an ADDP network or a classifier is a plain ViT")
+            raise ConfigError(
+                f"{source.name} is a {network.kind}; only an ADDP network or a classifier is a "
+                "plain ViT"
+            )
         write_state(timm_state(network, tokenizer_norm), out)
         return out
     if form == "addp":
@@ -62,7 +71,9 @@ def export(
     else:
         save_network(network, partial / "model.safetensors")
         if isinstance(network, ADDP) and source.config is not None:
-            save_network(frozen_tokenizer(source.config, tokenizer, None), partial / "tokenizer.safetensors")
+            save_network(
+                frozen_tokenizer(source.config, tokenizer, None), partial / "tokenizer.safetensors"
+            )
         write_json(partial / "config.json", {"model_type": network.kind, **_description(source)})
         (partial / "README.md").write_text(model_card(source))
     partial.rename(out)
@@ -73,7 +84,10 @@ def _with_frozen(source: Source, tokenizer: Path | None) -> dict[str, Network]:
     """The official layout holds an ADDP network together with its frozen ones."""
     networks: dict[str, Network] = {source.network.kind: source.network}
     if isinstance(source.network, Classifier):
-        raise ConfigError(f"{source.name} is a classifier, for which there is no official layout; use --format timm")
+        raise ConfigError(
+            f"{source.name} is a classifier, for which there is no official layout; use --format "
+            "timm"
+        )
     config = source.config
     if isinstance(source.network, ADDP) and config is not None:
         networks["tokenizer"] = frozen_tokenizer(config, tokenizer, None)
@@ -82,7 +96,8 @@ def _with_frozen(source: Source, tokenizer: Path | None) -> dict[str, Network]:
             networks["predictor"] = predictor
         else:
             print(
-                f"{config.predictor.weights} is not on this machine: the file has no token_predictor.*, "
+                f"{config.predictor.weights} is not on this machine: the file has no "
+                "token_predictor.*, "
                 "which the official code needs to go on pre-training",
                 file=sys.stderr,
             )
@@ -93,10 +108,12 @@ def _description(source: Source) -> dict[str, Any]:
     network = source.network
     geometry = getattr(network, "geometry", None)
     return {
-        "kind": network.kind, "config": network.config.model_dump(mode="json"),
+        "kind": network.kind,
+        "config": network.config.model_dump(mode="json"),
         "geometry": geometry.model_dump(mode="json") if geometry is not None else None,
-        "step": source.step, "run": source.name,
-    }  # fmt: skip
+        "step": source.step,
+        "run": source.name,
+    }
 
 
 def model_card(source: Source) -> str:
@@ -104,19 +121,36 @@ def model_card(source: Source) -> str:
     network = source.network
     size = network.geometry.image_size if isinstance(network, Encoder) else None
     lines = [
-        "---", "library_name: addp", "tags: [image-feature-extraction, unconditional-image-generation]", "---", "",
-        f"# {network.kind} of {source.name}" + (f", step {source.step}" if source.step is not None else ""), "",
-        "A network of ADDP (*Learning General Representations for Image Recognition and Generation with Alternating "
-        "Denoising Diffusion Process*, ICLR 2024, arXiv 2306.05423).", "",
+        "---",
+        "library_name: addp",
+        "tags: [image-feature-extraction, unconditional-image-generation]",
+        "---",
+        "",
+        f"# {network.kind} of {source.name}"
+        + (f", step {source.step}" if source.step is not None else ""),
+        "",
+        "A network of ADDP (*Learning General Representations for Image Recognition and "
+        "Generation with Alternating "
+        "Denoising Diffusion Process*, ICLR 2024, arXiv 2306.05423).",
+        "",
         f"- parameters: {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M",
-    ]  # fmt: skip
+    ]
     if size is not None:
-        lines.append(f"- input: RGB in [0, 1], {size} x {size} pixels; the network normalises by itself")
+        lines.append(
+            f"- input: RGB in [0, 1], {size} x {size} pixels; the network normalises by itself"
+        )
     lines += [
-        "- `model.safetensors` describes itself (kind, sizes and geometry in its metadata); `config.json` repeats it",
-        "", "## Use", "", "```python", "import torch", "from model.weights import load_network", "",
+        "- `model.safetensors` describes itself (kind, sizes and geometry in its metadata); "
+        "`config.json` repeats it",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import torch",
+        "from model.weights import load_network",
+        "",
         f'network = load_network("model.safetensors", "{network.kind}").eval()',
-    ]  # fmt: skip
+    ]
     if isinstance(network, Encoder):
         lines.append(f"images = torch.rand(2, 3, {size}, {size})")
     if isinstance(network, Classifier):
@@ -124,14 +158,19 @@ def model_card(source: Source) -> str:
     elif isinstance(network, ADDP):
         lines += [
             "features = network.encode(images)  # class token, then one for each patch",
-            "maps = network.feature_maps(images)  # strides 4, 8, 16, 32, for detectors and segmenters",
+            "maps = network.feature_maps(images)  # strides 4, 8, 16, 32, for detectors and "
+            "segmenters",
             'print("features", tuple(features.shape))',
         ]
         if source.config is not None:
             lines += [
-                "", "from model.sampler import SamplerConfig, generate", "",
+                "",
+                "from model.sampler import SamplerConfig, generate",
+                "",
                 'tokenizer = load_network("tokenizer.safetensors", "tokenizer").eval()',
-                "for state in generate(network, tokenizer, seed=0, start=0, count=4, config=SamplerConfig(steps=20)):",
-                "    samples = state.image", 'print("samples", tuple(samples.shape))',
-            ]  # fmt: skip
+                "for state in generate(network, tokenizer, seed=0, start=0, count=4, "
+                "config=SamplerConfig(steps=20)):",
+                "    samples = state.image",
+                'print("samples", tuple(samples.shape))',
+            ]
     return "\n".join([*lines, "```", ""])

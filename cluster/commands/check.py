@@ -22,10 +22,12 @@ def check(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a run before it waits in a queue: batch, weights, data, cache, disk, store, and what a resume would do.
+    """Check a run before it waits in a queue: batch, weights, data, cache, disk, store, and what a
+    resume would do.
 
-    Needs no GPU and starts nothing; run it where the run folder and the data can be seen, as on a login node. Large
-    networks are checked by their headers. Exits with 78 where a line says FAILED; warnings do not count.
+    Needs no GPU and starts nothing; run it where the run folder and the data can be seen, as on a
+    login node. Large networks are checked by their headers. Exits with 78 where a line says FAILED;
+    warnings do not count.
     """
     from trainer.preflight.checks import check_run
 
@@ -37,9 +39,15 @@ def check(
         if not as_json:
             color = _COLORS[item.state]
             console.print(f"{item.name:14s} [{color}]{item.state:8s}[/] {escape(item.text)}")
-    failed, warnings = (sum(item.state == state for item in found) for state in ("FAILED", "warning"))
+    failed, warnings = (
+        sum(item.state == state for item in found) for state in ("FAILED", "warning")
+    )
     if as_json:
-        print(json.dumps({"ready": not failed, "checks": [item._asdict() for item in found]}, indent=1))
+        print(
+            json.dumps(
+                {"ready": not failed, "checks": [item._asdict() for item in found]}, indent=1
+            )
+        )
     elif not failed:
         print(f"ready for {gpus} GPUs" + (f", with {warnings} to consider" if warnings else ""))
     if failed:

@@ -23,29 +23,41 @@ from trainer.config.options import AsJson, Zoom, seed_option, step_option
 from trainer.config.schema import LARGEST_BATCH, YEAR
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False,
-    help="Look at a token data set as a run reads it: speed, contents of a batch, place of a sample.",
-)  # fmt: skip
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Look at a token data set as a run reads it: speed, contents of a batch, place of a "
+    "sample.",
+)
 _console = Console(stderr=True)
 
 Tokens = Annotated[
-    str | None, typer.Argument(help="the data set, a folder or s3://bucket/prefix; with --run not needed")
+    str | None,
+    typer.Argument(help="the data set, a folder or s3://bucket/prefix; with --run not needed"),
 ]
 OfRun = Annotated[
     str | None,
     typer.Option(
         "--run",
-        help="run folder, or s3:// that a run uploads to: data set, batch, seed, window, stripes, cache and tokenizer "
+        help="run folder, or s3:// that a run uploads to: data set, batch, seed, window, stripes, "
+        "cache and tokenizer "
         "are those of the run, unless they are given here",
     ),
 ]
 GlobalBatch = Annotated[
     int | None,
-    typer.Option(help="samples of one optimizer step over all ranks; without --run 1024", min=1, max=LARGEST_BATCH),
+    typer.Option(
+        help="samples of one optimizer step over all ranks; without --run 1024",
+        min=1,
+        max=LARGEST_BATCH,
+    ),
 ]
 Seed = Annotated[int | None, seed_option("the run's seed; without --run 0")]
-Window = Annotated[int | None, typer.Option(help="the run's data.window; without --run 16", min=1, max=10**6)]
-Stripes = Annotated[int | None, typer.Option(help="the run's data.stripes; without --run 1", min=1, max=10**6)]
+Window = Annotated[
+    int | None, typer.Option(help="the run's data.window; without --run 16", min=1, max=10**6)
+]
+Stripes = Annotated[
+    int | None, typer.Option(help="the run's data.stripes; without --run 1", min=1, max=10**6)
+]
 Cache = Annotated[Path | None, typer.Option(help="folder on a local disk for shards from s3://")]
 
 
@@ -65,7 +77,8 @@ def bench(
     cache: Cache = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read batches as fast as they come, in one process, and say how many samples a second that is."""
+    """Read batches as fast as they come, in one process, and say how many samples a second that
+    is."""
     asked = reading(tokens, run, global_batch, seed, window, stripes, cache)
     loader, batch = _open(asked), asked.global_batch
     started = time.perf_counter()
@@ -81,13 +94,20 @@ def bench(
     loader.close()
     samples = (step - 1) * batch
     values = {
-        "samples_per_second": round(samples / wall), "samples_per_cpu_second": round(samples / cpu),
+        "samples_per_second": round(samples / wall),
+        "samples_per_cpu_second": round(samples / cpu),
         "megabytes_per_second": round(2 * loader.manifest.tokens * samples / wall / 1e6, 1),
-        "first_batch_ms": round(1000 * first, 1), "longest_wait_ms": round(1000 * longest, 1),
+        "first_batch_ms": round(1000 * first, 1),
+        "longest_wait_ms": round(1000 * longest, 1),
         "epochs": round(step / loader.schedule.steps_per_epoch, 2),
-        "samples": sum(shards.manifest.rows for shards in loader.shards), "global_batch": batch,
-    }  # fmt: skip
-    print(json.dumps(values) if as_json else "\n".join(f"{key:24s} {value:,}" for key, value in values.items()))
+        "samples": sum(shards.manifest.rows for shards in loader.shards),
+        "global_batch": batch,
+    }
+    print(
+        json.dumps(values)
+        if as_json
+        else "\n".join(f"{key:24s} {value:,}" for key, value in values.items())
+    )
 
 
 @app.command()
@@ -95,10 +115,13 @@ def preview(
     tokens: Tokens = None,
     run: OfRun = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="weights of the tokenizer that made the tokens; else the run's")
+        Path | None,
+        typer.Option(help="weights of the tokenizer that made the tokens; else the run's"),
     ] = None,
     step: Annotated[int, step_option("step of the run, as in its metrics.jsonl")] = 0,
-    count: Annotated[int, typer.Option(help="how many samples, from the first of the step on", min=1, max=4096)] = 32,
+    count: Annotated[
+        int, typer.Option(help="how many samples, from the first of the step on", min=1, max=4096)
+    ] = 32,
     global_batch: GlobalBatch = None,
     seed: Seed = None,
     window: Window = None,
@@ -138,7 +161,9 @@ def order(
     step: Annotated[int, step_option("step of the run, as in its metrics.jsonl")],
     tokens: Tokens = None,
     run: OfRun = None,
-    offset: Annotated[int, typer.Option(help="first sample in the global batch", min=0, max=LARGEST_BATCH)] = 0,
+    offset: Annotated[
+        int, typer.Option(help="first sample in the global batch", min=0, max=LARGEST_BATCH)
+    ] = 0,
     count: Annotated[int, typer.Option(help="how many samples", min=1, max=LARGEST_BATCH)] = 1,
     global_batch: GlobalBatch = None,
     seed: Seed = None,
@@ -147,14 +172,18 @@ def order(
     cache: Cache = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say which samples a step read: shard, row, view, label, and the image's name where the plan is still there.
+    """Say which samples a step read: shard, row, view, label, and the image's name where the plan
+    is still there.
 
-    With --run, data that the run left out after a rewind are taken into account: what is listed is what the step read
-    in the end.
+    With --run, data that the run left out after a rewind are taken into account: what is listed is
+    what the step read in the end.
     """
     asked = reading(tokens, run, global_batch, seed, window, stripes, cache)
     if offset + count > asked.global_batch:
-        raise ConfigError(f"--offset {offset} --count {count} reach beyond the global batch of {asked.global_batch}")
+        raise ConfigError(
+            f"--offset {offset} --count {count} reach beyond the global batch of "
+            f"{asked.global_batch}"
+        )
     loader, data_step = _open(asked), asked.data_step(step)
     names = _Names(loader)
     labels = loader.batch(data_step, offset, count).labels
@@ -189,9 +218,13 @@ class _Names:
         shards, plan = self._sets[place.dataset], self._plans[place.dataset]
         entry: dict[str, Any] = {"dataset": place.dataset} if len(self._sets) > 1 else {}
         entry |= {
-            "epoch": place.epoch, "shard": place.shard, "row": place.row, "view": place.view, "label": label,
+            "epoch": place.epoch,
+            "shard": place.shard,
+            "row": place.row,
+            "view": place.view,
+            "label": label,
             "class": shards.manifest.classes[label],
-        }  # fmt: skip
+        }
         if plan is not None:
             number = self._numbers[place.dataset][place.shard]
             image = int(shards.open(number).records["index"][place.row])
@@ -199,7 +232,8 @@ class _Names:
             listed = self._listed(place.dataset, shard) if shard < plan.shards else {}
             if image not in listed:
                 raise DataError(
-                    f"{place.dataset}/{PLAN} is not the plan of this data set: it has no image {image}; remove it, "
+                    f"{place.dataset}/{PLAN} is not the plan of this data set: it has no image "
+                    f"{image}; remove it, "
                     "or put back the one that the data set was made by"
                 )
             entry |= {"image": listed[image].id, "source": plan.source}

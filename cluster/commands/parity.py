@@ -1,4 +1,5 @@
-"""`addp parity`: prove a machine, dtype or backend against the reference; a step, or a whole training."""
+"""`addp parity`: prove a machine, dtype or backend against the reference; a step, or a whole
+training."""
 
 from __future__ import annotations
 
@@ -19,29 +20,43 @@ from trainer.distributed.world import refuse_tasks
 
 def parity(
     folder: Annotated[
-        Path | None, typer.Argument(help="weights.safetensors, meta.json; io or trajectory.safetensors")
+        Path | None,
+        typer.Argument(help="weights.safetensors, meta.json; io or trajectory.safetensors"),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda; of a single step also cuda:1, ...")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda; of a single step also cuda:1, ...")
+    ] = "cpu",
     dtype: Annotated[
         Literal["float32", "float64", "bfloat16", "bfloat16-mixed", "float16"],
         typer.Option(help="float64: of a single step only; bfloat16-mixed: of a trajectory only"),
     ] = "float32",
-    processes: Annotated[int | None, processes_option("trajectory: ranks on this machine (1)")] = None,
-    zero_stage: Annotated[int | None, typer.Option(min=0, max=3, help="trajectory: of DeepSpeed (1)")] = None,
+    processes: Annotated[
+        int | None, processes_option("trajectory: ranks on this machine (1)")
+    ] = None,
+    zero_stage: Annotated[
+        int | None, typer.Option(min=0, max=3, help="trajectory: of DeepSpeed (1)")
+    ] = None,
     own_sums: Annotated[
         bool,
-        typer.Option("--own-sums", help="trajectory, float32 on the CPU: the loss in the trainer's order of summation"),
+        typer.Option(
+            "--own-sums",
+            help="trajectory, float32 on the CPU: the loss in the trainer's order of summation",
+        ),
     ] = False,
     attention: Annotated[
-        bool, typer.Option("--attention", help="no FOLDER: try each attention backend on the device, print a table")
+        bool,
+        typer.Option(
+            "--attention", help="no FOLDER: try each attention backend on the device, print a table"
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="with --attention: as JSON")] = False,
 ) -> None:
     """Reproduce what the reference computed, by the contents of FOLDER.
 
-    io.safetensors: a step's tensors, loss and gradients, and a generation. trajectory.safetensors: optimizer steps, by
-    the trainer's own engine under DeepSpeed; the largest deviation of loss, gradient norm and each final weight. Prints
-    JSON, and the verdict in one line on standard error; exits with 0 if all holds, with 1 if not.
+    io.safetensors: a step's tensors, loss and gradients, and a generation. trajectory.safetensors:
+    optimizer steps, by the trainer's own engine under DeepSpeed; the largest deviation of loss,
+    gradient norm and each final weight. Prints JSON, and the verdict in one line on standard error;
+    exits with 0 if all holds, with 1 if not.
     """
     if attention:
         _become("model.parity", ["--attention", "--device", device, *["--json"] * as_json])
@@ -51,19 +66,28 @@ def parity(
     if not (folder / "trajectory.safetensors").is_file():
         if processes or zero_stage is not None or own_sums:
             raise ConfigError(
-                f"{folder} has no trajectory.safetensors; --processes, --zero-stage and --own-sums are for trajectories"
+                f"{folder} has no trajectory.safetensors; --processes, --zero-stage and "
+                "--own-sums are for trajectories"
             )
         if dtype == "bfloat16-mixed":
-            raise ConfigError(f"--dtype {dtype} is for trajectories, and {folder} has no trajectory.safetensors")
+            raise ConfigError(
+                f"--dtype {dtype} is for trajectories, and {folder} has no trajectory.safetensors"
+            )
         _become("model.parity", arguments)
-    arguments += ["--zero-stage", str(1 if zero_stage is None else zero_stage), *["--own-sums"] * own_sums]
+    arguments += [
+        "--zero-stage",
+        str(1 if zero_stage is None else zero_stage),
+        *["--own-sums"] * own_sums,
+    ]
     if processes in (None, 1):
         _become("trainer.trajectory", arguments)
     assert processes is not None
     refuse_tasks("addp parity --processes")
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
-        command = launcher_command(processes, "trainer.trajectory", [*arguments, "--report", str(report)])
+        command = launcher_command(
+            processes, "trainer.trajectory", [*arguments, "--report", str(report)]
+        )
         code = run_group(command, stdout=2).code  # the launcher's own words stay out of the JSON
         if not report.is_file():
             error = RunFailed("the replay ended without a report; the reason stands above")

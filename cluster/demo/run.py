@@ -1,4 +1,5 @@
-"""`addp demo`: the whole road, once. Each stage leaves a marker, so an interrupted demo goes on where it stopped."""
+"""`addp demo`: the whole road, once. Each stage leaves a marker, so an interrupted demo goes on
+where it stopped."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _VIEWS = 16  # augmented views of each image in the token shards
 _MIN_SCALE = 0.75  # emoji fill their image; smaller crops would no longer look like emoji
 _SAMPLES = 128  # of each checkpoint
-_TOP_P = 0.6  # a network trained for minutes is unsure of each token; its likelier ones make cleaner images
+# A network trained for minutes is unsure of each token; its likelier ones make cleaner images.
+_TOP_P = 0.6
 _console = Console(stderr=True)
 
 
@@ -46,15 +48,38 @@ def run_demo(images: Path | None, out: Path, processes: int, scale: float) -> No
 
     def training(name: str, *overrides: str) -> None:
         path = _CONFIGS / f"demo-{name}.yaml"
-        arguments = ["--config", str(path), f"run={out / name}", *_length(load_config(path), scale), *overrides]
-        stage(f"train the {name}", RunFolder(out / name).is_done, train, out / name, processes, arguments)
+        arguments = [
+            "--config",
+            str(path),
+            f"run={out / name}",
+            *_length(load_config(path), scale),
+            *overrides,
+        ]
+        stage(
+            f"train the {name}",
+            RunFolder(out / name).is_done,
+            train,
+            out / name,
+            processes,
+            arguments,
+        )
 
     def tokenizing(split: str, *options: str) -> None:
         folder = str(tokens / split)
         weights = ("--tokenizer", str(tokenizer))
 
         def work() -> None:
-            module("cluster.cli", "tokenize", "plan", str(image_folder), folder, *weights, "--split", split, *options)
+            module(
+                "cluster.cli",
+                "tokenize",
+                "plan",
+                str(image_folder),
+                folder,
+                *weights,
+                "--split",
+                split,
+                *options,
+            )
             module("cluster.cli", "tokenize", "run", folder, *weights, "--finalize")
 
         stage(f"token shards: {split}", (tokens / split / MANIFEST).exists(), work)
@@ -62,7 +87,14 @@ def run_demo(images: Path | None, out: Path, processes: int, scale: float) -> No
     def evaluation(name: str, suite: str, *options: str) -> None:
         """Parts that are there are not done again."""
         measure = ("--suite", suite, "--images", str(image_folder), "--batch", "64", *options)
-        stage(f"evaluate the {name}", False, module, "trainer.evaluation.evaluate", str(out / name), *measure)
+        stage(
+            f"evaluate the {name}",
+            False,
+            module,
+            "trainer.evaluation.evaluate",
+            str(out / name),
+            *measure,
+        )
 
     training("tokenizer", f"data.images={image_folder}")
     evaluation("tokenizer", "held-out")
@@ -71,7 +103,10 @@ def run_demo(images: Path | None, out: Path, processes: int, scale: float) -> No
     held_out = ("--tokens", str(tokens / "val"), "--train-tokens", str(tokens / "train"))
     training("predictor", f"data.tokens={tokens / 'train'}")
     evaluation("predictor", "held-out", *held_out)
-    weights = (f"tokenizer.weights={tokenizer}", f"predictor.weights={out / 'predictor' / 'network.safetensors'}")
+    weights = (
+        f"tokenizer.weights={tokenizer}",
+        f"predictor.weights={out / 'predictor' / 'network.safetensors'}",
+    )
     training("addp", f"data.tokens={tokens / 'train'}", *weights)
     sampling = ("--count", str(_SAMPLES), "--top-p", str(_TOP_P), "--reference", "held-out")
     evaluation("addp", "samples,proxy,knn", *sampling, "--every", "1", "--baselines")
@@ -83,7 +118,8 @@ def run_demo(images: Path | None, out: Path, processes: int, scale: float) -> No
 
 
 def stage(title: str, done: bool, work: Callable[..., bool | None], *arguments: object) -> None:
-    """work: returns True where it was asked to stop, and nothing may follow. Raises RunFailed then."""
+    """work: returns True where it was asked to stop, and nothing may follow. Raises RunFailed
+    then."""
     if done:
         _console.print(f"[dim]{title}: done before")
         return
@@ -101,7 +137,8 @@ def module(name: str, *arguments: str) -> None:
     code = subprocess.run([sys.executable, "-m", name, *arguments], check=False).returncode
     if code:
         raise RunFailed(
-            f"`python -m {name} {' '.join(arguments)}` failed with exit code {code}; the reason stands above"
+            f"`python -m {name} {' '.join(arguments)}` failed with exit code {code}; the reason "
+            "stands above"
         )
 
 
@@ -110,13 +147,18 @@ def _length(config: RunConfig, scale: float) -> Sequence[str]:
     if scale == 1.0:
         return ()
     total = max(4, round(config.schedule.total * scale))
-    return (f"schedule.total={total}", f"schedule.warmup={max(1, round(config.schedule.warmup * scale))}")
+    return (
+        f"schedule.total={total}",
+        f"schedule.warmup={max(1, round(config.schedule.warmup * scale))}",
+    )
 
 
 def _remember_images(out: Path, images: Path | None) -> None:
     """Refuse to go on with one set of images where another was begun. Raises ConfigError."""
     marker, name = out / "images.source", str(images.resolve()) if images else "openmoji"
     if marker.exists() and (before := marker.read_text()) != name:
-        raise ConfigError(f"{out} holds a demo on {before}; remove that folder, or give another one with --out")
+        raise ConfigError(
+            f"{out} holds a demo on {before}; remove that folder, or give another one with --out"
+        )
     out.mkdir(parents=True, exist_ok=True)
     marker.write_text(name)

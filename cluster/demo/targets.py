@@ -23,7 +23,9 @@ class Target(NamedTuple):
 
 def collect_targets(out: Path) -> list[Target]:
     """From the evaluations and metrics of the demo's runs."""
-    tokenizer, predictor, addp = (_newest(out / name) for name in ("tokenizer", "predictor", "addp"))
+    tokenizer, predictor, addp = (
+        _newest(out / name) for name in ("tokenizer", "predictor", "addp")
+    )
     psnr, used = tokenizer("held-out", "psnr"), tokenizer("held-out", "codebook_used")
     losses = [float(row["loss"]) for row in RunFolder(out / "addp").read_metrics()]
     first, last = (sum(part) / len(part) for part in (losses[:3], losses[-3:]))
@@ -33,13 +35,27 @@ def collect_targets(out: Path) -> list[Target]:
         Target("unigram cross-entropy of the codes", f"{predictor('held-out', 'unigram'):.3f} nat"),
         _nats("predictor, masked tokens", predictor, 0.7),
         _nats("ADDP, masked tokens", addp, 0.5),
-        Target("ADDP training loss", f"{first:.3f} to {last:.3f}", "clearly falling", last < 0.95 * first),
+        Target(
+            "ADDP training loss",
+            f"{first:.3f} to {last:.3f}",
+            "clearly falling",
+            last < 0.95 * first,
+        ),
     ]
-    for name, part, key in (("kNN (k = 20)", "knn", "top1_k20"), ("linear probe", "linear", "top1")):
-        trained, untrained, pixels = (addp(part, prefix + key) for prefix in ("", "untrained_", "pixels_"))
-        reached, other, raw = (_percent(share, addp(part, "images")) for share in (trained, untrained, pixels))
+    for name, part, key in (
+        ("kNN (k = 20)", "knn", "top1_k20"),
+        ("linear probe", "linear", "top1"),
+    ):
+        trained, untrained, pixels = (
+            addp(part, prefix + key) for prefix in ("", "untrained_", "pixels_")
+        )
+        reached, other, raw = (
+            _percent(share, addp(part, "images")) for share in (trained, untrained, pixels)
+        )
         found += [
-            Target(f"{name}, trained encoder", reached, f"> untrained ({other})", trained > untrained),
+            Target(
+                f"{name}, trained encoder", reached, f"> untrained ({other})", trained > untrained
+            ),
             Target(f"{name}, beside raw pixels", reached, f"> pixels ({raw})", trained > pixels),
         ]
     frechet = addp("proxy", "efficientnet_frechet_distance")
@@ -52,7 +68,12 @@ def collect_targets(out: Path) -> list[Target]:
 
 def _nats(name: str, figure: Callable[[str, str], float], least: float) -> Target:
     entropy, gain = figure("held-out", "cross_entropy"), figure("held-out", "gain")
-    return Target(name, f"{entropy:.3f} nat ({gain:.3f} under the unigram)", f"{least} nat under it", gain >= least)
+    return Target(
+        name,
+        f"{entropy:.3f} nat ({gain:.3f} under the unigram)",
+        f"{least} nat under it",
+        gain >= least,
+    )
 
 
 def _percent(share: float, images: float) -> str:
@@ -67,7 +88,9 @@ def _newest(run: Path) -> Callable[[str, str], float]:
 
     def value(part: str, figure: str) -> float:
         figures = next(r for r in reversed(results) if r["part"] == part)["figures"]
-        return float(figures.get(figure, 0) if figure == "images" else figures[figure])  # earlier ones did not count
+        return float(
+            figures.get(figure, 0) if figure == "images" else figures[figure]
+        )  # earlier ones did not count
 
     return value
 

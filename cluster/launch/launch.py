@@ -34,24 +34,38 @@ def free_port() -> int:
 
 
 def launcher_command(processes: int, module: str, arguments: Sequence[str]) -> list[str]:
-    """On this machine, also where there is a hostfile at the place where DeepSpeed looks for one by itself."""
+    """On this machine, also where there is a hostfile at the place where DeepSpeed looks for one by
+    itself."""
     return [
-        sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", os.devnull, "--num_gpus", str(processes),
-        "--master_port", str(free_port()), "--module", module, *arguments,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--hostfile",
+        os.devnull,
+        "--num_gpus",
+        str(processes),
+        "--master_port",
+        str(free_port()),
+        "--module",
+        module,
+        *arguments,
+    ]
 
 
 class Ended(NamedTuple):
-    """signalled: whether somebody wanted an end meanwhile; the command may have come to its own all the same."""
+    """signalled: whether somebody wanted an end meanwhile; the command may have come to its own all
+    the same."""
 
     code: int
     signalled: bool
 
 
 def run_group(command: Sequence[str], stdout: int | None = None) -> Ended:
-    """Run a command in a process group of its own, and take the whole group down with us. stdout: in place of ours.
+    """Run a command in a process group of its own, and take the whole group down with us. stdout:
+    in place of ours.
 
-    The deepspeed launcher leaves its ranks behind when it is signalled itself; the group reaches them.
+    The deepspeed launcher leaves its ranks behind when it is signalled itself; the group reaches
+    them.
     """
     environment = os.environ.copy()
     if shutil.which("nvidia-smi") is None:
@@ -62,12 +76,19 @@ def run_group(command: Sequence[str], stdout: int | None = None) -> Ended:
     def forward(number: int, _: object) -> None:
         stopped_at.append(time.monotonic())
         for pid in group:
-            _signal_group(pid, signal.SIGTERM if number == signal.SIGUSR1 else number)  # launchers know no SIGUSR1
+            _signal_group(
+                pid, signal.SIGTERM if number == signal.SIGUSR1 else number
+            )  # launchers know no SIGUSR1
 
     # Before the start: a signal in between would otherwise end us and leave the group behind.
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    previous = {
+        number: signal.signal(number, forward)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    }
     try:
-        process = subprocess.Popen(list(command), start_new_session=True, env=environment, stdout=stdout)
+        process = subprocess.Popen(
+            list(command), start_new_session=True, env=environment, stdout=stdout
+        )
         group.append(process.pid)
         if stopped_at:
             _signal_group(process.pid, signal.SIGTERM)
@@ -104,24 +125,35 @@ def _end_group(group: int) -> None:
 
 
 def check_hosts(processes: int, arguments: Sequence[str], hosts: Hosts | None = None) -> None:
-    """`trainer.preflight.hosts` in place of a training. Raises RunFailed where it found something; ConfigError."""
+    """`trainer.preflight.hosts` in place of a training. Raises RunFailed where it found something;
+    ConfigError."""
     refuse_tasks("addp train --check")
     if run_group(_command("trainer.preflight.hosts", processes, arguments, hosts)).code:
-        error = RunFailed("these machines cannot train this configuration yet; the reason stands above")
+        error = RunFailed(
+            "these machines cannot train this configuration yet; the reason stands above"
+        )
         error.exit_code = EXIT_CONFIG
         raise error
 
 
-def _command(module: str, processes: int, arguments: Sequence[str], hosts: Hosts | None) -> list[str]:
-    return hosts.command(module, arguments) if hosts else launcher_command(processes, module, arguments)
+def _command(
+    module: str, processes: int, arguments: Sequence[str], hosts: Hosts | None
+) -> list[str]:
+    return (
+        hosts.command(module, arguments)
+        if hosts
+        else launcher_command(processes, module, arguments)
+    )
 
 
 def train(run: Path, processes: int, arguments: Sequence[str], hosts: Hosts | None = None) -> bool:
-    """`trainer.pretrain` on `processes` ranks of this machine, or on several. Raises RunFailed, with the run's own exit
-    code, unless this start said that the run is done: the deepspeed launcher may exit with 0 although its ranks are
-    gone, or with 1 although they saved. Raises ConfigError where several processes call it, as under srun.
+    """`trainer.pretrain` on `processes` ranks of this machine, or on several. Raises RunFailed,
+    with the run's own exit code, unless this start said that the run is done: the deepspeed
+    launcher may exit with 0 although its ranks are gone, or with 1 although they saved. Raises
+    ConfigError where several processes call it, as under srun.
 
-    Returns whether a signal came too late to stop the run: it is done, and whatever was to follow should not start.
+    Returns whether a signal came too late to stop the run: it is done, and whatever was to follow
+    should not start.
     """
     refuse_tasks("addp train")
     folder = RunFolder(run)
@@ -136,5 +168,7 @@ def train(run: Path, processes: int, arguments: Sequence[str], hosts: Hosts | No
         error = RunFailed(f"training in {run} ended: {after['reason']}")
     else:
         error = RunFailed(f"training in {run} ended: {explain(folder, words, code)}")
-    error.exit_code = next((c for c in (own, code) if c is not None and c in OWN_CODES), RunFailed.exit_code)
+    error.exit_code = next(
+        (c for c in (own, code) if c is not None and c in OWN_CODES), RunFailed.exit_code
+    )
     raise error

@@ -1,8 +1,9 @@
 """The only file that touches Ray: a sharding job on a cluster, one shard a task.
 
-Ray schedules: one task for each accelerator or CPU slot at a time, tasks of killed workers and nodes again elsewhere.
-A worker process loads the tokenizer once and keeps it for the tasks that follow. What is done is what the store lists,
-so a lost driver costs nothing but the shards in the making.
+Ray schedules: one task for each accelerator or CPU slot at a time, tasks of killed workers and
+nodes again elsewhere. A worker process loads the tokenizer once and keeps it for the tasks that
+follow. What is done is what the store lists, so a lost driver costs nothing but the shards in the
+making.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def _make_shard(settings: JobSettings, shard: int) -> Part | ADDPError:
 def run_on_ray(
     settings: JobSettings, shards: list[int], address: str | None, progress: Callable[[int], None]
 ) -> Iterator[Part]:
-    """Make and store these shards; yields parts as they are done. Raises the first shard's ADDPError, and ConfigError
-    where Ray is not installed or not to be reached."""
+    """Make and store these shards; yields parts as they are done. Raises the first shard's
+    ADDPError, and ConfigError where Ray is not installed or not to be reached."""
     try:
         import ray
     except ImportError as error:
@@ -59,9 +60,13 @@ def run_on_ray(
             include_dashboard=False,
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}"
+        ) from error
     try:
-        on_gpu = settings.device == "cuda" or (settings.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+        on_gpu = settings.device == "cuda" or (
+            settings.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0
+        )
         settings = settings._replace(device="cuda" if on_gpu else "cpu")
         slots: dict[str, Any] = {"num_gpus": 1} if on_gpu else {"num_cpus": settings.threads or 1}
         task = ray.remote(**slots, max_retries=_LOST_WORKERS)(_make_shard)

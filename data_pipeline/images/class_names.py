@@ -12,7 +12,9 @@ from data_pipeline.images.tar_members import PlainHeader
 from model.documents import MIB, read_file, show
 from model.errors import DataError
 
-_LARGEST = 64 * MIB  # bytes of a list of classes or labels, and of the devkit, packed and unpacked; that has 5 MiB
+_LARGEST = (
+    64 * MIB
+)  # bytes of a list of classes or labels, and of the devkit, packed and unpacked; that has 5 MiB
 _CLASSES = 1000  # the devkit's table also lists inner nodes of the hierarchy behind them
 
 
@@ -37,11 +39,14 @@ class ClassNames:
         try:
             return self._labels[name]
         except KeyError:
-            raise DataError(f"the class {show(name)} is not among the {len(self.names)} named classes") from None
+            raise DataError(
+                f"the class {show(name)} is not among the {len(self.names)} named classes"
+            ) from None
 
 
 def read_class_names(path: Path) -> ClassNames:
-    """A text file with a class a line, in the order of the labels: its name, then, after a space, its title."""
+    """A text file with a class a line, in the order of the labels: its name, then, after a space,
+    its title."""
     rows = [line.split(maxsplit=1) for line in _lines(path)]
     titles = tuple(row[1] if len(row) > 1 else "" for row in rows)
     return ClassNames(tuple(row[0] for row in rows), titles if any(titles) else ())
@@ -54,19 +59,24 @@ def read_labels(path: Path) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in read_file(path, _LARGEST, DataError).decode().splitlines()]
+        lines = [
+            line.strip() for line in read_file(path, _LARGEST, DataError).decode().splitlines()
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     return [line for line in lines if line]
 
 
 def read_devkit(path: Path) -> tuple[ClassNames, list[str]]:
-    """ImageNet's development kit (ILSVRC2012_devkit_t12.tar.gz, or the folder in it): the thousand classes sorted by
-    WordNet id, and the class of each validation image in the order of the image names."""
+    """ImageNet's development kit (ILSVRC2012_devkit_t12.tar.gz, or the folder in it): the thousand
+    classes sorted by WordNet id, and the class of each validation image in the order of the image
+    names."""
     from scipy.io import loadmat
 
     try:
-        synsets = loadmat(io.BytesIO(_devkit_file(path, "data/meta.mat")), squeeze_me=True)["synsets"][:_CLASSES]
+        synsets = loadmat(io.BytesIO(_devkit_file(path, "data/meta.mat")), squeeze_me=True)[
+            "synsets"
+        ][:_CLASSES]
         truth = _devkit_file(path, "data/ILSVRC2012_validation_ground_truth.txt").split()
         wordnet = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
         titles = {str(row["WNID"]): str(row["words"]) for row in synsets}
@@ -75,7 +85,9 @@ def read_devkit(path: Path) -> tuple[ClassNames, list[str]]:
         raise
     except Exception as error:  # of a table that is none, the reader may raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{path} is not ImageNet's development kit (ILSVRC2012_devkit_t12): {reason}") from error
+        raise DataError(
+            f"{path} is not ImageNet's development kit (ILSVRC2012_devkit_t12): {reason}"
+        ) from error
     names = tuple(sorted(titles))
     return ClassNames(names, tuple(titles[name] for name in names)), labels
 
@@ -87,7 +99,10 @@ def _devkit_file(path: Path, name: str) -> bytes:
     unpacker = zlib.decompressobj(wbits=47)  # gzip
     content = unpacker.decompress(packed, _LARGEST) if packed.startswith(b"\x1f\x8b") else packed
     if unpacker.unconsumed_tail:
-        raise DataError(f"{path} is not ImageNet's development kit: it unpacks to more than {_LARGEST // MIB} MiB")
+        raise DataError(
+            f"{path} is not ImageNet's development kit: it unpacks to more than {_LARGEST // MIB} "
+            "MiB"
+        )
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:", tarinfo=PlainHeader) as tar:
         for member in tar:
             if member.name.endswith(name) and (file := tar.extractfile(member)) is not None:

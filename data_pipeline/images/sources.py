@@ -1,4 +1,5 @@
-"""Where images come from: class folders, ImageNet's tars, WebDataset shards; each in a folder or on S3.
+"""Where images come from: class folders, ImageNet's tars, WebDataset shards; each in a folder or on
+S3.
 
 A source lists images one by one and holds none of them, so ten millions cost no memory here.
 """
@@ -38,7 +39,8 @@ class Source(Protocol):
 
 
 class ClassFolders:
-    """CLASS/any/depth/image.jpg; labels follow the sorted folder names, or the given class names."""
+    """CLASS/any/depth/image.jpg; labels follow the sorted folder names, or the given class
+    names."""
 
     kind: Kind = "folders"
 
@@ -46,7 +48,9 @@ class ClassFolders:
         self.store = store
         folders = [name for name in store.folders() if not name.startswith(".")]
         if not folders:
-            raise DataError(f"{store.url} holds no class folders; put the images into one folder for each class")
+            raise DataError(
+                f"{store.url} holds no class folders; put the images into one folder for each class"
+            )
         self.classes = names or ClassNames(tuple(folders))
 
     def images(self) -> Iterator[ImageEntry]:
@@ -61,15 +65,21 @@ class ClassFolders:
 
 
 class ImageNetTrain:
-    """ILSVRC2012_img_train.tar: a tar of one tar for each class, named by its WordNet id; read in place."""
+    """ILSVRC2012_img_train.tar: a tar of one tar for each class, named by its WordNet id; read in
+    place."""
 
     kind: Kind = "imagenet-train"
 
     def __init__(self, store: Store, tar: Entry, names: ClassNames | None = None) -> None:
         self.store, self._tar = store, tar
-        self._inner = list(members(store, tar.name, tar.size, wanted=lambda name: name.endswith(".tar")))
+        self._inner = list(
+            members(store, tar.name, tar.size, wanted=lambda name: name.endswith(".tar"))
+        )
         if not self._inner:
-            raise DataError(f"{store.url}/{tar.name} holds no tar of a class; this is not ImageNet's training tar")
+            raise DataError(
+                f"{store.url}/{tar.name} holds no tar of a class; this is not ImageNet's training "
+                "tar"
+            )
         self.classes = names or ClassNames(tuple(sorted(Path(m.name).stem for m in self._inner)))
 
     def images(self) -> Iterator[ImageEntry]:
@@ -85,12 +95,15 @@ class ImageNetVal:
 
     kind: Kind = "imagenet-val"
 
-    def __init__(self, store: Store, tar: Entry, labels: list[str], names: ClassNames | None = None) -> None:
+    def __init__(
+        self, store: Store, tar: Entry, labels: list[str], names: ClassNames | None = None
+    ) -> None:
         self.store, self._tar = store, tar
         self._members = sorted(members(store, tar.name, tar.size, wanted=is_image))
         if len(labels) != len(self._members):
             raise DataError(
-                f"{store.url}/{tar.name} has {len(self._members)} images, but {len(labels)} labels were given; "
+                f"{store.url}/{tar.name} has {len(self._members)} images, but {len(labels)} "
+                "labels were given; "
                 "give --labels a file with one class a line, in the order of the image names"
             )
         self._labels = labels
@@ -101,11 +114,14 @@ class ImageNetVal:
             yield ImageEntry(m.name, self.classes.label(name), self._tar.name, m.size, m.offset)
 
 
-def open_source(url: str | Path, names: ClassNames | None = None, labels: list[str] | None = None) -> Source:
-    """The source at a folder, a tar, or a list of tars in braces, here or on `s3://`; what it holds decides its kind.
+def open_source(
+    url: str | Path, names: ClassNames | None = None, labels: list[str] | None = None
+) -> Source:
+    """The source at a folder, a tar, or a list of tars in braces, here or on `s3://`; what it holds
+    decides its kind.
 
-    names: class names and their order (else: what is found, sorted). labels: of a validation tar, class by class.
-    Raises DataError for what is no source, StorageError where it cannot be reached.
+    names: class names and their order (else: what is found, sorted). labels: of a validation tar,
+    class by class. Raises DataError for what is no source, StorageError where it cannot be reached.
     """
     place = locate(url)
     if place.tars:
@@ -116,13 +132,20 @@ def open_source(url: str | Path, names: ClassNames | None = None, labels: list[s
     tars = sorted(e for e in store.list() if e.name.endswith(".tar"))
     if tars:
         return _of_tars(store, tars, names, labels)
-    raise DataError(f"{url} holds neither class folders nor tars; docs/tokenize.md shows what a source looks like")
+    raise DataError(
+        f"{url} holds neither class folders nor tars; docs/tokenize.md shows what a source looks "
+        "like"
+    )
 
 
-def _of_tars(store: Store, tars: list[Entry], names: ClassNames | None, labels: list[str] | None) -> Source:
+def _of_tars(
+    store: Store, tars: list[Entry], names: ClassNames | None, labels: list[str] | None
+) -> Source:
     if len(tars) > 1:
         return WebDatasetShards(store, tars, names)
-    found = members(store, *tars[0][:2], wanted=lambda name: is_image(name) or name.endswith(".tar"))
+    found = members(
+        store, *tars[0][:2], wanted=lambda name: is_image(name) or name.endswith(".tar")
+    )
     first = next(found, None)
     if first is None:
         raise DataError(f"{store.url}/{tars[0].name} holds no images")
@@ -141,5 +164,8 @@ def split_of(root: Path | str, split: Split = "all", held_out: float = 0.1) -> I
     source = open_source(root)
     images = tuple(sorted(of_split(source.images(), split, held_out)))
     if not images:
-        raise DataError(f"the {split} split of {root} is empty; more images, or another held-out share, are needed")
+        raise DataError(
+            f"the {split} split of {root} is empty; more images, or another held-out share, are "
+            "needed"
+        )
     return ImageSource(source.store, images, source.classes.names)

@@ -1,7 +1,8 @@
-"""Where the members of an uncompressed tar lie, by its headers alone: by seeks locally, by small ranges on S3.
+"""Where the members of an uncompressed tar lie, by its headers alone: by seeks locally, by small
+ranges on S3.
 
-Nothing that is wanted is passed over: a link inside the tar is read as what it points to, and what cannot be read in
-place (links out of the tar, sparse files, devices) is an error that names it.
+Nothing that is wanted is passed over: a link inside the tar is read as what it points to, and what
+cannot be read in place (links out of the tar, sparse files, devices) is an error that names it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _BLOCK = 512
 
 
 class PlainHeader(tarfile.TarInfo):
-    """Extended headers are looked at before they are parsed, as tarfile takes a time that is quadratic in a run of
-    digits."""
+    """Extended headers are looked at before they are parsed, as tarfile takes a time that is
+    quadratic in a run of digits."""
 
     def _proc_pax(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         assert tar.fileobj is not None
@@ -75,31 +76,43 @@ class ObjectReader(io.RawIOBase):
         count = left if count < 0 else min(count, left)
         if count > _MOST_READ:
             raise DataError(
-                f"{self._store.url}/{self._name} is damaged: at byte {self._at}, a header of {count:,} bytes"
+                f"{self._store.url}/{self._name} is damaged: at byte {self._at}, a header of "
+                f"{count:,} bytes"
             )
         begin = self._at - self._buffer_at
         if not 0 <= begin <= begin + count <= len(self._buffer):
             length = min(left, max(count, _READ_AHEAD))
-            self._buffer, self._buffer_at = self._store.read(self._name, self._start + self._at, length), self._at
+            self._buffer, self._buffer_at = (
+                self._store.read(self._name, self._start + self._at, length),
+                self._at,
+            )
             begin = 0
         self._at += count
         return self._buffer[begin : begin + count]
 
 
 def members(
-    store: Store, name: str, size: int, start: int = 0, wanted: Callable[[str], bool] = lambda name: True
+    store: Store,
+    name: str,
+    size: int,
+    start: int = 0,
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> Iterator[Member]:
-    """The wanted files of a tar, in order; the tar is `size` bytes of the object `name` from `start` on.
+    """The wanted files of a tar, in order; the tar is `size` bytes of the object `name` from
+    `start` on.
 
-    Raises DataError where the archive is damaged or cut, for a listing that ends early would lose images in silence,
-    and for a wanted member that cannot be read in place.
+    Raises DataError where the archive is damaged or cut, for a listing that ends early would lose
+    images in silence, and for a wanted member that cannot be read in place.
     """
     file = ObjectReader(store, name, size, start)
     where = f"{store.url}/{name}"
     files: dict[str, Member | str] | None = None
     for header in _headers(file, where):
         if len(header.name) > _LONGEST_NAME:
-            raise DataError(f"{where} holds {show(header.name)}, a name of {len(header.name):,} characters; rename it")
+            raise DataError(
+                f"{where} holds {show(header.name)}, a name of {len(header.name):,} characters; "
+                "rename it"
+            )
         if header.isdir() or not wanted(header.name):
             continue
         if header.islnk() or header.issym():
@@ -108,15 +121,19 @@ def members(
             target = _followed(header.name, files)
             if target is None:
                 raise DataError(
-                    f"{where}: {header.name} is a link to {header.linkname}, which is no file in this tar; "
+                    f"{where}: {header.name} is a link to {header.linkname}, which is no file in "
+                    "this tar; "
                     "pack it again with `tar --dereference --hard-dereference`"
                 )
             yield target._replace(name=header.name)
         elif header.issparse():
-            raise DataError(f"{where}: {header.name} is stored as a sparse file; pack it again without --sparse")
+            raise DataError(
+                f"{where}: {header.name} is stored as a sparse file; pack it again without --sparse"
+            )
         elif not header.isreg():
             raise DataError(
-                f"{where}: {header.name} is a device, a pipe or of unknown type; pack it again without that"
+                f"{where}: {header.name} is a device, a pipe or of unknown type; pack it again "
+                "without that"
             )
         else:
             yield Member(header.name, start + header.offset_data, header.size)
@@ -129,7 +146,9 @@ def _headers(file: ObjectReader, where: str) -> Iterator[tarfile.TarInfo]:
             for header in tar:
                 vars(tar)["members"].clear()  # or a million records stay in memory
                 if header.size < 0 or tar.offset <= end:
-                    raise DataError(f"{where} is damaged: {header.name!r} is said to have {header.size} bytes")
+                    raise DataError(
+                        f"{where} is damaged: {header.name!r} is said to have {header.size} bytes"
+                    )
                 end = tar.offset
                 yield header
             end = tar.offset
@@ -137,7 +156,9 @@ def _headers(file: ObjectReader, where: str) -> Iterator[tarfile.TarInfo]:
         raise DataError(f"{where}: {error}" if where not in str(error) else str(error)) from error
     except ADDPError:
         raise
-    except Exception as error:  # tarfile has its own errors, but a hostile header may raise nearly any
+    except (
+        Exception
+    ) as error:  # tarfile has its own errors, but a hostile header may raise nearly any
         reason = str(error).replace("unexpected end of data", "it ends early")
         raise DataError(
             f"{where} is no readable tar ({reason}); fetch it again, and uncompress it if need be"
@@ -146,7 +167,10 @@ def _headers(file: ObjectReader, where: str) -> Iterator[tarfile.TarInfo]:
     file.seek(max(0, end - _BLOCK))
     tail = file.read(2 * _BLOCK)
     if bytes(_BLOCK) not in (tail[:_BLOCK], tail[_BLOCK:]):
-        raise DataError(f"{where} is cut or damaged at byte {end} of {file.seek(0, io.SEEK_END)}; fetch it again")
+        raise DataError(
+            f"{where} is cut or damaged at byte {end} of {file.seek(0, io.SEEK_END)}; fetch it "
+            "again"
+        )
 
 
 def _files(file: ObjectReader, where: str, start: int) -> dict[str, Member | str]:
@@ -157,7 +181,9 @@ def _files(file: ObjectReader, where: str, start: int) -> dict[str, Member | str
         if header.islnk():
             found[name] = posixpath.normpath(header.linkname)
         elif header.issym():
-            found[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), header.linkname))
+            found[name] = posixpath.normpath(
+                posixpath.join(posixpath.dirname(name), header.linkname)
+            )
         elif header.isreg() and not header.issparse():
             found[name] = Member(header.name, start + header.offset_data, header.size)
     return found

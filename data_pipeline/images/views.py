@@ -1,6 +1,8 @@
-"""Views of an image: seeded random resized crops with flips for training, a centre crop for evaluation.
+"""Views of an image: seeded random resized crops with flips for training, a centre crop for
+evaluation.
 
-A view is a pure function of (seed, image id, view index): the same on any machine, in any order of work.
+A view is a pure function of (seed, image id, view index): the same on any machine, in any order of
+work.
 """
 
 from __future__ import annotations
@@ -31,9 +33,15 @@ class ViewRecipe(Settings):
         "random_crop", description="random_crop, or center_crop for evaluation"
     )
     size: int = Field(256, gt=0, le=LARGEST_IMAGE, description="side of a view, pixels")
-    views: int = Field(10, gt=0, le=MOST_VIEWS, description="V, views of each image; center_crop has one")
-    scale: tuple[_Share, _Share] = Field((0.2, 1.0), description="share of the image's area in a random crop")
-    ratio: tuple[_Ratio, _Ratio] = Field((3 / 4, 4 / 3), description="aspect ratio of a random crop")
+    views: int = Field(
+        10, gt=0, le=MOST_VIEWS, description="V, views of each image; center_crop has one"
+    )
+    scale: tuple[_Share, _Share] = Field(
+        (0.2, 1.0), description="share of the image's area in a random crop"
+    )
+    ratio: tuple[_Ratio, _Ratio] = Field(
+        (3 / 4, 4 / 3), description="aspect ratio of a random crop"
+    )
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     seed: Seed = Field(0, description="seed of the crops and flips")
 
@@ -49,7 +57,9 @@ class ViewRecipe(Settings):
         return cls(kind="center_crop", size=size, views=1)
 
 
-def make_view(image: Image.Image, image_id: str, view: int, recipe: ViewRecipe) -> NDArray[np.uint8]:
+def make_view(
+    image: Image.Image, image_id: str, view: int, recipe: ViewRecipe
+) -> NDArray[np.uint8]:
     """RGB array (size, size, 3); bicubic, antialiased."""
     if recipe.kind == "center_crop":
         return _resize(image, _largest_centred(*image.size, 1.0, 1.0), recipe.size)
@@ -59,8 +69,9 @@ def make_view(image: Image.Image, image_id: str, view: int, recipe: ViewRecipe) 
 
 
 def resized_crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """RGB array (size, size, 3): torchvision's Resize(size) and CenterCrop(size) of a PIL image, bit for bit: the
-    shorter side becomes `size`, bilinear and antialiased, and the longer one is rounded down; then the middle.
+    """RGB array (size, size, 3): torchvision's Resize(size) and CenterCrop(size) of a PIL image,
+    bit for bit: the shorter side becomes `size`, bilinear and antialiased, and the longer one is
+    rounded down; then the middle.
 
     What published figures of generation take for real images; no training sees them so.
     """
@@ -72,7 +83,9 @@ def resized_crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
-def _resize(image: Image.Image, box: tuple[float, float, float, float], size: int) -> NDArray[np.uint8]:
+def _resize(
+    image: Image.Image, box: tuple[float, float, float, float], size: int
+) -> NDArray[np.uint8]:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
@@ -91,7 +104,9 @@ def _random_box(
     return _largest_centred(width, height, *recipe.ratio)
 
 
-def _largest_centred(width: int, height: int, low: float, high: float) -> tuple[float, float, float, float]:
+def _largest_centred(
+    width: int, height: int, low: float, high: float
+) -> tuple[float, float, float, float]:
     """The largest centred box with an aspect ratio in [low, high]."""
     w, h = float(width), float(height)
     if w / h < low:

@@ -1,4 +1,5 @@
-"""WebDataset shards as a source of images: which members of a tar belong together, and what their label is."""
+"""WebDataset shards as a source of images: which members of a tar belong together, and what their
+label is."""
 
 from __future__ import annotations
 
@@ -14,16 +15,21 @@ from data_pipeline.images.tar_members import Member, ObjectReader, members
 from data_pipeline.storage import Entry, Store
 from model.errors import DataError
 
-_LABELS = {"cls": 64, "json": 2**20}  # the fields that a label is in, and the most bytes that one may have
+_LABELS = {
+    "cls": 64,
+    "json": 2**20,
+}  # the fields that a label is in, and the most bytes that one may have
 _MOST_CLASSES = 1_000_000  # that have no names: a label of ten digits is no label
 _INTEGER = re.compile(r"\d{1,9}", re.ASCII)
 
 
 class WebDatasetShards:
-    """*.tar with KEY.jpg (or another image) and its label beside it: KEY.cls, or "label" or "cls" in KEY.json.
+    """*.tar with KEY.jpg (or another image) and its label beside it: KEY.cls, or "label" or "cls"
+    in KEY.json.
 
-    A key is a member's name up to the first dot behind its folder, and its members follow each other, as WebDataset has
-    it. Members with other or longer extensions (KEY.txt, KEY.seg.png) are other fields, and not read.
+    A key is a member's name up to the first dot behind its folder, and its members follow each
+    other, as WebDataset has it. Members with other or longer extensions (KEY.txt, KEY.seg.png) are
+    other fields, and not read.
     """
 
     kind: Literal["webdataset"] = "webdataset"
@@ -38,7 +44,8 @@ class WebDatasetShards:
         return self._named or ClassNames(tuple(str(i) for i in range(self._largest + 1)))
 
     def images(self) -> Iterator[ImageEntry]:
-        """Raises DataError for a key with no or several images, without a label, or with one that is no label."""
+        """Raises DataError for a key with no or several images, without a label, or with one that
+        is no label."""
         for tar in self._tars:
             labels = ObjectReader(self.store, tar.name, tar.size)
             found = members(self.store, tar.name, tar.size, wanted=_wanted)
@@ -49,14 +56,19 @@ class WebDatasetShards:
                     continue
                 if label is None:
                     raise DataError(
-                        f"{where} has no label (.cls, or label in .json); ImageNet's validation tar takes its labels "
+                        f"{where} has no label (.cls, or label in .json); ImageNet's validation "
+                        "tar takes its labels "
                         "from --devkit or --labels"
                     )
                 classes = len(self._named.names) if self._named else _MOST_CLASSES
                 if label >= classes:
-                    raise DataError(f"{where} has label {label}, but {classes:,} classes are named or can be")
+                    raise DataError(
+                        f"{where} has label {label}, but {classes:,} classes are named or can be"
+                    )
                 self._largest = max(self._largest, label)
-                yield ImageEntry(f"{tar.name}/{image.name}", label, tar.name, image.size, image.offset)
+                yield ImageEntry(
+                    f"{tar.name}/{image.name}", label, tar.name, image.size, image.offset
+                )
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -71,17 +83,23 @@ def _wanted(name: str) -> bool:
     return is_image(name) or (extension in _LABELS and not key.endswith("/") and key != "")
 
 
-def _sample(where: str, group: list[Member], labels: ObjectReader) -> tuple[Member | None, int | None]:
+def _sample(
+    where: str, group: list[Member], labels: ObjectReader
+) -> tuple[Member | None, int | None]:
     """(image, label) of one key; no image where the key has none of either."""
     fields: dict[str, Member] = {}
     for member in group:
         extension = _split(member.name)[1]
         if extension in fields:
-            raise DataError(f"{where} has two members .{extension}; each image needs a key of its own")
+            raise DataError(
+                f"{where} has two members .{extension}; each image needs a key of its own"
+            )
         fields[extension] = member
     images = [extension for extension in fields if f".{extension}" in SUFFIXES]
     if len(images) > 1:
-        raise DataError(f"{where} has several images (.{', .'.join(images)}); each needs a key of its own")
+        raise DataError(
+            f"{where} has several images (.{', .'.join(images)}); each needs a key of its own"
+        )
     label = None
     for extension in _LABELS:
         if extension in fields:
@@ -90,7 +108,11 @@ def _sample(where: str, group: list[Member], labels: ObjectReader) -> tuple[Memb
         return fields[images[0]], label
     longer = [extension for extension in fields if extension not in _LABELS]
     if longer or label is not None:
-        other = f"only .{longer[0]}; a key ends at the first dot" if longer else f"only a label; known are {_KNOWN}"
+        other = (
+            f"only .{longer[0]}; a key ends at the first dot"
+            if longer
+            else f"only a label; known are {_KNOWN}"
+        )
         raise DataError(f"{where} has no image, {other}")
     return None, None
 
@@ -99,18 +121,22 @@ _KNOWN = ", ".join(sorted(SUFFIXES))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Raises ValueError for a key that stands twice, of which a parser would take the last in silence."""
+    """Raises ValueError for a key that stands twice, of which a parser would take the last in
+    silence."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key stands twice")
     return found
 
 
-def _label(where: str, extension: str, member: Member, labels: ObjectReader, known: int | None) -> int | None:
+def _label(
+    where: str, extension: str, member: Member, labels: ObjectReader, known: int | None
+) -> int | None:
     """known: the label that another field of this key gave."""
     if member.size > _LABELS[extension]:
         raise DataError(
-            f"{where}.{extension} has {member.size:,} bytes; a label is read from at most {_LABELS[extension]:,}"
+            f"{where}.{extension} has {member.size:,} bytes; a label is read from at most "
+            f"{_LABELS[extension]:,}"
         )
     labels.seek(member.offset)
     content = labels.read(member.size)
@@ -129,7 +155,9 @@ def _label(where: str, extension: str, member: Member, labels: ObjectReader, kno
     if isinstance(value, str) and _INTEGER.fullmatch(value):
         value = int(value)
     if type(value) is not int or value < 0:  # True is an int, and 1.9 could be made one
-        raise DataError(f"{where}.{extension} is no label: {str(value)[:40]!r} is no whole number from 0 on")
+        raise DataError(
+            f"{where}.{extension} is no label: {str(value)[:40]!r} is no whole number from 0 on"
+        )
     if known is not None and value != known:
         raise DataError(f"{where} has two labels: {known} in .cls, {value} in .json")
     return value

@@ -1,9 +1,11 @@
-"""The plan: which image goes to which shard and row, frozen before any work starts and stored beside the data.
+"""The plan: which image goes to which shard and row, frozen before any work starts and stored
+beside the data.
 
     plan.json               everything but the images, and where each shard's list lies in ...
     plan-HASH.jsonl.gz      ... one gzip member a shard, one image a line; `zcat` shows it whole
 
-A worker reads its shard's list by one ranged read, so a plan of ten million images costs it nothing.
+A worker reads its shard's list by one ranged read, so a plan of ten million images costs it
+nothing.
 """
 
 from __future__ import annotations
@@ -67,13 +69,16 @@ def check_titles(classes: tuple[str, ...], titles: tuple[str, ...]) -> None:
 
 
 class PlanRecipe(Record):
-    """What the data set will be, but for its images. Plans that agree here and in the images give equal bytes."""
+    """What the data set will be, but for its images. Plans that agree here and in the images give
+    equal bytes."""
 
     views: ViewRecipe
     tokenizer: Sha256  # fingerprint of the tokenizer's weights (model.weights.fingerprint)
     codebook_size: CodeCount
     tokens: TokenCount  # L
-    precision: InferencePrecision = "fp32"  # of the encoder: tokens near a border between codes depend on it
+    precision: InferencePrecision = (
+        "fp32"  # of the encoder: tokens near a border between codes depend on it
+    )
     rows: Positive = 1024  # images a shard
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64, strict=True)] = 0  # of the shuffle
 
@@ -93,7 +98,9 @@ class Plan(Record):
     images: Positive = Field(alias="pictures")
     images_sha256: Sha256 = Field(alias="pictures_sha256")  # of the list, uncompressed
     list: RelativeName
-    slices: Annotated[tuple[Count, ...], Field(min_length=2)]  # shard k's part of it: bytes slices[k] .. slices[k+1]-1
+    slices: Annotated[
+        tuple[Count, ...], Field(min_length=2)
+    ]  # shard k's part of it: bytes slices[k] .. slices[k+1]-1
 
     @field_validator("objects")
     @classmethod
@@ -113,10 +120,16 @@ class Plan(Record):
         check_titles(self.classes, self.class_titles)
         rows = min(self.recipe.rows, self.images)
         if rows > MOST_ROWS:
-            raise ValueError(f"recipe.rows: shards of {rows:,} images; at most {MOST_ROWS:,} can be made")
+            raise ValueError(
+                f"recipe.rows: shards of {rows:,} images; at most {MOST_ROWS:,} can be made"
+            )
         if self.shards != -(-self.images // rows):
-            raise ValueError(f"images: {self.images:,} do not make {self.shards:,} shards of {rows:,}")
-        if self.slices[0] != 0 or any(not 0 < b - a <= _LARGEST_SLICE for a, b in pairwise(self.slices)):
+            raise ValueError(
+                f"images: {self.images:,} do not make {self.shards:,} shards of {rows:,}"
+            )
+        if self.slices[0] != 0 or any(
+            not 0 < b - a <= _LARGEST_SLICE for a, b in pairwise(self.slices)
+        ):
             raise ValueError("slices: they must start at 0 and rise, each to the start of the next")
         return self
 
@@ -126,7 +139,8 @@ class Plan(Record):
 
     @cached_property
     def identity(self) -> str:
-        """The same for the same work, wherever the images lie and however the list was compressed."""
+        """The same for the same work, wherever the images lie and however the list was
+        compressed."""
         content = self.model_dump(mode="json", exclude={"source", "list", "slices"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -136,15 +150,20 @@ class Plan(Record):
 
 
 def make_plan(
-    store: Store, source: str, images: Iterable[ImageEntry], recipe: PlanRecipe,
+    store: Store,
+    source: str,
+    images: Iterable[ImageEntry],
+    recipe: PlanRecipe,
     classes: Callable[[], tuple[tuple[str, ...], tuple[str, ...]]],
     progress: Callable[[int], None] = lambda count: None,
-) -> Plan:  # fmt: skip
-    """Freeze the work list in `store`. Made again with the same images and recipe, it is the plan that is there.
+) -> Plan:
+    """Freeze the work list in `store`. Made again with the same images and recipe, it is the plan
+    that is there.
 
-    The order is by a keyed hash of the images' ids: a shuffle that does not depend on how they were listed.
-    classes: names and titles, asked for once all images were listed. progress: called with the number listed so far.
-    Raises DataError where there is no image, one is listed twice, or `store` holds another plan.
+    The order is by a keyed hash of the images' ids: a shuffle that does not depend on how they were
+    listed. classes: names and titles, asked for once all images were listed. progress: called with
+    the number listed so far. Raises DataError where there is no image, one is listed twice, or
+    `store` holds another plan.
     """
     lines, keys, objects = _listed(images, recipe.seed, progress)
     if not lines:
@@ -162,15 +181,23 @@ def make_plan(
         names, titles = classes()
         try:
             plan = Plan(
-                source=source, recipe=recipe, classes=names, class_titles=titles, objects=tuple(objects),
-                images=len(lines), images_sha256=digest.hexdigest(),
-                list=f"plan-{digest.hexdigest()[:16]}.jsonl.gz", slices=tuple(slices),
-            )  # fmt: skip
+                source=source,
+                recipe=recipe,
+                classes=names,
+                class_titles=titles,
+                objects=tuple(objects),
+                images=len(lines),
+                images_sha256=digest.hexdigest(),
+                list=f"plan-{digest.hexdigest()[:16]}.jsonl.gz",
+                slices=tuple(slices),
+            )
         except ValidationError as error:
             raise DataError(f"{source} makes no plan: {first_problem(error)}") from error
         if (existing := _existing(store)) is not None:
             return _agreed(store, existing, plan)
-        store.create(plan.list, Path(file.name))  # the list first: a plan never names a list that is not there
+        store.create(
+            plan.list, Path(file.name)
+        )  # the list first: a plan never names a list that is not there
     if not store.create(PLAN, plan.model_dump_json(indent=1).encode()):
         return _agreed(store, read_plan(store), plan)  # another planner was faster
     return plan
@@ -203,7 +230,9 @@ def _order(keys: NDArray[np.uint64], lines: list[bytes]) -> NDArray[np.intp]:
         first, second = (json.loads(lines[order[at + i]])[0] for i in (0, 1))
         if first == second:
             raise DataError(f"the image {printable(first)} is listed twice")
-        if first > second:  # two ids with one hash (about 1 in 400,000 plans of ten millions): by name
+        if (
+            first > second
+        ):  # two ids with one hash (about 1 in 400,000 plans of ten millions): by name
             order[at], order[at + 1] = order[at + 1], order[at]
     return order
 
@@ -221,7 +250,9 @@ def _agreed(store: Store, existing: Plan, plan: Plan) -> Plan:
     old, new = existing.model_dump(mode="json"), plan.model_dump(mode="json")
     old.update(old.pop("recipe"))
     new.update(new.pop("recipe"))
-    different = [key for key in old if key not in ("source", "list", "slices") and old[key] != new[key]]
+    different = [
+        key for key in old if key not in ("source", "list", "slices") and old[key] != new[key]
+    ]
     raise DataError(
         f"{store.url} holds another plan: it differs in {', '.join(different)}; "
         "choose an empty folder, or plan with the same images, views and tokenizer"
@@ -229,18 +260,25 @@ def _agreed(store: Store, existing: Plan, plan: Plan) -> Plan:
 
 
 def read_plan(store: Store) -> Plan:
-    """Raises ObjectMissing where there is none, DataError where it is not readable or cannot be true."""
+    """Raises ObjectMissing where there is none, DataError where it is not readable or cannot be
+    true."""
     try:
         content = read_document(store, PLAN)
     except ObjectMissing as error:
-        raise ObjectMissing(f"{store.url} holds no plan; make one with `addp tokenize plan`") from error
+        raise ObjectMissing(
+            f"{store.url} holds no plan; make one with `addp tokenize plan`"
+        ) from error
     return parse_record(
-        Plan, content, f"{store.url}/{PLAN} is not readable as a plan (was it made by another version?)", DataError
+        Plan,
+        content,
+        f"{store.url}/{PLAN} is not readable as a plan (was it made by another version?)",
+        DataError,
     )
 
 
 def shard_images(store: Store, plan: Plan, shard: int) -> list[tuple[int, ImageEntry]]:
-    """(index in the plan, image) of a shard's rows, in order. Raises DataError where the list is damaged."""
+    """(index in the plan, image) of a shard's rows, in order. Raises DataError where the list is
+    damaged."""
     start, end = plan.slices[shard], plan.slices[shard + 1]
     try:
         lines = _lines(store.read(plan.list, start, end - start), plan.rows_of(shard))
@@ -248,14 +286,17 @@ def shard_images(store: Store, plan: Plan, shard: int) -> list[tuple[int, ImageE
     except NoRegularFile as error:
         raise DataError(str(error)) from error
     except (EOFError, zlib.error, ValueError) as error:
-        raise DataError(f"{store.url}/{plan.list} is damaged in the part of shard {shard}: {error}") from error
+        raise DataError(
+            f"{store.url}/{plan.list} is damaged in the part of shard {shard}: {error}"
+        ) from error
     if len(images) != plan.rows_of(shard):
         raise DataError(f"{store.url}/{plan.list} lists {len(images)} images for shard {shard}")
     return list(enumerate(images, shard * plan.recipe.rows))
 
 
 def _lines(member: bytes, most: int) -> Iterator[bytes]:
-    """At most so many lines, however large the gzip member would become. Raises ValueError, EOFError, zlib.error."""
+    """At most so many lines, however large the gzip member would become. Raises ValueError,
+    EOFError, zlib.error."""
     unpacker = zlib.decompressobj(wbits=31)
     begun = b""
     while not unpacker.eof:
@@ -266,7 +307,9 @@ def _lines(member: bytes, most: int) -> Iterator[bytes]:
         *whole, begun = (begun + piece).split(b"\n")
         most -= len(whole)
         if most < 0 or len(begun) > _LONGEST_LINE:
-            raise ValueError("more images than were planned" if most < 0 else "an image with an endless name")
+            raise ValueError(
+                "more images than were planned" if most < 0 else "an image with an endless name"
+            )
         yield from whole
     if begun or unpacker.unused_data:
         raise ValueError("something follows its last image")
@@ -292,6 +335,12 @@ def _number(value: Any, limit: int) -> int:
 
 def _inside(name: Any) -> str:
     """The name of an object of the source, which lies nowhere else. Raises ValueError."""
-    if type(name) is not str or not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
+    if (
+        type(name) is not str
+        or not name
+        or name.startswith("/")
+        or ".." in name.split("/")
+        or "\0" in name
+    ):
         raise ValueError(f"{show(name)} does not lie in the source")
     return name

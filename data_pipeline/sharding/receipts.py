@@ -1,7 +1,8 @@
-"""What is done of a data set, and its end: each finished shard has a part, and `finalize` makes `dataset.json` of them.
+"""What is done of a data set, and its end: each finished shard has a part, and `finalize` makes
+`dataset.json` of them.
 
-    tokens-000123.tar    a shard, stored under a condition: whichever worker is first wins, and none overwrites
-    parts/000123.json    vouches for it, stored after it: rows, bytes, checksums, images that could not be read
+    tokens-000123.tar    a shard. It is created, never replaced: the first worker wins.
+    parts/000123.json    its receipt, stored after it: rows, bytes, checksums, unreadable images
 
 A job's state is this listing and nothing else, so any number of workers may die, start and race.
 """
@@ -19,7 +20,14 @@ import xxhash
 from data_pipeline.sharding.plan import Plan, shard_images
 from data_pipeline.sharding.quarantine import UNREADABLE, Totals, check_bad
 from data_pipeline.shards.format import END, Layout, image_indices
-from data_pipeline.shards.manifest import MANIFEST, Manifest, Quarantined, ShardEntry, manifest_bytes, read_manifest
+from data_pipeline.shards.manifest import (
+    MANIFEST,
+    Manifest,
+    Quarantined,
+    ShardEntry,
+    manifest_bytes,
+    read_manifest,
+)
 from data_pipeline.storage import Entry, NoRegularFile, Store, TooShort, read_document
 from model.documents import Record, Sha256, parse_record
 from model.errors import DataError
@@ -59,18 +67,23 @@ def rows_in(plan: Plan, size: int) -> int:
 
 
 def sound_part_bytes(plan: Plan, shard: int) -> int:
-    """Size of the part of a shard all of whose images could be read; any other part is longer. So a listing tells."""
+    """Size of the part of a shard all of whose images could be read; any other part is longer. So a
+    listing tells."""
     rows = plan.rows_of(shard)
     size = shard_bytes(plan, rows)
-    entry = ShardEntry(name=shard_name(shard), rows=rows, bytes=size, sha256="0" * 64, xxh3="0" * 32)
+    entry = ShardEntry(
+        name=shard_name(shard), rows=rows, bytes=size, sha256="0" * 64, xxh3="0" * 32
+    )
     return len(Part(plan=plan.identity, shard=entry).model_dump_json())
 
 
-def commit(store: Store, plan: Plan, shard: int, content: bytes, bad: tuple[Quarantined, ...]) -> Part:
+def commit(
+    store: Store, plan: Plan, shard: int, content: bytes, bad: tuple[Quarantined, ...]
+) -> Part:
     """Store a made shard and its part; what another worker stored before stands.
 
-    content: the shard's bytes, empty where none of its images could be read. Raises DataError where the stored shard
-    is not one of this plan.
+    content: the shard's bytes, empty where none of its images could be read. Raises DataError where
+    the stored shard is not one of this plan.
     """
     name = shard_name(shard)
     if content and not store.create(name, content):
@@ -78,22 +91,27 @@ def commit(store: Store, plan: Plan, shard: int, content: bytes, bad: tuple[Quar
         if stored != content:  # made on a machine that rounds differently, or not by us at all
             content, bad = stored, _checked(store, plan, shard, stored, bad)
     entry = ShardEntry(
-        name=name, rows=rows_in(plan, len(content)), bytes=len(content), sha256=hashlib.sha256(content).hexdigest(),
+        name=name,
+        rows=rows_in(plan, len(content)),
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
         xxh3=xxhash.xxh3_128_hexdigest(content),
-    )  # fmt: skip
+    )
     part = Part(plan=plan.identity, shard=entry, quarantined=bad)
     if store.create(part_name(shard), part.model_dump_json().encode()):
         return part
     stored_part = read_part(store, plan, shard)
     if stored_part.shard != part.shard:
         raise DataError(
-            f"{store.url}/{part_name(shard)} vouches for other bytes than {name} holds; remove both, and run again"
+            f"{store.url}/{part_name(shard)} vouches for other bytes than {name} holds; remove "
+            "both, and run again"
         )
     return stored_part
 
 
 def _stored(store: Store, plan: Plan, shard: int) -> bytes:
-    """What lies under a shard's name, up to a byte more than a shard may have. Raises DataError for no regular file."""
+    """What lies under a shard's name, up to a byte more than a shard may have. Raises DataError for
+    no regular file."""
     name = shard_name(shard)
     try:
         return store.read(name, 0, shard_bytes(plan, plan.rows_of(shard)) + 1)
@@ -106,15 +124,17 @@ def _stored(store: Store, plan: Plan, shard: int) -> bytes:
 def _checked(
     store: Store, plan: Plan, shard: int, content: bytes, bad: tuple[Quarantined, ...]
 ) -> tuple[Quarantined, ...]:
-    """The quarantined images of a stored shard: those planned that it lacks. Raises DataError where it is no shard of
-    this plan."""
+    """The quarantined images of a stored shard: those planned that it lacks. Raises DataError where
+    it is no shard of this plan."""
     planned = dict(shard_images(store, plan, shard))
     try:
         present = image_indices(content, layout_of(plan))
     except ValueError:
         present = [-1]
     if present != sorted(set(present)) or not set(present) <= set(planned):
-        raise DataError(f"{store.url}/{shard_name(shard)} is no shard of this plan; remove it, and run again")
+        raise DataError(
+            f"{store.url}/{shard_name(shard)} is no shard of this plan; remove it, and run again"
+        )
     reasons = {q.id: q.reason for q in bad}
     missing = (planned[i].id for i in planned if i not in set(present))
     return tuple(Quarantined(id=i, reason=reasons.get(i, UNREADABLE)) for i in missing)
@@ -127,7 +147,8 @@ def read_part(store: Store, plan: Plan, shard: int) -> Part:
     part = parse_record(Part, content, f"{where} is damaged (remove it, and run again)", DataError)
     if part.plan != plan.identity or part.shard.name != shard_name(shard):
         raise DataError(
-            f"{where} was made for another plan (other images, views or tokenizer); remove it and its shard, "
+            f"{where} was made for another plan (other images, views or tokenizer); remove it and "
+            "its shard, "
             "and run again"
         )
     return part
@@ -162,18 +183,26 @@ def survey(store: Store, plan: Plan) -> Survey:
         finalized |= entry.name == MANIFEST
     strays = [k for k in parts if k >= plan.shards]
     if strays:
-        raise DataError(f"{store.url} holds parts of another plan, as {part_name(strays[0])}; use a folder of its own")
+        raise DataError(
+            f"{store.url} holds parts of another plan, as {part_name(strays[0])}; use a folder of "
+            "its own"
+        )
     alone = [k for k in parts if shard_name(k) not in shards]
-    empty = {k for k, part in zip(alone, read_parts(store, plan, alone), strict=True) if part.shard.rows == 0}
+    empty = {
+        k
+        for k, part in zip(alone, read_parts(store, plan, alone), strict=True)
+        if part.shard.rows == 0
+    }
     done = {k: entry for k, entry in parts.items() if shard_name(k) in shards or k in empty}
     return Survey(done, shards, finalized)
 
 
 def unclaimed(store: Store, shards: Sequence[int], start: int) -> Iterator[int]:
-    """Those of `shards` that have no part when their turn comes, from place `start` on, round to it.
+    """Those of `shards` that have no part when their turn comes, from place `start` on, round to
+    it.
 
-    Workers that know nothing of each other share the work by starting at different places; where two meet, both make
-    the same bytes.
+    Workers that know nothing of each other share the work by starting at different places; where
+    two meet, both make the same bytes.
     """
     for i in range(len(shards)):
         shard = shards[(start + i) % len(shards)]
@@ -182,17 +211,23 @@ def unclaimed(store: Store, shards: Sequence[int], start: int) -> Iterator[int]:
 
 
 def finalize(
-    store: Store, plan: Plan, bad_limit: float = 0.01, progress: Callable[[int], None] = lambda done: None
+    store: Store,
+    plan: Plan,
+    bad_limit: float = 0.01,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Manifest:
-    """Merge the parts into `dataset.json`, without reading the shards again; then sweep away leftovers.
+    """Merge the parts into `dataset.json`, without reading the shards again; then sweep away
+    leftovers.
 
-    Raises DataError for missing shards, sizes that are not as vouched for, parts of another plan, images that are
-    neither in a shard nor quarantined, too many unreadable ones, or another `dataset.json`.
+    Raises DataError for missing shards, sizes that are not as vouched for, parts of another plan,
+    images that are neither in a shard nor quarantined, too many unreadable ones, or another
+    `dataset.json`.
     """
     found = survey(store, plan)
     if missing := found.missing(plan):
         raise DataError(
-            f"{store.url}: {len(missing)} of {plan.shards} shards are missing ({_numbers(missing)}); "
+            f"{store.url}: {len(missing)} of {plan.shards} shards are missing "
+            f"({_numbers(missing)}); "
             "make them with `addp tokenize run`"
         )
     entries: list[ShardEntry] = []
@@ -206,7 +241,8 @@ def finalize(
         expected = shard_bytes(plan, entry.rows)
         if not size == entry.bytes == expected:
             raise DataError(
-                f"{store.url}/{entry.name} has {size} bytes instead of {expected} for {entry.rows} rows; "
+                f"{store.url}/{entry.name} has {size} bytes instead of {expected} for "
+                f"{entry.rows} rows; "
                 f"remove it and {part_name(k)}, and run again"
             )
         if entry.rows + len(part.quarantined) != plan.rows_of(k):
@@ -217,21 +253,34 @@ def finalize(
     totals = Totals(plan.images, sum(entry.rows for entry in entries), len(bad))
     if wrong:
         raise DataError(
-            f"{store.url} does not add up: {totals.text}; remove the files of shard {_numbers(wrong)} "
+            f"{store.url} does not add up: {totals.text}; remove the files of shard "
+            f"{_numbers(wrong)} "
             f"({part_name(wrong[0])}, {shard_name(wrong[0])}, ...), and run again"
         )
     assert not totals.lost
     check_bad(plan, len(bad), bad, bad_limit)
     if not entries:
-        raise DataError(f"none of the {plan.images} images can be read: {bad[0].id}: {bad[0].reason}")
+        raise DataError(
+            f"none of the {plan.images} images can be read: {bad[0].id}: {bad[0].reason}"
+        )
     recipe, layout = plan.recipe, layout_of(plan)
     manifest = Manifest(
-        shards=tuple(entries), stride=layout.stride, fields=layout.fields(), codebook_size=recipe.codebook_size,
-        tokens=recipe.tokens, views=recipe.views, tokenizer=recipe.tokenizer, precision=recipe.precision,
-        classes=plan.classes, class_titles=plan.class_titles, quarantined=tuple(bad),
-    )  # fmt: skip
+        shards=tuple(entries),
+        stride=layout.stride,
+        fields=layout.fields(),
+        codebook_size=recipe.codebook_size,
+        tokens=recipe.tokens,
+        views=recipe.views,
+        tokenizer=recipe.tokenizer,
+        precision=recipe.precision,
+        classes=plan.classes,
+        class_titles=plan.class_titles,
+        quarantined=tuple(bad),
+    )
     if not store.create(MANIFEST, manifest_bytes(manifest)) and read_manifest(store) != manifest:
-        raise DataError(f"{store.url} holds a {MANIFEST} of other shards; remove it, and finalize again")
+        raise DataError(
+            f"{store.url} holds a {MANIFEST} of other shards; remove it, and finalize again"
+        )
     store.sweep()
     return manifest
 

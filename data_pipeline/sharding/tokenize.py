@@ -1,7 +1,8 @@
 """Images -> V seeded views -> token shards: the work of a sharding job on one machine.
 
-Threads read images and make views ahead of the encoder, across the borders of shards, and finished shards are stored
-in the background, so that the encoder does not wait. A shard is a pure function of the plan: any worker makes the same.
+Threads read images and make views ahead of the encoder, across the borders of shards, and finished
+shards are stored in the background, so that the encoder does not wait. A shard is a pure function
+of the plan: any worker makes the same.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ OnBad = Literal["quarantine", "fail"]
 
 
 class JobSettings(NamedTuple):
-    """A sharding job as it can be sent to another machine. tokenizer: weights file. source: in place of the plan's.
-    before: what was made when the job began."""
+    """A sharding job as it can be sent to another machine. tokenizer: weights file. source: in
+    place of the plan's. before: what was made when the job began."""
 
     out: str
     tokenizer: str
@@ -54,8 +55,8 @@ class JobSettings(NamedTuple):
     before: Totals = NOTHING
 
     def open(self) -> TokenizeJob:
-        """Read the plan, load the tokenizer, reach both stores. Raises ADDPError where one of them does not fit, and
-        StorageError where the source is not there."""
+        """Read the plan, load the tokenizer, reach both stores. Raises ADDPError where one of them
+        does not fit, and StorageError where the source is not there."""
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -65,18 +66,29 @@ class JobSettings(NamedTuple):
         network = load_tokenizer(self.tokenizer)
         check_tokenizer(network, plan)
         encoder = TokenEncoder(
-            network, device=device, batch=self.batch, precision=plan.recipe.precision, compiled=self.compiled
+            network,
+            device=device,
+            batch=self.batch,
+            precision=plan.recipe.precision,
+            compiled=self.compiled,
         )
         job = TokenizeJob(
-            out, plan, images_store(self.source or plan.source, plan.objects), encoder, threads=self.threads,
-            on_bad=self.on_bad, bad_limit=self.bad_limit, before=self.before,
-        )  # fmt: skip
+            out,
+            plan,
+            images_store(self.source or plan.source, plan.objects),
+            encoder,
+            threads=self.threads,
+            on_bad=self.on_bad,
+            bad_limit=self.bad_limit,
+            before=self.before,
+        )
         job.check.before_work()
         return job
 
 
 class Viewed(NamedTuple):
-    """An image of a shard, its number in the plan, and its views, uint8 (V, H, W, 3), or why it has none."""
+    """An image of a shard, its number in the plan, and its views, uint8 (V, H, W, 3), or why it has
+    none."""
 
     shard: int
     number: int
@@ -88,49 +100,73 @@ def plan_recipe(tokenizer: VQTokenizer, views: ViewRecipe, **options: object) ->
     """Raises DataError where the views do not fit the tokenizer."""
     config = tokenizer.config
     if views.size != config.image_size:
-        raise DataError(f"views of {views.size} px do not fit a tokenizer for {config.image_size} px")
+        raise DataError(
+            f"views of {views.size} px do not fit a tokenizer for {config.image_size} px"
+        )
     return PlanRecipe.model_validate(
         {
-            "views": views, "tokenizer": fingerprint(tokenizer), "codebook_size": config.codebook_size,
-            "tokens": config.tokens, **options,
+            "views": views,
+            "tokenizer": fingerprint(tokenizer),
+            "codebook_size": config.codebook_size,
+            "tokens": config.tokens,
+            **options,
         }
-    )  # fmt: skip
+    )
 
 
 def check_tokenizer(tokenizer: VQTokenizer, plan: Plan) -> None:
     """Raises DataError where the plan was made for other weights."""
     if (found := fingerprint(tokenizer)) != plan.recipe.tokenizer:
         raise DataError(
-            f"the plan was made for another tokenizer ({plan.recipe.tokenizer[:12]}) than the one given "
-            f"({found[:12]}); give the one that it was planned with, or plan anew in an empty folder"
+            f"the plan was made for another tokenizer ({plan.recipe.tokenizer[:12]}) than the one "
+            "given "
+            f"({found[:12]}); give the one that it was planned with, or plan anew in an empty "
+            "folder"
         )
 
 
 class TokenizeJob:
-    """Makes shards of a plan. `encoder` must hold the plan's tokenizer, in the plan's precision (`check_tokenizer`).
+    """Makes shards of a plan. `encoder` must hold the plan's tokenizer, in the plan's precision
+    (`check_tokenizer`).
 
-    source: the store that the plan's images lie in. threads: read and decode ahead. on_bad: what an unreadable
-    image does. bad_limit: share of unreadable images above which it stops. before: what was made when it began.
+    source: the store that the plan's images lie in. threads: read and decode ahead. on_bad: what an
+    unreadable image does. bad_limit: share of unreadable images above which it stops. before: what
+    was made when it began.
     """
 
     def __init__(
-        self, out: Store, plan: Plan, source: Store, encoder: TokenEncoder, *, threads: int | None = None,
-        on_bad: OnBad = "quarantine", bad_limit: float = 0.01, before: Totals = NOTHING,
-    ) -> None:  # fmt: skip
+        self,
+        out: Store,
+        plan: Plan,
+        source: Store,
+        encoder: TokenEncoder,
+        *,
+        threads: int | None = None,
+        on_bad: OnBad = "quarantine",
+        bad_limit: float = 0.01,
+        before: Totals = NOTHING,
+    ) -> None:
         self.out, self.plan, self.source, self.encoder = out, plan, source, encoder
         self.threads = threads or len(os.sched_getaffinity(0))
         self.on_bad = on_bad
         self.check = SourceCheck(out, plan, source)
         self._bad = BadCount(plan, bad_limit, before)
 
-    def run(self, shards: Iterable[int], progress: Callable[[int], None] = lambda images: None) -> Iterator[Part]:
-        """Make and store these shards; yields each one's part once it is stored. progress: images just encoded.
+    def run(
+        self, shards: Iterable[int], progress: Callable[[int], None] = lambda images: None
+    ) -> Iterator[Part]:
+        """Make and store these shards; yields each one's part once it is stored. progress: images
+        just encoded.
 
-        Raises DataError for too many unreadable images (the first, with on_bad "fail") and StorageError where
-        reading or storing fails for good, or the source goes away; shards stored until then stay.
+        Raises DataError for too many unreadable images (the first, with on_bad "fail") and
+        StorageError where reading or storing fails for good, or the source goes away; shards stored
+        until then stay.
         """
         storing: Future[Part] | None = None
-        with ThreadPoolExecutor(self.threads, "views") as readers, ThreadPoolExecutor(1, "store") as writer:
+        with (
+            ThreadPoolExecutor(self.threads, "views") as readers,
+            ThreadPoolExecutor(1, "store") as writer,
+        ):
             stream = self._viewed(shards, readers)
             for shard, images in itertools.groupby(stream, lambda viewed: viewed.shard):
                 content, bad = self._make(images, progress)
@@ -142,7 +178,8 @@ class TokenizeJob:
                 yield storing.result()
 
     def _viewed(self, shards: Iterable[int], readers: ThreadPoolExecutor) -> Iterator[Viewed]:
-        """All images of the shards in order, made ahead by at most two batches and one image a thread."""
+        """All images of the shards in order, made ahead by at most two batches and one image a
+        thread."""
         ahead = self.threads + -(-2 * self.encoder.batch // self.plan.recipe.views.views)
         waiting: deque[Future[Viewed]] = deque()
         listed = ((k, i, p) for k in shards for i, p in shard_images(self.out, self.plan, k))
@@ -192,11 +229,17 @@ class TokenizeJob:
         layout = layout_of(self.plan)
         tokens = filler.tokens().reshape(-1, layout.views, layout.tokens)
         file = BytesIO()
-        write_shard(file, (Sample(v.number, v.entry.label, t) for v, t in zip(good, tokens, strict=True)), layout)
+        write_shard(
+            file,
+            (Sample(v.number, v.entry.label, t) for v, t in zip(good, tokens, strict=True)),
+            layout,
+        )
         return file.getvalue(), tuple(bad)
 
 
-def run_locally(settings: JobSettings, shards: Sequence[int], progress: Callable[[int], None]) -> Iterator[Part]:
+def run_locally(
+    settings: JobSettings, shards: Sequence[int], progress: Callable[[int], None]
+) -> Iterator[Part]:
     """Make these shards in this process, but for those that other workers finish meanwhile."""
     if not shards:
         return

@@ -30,7 +30,8 @@ class ShardCheck(NamedTuple):
 
 
 def check_shard(store: Store, manifest: Manifest, entry: ShardEntry) -> ShardCheck:
-    """Read in pieces of whole rows, so that what is stored under the shard's name may be as large as it will."""
+    """Read in pieces of whole rows, so that what is stored under the shard's name may be as large
+    as it will."""
     sha256, xxh3, size, rows = hashlib.sha256(), xxhash.xxh3_128(), 0, 0
     keys: list[int] = []
     problems: list[str] = []
@@ -74,11 +75,14 @@ def _pieces(store: Store, entry: ShardEntry, size: int) -> Iterator[bytes]:
 
 
 def verify(store: Store, manifest: Manifest) -> Iterator[ShardCheck]:
-    """Every shard in order. An image that also lies in an earlier shard is a problem of the later one."""
+    """Every shard in order. An image that also lies in an earlier shard is a problem of the later
+    one."""
     last = -1
     with ThreadPoolExecutor(_READERS) as pool:
         remaining = iter(manifest.shards)
-        waiting = [pool.submit(check_shard, store, manifest, e) for e in islice(remaining, _READERS)]
+        waiting = [
+            pool.submit(check_shard, store, manifest, e) for e in islice(remaining, _READERS)
+        ]
         while waiting:
             check = waiting.pop(0).result()
             if (entry := next(remaining, None)) is not None:
@@ -90,7 +94,8 @@ def verify(store: Store, manifest: Manifest) -> Iterator[ShardCheck]:
 
 
 def totals(store: Store, manifest: Manifest) -> Totals | None:
-    """What became of the planned images; None where no plan lies beside the data set, as in a copy without it.
+    """What became of the planned images; None where no plan lies beside the data set, as in a copy
+    without it.
 
     Raises DataError for a plan that is not readable.
     """

@@ -1,12 +1,14 @@
-"""Token shards: plain ustar files in which every sample takes the same number of bytes, so that a tar is also an array.
+"""Token shards: plain ustar files in which every sample takes the same number of bytes, so that a
+tar is also an array.
 
 Row r lies at r * stride and holds two members, in this order (docs/data-format.md):
 
     KEY.tokens.npy   uint16 (V, L), NumPy format 1.0
     KEY.cls          the label, ten ASCII digits
 
-KEY is the image's index in the data set's list of images, twelve digits. Any WebDataset reader reads a shard as
-usual; `ShardReader` maps it as a strided record array: no tar parsing, no index file, any row in O(1).
+KEY is the image's index in the data set's list of images, twelve digits. Any WebDataset reader
+reads a shard as usual; `ShardReader` maps it as a strided record array: no tar parsing, no index
+file, any row in O(1).
 """
 
 from __future__ import annotations
@@ -60,12 +62,16 @@ class Layout:
     def check(self) -> None:
         """Raises ValueError for rows that no shard of ours has."""
         if self.stride > _MOST_ROW:
-            raise ValueError(f"{self.views} views of {self.tokens} tokens take more than {_MOST_ROW >> 20} MiB a row")
+            raise ValueError(
+                f"{self.views} views of {self.tokens} tokens take more than {_MOST_ROW >> 20} MiB "
+                "a row"
+            )
 
     @property
     def npy_header(self) -> bytes:
         """NumPy format 1.0, written here so that no NumPy release can change a shard's bytes."""
-        description = f"{{'descr': '<u2', 'fortran_order': False, 'shape': ({self.views}, {self.tokens}), }}".encode()
+        shape = f"({self.views}, {self.tokens})"
+        description = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}, }}".encode()
         fill = -(10 + len(description) + 1) % 64
         body = description + b" " * fill + b"\n"
         return b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body
@@ -91,17 +97,29 @@ class Layout:
         """The layout as it stands in `dataset.json`."""
         return {
             "index": {"offset": 0, "bytes": KEY_DIGITS, "encoding": "ascii digits"},
-            "tokens": {"offset": self.tokens_offset, "dtype": "<u2", "shape": [self.views, self.tokens]},
-            "label": {"offset": self.label_offset, "bytes": LABEL_DIGITS, "encoding": "ascii digits"},
+            "tokens": {
+                "offset": self.tokens_offset,
+                "dtype": "<u2",
+                "shape": [self.views, self.tokens],
+            },
+            "label": {
+                "offset": self.label_offset,
+                "bytes": LABEL_DIGITS,
+                "encoding": "ascii digits",
+            },
         }
 
     def row(self, sample: Sample) -> bytes:
-        """A row's bytes. The two members' tar headers fix mode, owner and time, so equal samples give equal bytes."""
+        """A row's bytes. The two members' tar headers fix mode, owner and time, so equal samples
+        give equal bytes."""
         assert sample.tokens.shape == (self.views, self.tokens) and sample.tokens.dtype == np.uint16
         key = f"{sample.image:0{KEY_DIGITS}d}"
         npy = self.npy_header + sample.tokens.astype("<u2", copy=False).tobytes()
         label = f"{sample.label:0{LABEL_DIGITS}d}".encode()
-        data = b"".join(_member(name, body) for name, body in ((f"{key}.tokens.npy", npy), (f"{key}.cls", label)))
+        data = b"".join(
+            _member(name, body)
+            for name, body in ((f"{key}.tokens.npy", npy), (f"{key}.cls", label))
+        )
         assert len(data) == self.stride
         return data
 
@@ -123,7 +141,8 @@ def write_shard(file: BytesIO, samples: Iterable[Sample], layout: Layout) -> int
 
 
 def image_indices(content: bytes, layout: Layout) -> list[int]:
-    """Each row's image in the data set's list, from a whole shard. Raises ValueError where it is no such shard."""
+    """Each row's image in the data set's list, from a whole shard. Raises ValueError where it is no
+    such shard."""
     rows, rest = divmod(len(content) - len(END), layout.stride)
     if rows < 1 or rest or not content.endswith(END):
         raise ValueError(f"{len(content)} bytes are no whole number of rows")
@@ -131,7 +150,8 @@ def image_indices(content: bytes, layout: Layout) -> list[int]:
 
 
 def shard_records(raw: NDArray[np.uint8], rows: int, layout: Layout) -> NDArray[np.void]:
-    """A shard's bytes as an array of rows with the fields index, tokens (V, L) and label, without a copy."""
+    """A shard's bytes as an array of rows with the fields index, tokens (V, L) and label, without a
+    copy."""
     fields = {
         "names": ["index", "tokens", "label"],
         "formats": [f"S{KEY_DIGITS}", ("<u2", (layout.views, layout.tokens)), f"S{LABEL_DIGITS}"],
@@ -142,7 +162,8 @@ def shard_records(raw: NDArray[np.uint8], rows: int, layout: Layout) -> NDArray[
 
 
 def numbers(texts: NDArray[np.bytes_]) -> NDArray[np.int64]:
-    """Keys or labels (N,) as numbers. Raises ValueError where one is not made of ASCII digits alone."""
+    """Keys or labels (N,) as numbers. Raises ValueError where one is not made of ASCII digits
+    alone."""
     digits = np.ascontiguousarray(texts).view(np.uint8).reshape(len(texts), -1) - np.uint8(ord("0"))
     if digits.size and digits.max() > 9:
         raise ValueError("has keys or labels that are not made of digits")
@@ -150,7 +171,8 @@ def numbers(texts: NDArray[np.bytes_]) -> NDArray[np.int64]:
 
 
 def row_problem(records: NDArray[np.void], codes: int, classes: int) -> str | None:
-    """What is wrong with the rows of a shard, whose bytes may be as vouched for; None where nothing is."""
+    """What is wrong with the rows of a shard, whose bytes may be as vouched for; None where nothing
+    is."""
     try:
         numbers(records["index"])
         labels = numbers(records["label"])
@@ -164,23 +186,34 @@ def row_problem(records: NDArray[np.void], codes: int, classes: int) -> str | No
 
 
 class ShardReader:
-    """A shard as arrays that read straight from its bytes: an open file, which stays open and is mapped, or memory.
+    """A shard as arrays that read straight from its bytes: an open file, which stays open and is
+    mapped, or memory.
 
     Raises DataError where it has not `rows` rows of this layout, or (with `checksum`) other bytes.
     """
 
-    def __init__(self, source: BinaryIO | bytes, rows: int, layout: Layout, checksum: str | None = None) -> None:
+    def __init__(
+        self, source: BinaryIO | bytes, rows: int, layout: Layout, checksum: str | None = None
+    ) -> None:
         self._source = source  # keeps a lock on the file
         expected = rows * layout.stride + len(END)
         found = len(source) if isinstance(source, bytes) else os.fstat(source.fileno()).st_size
         name = "in memory" if isinstance(source, bytes) else source.name
         if found != expected:
-            raise DataError(f"the shard {name} has {found} bytes instead of {expected}; fetch or make it again")
-        self.raw: NDArray[np.uint8] = (
-            np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.memmap(source, np.uint8, "r")
-        )
-        if checksum is not None and (actual := xxhash.xxh3_128_hexdigest(self.raw.data)) != checksum:
             raise DataError(
-                f"the shard {name} is damaged (xxh3 {actual} instead of {checksum}); fetch or make it again"
+                f"the shard {name} has {found} bytes instead of {expected}; fetch or make it again"
+            )
+        self.raw: NDArray[np.uint8] = (
+            np.frombuffer(source, np.uint8)
+            if isinstance(source, bytes)
+            else np.memmap(source, np.uint8, "r")
+        )
+        if (
+            checksum is not None
+            and (actual := xxhash.xxh3_128_hexdigest(self.raw.data)) != checksum
+        ):
+            raise DataError(
+                f"the shard {name} is damaged (xxh3 {actual} instead of {checksum}); fetch or "
+                "make it again"
             )
         self.records = shard_records(self.raw, rows, layout)

@@ -1,4 +1,5 @@
-"""`dataset.json`: what a token data set holds, byte for byte. Written last; a folder without it is no data set."""
+"""`dataset.json`: what a token data set holds, byte for byte. Written last; a folder without it is
+no data set."""
 
 from __future__ import annotations
 
@@ -13,7 +14,16 @@ from data_pipeline.images.views import ViewRecipe
 from data_pipeline.sharding.plan import Classes, check_titles
 from data_pipeline.shards.format import END, CodeCount, Layout, Rows, TokenCount
 from data_pipeline.storage import BucketMissing, ObjectMissing, Store, open_store, read_document
-from model.documents import Count, Positive, Record, RelativeName, Sha256, parse_json, parse_record, show
+from model.documents import (
+    Count,
+    Positive,
+    Record,
+    RelativeName,
+    Sha256,
+    parse_json,
+    parse_record,
+    show,
+)
 from model.errors import DataError
 from model.precision import InferencePrecision
 
@@ -55,13 +65,16 @@ class Manifest(Record):
         layout = self.layout
         layout.check()
         if (self.stride, self.fields) != (layout.stride, layout.fields()):
-            raise ValueError(f"stride and fields are not those of {layout.views} views of {layout.tokens} tokens")
+            raise ValueError(
+                f"stride and fields are not those of {layout.views} views of {layout.tokens} tokens"
+            )
         check_titles(self.classes, self.class_titles)
         names = set()
         for k, shard in enumerate(self.shards):
             if not shard.rows or shard.bytes != shard.rows * layout.stride + len(END):
                 raise ValueError(
-                    f"shards.{k}: {shard.bytes} bytes are not those of {shard.rows} rows of {layout.stride} each"
+                    f"shards.{k}: {shard.bytes} bytes are not those of {shard.rows} rows of "
+                    f"{layout.stride} each"
                 )
             if shard.name in names:
                 raise ValueError(f"shards.{k}: the name {show(shard.name)} stands twice")
@@ -78,8 +91,11 @@ class Manifest(Record):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the manifest's canonical JSON: two data sets with one fingerprint hold the same bytes."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        """sha256 over the manifest's canonical JSON: two data sets with one fingerprint hold the
+        same bytes."""
+        return hashlib.sha256(
+            json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
+        ).hexdigest()
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -88,19 +104,22 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def read_manifest(place: Store | Path | str) -> Manifest:
-    """Raises DataError where there is no finished data set, or its manifest was altered or cannot be true."""
+    """Raises DataError where there is no finished data set, or its manifest was altered or cannot
+    be true."""
     return read_fingerprinted(place)[0]
 
 
 def read_fingerprinted(place: Store | Path | str) -> tuple[Manifest, str]:
-    """As `read_manifest`, with the fingerprint, which takes long to take of a hundred thousand shards."""
+    """As `read_manifest`, with the fingerprint, which takes long to take of a hundred thousand
+    shards."""
     store = open_store(place, closed=True) if isinstance(place, Path | str) else place
     where = f"{store.url}/{MANIFEST}"
     try:
         document = read_document(store, MANIFEST)
     except (ObjectMissing, BucketMissing) as error:
         raise DataError(
-            f"{store.url} is no finished token data set: it has no {MANIFEST}; make it with `addp tokenize`"
+            f"{store.url} is no finished token data set: it has no {MANIFEST}; make it with `addp "
+            "tokenize`"
         ) from error
     unreadable = f"{where} is not readable as a token data set"
     content = parse_json(document, unreadable, DataError)
@@ -109,5 +128,7 @@ def read_fingerprinted(place: Store | Path | str) -> tuple[Manifest, str]:
         raise DataError(f"{unreadable}: it has no fingerprint")
     manifest = parse_record(Manifest, content, unreadable, DataError)
     if fingerprint != manifest.fingerprint:
-        raise DataError(f"{where} was changed after it was written: its fingerprint does not match its content")
+        raise DataError(
+            f"{where} was changed after it was written: its fingerprint does not match its content"
+        )
     return manifest, fingerprint

@@ -1,7 +1,9 @@
-"""Where data sets and images lie: a local folder or `s3://bucket/prefix`, behind one small interface.
+"""Where data sets and images lie: a local folder or `s3://bucket/prefix`, behind one small
+interface.
 
-A name is a relative path with forward slashes. An object is whole or absent: `create` and `replace` never show a part
-of one, and `create` never overwrites, so of several writers racing for a name exactly one wins.
+A name is a relative path with forward slashes. An object is whole or absent: `create` and `replace`
+never show a part of one, and `create` never overwrites, so of several writers racing for a name
+exactly one wins.
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ from model.documents import MIB
 from model.errors import ADDPError, DataError
 
 CHUNK = 8 * 2**20
-MOST_DOCUMENT = 64 * MIB  # bytes of a document: a data set of a hundred thousand shards takes 23 MiB
+MOST_DOCUMENT = (
+    64 * MIB
+)  # bytes of a document: a data set of a hundred thousand shards takes 23 MiB
 
 
 class StorageError(ADDPError):
-    """Something between us and the stored bytes. The message names the object, what happened and what to do."""
+    """Something between us and the stored bytes. The message names the object, what happened and
+    what to do."""
 
     exit_code = 74
 
@@ -31,8 +36,8 @@ class ObjectMissing(StorageError):
 
 
 class NoRegularFile(ObjectMissing):
-    """The name is that of a folder, a pipe or a device, or of a link that leads out of a closed folder. reason: what
-    the message says of it, without its name."""
+    """The name is that of a folder, a pipe or a device, or of a link that leads out of a closed
+    folder. reason: what the message says of it, without its name."""
 
     def __init__(self, message: str, reason: str = "is no regular file") -> None:
         super().__init__(message)
@@ -87,7 +92,9 @@ def local_error(error: OSError, what: str) -> StorageError:
     if isinstance(error, PermissionError):
         return AccessDenied(f"{what}: {reason}; check its owner and mode")
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return StorageFull(f"{what}: {reason}; nothing was stored under that name. Make room, then run it again")
+        return StorageFull(
+            f"{what}: {reason}; nothing was stored under that name. Make room, then run it again"
+        )
     return StorageError(f"{what}: {reason}")
 
 
@@ -103,12 +110,14 @@ class Store(Protocol):
         """Objects whose names start with `prefix`, at any depth, in no particular order."""
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
-        """Bytes start .. start+length-1, to the end when None. Never fewer than asked for: raises TooShort."""
+        """Bytes start .. start+length-1, to the end when None. Never fewer than asked for: raises
+        TooShort."""
 
     def create(self, name: str, content: bytes | Path) -> bool:
         """Store a new object; False, with nothing changed, where the name is taken.
 
-        True is certain, False is not: after a lost answer the object that is in the way may be this very one.
+        True is certain, False is not: after a lost answer the object that is in the way may be this
+        very one.
         """
 
     def replace(self, name: str, content: bytes) -> None:
@@ -122,17 +131,21 @@ class Store(Protocol):
 
 
 def is_remote(place: str | Path) -> bool:
-    """Whether it is a url of S3, and no path. Raises StorageError for a url that is none of S3's, or not whole."""
+    """Whether it is a url of S3, and no path. Raises StorageError for a url that is none of S3's,
+    or not whole."""
     text = str(place)
     if text.startswith("s3://"):
         parse_s3(text)
         return True
     if "://" in text:
         scheme = text.partition("://")[0]
-        raise StorageError(f"{scheme}://: this scheme is not known; use a local folder or s3://bucket/prefix")
+        raise StorageError(
+            f"{scheme}://: this scheme is not known; use a local folder or s3://bucket/prefix"
+        )
     if re.match(r"[sS]3:", text):
         raise StorageError(
-            "s3: with less than two slashes is no place; write s3://bucket/prefix where a store is asked for, and "
+            "s3: with less than two slashes is no place; write s3://bucket/prefix where a store "
+            "is asked for, and "
             "./s3:... for a folder of that name"
         )
     return False
@@ -141,15 +154,16 @@ def is_remote(place: str | Path) -> bool:
 def parse_s3(url: str) -> tuple[str, str]:
     """(bucket, prefix of the keys below: empty, or with a slash at its end).
 
-    Every character stands for itself; only `s3://b/x` and `s3://b/x/` are one place. Raises StorageError, which never
-    repeats a credential.
+    Every character stands for itself; only `s3://b/x` and `s3://b/x/` are one place. Raises
+    StorageError, which never repeats a credential.
     """
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if not bucket:
         raise StorageError(f"{url} names no bucket; write s3://bucket/prefix")
     if ":" in bucket or "@" in bucket:  # the message must not show what may be a secret
         raise StorageError(
-            "an s3:// url begins with its bucket, and takes no key and secret; write s3://bucket/prefix, and give "
+            "an s3:// url begins with its bucket, and takes no key and secret; write "
+            "s3://bucket/prefix, and give "
             "credentials by AWS_PROFILE or the environment"
         )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", bucket):
@@ -163,7 +177,9 @@ def split_url(url: str | Path) -> tuple[str, str]:
     """(its folder's url, last name) of an object. Raises StorageError for a url that is none."""
     folder, _, name = str(url).rstrip("/").rpartition("/")
     if is_remote(url):
-        return folder + "/" * (folder.endswith("/") and folder != "s3:/"), name  # s3:/ of a bucket alone: no place
+        return folder + "/" * (
+            folder.endswith("/") and folder != "s3:/"
+        ), name  # s3:/ of a bucket alone: no place
     return folder or ("/" if str(url).startswith("/") else "."), name
 
 
@@ -173,12 +189,14 @@ def file_name(url: str) -> str:
 
 
 def read_document(store: Store, name: str) -> bytes:
-    """A whole object, of at most `MOST_DOCUMENT` bytes. Raises DataError for a larger one and for what is no regular
-    file; ObjectMissing; StorageError."""
+    """A whole object, of at most `MOST_DOCUMENT` bytes. Raises DataError for a larger one and for
+    what is no regular file; ObjectMissing; StorageError."""
     try:
         store.read(name, 0, MOST_DOCUMENT + 1)
     except TooShort as short:
         return short.content
     except NoRegularFile as error:
         raise DataError(str(error)) from error
-    raise DataError(f"{store.url}/{name} is larger than {MOST_DOCUMENT // MIB} MiB, the most that it may have")
+    raise DataError(
+        f"{store.url}/{name} is larger than {MOST_DOCUMENT // MIB} MiB, the most that it may have"
+    )

@@ -1,4 +1,5 @@
-"""The files below a folder, through links too, in a time that no arrangement of links can stretch."""
+"""The files below a folder, through links too, in a time that no arrangement of links can
+stretch."""
 
 from __future__ import annotations
 
@@ -13,32 +14,35 @@ from data_pipeline.storage.base import Entry, StorageError, local_error
 from model.documents import show
 
 _DEEPEST = 200  # folders in each other
-_MOST_WAYS = 100  # by which one folder is reached through links: ten that all link to each other have a million
+# By which one folder is reached through links: ten that all link to each other have a million.
+_MOST_WAYS = 100
 
 
 def leads_out(root: Path, path: Path) -> bool:
-    """Whether a path, its links followed, lies outside of the root. The root may be a link itself."""
+    """Whether a path, its links followed, lies outside of the root. The root may be a link
+    itself."""
     top = os.path.realpath(root)
     return os.path.commonpath((top, os.path.realpath(path))) != top
 
 
 class FolderWalk:
-    """closed: a link that leads out of the root is listed with no bytes, and not entered. skip: a folder below the root
-    that holds nothing to list."""
+    """closed: a link that leads out of the root is listed with no bytes, and not entered. skip: a
+    folder below the root that holds nothing to list."""
 
     def __init__(self, root: Path, closed: bool, skip: str) -> None:
         self._root, self._closed, self._skip = root, closed, skip
         self._ways: Counter[tuple[int, int]] = Counter()
 
     def entries(self, folder: str, prefix: str) -> Iterator[Entry]:
-        """Those below `folder` whose names start with `prefix`. A link to nothing, a pipe and a device have no bytes:
-        reading them says what they are. Raises StorageError."""
+        """Those below `folder` whose names start with `prefix`. A link to nothing, a pipe and a
+        device have no bytes: reading them says what they are. Raises StorageError."""
         return self._below(folder, prefix, (), linked=False)
 
     def _below(
         self, folder: str, prefix: str, above: tuple[tuple[int, int], ...], linked: bool
-    ) -> Iterator[Entry]:  # fmt: skip
-        """above: folders that this one lies in (device, inode): a link back to one of them holds nothing new."""
+    ) -> Iterator[Entry]:
+        """above: folders that this one lies in (device, inode): a link back to one of them holds
+        nothing new."""
         path = self._root / folder
         try:
             status = path.stat()
@@ -47,7 +51,11 @@ class FolderWalk:
                 return
             self._ways[here] += linked
             if len(above) > _DEEPEST or self._ways[here] > _MOST_WAYS:
-                how = "lies too deep" if len(above) > _DEEPEST else f"is reached in over {_MOST_WAYS:,} ways by links"
+                how = (
+                    "lies too deep"
+                    if len(above) > _DEEPEST
+                    else f"is reached in over {_MOST_WAYS:,} ways by links"
+                )
                 raise StorageError(f"{show(str(path))} {how}; name a folder without such links")
             with os.scandir(path) as found:
                 entries = list(found)
@@ -55,7 +63,9 @@ class FolderWalk:
             raise local_error(error, f"{path}") from error
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
-            if not name.startswith(prefix):  # jobs ask for one of thousands of parts, again and again
+            if not name.startswith(
+                prefix
+            ):  # jobs ask for one of thousands of parts, again and again
                 continue
             link = entry.is_symlink()
             try:
@@ -71,4 +81,6 @@ class FolderWalk:
                 if name != self._skip:
                     yield from self._below(name, prefix, (*above, here), linked or link)
             else:
-                yield Entry(name, status.st_size if stat.S_ISREG(status.st_mode) else 0, status.st_mtime)
+                yield Entry(
+                    name, status.st_size if stat.S_ISREG(status.st_mode) else 0, status.st_mtime
+                )

@@ -27,10 +27,11 @@ SCRATCH = ".tmp"  # below the root of a local store: files on their way to their
 
 
 class LocalStore:
-    """A folder. Objects appear by a link from a synced temporary file, which fails where the name is taken.
+    """A folder. Objects appear by a link from a synced temporary file, which fails where the name
+    is taken.
 
-    Only regular files are opened. closed: no link in the folder leads out of it, neither for reading nor for writing;
-    the folder itself may be a link.
+    Only regular files are opened. closed: no link in the folder leads out of it, neither for
+    reading nor for writing; the folder itself may be a link.
     """
 
     def __init__(self, root: Path, closed: bool = False) -> None:
@@ -60,7 +61,10 @@ class LocalStore:
             if not stat.S_ISREG(path.stat().st_mode):  # to open a device may do something
                 raise NoRegularFile(f"{path} is no regular file")
             if self.closed and leads_out(self.root, path):
-                reason = f"is a link out of {self.root}, which is not followed; put the file itself there"
+                reason = (
+                    f"is a link out of {self.root}, which is not followed; put the file "
+                    "itself there"
+                )
                 raise NoRegularFile(f"{path} {reason}", reason)
             file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - Path.open takes no opener
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -81,14 +85,20 @@ class LocalStore:
             except OSError as error:
                 raise local_error(error, str(path)) from error
         if length is not None and len(content) != length:
-            raise TooShort(f"{path} ends at byte {start + len(content)}; {start + length} were expected", content)
+            raise TooShort(
+                f"{path} ends at byte {start + len(content)}; {start + length} were expected",
+                content,
+            )
         return content
 
     def _target(self, name: str) -> Path:
-        """Where an object is written to. Raises StorageError where that is out of a closed folder."""
+        """Where an object is written to. Raises StorageError where that is out of a closed
+        folder."""
         target = self.root / name
         if self.closed and leads_out(self.root, target.parent):
-            raise StorageError(f"{target.parent} leads out of {self.root} by a link; nothing is written there")
+            raise StorageError(
+                f"{target.parent} leads out of {self.root} by a link; nothing is written there"
+            )
         return target
 
     def create(self, name: str, content: bytes | Path) -> bool:
@@ -107,9 +117,13 @@ class LocalStore:
                 scratch.unlink(missing_ok=True)
             sync(target.parent)
         except FileNotFoundError:
-            if target.exists():  # a finished job swept our temporary file away: the name was taken before
+            if (
+                target.exists()
+            ):  # a finished job swept our temporary file away: the name was taken before
                 return False
-            raise ObjectMissing(f"{target}: its folder went away while it was stored; run it again") from None
+            raise ObjectMissing(
+                f"{target}: its folder went away while it was stored; run it again"
+            ) from None
         except OSError as error:
             raise local_error(error, str(target)) from error
         return True

@@ -1,4 +1,5 @@
-"""Whether a file, a folder or a store can be written: asked before the work, not after it. Nothing is left behind."""
+"""Whether a file, a folder or a store can be written: asked before the work, not after it. Nothing
+is left behind."""
 
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def check_output(path: Path, suffixes: Collection[str] = ()) -> None:
-    """By modes alone: no file is made. suffixes: those of the formats that can be written; none for a folder.
+    """By modes alone: no file is made. suffixes: those of the formats that can be written; none for
+    a folder.
 
-    Raises ConfigError for another suffix, or a file or folder in the way, StorageError where nobody may write.
+    Raises ConfigError for another suffix, or a file or folder in the way, StorageError where nobody
+    may write.
     """
     if suffixes and path.suffix.lower() not in suffixes:
         raise ConfigError(f"{path} cannot be written: its name must end in {' or '.join(suffixes)}")
@@ -26,16 +29,21 @@ def check_output(path: Path, suffixes: Collection[str] = ()) -> None:
         raise ConfigError(f"{path} cannot be written: it is a folder; name a file")
     there = path if suffixes and path.is_file() else _nearest_folder(path)
     if not os.access(there, os.W_OK | (os.X_OK if there.is_dir() else 0)):
-        raise StorageError(f"{path} cannot be written: {there} may not be written by you; check its owner and mode")
+        raise StorageError(
+            f"{path} cannot be written: {there} may not be written by you; check its owner and mode"
+        )
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What `check_output` cannot foresee, as a full disk or a file system that takes no files: StorageError."""
+    """What `check_output` cannot foresee, as a full disk or a file system that takes no files:
+    StorageError."""
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error} ({error.filename})") from error
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror or error} ({error.filename})"
+        ) from error
 
 
 def is_within(place: str | Path, folder: str | Path) -> bool:
@@ -45,7 +53,8 @@ def is_within(place: str | Path, folder: str | Path) -> bool:
 
 
 def check_apart(out: str | Path, images: str | Path, name: str = "OUT") -> None:
-    """Raises ConfigError where what is written would lie among the images, and be taken for some. name: of `out`."""
+    """Raises ConfigError where what is written would lie among the images, and be taken for some.
+    name: of `out`."""
     if is_remote(out) != is_remote(images):
         return
     if is_remote(out):
@@ -53,11 +62,15 @@ def check_apart(out: str | Path, images: str | Path, name: str = "OUT") -> None:
     else:
         inside = is_within(out, images)
     if inside:
-        raise ConfigError(f"{name} = {out} is the folder of the images, {images}, or in it; name one apart from it")
+        raise ConfigError(
+            f"{name} = {out} is the folder of the images, {images}, or in it; name one apart from "
+            "it"
+        )
 
 
 def writable(folder: Path) -> Path:
-    """The nearest folder that is there, if `folder` can be made in it: by writing to it, as a store does.
+    """The nearest folder that is there, if `folder` can be made in it: by writing to it, as a store
+    does.
 
     Raises ConfigError where a file is in the way, StorageError where it cannot be written.
     """
@@ -80,7 +93,8 @@ def probe(store: Store) -> None:
             raise StorageError(f"{store.url}/{name} does not hold what was just written")
         if store.create(name, b"again"):
             raise StorageError(
-                f"{store.url} lets an object be overwritten although If-None-Match forbids it: two writers could "
+                f"{store.url} lets an object be overwritten although If-None-Match forbids it: "
+                "two writers could "
                 "destroy each other's work; use a store with conditional puts"
             )
     finally:

@@ -1,8 +1,9 @@
 """The only file that touches boto3: a store on S3 or a server that speaks its protocol.
 
-Credentials, region and endpoint come from boto3's usual chain (environment, profile, instance role; AWS_ENDPOINT_URL_S3
-for other servers) and from nowhere else. Requests are retried by botocore with back-off and jitter; a body that breaks
-off is read on from where it broke, and only if the object is still the same one.
+Credentials, region and endpoint come from boto3's usual chain (environment, profile, instance role;
+AWS_ENDPOINT_URL_S3 for other servers) and from nowhere else. Requests are retried by botocore with
+back-off and jitter; a body that breaks off is read on from where it broke, and only if the object
+is still the same one.
 """
 
 from __future__ import annotations
@@ -37,32 +38,68 @@ from data_pipeline.storage.base import (
 T = TypeVar("T")
 _PART = 32 * 2**20  # objects above this size are uploaded in parts
 _DENIED = {
-    "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
+    "AccessDenied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "ExpiredToken",
+    "InvalidToken",
     "TokenRefreshRequired",
-    "AllAccessDisabled", "AccountProblem", "RequestTimeTooSkewed", "403", "Forbidden", "Unauthorized", "401",
-}  # fmt: skip
-_SLOW = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "ServiceUnavailable", "503", "429"}
+    "AllAccessDisabled",
+    "AccountProblem",
+    "RequestTimeTooSkewed",
+    "403",
+    "Forbidden",
+    "Unauthorized",
+    "401",
+}
+_SLOW = {
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestLimitExceeded",
+    "ServiceUnavailable",
+    "503",
+    "429",
+}
 _TAKEN = {"PreconditionFailed", "412"}
 _CONFLICT = {"ConditionalRequestConflict", "409"}  # another writer of the same name is at work
 _BROKEN_BODY = (
-    botocore_errors.IncompleteReadError, botocore_errors.ReadTimeoutError, botocore_errors.ResponseStreamingError,
-    botocore_errors.HTTPClientError, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError,
-)  # fmt: skip
+    botocore_errors.IncompleteReadError,
+    botocore_errors.ReadTimeoutError,
+    botocore_errors.ResponseStreamingError,
+    botocore_errors.HTTPClientError,
+    urllib3.exceptions.HTTPError,
+    ConnectionError,
+    TimeoutError,
+)
 
 
 def _client() -> Any:
-    timeout, attempts = _number("ADDP_STORAGE_TIMEOUT", "30"), max(1, int(_number("AWS_MAX_ATTEMPTS", "8")))
+    timeout, attempts = (
+        _number("ADDP_STORAGE_TIMEOUT", "30"),
+        max(1, int(_number("AWS_MAX_ATTEMPTS", "8"))),
+    )
     config = Config(
-        connect_timeout=timeout, read_timeout=timeout, max_pool_connections=64, tcp_keepalive=True,
-        retries={"mode": os.environ.get("AWS_RETRY_MODE", "standard"), "total_max_attempts": attempts},
-    )  # fmt: skip
+        connect_timeout=timeout,
+        read_timeout=timeout,
+        max_pool_connections=64,
+        tcp_keepalive=True,
+        retries={
+            "mode": os.environ.get("AWS_RETRY_MODE", "standard"),
+            "total_max_attempts": attempts,
+        },
+    )
     _check_endpoint()
     try:
         return boto3.session.Session().client("s3", config=config), attempts
     except ValueError as error:
-        raise StorageError("the endpoint_url of the AWS profile is no url: it needs http:// or https://") from error
+        raise StorageError(
+            "the endpoint_url of the AWS profile is no url: it needs http:// or https://"
+        ) from error
     except botocore_errors.BotoCoreError as error:
-        raise StorageError(f"boto3 cannot make an S3 client: {error}; set AWS_DEFAULT_REGION or a profile") from error
+        raise StorageError(
+            f"boto3 cannot make an S3 client: {error}; set AWS_DEFAULT_REGION or a profile"
+        ) from error
 
 
 def _number(name: str, default: str) -> float:
@@ -85,7 +122,8 @@ def _check_endpoint() -> None:
             scheme, separator, host = url.partition("://")
             if not separator or scheme.lower() not in ("http", "https") or not host.strip("/"):
                 raise StorageError(
-                    f"{name} is no url of a server: it needs http:// or https:// before the host, as "
+                    f"{name} is no url of a server: it needs http:// or https:// before the host, "
+                    "as "
                     f"{name}=http://localhost:9000"
                 )
             return
@@ -107,8 +145,14 @@ class S3Store:
     def _call(self, name: str, function: Callable[[], T]) -> T:
         try:
             return function()
-        except (botocore_errors.BotoCoreError, botocore_errors.ClientError, urllib3.exceptions.HTTPError) as error:
-            raise self._typed(error, name) from None  # botocore's own text may carry the request's headers
+        except (
+            botocore_errors.BotoCoreError,
+            botocore_errors.ClientError,
+            urllib3.exceptions.HTTPError,
+        ) as error:
+            raise self._typed(
+                error, name
+            ) from None  # botocore's own text may carry the request's headers
 
     def _typed(self, error: Exception, name: str) -> StorageError:
         what = f"{self.url}/{name}" if name else self.url
@@ -116,40 +160,55 @@ class S3Store:
             code = str(error.response.get("Error", {}).get("Code", ""))
             status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
             if code == "NoSuchBucket":
-                return BucketMissing(f"{what}: there is no bucket {self._bucket}; make it, or check its name")
+                return BucketMissing(
+                    f"{what}: there is no bucket {self._bucket}; make it, or check its name"
+                )
             if code in ("NoSuchKey", "NotFound", "404") or status == "404":
                 return ObjectMissing(f"{what}: there is no such object")
             if code in _DENIED or status in ("401", "403"):
                 return AccessDenied(
                     f"{what}: access denied ({code}); check the credentials that boto3 finds "
-                    "(AWS_PROFILE, AWS_ACCESS_KEY_ID, instance role), their expiry, and the bucket's policy"
+                    "(AWS_PROFILE, AWS_ACCESS_KEY_ID, instance role), their expiry, and the "
+                    "bucket's policy"
                 )
             if code in _SLOW or status in ("429", "503"):
-                return Throttled(f"{what}: the server asks to slow down ({code}) after {self._attempts} tries")
+                return Throttled(
+                    f"{what}: the server asks to slow down ({code}) after {self._attempts} tries"
+                )
             if status.startswith("5"):
-                return Unreachable(f"{what}: the server failed ({code or status}) {self._attempts} times")
+                return Unreachable(
+                    f"{what}: the server failed ({code or status}) {self._attempts} times"
+                )
             return StorageError(f"{what}: {code or status}")
-        if isinstance(error, botocore_errors.NoCredentialsError | botocore_errors.CredentialRetrievalError):
+        if isinstance(
+            error, botocore_errors.NoCredentialsError | botocore_errors.CredentialRetrievalError
+        ):
             return AccessDenied(
-                f"{what}: boto3 finds no credentials; set AWS_PROFILE or AWS_ACCESS_KEY_ID and its secret"
+                f"{what}: boto3 finds no credentials; set AWS_PROFILE or AWS_ACCESS_KEY_ID and "
+                "its secret"
             )
         if isinstance(error, botocore_errors.PartialCredentialsError):
             return AccessDenied(f"{what}: the credentials that boto3 finds lack a part: {error}")
         if isinstance(error, botocore_errors.ParamValidationError):
             return StorageError(f"{what}: not a valid bucket or key name")
         return Unreachable(
-            f"{what}: no answer after {self._attempts} tries ({type(error).__name__}); check the endpoint"
+            f"{what}: no answer after {self._attempts} tries ({type(error).__name__}); check the "
+            "endpoint"
         )
 
     def folders(self) -> list[str]:
         pages = self._s3.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"
         )
-        found = self._call("", lambda: [p["Prefix"] for page in pages for p in page.get("CommonPrefixes", ())])
+        found = self._call(
+            "", lambda: [p["Prefix"] for page in pages for p in page.get("CommonPrefixes", ())]
+        )
         return sorted(prefix[len(self._prefix) :].rstrip("/") for prefix in found)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        pages = self._s3.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
+        pages = self._s3.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix + prefix
+        )
         pages = iter(pages)
         while (page := self._call(prefix, lambda: next(pages, None))) is not None:
             for item in page.get("Contents", ()):
@@ -162,12 +221,16 @@ class S3Store:
             return b""
         content = b"".join(self._stream(name, start, length))
         if length is not None and len(content) != length:
-            message = f"{self.url}/{name} ends at byte {start + len(content)}; {start + length} were expected"
+            message = (
+                f"{self.url}/{name} ends at byte {start + len(content)}; {start + length} "
+                "were expected"
+            )
             raise TooShort(message, content)
         return content
 
     def _stream(self, name: str, start: int, length: int | None) -> Iterator[bytes]:
-        """Bytes of a range, read on after each break. A break without progress counts as a failed attempt."""
+        """Bytes of a range, read on after each break. A break without progress counts as a failed
+        attempt."""
         at, end, tag, failures = start, None if length is None else start + length, "", 0
         while end is None or at < end:
             arguments = {**self._key(name), "Range": f"bytes={at}-{'' if end is None else end - 1}"}
@@ -179,7 +242,9 @@ class S3Store:
                 if "InvalidRange" in str(error) and at == start:
                     return  # an empty object, or a start behind its end
                 if "PreconditionFailed" in str(error):
-                    raise StorageError(f"{self.url}/{name} was overwritten while it was read; read it again") from error
+                    raise StorageError(
+                        f"{self.url}/{name} was overwritten while it was read; read it again"
+                    ) from error
                 raise
             tag = response["ETag"]
             size = int(response["ContentRange"].rpartition("/")[2])
@@ -197,7 +262,8 @@ class S3Store:
             failures = 0 if at > began else failures + 1
             if failures >= self._attempts:
                 raise Truncated(
-                    f"{self.url}/{name}: the body broke off at byte {at} of {end}, {failures} times ({cause})"
+                    f"{self.url}/{name}: the body broke off at byte {at} of {end}, {failures} "
+                    f"times ({cause})"
                 )
             if at < end:
                 time.sleep(random.uniform(0, min(5.0, 0.05 * 2**failures)))
@@ -226,15 +292,21 @@ class S3Store:
         raise AssertionError("unreachable")
 
     def _create_in_parts(self, name: str, content: bytes | Path) -> None:
-        """Multipart upload; the name appears by its last request, under the same condition, or not at all."""
+        """Multipart upload; the name appears by its last request, under the same condition, or not
+        at all."""
         upload = self._s3.create_multipart_upload(**self._key(name))["UploadId"]
         try:
             parts = []
             for number, part in enumerate(_parts(content), 1):
-                done = self._s3.upload_part(**self._key(name), UploadId=upload, PartNumber=number, Body=part)
+                done = self._s3.upload_part(
+                    **self._key(name), UploadId=upload, PartNumber=number, Body=part
+                )
                 parts.append({"ETag": done["ETag"], "PartNumber": number})
             self._s3.complete_multipart_upload(
-                **self._key(name), UploadId=upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
+                **self._key(name),
+                UploadId=upload,
+                MultipartUpload={"Parts": parts},
+                IfNoneMatch="*",
             )
         except BaseException:
             with contextlib.suppress(botocore_errors.BotoCoreError, botocore_errors.ClientError):
@@ -248,11 +320,16 @@ class S3Store:
         self._call(name, lambda: self._s3.delete_object(**self._key(name)))
 
     def sweep(self) -> None:
-        """Abort multipart uploads of killed writers below our prefix: they cost money and never appear."""
-        found = self._call("", lambda: self._s3.list_multipart_uploads(Bucket=self._bucket, Prefix=self._prefix))
+        """Abort multipart uploads of killed writers below our prefix: they cost money and never
+        appear."""
+        found = self._call(
+            "", lambda: self._s3.list_multipart_uploads(Bucket=self._bucket, Prefix=self._prefix)
+        )
         for upload in found.get("Uploads", ()):
             with contextlib.suppress(botocore_errors.ClientError):
-                self._s3.abort_multipart_upload(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+                self._s3.abort_multipart_upload(
+                    Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                )
 
 
 def _parts(content: bytes | Path) -> Iterator[bytes]:

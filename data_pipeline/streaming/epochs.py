@@ -10,7 +10,8 @@ Tail = Literal["drop", "pad"]
 
 
 class EpochSchedule(NamedTuple):
-    """How steps map onto epochs. An epoch's tail that fills no global batch is dropped, or padded."""
+    """How steps map onto epochs. An epoch's tail that fills no global batch is dropped, or
+    padded."""
 
     samples: int
     global_batch: int
@@ -18,7 +19,11 @@ class EpochSchedule(NamedTuple):
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self.samples // self.global_batch) if self.tail == "pad" else self.samples // self.global_batch
+        return (
+            -(-self.samples // self.global_batch)
+            if self.tail == "pad"
+            else self.samples // self.global_batch
+        )
 
     def locate(self, step: int) -> tuple[int, int]:
         """(epoch, position) of a step's first sample."""

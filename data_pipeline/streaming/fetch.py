@@ -1,4 +1,5 @@
-"""One shard's bytes from a store: in parallel ranges, with a second request for a straggler, checked on arrival."""
+"""One shard's bytes from a store: in parallel ranges, with a second request for a straggler,
+checked on arrival."""
 
 from __future__ import annotations
 
@@ -27,7 +28,12 @@ from model.errors import DataError
 
 _RANGE = 4 * 2**20
 _REQUESTS = 16  # at a time, of one process
-_PASSING = (Unreachable, Throttled, Truncated, AccessDenied)  # what may be over when it is tried again
+_PASSING = (
+    Unreachable,
+    Throttled,
+    Truncated,
+    AccessDenied,
+)  # what may be over when it is tried again
 
 Incident = Callable[[dict[str, Any]], None]
 
@@ -37,23 +43,30 @@ class ShardDamaged(DataError):
 
 
 class Fetcher:
-    """hedge_after: seconds after which a range is asked for a second time; the first answer counts. patience: seconds
-    for which a store that does not answer is tried again. incident: told of every fault, also of those that passed."""
+    """hedge_after: seconds after which a range is asked for a second time; the first answer counts.
+    patience: seconds for which a store that does not answer is tried again. incident: told of every
+    fault, also of those that passed."""
 
-    def __init__(self, *, hedge_after: float = 5.0, patience: float = 600.0, incident: Incident) -> None:
+    def __init__(
+        self, *, hedge_after: float = 5.0, patience: float = 600.0, incident: Incident
+    ) -> None:
         self.hedge_after, self.patience, self.incident = hedge_after, patience, incident
         self._pool = ThreadPoolExecutor(_REQUESTS, "fetch")
         self._closing = Event()
 
     def fetch(self, store: Store, entry: ShardEntry) -> bytes:
-        """The shard's bytes, whose checksum matches. Raises ShardDamaged where they do not, twice, and the store's
-        error where it does not answer for longer than `patience`."""
+        """The shard's bytes, whose checksum matches. Raises ShardDamaged where they do not, twice,
+        and the store's error where it does not answer for longer than `patience`."""
         for attempt in range(2):
             content = self._patiently(store, entry)
             if len(content) == entry.bytes and xxhash.xxh3_128_hexdigest(content) == entry.xxh3:
                 return content
-            self.incident({"event": "checksum mismatch", "shard": entry.name, "attempt": attempt + 1})
-        raise ShardDamaged(f"{store.url}/{entry.name} does not match its checksum; make it again, or restore it")
+            self.incident(
+                {"event": "checksum mismatch", "shard": entry.name, "attempt": attempt + 1}
+            )
+        raise ShardDamaged(
+            f"{store.url}/{entry.name} does not match its checksum; make it again, or restore it"
+        )
 
     def _patiently(self, store: Store, entry: ShardEntry) -> bytes:
         started, pause = time.monotonic(), 0.2
@@ -82,12 +95,16 @@ class Fetcher:
         starts = range(0, entry.bytes, _RANGE)
 
         def ask(start: int) -> Future[bytes]:
-            return self._pool.submit(store.read, entry.name, start, min(_RANGE, entry.bytes - start))
+            return self._pool.submit(
+                store.read, entry.name, start, min(_RANGE, entry.bytes - start)
+            )
 
         asked = [(partial(ask, start), ask(start)) for start in starts]
         return b"".join([self._first_answer(future, again, entry) for again, future in asked])
 
-    def _first_answer(self, future: Future[bytes], again: Callable[[], Future[bytes]], entry: ShardEntry) -> bytes:
+    def _first_answer(
+        self, future: Future[bytes], again: Callable[[], Future[bytes]], entry: ShardEntry
+    ) -> bytes:
         done, _ = wait([future], timeout=self.hedge_after)
         answers = [future]
         if not done:

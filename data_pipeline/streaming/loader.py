@@ -1,6 +1,8 @@
-"""Batches of token data sets. Batch b of a run holds the same samples, in the same order, on any number of ranks.
+"""Batches of token data sets. Batch b of a run holds the same samples, in the same order, on any
+number of ranks.
 
-A rank reads its slices of the global batch. A loader has no state: what a run goes on with is its step.
+A rank reads its slices of the global batch. A loader has no state: what a run goes on with is its
+step.
 """
 
 from __future__ import annotations
@@ -53,8 +55,8 @@ class LoaderOptions:
 
     labels: read them too; pre-training needs none.
 
-    cache: folder for shards of remote data sets, shared by all ranks of a host (kept in memory when None).
-    on_bad_shard: what a shard does that stays damaged. patience, hedge_after: see Fetcher.
+    cache: folder for shards of remote data sets, shared by all ranks of a host (kept in memory when
+    None). on_bad_shard: what a shard does that stays damaged. patience, hedge_after: see Fetcher.
     """
 
     window: int = 16
@@ -71,23 +73,35 @@ class LoaderOptions:
 class TokenLoader:
     """Random access to the batches of a run, fast in order.
 
-    folder: of the data set, or several with their weights, to be mixed. tokenizer: a fingerprint that they must have
-    been made by (not checked when None). incident: told of every fault, also of those that passed.
-    Raises DataError for a data set that is missing, unfinished, or of another tokenizer; ConfigError for a cache on a
-    file system without working locks.
+    folder: of the data set, or several with their weights, to be mixed. tokenizer: a fingerprint
+    that they must have been made by (not checked when None). incident: told of every fault, also of
+    those that passed. Raises DataError for a data set that is missing, unfinished, or of another
+    tokenizer; ConfigError for a cache on a file system without working locks.
     """
 
     def __init__(
-        self, folder: Path | str | list[tuple[str, float]], *, global_batch: int, seed: int,
-        tokenizer: str | None = None, options: LoaderOptions | None = None, incident: Incident = lambda record: None,
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path | str | list[tuple[str, float]],
+        *,
+        global_batch: int,
+        seed: int,
+        tokenizer: str | None = None,
+        options: LoaderOptions | None = None,
+        incident: Incident = lambda record: None,
+    ) -> None:
         self.options = o = options or LoaderOptions()
         places = folder if isinstance(folder, list) else [(str(folder), 1.0)]
         self.seed, self.global_batch = seed, global_batch
-        self._fetcher = fetcher = Fetcher(hedge_after=o.hedge_after, patience=o.patience, incident=incident)
+        self._fetcher = fetcher = Fetcher(
+            hedge_after=o.hedge_after, patience=o.patience, incident=incident
+        )
         cache = ShardCache(o.cache, o.cache_bytes, incident) if o.cache else None
-        self.shards = [self._open(place, tokenizer, cache, fetcher, 2 * o.window) for place, _ in places]
-        if cache is not None and not all(isinstance(shards.store, LocalStore) for shards in self.shards):
+        self.shards = [
+            self._open(place, tokenizer, cache, fetcher, 2 * o.window) for place, _ in places
+        ]
+        if cache is not None and not all(
+            isinstance(shards.store, LocalStore) for shards in self.shards
+        ):
             cache.check()
         self.manifest: Manifest = self.shards[0].manifest
         self._check_alike()
@@ -96,33 +110,51 @@ class TokenLoader:
         self._streams: list[SampleStream] = []
         if self._mixture:
             if o.stripes > 1:
-                raise ConfigError("data.stripes works with one data set, not with a mixture; leave it at 1")
+                raise ConfigError(
+                    "data.stripes works with one data set, not with a mixture; leave it at 1"
+                )
             self.schedule = epoch_schedule(rows, global_batch)
             for i, shards in enumerate(self.shards):
-                order = SampleOrder(_rows(shards.manifest), seed, o.window, name=f"/{i}" if i else "")
-                self._streams.append(SampleStream(shards, order, order.samples, o.on_bad_shard, o.labels, incident))
+                order = SampleOrder(
+                    _rows(shards.manifest), seed, o.window, name=f"/{i}" if i else ""
+                )
+                self._streams.append(
+                    SampleStream(shards, order, order.samples, o.on_bad_shard, o.labels, incident)
+                )
             return
         if global_batch % o.stripes:
-            raise ConfigError(f"global_batch = {global_batch} is no multiple of data.stripes = {o.stripes}")
+            raise ConfigError(
+                f"global_batch = {global_batch} is no multiple of data.stripes = {o.stripes}"
+            )
         counts = _rows(self.manifest)
         parts = stripes_of(len(counts), o.stripes, seed) if o.stripes > 1 else [None]
-        orders = [SampleOrder(counts, seed, o.window, part, f"/{i}" if i else "") for i, part in enumerate(parts)]
+        orders = [
+            SampleOrder(counts, seed, o.window, part, f"/{i}" if i else "")
+            for i, part in enumerate(parts)
+        ]
         sizes = [order.samples for order in orders]
         even = (max if o.tail == "pad" else min)(sizes)  # an epoch has as many steps in each stripe
-        self.schedule = epoch_schedule(rows if o.stripes == 1 else even * o.stripes, global_batch, o.tail)
+        self.schedule = epoch_schedule(
+            rows if o.stripes == 1 else even * o.stripes, global_batch, o.tail
+        )
         per_epoch = self.schedule.steps_per_epoch * global_batch // o.stripes
         self._streams = [
-            SampleStream(self.shards[0], order, per_epoch, o.on_bad_shard, o.labels, incident) for order in orders
+            SampleStream(self.shards[0], order, per_epoch, o.on_bad_shard, o.labels, incident)
+            for order in orders
         ]
 
     @staticmethod
-    def _open(place: str, tokenizer: str | None, cache: ShardCache | None, fetcher: Fetcher, keep: int) -> Shards:
+    def _open(
+        place: str, tokenizer: str | None, cache: ShardCache | None, fetcher: Fetcher, keep: int
+    ) -> Shards:
         store = open_store(place, closed=True)
         manifest, fingerprint = read_fingerprinted(store)
         if tokenizer is not None and tokenizer != manifest.tokenizer:
             raise DataError(
-                f"{place} was made by another tokenizer ({manifest.tokenizer[:12]}) than the configured one "
-                f"({tokenizer[:12]}); make the tokens again with `addp tokenize`, or configure their tokenizer"
+                f"{place} was made by another tokenizer ({manifest.tokenizer[:12]}) than the "
+                "configured one "
+                f"({tokenizer[:12]}); make the tokens again with `addp tokenize`, or configure "
+                "their tokenizer"
             )
         return Shards(store, manifest, fingerprint, cache, fetcher, keep)
 
@@ -131,20 +163,35 @@ class TokenLoader:
         for shards in self.shards[1:]:
             other = shards.manifest
             if (other.tokenizer, other.tokens, other.codebook_size) != (
-                first.tokenizer, first.tokens, first.codebook_size
-            ):  # fmt: skip
-                raise DataError(f"{shards.store.url} was made by another tokenizer than {self.shards[0].store.url}")
+                first.tokenizer,
+                first.tokens,
+                first.codebook_size,
+            ):
+                raise DataError(
+                    f"{shards.store.url} was made by another tokenizer than "
+                    f"{self.shards[0].store.url}"
+                )
 
     def batch(self, step: int, offset: int, count: int) -> Batch:
         """Samples offset .. offset+count-1 of the global batch of a step."""
-        assert offset >= 0 and offset + count <= self.global_batch, (offset, count, self.global_batch)
+        assert offset >= 0 and offset + count <= self.global_batch, (
+            offset,
+            count,
+            self.global_batch,
+        )
         start = step * self.global_batch + offset
         samples = self._mixed(start, count) if self._mixture else self._striped(step, offset, count)
-        weights = None if samples.sound is None or samples.sound.all() else samples.sound.astype(np.float32)
+        weights = (
+            None
+            if samples.sound is None or samples.sound.all()
+            else samples.sound.astype(np.float32)
+        )
         return Batch(samples.ids, samples.labels, start, weights)
 
     def _striped(self, step: int, offset: int, count: int) -> Samples:
-        share = self.global_batch // len(self._streams)  # of a global batch that comes from one stripe
+        share = self.global_batch // len(
+            self._streams
+        )  # of a global batch that comes from one stripe
         parts = []
         while count:
             stripe, inside = divmod(offset, share)
@@ -194,23 +241,37 @@ class TokenLoader:
     def order_options(self) -> dict[str, Any]:
         """Options that the order depends on; a run that goes on must keep them."""
         mixture = {"mixture": self._mixture.counts.tolist()} if self._mixture else {}
-        return {"window": self.options.window, "stripes": self.options.stripes, "tail": self.options.tail, **mixture}
+        return {
+            "window": self.options.window,
+            "stripes": self.options.stripes,
+            "tail": self.options.tail,
+            **mixture,
+        }
 
     def code_frequencies(self, shards: int = 4) -> NDArray[np.float64]:
         """Share of each code (K,) among the tokens of the first shards, add-one smoothed."""
         k = self.manifest.codebook_size
         counts = np.ones(k)
         for number in range(min(shards, len(self.manifest.shards))):
-            counts += np.bincount(self.shards[0].open(number).records["tokens"].ravel(), minlength=k)
+            counts += np.bincount(
+                self.shards[0].open(number).records["tokens"].ravel(), minlength=k
+            )
         return counts / counts.sum()
 
-    def all_tokens(self, view: int = 0, labels: Collection[int] | None = None, limit: int | None = None) -> Batch:
-        """Samples in stored order, for evaluation: all, or those of some labels, or the first `limit` of these."""
+    def all_tokens(
+        self, view: int = 0, labels: Collection[int] | None = None, limit: int | None = None
+    ) -> Batch:
+        """Samples in stored order, for evaluation: all, or those of some labels, or the first
+        `limit` of these."""
         ids, found, total = [], [], 0
         for number in range(len(self.manifest.shards)):
             records = self.shards[0].open(number).records
             label = records["label"].astype(np.int64)
-            chosen = np.arange(len(label)) if labels is None else np.nonzero(np.isin(label, list(labels)))[0]
+            chosen = (
+                np.arange(len(label))
+                if labels is None
+                else np.nonzero(np.isin(label, list(labels)))[0]
+            )
             if limit is not None:
                 chosen = chosen[: limit - total]
             ids.append(records["tokens"][chosen, view])

@@ -1,7 +1,8 @@
 """Several data sets mixed by weights, exactly and by position: no sampling, no state.
 
-Global samples come in blocks of 4,096; each block holds the same number of samples of each data set (the weights,
-rounded to 1/4096) in an order of its own. So the sample at any position is found in O(1), on any rank.
+Global samples come in blocks of 4,096; each block holds the same number of samples of each data set
+(the weights, rounded to 1/4096) in an order of its own. So the sample at any position is found in
+O(1), on any rank.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ BLOCK = 4096
 
 
 class Slots(NamedTuple):
-    """For global samples in a row: which data set each comes from, and its place in that data set's own sequence."""
+    """For global samples in a row: which data set each comes from, and its place in that data set's
+    own sequence."""
 
     dataset: NDArray[np.int64]
     place: NDArray[np.int64]
@@ -35,7 +37,10 @@ class Mixture:
         for i in np.argsort(self.counts - exact, kind="stable")[: BLOCK - int(self.counts.sum())]:
             self.counts[i] += 1  # largest remainder
         if (self.counts == 0).any():
-            raise ConfigError(f"a weight of {min(weights)} beside {max(weights)} is under 1/{BLOCK}: leave the set out")
+            raise ConfigError(
+                f"a weight of {min(weights)} beside {max(weights)} is under 1/{BLOCK}: leave the "
+                "set out"
+            )
         self._seed = seed
         self._which = np.repeat(np.arange(len(self.counts)), self.counts)
 
@@ -51,4 +56,7 @@ class Mixture:
         first, last = start // BLOCK, (start + count - 1) // BLOCK
         blocks = [self._block(b) for b in range(first, last + 1)]
         at = slice(start - first * BLOCK, start - first * BLOCK + count)
-        return Slots(np.concatenate([b.dataset for b in blocks])[at], np.concatenate([b.place for b in blocks])[at])
+        return Slots(
+            np.concatenate([b.dataset for b in blocks])[at],
+            np.concatenate([b.place for b in blocks])[at],
+        )

@@ -1,10 +1,12 @@
-"""Shards at hand: mapped where they lie in a folder, or downloaded once per host into a cache that its ranks share.
+"""Shards at hand: mapped where they lie in a folder, or downloaded once per host into a cache that
+its ranks share.
 
-    CACHE/ab/abcd….tar   a shard, named by its sha256, so that later runs and other data sets find it again
-    CACHE/locks/…        files to lock; the kernel drops a dead process's locks, so none is ever stale
+    CACHE/ab/abcd….tar   a shard, named by its sha256: later runs and other data sets find it
+    CACHE/locks/…        files to lock; the kernel drops a dead process's locks
     *.part               downloads on their way; those of dead processes are removed
 
-Nothing here is needed for correctness: where the cache cannot be used, a shard is kept in memory, and that is reported.
+Nothing here is needed for correctness: where the cache cannot be used, a shard is kept in memory,
+and that is reported.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ class ShardCache:
         self.folder, self.limit, self.incident = Path(folder), limit, incident
 
     def check(self) -> None:
-        """Try the locks as they are used. Raises ConfigError where they do not work: ranks would remove shards that
-        others read, and download each one as often as there are ranks. A folder that cannot be used at all is none."""
+        """Try the locks as they are used. Raises ConfigError where they do not work: ranks would
+        remove shards that others read, and download each one as often as there are ranks. A folder
+        that cannot be used at all is none."""
         probe = self.folder / f"probe-{uuid.uuid4().hex}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -53,8 +56,10 @@ class ShardCache:
             probe.unlink(missing_ok=True)
         if fault:
             raise ConfigError(
-                f"data.cache: locks do not work on the file system of {self.folder} ({fault}); give a folder on a disk "
-                "of this machine (NFS needs lockd, Lustre the mount option flock), or leave it out to keep shards in "
+                f"data.cache: locks do not work on the file system of {self.folder} ({fault}); "
+                "give a folder on a disk "
+                "of this machine (NFS needs lockd, Lustre the mount option flock), or leave it "
+                "out to keep shards in "
                 "memory"
             )
 
@@ -62,7 +67,8 @@ class ShardCache:
         return self.folder / entry.sha256[:2] / f"{entry.sha256}.tar"
 
     def hold(self, entry: ShardEntry) -> BinaryIO | None:
-        """The cached shard, open, and safe from eviction until it is closed. None where it is not there. OSError."""
+        """The cached shard, open, and safe from eviction until it is closed. None where it is not
+        there. OSError."""
         path = self.path(entry)
         try:
             file = path.open("rb")
@@ -111,7 +117,8 @@ class ShardCache:
         self.path(entry).unlink(missing_ok=True)
 
     def _make_room(self, incoming: int) -> None:
-        """Under the lock "eviction": a new part is locked under it too, so it is never taken for a leftover."""
+        """Under the lock "eviction": a new part is locked under it too, so it is never taken for a
+        leftover."""
         found: list[tuple[float, int, Path]] = []
         for path in self.folder.glob("??/*"):
             with suppress(FileNotFoundError):
@@ -140,7 +147,8 @@ class ShardCache:
 
 
 def _is_free(file: BinaryIO) -> bool:
-    """Whether nobody else held a lock on it; it is ours then. Raises OSError where there are no locks."""
+    """Whether nobody else held a lock on it; it is ours then. Raises OSError where there are no
+    locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -149,22 +157,31 @@ def _is_free(file: BinaryIO) -> bool:
 
 
 class Shards:
-    """The shards of one data set, opened on demand; the `keep` last used stay open. A shard's checksum is taken at its
-    first use in a process. May be shared by threads."""
+    """The shards of one data set, opened on demand; the `keep` last used stay open. A shard's
+    checksum is taken at its first use in a process. May be shared by threads."""
 
     def __init__(
-        self, store: Store, manifest: Manifest, fingerprint: str, cache: ShardCache | None, fetcher: Fetcher, keep: int
+        self,
+        store: Store,
+        manifest: Manifest,
+        fingerprint: str,
+        cache: ShardCache | None,
+        fetcher: Fetcher,
+        keep: int,
     ) -> None:
         self.store, self.manifest, self.fingerprint = store, manifest, fingerprint
         self.cache, self.fetcher = cache, fetcher
-        self._checked: set[tuple[str, int, int]] = set()  # (sha256, inode, mtime) of files found sound
+        self._checked: set[tuple[str, int, int]] = (
+            set()
+        )  # (sha256, inode, mtime) of files found sound
         self._sound: set[str] = set()  # sha256 of shards whose rows were looked at
         self._keep = keep
         self._recent: OrderedDict[int, ShardReader] = OrderedDict()
         self._lock = Lock()
 
     def open(self, number: int) -> ShardReader:
-        """Raises ShardDamaged where the stored shard is bad or gone, StorageError where the store does not answer."""
+        """Raises ShardDamaged where the stored shard is bad or gone, StorageError where the store
+        does not answer."""
         with self._lock:
             if (reader := self._recent.get(number)) is not None:
                 self._recent.move_to_end(number)
@@ -178,11 +195,14 @@ class Shards:
         return reader
 
     def _check_rows(self, entry: ShardEntry, reader: ShardReader) -> None:
-        """Bytes may be as vouched for and yet hold what no codebook and no list of classes has. Raises ShardDamaged."""
+        """Bytes may be as vouched for and yet hold what no codebook and no list of classes has.
+        Raises ShardDamaged."""
         if entry.sha256 not in self._sound:
             m = self.manifest
             if problem := row_problem(reader.records, m.codebook_size, len(m.classes)):
-                raise ShardDamaged(f"{self.store.url}/{entry.name} {problem}; make the data set again")
+                raise ShardDamaged(
+                    f"{self.store.url}/{entry.name} {problem}; make the data set again"
+                )
             self._sound.add(entry.sha256)
 
     def _open(self, number: int) -> ShardReader:
@@ -206,7 +226,11 @@ class Shards:
 
     def _cache_failed(self, entry: ShardEntry, error: OSError) -> None:
         self.fetcher.incident(
-            {"event": "cache not usable, shard kept in memory", "shard": entry.name, "error": str(error)}
+            {
+                "event": "cache not usable, shard kept in memory",
+                "shard": entry.name,
+                "error": str(error),
+            }
         )
 
     def _cached(self, cache: ShardCache, entry: ShardEntry) -> ShardReader:
@@ -228,13 +252,21 @@ class Shards:
             try:
                 return self._reader(file, entry)
             except DataError as error:  # a disk that lost what it was given
-                self.fetcher.incident({"event": "damaged in the cache, fetched again", "error": str(error)})
+                self.fetcher.incident(
+                    {"event": "damaged in the cache, fetched again", "error": str(error)}
+                )
                 file.close()
                 cache.discard(entry)
 
     def _reader(self, file: BinaryIO, entry: ShardEntry) -> ShardReader:
         status = os.fstat(file.fileno())
-        key = (entry.sha256, status.st_ino, status.st_mtime_ns if isinstance(self.store, LocalStore) else 0)
-        reader = ShardReader(file, entry.rows, self.manifest.layout, None if key in self._checked else entry.xxh3)
+        key = (
+            entry.sha256,
+            status.st_ino,
+            status.st_mtime_ns if isinstance(self.store, LocalStore) else 0,
+        )
+        reader = ShardReader(
+            file, entry.rows, self.manifest.layout, None if key in self._checked else entry.xxh3
+        )
         self._checked.add(key)
         return reader

@@ -1,7 +1,8 @@
-"""A stream of one data set's samples by position: windows of mapped shards, the next one opened ahead by a thread.
+"""A stream of one data set's samples by position: windows of mapped shards, the next one opened
+ahead by a thread.
 
-Every sample of a window has a memory address, so a batch is one gather: no loop over samples or shards, no copy but the
-one into the batch.
+Every sample of a window has a memory address, so a batch is one gather: no loop over samples or
+shards, no copy but the one into the batch.
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ class Samples(NamedTuple):
 
 
 class Window:
-    """The samples of a window in order, by address. readers: of `rows.shards`; None for a quarantined one."""
+    """The samples of a window in order, by address. readers: of `rows.shards`; None for a
+    quarantined one."""
 
-    def __init__(self, rows: WindowRows, readers: list[ShardReader | None], layout: Layout, epoch: int) -> None:
+    def __init__(
+        self, rows: WindowRows, readers: list[ShardReader | None], layout: Layout, epoch: int
+    ) -> None:
         blank = np.zeros(layout.stride, np.uint8)  # what quarantined rows read: ids 0
         blank[layout.label_offset :] = ord("0")
         memory = [blank if r is None else r.raw for r in readers]
@@ -49,7 +53,9 @@ class Window:
         everything: Any = (ctypes.c_uint8 * span).from_address(low)
         size = 2 * layout.tokens
         self._views = np.ndarray((span - size + 1,), f"V{size}", everything, strides=(1,))
-        self._labels = np.ndarray((span - LABEL_DIGITS + 1,), f"V{LABEL_DIGITS}", everything, strides=(1,))
+        self._labels = np.ndarray(
+            (span - LABEL_DIGITS + 1,), f"V{LABEL_DIGITS}", everything, strides=(1,)
+        )
         self._layout = layout
 
         lost = np.array([r is None for r in readers])
@@ -59,7 +65,9 @@ class Window:
             inside *= self.sound
         self._at = (bases - low)[rows.place] + inside
         view = (rows.row + epoch) % layout.views
-        self._at_view = self._at + (layout.tokens_offset + view * size) * (1 if self.sound is None else self.sound)
+        self._at_view = self._at + (layout.tokens_offset + view * size) * (
+            1 if self.sound is None else self.sound
+        )
         self._at_label = self._at + layout.label_offset
 
     def read(self, start: int, count: int, labelled: bool) -> Samples:
@@ -73,13 +81,21 @@ class Window:
 
 
 class SampleStream:
-    """Samples of one order by their place j = epoch * per_epoch + position; an epoch uses one view of each, cycling.
+    """Samples of one order by their place j = epoch * per_epoch + position; an epoch uses one view
+    of each, cycling.
 
-    per_epoch: positions of an epoch, at most order.samples (the rest is dropped) or more (padded with unsound samples).
+    per_epoch: positions of an epoch, at most order.samples (the rest is dropped) or more (padded
+    with unsound samples).
     """
 
     def __init__(
-        self, shards: Shards, order: SampleOrder, per_epoch: int, on_bad: OnBadShard, labelled: bool, incident: Incident
+        self,
+        shards: Shards,
+        order: SampleOrder,
+        per_epoch: int,
+        on_bad: OnBadShard,
+        labelled: bool,
+        incident: Incident,
     ) -> None:
         self._shards, self._order, self.per_epoch = shards, order, per_epoch
         self._on_bad, self._labelled, self._incident = on_bad, labelled, incident
@@ -89,14 +105,21 @@ class SampleStream:
         self._current: tuple[int, int] | None = None
 
     def read(self, place: int, count: int) -> Samples:
-        """Samples at places place .. place+count-1. Raises ShardDamaged (on_bad "stop") and StorageError."""
+        """Samples at places place .. place+count-1. Raises ShardDamaged (on_bad "stop") and
+        StorageError."""
         parts = []
         while count:
             epoch, position = divmod(place, self.per_epoch)
             if position >= self._order.samples:  # padding
                 taken = min(count, self.per_epoch - position)
                 first = self._window(epoch, 0).read(0, 1, self._labelled)
-                parts.append(Samples(first.ids.repeat(taken, 0), first.labels.repeat(taken), np.zeros(taken, np.bool_)))
+                parts.append(
+                    Samples(
+                        first.ids.repeat(taken, 0),
+                        first.labels.repeat(taken),
+                        np.zeros(taken, np.bool_),
+                    )
+                )
             else:
                 bounds = self._order.bounds(epoch)
                 index = int(np.searchsorted(bounds, position, side="right")) - 1
@@ -119,7 +142,9 @@ class SampleStream:
         key = (epoch, index)
         if key != self._current:  # only this window and the next one stay mapped
             wanted = (key, self._following(epoch, index))
-            self._windows = {k: self._windows.get(k) or self._ahead.submit(self._open, *k) for k in wanted}
+            self._windows = {
+                k: self._windows.get(k) or self._ahead.submit(self._open, *k) for k in wanted
+            }
             self._current = key
         try:
             return self._windows[key].result()
@@ -134,9 +159,14 @@ class SampleStream:
         return (epoch + 1, 0) if last else (epoch, index + 1)
 
     def _open(self, epoch: int, index: int) -> Window:
-        # The shards first: what a manifest says of their rows takes memory, and the files may not be there.
-        readers = list(self._openers.map(self._open_shard, self._order.window_shards(epoch, index).tolist()))
-        return Window(self._order.window_rows(epoch, index), readers, self._shards.manifest.layout, epoch)
+        # The shards first: what a manifest says of their rows takes memory, and the files may not
+        # be there.
+        readers = list(
+            self._openers.map(self._open_shard, self._order.window_shards(epoch, index).tolist())
+        )
+        return Window(
+            self._order.window_rows(epoch, index), readers, self._shards.manifest.layout, epoch
+        )
 
     def _open_shard(self, number: int) -> ShardReader | None:
         try:
@@ -145,7 +175,14 @@ class SampleStream:
             if self._on_bad == "stop":
                 raise
             entry = self._shards.manifest.shards[number]
-            self._incident({"event": "shard quarantined", "shard": entry.name, "rows": entry.rows, "error": str(error)})
+            self._incident(
+                {
+                    "event": "shard quarantined",
+                    "shard": entry.name,
+                    "rows": entry.rows,
+                    "error": str(error),
+                }
+            )
             return None
 
     def close(self) -> None:
@@ -157,5 +194,9 @@ class SampleStream:
 def joined(parts: list[Samples]) -> Samples:
     sound = None
     if any(p.sound is not None for p in parts):
-        sound = np.concatenate([np.ones(len(p.ids), np.bool_) if p.sound is None else p.sound for p in parts])
-    return Samples(np.concatenate([p.ids for p in parts]), np.concatenate([p.labels for p in parts]), sound)
+        sound = np.concatenate(
+            [np.ones(len(p.ids), np.bool_) if p.sound is None else p.sound for p in parts]
+        )
+    return Samples(
+        np.concatenate([p.ids for p in parts]), np.concatenate([p.labels for p in parts]), sound
+    )

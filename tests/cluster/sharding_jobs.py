@@ -1,4 +1,5 @@
-"""Sharding jobs as a user runs them: commands in processes of their own, which may be killed at any moment."""
+"""Sharding jobs as a user runs them: commands in processes of their own, which may be killed at any
+moment."""
 
 from __future__ import annotations
 
@@ -23,7 +24,12 @@ def command(*arguments: str) -> list[str]:
 
 def tokenize(*arguments: str, env: Environment | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), capture_output=True, text=True, check=False, env={**os.environ, **(env or {})}, timeout=300
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **(env or {})},
+        timeout=300,
     )
 
 
@@ -45,18 +51,27 @@ def visible_shards_are_whole(store: Store, whole: dict[str, bytes]) -> None:
 
 
 def run_with_kills(
-    arguments: list[str], store: Store, whole: dict[str, bytes], chance: random.Random, span: float,
-    env: Environment | None = None, most_kills: int = 4,
-) -> int:  # fmt: skip
-    """Start the job, SIGKILL its whole process group at a random moment within `span` seconds of its first object, and
-    again, until one is let through. Returns the number of kills that hit a running job."""
+    arguments: list[str],
+    store: Store,
+    whole: dict[str, bytes],
+    chance: random.Random,
+    span: float,
+    env: Environment | None = None,
+    most_kills: int = 4,
+) -> int:
+    """Start the job, SIGKILL its whole process group at a random moment within `span` seconds of
+    its first object, and again, until one is let through. Returns the number of kills that hit a
+    running job."""
     kills = 0
     for _ in range(most_kills):
         before = sum(1 for _ in store.list())
         process = subprocess.Popen(
-            command(*arguments), env={**os.environ, **(env or {})}, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            command(*arguments),
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             if sum(1 for _ in store.list()) > before:
@@ -71,7 +86,9 @@ def run_with_kills(
     return kills
 
 
-def undisturbed(images: Path, out: str, weights: Path, rows: int, env: Environment | None = None) -> dict[str, bytes]:
+def undisturbed(
+    images: Path, out: str, weights: Path, rows: int, env: Environment | None = None
+) -> dict[str, bytes]:
     """Plan, run, finalize; every object by its name."""
     succeed("plan", images, out, "--tokenizer", weights, "--views", "2", "--rows", rows, env=env)  # type: ignore[arg-type]
     succeed("run", out, "--tokenizer", weights, "--finalize", env=env)  # type: ignore[arg-type]

@@ -1,9 +1,10 @@
-"""The first steps of a recipe at its own sizes, without checkpoints, in a process whose memory is theirs alone.
+"""The first steps of a recipe at its own sizes, without checkpoints, in a process whose memory is
+theirs alone.
 
     python -m tests.gpu.first_steps CONFIG [key=value ...]
 
-Prints one line of JSON, {"fits": false} where the device's memory is too small for batch.micro. The global batch is one
-micro batch: accumulation takes no more memory.
+Prints one line of JSON, {"fits": false} where the device's memory is too small for batch.micro. The
+global batch is one micro batch: accumulation takes no more memory.
 """
 
 from __future__ import annotations
@@ -53,12 +54,18 @@ def first_steps(config: RunConfig) -> dict[str, Any]:
     operations, peak = costs.image_operations(config).total, costs.device_peak()
     on_gpu = device.type == "cuda"
     report = {
-        "fits": True, "micro": micro, "losses": losses, "norm": norm, "applied": applied,
+        "fits": True,
+        "micro": micro,
+        "losses": losses,
+        "norm": norm,
+        "applied": applied,
         "gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
         "estimated_gib": costs.rank_memory(config, config.zero_stage, world_size).total / 2**30,
-        "images_per_second": rate, "tflops": rate * operations / 1e12,
-        "mfu": rate * operations / peak if peak else None, "attention": in_use(device.type),
-    }  # fmt: skip
+        "images_per_second": rate,
+        "tflops": rate * operations / 1e12,
+        "mfu": rate * operations / peak if peak else None,
+        "attention": in_use(device.type),
+    }
     objective.close()
     engine.close()
     return report

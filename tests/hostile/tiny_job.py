@@ -28,10 +28,15 @@ ROWS = 4  # a shard, of which there are two
 SHARD = "tokens-000000.tar"
 PART = "parts/000000.json"
 _RUN = {
-    "objective": "mage", "run": "run", "data": {"tokens": "tokens"}, "tokenizer": {"sizes": {"size": "tiny"}},
-    "predictor": {"sizes": {"size": "tiny"}}, "batch": {"global_batch": 4, "micro": 4}, "precision": "fp32",
+    "objective": "mage",
+    "run": "run",
+    "data": {"tokens": "tokens"},
+    "tokenizer": {"sizes": {"size": "tiny"}},
+    "predictor": {"sizes": {"size": "tiny"}},
+    "batch": {"global_batch": 4, "micro": 4},
+    "precision": "fp32",
     "schedule": {"unit": "steps", "total": 1, "warmup": 0},
-}  # fmt: skip
+}
 
 
 @cache
@@ -57,7 +62,8 @@ def copied(folder: Path) -> Path:
 
 
 def sealed(content: dict[str, Any]) -> bytes:
-    """A `dataset.json` whose fingerprint is right, whatever else is not, so that the rest is looked at."""
+    """A `dataset.json` whose fingerprint is right, whatever else is not, so that the rest is looked
+    at."""
     rest = {key: value for key, value in content.items() if key != "fingerprint"}
     return json.dumps({**rest, "fingerprint": fingerprint_of(rest)}).encode()
 
@@ -73,7 +79,8 @@ def edit(path: Path, change: Change) -> None:
 
 
 def rewrite_shard(data: Path, change: Callable[[np.ndarray], object]) -> None:
-    """Change the bytes (uint8) of the first shard, and let dataset.json and the part vouch for what it now holds."""
+    """Change the bytes (uint8) of the first shard, and let dataset.json and the part vouch for what
+    it now holds."""
     content = np.frombuffer((data / SHARD).read_bytes(), np.uint8).copy()
     change(content)
     (data / SHARD).write_bytes(content.tobytes())

@@ -18,11 +18,15 @@ from trainer.run_folder import RunFolder
 
 def test_a_slow_rank_is_named(tokens: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    codes, output = run_world(run, *MAGE, f"data.tokens={tokens}", "log_every=4", sabotage=Sabotage(slow=0.05))
+    codes, output = run_world(
+        run, *MAGE, f"data.tokens={tokens}", "log_every=4", sabotage=Sabotage(slow=0.05)
+    )
     assert codes == [0, 0] and "slow: rank 1" in output, output
     rows = RunFolder(run).read_metrics()
     assert [row["straggler"] for row in rows] == [1] * 3
-    assert all(row["rank_seconds_max"] > 0.1 > row["rank_seconds_p50"] - 0.05 for row in rows)  # two micro batches
+    assert all(
+        row["rank_seconds_max"] > 0.1 > row["rank_seconds_p50"] - 0.05 for row in rows
+    )  # two micro batches
 
 
 def test_true_training_time_and_what_restarts_cost(tokens: Path, tmp_path: Path) -> None:
@@ -65,5 +69,7 @@ def test_wandb_is_asked_for_by_name_where_it_is_missing(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     from tests.trainer.launching import train
 
-    code, output = train(tmp_path / "run", *MAGE, f"data.tokens={tokens}", "wandb=project", processes=1)
+    code, output = train(
+        tmp_path / "run", *MAGE, f"data.tokens={tokens}", "wandb=project", processes=1
+    )
     assert code == 78 and "pip install addp[wandb]" in output

@@ -1,4 +1,5 @@
-"""What a run reads from its step alone, on any number of ranks; a resumed run is a new one with a later step."""
+"""What a run reads from its step alone, on any number of ranks; a resumed run is a new one with a
+later step."""
 
 from __future__ import annotations
 
@@ -33,11 +34,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(data: Path, *overrides: str) -> RunConfig:
-    return load_config(None, [
-        "objective=mage", "predictor.sizes.size=tiny", "tokenizer.sizes.size=tiny", "tokenizer.sizes.image_size=16",
-        "tokenizer.sizes.codebook_size=1024", f"data.tokens={data}", "data.window=3", f"batch.global_batch={BATCH}",
-        "batch.micro=2", "seed=1", *overrides,
-    ])  # fmt: skip
+    return load_config(
+        None,
+        [
+            "objective=mage",
+            "predictor.sizes.size=tiny",
+            "tokenizer.sizes.size=tiny",
+            "tokenizer.sizes.image_size=16",
+            "tokenizer.sizes.codebook_size=1024",
+            f"data.tokens={data}",
+            "data.window=3",
+            f"batch.global_batch={BATCH}",
+            "batch.micro=2",
+            "seed=1",
+            *overrides,
+        ],
+    )
 
 
 def read(prefetch: Prefetch, step: int) -> np.ndarray:
@@ -46,9 +58,13 @@ def read(prefetch: Prefetch, step: int) -> np.ndarray:
 
 
 def test_a_run_that_moves_between_clusters_sees_each_sample_once(data: Path) -> None:
-    """4 -> 8 -> 1 -> 16 -> 2 ranks at random steps, over three epochs. Nothing but the step goes from one to the next;
-    ranks accumulate, and each has a loader and a thread of its own, as in a run."""
-    chance, objectives = random.Random(3), [MageObjective(config(data), fresh=True) for _ in range(17)]
+    """4 -> 8 -> 1 -> 16 -> 2 ranks at random steps, over three epochs. Nothing but the step goes
+    from one to the next; ranks accumulate, and each has a loader and a thread of its own, as in a
+    run."""
+    chance, objectives = (
+        random.Random(3),
+        [MageObjective(config(data), fresh=True) for _ in range(17)],
+    )
     step, seen = 0, list[int]()
     for ranks in (4, 8, 1, 16, 2):
         world = [Prefetch(objectives[rank], rank, BATCH // 2 // ranks, 2) for rank in range(ranks)]
@@ -71,12 +87,15 @@ def test_a_run_that_moves_between_clusters_sees_each_sample_once(data: Path) -> 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("data.tokens={other}", r"data: checkpoint '\w{64}', now '\w{64}'"), ("seed=2", "seed: checkpoint 1, now 2"),
+        ("data.tokens={other}", r"data: checkpoint '\w{64}', now '\w{64}'"),
+        ("seed=2", "seed: checkpoint 1, now 2"),
         ("data.window=4", r"order: checkpoint \{'window': 3, .*now \{'window': 4,"),
         ("batch.global_batch=16", "global_batch: checkpoint 32, now 16"),
     ],
-)  # fmt: skip
-def test_other_data_are_refused_with_the_difference(change: str, words: str, data: Path, tmp_path: Path) -> None:
+)
+def test_other_data_are_refused_with_the_difference(
+    change: str, words: str, data: Path, tmp_path: Path
+) -> None:
     """The bytes, their order, the seed and the batch; by the facts that a checkpoint holds."""
 
     def run_identity(settings: RunConfig) -> dict[str, object]:
@@ -87,9 +106,20 @@ def test_other_data_are_refused_with_the_difference(change: str, words: str, dat
     before, now = config(data), config(data, change.format(other=tmp_path))
     write_tokens(LocalStore(tmp_path), ROWS, first=1)
     saved = Manifest(
-        step=5, world_size=1, zero_stage=1, run_identity=run_identity(before), parameters={}, export_prefix="", state_keys=[], applied=5,
-        scaler={}, skipped=[], trainer_state={}, run="mine", config=before.model_dump(mode="json"),
-    )  # fmt: skip
+        step=5,
+        world_size=1,
+        zero_stage=1,
+        run_identity=run_identity(before),
+        parameters={},
+        export_prefix="",
+        state_keys=[],
+        applied=5,
+        scaler={},
+        skipped=[],
+        trainer_state={},
+        run="mine",
+        config=before.model_dump(mode="json"),
+    )
     assert Expected(run_identity(before), "mine", before, {}).check(saved, "step-00000005") == []
     with pytest.raises(ConfigError, match=words):
         Expected(run_identity(now), "mine", now, {}).check(saved, "step-00000005")

@@ -84,8 +84,8 @@ class Place(NamedTuple):
         return step
 
     def newest_valid(self, but: Collection[int] = ()) -> int:
-        """Leaving some out, and those that were trained on data that a rewind leaves out. Raises ADDPError where there
-        is none yet, NoValidCheckpoint where none holds."""
+        """Leaving some out, and those that were trained on data that a rewind leaves out. Raises
+        ADDPError where there is none yet, NoValidCheckpoint where none holds."""
         refused = []
         rewinds = self.rewinds()
         for step in (s for s in self.steps() if s not in but):
@@ -102,13 +102,16 @@ class Place(NamedTuple):
         raise no_valid(self.name, refused)
 
     def network(self, step: int, weights: Weights) -> Network:
-        """The trained network as of a checkpoint, verified. Raises Damaged, StorageError or ADDPError."""
+        """The trained network as of a checkpoint, verified. Raises Damaged, StorageError or
+        ADDPError."""
         return self.trained(step, weights)[0]
 
     def trained(self, step: int, weights: Weights) -> tuple[Network, Manifest]:
         """As `network`, and the manifest that it was verified by."""
         with self.verified(step) as (path, manifest):
-            return SavedState(path, manifest).network(WEIGHTS if weights == "raw" else EMA), manifest
+            return SavedState(path, manifest).network(
+                WEIGHTS if weights == "raw" else EMA
+            ), manifest
 
 
 def open_run(run: str) -> Place:
@@ -117,8 +120,12 @@ def open_run(run: str) -> Place:
         return Place(run, None, open_store(run))
     folder = RunFolder(run)
     if not folder.checkpoints.is_dir():
-        raise ConfigError(f"{run} is no run folder: it has no checkpoints/; give the folder that `run=` named")
-    if any(folder.checkpoints.glob("step-*/*.safetensors.*")):  # what a run uploads to may be a folder as well
+        raise ConfigError(
+            f"{run} is no run folder: it has no checkpoints/; give the folder that `run=` named"
+        )
+    if any(
+        folder.checkpoints.glob("step-*/*.safetensors.*")
+    ):  # what a run uploads to may be a folder as well
         return Place(run, None, open_store(run))
     return Place(run, folder.checkpoints, None)
 
@@ -126,11 +133,14 @@ def open_run(run: str) -> Place:
 def _row(step: int, state: str, manifest: Manifest | None, remark: str) -> dict[str, Any]:
     saved = manifest.saved if manifest else None
     return {
-        "step": step, "state": state, "ranks": manifest.world_size if manifest else None,
+        "step": step,
+        "state": state,
+        "ranks": manifest.world_size if manifest else None,
         "zero_stage": manifest.zero_stage if manifest else None,
         "bytes": sum(f.bytes for f in manifest.files.values()) if manifest else None,
-        "saved": datetime.fromtimestamp(saved).isoformat(" ", "seconds") if saved else None, "remark": remark,
-    }  # fmt: skip
+        "saved": datetime.fromtimestamp(saved).isoformat(" ", "seconds") if saved else None,
+        "remark": remark,
+    }
 
 
 def listed(place: Place) -> list[dict[str, Any]]:
@@ -166,7 +176,8 @@ def prunable(place: Place, keep: int, permanent_every: int) -> list[dict[str, An
 
 
 def pruned(place: Place, keep: int, permanent_every: int) -> list[int]:
-    """Remove all but the newest `keep`, counted from the newest valid one, and permanent ones; returns their steps.
+    """Remove all but the newest `keep`, counted from the newest valid one, and permanent ones;
+    returns their steps.
 
     Raises ConfigError while the run goes on, which prunes by itself.
     """

@@ -1,9 +1,11 @@
-"""The format of a checkpoint: valid or invisible, and independent of ZeRO's stage and the number of ranks.
+"""The format of a checkpoint: valid or invisible, and independent of ZeRO's stage and the number of
+ranks.
 
-step-N/rank-R.safetensors holds what rank R owned: for each fragment of a parameter its float32 weights, optimizer
-state and average, under the key "KIND/PARAMETER@START". step-N/manifest.json is written last and states the bytes and
-sha256 of every file, and a digest of itself. A folder step-N whose manifest holds is a checkpoint; nothing else is. No
-file is a pickle: nothing in a checkpoint can run.
+step-N/rank-R.safetensors holds what rank R owned: for each fragment of a parameter its float32
+weights, optimizer state and average, under the key "KIND/PARAMETER@START". step-N/manifest.json is
+written last and states the bytes and sha256 of every file, and a digest of itself. A folder step-N
+whose manifest holds is a checkpoint; nothing else is. No file is a pickle: nothing in a checkpoint
+can run.
 """
 
 from __future__ import annotations
@@ -29,12 +31,20 @@ from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT, checkpoint_fingerprint
 MANIFEST = "manifest.json"
 _LARGEST_MANIFEST = 16 * MIB  # that of a thousand ranks has 0.2
 _LATEST = 1e11  # seconds since 1970: the year 5138
-PUBLISHED = "published"  # beside the checkpoints: the step of the last one, so that their loss is noticed
+PUBLISHED = (
+    "published"  # beside the checkpoints: the step of the last one, so that their loss is noticed
+)
 WEIGHTS, EMA, BUFFER = "weights", "ema", "buffer"  # kinds of tensors, beside the optimizer's own
 DTYPE_NAMES = {
-    torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
-    torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 class NoValidCheckpoint(ADDPError):
@@ -44,7 +54,8 @@ class NoValidCheckpoint(ADDPError):
 
 
 class Damaged(ADDPError):
-    """A checkpoint that does not hold what its manifest states. The message names it and the file."""
+    """A checkpoint that does not hold what its manifest states. The message names it and the
+    file."""
 
 
 class FileEntry(Record):
@@ -53,14 +64,18 @@ class FileEntry(Record):
 
 
 class Manifest(BaseModel):
-    """step: steps done. run_identity: what the run that goes on must share. parameters: shapes. export_prefix: of the
-    exported network's names. state_keys: the kinds of tensors kept for each parameter. applied: optimizer updates. skipped: data left out so far.
-    trainer_state: the run's own counters and statistics. run: its id, "" before there were ids. config: the resolved
-    configuration that it was trained with, {} before it was kept. digest: of all else, as it was read; "" before there
-    were any."""
+    """step: steps done. run_identity: what the run that goes on must share. parameters: shapes.
+    export_prefix: of the exported network's names. state_keys: the kinds of tensors kept for each
+    parameter. applied: optimizer updates. skipped: data left out so far. trainer_state: the run's
+    own counters and statistics. run: its id, "" before there were ids. config: the resolved
+    configuration that it was trained with, {} before it was kept. digest: of all else, as it was
+    read; "" before there were any."""
 
     model_config = ConfigDict(
-        extra="forbid", ser_json_inf_nan="constants", validate_by_name=True, validate_by_alias=True,
+        extra="forbid",
+        ser_json_inf_nan="constants",
+        validate_by_name=True,
+        validate_by_alias=True,
         serialize_by_alias=True,
     )
 
@@ -104,21 +119,28 @@ def manifest_bytes(manifest: Manifest) -> bytes:
 
 
 def _digest(document: dict[str, Any]) -> str:
-    """Of a manifest's JSON without its digest. Of what stands there, not of the record that is made of it: later
-    versions may know more fields."""
+    """Of a manifest's JSON without its digest. Of what stands there, not of the record that is made
+    of it: later versions may know more fields."""
     content = {key: value for key, value in document.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def parse_manifest(text: bytes | str, name: str) -> Manifest:
     """Raises Damaged."""
     if len(text) > _LARGEST_MANIFEST:
-        raise Damaged(f"{name}: {MANIFEST} is larger than {_LARGEST_MANIFEST // MIB} MiB, the most that it may have")
+        raise Damaged(
+            f"{name}: {MANIFEST} is larger than {_LARGEST_MANIFEST // MIB} MiB, the most that it "
+            "may have"
+        )
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         if any(item["loc"] == ("format",) for item in error.errors()):
-            raise Damaged(f"{name} was written by another version of this program ({MANIFEST}: format)") from error
+            raise Damaged(
+                f"{name} was written by another version of this program ({MANIFEST}: format)"
+            ) from error
         raise Damaged(f"{name} has no readable {MANIFEST}: {first_problem(error)}") from error
     if manifest.digest and manifest.digest != _digest(from_json(text)):
         raise Damaged(f"{name}: {MANIFEST} is damaged: its digest is not that of its content")
@@ -126,7 +148,9 @@ def parse_manifest(text: bytes | str, name: str) -> Manifest:
         raise Damaged(f"{name}: {MANIFEST} names no files")
     seen = manifest.trainer_state.get("seen", 0)
     if not isinstance(seen, int | float) or isinstance(seen, bool) or not 0 <= seen < _LATEST:
-        raise Damaged(f"{name}: {MANIFEST} says that it was saved at {show(seen)}, which is no time")
+        raise Damaged(
+            f"{name}: {MANIFEST} says that it was saved at {show(seen)}, which is no time"
+        )
     for file in manifest.files:
         if Path(file).name != file:
             raise Damaged(f"{name}: {MANIFEST} names {file!r}, which is no plain file name")
@@ -143,7 +167,8 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _size(path: Path, name: str) -> int:
-    """Of a file that may be opened. Raises Damaged for a FIFO or a device, which would be waited for; OSError."""
+    """Of a file that may be opened. Raises Damaged for a FIFO or a device, which would be waited
+    for; OSError."""
     status = (path / name).stat()
     if not stat.S_ISREG(status.st_mode):
         raise Damaged(f"{path.name}: {name} is no regular file")
@@ -218,9 +243,15 @@ def snapshot(tensors: Iterable[tuple[str, Tensor]], buffer: Tensor | None) -> Sn
     on_cuda = False
     for key, tensor in ordered:
         end = at + tensor.numel() * tensor.element_size()
-        buffer[at:end].view(tensor.dtype).view(tensor.shape).copy_(tensor.detach(), non_blocking=True)
+        buffer[at:end].view(tensor.dtype).view(tensor.shape).copy_(
+            tensor.detach(), non_blocking=True
+        )
         on_cuda = on_cuda or tensor.is_cuda
-        header[key] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+        header[key] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [at, end],
+        }
         at = end
     if on_cuda:
         torch.cuda.synchronize()

@@ -1,4 +1,5 @@
-"""Go on from the newest checkpoint that is whole and of this run, here or on the store; on any number of ranks."""
+"""Go on from the newest checkpoint that is whole and of this run, here or on the store; on any
+number of ranks."""
 
 from __future__ import annotations
 
@@ -27,8 +28,21 @@ from trainer.checkpointing.format import (
     verify_file,
 )
 from trainer.checkpointing.retention import step_of
-from trainer.checkpointing.saved_state import Index, SavedState, files_of, read_here, read_index, shares
-from trainer.checkpointing.upload import download, fetch_records, object_name, remote_manifest, remote_steps
+from trainer.checkpointing.saved_state import (
+    Index,
+    SavedState,
+    files_of,
+    read_here,
+    read_index,
+    shares,
+)
+from trainer.checkpointing.upload import (
+    download,
+    fetch_records,
+    object_name,
+    remote_manifest,
+    remote_steps,
+)
 from trainer.config.changes import Change, changes, forbidden
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives
@@ -38,8 +52,9 @@ from trainer.run_folder import RunFolder, step_folder
 
 
 class Restored(NamedTuple):
-    """manifest: None for a run without checkpoints. refused: why newer ones were not taken. rewinds: data that are left
-    out. source: where the checkpoint lay. changed: keys of the configuration that differ from the checkpoint's."""
+    """manifest: None for a run without checkpoints. refused: why newer ones were not taken.
+    rewinds: data that are left out. source: where the checkpoint lay. changed: keys of the
+    configuration that differ from the checkpoint's."""
 
     manifest: Manifest | None
     refused: list[str]
@@ -62,9 +77,13 @@ class Expected(NamedTuple):
     before: dict[str, Any]
 
     def check(self, manifest: Manifest, name: str) -> list[Change]:
-        """What has changed since that checkpoint. Raises ConfigError where it is another run's, or where a key that
-        changes the optimisation has changed and is not allowed."""
-        known = manifest.run_identity if manifest.run_identity.get("data") else {**manifest.run_identity, "data": self.run_identity.get("data")}
+        """What has changed since that checkpoint. Raises ConfigError where it is another run's, or
+        where a key that changes the optimisation has changed and is not allowed."""
+        known = (
+            manifest.run_identity
+            if manifest.run_identity.get("data")
+            else {**manifest.run_identity, "data": self.run_identity.get("data")}
+        )
         different = [
             f"{key}: checkpoint {known.get(key)!r}, now {value!r}"
             for key, value in self.run_identity.items()
@@ -78,28 +97,38 @@ class Expected(NamedTuple):
                 "use that configuration, or another run folder"
             )
         found = changes(manifest.config or self.before, self.config)
-        known_before = {change.key for change in changes(self.before or manifest.config, self.config)}
-        allowed = (*self.config.resume.allow, *(() if self.config.depends_on_micro else ("batch.micro",)))
-        bad = [c for c in forbidden(found, allowed) if c.key in known_before]  # else: allowed before
+        known_before = {
+            change.key for change in changes(self.before or manifest.config, self.config)
+        }
+        allowed = (
+            *self.config.resume.allow,
+            *(() if self.config.depends_on_micro else ("batch.micro",)),
+        )
+        bad = [
+            c for c in forbidden(found, allowed) if c.key in known_before
+        ]  # else: allowed before
         if bad:
             allow = ",".join(sorted({*self.config.resume.allow, *(c.key for c in bad)}))
             raise ConfigError(
                 f"the configuration differs from that of {name} in what changes the optimisation: "
-                f"{'; '.join(map(str, bad))}. To go on with it, add 'resume.allow=[{allow}]'; else use the "
+                f"{'; '.join(map(str, bad))}. To go on with it, add 'resume.allow=[{allow}]'; "
+                "else use the "
                 "configuration of before, or another run folder (and another checkpoint.upload)"
             )
         return found
 
 
 def _lasting(value: Any) -> Any:
-    """Of a fact what no run may change: not the dropout, which `resume.allow` is for, nor how positions started."""
+    """Of a fact what no run may change: not the dropout, which `resume.allow` is for, nor how
+    positions started."""
     if isinstance(value, dict):
         return {k: _lasting(v) for k, v in value.items() if k not in ("dropout", "positions")}
     return value
 
 
 def last_config(folder: RunFolder) -> dict[str, Any]:
-    """The resolved configuration of the folder's last start, as JSON; {} where there is none that can be read."""
+    """The resolved configuration of the folder's last start, as JSON; {} where there is none that
+    can be read."""
     try:
         found = yaml.safe_load((folder.path / "config.resolved.yaml").read_text())
     except (OSError, yaml.YAMLError):
@@ -113,14 +142,21 @@ class _Candidate(NamedTuple):
 
 
 def restore(
-    folder: RunFolder, engine: Engine, collectives: Collectives, expected: Expected, store: Store | None, attempt: str,
+    folder: RunFolder,
+    engine: Engine,
+    collectives: Collectives,
+    expected: Expected,
+    store: Store | None,
+    attempt: str,
     latest: int | None = None,
-) -> Restored:  # fmt: skip
-    """All ranks together. Rank 0 looks which checkpoints there are, and what lies in which of their files. Each file is
-    verified by one rank, and opened by those that read of it; all agree on the checkpoint that is loaded.
+) -> Restored:
+    """All ranks together. Rank 0 looks which checkpoints there are, and what lies in which of their
+    files. Each file is verified by one rank, and opened by those that read of it; all agree on the
+    checkpoint that is loaded.
 
-    latest: newest step that will do. Raises NoValidCheckpoint where there are candidates but none is valid, ConfigError
-    as `Expected.check`, StorageError where the store cannot be asked, or a rank does not see what rank 0 sees.
+    latest: newest step that will do. Raises NoValidCheckpoint where there are candidates but none
+    is valid, ConfigError as `Expected.check`, StorageError where the store cannot be asked, or a
+    rank does not see what rank 0 sees.
     """
 
     def records() -> list[dict[str, int]]:
@@ -133,8 +169,12 @@ def restore(
     found = collectives.broadcast_from_rank0(lambda: _candidates(folder, store, latest))
     for candidate in found:
         try:
-            manifest, changed = collectives.broadcast_from_rank0(lambda c=candidate: _usable(folder, store, c, expected, rewinds))  # type: ignore[misc]
-            index = collectives.broadcast_from_rank0(lambda c=candidate, m=manifest: _index(folder, store, c, m))  # type: ignore[misc]
+            manifest, changed = collectives.broadcast_from_rank0(
+                lambda c=candidate: _usable(folder, store, c, expected, rewinds)
+            )  # type: ignore[misc]
+            index = collectives.broadcast_from_rank0(
+                lambda c=candidate, m=manifest: _index(folder, store, c, m)
+            )  # type: ignore[misc]
         except (Damaged, StorageError) as error:
             refused.append(str(error))
             continue
@@ -147,9 +187,15 @@ def restore(
         with_ema = EMA in manifest.state_keys
         needed = files_of(index, engine.wanted(with_ema))
         needs = collectives.collect(needed)
-        mine = collectives.broadcast_from_rank0(lambda m=manifest, n=needs: shares(m, n))[collectives.rank]  # type: ignore[misc]
-        problems = collectives.all_gather(_problem(path, manifest, mine, store if candidate.remote else None))
-        reasons = collectives.broadcast_from_rank0(lambda p=path, m=manifest, c=candidate, f=problems: _confirmed(p, m, c, f))  # type: ignore[misc]
+        mine = collectives.broadcast_from_rank0(lambda m=manifest, n=needs: shares(m, n))[
+            collectives.rank
+        ]  # type: ignore[misc]
+        problems = collectives.all_gather(
+            _problem(path, manifest, mine, store if candidate.remote else None)
+        )
+        reasons = collectives.broadcast_from_rank0(
+            lambda p=path, m=manifest, c=candidate, f=problems: _confirmed(p, m, c, f)
+        )  # type: ignore[misc]
         if reasons:
             refused.append("; ".join(reasons))
             continue
@@ -159,11 +205,18 @@ def restore(
         blind = collectives.until_all(lambda p=path, m=manifest, n=needed: _are_seen(p, m, n))  # type: ignore[misc]
         if blind:
             raise StorageError(
-                f"ranks {blind} do not see the files of {path} as rank 0 does; look whether their hosts have the "
+                f"ranks {blind} do not see the files of {path} as rank 0 does; look whether their "
+                "hosts have the "
                 "storage mounted as its host has, and run it again"
             )
         state = SavedState(path, manifest, index)
-        engine.fill(state.read, collectives.broadcast_from_rank0(state.buffers), manifest.scaler, manifest.applied, with_ema)
+        engine.fill(
+            state.read,
+            collectives.broadcast_from_rank0(state.buffers),
+            manifest.scaler,
+            manifest.applied,
+            with_ema,
+        )
         state.close()
         return Restored(manifest, refused, rewinds, source, tuple(changed))
     if refused:
@@ -174,22 +227,29 @@ def restore(
 
 
 def has_checkpoints(folder: RunFolder, store: Store | None) -> bool:
-    """Whether a start goes on from one, or fails. Raises StorageError where the store, which is asked only if there is
-    none at hand, does not answer."""
+    """Whether a start goes on from one, or fails. Raises StorageError where the store, which is
+    asked only if there is none at hand, does not answer."""
     return bool(candidates(folder.checkpoints) or (store is not None and remote_steps(store)))
 
 
-def foreseen(folder: RunFolder, store: Store | None, expected: Expected, rewinds: list[dict[str, int]]) -> Restored:
-    """What `restore` would start from, by manifests and sizes of files: none is read, fetched or changed. Raises as it
-    does."""
+def foreseen(
+    folder: RunFolder, store: Store | None, expected: Expected, rewinds: list[dict[str, int]]
+) -> Restored:
+    """What `restore` would start from, by manifests and sizes of files: none is read, fetched or
+    changed. Raises as it does."""
     refused: list[str] = []
     for candidate in _candidates(folder, store, None):
         try:
             manifest, changed = _usable(folder, store, candidate, expected, rewinds)
             sizes = _sizes(folder, store, manifest, candidate)
-            wrong = [name for name, stated in manifest.files.items() if sizes.get(name) != stated.bytes]
+            wrong = [
+                name for name, stated in manifest.files.items() if sizes.get(name) != stated.bytes
+            ]
             if wrong:
-                raise Damaged(f"{step_folder(candidate.step)}: {wrong[0]} is missing or not of the stated size")
+                raise Damaged(
+                    f"{step_folder(candidate.step)}: {wrong[0]} is missing or not of the stated "
+                    "size"
+                )
         except (Damaged, StorageError) as error:
             refused.append(str(error))
             continue
@@ -200,15 +260,22 @@ def foreseen(folder: RunFolder, store: Store | None, expected: Expected, rewinds
     return Restored(None, [], rewinds)
 
 
-def _sizes(folder: RunFolder, store: Store | None, manifest: Manifest, candidate: _Candidate) -> dict[str, int]:
+def _sizes(
+    folder: RunFolder, store: Store | None, manifest: Manifest, candidate: _Candidate
+) -> dict[str, int]:
     """Of the files that are there."""
     if candidate.remote:
         assert store is not None
         there = {e.name: e.size for e in store.list(f"checkpoints/{step_folder(candidate.step)}/")}
-        names = {name: object_name(candidate.step, name, stated) for name, stated in manifest.files.items()}
+        names = {
+            name: object_name(candidate.step, name, stated)
+            for name, stated in manifest.files.items()
+        }
         return {name: there[target] for name, target in names.items() if target in there}
     path = folder.checkpoints / step_folder(candidate.step)
-    return {name: (path / name).stat().st_size for name in manifest.files if (path / name).is_file()}
+    return {
+        name: (path / name).stat().st_size for name in manifest.files if (path / name).is_file()
+    }
 
 
 def _was_never_saved(folder: RunFolder) -> None:
@@ -216,14 +283,16 @@ def _was_never_saved(folder: RunFolder) -> None:
     published = folder.checkpoints / PUBLISHED
     if published.exists():
         raise NoValidCheckpoint(
-            f"the run saved step {published.read_text().strip()}, but its checkpoints are gone from "
-            f"{folder.checkpoints}; bring them back, or remove {published} to start from the beginning"
+            f"the run saved step {published.read_text().strip()}, but its checkpoints are gone "
+            "from "
+            f"{folder.checkpoints}; bring them back, or remove {published} to start from the "
+            "beginning"
         )
 
 
 def _candidates(folder: RunFolder, store: Store | None, latest: int | None) -> list[_Candidate]:
-    """Newest first, and of one step the copy at hand first. Raises StorageError where the store does not answer and
-    there is none at hand: to start from zero then could repeat weeks."""
+    """Newest first, and of one step the copy at hand first. Raises StorageError where the store
+    does not answer and there is none at hand: to start from zero then could repeat weeks."""
     found = [_Candidate(step_of(path), False) for path in candidates(folder.checkpoints)]
     if store is not None:
         try:
@@ -232,11 +301,17 @@ def _candidates(folder: RunFolder, store: Store | None, latest: int | None) -> l
             if not found:
                 raise
             folder.incident({"event": "store not asked", "error": str(error)})
-    return sorted((c for c in found if latest is None or c.step <= latest), key=lambda c: (-c.step, c.remote))
+    return sorted(
+        (c for c in found if latest is None or c.step <= latest), key=lambda c: (-c.step, c.remote)
+    )
 
 
 def _usable(
-    folder: RunFolder, store: Store | None, candidate: _Candidate, expected: Expected, rewinds: list[dict[str, int]]
+    folder: RunFolder,
+    store: Store | None,
+    candidate: _Candidate,
+    expected: Expected,
+    rewinds: list[dict[str, int]],
 ) -> tuple[Manifest, list[Change]]:
     """Rank 0. Raises Damaged, ConfigError or StorageError."""
     if candidate.remote:
@@ -250,19 +325,25 @@ def _usable(
     try:
         TrainerState.model_validate(manifest.trainer_state)
     except ValidationError as error:
-        raise Damaged(f"{name}: {MANIFEST} states a progress that cannot be: {first_problem(error)}") from error
+        raise Damaged(
+            f"{name}: {MANIFEST} states a progress that cannot be: {first_problem(error)}"
+        ) from error
     changed = expected.check(manifest, name)
     if manifest.skipped != rewinds_before(rewinds, manifest.step):
         raise Damaged(f"{name} was trained on data that a rewind leaves out")
     return manifest, changed
 
 
-def _index(folder: RunFolder, store: Store | None, candidate: _Candidate, manifest: Manifest) -> Index:
+def _index(
+    folder: RunFolder, store: Store | None, candidate: _Candidate, manifest: Manifest
+) -> Index:
     """Rank 0. Raises Damaged or StorageError."""
     if not candidate.remote:
         return read_index(manifest, read_here(folder.checkpoints / step_folder(candidate.step)))
     assert store is not None
-    names = {name: object_name(manifest.step, name, stated) for name, stated in manifest.files.items()}
+    names = {
+        name: object_name(manifest.step, name, stated) for name, stated in manifest.files.items()
+    }
     return read_index(manifest, lambda name, start, length: store.read(names[name], start, length))
 
 
@@ -271,8 +352,11 @@ class _Problem(NamedTuple):
     reason: str
 
 
-def _problem(path: Path, manifest: Manifest, files: list[str], store: Store | None) -> _Problem | None:
-    """Verify these files, fetching them from `store` if there is one. Returns what is wrong with the first that is."""
+def _problem(
+    path: Path, manifest: Manifest, files: list[str], store: Store | None
+) -> _Problem | None:
+    """Verify these files, fetching them from `store` if there is one. Returns what is wrong with
+    the first that is."""
     for name in files:
         try:
             if store is not None:
@@ -286,8 +370,11 @@ def _problem(path: Path, manifest: Manifest, files: list[str], store: Store | No
     return None
 
 
-def _confirmed(path: Path, manifest: Manifest, candidate: _Candidate, found: list[_Problem | None]) -> list[str]:
-    """Rank 0: of the ranks' problems, those of the files themselves. What another host sees of them may be old."""
+def _confirmed(
+    path: Path, manifest: Manifest, candidate: _Candidate, found: list[_Problem | None]
+) -> list[str]:
+    """Rank 0: of the ranks' problems, those of the files themselves. What another host sees of them
+    may be old."""
     reasons = []
     for rank, problem in enumerate(found):
         if problem is None:

@@ -1,4 +1,5 @@
-"""Which checkpoints are kept: the newest few, and for good those at multiples of `permanent_every`."""
+"""Which checkpoints are kept: the newest few, and for good those at multiples of
+`permanent_every`."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ def is_permanent(step: int, section: CheckpointSection) -> bool:
 
 
 def expired(steps: Iterable[int], newest: int, section: CheckpointSection) -> list[int]:
-    """Of these, the steps to remove once `newest` is safe. Later ones are of a past that was refused: they neither
-    count nor are touched, and are replaced when the run comes to them."""
-    passing = sorted((s for s in steps if s <= newest and not is_permanent(s, section)), reverse=True)
+    """Of these, the steps to remove once `newest` is safe. Later ones are of a past that was
+    refused: they neither count nor are touched, and are replaced when the run comes to them."""
+    passing = sorted(
+        (s for s in steps if s <= newest and not is_permanent(s, section)), reverse=True
+    )
     return passing[section.keep :]
 
 
@@ -37,8 +40,8 @@ def prune(checkpoints: Path, newest: int, section: CheckpointSection) -> list[in
 
 
 def leave_out(folder: RunFolder, step: int, length: int) -> None:
-    """Leave the data of `length` steps out from that step on, and remove the checkpoints that were trained on them:
-    nobody shall evaluate them. Raises OSError."""
+    """Leave the data of `length` steps out from that step on, and remove the checkpoints that were
+    trained on them: nobody shall evaluate them. Raises OSError."""
     add_rewind(folder, step, length)
     for path in candidates(folder.checkpoints):
         if step_of(path) > step:

@@ -1,6 +1,8 @@
-"""The tensors of a checkpoint: where each lies, by the headers of its files, and reading what is asked for.
+"""The tensors of a checkpoint: where each lies, by the headers of its files, and reading what is
+asked for.
 
-One rank reads the headers and tells the others (`Index`), so that each opens only the files that hold what it reads.
+One rank reads the headers and tells the others (`Index`), so that each opens only the files that
+hold what it reads.
 """
 
 from __future__ import annotations
@@ -19,7 +21,14 @@ from model.config import Geometry
 from model.documents import first_problem, show
 from model.errors import ADDPError
 from model.weights import CONFIG, Network, Sizes, build, outline
-from trainer.checkpointing.format import BUFFER, DTYPE_NAMES, MANIFEST, Damaged, Manifest, read_bytes
+from trainer.checkpointing.format import (
+    BUFFER,
+    DTYPE_NAMES,
+    MANIFEST,
+    Damaged,
+    Manifest,
+    read_bytes,
+)
 from trainer.run_folder import step_folder
 
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
@@ -31,7 +40,8 @@ Read = Callable[[str, int, int], bytes]  # of a file: bytes start .. start+lengt
 
 
 class Piece(NamedTuple):
-    """Elements start .. of a flattened parameter, which stand at `offset` bytes of `file`; or a whole buffer."""
+    """Elements start .. of a flattened parameter, which stand at `offset` bytes of `file`; or a
+    whole buffer."""
 
     start: int
     shape: tuple[int, ...]
@@ -63,14 +73,17 @@ class _Stated(BaseModel):
 
     dtype: str
     shape: Annotated[list[Annotated[int, Field(ge=0, lt=2**53)]], Field(max_length=8)]
-    data_offsets: Annotated[list[Annotated[int, Field(ge=0, lt=2**53)]], Field(min_length=2, max_length=2)]
+    data_offsets: Annotated[
+        list[Annotated[int, Field(ge=0, lt=2**53)]], Field(min_length=2, max_length=2)
+    ]
 
 
 _HEADER = TypeAdapter(dict[str, _Stated])
 
 
 def read_index(manifest: Manifest, read: Read) -> Index:
-    """By the headers of all files. Raises Damaged where one is no file of tensors, and what `read` raises."""
+    """By the headers of all files. Raises Damaged where one is no file of tensors, and what `read`
+    raises."""
     index: Index = defaultdict(list)
     for name, stated in manifest.files.items():
         try:
@@ -80,7 +93,9 @@ def read_index(manifest: Manifest, read: Read) -> Index:
                 index[kind, parameter].append(piece._replace(start=int(start)))
         except (ValidationError, ValueError) as error:
             where = step_folder(manifest.step)
-            raise Damaged(f"{where} is no checkpoint of tensors: {name} has no readable header") from error
+            raise Damaged(
+                f"{where} is no checkpoint of tensors: {name} has no readable header"
+            ) from error
     return dict(index)
 
 
@@ -95,7 +110,10 @@ def _pieces(name: str, size: int, read: Read) -> Iterable[tuple[str, Piece]]:
     for key, stated in _HEADER.validate_json(head[8:first]).items():
         begin, end = stated.data_offsets
         piece = Piece(0, tuple(stated.shape), stated.dtype, name, first + begin)
-        if stated.dtype not in _DTYPES or end - begin != piece.length * _DTYPES[stated.dtype].itemsize:
+        if (
+            stated.dtype not in _DTYPES
+            or end - begin != piece.length * _DTYPES[stated.dtype].itemsize
+        ):
             raise ValueError(f"{key} is not as long as its shape")
         if first + end > size:
             raise ValueError(f"{key} lies behind the end")
@@ -118,7 +136,8 @@ def files_of(index: Index, wanted: Iterable[Range]) -> set[str]:
 
 
 def shares(manifest: Manifest, needs: Sequence[set[str]]) -> list[list[str]]:
-    """Which files each rank verifies: every file one rank's, if possible one that needs it, and about equal bytes.
+    """Which files each rank verifies: every file one rank's, if possible one that needs it, and
+    about equal bytes.
 
     needs: of each rank, the files that it reads.
     """
@@ -151,7 +170,9 @@ class SavedState:
         for piece in self._index.get((kind, parameter), ()):
             first, last = max(start, piece.start), min(start + length, piece.start + piece.length)
             if first < last:
-                result[first - start : last - start] = self._elements(piece, first - piece.start, last - first)
+                result[first - start : last - start] = self._elements(
+                    piece, first - piece.start, last - first
+                )
                 filled += last - first
         if filled != length:
             raise Damaged(f"{step_folder(self.manifest.step)}: {kind} of {parameter} is incomplete")
@@ -169,7 +190,9 @@ class SavedState:
             file.seek(piece.offset + first * values.itemsize)
             read = file.readinto(values.view(torch.uint8).numpy()) if count else 0  # type: ignore[attr-defined]
         except OSError as error:
-            raise Damaged(f"{self._path.name}: {piece.file} cannot be read: {error.strerror or error}") from error
+            raise Damaged(
+                f"{self._path.name}: {piece.file} cannot be read: {error.strerror or error}"
+            ) from error
         if read != values.nbytes:
             raise Damaged(f"{self._path.name}: {piece.file} is damaged: it ends early")
         return values
@@ -189,22 +212,38 @@ class SavedState:
         }
 
     def network(self, kind: str) -> Network:
-        """The exported network with the weights of a kind, "weights" or "ema". Raises ADDPError where it has none."""
+        """The exported network with the weights of a kind, "weights" or "ema". Raises ADDPError
+        where it has none."""
         m = self.manifest
         if kind not in m.state_keys:
-            raise ADDPError(f"{step_folder(m.step)} has no {kind}; it has {', '.join(m.state_keys)}")
-        own = {n.removeprefix(m.export_prefix): shape for n, shape in m.parameters.items() if n.startswith(m.export_prefix)}
-        state = {n.removeprefix(m.export_prefix): value for n, value in self.buffers().items() if n.startswith(m.export_prefix)}
+            raise ADDPError(
+                f"{step_folder(m.step)} has no {kind}; it has {', '.join(m.state_keys)}"
+            )
+        own = {
+            n.removeprefix(m.export_prefix): shape
+            for n, shape in m.parameters.items()
+            if n.startswith(m.export_prefix)
+        }
+        state = {
+            n.removeprefix(m.export_prefix): value
+            for n, value in self.buffers().items()
+            if n.startswith(m.export_prefix)
+        }
         network_kind, sizes = _stated_network(m)
         outlined = outline(network_kind, sizes, len(own), step_folder(m.step))
-        expected = {name: list(value.shape) for name, value in outlined.items() if name not in state}
+        expected = {
+            name: list(value.shape) for name, value in outlined.items() if name not in state
+        }
         if different := [n for n in {*expected, *own} if own.get(n) != expected.get(n)]:
             raise Damaged(
-                f"{step_folder(m.step)}: {len(different)} parameters are not those of its own network, first: "
+                f"{step_folder(m.step)}: {len(different)} parameters are not those of its own "
+                "network, first: "
                 f"{min(different)}"
             )
         for name, shape in own.items():
-            state[name] = self.read(kind, m.export_prefix + name, 0, torch.Size(shape).numel()).view(shape)
+            state[name] = self.read(
+                kind, m.export_prefix + name, 0, torch.Size(shape).numel()
+            ).view(shape)
         self.close()
         network = build(network_kind, *sizes)
         network.load_state_dict(state)
@@ -214,13 +253,19 @@ class SavedState:
 def _stated_network(manifest: Manifest) -> tuple[str, Sizes]:
     """Kind and sizes of the network that a checkpoint exports. Raises Damaged."""
     run_identity = manifest.run_identity
-    kind = {"mage": "predictor", "classify": "classifier"}.get(objective := run_identity.get("objective", ""), objective)
+    kind = {"mage": "predictor", "classify": "classifier"}.get(
+        objective := run_identity.get("objective", ""), objective
+    )
     if kind not in CONFIG:
-        raise Damaged(f"{step_folder(manifest.step)}: {MANIFEST} states no objective that there is: {show(objective)}")
+        raise Damaged(
+            f"{step_folder(manifest.step)}: {MANIFEST} states no objective that there is: "
+            f"{show(objective)}"
+        )
     try:
         config = CONFIG[kind].model_validate(run_identity.get("network"))
         return kind, Sizes(config, Geometry.model_validate(run_identity.get("geometry")))
     except ValidationError as error:
         raise Damaged(
-            f"{step_folder(manifest.step)}: {MANIFEST} states sizes that cannot be: {first_problem(error)}"
+            f"{step_folder(manifest.step)}: {MANIFEST} states sizes that cannot be: "
+            f"{first_problem(error)}"
         ) from error

@@ -1,9 +1,10 @@
 """Saving while training goes on.
 
-A save copies this rank's share to host memory and returns; a thread writes, syncs and hashes the file. At a later step
-border all ranks agree that their files are written, tell each other sizes and hashes, and rank 0's thread publishes:
-manifest last, one rename, retention, upload. Until the rename there is no checkpoint; a slow or dead rank delays it for
-ever rather than show it early. A save that comes due while one is under way waits for it.
+A save copies this rank's share to host memory and returns; a thread writes, syncs and hashes the
+file. At a later step border all ranks agree that their files are written, tell each other sizes and
+hashes, and rank 0's thread publishes: manifest last, one rename, retention, upload. Until the
+rename there is no checkpoint; a slow or dead rank delays it for ever rather than show it early. A
+save that comes due while one is under way waits for it.
 """
 
 from __future__ import annotations
@@ -49,13 +50,24 @@ class _Pending(NamedTuple):
 
 
 class Saver:
-    """Of one rank. `attempt` tells this start's unfinished files from those of a start that died."""
+    """Of one rank. `attempt` tells this start's unfinished files from those of a start that
+    died."""
 
     def __init__(
-        self, folder: RunFolder, engine: Engine, collectives: Collectives, section: CheckpointSection, attempt: str,
+        self,
+        folder: RunFolder,
+        engine: Engine,
+        collectives: Collectives,
+        section: CheckpointSection,
+        attempt: str,
         uploader: Uploader | None,
-    ) -> None:  # fmt: skip
-        self._folder, self._engine, self._collectives, self._section = folder, engine, collectives, section
+    ) -> None:
+        self._folder, self._engine, self._collectives, self._section = (
+            folder,
+            engine,
+            collectives,
+            section,
+        )
         self._attempt, self._uploader = attempt, uploader
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
@@ -76,26 +88,35 @@ class Saver:
         return self._pending is not None and not self._pending.part.done()
 
     def save(self, manifest: Manifest) -> None:
-        """All ranks together. Returns once the state is in host memory, or, if saving is synchronous, on disk."""
+        """All ranks together. Returns once the state is in host memory, or, if saving is
+        synchronous, on disk."""
         started = time.perf_counter()
         self.drain()
         staging = self._folder.checkpoints / f"{step_folder(manifest.step)}.{self._attempt}.tmp"
         content = snapshot(self._tensors(), self._buffer)
         self._buffer = content.payload
-        part = self._thread.submit(write_snapshot, staging / _file_name(self._collectives.rank), content)
+        part = self._thread.submit(
+            write_snapshot, staging / _file_name(self._collectives.rank), content
+        )
         self._pending = _Pending(manifest, staging, part)
         if not self._section.asynchronous:
             self.drain()
         self.stalled += time.perf_counter() - started
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
-        found = [(f"{kind}/{part.name}@{part.start}", value) for kind, part, value in self._engine.owned()]
+        found = [
+            (f"{kind}/{part.name}@{part.start}", value)
+            for kind, part, value in self._engine.owned()
+        ]
         if self._collectives.rank == 0:
-            found += [(f"{BUFFER}/{name}@0", value) for name, value in self._engine.buffers().items()]
+            found += [
+                (f"{BUFFER}/{name}@0", value) for name, value in self._engine.buffers().items()
+            ]
         return found
 
     def commit(self) -> None:
-        """All ranks together, once no rank is `writing`: publish, or give the checkpoint up where a rank failed."""
+        """All ranks together, once no rank is `writing`: publish, or give the checkpoint up where a
+        rank failed."""
         self._look_at_published()
         if self._pending is None:
             return
@@ -126,7 +147,9 @@ class Saver:
         try:
             prune(self._folder.checkpoints, manifest.step, self._section)
         except OSError as error:
-            self._folder.incident({"event": "retention", "step": manifest.step, "error": str(error)})
+            self._folder.incident(
+                {"event": "retention", "step": manifest.step, "error": str(error)}
+            )
             self._say(f"old checkpoints could not be removed: {error}; the next save tries again")
 
     def _give_up(self, step: int, staging: Path, reason: str) -> None:
@@ -135,7 +158,8 @@ class Saver:
         self._failed[step] = reason
         self._folder.incident({"event": "checkpoint not saved", "step": step, "error": reason})
         self._say(
-            f"the checkpoint of step {step} was not saved: {reason}. Training goes on, and the next save tries again; "
+            f"the checkpoint of step {step} was not saved: {reason}. Training goes on, and the "
+            "next save tries again; "
             f"{last_good(self._folder.checkpoints)}"
         )
 
@@ -143,7 +167,8 @@ class Saver:
         records.say(f"{self._folder.path.name}: {line}")
 
     def drain(self, alive: Callable[[], Any] = lambda: None) -> None:
-        """All ranks together: wait until nothing is under way. alive: called now and then meanwhile."""
+        """All ranks together: wait until nothing is under way. alive: called now and then
+        meanwhile."""
         while self._collectives.agree(Flags(writing=self.writing)).writing:
             alive()
             time.sleep(0.01)
@@ -163,11 +188,13 @@ class Saver:
         return self._published is not None and not self._published.done()
 
     def require(self, step: int) -> None:
-        """All ranks together, after a drain. Raises SaveFailed on all of them where that step was not published."""
+        """All ranks together, after a drain. Raises SaveFailed on all of them where that step was
+        not published."""
         reason = self._collectives.broadcast_from_rank0(lambda: self._failed.get(step))
         if reason is not None:
             raise SaveFailed(
-                f"the checkpoint of step {step} was not saved: {reason}; make room or mend the storage, and run again: "
+                f"the checkpoint of step {step} was not saved: {reason}; make room or mend the "
+                "storage, and run again: "
                 "the older checkpoints stand"
             )
 

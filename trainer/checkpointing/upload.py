@@ -1,7 +1,8 @@
-"""Copies of checkpoints on object storage: `UPLOAD/checkpoints/step-N/`, manifest last, valid or invisible as at home.
+"""Copies of checkpoints on object storage: `UPLOAD/checkpoints/step-N/`, manifest last, valid or
+invisible as at home.
 
-The objects of a checkpoint carry the beginning of their sha256 in their names, so that nothing is ever overwritten with
-other bytes, and an upload that was cut short goes on.
+The objects of a checkpoint carry the beginning of their sha256 in their names, so that nothing is
+ever overwritten with other bytes, and an upload that was cut short goes on.
 """
 
 from __future__ import annotations
@@ -40,7 +41,12 @@ from trainer.config.schema import CheckpointSection
 from trainer.resilience.state import read_rewinds, rewinds_before
 from trainer.run_folder import DONE, INCIDENTS, RunFolder, incident_names, step_folder
 
-RECORDS = ("metrics.jsonl", "rewinds.json", "config.resolved.yaml", "environment.json")  # beside them, and incidents
+RECORDS = (
+    "metrics.jsonl",
+    "rewinds.json",
+    "config.resolved.yaml",
+    "environment.json",
+)  # beside them, and incidents
 _MANIFEST = re.compile(r"checkpoints/step-([0-9]{8})/" + re.escape(MANIFEST))
 _FILE = re.compile(r"rank-\d+\.safetensors\.[0-9a-f]{12}")
 _PAUSES = (1.0, 5.0, 15.0, 30.0)  # seconds between tries
@@ -55,7 +61,8 @@ def manifest_name(step: int) -> str:
 
 
 def remote_steps(store: Store) -> list[int]:
-    """Steps with a manifest on the store, newest first; other names are not ours. Raises StorageError."""
+    """Steps with a manifest on the store, newest first; other names are not ours. Raises
+    StorageError."""
     found = (_MANIFEST.fullmatch(entry.name) for entry in _listed(store, "checkpoints/"))
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
@@ -73,7 +80,8 @@ def remote_manifest(store: Store, step: int) -> Manifest:
 
 
 def upload(path: Path, store: Store) -> None:
-    """Raises StorageError, Damaged for a checkpoint that is not whole, OSError where it goes away meanwhile."""
+    """Raises StorageError, Damaged for a checkpoint that is not whole, OSError where it goes away
+    meanwhile."""
     manifest = read_manifest(path)
     there = {entry.name: entry.size for entry in _listed(store, f"checkpoints/{path.name}/")}
     for name, stated in manifest.files.items():
@@ -86,13 +94,15 @@ def upload(path: Path, store: Store) -> None:
     store.replace(manifest_name(manifest.step), (path / MANIFEST).read_bytes())
     ours = {object_name(manifest.step, name, stated) for name, stated in manifest.files.items()}
     for name in there.keys() - ours:
-        if _FILE.fullmatch(name.rpartition("/")[2]):  # of a checkpoint that stood here before a rewind
+        if _FILE.fullmatch(
+            name.rpartition("/")[2]
+        ):  # of a checkpoint that stood here before a rewind
             store.remove(name)
 
 
 def remove_left(store: Store, rewinds: list[dict[str, int]]) -> list[int]:
-    """Remove the checkpoints that were trained on data that a rewind leaves out, which restoring refuses: nobody shall
-    evaluate them. Returns their steps. Raises StorageError."""
+    """Remove the checkpoints that were trained on data that a rewind leaves out, which restoring
+    refuses: nobody shall evaluate them. Returns their steps. Raises StorageError."""
     gone = []
     for step in remote_steps(store):
         if step <= min(entry["step"] for entry in rewinds):
@@ -126,8 +136,9 @@ def download(store: Store, manifest: Manifest, name: str, folder: Path) -> None:
 
 
 def fetch_records(store: Store, folder: RunFolder, check: Callable[[Manifest, str], Any]) -> None:
-    """Bring the run's records to a machine that has none, where `check` passes its newest checkpoint whose manifest can
-    be read: another run's records shall not come into the folder. Raises StorageError, and what `check` raises."""
+    """Bring the run's records to a machine that has none, where `check` passes its newest
+    checkpoint whose manifest can be read: another run's records shall not come into the folder.
+    Raises StorageError, and what `check` raises."""
     for step in remote_steps(store):
         try:
             check(remote_manifest(store, step), f"{store.url}/{step_folder(step)}")
@@ -142,14 +153,17 @@ def fetch_records(store: Store, folder: RunFolder, check: Callable[[Manifest, st
             write_atomically(folder.path / name, store.read(name))
     for name in incident_names(there):
         path, before = folder.path / name, store.read(name)
-        met = path.read_bytes() if path.exists() else b""  # by this start, which may have had its first already
+        met = (
+            path.read_bytes() if path.exists() else b""
+        )  # by this start, which may have had its first already
         if not met.startswith(before):
             write_atomically(path, before + met)
 
 
 def _newest(store: Store) -> tuple[int, float] | None:
-    """Step of the newest checkpoint on the store, and when it was saved. None where the store has none, or where that
-    cannot be told: this is for people, and uploads, which meet the same, report it."""
+    """Step of the newest checkpoint on the store, and when it was saved. None where the store has
+    none, or where that cannot be told: this is for people, and uploads, which meet the same, report
+    it."""
     try:
         for step in remote_steps(store):
             try:
@@ -162,21 +176,29 @@ def _newest(store: Store) -> tuple[int, float] | None:
 
 
 class Uploader:
-    """A thread of rank 0 that brings the newest checkpoint to the store, and tries again for as long as it takes,
-    whatever the error. One that is overtaken by a newer one is left out, unless it is permanent.
+    """A thread of rank 0 that brings the newest checkpoint to the store, and tries again for as
+    long as it takes, whatever the error. One that is overtaken by a newer one is left out, unless
+    it is permanent.
 
-    confirm: raises where the store is not this run's: ConfigError for good, StorageError where it cannot be told now.
+    confirm: raises where the store is not this run's: ConfigError for good, StorageError where it
+    cannot be told now.
     """
 
-    def __init__(self, folder: RunFolder, section: CheckpointSection, confirm: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: RunFolder, section: CheckpointSection, confirm: Callable[[], None]
+    ) -> None:
         assert section.upload is not None
         self._store, self._folder, self._section = open_store(section.upload), folder, section
         self._confirm = confirm
         self.lost: ADDPError | None = None  # why nothing is uploaded any more
         self._wanted: list[int] = []
         self._withdrawing = False  # whether the store may still call the run complete
-        self._good: tuple[int, float] | None = None  # the newest copy that is known of: its step, and when
-        self._swept: list[dict[str, int]] = []  # rewinds that the store holds no checkpoint of before
+        self._good: tuple[int, float] | None = (
+            None  # the newest copy that is known of: its step, and when
+        )
+        self._swept: list[
+            dict[str, int]
+        ] = []  # rewinds that the store holds no checkpoint of before
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="upload")
@@ -189,7 +211,8 @@ class Uploader:
             self._changed.notify_all()
 
     def withdraw_end(self) -> None:
-        """The run has work left: the store shall not call it complete, at the latest when a checkpoint comes there."""
+        """The run has work left: the store shall not call it complete, at the latest when a
+        checkpoint comes there."""
         with self._changed:
             self._withdrawing = True
             self._changed.notify_all()
@@ -220,7 +243,9 @@ class Uploader:
                     self._changed.notify_all()
                 return
             except Exception as error:  # noqa: BLE001 - also what nobody foresaw may pass, and no copy is given up
-                reason = self._reason(error) if failures == 0 or (step is not None) not in told else ""
+                reason = (
+                    self._reason(error) if failures == 0 or (step is not None) not in told else ""
+                )
                 if failures == 0:
                     self._folder.incident({"event": "upload", "step": step, "error": reason})
                 if (step is not None) not in told:
@@ -232,8 +257,14 @@ class Uploader:
                     self._changed.wait(pause)
                 continue
             if failures:
-                self._folder.incident({"event": "upload recovered", "step": step, "tries": failures + 1})
-                brought = f": the checkpoint of step {step} is on {self._store.url}" if step is not None else ""
+                self._folder.incident(
+                    {"event": "upload recovered", "step": step, "tries": failures + 1}
+                )
+                brought = (
+                    f": the checkpoint of step {step} is on {self._store.url}"
+                    if step is not None
+                    else ""
+                )
                 self._say(f"the store answers again{brought}")
             failures = 0
             told.clear()
@@ -262,13 +293,19 @@ class Uploader:
         for name in (*RECORDS, *self._folder.incident_files()):
             try:
                 content = (self._folder.path / name).read_bytes()
-            except OSError:  # not there, or not readable, which `records` says: the checkpoint is what matters
+            except (
+                OSError
+            ):  # not there, or not readable, which `records` says: the checkpoint is what matters
                 continue
             self._store.replace(name, content)
         rewinds = read_rewinds(self._folder)
-        if rewinds and rewinds != self._swept:  # once this checkpoint, and that there was a rewind, are there
+        if (
+            rewinds and rewinds != self._swept
+        ):  # once this checkpoint, and that there was a rewind, are there
             if gone := remove_left(self._store, rewinds):
-                self._folder.incident({"event": "copies removed", "steps": gone, "reason": "left by a rewind"})
+                self._folder.incident(
+                    {"event": "copies removed", "steps": gone, "reason": "left by a rewind"}
+                )
             self._swept = rewinds
         for old in expired(remote_steps(self._store), step, self._section):
             remove(self._store, old)
@@ -289,9 +326,13 @@ class Uploader:
 
     def _late(self, step: int | None, reason: str) -> str:
         if step is None:
-            return f"{self._store.url} may still call the run complete: {reason}. It is tried again meanwhile"
+            return (
+                f"{self._store.url} may still call the run complete: {reason}. It is tried "
+                "again meanwhile"
+            )
         return (
-            f"the checkpoint of step {step} is not on {self._store.url} yet: {reason}. It is tried again while "
+            f"the checkpoint of step {step} is not on {self._store.url} yet: {reason}. It is "
+            "tried again while "
             f"training goes on; {self._last_good()}"
         )
 
@@ -305,7 +346,8 @@ class Uploader:
         return bool(self._wanted)
 
     def close(self, patience: float, waiting: Callable[[], None]) -> list[int]:
-        """Wait until all is uploaded, at most `patience` seconds. Returns the steps of which the copies are missing.
+        """Wait until all is uploaded, at most `patience` seconds. Returns the steps of which the
+        copies are missing.
 
         waiting: called once a second meanwhile.
         """

@@ -16,7 +16,8 @@ from trainer.config.uses import ALL, statement
 def documented_defaults() -> str:
     """Every key with its default and meaning, as YAML."""
     lines = [
-        "# Every key with its default. Written by `addp config --defaults`; a run file holds differences only.",
+        "# Every key with its default. Written by `addp config --defaults`; a run file holds "
+        "differences only.",
         "",
     ]
     _document(RunConfig(), lines, "")
@@ -31,8 +32,13 @@ def _document(section: BaseModel, lines: list[str], indent: str) -> None:
             lines.append(f"{indent}{name}:" + (f"  # {meaning}" if meaning else ""))
             _document(value, lines, indent + "  ")
         else:
-            dumped = yaml.safe_dump(section.model_dump(mode="json")[name], default_flow_style=True).split("\n")[0]
-            lines.append(f"{indent}{name}: {dumped}  # {field.description}{_choices(field.annotation)}{_users(field)}")
+            dumped = yaml.safe_dump(
+                section.model_dump(mode="json")[name], default_flow_style=True
+            ).split("\n")[0]
+            lines.append(
+                f"{indent}{name}: {dumped}  # "
+                f"{field.description}{_choices(field.annotation)}{_users(field)}"
+            )
 
 
 def _users(field: FieldInfo) -> str:
@@ -43,4 +49,8 @@ def _users(field: FieldInfo) -> str:
 def _choices(annotation: Any) -> str:
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = get_args(annotation)[0]
-    return f" ({' | '.join(map(str, get_args(annotation)))})" if get_origin(annotation) is Literal else ""
+    return (
+        f" ({' | '.join(map(str, get_args(annotation)))})"
+        if get_origin(annotation) is Literal
+        else ""
+    )

@@ -1,4 +1,5 @@
-"""Options that several commands take: each has one name, one meaning and one range. Imports no torch."""
+"""Options that several commands take: each has one name, one meaning and one range. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -45,10 +46,13 @@ def processes_option(meaning: str) -> Any:
 RunArguments = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="FILE|key=value", help="run file, as in configs/, and overrides, as batch.micro=32, in any order"
+        metavar="FILE|key=value",
+        help="run file, as in configs/, and overrides, as batch.micro=32, in any order",
     ),
 ]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="run file, if it is not given as an argument")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="run file, if it is not given as an argument")
+]
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
 TrainedWeights = Annotated[Weights, typer.Option(help="the trained weights, or their average")]
@@ -59,17 +63,26 @@ Zoom = Annotated[int, typer.Option(min=1, max=64, help="grid: enlarge each image
 LocalRank = Annotated[int | None, typer.Option("--local_rank", hidden=True)]  # launchers append it
 
 # How images are generated: see model/sampler.py.
-DenoisingSteps = Annotated[int, typer.Option(min=1, max=10_000, help="denoising steps (N in the paper)")]
+DenoisingSteps = Annotated[
+    int, typer.Option(min=1, max=10_000, help="denoising steps (N in the paper)")
+]
 MaskSchedule = Annotated[
-    Literal["cosine", "linear"], typer.Option(help="how the number of masked tokens falls with the steps")
+    Literal["cosine", "linear"],
+    typer.Option(help="how the number of masked tokens falls with the steps"),
 ]
 ChoiceTemperature = Annotated[
     float, typer.Option(min=0, max=1000, help="randomness in choosing the tokens that a step keeps")
 ]
 Temperature = Annotated[
-    Literal["dynamic", "constant"], typer.Option(help="dynamic: this randomness falls to 0; constant: it stays")
+    Literal["dynamic", "constant"],
+    typer.Option(help="dynamic: this randomness falls to 0; constant: it stays"),
 ]
 TopP = Annotated[
-    float, typer.Option(min=0.01, max=1, help="draw from the likeliest tokens that have this probability together")
+    float,
+    typer.Option(
+        min=0.01, max=1, help="draw from the likeliest tokens that have this probability together"
+    ),
 ]
-Precision = Annotated[InferencePrecision, typer.Option(help="that the networks that generate compute in")]
+Precision = Annotated[
+    InferencePrecision, typer.Option(help="that the networks that generate compute in")
+]

@@ -1,4 +1,5 @@
-"""Which objectives use a key of the configuration. Each says so itself, or the section that holds it does."""
+"""Which objectives use a key of the configuration. Each says so itself, or the section that holds
+it does."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def statement(field: FieldInfo) -> UsedBy | None:
     return next((found for found in field.metadata if isinstance(found, UsedBy)), None)
 
 
-def users(model: type[BaseModel], section: UsedBy | None = None, prefix: str = "") -> dict[str, UsedBy]:
+def users(
+    model: type[BaseModel], section: UsedBy | None = None, prefix: str = ""
+) -> dict[str, UsedBy]:
     """Of every key that holds a value, as `optimizer.base_lr`."""
     found: dict[str, UsedBy] = {}
     for name, field in model.model_fields.items():
@@ -48,18 +51,24 @@ def users(model: type[BaseModel], section: UsedBy | None = None, prefix: str = "
 def refuse_unused(config: BaseModel, objective: str, source: str) -> None:
     """Raises ConfigError for keys that were set and that the objective does not use.
 
-    A configuration that states every key, as a run writes it down, means those only that differ from the defaults.
+    A configuration that states every key, as a run writes it down, means those only that differ
+    from the defaults.
     """
     of = users(type(config))
     values = dict(_stated(config))
     if values.keys() == of.keys():
         defaults = dict(_values(type(config)()))
         values = {key: value for key, value in values.items() if value != defaults[key]}
-    unused = {_as_written(key): of[key].objectives for key in values if objective not in of[key].objectives}
+    unused = {
+        _as_written(key): of[key].objectives
+        for key in values
+        if objective not in of[key].objectives
+    }
     if unused:
         named = "; ".join(f"{key} (used by {', '.join(by)})" for key, by in unused.items())
         raise ConfigError(
-            f"in {source}: objective {objective} does not use {named}. Leave {'it' if len(unused) == 1 else 'them'} "
+            f"in {source}: objective {objective} does not use {named}. Leave "
+            f"{'it' if len(unused) == 1 else 'them'} "
             "out, or set another objective"
         )
 

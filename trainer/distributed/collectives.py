@@ -1,4 +1,5 @@
-"""What ranks agree on beside gradients, over gloo on the CPU: one small exchange at each step border."""
+"""What ranks agree on beside gradients, over gloo on the CPU: one small exchange at each step
+border."""
 
 from __future__ import annotations
 
@@ -20,11 +21,14 @@ from trainer.host_memory import keep_freed_memory
 
 T = TypeVar("T")
 _LOST = re.compile(  # what gloo and NCCL say of a peer that is gone
-    r"gloo.*(closed|reset|refused|timed out|broken pipe)|connection (closed|reset) by|remote process exited|"
+    r"gloo.*(closed|reset|refused|timed out|broken pipe)|connection (closed|reset) by|remote "
+    r"process exited|"
     r"communicator was aborted|recvValue failed|failed to recv",
     re.IGNORECASE | re.DOTALL,
 )
-SIGHT = 60.0  # seconds in which all hosts see what one has written: NFS clients remember names and sizes for so long
+# Seconds in which all hosts see what one has written: NFS clients remember names and sizes for so
+# long.
+SIGHT = 60.0
 _LOOKS = 0.5  # seconds between looks
 
 
@@ -44,11 +48,15 @@ def is_lost_rank(error: BaseException) -> bool:
 
 def is_late(error: BaseException) -> bool:
     """Of those, whether the other one did not answer in time."""
-    return is_lost_rank(error) and re.search(r"timed out|timeout", str(error), re.IGNORECASE) is not None
+    return (
+        is_lost_rank(error)
+        and re.search(r"timed out|timeout", str(error), re.IGNORECASE) is not None
+    )
 
 
 class Flags(NamedTuple):
-    """stop: somebody was asked to. waiting: for data. writing: files of a checkpoint. failed: an exit code."""
+    """stop: somebody was asked to. waiting: for data. writing: files of a checkpoint. failed: an
+    exit code."""
 
     stop: bool = False
     waiting: bool = False
@@ -60,7 +68,8 @@ class Collectives:
     """A process group of its own, so that it never meets the gradients' collectives."""
 
     def __init__(self, patience: float = LONG) -> None:
-        """patience: seconds that an exchange may take, and so all that ranks do between two of them."""
+        """patience: seconds that an exchange may take, and so all that ranks do between two of
+        them."""
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
@@ -89,8 +98,11 @@ class Collectives:
         dist.gather_object(value, found or None, 0, self._group)
         return found
 
-    def divide(self, count: int, work: Callable[[int], T], done: Callable[[], None] = lambda: None) -> list[T]:
-        """work(0) .. work(count-1), each on one rank; all results, in their order, on rank 0, none on the others.
+    def divide(
+        self, count: int, work: Callable[[int], T], done: Callable[[], None] = lambda: None
+    ) -> list[T]:
+        """work(0) .. work(count-1), each on one rank; all results, in their order, on rank 0, none
+        on the others.
 
         done: called on this rank after each of its own.
         """
@@ -98,11 +110,16 @@ class Collectives:
         for number in range(self.rank, count, self.world_size):
             mine.append((number, work(number)))
             done()
-        return [result for _, result in sorted((r for part in self.collect(mine) for r in part), key=lambda r: r[0])]
+        return [
+            result
+            for _, result in sorted(
+                (r for part in self.collect(mine) for r in part), key=lambda r: r[0]
+            )
+        ]
 
     def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
-        """The result of `work` on rank 0, on all ranks; or its ADDPError, raised on all ranks, a StorageError for what
-        the operating system refused."""
+        """The result of `work` on rank 0, on all ranks; or its ADDPError, raised on all ranks, a
+        StorageError for what the operating system refused."""
         message: list[Any] = [None, None]
         if self.rank == 0:
             try:
@@ -118,8 +135,8 @@ class Collectives:
         return result
 
     def until_all(self, sees: Callable[[], bool]) -> list[int]:
-        """All ranks together: look at shared storage until every rank sees what it should. Returns those that do not
-        within `SIGHT` seconds."""
+        """All ranks together: look at shared storage until every rank sees what it should. Returns
+        those that do not within `SIGHT` seconds."""
         deadline = time.monotonic() + SIGHT
         while True:
             blind = [rank for rank, seen in enumerate(self.all_gather(sees())) if not seen]

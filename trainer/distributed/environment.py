@@ -1,6 +1,6 @@
-"""Variables that a run's ranks need alike. A launcher brings few of them to other hosts, and what is missing there
-shows late and oddly: a network that is not found, a store that refuses. Names and hashes leave a rank, never values.
-Imports no torch."""
+"""Variables that a run's ranks need alike. A launcher brings few of them to other hosts, and what
+is missing there shows late and oddly: a network that is not found, a store that refuses. Names and
+hashes leave a rank, never values. Imports no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _OWN = re.compile(r".*(IFNAME|HCA|FILE|DEVICES?|HOSTID)")  # may well differ bet
 
 
 class Settings(NamedTuple):
-    """Of one rank. names: of variables that are set, with a hash of the value where it must be the same everywhere."""
+    """Of one rank. names: of variables that are set, with a hash of the value where it must be the
+    same everywhere."""
 
     host: str
     names: dict[str, str]
@@ -30,12 +31,15 @@ def settings(host: str, environment: Mapping[str, str] = os.environ) -> Settings
     for name, value in environment.items():
         if _NAMES.fullmatch(name):
             compared = "NCCL_" in name and not _OWN.fullmatch(name)
-            found[name] = hashlib.sha256(value.encode(errors="replace")).hexdigest()[:8] if compared else ""
+            found[name] = (
+                hashlib.sha256(value.encode(errors="replace")).hexdigest()[:8] if compared else ""
+            )
     return Settings(host, found)
 
 
 def differences(ranks: Sequence[Settings]) -> list[str]:
-    """A line for each group of ranks that lack the same variables, or have others than rank 0. ranks: by rank."""
+    """A line for each group of ranks that lack the same variables, or have others than rank 0.
+    ranks: by rank."""
     missing: dict[tuple[int, ...], list[str]] = {}
     other: dict[tuple[int, ...], list[str]] = {}
     for name in sorted({name for rank in ranks for name in rank.names}):
@@ -45,8 +49,12 @@ def differences(ranks: Sequence[Settings]) -> list[str]:
             if which := tuple(rank for rank, value in enumerate(values) if value in wrong):
                 found.setdefault(which, []).append(name)
     return [
-        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} set {words} {_named(which, ranks)}"
-        for found, words in ((missing, "on other ranks, but not on"), (other, "to another value on"))
+        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} set {words} "
+        f"{_named(which, ranks)}"
+        for found, words in (
+            (missing, "on other ranks, but not on"),
+            (other, "to another value on"),
+        )
         for which, names in found.items()
     ]
 

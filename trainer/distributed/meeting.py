@@ -1,4 +1,5 @@
-"""Where the ranks of a world meet, of whatever program: the only place that makes the process group of all of them."""
+"""Where the ranks of a world meet, of whatever program: the only place that makes the process group
+of all of them."""
 
 from __future__ import annotations
 
@@ -26,12 +27,14 @@ class NotMet(ADDPError):
     """Ranks that wait for others in vain, or cannot reach them."""
 
 
-def join_ranks(patience: float = LONG, backend: str = "gloo", device: torch.device | None = None) -> World:
+def join_ranks(
+    patience: float = LONG, backend: str = "gloo", device: torch.device | None = None
+) -> World:
     """Meet the other ranks of a launcher, or of Slurm; a lone process is its own world.
 
-    patience: seconds that any exchange may take, in every group that is made from now on. DeepSpeed makes groups
-    without a word on it, and would leave them PyTorch's half an hour. device: this rank's GPU.
-    Raises ConfigError as `take_world` does, and NotMet.
+    patience: seconds that any exchange may take, in every group that is made from now on. DeepSpeed
+    makes groups without a word on it, and would leave them PyTorch's half an hour. device: this
+    rank's GPU. Raises ConfigError as `take_world` does, and NotMet.
     """
     world = take_world()
     if dist.is_initialized():
@@ -43,14 +46,22 @@ def join_ranks(patience: float = LONG, backend: str = "gloo", device: torch.devi
         store = _meet(world, min(patience, _MEETING))
         store.set_timeout(limit)
         dist.init_process_group(
-            backend, store=store, rank=world.rank, world_size=world.size, timeout=limit,
+            backend,
+            store=store,
+            rank=world.rank,
+            world_size=world.size,
+            timeout=limit,
             device_id=device if world.size > 1 else None,
-        )  # fmt: skip
+        )
     except (RuntimeError, ValueError) as error:
-        where = ":".join(os.environ.get(name, f"(no {name})") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        where = ":".join(
+            os.environ.get(name, f"(no {name})") for name in ("MASTER_ADDR", "MASTER_PORT")
+        )
         raise NotMet(
-            f"rank {world.rank} on {platform.node()} does not meet the other {world.size - 1} at {where}: "
-            f"{' '.join(str(error).split())[:400]}. Look at the rank that failed first, the firewall, MASTER_ADDR "
+            f"rank {world.rank} on {platform.node()} does not meet the other {world.size - 1} at "
+            f"{where}: "
+            f"{' '.join(str(error).split())[:400]}. Look at the rank that failed first, the "
+            "firewall, MASTER_ADDR "
             "(--master-addr), and GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME"
         ) from error
     return world
@@ -59,15 +70,20 @@ def join_ranks(patience: float = LONG, backend: str = "gloo", device: torch.devi
 def _meet(world: World, patience: float) -> Store:
     if world.size == 1:
         return HashStore()
-    store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=patience)))
+    store, _, _ = next(
+        rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=patience))
+    )
     _compare(PrefixStore("environment", store), world)
     return store
 
 
 def _compare(store: Store, world: World) -> None:
-    """Before a network is chosen by what the environment says: rank 0 tells which of it did not come to other hosts."""
+    """Before a network is chosen by what the environment says: rank 0 tells which of it did not
+    come to other hosts."""
     store.set(str(world.rank), json.dumps(settings(platform.node())))
     if world.rank:
         return
-    for line in differences([Settings(*json.loads(store.get(str(rank)))) for rank in range(world.size)]):
+    for line in differences(
+        [Settings(*json.loads(store.get(str(rank)))) for rank in range(world.size)]
+    ):
         records.say(f"environment: {line}. Launchers pass on little: see docs/several-machines.md")

@@ -1,4 +1,5 @@
-"""An exponential moving average of the float32 weights, each rank keeping that of the fragments it owns."""
+"""An exponential moving average of the float32 weights, each rank keeping that of the fragments it
+owns."""
 
 from __future__ import annotations
 
@@ -9,8 +10,9 @@ from trainer.engine.partition import Partition
 
 
 class WeightAverage:
-    """a <- d a + (1 - d) w after each applied update, d = min(decay, (1 + n) / (10 + n)) at update n, so that the
-    random start is soon forgotten. values: (length,) float32 for each fragment of `partition.owned`."""
+    """a <- d a + (1 - d) w after each applied update, d = min(decay, (1 + n) / (10 + n)) at update
+    n, so that the random start is soon forgotten. values: (length,) float32 for each fragment of
+    `partition.owned`."""
 
     def __init__(self, partition: Partition, decay: float) -> None:
         self._partition, self._decay = partition, decay
@@ -26,4 +28,6 @@ class WeightAverage:
         """applied: updates so far, this one included."""
         if self.values:
             decay = min(self._decay, (1 + applied) / (10 + applied))
-            torch._foreach_lerp_(self.values, [f.weights() for f in self._partition.owned], 1 - decay)
+            torch._foreach_lerp_(
+                self.values, [f.weights() for f in self._partition.owned], 1 - decay
+            )

@@ -1,8 +1,9 @@
 """AdamW, LAMB and LARS. The only file that touches NVIDIA apex.
 
-ZeRO hands an optimizer flat pieces of many parameters, so that "the norm of a layer" is no longer the norm of a tensor:
-LAMB and LARS as commonly written scale those pieces instead of layers, without a word. Here they know where each layer
-lies in the pieces (`layers`), and add up its squared norms over the ranks.
+ZeRO hands an optimizer flat pieces of many parameters, so that "the norm of a layer" is no longer
+the norm of a tensor: LAMB and LARS as commonly written scale those pieces instead of layers,
+without a word. Here they know where each layer lies in the pieces (`layers`), and add up its
+squared norms over the ranks.
 """
 
 from __future__ import annotations
@@ -22,12 +23,19 @@ from trainer.config.schema import RunConfig
 
 log = logging.getLogger(__name__)
 
-STATE = {"adamw": ("exp_avg", "exp_avg_sq"), "lamb": ("exp_avg", "exp_avg_sq"), "lars": ("momentum",)}
-_LARGEST_RATIO = 10.0  # of a LAMB step's length to what Adam would do; as in the paper's released code
+STATE = {
+    "adamw": ("exp_avg", "exp_avg_sq"),
+    "lamb": ("exp_avg", "exp_avg_sq"),
+    "lars": ("momentum",),
+}
+_LARGEST_RATIO = (
+    10.0  # of a LAMB step's length to what Adam would do; as in the paper's released code
+)
 
 
 class Layer(NamedTuple):
-    """Where a part of a parameter lies in a flat piece. number: of the parameter, the same on all ranks."""
+    """Where a part of a parameter lies in a flat piece. number: of the parameter, the same on all
+    ranks."""
 
     number: int
     offset: int
@@ -37,8 +45,9 @@ class Layer(NamedTuple):
 class Layerwise(Optimizer):
     """What LAMB and LARS share: each layer's step is scaled by a ratio of norms of the whole layer.
 
-    layers: for each flat piece its layers, and their number on all ranks. A tensor without an entry is one layer of
-    its own, whole on this rank. Parameter groups with `adapt: False` (biases, norms) take ratio 1.
+    layers: for each flat piece its layers, and their number on all ranks. A tensor without an entry
+    is one layer of its own, whole on this rank. Parameter groups with `adapt: False` (biases,
+    norms) take ratio 1.
     """
 
     layers: dict[Tensor, tuple[list[Layer], int]]
@@ -57,7 +66,9 @@ class Layerwise(Optimizer):
     def _update(self, group: dict[str, Any], parameter: Tensor, state: dict[str, Any]) -> None:
         raise NotImplementedError
 
-    def scale_layers(self, weights: Tensor, step: Tensor, ratio: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def scale_layers(
+        self, weights: Tensor, step: Tensor, ratio: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
         """Multiply each layer's part of `step` by ratio(layer's weight norm, layer's step norm)."""
         found = self.layers.get(weights)
         if found is None:
@@ -86,15 +97,22 @@ def _sum_over_ranks(values: Tensor) -> Tensor:
 
 
 class LAMB(Layerwise):
-    """Layer-wise Adam for large batches (You et al., ICLR 2020, arXiv 1904.00962), with bias correction."""
+    """Layer-wise Adam for large batches (You et al., ICLR 2020, arXiv 1904.00962), with bias
+    correction."""
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "adapt": True})
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        super().__init__(
+            groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "adapt": True}
+        )
 
     def _update(self, group: dict[str, Any], parameter: Tensor, state: dict[str, Any]) -> None:
         if not state:
             state.update(
-                step=torch.tensor(0.0), exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
+                step=torch.tensor(0.0),
+                exp_avg=torch.zeros_like(parameter),
+                exp_avg_sq=torch.zeros_like(parameter),
             )
         state["step"] += 1
         first, second = group["betas"]
@@ -104,7 +122,12 @@ class LAMB(Layerwise):
         state["exp_avg"].lerp_(gradient, 1 - first)
         state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
         root = state["exp_avg_sq"].div(1 - second**count).sqrt_().add_(group["eps"])
-        step = state["exp_avg"].div(1 - first**count).div_(root).add_(parameter, alpha=group["weight_decay"])
+        step = (
+            state["exp_avg"]
+            .div(1 - first**count)
+            .div_(root)
+            .add_(parameter, alpha=group["weight_decay"])
+        )
         if group["adapt"]:
             self.scale_layers(parameter, step, _lamb_ratio)
         parameter.add_(step, alpha=-group["lr"])
@@ -117,10 +140,13 @@ def _lamb_ratio(weights: Tensor, step: Tensor) -> Tensor:
 class LARS(Layerwise):
     """Layer-wise SGD with momentum for large batches (You et al. 2017, arXiv 1708.03888)."""
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, trust: float) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, momentum: float, trust: float
+    ) -> None:
         super().__init__(
-            groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "adapt": True}
-        )  # fmt: skip
+            groups,
+            {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "adapt": True},
+        )
 
     def _update(self, group: dict[str, Any], parameter: Tensor, state: dict[str, Any]) -> None:
         if not state:
@@ -129,13 +155,16 @@ class LARS(Layerwise):
         step = parameter.grad.add(parameter, alpha=group["weight_decay"])
         if group["adapt"]:
             trust = group["trust"]
-            self.scale_layers(parameter, step, lambda w, s: torch.where((w > 0) & (s > 0), trust * w / s, 1.0))
+            self.scale_layers(
+                parameter, step, lambda w, s: torch.where((w > 0) & (s > 0), trust * w / s, 1.0)
+            )
         state["momentum"].mul_(group["momentum"]).add_(step, alpha=group["lr"])
         parameter.sub_(state["momentum"])
 
 
 def make_optimizer(config: RunConfig, groups: list[dict[str, Any]], on_cuda: bool) -> Optimizer:
-    """The configured optimizer, with the fastest kernels that this machine has; one log line says which.
+    """The configured optimizer, with the fastest kernels that this machine has; one log line says
+    which.
 
     Raises ConfigError where `optimizer.kernel: apex` cannot be had.
     """
@@ -157,20 +186,25 @@ def make_optimizer(config: RunConfig, groups: list[dict[str, Any]], on_cuda: boo
             "apex FusedAdam",
         )
     else:
-        optimizer, kernel = AdamW(groups, lr=rate, betas=o.betas, eps=o.eps, fused=True), "torch, fused"
+        optimizer, kernel = (
+            AdamW(groups, lr=rate, betas=o.betas, eps=o.eps, fused=True),
+            "torch, fused",
+        )
     log.info("optimizer %s: %s", o.name, kernel)
     return optimizer
 
 
 def _apex(config: RunConfig, on_cuda: bool) -> Any:
-    """apex.optimizers, or None. The package of that name on PyPI is another one and has no `optimizers`."""
+    """apex.optimizers, or None. The package of that name on PyPI is another one and has no
+    `optimizers`."""
     wanted = config.optimizer.kernel
     if wanted == "torch" or (wanted == "auto" and (not on_cuda or config.offload != "none")):
         return None
     found = importlib.util.find_spec("apex") and importlib.util.find_spec("apex.optimizers")
     if not found and wanted == "apex":
         raise ConfigError(
-            "optimizer.kernel = apex, but NVIDIA apex is not installed (the `apex` of PyPI is another project); "
+            "optimizer.kernel = apex, but NVIDIA apex is not installed (the `apex` of PyPI is "
+            "another project); "
             "docs/architecture.md has its install line, or use optimizer.kernel = auto"
         )
     if not found:

@@ -1,7 +1,8 @@
 """Where ZeRO keeps the float32 weights and the optimizer's state of each parameter, on this rank.
 
-In every stage they are fragments: a run of consecutive elements of one parameter. A checkpoint, an average of the
-weights or a layer-wise optimizer made of fragments depends neither on the stage nor on the number of ranks.
+In every stage they are fragments: a run of consecutive elements of one parameter. A checkpoint, an
+average of the weights or a layer-wise optimizer made of fragments depends neither on the stage nor
+on the number of ranks.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from trainer.engine.optimizers import Layer, Layerwise
 
 
 class Fragment(NamedTuple):
-    """Elements start .. start+length-1 of the flattened parameter `name`, which stand at `offset` of `flat`, the tensor
-    that the optimizer steps. layer: index of the parameter among those of its flat tensor, the same on all ranks."""
+    """Elements start .. start+length-1 of the flattened parameter `name`, which stand at `offset`
+    of `flat`, the tensor that the optimizer steps. layer: index of the parameter among those of its
+    flat tensor, the same on all ranks."""
 
     name: str
     start: int
@@ -40,19 +42,28 @@ class Fragment(NamedTuple):
         first, last = max(first, 0), min(last, self.length)
         if first >= last:
             return None
-        return self._replace(start=self.start + first, length=last - first, offset=self.offset + first)
+        return self._replace(
+            start=self.start + first, length=last - first, offset=self.offset + first
+        )
 
 
 class Partition:
     """Of one engine.
 
-    held: all fragments on this rank. owned: a division of all elements among the ranks; without ZeRO every rank
-    holds everything, and owns an equal share of it. shapes: of every trained parameter.
+    held: all fragments on this rank. owned: a division of all elements among the ranks; without
+    ZeRO every rank holds everything, and owns an equal share of it. shapes: of every trained
+    parameter.
     """
 
-    def __init__(self, network: nn.Module, zero: Any, stage: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, network: nn.Module, zero: Any, stage: int, rank: int, world_size: int
+    ) -> None:
         self._zero, self._stage = zero, stage
-        names = {parameter: name for name, parameter in network.named_parameters() if parameter.requires_grad}
+        names = {
+            parameter: name
+            for name, parameter in network.named_parameters()
+            if parameter.requires_grad
+        }
         self.shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for p, name in names.items()}
         self._layers: dict[Tensor, int] = {}
         if stage == 0:
@@ -117,7 +128,9 @@ def _stage12(pairs: list[tuple[Any, Tensor]], names: dict[nn.Parameter, str]) ->
                 yield Fragment(names[parameter], at.start, at.numel, flat, to.start, layer)
 
 
-def _stage3(pairs: list[tuple[Any, Tensor]], names: dict[nn.Parameter, str], rank: int) -> Iterable[Fragment]:
+def _stage3(
+    pairs: list[tuple[Any, Tensor]], names: dict[nn.Parameter, str], rank: int
+) -> Iterable[Fragment]:
     for group, flat in pairs:
         offset = 0
         for layer, parameter in enumerate(group):

@@ -1,4 +1,5 @@
-"""What each `precision` means: the one table that configuration, engine, estimates and parity read. Needs no torch."""
+"""What each `precision` means: the one table that configuration, engine, estimates and parity read.
+Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ Precision = Literal["fp32", "bf16-mixed", "bf16", "fp16"]
 
 
 class Mode(NamedTuple):
-    """weights: of the trained network, which its residual stream shares. products: of its matrices. frozen: the type
-    that the frozen networks are cast to. least_stage: the first ZeRO stage that trains rightly. Names of torch dtypes.
+    """weights: of the trained network, which its residual stream shares. products: of its matrices.
+    frozen: the type that the frozen networks are cast to. least_stage: the first ZeRO stage that
+    trains rightly. Names of torch dtypes.
     """
 
     weights: str
@@ -36,10 +38,11 @@ class Mode(NamedTuple):
 
 MODES: dict[Precision, Mode] = {
     "fp32": Mode("float32", "float32", "float32"),
-    # The frozen networks are cast: what that does to the target is far below what products do to the training.
+    # The frozen networks are cast: what that does to the target is far below what products do to
+    # the training.
     "bf16-mixed": Mode("float32", "bfloat16", "bfloat16"),
-    # DeepSpeed's bf16 wrapper without ZeRO runs a first optimizer step with zero gradients; its fp16 one hides the
-    # loss scale from what clips without ZeRO.
+    # DeepSpeed's bf16 wrapper without ZeRO runs a first optimizer step with zero gradients; its
+    # fp16 one hides the loss scale from what clips without ZeRO.
     "bf16": Mode("bfloat16", "bfloat16", "bfloat16", 1),
     "fp16": Mode("float16", "float16", "float16", 1),
 }

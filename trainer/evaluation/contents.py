@@ -1,4 +1,5 @@
-"""What the data that an evaluation reads are, whatever they are called: a result depends on them, not on their path."""
+"""What the data that an evaluation reads are, whatever they are called: a result depends on them,
+not on their path."""
 
 from __future__ import annotations
 
@@ -12,11 +13,18 @@ from data_pipeline.shards.manifest import read_fingerprinted
 from data_pipeline.storage import BucketMissing
 from model.errors import ConfigError, DataError
 
-KEYS = ("images", "train_images", "tokens", "train_tokens", "inception_weights")  # the options that name data
+KEYS = (
+    "images",
+    "train_images",
+    "tokens",
+    "train_tokens",
+    "inception_weights",
+)  # the options that name data
 
 
 class Listing(NamedTuple):
-    """images: all of a source, in the order of their ids. classes: names, which their labels index."""
+    """images: all of a source, in the order of their ids. classes: names, which their labels
+    index."""
 
     images: tuple[ImageEntry, ...]
     classes: tuple[str, ...]

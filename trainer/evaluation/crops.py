@@ -1,4 +1,5 @@
-"""Images as evaluation sees them: centre crops, read in chunks that do not depend on who reads them."""
+"""Images as evaluation sees them: centre crops, read in chunks that do not depend on who reads
+them."""
 
 from __future__ import annotations
 
@@ -31,13 +32,18 @@ class Chunk(NamedTuple):
 
 
 class Crops:
-    """images: of `store`. classes: names, which their labels index. An image that cannot be read is left out, and
-    said."""
+    """images: of `store`. classes: names, which their labels index. An image that cannot be read is
+    left out, and said."""
 
     def __init__(
-        self, store: Store, images: Sequence[ImageEntry], classes: tuple[str, ...], size: int, chunk: int,
+        self,
+        store: Store,
+        images: Sequence[ImageEntry],
+        classes: tuple[str, ...],
+        size: int,
+        chunk: int,
         crop: Crop = "own",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._store, self._images, self.classes = store, images, classes
         self._size, self._chunk, self._crop = size, chunk, crop
 
@@ -80,4 +86,7 @@ class Crops:
         good = [(view, p.label) for view, p in zip(views, images, strict=True) if view is not None]
         nothing = np.zeros((0, self._size, self._size, 3), np.uint8)
         pixels = np.stack([view for view, _ in good]) if good else nothing
-        return Chunk(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor([label for _, label in good]).long())
+        return Chunk(
+            torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            torch.tensor([label for _, label in good]).long(),
+        )

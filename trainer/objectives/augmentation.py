@@ -1,6 +1,8 @@
-"""What fine-tuning does to a batch on its device: RandAugment and random erasing by kornia, mixup and cutmix.
+"""What fine-tuning does to a batch on its device: RandAugment and random erasing by kornia, mixup
+and cutmix.
 
-All of it draws from PyTorch's generators, which the run seeds for each micro batch by its place in the data.
+All of it draws from PyTorch's generators, which the run seeds for each micro batch by its place in
+the data.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from torch import Tensor
 
 from trainer.config.schema import AugmentationSection
 
-_TOGETHER = 4  # images that share the operations that RandAugment draws; one at a time would be four times as slow
+# Images that share the operations that RandAugment draws; one at a time would be four times as
+# slow.
+_TOGETHER = 4
 
 
 class Augmentation:
@@ -32,7 +36,9 @@ class Augmentation:
         if section.erasing:
             from kornia.augmentation import RandomErasing
 
-            self._erase = RandomErasing(scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3), p=section.erasing)
+            self._erase = RandomErasing(
+                scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3), p=section.erasing
+            )
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         # kornia draws the operations from Python's generator
@@ -47,14 +53,22 @@ class Augmentation:
     def _distorted(self, images: Tensor) -> Tensor:
         device = images.device
         if torch.are_deterministic_algorithms_enabled():
-            images = images.cpu()  # kornia's `equalize` makes a running sum, which CUDA makes in no fixed order
-        return torch.cat([self._rand(part) for part in torch.split(images, _TOGETHER)]).clamp(0, 1).to(device)
+            images = (
+                images.cpu()
+            )  # kornia's `equalize` makes a running sum, which CUDA makes in no fixed order
+        return (
+            torch.cat([self._rand(part) for part in torch.split(images, _TOGETHER)])
+            .clamp(0, 1)
+            .to(device)
+        )
 
 
 def mixed(images: Tensor, target: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
-    """A whole batch mixed with itself in reverse, by mixup or by cutmix with equal chances where both are wanted.
+    """A whole batch mixed with itself in reverse, by mixup or by cutmix with equal chances where
+    both are wanted.
 
-    mixup, cutmix: the alpha of the Beta distribution of the share that stays (arXiv 1710.09412, 1905.04899); 0: none.
+    mixup, cutmix: the alpha of the Beta distribution of the share that stays (arXiv 1710.09412,
+    1905.04899); 0: none.
     """
     if not mixup and not cutmix:
         return images, target

@@ -1,4 +1,5 @@
-"""Fine-tuning and linear probing (ADDP section 4.2): images and labels in, the loss of a classifier out."""
+"""Fine-tuning and linear probing (ADDP section 4.2): images and labels in, the loss of a classifier
+out."""
 
 from __future__ import annotations
 
@@ -37,33 +38,45 @@ class ClassifyObjective:
     def __init__(self, config: RunConfig) -> None:
         section, data = config.classifier, config.data
         if data.images is None:
-            raise ConfigError("objective classify needs data.images: class folders, or WebDataset shards")
+            raise ConfigError(
+                "objective classify needs data.images: class folders, or WebDataset shards"
+            )
         if data.views.size != config.tokenizer.sizes.image_size:
             raise ConfigError(
                 f"data.views.size = {data.views.size} must equal tokenizer.sizes.image_size = "
                 f"{config.tokenizer.sizes.image_size}, the size that the encoder was trained at"
             )
         source = split_of(data.images, "train", data.held_out)
-        self.loader = ImageLoader(source, data.views, global_batch=config.batch.global_batch, seed=config.seed)
+        self.loader = ImageLoader(
+            source, data.views, global_batch=config.batch.global_batch, seed=config.seed
+        )
         self.epochs = self.loader.schedule
         linear = section.method == "linear"
         network = Classifier(
             config.geometry,
             ClassifierConfig(
-                encoder=config.addp.sizes.model_copy(update={"dropout": section.dropout}), classes=source.classes,
-                method=section.method, tokenizer_norm=section.tokenizer_norm,
+                encoder=config.addp.sizes.model_copy(update={"dropout": section.dropout}),
+                classes=source.classes,
+                method=section.method,
+                tokenizer_norm=section.tokenizer_norm,
             ),
-        )  # fmt: skip
+        )
         self.frozen: dict[str, str] = {}
         self.beginning: Beginning | None = None
         if config.addp.weights is not None:
-            pretrained = load_network(config.addp.weights, "addp", config=config.addp.sizes, geometry=config.geometry)
+            pretrained = load_network(
+                config.addp.weights, "addp", config=config.addp.sizes, geometry=config.geometry
+            )
             assert isinstance(pretrained, ADDP)
             network.take(pretrained)
             self.frozen = {"pretrained": fingerprint(pretrained)}
-            self.beginning = Beginning("addp.weights", config.addp.weights, self.frozen["pretrained"])
+            self.beginning = Beginning(
+                "addp.weights", config.addp.weights, self.frozen["pretrained"]
+            )
         elif linear:
-            raise ConfigError("classifier.method = linear needs addp.weights, the encoder that is probed")
+            raise ConfigError(
+                "classifier.method = linear needs addp.weights, the encoder that is probed"
+            )
         if not linear:
             drop_paths(network.blocks, section.drop_path)
         self._augment = None if linear else Augmentation(config.augmentation, len(source.classes))

@@ -1,4 +1,5 @@
-"""Networks that a configuration names the files of: frozen ones, and the weights that a run begins with."""
+"""Networks that a configuration names the files of: frozen ones, and the weights that a run begins
+with."""
 
 from __future__ import annotations
 
@@ -14,21 +15,29 @@ from model.errors import WeightsError
 from model.weights import Network, fingerprint, load_network
 from trainer.config.schema import RunConfig
 
-_OF = {"tokenizer": "tokenizer", "mage": "predictor", "addp": "addp"}  # what an objective trains: section, and kind
-_NO_SHAPE = ("dropout", "positions")  # of sizes: they may differ from those that the file was trained with
+_OF = {
+    "tokenizer": "tokenizer",
+    "mage": "predictor",
+    "addp": "addp",
+}  # what an objective trains: section, and kind
+_NO_SHAPE = (
+    "dropout",
+    "positions",
+)  # of sizes: they may differ from those that the file was trained with
 
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Networks that are made here, or loaded, have shapes only; of a safetensors file the header is read."""
+    """Networks that are made here, or loaded, have shapes only; of a safetensors file the header is
+    read."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
         yield
 
 
 def given_network(config: RunConfig, kind: str) -> Network:
-    """The network of `<kind>.weights`. Raises WeightsError for a file that is none, holds another kind, or one of other
-    sizes than `<kind>.sizes`."""
+    """The network of `<kind>.weights`. Raises WeightsError for a file that is none, holds another
+    kind, or one of other sizes than `<kind>.sizes`."""
     section = getattr(config, kind)
     geometry = None if kind == "tokenizer" else config.geometry
     network = load_network(section.weights, kind, config=section.sizes, geometry=geometry)
@@ -44,8 +53,8 @@ def given_network(config: RunConfig, kind: str) -> Network:
 
 
 class Beginning(NamedTuple):
-    """What a run begins with. fingerprint: of its weights; None where they are not read, as the run goes on from a
-    checkpoint."""
+    """What a run begins with. fingerprint: of its weights; None where they are not read, as the run
+    goes on from a checkpoint."""
 
     key: str
     path: Path
@@ -56,7 +65,8 @@ class Beginning(NamedTuple):
 
 
 def beginning(config: RunConfig) -> Beginning | None:
-    """As it is configured; None for random weights, and for a classifier, which reads its encoder at every start."""
+    """As it is configured; None for random weights, and for a classifier, which reads its encoder
+    at every start."""
     kind = _OF.get(config.objective)
     path: Path | None = getattr(config, kind).weights if kind else None
     return Beginning(f"{kind}.weights", path) if path is not None else None

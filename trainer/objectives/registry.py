@@ -1,7 +1,9 @@
-"""What a run trains: each objective turns (step, slice of the global batch) into the inputs of one forward pass.
+"""What a run trains: each objective turns (step, slice of the global batch) into the inputs of one
+forward pass.
 
-The module that DeepSpeed optimises is `network`; called with those inputs, it returns the loss. Frozen networks stay
-outside of it, its optimizer and its checkpoints, which name them by their fingerprints.
+The module that DeepSpeed optimises is `network`; called with those inputs, it returns the loss.
+Frozen networks stay outside of it, its optimizer and its checkpoints, which name them by their
+fingerprints.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ from trainer.objectives.given import Beginning, begin, given_network
 from trainer.run_folder import RunFolder
 
 Inputs = dict[str, Any]
-_UNUSED_LOGIT = -12.0  # output bias of vocabulary entries that are no codes, where the bias starts from the data
+_UNUSED_LOGIT = (
+    -12.0
+)  # output bias of vocabulary entries that are no codes, where the bias starts from the data
 
 
 class Objective(Protocol):
@@ -50,7 +54,8 @@ class Objective(Protocol):
         """End what reads ahead."""
 
     def inputs(self, batch: Any, step: int, device: torch.device) -> Inputs:
-        """What `network` is called with for that data: masks, and what the frozen networks make of it."""
+        """What `network` is called with for that data: masks, and what the frozen networks make of
+        it."""
 
 
 class TokenizerObjective:
@@ -61,15 +66,19 @@ class TokenizerObjective:
             raise ConfigError("objective tokenizer needs data.images, a folder of class folders")
         if config.data.views.size != config.tokenizer.sizes.image_size:
             raise ConfigError(
-                f"data.views.size = {config.data.views.size} must equal tokenizer.sizes.image_size = "
+                f"data.views.size = {config.data.views.size} must equal "
+                "tokenizer.sizes.image_size = "
                 f"{config.tokenizer.sizes.image_size}"
             )
         if config.precision != "fp32":
             raise ConfigError(
-                "objective tokenizer trains in fp32 only (its codebook averages need it): set precision: fp32"
+                "objective tokenizer trains in fp32 only (its codebook averages need it): set "
+                "precision: fp32"
             )
         source = split_of(config.data.images, "train", config.data.held_out)
-        self.loader = ImageLoader(source, config.data.views, global_batch=config.batch.global_batch, seed=config.seed)
+        self.loader = ImageLoader(
+            source, config.data.views, global_batch=config.batch.global_batch, seed=config.seed
+        )
         self.epochs = self.loader.schedule
         tokenizer = VQTokenizer(config.tokenizer.sizes)
         training = TokenizerTraining(tokenizer, config.tokenizer_loss, config.seed)
@@ -111,21 +120,35 @@ class TokenObjective:
         data = config.data
         if (data.tokens is None) == (not data.mixture):
             raise ConfigError(
-                f"objective {config.objective} needs data.tokens, a data set made by `addp tokenize`, or data.mixture"
+                f"objective {config.objective} needs data.tokens, a data set made by `addp "
+                "tokenize`, or data.mixture"
             )
         self.config = config
         self.loader = TokenLoader(
-            data.tokens or list(data.mixture.items()), global_batch=config.batch.global_batch, seed=config.seed,
-            tokenizer=tokenizer_hash, incident=RunFolder(config.run).incident,
+            data.tokens or list(data.mixture.items()),
+            global_batch=config.batch.global_batch,
+            seed=config.seed,
+            tokenizer=tokenizer_hash,
+            incident=RunFolder(config.run).incident,
             options=LoaderOptions(
-                data.window, data.stripes, data.tail, labels=False, cache=data.cache,
-                cache_bytes=int(data.cache_gib * 2**30), on_bad_shard=data.on_bad_shard, patience=data.patience,
+                data.window,
+                data.stripes,
+                data.tail,
+                labels=False,
+                cache=data.cache,
+                cache_bytes=int(data.cache_gib * 2**30),
+                on_bad_shard=data.on_bad_shard,
+                patience=data.patience,
             ),
-        )  # fmt: skip
+        )
         manifest = self.loader.manifest
-        if (manifest.codebook_size, manifest.tokens) != (config.geometry.codebook_size, config.geometry.tokens):
+        if (manifest.codebook_size, manifest.tokens) != (
+            config.geometry.codebook_size,
+            config.geometry.tokens,
+        ):
             raise ConfigError(
-                f"{data.tokens or data.mixture} holds {manifest.tokens} tokens an image of {manifest.codebook_size} "
+                f"{data.tokens or data.mixture} holds {manifest.tokens} tokens an image of "
+                f"{manifest.codebook_size} "
                 f"codes, but "
                 f"tokenizer.sizes gives {config.geometry.tokens} of {config.geometry.codebook_size}"
             )
@@ -134,7 +157,8 @@ class TokenObjective:
         self.order = self.loader.order_options
 
     def start_output_bias(self, bias: Tensor) -> None:
-        """With `output_bias: frequencies`: log frequencies of the K codes, next to nothing for the unused ids."""
+        """With `output_bias: frequencies`: log frequencies of the K codes, next to nothing for the
+        unused ids."""
         if self.config.output_bias == "frequencies":
             frequencies = torch.from_numpy(self.loader.code_frequencies())
             with torch.no_grad():
@@ -142,7 +166,8 @@ class TokenObjective:
                 bias[..., : len(frequencies)] = frequencies.log().to(bias)
 
     def ratio_draw(self, batch: Batch, step: int) -> int:
-        """Index of the mask ratio that a micro batch gets (ADDP algorithm 1; the reference draws one for each)."""
+        """Index of the mask ratio that a micro batch gets (ADDP algorithm 1; the reference draws
+        one for each)."""
         return step if self.config.mask_ratio_scope == "step" else batch.start
 
     def batch(self, step: int, offset: int, count: int) -> Batch:
@@ -168,13 +193,17 @@ class MageObjective(TokenObjective):
         ids = _on(device, batch.ids.astype("int64"))
         masks = mage_masks(self.config.seed, self.ratio_draw(batch, step), batch.start, *ids.shape)
         return {
-            "ids": ids, "mask": masks.mask.to(device), "kept": masks.kept.to(device),
-            "smoothing": self.config.label_smoothing, "weights": _weights(batch, device),
-        }  # fmt: skip
+            "ids": ids,
+            "mask": masks.mask.to(device),
+            "kept": masks.kept.to(device),
+            "smoothing": self.config.label_smoothing,
+            "weights": _weights(batch, device),
+        }
 
 
 def load_frozen(config: RunConfig) -> FrozenNetworks:
-    """The frozen tokenizer and predictor of an ADDP run. Raises ConfigError or WeightsError where they do not fit."""
+    """The frozen tokenizer and predictor of an ADDP run. Raises ConfigError or WeightsError where
+    they do not fit."""
     if config.tokenizer.weights is None or config.predictor.weights is None:
         missing = "tokenizer" if config.tokenizer.weights is None else "predictor"
         raise ConfigError(f"objective addp needs {missing}.weights, the frozen {missing}")
@@ -191,14 +220,24 @@ def frozen_dtype(config: RunConfig) -> torch.dtype:
 
 
 def denoising_inputs(
-    frozen: FrozenNetworks, ids: Tensor, masks: DenoisingMasks, smoothing: float, weights: Tensor | None = None
+    frozen: FrozenNetworks,
+    ids: Tensor,
+    masks: DenoisingMasks,
+    smoothing: float,
+    weights: Tensor | None = None,
 ) -> Inputs:
-    """Of the ADDP network, from what the frozen ones make of ids (B, L) and masks, all on their device."""
+    """Of the ADDP network, from what the frozen ones make of ids (B, L) and masks, all on their
+    device."""
     noisy = frozen(ids, masks)
     return {
-        "images": noisy.x_t, "ids": ids, "mask": masks.mask_t, "target": noisy.target, "smoothing": smoothing,
-        "visible_count": ids.shape[1] - masks.masked, "weights": weights,
-    }  # fmt: skip
+        "images": noisy.x_t,
+        "ids": ids,
+        "mask": masks.mask_t,
+        "target": noisy.target,
+        "smoothing": smoothing,
+        "visible_count": ids.shape[1] - masks.masked,
+        "weights": weights,
+    }
 
 
 class ADDPObjective(TokenObjective):
@@ -206,7 +245,10 @@ class ADDPObjective(TokenObjective):
 
     def __init__(self, config: RunConfig, fresh: bool) -> None:
         frozen = load_frozen(config)
-        self.frozen = {"tokenizer": fingerprint(frozen.tokenizer), "predictor": fingerprint(frozen.predictor)}
+        self.frozen = {
+            "tokenizer": fingerprint(frozen.tokenizer),
+            "predictor": fingerprint(frozen.predictor),
+        }
         super().__init__(config, self.frozen["tokenizer"])
         self.frozen_networks = frozen.to(frozen_dtype(config))
         network = ADDP(config.geometry, config.addp.sizes)
@@ -216,26 +258,36 @@ class ADDPObjective(TokenObjective):
         self.network: nn.Module = network
 
     def inputs(self, batch: Batch, step: int, device: torch.device) -> Inputs:
-        if self.frozen_networks.device != device:  # to go through all tensors takes 10 ms a step, moving or not
+        if (
+            self.frozen_networks.device != device
+        ):  # to go through all tensors takes 10 ms a step, moving or not
             self.frozen_networks.to(device)
         ids = _on(device, batch.ids.astype("int64"))
-        masks = denoising_masks(self.config.seed, self.ratio_draw(batch, step), batch.start, *ids.shape)
+        masks = denoising_masks(
+            self.config.seed, self.ratio_draw(batch, step), batch.start, *ids.shape
+        )
         masks = masks._replace(mask_t=masks.mask_t.to(device), mask_next=masks.mask_next.to(device))
         weights = _weights(batch, device)
-        return denoising_inputs(self.frozen_networks, ids, masks, self.config.label_smoothing, weights)
+        return denoising_inputs(
+            self.frozen_networks, ids, masks, self.config.label_smoothing, weights
+        )
 
 
 def given_fingerprints(objective: Objective) -> dict[str, str]:
     """Of the networks, by name, that this rank read from files."""
     first = objective.beginning
-    return objective.frozen | ({first.key: first.fingerprint} if first and first.fingerprint else {})
+    return objective.frozen | (
+        {first.key: first.fingerprint} if first and first.fingerprint else {}
+    )
 
 
 def make_objective(config: RunConfig, fresh: bool = False) -> Objective:
-    """fresh: there is no checkpoint to go on from, so that a pre-training begins with the weights that it was given.
-    Raises what reading weights and data raises."""
+    """fresh: there is no checkpoint to go on from, so that a pre-training begins with the weights
+    that it was given. Raises what reading weights and data raises."""
     if config.objective == "tokenizer":
         return TokenizerObjective(config, fresh)
     if config.objective == "classify":
         return ClassifyObjective(config)
-    return MageObjective(config, fresh) if config.objective == "mage" else ADDPObjective(config, fresh)
+    return (
+        MageObjective(config, fresh) if config.objective == "mage" else ADDPObjective(config, fresh)
+    )

@@ -1,6 +1,8 @@
-"""What would stop a run at its start, or soon after it, found before it waits in a queue. Needs no GPU and no launcher.
+"""What would stop a run at its start, or soon after it, found before it waits in a queue. Needs no
+GPU and no launcher.
 
-The checks are those of the trainer itself, made without the values of large networks where their headers will do.
+The checks are those of the trainer itself, made without the values of large networks where their
+headers will do.
 """
 
 from __future__ import annotations
@@ -63,7 +65,10 @@ def check_run(file: Path | None, overrides: list[str], gpus: int) -> Iterator[Ch
     except ADDPError as error:
         yield Check("configuration", "FAILED", str(error))
         return
-    text = f"{file or 'defaults'}: objective {config.objective}, {config.precision}, ZeRO-{config.zero_stage}"
+    text = (
+        f"{file or 'defaults'}: objective {config.objective}, {config.precision}, "
+        f"ZeRO-{config.zero_stage}"
+    )
     yield Check("configuration", "ok", text)
     yield from _Checks(config, gpus).all()
 
@@ -78,28 +83,45 @@ class _Checks:
 
     def all(self) -> Iterator[Check]:
         for name, check in (
-            ("batch", self._batch), ("weights", self._weights), ("data", self._data), ("cache", self._cache),
-            ("run folder", self._run_folder), ("upload", self._upload), ("resume", self._resume),
-        ):  # fmt: skip
+            ("batch", self._batch),
+            ("weights", self._weights),
+            ("data", self._data),
+            ("cache", self._cache),
+            ("run folder", self._run_folder),
+            ("upload", self._upload),
+            ("resume", self._resume),
+        ):
             yield from _guarded(name, check)
 
     def _batch(self) -> Iterator[tuple[State, str]]:
         batch, accumulation = self._config.batch, accumulation_steps(self._config, self._gpus)
-        yield "ok", f"{batch.global_batch} = micro {batch.micro} x accumulation {accumulation} x {self._gpus} GPUs"
+        yield (
+            "ok",
+            f"{batch.global_batch} = micro {batch.micro} x accumulation {accumulation} x "
+            f"{self._gpus} GPUs",
+        )
 
     def _weights(self) -> Iterator[tuple[State, str]]:
         """From headers: on the meta device, tensors have shapes and no values."""
         config, first = self._config, beginning(self._config)
-        files = {"addp": (config.tokenizer.weights, config.predictor.weights), "classify": (config.addp.weights,)}
+        files = {
+            "addp": (config.tokenizer.weights, config.predictor.weights),
+            "classify": (config.addp.weights,),
+        }
         with without_values():
             if config.objective == "addp":
                 load_frozen(config)
             elif config.objective == "classify" and config.addp.weights is not None:
-                load_network(config.addp.weights, "addp", config=config.addp.sizes, geometry=config.geometry)
+                load_network(
+                    config.addp.weights, "addp", config=config.addp.sizes, geometry=config.geometry
+                )
         self._weights_fit = True
         named = [str(path) for path in files.get(config.objective, ()) if path is not None]
         if named or first is None:
-            yield "ok", f"{' and '.join(named)}: of the configured sizes" if named else "none needed"
+            yield (
+                "ok",
+                f"{' and '.join(named)}: of the configured sizes" if named else "none needed",
+            )
         if first is None:
             return
         if begins(config, self._folder):
@@ -120,12 +142,16 @@ class _Checks:
                         shards.store.read(entry.name, entry.bytes - 1, 1)
                 manifest = sets[0].manifest
                 what = (
-                    f"{' and '.join(s.store.url for s in sets)}: {sum(s.manifest.rows for s in sets):,} images as "
+                    f"{' and '.join(s.store.url for s in sets)}: "
+                    f"{sum(s.manifest.rows for s in sets):,} images as "
                     f"{manifest.tokens} tokens of {manifest.codebook_size} codes"
                 )
             else:
                 what = f"{self._config.data.images}: {found.epochs.samples:,} images"
-        steps, total = found.epochs.steps_per_epoch, total_steps(self._config.schedule, found.epochs)
+        steps, total = (
+            found.epochs.steps_per_epoch,
+            total_steps(self._config.schedule, found.epochs),
+        )
         yield "ok", f"{what}; {steps:,} steps an epoch, {total:,} in all"
 
     def _cache(self) -> Iterator[tuple[State, str]]:
@@ -137,7 +163,8 @@ class _Checks:
             yield (
                 "warning",
                 (
-                    "there is none: every rank keeps shards in memory and downloads its own; set data.cache to a "
+                    "there is none: every rank keeps shards in memory and downloads its own; set "
+                    "data.cache to a "
                     "folder on a local disk"
                 ),
             )
@@ -146,12 +173,22 @@ class _Checks:
                 parent = writable(data.cache)
                 ShardCache(parent, 0, print).check()
             except (OSError, ADDPError) as error:
-                yield "warning", f"{data.cache} cannot be used on this machine ({error}); on the run's it must be"
+                yield (
+                    "warning",
+                    f"{data.cache} cannot be used on this machine ({error}); on the run's it must "
+                    "be",
+                )
                 return
             free, wanted = shutil.disk_usage(parent).free, data.cache_gib * _GIB
             if self._found is not None:
-                wanted = min(wanted, sum(e.bytes for s in self._found.loader.shards for e in s.manifest.shards))
-            text = f"{data.cache}: {free / _GIB:.1f} GiB free on this machine, up to {wanted / _GIB:.1f} GiB wanted"
+                wanted = min(
+                    wanted,
+                    sum(e.bytes for s in self._found.loader.shards for e in s.manifest.shards),
+                )
+            text = (
+                f"{data.cache}: {free / _GIB:.1f} GiB free on this machine, up to "
+                f"{wanted / _GIB:.1f} GiB wanted"
+            )
             yield ("ok" if free >= wanted else "warning"), text
 
     def _run_folder(self) -> Iterator[tuple[State, str]]:
@@ -159,9 +196,13 @@ class _Checks:
         parent = writable(folder)
         size = costs.checkpoint_bytes(config)
         there = sum(f.stat().st_size for f in self._folder.checkpoints.glob("*/*") if f.is_file())
-        free, kept = shutil.disk_usage(parent).free, config.checkpoint.keep + 1  # the newest is written before one goes
+        free, kept = (
+            shutil.disk_usage(parent).free,
+            config.checkpoint.keep + 1,
+        )  # the newest is written before one goes
         text = (
-            f"{folder}{'' if folder.exists() else ' (will be made)'}: {free / _GIB:.1f} GiB free; a checkpoint takes "
+            f"{folder}{'' if folder.exists() else ' (will be made)'}: {free / _GIB:.1f} GiB free; "
+            "a checkpoint takes "
             f"{_size(size)}, {kept} of them {_size(kept * size)}"
         )
         if free + there < kept * size:
@@ -175,7 +216,8 @@ class _Checks:
                 yield (
                     "warning",
                     (
-                        f"checkpoint.permanent_every = {every} keeps {forever} more for good, {_size(forever * size)}; "
+                        f"checkpoint.permanent_every = {every} keeps {forever} more for good, "
+                        f"{_size(forever * size)}; "
                         "there is not that much room"
                     ),
                 )
@@ -186,7 +228,11 @@ class _Checks:
             yield "ok", "not configured: checkpoints stay in the run folder"
             return
         if not is_remote(url):
-            yield "ok", f"{url} can be written: {shutil.disk_usage(writable(Path(url))).free / _GIB:.1f} GiB free"
+            yield (
+                "ok",
+                f"{url} can be written: {shutil.disk_usage(writable(Path(url))).free / _GIB:.1f} "
+                "GiB free",
+            )
             self._store = open_store(url) if Path(url).exists() else None
             return
         store = open_store(url)
@@ -199,19 +245,35 @@ class _Checks:
         folder = self._folder
         holder = folder.holder()
         if holder is not None:
-            yield "warning", f"{folder.path} is in use by {holder}; a start is refused until that run has ended"
+            yield (
+                "warning",
+                f"{folder.path} is in use by {holder}; a start is refused until that run has ended",
+            )
         if folder.stop.exists():
-            yield "warning", f"{folder.stop} is there: the run would save and stop at once; remove it"
+            yield (
+                "warning",
+                f"{folder.stop} is there: the run would save and stop at once; remove it",
+            )
         if self._store is not None and (other := holder_of(self._store)):
-            yield "warning", f"{self._store.url} is held by {other}; a start waits for a sign of life of it"
+            yield (
+                "warning",
+                f"{self._store.url} is held by {other}; a start waits for a sign of life of it",
+            )
         if not has_checkpoints(folder, self._store):
-            foreseen(folder, None, self._expected({}), self._rewinds())  # none, unless there were some
+            foreseen(
+                folder, None, self._expected({}), self._rewinds()
+            )  # none, unless there were some
             yield "ok", "no checkpoints yet: starts at step 0"
             return
         if self._found is None or not self._weights_fit:
-            yield "warning", "there are checkpoints, which were not compared with data and weights that failed"
+            yield (
+                "warning",
+                "there are checkpoints, which were not compared with data and weights that failed",
+            )
             return
-        found = foreseen(folder, self._store, self._expected(self._run_identity(self._found)), self._rewinds())
+        found = foreseen(
+            folder, self._store, self._expected(self._run_identity(self._found)), self._rewinds()
+        )
         for reason in found.refused:
             yield "warning", f"refused: {reason}"
         assert found.manifest is not None
@@ -220,9 +282,14 @@ class _Checks:
         age = f", saved {ago(saved)}" if saved else ""
         by = f"{found.manifest.world_size} ranks{age}"
         if found.step >= total:
-            yield "warning", f"nothing is left to do: step {found.step} of {total} is saved (by {by})"
+            yield (
+                "warning",
+                f"nothing is left to do: step {found.step} of {total} is saved (by {by})",
+            )
         else:
-            changed = f"; changed since: {', '.join(map(str, found.changed))}" if found.changed else ""
+            changed = (
+                f"; changed since: {', '.join(map(str, found.changed))}" if found.changed else ""
+            )
             yield "ok", f"goes on at step {found.step} of {total} (saved by {by}){changed}"
 
     def _expected(self, run_identity: dict[str, Any]) -> Expected:
@@ -239,10 +306,15 @@ class _Checks:
 
     def _run_identity(self, found: _Found) -> dict[str, Any]:
         config = self._config
-        if config.objective == "addp":  # with a checkpoint to compare with, the predictor is worth reading
+        if (
+            config.objective == "addp"
+        ):  # with a checkpoint to compare with, the predictor is worth reading
             assert config.predictor.weights is not None
             predictor = load_network(
-                config.predictor.weights, "predictor", config=config.predictor.sizes, geometry=config.geometry
+                config.predictor.weights,
+                "predictor",
+                config=config.predictor.sizes,
+                geometry=config.geometry,
             )
             found = found._replace(frozen={**found.frozen, "predictor": fingerprint(predictor)})
         return identify_run(config, cast(Objective, found))
@@ -255,21 +327,32 @@ def _guarded(name: str, check: Callable[[], Iterator[tuple[State, str]]]) -> Ite
     except ADDPError as error:
         yield Check(name, "FAILED", str(error))
     except OSError as error:
-        yield Check(name, "FAILED", f"{error.filename or ''}: {error.strerror or error}".removeprefix(": "))
+        yield Check(
+            name, "FAILED", f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
+        )
 
 
 def _open(config: RunConfig) -> _Found:
-    """The data, and what a checkpoint would state of the run. An ADDP run's tokenizer is read, to name it; of its
-    predictor and the trained network there are no values. Raises what the objective raises."""
-    config = config.model_copy(update={"data": config.data.model_copy(update={"cache": None})})  # it leaves none behind
+    """The data, and what a checkpoint would state of the run. An ADDP run's tokenizer is read, to
+    name it; of its predictor and the trained network there are no values. Raises what the objective
+    raises."""
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"cache": None})}
+    )  # it leaves none behind
     if config.objective != "addp":
         with without_values() if config.objective == "mage" else nullcontext():
             made = make_objective(config)
         loader = cast(Any, made).loader
-        return _Found(made.result, made.epochs, made.data_fingerprint, made.order, made.frozen, loader)
+        return _Found(
+            made.result, made.epochs, made.data_fingerprint, made.order, made.frozen, loader
+        )
     frozen = {}
-    if config.tokenizer.weights is not None and config.tokenizer.weights.is_file():  # else `weights` has said so
-        tokenizer = load_network(config.tokenizer.weights, "tokenizer", config=config.tokenizer.sizes)
+    if (
+        config.tokenizer.weights is not None and config.tokenizer.weights.is_file()
+    ):  # else `weights` has said so
+        tokenizer = load_network(
+            config.tokenizer.weights, "tokenizer", config=config.tokenizer.sizes
+        )
         frozen = {"tokenizer": fingerprint(tokenizer)}
     data = TokenObjective(config, frozen.get("tokenizer"))
     with without_values():

@@ -36,7 +36,14 @@ from trainer.run_folder import EXIT_CONFIG
 
 T = TypeVar("T")
 _PATIENCE = 120.0  # seconds for the ranks to meet
-_ALIKE = ("python", "torch", "deepspeed", "numpy", "code", "configuration")  # must be the same on all hosts
+_ALIKE = (
+    "python",
+    "torch",
+    "deepspeed",
+    "numpy",
+    "code",
+    "configuration",
+)  # must be the same on all hosts
 _ROOT = Path(__file__).parents[1]
 
 
@@ -49,11 +56,13 @@ def check(path: Path | None, overrides: list[str]) -> int:
     problems: list[str] = []
     config = _tried("the configuration", lambda: load_config(path, overrides), problems)
     found["configuration"] = (
-        hashlib.sha256(json.dumps(alike(config)).encode()).hexdigest()[:8] if config else "unreadable"
+        hashlib.sha256(json.dumps(alike(config)).encode()).hexdigest()[:8]
+        if config
+        else "unreadable"
     )
     found["run folder"] = _shared_folder(config, collectives, problems)
     for name, place in _places(config).items() if config else ():
-        found[name] = "seen" if _tried(name, lambda p=place: _look(p), problems) else "NOT SEEN"  # type: ignore[misc]
+        found[name] = "seen" if _tried(name, lambda p=place: _look(p), problems) else ("NOT SEEN")  # type: ignore[misc]
     found["collectives"] = _collectives(problems)
     rows = collectives.all_gather((found, problems))
     faults = wrong(rows)
@@ -62,20 +71,25 @@ def check(path: Path | None, overrides: list[str]) -> int:
         for line in faults:
             print(f"- {line}", flush=True)
         if not faults:
-            print(f"{collectives.world_size} ranks meet, are alike, and see what the run needs", flush=True)
+            print(
+                f"{collectives.world_size} ranks meet, are alike, and see what the run needs",
+                flush=True,
+            )
     collectives.barrier()  # a launcher ends the others as soon as one ends with an error
     return EXIT_CONFIG if faults else 0
 
 
 def wrong(rows: list[tuple[dict[str, str], list[str]]]) -> list[str]:
-    """rows: what each rank found, and its problems. Returns all problems, and what differs from the first rank."""
+    """rows: what each rank found, and its problems. Returns all problems, and what differs from the
+    first rank."""
     first = rows[0][0]
     lines = [f"{found['host']}: {problem}" for found, problems in rows for problem in problems]
     for found, _ in rows[1:]:
         lines += [
             f"{name} differs: {first[name]} on {first['host']}, {found[name]} on {found['host']}"
-            for name in _ALIKE if found[name] != first[name]
-        ]  # fmt: skip
+            for name in _ALIKE
+            if found[name] != first[name]
+        ]
     return lines
 
 
@@ -114,11 +128,17 @@ def _version(name: str) -> str:
 
 def _shared_folder(config: RunConfig | None, collectives: Collectives, problems: list[str]) -> str:
     """Rank 0 leaves a file in the run folder, which the others must see."""
-    first = collectives.all_gather(config.run / f"check-{uuid.uuid4().hex[:8]}" if config else None)[0]
+    first = collectives.all_gather(
+        config.run / f"check-{uuid.uuid4().hex[:8]}" if config else None
+    )[0]
     if first is None:
         return ""
-    mark = config.run / first.name if config else first  # hosts may have the storage at different places
-    made = [folder for folder in (mark.parent, *mark.parent.parents) if not folder.exists()]  # innermost first
+    mark = (
+        config.run / first.name if config else first
+    )  # hosts may have the storage at different places
+    made = [
+        folder for folder in (mark.parent, *mark.parent.parents) if not folder.exists()
+    ]  # innermost first
     if collectives.rank == 0:
         _tried("the run folder", lambda: _leave(mark), problems)
     collectives.barrier()
@@ -130,7 +150,10 @@ def _shared_folder(config: RunConfig | None, collectives: Collectives, problems:
             for folder in made:
                 folder.rmdir()
     elif not seen:
-        problems.append(f"{mark.parent} is not the run folder that rank 0 sees; put it on storage that all hosts share")
+        problems.append(
+            f"{mark.parent} is not the run folder that rank 0 sees; put it on storage that all "
+            "hosts share"
+        )
     return "shared" if seen else "NOT SHARED"
 
 
@@ -142,7 +165,9 @@ def _leave(mark: Path) -> None:
 def _places(config: RunConfig) -> dict[str, str]:
     data = config.data
     wanted = {"data.tokens": data.tokens, "data.images": data.images}
-    if config.checkpoint.upload and is_remote(config.checkpoint.upload):  # a folder is made by the first upload
+    if config.checkpoint.upload and is_remote(
+        config.checkpoint.upload
+    ):  # a folder is made by the first upload
         wanted["checkpoint.upload"] = config.checkpoint.upload
     wanted |= {f"data.mixture {i}": place for i, place in enumerate(data.mixture)}
     for name in ("tokenizer", "predictor", "addp"):

@@ -1,4 +1,5 @@
-"""A sign of life of each rank for whoever watches a run, and the end of a rank that gives none. Imports no torch."""
+"""A sign of life of each rank for whoever watches a run, and the end of a rank that gives none.
+Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,15 +15,18 @@ from trainer import records
 from trainer.run_folder import EXIT_HANG, RunFolder
 
 _PAUSE = 1.0  # seconds between writes within one section
-_LAST_WORDS = 5.0  # seconds for a rank that hangs to write down that it does: its storage may be why
+_LAST_WORDS = (
+    5.0  # seconds for a rank that hangs to write down that it does: its storage may be why
+)
 
 
 class Heartbeat:
     """RUN/heartbeats/rank-N.json: {"time", "section", "step", "host", "pid"}; use as a context.
 
-    The main thread beats, so that a rank that hangs falls silent. After `hang` seconds of silence (0: never) the rank
-    writes all its threads' stacks to standard error, an incident, and exits with 76. A rank that ends, however but by a
-    kill, leaves section "exit" with its "code" and "reason".
+    The main thread beats, so that a rank that hangs falls silent. After `hang` seconds of silence
+    (0: never) the rank writes all its threads' stacks to standard error, an incident, and exits
+    with 76. A rank that ends, however but by a kill, leaves section "exit" with its "code" and
+    "reason".
     """
 
     def __init__(self, folder: RunFolder, rank: int, hang: float) -> None:
@@ -63,9 +67,13 @@ class Heartbeat:
 
     def _write(self, more: dict[str, object]) -> None:
         record = {
-            "time": time.time(), "section": self.section, "step": self.step, "host": platform.node(),
-            "pid": os.getpid(), **more,
-        }  # fmt: skip
+            "time": time.time(),
+            "section": self.section,
+            "step": self.step,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            **more,
+        }
         records.replace(self._file, json.dumps(record).encode())
 
     def _watch(self) -> None:
@@ -73,7 +81,9 @@ class Heartbeat:
             silent = time.monotonic() - self._beaten
             if silent > self._hang:
                 # In a thread, since a console or a folder that hangs would keep us from the end.
-                writer = threading.Thread(target=self._leave_word, args=(round(silent),), daemon=True)
+                writer = threading.Thread(
+                    target=self._leave_word, args=(round(silent),), daemon=True
+                )
                 writer.start()
                 writer.join(_LAST_WORDS)
                 os._exit(EXIT_HANG)
@@ -82,5 +92,7 @@ class Heartbeat:
         records.say(f"error: no progress for {seconds} s in {self.section}; stacks follow")
         with suppress(OSError, ValueError):  # a console that is gone
             faulthandler.dump_traceback(all_threads=True)
-        self._folder.incident({"event": "hang", "section": self.section, "step": self.step, "seconds": seconds})
+        self._folder.incident(
+            {"event": "hang", "section": self.section, "step": self.step, "seconds": seconds}
+        )
         self.leave(EXIT_HANG, f"no progress for {seconds} s in {self.section}")

@@ -1,5 +1,5 @@
-"""How a rank ends by an error: first its words, then what may block, and that for seconds only. Storage, engine and
-networks may be why it ends, and who waits for it shall not wait long."""
+"""How a rank ends by an error: first its words, then what may block, and that for seconds only.
+Storage, engine and networks may be why it ends, and who waits for it shall not wait long."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _SECONDS = 8.0  # for closing; a store's lock is let go of within 5
 
 @contextmanager
 def hurry(code: int, words: Callable[[], str]) -> Iterator[None]:
-    """The body has seconds; then the process ends with `code`, and says `words()` before, if there are any."""
+    """The body has seconds; then the process ends with `code`, and says `words()` before, if there
+    are any."""
 
     def end() -> None:
         if line := words():
@@ -41,8 +42,8 @@ def plain(error: BaseException) -> str:
 
 
 def leave(function: Callable[[], Any]) -> NoReturn:
-    """Call it as `run_entry` does, and end this process at once: threads that wait for a store that does not answer,
-    and networks between ranks, would hold it up for minutes."""
+    """Call it as `run_entry` does, and end this process at once: threads that wait for a store that
+    does not answer, and networks between ranks, would hold it up for minutes."""
     code: Any = EXIT_CRASH
     try:
         run_entry(function)

@@ -1,6 +1,8 @@
-"""What a run knows of itself beside tensors: counters, statistics, true times, and which data it leaves out.
+"""What a run knows of itself beside tensors: counters, statistics, true times, and which data it
+leaves out.
 
-It is the same on all ranks, and a checkpoint carries it, so that a resumed run decides as the undisturbed one does.
+It is the same on all ranks, and a checkpoint carries it, so that a resumed run decides as the
+undisturbed one does.
 """
 
 from __future__ import annotations
@@ -23,11 +25,14 @@ def _or_nan(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-_Number = Annotated[float, BeforeValidator(_or_nan)]  # earlier versions wrote null where it was not finite
+_Number = Annotated[
+    float, BeforeValidator(_or_nan)
+]  # earlier versions wrote null where it was not finite
 
 
 class Row(BaseModel):
-    """One step since the last metric line: mean loss over all ranks, gradient norm, and whether it was applied."""
+    """One step since the last metric line: mean loss over all ranks, gradient norm, and whether it
+    was applied."""
 
     loss: _Number
     norm: _Number
@@ -35,9 +40,10 @@ class Row(BaseModel):
 
 
 class TrainerState(BaseModel):
-    """rows: steps since the last metric line. losses, norms: running statistics of applied steps. nonfinite: steps that
-    were not applied; in_a_row: the last ones of them. suspects: the last steps, if out of line. train_seconds: in steps
-    that count, lost_seconds: down, starting, and in steps that were done again. seen: wall clock of the checkpoint."""
+    """rows: steps since the last metric line. losses, norms: running statistics of applied steps.
+    nonfinite: steps that were not applied; in_a_row: the last ones of them. suspects: the last
+    steps, if out of line. train_seconds: in steps that count, lost_seconds: down, starting, and in
+    steps that were done again. seen: wall clock of the checkpoint."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
@@ -53,7 +59,8 @@ class TrainerState(BaseModel):
     seen: float = 0.0
 
     def started(self) -> None:
-        """A start of the run from this state: all since it was saved is lost. A clock that went back counts as 0."""
+        """A start of the run from this state: all since it was saved is lost. A clock that went
+        back counts as 0."""
         now = time.time()
         if self.seen:
             self.lost_seconds += max(0.0, now - self.seen)
@@ -62,7 +69,8 @@ class TrainerState(BaseModel):
 
 
 def read_rewinds(folder: RunFolder) -> list[dict[str, int]]:
-    """[{"step", "length"}]: from that step on, data lie so many steps further. Written before a rewind takes effect."""
+    """[{"step", "length"}]: from that step on, data lie so many steps further. Written before a
+    rewind takes effect."""
     try:
         content = read_file(folder.rewinds, _LARGEST, DataError)
     except FileNotFoundError:
@@ -71,7 +79,8 @@ def read_rewinds(folder: RunFolder) -> list[dict[str, int]]:
 
 
 def rewinds_on(store: Store) -> list[dict[str, int]]:
-    """As `read_rewinds`, of the store that a run uploads to, or of a run folder as a store. Raises StorageError."""
+    """As `read_rewinds`, of the store that a run uploads to, or of a run folder as a store. Raises
+    StorageError."""
     name = RunFolder("").rewinds.name
     try:
         content = store.read(name)
@@ -91,7 +100,8 @@ def _rewinds(content: bytes, where: str) -> list[dict[str, int]]:
         return [entry.model_dump() for entry in TypeAdapter(list[_Rewind]).validate_json(content)]
     except ValidationError as error:
         raise DataError(
-            f"{where} does not say which data were left out ({first_problem(error)}); restore it from a copy"
+            f"{where} does not say which data were left out ({first_problem(error)}); restore it "
+            "from a copy"
         ) from error
 
 
@@ -105,5 +115,6 @@ def data_step(rewinds: list[dict[str, int]], step: int) -> int:
 
 
 def rewinds_before(rewinds: list[dict[str, int]], step: int) -> list[dict[str, int]]:
-    """Those that the first `step` steps of a run know of: a checkpoint that knows others was trained on other data."""
+    """Those that the first `step` steps of a run know of: a checkpoint that knows others was
+    trained on other data."""
     return [entry for entry in rewinds if entry["step"] < step]

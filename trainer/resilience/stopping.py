@@ -1,4 +1,5 @@
-"""How a run is asked to stop: a signal, a STOP file, or a launcher that went away. Imports no torch."""
+"""How a run is asked to stop: a signal, a STOP file, or a launcher that went away. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -21,13 +22,16 @@ class Preempted(ADDPError):
 
 
 class StopRequest:
-    """Install before anything slow: a signal is then noticed at the next step border, never in the middle of a save.
+    """Install before anything slow: a signal is then noticed at the next step border, never in the
+    middle of a save.
 
     Rank 0 alone looks for the file; the ranks agree on what one of them has noticed."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._file = folder.stop
-        self._looks = os.environ.get("RANK", "0") == "0"  # other hosts may still see a file that is gone
+        self._looks = (
+            os.environ.get("RANK", "0") == "0"
+        )  # other hosts may still see a file that is gone
         self._reason: str | None = None
         self._launcher = _launcher_chain()
         self._looked = 0.0
@@ -61,8 +65,8 @@ def _parent(pid: int) -> int | None:
 def _launcher_chain() -> list[tuple[int, int | None]]:
     """(process, its parent) up from here as far as the processes belong to a launcher.
 
-    The deepspeed launcher is two processes. Where the outer one is killed, nobody signals the ranks, which would run on
-    unseen; where the inner one is, `deepspeed` exits with 0.
+    The deepspeed launcher is two processes. Where the outer one is killed, nobody signals the
+    ranks, which would run on unseen; where the inner one is, `deepspeed` exits with 0.
     """
     chain: list[tuple[int, int | None]] = []
     pid = os.getpid()
@@ -73,7 +77,10 @@ def _launcher_chain() -> list[tuple[int, int | None]]:
             command = Path(f"/proc/{parent}/cmdline").read_bytes()
         except OSError:
             break
-        if not any(word in command for word in (b"deepspeed.launcher.launch", b"torch.distributed", b"torchrun")):
+        if not any(
+            word in command
+            for word in (b"deepspeed.launcher.launch", b"torch.distributed", b"torchrun")
+        ):
             break
         assert parent is not None
         pid = parent

@@ -1,6 +1,6 @@
-"""No thread of a run ends unseen: one that dies of an error that it does not handle is an incident, and where the run
-cannot do without it, the run saves and ends. What an executor's threads raise stands in its futures, which are looked
-at by those who made them. Imports no torch."""
+"""No thread of a run ends unseen: one that dies of an error that it does not handle is an incident,
+and where the run cannot do without it, the run saves and ends. What an executor's threads raise
+stands in its futures, which are looked at by those who made them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -35,11 +35,17 @@ class ThreadWatch:
         error = end.exc_value or end.exc_type()
         rank = int(os.environ.get("RANK", 0))
         trace = leave_trace(error, self._folder.trace(rank))
-        self._folder.incident({
-            "event": "thread died", "thread": name, "error": unexpected(error, None),
-            "trace": str(trace or "on standard error"),
-        })  # fmt: skip
+        self._folder.incident(
+            {
+                "event": "thread died",
+                "thread": name,
+                "error": unexpected(error, None),
+                "trace": str(trace or "on standard error"),
+            }
+        )
         reason = f"the thread {name} died: {unexpected(error, trace)}"
         records.say(f"{self._folder.path.name}: {reason}")
         if name in NEEDED:
-            self.lost = self.lost or ADDPError(f"{reason}. The run cannot do without it; start it again to go on")
+            self.lost = self.lost or ADDPError(
+                f"{reason}. The run cannot do without it; start it again to go on"
+            )

@@ -20,11 +20,26 @@ def test_bench(tokens: Path) -> None:
     done = addp("data", "bench", tokens, "--global-batch", "16", "--seconds", "0.5", "--json")
     assert done.code == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["samples_per_second"] > 1000 and found["first_batch_ms"] > 0 and found["epochs"] > 1
+    assert (
+        found["samples_per_second"] > 1000 and found["first_batch_ms"] > 0 and found["epochs"] > 1
+    )
 
 
 def test_order_names_the_images_of_a_step(tokens: Path, images: Path) -> None:
-    done = addp("data", "order", tokens, "--step", "9", "--global-batch", "16", "--count", "5", "--seed", "3", "--json")
+    done = addp(
+        "data",
+        "order",
+        tokens,
+        "--step",
+        "9",
+        "--global-batch",
+        "16",
+        "--count",
+        "5",
+        "--seed",
+        "3",
+        "--json",
+    )
     assert done.code == 0, done.stderr
     found = json.loads(done.stdout)
     reader = TokenLoader(tokens, global_batch=16, seed=3, options=LoaderOptions())
@@ -39,14 +54,29 @@ def test_order_names_the_images_of_a_step(tokens: Path, images: Path) -> None:
 
 def test_preview(tokens: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     page = tmp_path / "out" / "preview.png"
-    arguments = ("data", "preview", tokens, "--global-batch", "16", "--count", "9", "--zoom", "2", "--page")
+    arguments = (
+        "data",
+        "preview",
+        tokens,
+        "--global-batch",
+        "16",
+        "--count",
+        "9",
+        "--zoom",
+        "2",
+        "--page",
+    )
     done = addp(*arguments, page, "--tokenizer", tokenizer_file)
     assert done.code == 0, done.stderr
     assert Image.open(page).size == (3 * 34 + 2, 3 * 34 + 2)
     missing = addp("data", "bench", tmp_path)
     assert missing.code == 1 and "is no finished token data set" in missing.stderr
     unknown = addp(*arguments, tmp_path / "x" / "preview.xyz", "--tokenizer", tokenizer_file)
-    assert unknown.code == 78 and "must end in .png" in unknown.stderr and not (tmp_path / "x").exists()
+    assert (
+        unknown.code == 78
+        and "must end in .png" in unknown.stderr
+        and not (tmp_path / "x").exists()
+    )
 
 
 def make_run(place: Path | str, **sections: object) -> str:
@@ -61,23 +91,41 @@ MAGE = {"objective": "mage", "seed": 5, "batch": {"global_batch": 8, "micro": 2}
 
 @pytest.mark.parametrize("on_store", [False, True])
 def test_a_run_says_what_is_read(
-    on_store: bool, tokens: Path, tokenizer_file: Path, tmp_path: Path, request: pytest.FixtureRequest
+    on_store: bool,
+    tokens: Path,
+    tokenizer_file: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Data set, batch, seed and window; rewinds too, and options that are given win."""
     place = request.getfixturevalue("bucket") + "/run" if on_store else tmp_path / "run"
     data = {"tokens": str(tokens), "window": 2, "tail": "pad"}
     run = make_run(place, **MAGE, data=data, tokenizer={"weights": str(tokenizer_file)})
-    open_store(place).create("rewinds.json", b'[{"step": 4, "length": 3}, {"step": 20, "length": 1}]')
+    open_store(place).create(
+        "rewinds.json", b'[{"step": 4, "length": 3}, {"step": 20, "length": 1}]'
+    )
 
-    reader = TokenLoader(tokens, global_batch=8, seed=5, options=LoaderOptions(window=2, tail="pad"))
+    reader = TokenLoader(
+        tokens, global_batch=8, seed=5, options=LoaderOptions(window=2, tail="pad")
+    )
     for step, read in ((3, 3), (4, 7), (19, 22), (20, 24)):
-        found = json.loads(addp("data", "order", "--run", run, "--step", step, "--count", 8, "--json").stdout)
-        assert [entry.get("label", 0) for entry in found] == reader.batch(read, 0, 8).labels.tolist()
+        found = json.loads(
+            addp("data", "order", "--run", run, "--step", step, "--count", 8, "--json").stdout
+        )
+        assert [entry.get("label", 0) for entry in found] == reader.batch(
+            read, 0, 8
+        ).labels.tolist()
         assert found[0].get("data_step", step) == read
     reader.close()
 
-    other = json.loads(addp("data", "order", tokens, "--step", 7, "--global-batch", 8, "--json").stdout)
-    given = json.loads(addp("data", "order", "--run", run, "--step", 4, "--seed", 0, "--window", 16, "--json").stdout)
+    other = json.loads(
+        addp("data", "order", tokens, "--step", 7, "--global-batch", 8, "--json").stdout
+    )
+    given = json.loads(
+        addp(
+            "data", "order", "--run", run, "--step", 4, "--seed", 0, "--window", 16, "--json"
+        ).stdout
+    )
     assert given[0]["row"] == other[0]["row"] and given[0]["shard"] == other[0]["shard"]
 
     page = tmp_path / "page.png"
@@ -109,5 +157,10 @@ def test_what_says_not_what_is_read(tokens: Path, tmp_path: Path) -> None:
     assert none.code == 78 and "has no config.resolved.yaml" in none.stderr
     images = addp("data", "bench", "--run", make_run(tmp_path / "run", objective="tokenizer"))
     assert images.code == 78 and "reads no token data set" in images.stderr
-    unnamed = addp("data", "preview", "--run", make_run(tmp_path / "mage", **MAGE, data={"tokens": str(tokens)}))
+    unnamed = addp(
+        "data",
+        "preview",
+        "--run",
+        make_run(tmp_path / "mage", **MAGE, data={"tokens": str(tokens)}),
+    )
     assert unnamed.code == 78 and "give --tokenizer FILE" in unnamed.stderr

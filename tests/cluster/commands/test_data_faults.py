@@ -1,5 +1,5 @@
-"""One error for one fault of a data set, whichever command reads it: a run's start, its check and plan, an evaluation,
-and all that looks at data."""
+"""One error for one fault of a data set, whichever command reads it: a run's start, its check and
+plan, an evaluation, and all that looks at data."""
 
 from __future__ import annotations
 
@@ -42,20 +42,33 @@ def _token_65535(content: np.ndarray) -> None:
 
 # What is harmed, what everyone says, and whether the manifest alone tells.
 FAULTS: dict[str, tuple[Callable[[Path], Any], str, bool]] = {
-    "no shards": (lambda data: edit(data / MANIFEST, lambda c: c.update(shards=[])), "data set: shards: ", True),
+    "no shards": (
+        lambda data: edit(data / MANIFEST, lambda c: c.update(shards=[])),
+        "data set: shards: ",
+        True,
+    ),
     "a name out of the folder": (
-        lambda data: edit(data / MANIFEST, lambda c: c["shards"][0].update(name="../x")), "shards.0.name: ", True,
+        lambda data: edit(data / MANIFEST, lambda c: c["shards"][0].update(name="../x")),
+        "shards.0.name: ",
+        True,
     ),
     "a FIFO for dataset.json": (
-        lambda data: ((data / MANIFEST).unlink(), os.mkfifo(data / MANIFEST)), "dataset.json is no regular file", True,
+        lambda data: ((data / MANIFEST).unlink(), os.mkfifo(data / MANIFEST)),
+        "dataset.json is no regular file",
+        True,
     ),
     "FIFOs for shards": (_every_shard(os.mkfifo), "is no regular file", False),
     "shards elsewhere": (
         _every_shard(lambda shard: shard.symlink_to(shard.parent.parent / "away" / shard.name)),
-        "is a link out of", False,
+        "is a link out of",
+        False,
     ),
-    "a token beyond the codebook": (lambda data: rewrite_shard(data, _token_65535), "beyond the codebook (16)", False),
-}  # fmt: skip
+    "a token beyond the codebook": (
+        lambda data: rewrite_shard(data, _token_65535),
+        "beyond the codebook (16)",
+        False,
+    ),
+}
 
 
 def _first_batch(run: RunConfig) -> None:
@@ -64,17 +77,21 @@ def _first_batch(run: RunConfig) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_command_says_the_same(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_says_the_same(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     data = copied(tmp_path)
     (tmp_path / "away").mkdir()
     harm, says, by_manifest = FAULTS[fault]
     harm(data)
     commands: list[tuple[object, ...]] = [
-        ("tokenize", "verify", data), ("tokenize", "inspect", data),
-        ("data", "bench", data, "--seconds", "0.1", *_BATCH), ("data", "order", data, "--step", "0", *_BATCH),
+        ("tokenize", "verify", data),
+        ("tokenize", "inspect", data),
+        ("data", "bench", data, "--seconds", "0.1", *_BATCH),
+        ("data", "order", data, "--step", "0", *_BATCH),
         ("data", "preview", data, "--tokenizer", "tokenizer.safetensors", *_BATCH),
-    ]  # fmt: skip
+    ]
     if by_manifest:
         commands += [("plan", "run.yaml", "--gpus", "1"), ("tokenize", "finalize", data)]
         with pytest.raises(DataError) as evaluated:
@@ -84,10 +101,15 @@ def test_every_command_says_the_same(fault: str, tmp_path: Path, monkeypatch: py
         if fault == "a FIFO for dataset.json" and command[1] == "finalize":
             continue  # it is about to write that file
         called = addp(*command)
-        assert called.code == 1 and says in called.stderr and len(called.stderr.splitlines()) == 1, (command, called)
+        assert (
+            called.code == 1 and says in called.stderr and len(called.stderr.splitlines()) == 1
+        ), (command, called)
     run = load_config("run.yaml", ["batch.global_batch=8", "batch.micro=8"])
     with pytest.raises(DataError) as trained:
         _first_batch(run)
     assert says in str(trained.value)
-    found = {check.name: check for check in check_run(Path("run.yaml"), ["batch.global_batch=8", "batch.micro=8"], 1)}
+    found = {
+        check.name: check
+        for check in check_run(Path("run.yaml"), ["batch.global_batch=8", "batch.micro=8"], 1)
+    }
     assert found["data"].state == "FAILED" and says in found["data"].text

@@ -33,33 +33,52 @@ ROWS = 6  # 120 images in 20 shards
 
 
 @pytest.fixture(scope="module")
-def whole(images: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def whole(
+    images: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
     """What an undisturbed run on a folder gives."""
     return undisturbed(images, str(tmp_path_factory.mktemp("whole") / "out"), tokenizer_file, ROWS)
 
 
 def plan(images: Path, out: str, weights: Path) -> None:
-    succeed("plan", str(images), out, "--tokenizer", str(weights), "--views", "2", "--rows", str(ROWS))
+    succeed(
+        "plan", str(images), out, "--tokenizer", str(weights), "--views", "2", "--rows", str(ROWS)
+    )
 
 
 def test_the_whole_road_on_s3(
-    images: Path, tokenizer_file: Path, whole: dict[str, bytes], bucket: str, s3_port: int, tmp_path: Path
+    images: Path,
+    tokenizer_file: Path,
+    whole: dict[str, bytes],
+    bucket: str,
+    s3_port: int,
+    tmp_path: Path,
 ) -> None:
     for image in images.rglob("*.png"):
-        open_store(f"{bucket}/images").create(image.relative_to(images).as_posix(), image.read_bytes())
+        open_store(f"{bucket}/images").create(
+            image.relative_to(images).as_posix(), image.read_bytes()
+        )
     out, weights = f"{bucket}/tokens", ("--tokenizer", str(tokenizer_file))
-    planned = succeed("plan", f"{bucket}/images", out, *weights, "--views", "2", "--rows", str(ROWS))
+    planned = succeed(
+        "plan", f"{bucket}/images", out, *weights, "--views", "2", "--rows", str(ROWS)
+    )
     assert planned["images"] == 120 and planned["shards"] == 20 and planned["classes"] == 3
     assert succeed("run", out, *weights, "--shards", "1/3")["made"] == 7
     status = succeed("status", out)
     assert (status["done"], status["missing"], status["first_missing"][0]) == (7, 13, 0)
     incomplete = tokenize("finalize", out)
-    assert incomplete.returncode != 0 and "13 of 20 shards are missing (0, 2, 3" in incomplete.stderr
-    assert succeed("run", out, *weights)["made"] == 13 and succeed("run", out, *weights)["made"] == 0
+    assert (
+        incomplete.returncode != 0 and "13 of 20 shards are missing (0, 2, 3" in incomplete.stderr
+    )
+    assert (
+        succeed("run", out, *weights)["made"] == 13 and succeed("run", out, *weights)["made"] == 0
+    )
     finalized = succeed("finalize", out)
     assert finalized["rows"] == 120 and succeed("status", out)["finalized"]
     assert succeed("verify", out)["sound"]
-    for name, content in contents(open_store(out)).items():  # the same bytes as on a folder; plan.json names its source
+    for name, content in contents(
+        open_store(out)
+    ).items():  # the same bytes as on a folder; plan.json names its source
         assert name == "plan.json" or content == whole[name]
 
     url = client(s3_port).generate_presigned_url(
@@ -67,16 +86,24 @@ def test_the_whole_road_on_s3(
     )
     samples = list(webdataset.WebDataset(f"pipe:curl -s '{url}'", shardshuffle=False).decode())
     assert len(samples) == ROWS and samples[0]["tokens.npy"].shape == (2, 16)
-    listed = subprocess.run(["tar", "tv"], input=whole["tokens-000003.tar"], capture_output=True, check=True)
+    listed = subprocess.run(
+        ["tar", "tv"], input=whole["tokens-000003.tar"], capture_output=True, check=True
+    )
     assert listed.stdout.count(b".tokens.npy") == ROWS and not listed.stderr
 
     page = tmp_path / "page" / "inspect.png"
     seen = succeed("inspect", out, *weights, "--page", str(page), "--shards", "0")
-    assert seen["rows"] == 120 and seen["read"]["smallest_class"] == 40 and seen["read"]["codes_used"] > 1
+    assert (
+        seen["rows"] == 120
+        and seen["read"]["smallest_class"] == 40
+        and seen["read"]["codes_used"] > 1
+    )
     assert Image.open(page).size[0] > 800
     shown = CliRunner().invoke(app, ["inspect", out, "--page", str(page), "--shards", "0"])
     lines = [line.rstrip() for line in shown.output.splitlines()]
-    assert "images     120  100.0 % of 120 planned" in lines and "quarantined    0  0.0 %" in lines, lines
+    assert (
+        "images     120  100.0 % of 120 planned" in lines and "quarantined    0  0.0 %" in lines
+    ), lines
     assert "classes        3  40 to 40 images each" in lines and "  ellipse     40  33.3 %" in lines
 
 
@@ -93,7 +120,9 @@ def test_a_damaged_shard_is_found(whole: dict[str, bytes], tmp_path: Path) -> No
 
 def test_overhead_in_bytes(whole: dict[str, bytes], tmp_path: Path) -> None:
     manifest = json.loads(whole["dataset.json"])
-    assert manifest["stride"] == 512 * 4  # small tokens: the two members' headers and paddings are all there is
+    assert (
+        manifest["stride"] == 512 * 4
+    )  # small tokens: the two members' headers and paddings are all there is
     from data_pipeline.shards.format import Layout
 
     assert Layout(10, 256).stride <= 1.4 * 10 * 512
@@ -105,7 +134,10 @@ def test_two_jobs_race_on_one_plan(
     out = str(tmp_path / "out")
     plan(images, out, tokenizer_file)
     run = command("run", out, "--tokenizer", str(tokenizer_file), "--json")
-    racers = [subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    racers = [
+        subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     results = [racer.communicate(timeout=200) for racer in racers]
     assert [r.returncode for r in racers] == [0, 0], results
     made = [json.loads(text)["made"] for text, _ in results]
@@ -116,9 +148,14 @@ def test_two_jobs_race_on_one_plan(
 
 @pytest.mark.parametrize("place", ["folder", "s3"])
 def test_killed_at_random_moments(
-    images: Path, tokenizer_file: Path, whole: dict[str, bytes], tmp_path: Path, proxy: FaultProxy, place: str,
+    images: Path,
+    tokenizer_file: Path,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    proxy: FaultProxy,
+    place: str,
     request: pytest.FixtureRequest,
-) -> None:  # fmt: skip
+) -> None:
     """The short form of test_tokenize_chaos.py."""
     out, env = str(tmp_path / "out"), {}
     if place == "s3":
@@ -134,7 +171,8 @@ def test_killed_at_random_moments(
 def test_faults_on_the_wire(
     images: Path, tokenizer_file: Path, whole: dict[str, bytes], bucket: str, proxy: FaultProxy
 ) -> None:
-    """The job ends right, or with one line that names the fault; what is visible is always whole."""
+    """The job ends right, or with one line that names the fault; what is visible is always
+    whole."""
     out = f"{bucket}/out"
     plan(images, out, tokenizer_file)
     run = ("run", out, "--tokenizer", str(tokenizer_file), "--json")
@@ -143,8 +181,12 @@ def test_faults_on_the_wire(
 
     def fails(words: str) -> None:
         done = tokenize(*run, env=env)
-        assert done.returncode == 74 and done.stderr.count("error:") == 1 and words in done.stderr, done.stderr
-        assert "Traceback" not in done.stderr and SECRET not in done.stderr and KEY not in done.stderr
+        assert (
+            done.returncode == 74 and done.stderr.count("error:") == 1 and words in done.stderr
+        ), done.stderr
+        assert (
+            "Traceback" not in done.stderr and SECRET not in done.stderr and KEY not in done.stderr
+        )
         visible_shards_are_whole(store, whole)
 
     proxy.refuse = True
@@ -158,7 +200,9 @@ def test_faults_on_the_wire(
     proxy.heal()
     env = environment(proxy.port)
     proxy.busy_probability, proxy.cut_after, proxy.cut_probability = 0.1, 1500, 0.3
-    for _ in range(8):  # a storm that retries get through; now and then they do not, and the job is run again
+    for _ in range(
+        8
+    ):  # a storm that retries get through; now and then they do not, and the job is run again
         done = tokenize(*run, env=env)
         assert done.returncode in (0, 74), done.stderr
         visible_shards_are_whole(store, whole)
@@ -172,9 +216,18 @@ def test_faults_on_the_wire(
 
 def test_wrong_keys(images: Path, tokenizer_file: Path, bucket: str, s3_port: int) -> None:
     env = environment(s3_port, AWS_SECRET_ACCESS_KEY="wrong-secret")
-    done = tokenize("plan", str(images), f"{bucket}/out", "--tokenizer", str(tokenizer_file), env=env)
-    assert done.returncode == 74 and "access denied (SignatureDoesNotMatch); check the credentials" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1 and "wrong-secret" not in done.stderr and KEY not in done.stderr
+    done = tokenize(
+        "plan", str(images), f"{bucket}/out", "--tokenizer", str(tokenizer_file), env=env
+    )
+    assert (
+        done.returncode == 74
+        and "access denied (SignatureDoesNotMatch); check the credentials" in done.stderr
+    )
+    assert (
+        len(done.stderr.strip().splitlines()) == 1
+        and "wrong-secret" not in done.stderr
+        and KEY not in done.stderr
+    )
     assert not list(open_store(bucket).list())
 
 
@@ -192,22 +245,44 @@ def test_bad_images(images: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((1, 50), np.uint8)).save(copy / "thin.png")
     out, weights = str(tmp_path / "out"), ("--tokenizer", str(tokenizer_file))
     succeed("plan", str(copy.parent), out, *weights, "--views", "2", "--rows", "8")
-    unmounted = tokenize("run", out, *weights, "--source", str(tmp_path / "none"), "--shards", "1/3")
-    assert unmounted.returncode == 74 and "none: none of the 16 planned images that were looked" in unmounted.stderr
+    unmounted = tokenize(
+        "run", out, *weights, "--source", str(tmp_path / "none"), "--shards", "1/3"
+    )
+    assert (
+        unmounted.returncode == 74
+        and "none: none of the 16 planned images that were looked" in unmounted.stderr
+    )
     strict = tokenize("run", out, *weights, "--on-bad-image", "fail")
-    assert strict.returncode == 1 and strict.stderr.startswith("error: cannot read the image odd/"), strict.stderr
+    assert strict.returncode == 1 and strict.stderr.startswith(
+        "error: cannot read the image odd/"
+    ), strict.stderr
     stopped = tokenize("run", out, *weights)
-    assert stopped.returncode == 1 and "of 36 images cannot be read, more than the limit 1.0%" in stopped.stderr
-    done = tokenize("run", out, *weights, "--bad-limit", "0.2", "--json", env={"ADDP_PROGRESS_SECONDS": "0.01"})
-    assert done.returncode == 0 and re.search(r"^tokenizing: \d+ of \d+ images", done.stderr, re.MULTILINE)
+    assert (
+        stopped.returncode == 1
+        and "of 36 images cannot be read, more than the limit 1.0%" in stopped.stderr
+    )
+    done = tokenize(
+        "run", out, *weights, "--bad-limit", "0.2", "--json", env={"ADDP_PROGRESS_SECONDS": "0.01"}
+    )
+    assert done.returncode == 0 and re.search(
+        r"^tokenizing: \d+ of \d+ images", done.stderr, re.MULTILINE
+    )
     made = json.loads(done.stdout)
     assert (made["missing"], made["planned"], made["stored"], made["quarantined"]) == (0, 36, 32, 4)
     status = succeed("status", out)
     assert (status["images"], status["stored"], status["quarantined"]) == (36, 32, 4)
     refused = tokenize("finalize", out)
-    assert refused.returncode == 1 and "4 of 36 images cannot be read, more than the limit" in refused.stderr
-    assert "36 images planned, 32 stored, 4 quarantined" in tokenize("finalize", out, "--bad-limit", "0.2").stdout
-    assert tokenize("verify", out).stdout.startswith(f"{out}: 36 images planned, 32 stored, 4 quarantined; 5 shards")
+    assert (
+        refused.returncode == 1
+        and "4 of 36 images cannot be read, more than the limit" in refused.stderr
+    )
+    assert (
+        "36 images planned, 32 stored, 4 quarantined"
+        in tokenize("finalize", out, "--bad-limit", "0.2").stdout
+    )
+    assert tokenize("verify", out).stdout.startswith(
+        f"{out}: 36 images planned, 32 stored, 4 quarantined; 5 shards"
+    )
     reasons = {q.id: q.reason for q in read_manifest(out).quarantined}
     assert sorted(reasons) == ["odd/bomb.png", "odd/cut.png", "odd/link.png", "odd/text.png"]
     assert "bomb" in reasons["odd/bomb.png"] and "gone" in reasons["odd/link.png"]
@@ -217,9 +292,12 @@ def test_a_watcher_sees_a_running_job(images: Path, tokenizer_file: Path, tmp_pa
     out = str(tmp_path / "out")
     plan(images, out, tokenizer_file)
     watcher = subprocess.Popen(
-        command("status", out, "--watch", "--every", "0.1", "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env={**os.environ, "ADDP_PROGRESS_SECONDS": "0.01"},
-    )  # fmt: skip
+        command("status", out, "--watch", "--every", "0.1", "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "ADDP_PROGRESS_SECONDS": "0.01"},
+    )
     assert watcher.stdout is not None and json.loads(watcher.stdout.readline())["missing"] == 20
     succeed("run", out, "--tokenizer", str(tokenizer_file), "--finalize")
     output, progress = watcher.communicate(timeout=120)
@@ -234,19 +312,28 @@ def test_a_watcher_sees_a_running_job(images: Path, tokenizer_file: Path, tmp_pa
         (("status", "none"), "holds no plan"),
         (("verify", "none"), "is no finished token data set"),
         (("plan", "none", "out", "--tokenizer", "W"), "there is no folder none"),
-        (("plan", "P", "out", "--tokenizer", "gone.safetensors"), "there is no weights file gone.safetensors"),
+        (
+            ("plan", "P", "out", "--tokenizer", "gone.safetensors"),
+            "there is no weights file gone.safetensors",
+        ),
         (("plan", "P", "out", "--tokenizer", "W", "--class-names", "W2"), "cannot read"),
         (("plan", "P", "gs://x", "--tokenizer", "W"), "this scheme is not known"),
     ],
 )
 def test_mistakes(
-    arguments: tuple[str, ...], words: str, images: Path, tokenizer_file: Path, tmp_path: Path,
+    arguments: tuple[str, ...],
+    words: str,
+    images: Path,
+    tokenizer_file: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.chdir(tmp_path)
     done = tokenize(*({"W": str(tokenizer_file), "P": str(images)}.get(a, a) for a in arguments))
-    assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr, (
+        done.stderr
+    )
     assert not list(tmp_path.iterdir())
 
 

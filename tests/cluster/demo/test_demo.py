@@ -1,4 +1,5 @@
-"""The demo's whole road at a thousandth of its length, on the user's own images, interrupted once."""
+"""The demo's whole road at a thousandth of its length, on the user's own images, interrupted
+once."""
 
 from __future__ import annotations
 
@@ -22,9 +23,13 @@ def test_interrupted_demo_goes_on_to_its_report(images: Path, tmp_path: Path) ->
     out = tmp_path / "demo"
     command = [*COMMAND, "--images", str(images), "--out", str(out)]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
-    )  # fmt: skip
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a test run in the background ignores it
+    )
     deadline = time.monotonic() + 200
     while not RunFolder(out / "tokenizer").metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -37,10 +42,20 @@ def test_interrupted_demo_goes_on_to_its_report(images: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
     page = (out / "report.html").read_text()
     assert str((out / "report.html").resolve()) in done.stdout
-    assert not re.search(r'(src|href)="(?!data:|#)', page) and page.count("data:image/png;base64,") == 5
-    for name in ("reconstruction PSNR", "codebook in use", "predictor, masked tokens", "linear probe, trained encoder"):
+    assert (
+        not re.search(r'(src|href)="(?!data:|#)', page)
+        and page.count("data:image/png;base64,") == 5
+    )
+    for name in (
+        "reconstruction PSNR",
+        "codebook in use",
+        "predictor, masked tokens",
+        "linear probe, trained encoder",
+    ):
         assert name in page and name in done.stdout
-    assert "MISSED" in done.stdout  # a hundredth of the training cannot reach the figures, and says so
+    assert (
+        "MISSED" in done.stdout
+    )  # a hundredth of the training cannot reach the figures, and says so
     (grid,) = (out / "addp" / "evaluation").glob("step-*/samples.png")
     assert Image.open(grid).size == (8 * 98 + 2, 8 * 98 + 2)
 
@@ -50,7 +65,10 @@ def test_interrupted_demo_goes_on_to_its_report(images: Path, tmp_path: Path) ->
     other = tmp_path / "other"
     shutil.copytree(images, other)
     refused = subprocess.run(
-        [*COMMAND, "--images", str(other), "--out", str(out)], capture_output=True, text=True, check=False
+        [*COMMAND, "--images", str(other), "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert refused.returncode == 78 and "holds a demo on" in refused.stderr
 

@@ -1,4 +1,5 @@
-"""The Ray engine on a real cluster of two nodes on this machine, with a worker and a node killed on the way."""
+"""The Ray engine on a real cluster of two nodes on this machine, with a worker and a node killed on
+the way."""
 
 from __future__ import annotations
 
@@ -14,7 +15,14 @@ import psutil
 import pytest
 
 from data_pipeline.storage import open_store
-from tests.cluster.sharding_jobs import command, contents, succeed, tokenize, undisturbed, visible_shards_are_whole
+from tests.cluster.sharding_jobs import (
+    command,
+    contents,
+    succeed,
+    tokenize,
+    undisturbed,
+    visible_shards_are_whole,
+)
 
 ROWS = 1  # 120 shards: the job is still at work when its node is killed
 NODES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
@@ -48,20 +56,48 @@ def test_a_killed_worker_and_a_killed_node_lose_nothing(
 ) -> None:
     whole = undisturbed(images, str(tmp_path / "whole"), tokenizer_file, ROWS)
     for run in range(runs):
-        disturbed(cluster, whole, str(tmp_path / f"out-{run}"), images, tokenizer_file, random.Random(run))
+        disturbed(
+            cluster, whole, str(tmp_path / f"out-{run}"), images, tokenizer_file, random.Random(run)
+        )
 
 
 def disturbed(
-    cluster: object, whole: dict[str, bytes], out: str, images: Path, tokenizer_file: Path, chance: random.Random
+    cluster: object,
+    whole: dict[str, bytes],
+    out: str,
+    images: Path,
+    tokenizer_file: Path,
+    chance: random.Random,
 ) -> None:
     """One job on a head of one slot and a node of one slot; a worker is killed, then the node."""
-    succeed("plan", str(images), out, "--tokenizer", str(tokenizer_file), "--views", "2", "--rows", str(ROWS))
+    succeed(
+        "plan",
+        str(images),
+        out,
+        "--tokenizer",
+        str(tokenizer_file),
+        "--views",
+        "2",
+        "--rows",
+        str(ROWS),
+    )
     node = cluster.add_node(num_cpus=1)  # type: ignore[attr-defined]
     store = open_store(out)
     run = command(
-        "run", out, "--tokenizer", str(tokenizer_file), "--engine", "ray",
-        "--ray-address", cluster.address, "--device", "cpu", "--batch", "4", "--finalize",  # type: ignore[attr-defined]
-    )  # fmt: skip
+        "run",
+        out,
+        "--tokenizer",
+        str(tokenizer_file),
+        "--engine",
+        "ray",
+        "--ray-address",
+        cluster.address,
+        "--device",
+        "cpu",
+        "--batch",
+        "4",
+        "--finalize",  # type: ignore[attr-defined]
+    )
     process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90
     while not workers() and process.poll() is None and time.monotonic() < deadline:
@@ -82,10 +118,17 @@ def disturbed(
 
 def test_mistakes_are_told_as_elsewhere(images: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    succeed("plan", str(images), out, "--tokenizer", str(tokenizer_file), "--rows", "60", "--views", "2")
+    succeed(
+        "plan", str(images), out, "--tokenizer", str(tokenizer_file), "--rows", "60", "--views", "2"
+    )
     run = ("run", out, "--tokenizer", str(tokenizer_file), "--engine", "ray", "--device", "cpu")
     done = tokenize(*run, "--source", str(tmp_path / "gone"), env=NODES)
-    assert done.returncode == 74 and "gone: none of the 8 planned images that were looked for" in done.stderr
+    assert (
+        done.returncode == 74
+        and "gone: none of the 8 planned images that were looked for" in done.stderr
+    )
     assert "Traceback" not in done.stderr and not list(open_store(out).list("parts/"))
     done = tokenize(*run, "--ray-address", "127.0.0.1:1", env=NODES)
-    assert done.returncode == 78 and "there is no Ray cluster at 127.0.0.1:1" in done.stderr, done.stderr
+    assert done.returncode == 78 and "there is no Ray cluster at 127.0.0.1:1" in done.stderr, (
+        done.stderr
+    )

@@ -67,9 +67,11 @@ def test_unreadable(tmp_path: Path) -> None:
     whole = tmp_path / "whole.png"
     Image.effect_noise((64, 64), 50).save(whole)
     cases = {
-        "empty.png": (b"", "empty file"), "text.png": (b"no image", "cannot identify"),
-        "cut.png": (whole.read_bytes()[:900], "truncated"), "gone.png": (None, "gone since it was listed"),
-    }  # fmt: skip
+        "empty.png": (b"", "empty file"),
+        "text.png": (b"no image", "cannot identify"),
+        "cut.png": (whole.read_bytes()[:900], "truncated"),
+        "gone.png": (None, "gone since it was listed"),
+    }
     for name, (content, reason) in cases.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
@@ -77,12 +79,19 @@ def test_unreadable(tmp_path: Path) -> None:
             read(tmp_path / name)
         assert reason in caught.value.reason and str(tmp_path) not in caught.value.reason
     sent = pickle.loads(pickle.dumps(caught.value))
-    assert (str(sent), sent.reason) == (str(caught.value), caught.value.reason)  # engines send it between processes
+    assert (str(sent), sent.reason) == (
+        str(caught.value),
+        caught.value.reason,
+    )  # engines send it between processes
 
 
 @pytest.mark.parametrize("where", ["folder", "s3"])
-def test_another_file_than_was_listed(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    store = LocalStore(tmp_path) if where == "folder" else open_store(request.getfixturevalue("bucket"))
+def test_another_file_than_was_listed(
+    where: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    store = (
+        LocalStore(tmp_path) if where == "folder" else open_store(request.getfixturevalue("bucket"))
+    )
     for content in (jpeg(0), b""):
         store.replace("x.jpg", content)
         size = len(content)
@@ -97,14 +106,20 @@ def test_another_file_than_was_listed(where: str, tmp_path: Path, request: pytes
 def test_bounds(tmp_path: Path) -> None:
     """In bytes, before they are read, and in pixels, before they are decoded."""
     Image.new("1", (10_000, 9_000)).save(tmp_path / "bomb.png")  # 11 kB, just above the limit
-    with pytest.raises(BadImage, match=r"10000 x 9000 pixels, more than .* 89,478,485: a decompression bomb"):
+    with pytest.raises(
+        BadImage, match=r"10000 x 9000 pixels, more than .* 89,478,485: a decompression bomb"
+    ):
         read(tmp_path / "bomb.png")
     with (tmp_path / "long.jpg").open("wb") as file:
         file.write(jpeg(0))
         file.truncate(2**40)
-    with pytest.raises(BadImage, match="1,099,511,627,776 bytes, more than the limit of 67,108,864"):
+    with pytest.raises(
+        BadImage, match="1,099,511,627,776 bytes, more than the limit of 67,108,864"
+    ):
         read(tmp_path / "long.jpg")
-    with pytest.raises(BadImage, match="more than 99 bytes, but 99 when"):  # it has grown since it was listed
+    with pytest.raises(
+        BadImage, match="more than 99 bytes, but 99 when"
+    ):  # it has grown since it was listed
         read_image(LocalStore(tmp_path), ImageEntry("long.jpg", 0, "long.jpg", 99))
     with pytest.raises(DataError, match="more than the limit"):
         decode_image(bytes(2**26 + 1))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.images.location import absolute, locate, images_store, tars_in
+from data_pipeline.images.location import absolute, images_store, locate, tars_in
 from data_pipeline.images.sources import open_source
 from data_pipeline.storage import ObjectMissing, StorageError, open_store
 from model.errors import DataError
@@ -41,8 +41,13 @@ def test_on_s3(bucket: str) -> None:
     for name in ("p/a-0.tar", "p/a-1.tar", "p/a-10.tar"):
         open_store(bucket).create(name, b"x")
     place = locate(f"{bucket}/p/a-{{0..1}}.tar")
-    assert place.store.url == f"{bucket}/p" and [e.name for e in tars_in(place)] == ["a-0.tar", "a-1.tar"]
-    with pytest.raises(ObjectMissing, match=r"there is no tar s3://.*/p/a-2\.tar, nor 7 others named with it"):
+    assert place.store.url == f"{bucket}/p" and [e.name for e in tars_in(place)] == [
+        "a-0.tar",
+        "a-1.tar",
+    ]
+    with pytest.raises(
+        ObjectMissing, match=r"there is no tar s3://.*/p/a-2\.tar, nor 7 others named with it"
+    ):
         tars_in(locate(f"{bucket}/p/a-{{0..9}}.tar"))
 
 
@@ -77,7 +82,9 @@ def test_where_the_images_of_a_plan_lie(tmp_path: Path) -> None:
     planned = ("x-1.tar", "x-0.tar")
     for source in (tmp_path, tmp_path / "x-{0..3}.tar"):
         assert images_store(str(source), planned).url == str(tmp_path)
-    with pytest.raises(DataError, match=r"x-0\.tar is not what was planned: the plan's images lie in x-1\.tar"):
+    with pytest.raises(
+        DataError, match=r"x-0\.tar is not what was planned: the plan's images lie in x-1\.tar"
+    ):
         images_store(f"{tmp_path}/x-0.tar", planned)
     with pytest.raises(DataError, match=r"the plan's images lie in files of a folder"):
         images_store(f"{tmp_path}/x-0.tar", ())

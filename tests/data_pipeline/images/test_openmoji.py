@@ -12,7 +12,11 @@ def test_rendering_and_going_on(tmp_path: Path) -> None:
     source = split_of(tmp_path)
     first, second = source.images[:2]
     image = read_image(source.store, first)
-    assert len(source.classes) >= 8 and image.size == (48, 48) and image.getpixel((0, 0)) == (255, 255, 255)
+    assert (
+        len(source.classes) >= 8
+        and image.size == (48, 48)
+        and image.getpixel((0, 0)) == (255, 255, 255)
+    )
     (tmp_path / first.id).write_bytes(b"kept")
     (tmp_path / second.id).unlink()
     render(tmp_path, size=48, limit=60)

@@ -1,4 +1,5 @@
-"""A source that is not there, goes away, or comes and goes loses no image: what is stored is never made again."""
+"""A source that is not there, goes away, or comes and goes loses no image: what is stored is never
+made again."""
 
 from __future__ import annotations
 
@@ -62,14 +63,23 @@ def finish(out: Path, planned: Plan, tokenizer: VQTokenizer) -> None:
     ],
 )
 def test_a_source_that_is_not_there(
-    source: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path: Path, place: str, words: str,
+    source: Path,
+    tokenizer: VQTokenizer,
+    tokenizer_file: Path,
+    tmp_path: Path,
+    place: str,
+    words: str,
     request: pytest.FixtureRequest,
-) -> None:  # fmt: skip
+) -> None:
     plan(source, tmp_path / "out", tokenizer, RECIPE, rows=1)
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "lost+found").touch()
-    url = place.replace("S3", request.getfixturevalue("bucket")) if "S3" in place else str(tmp_path / place)
+    url = (
+        place.replace("S3", request.getfixturevalue("bucket"))
+        if "S3" in place
+        else str(tmp_path / place)
+    )
     settings = JobSettings(str(tmp_path / "out"), str(tokenizer_file), url, bad_limit=1.0)
     with pytest.raises(StorageError, match=words):
         list(run_locally(settings, range(20), lambda _: None))
@@ -77,7 +87,9 @@ def test_a_source_that_is_not_there(
 
 
 @pytest.mark.parametrize("rows", [1, 6])
-def test_a_source_that_goes_away(source: Path, tokenizer: VQTokenizer, tmp_path: Path, rows: int) -> None:
+def test_a_source_that_goes_away(
+    source: Path, tokenizer: VQTokenizer, tmp_path: Path, rows: int
+) -> None:
     planned = plan(source, tmp_path / "out", tokenizer, RECIPE, rows=rows)
     running = small_job(planned, tmp_path / "out", tokenizer)
     away = tmp_path / "away"
@@ -86,7 +98,10 @@ def test_a_source_that_goes_away(source: Path, tokenizer: VQTokenizer, tmp_path:
         if source.exists():
             source.rename(away)
 
-    with pytest.raises(StorageError, match=r"(went away while it was read|none of the .* can be read).*no such folder"):
+    with pytest.raises(
+        StorageError,
+        match=r"(went away while it was read|none of the .* can be read).*no such folder",
+    ):
         list(running.run(range(planned.shards), unmount))
     assert stored(tmp_path / "out", planned)[1] == 0
     away.rename(source)
@@ -115,14 +130,19 @@ def test_a_image_that_is_there_again(
     running = small_job(planned, tmp_path / "out", tokenizer)
     running.source = ComesAndGoes(source, "line/002.png", error)
     running.check = SourceCheck(running.out, planned, running.source)
-    with pytest.raises(StorageError, match="could not be read and now it can: the source comes and goes"):
+    with pytest.raises(
+        StorageError, match="could not be read and now it can: the source comes and goes"
+    ):
         list(running.run([0]))
     finish(tmp_path / "out", planned, tokenizer)
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_a_source_of_which_a_part_is_away(source: Path, tokenizer: VQTokenizer, tmp_path: Path, rows: int) -> None:
-    """What looks like more than the few that the limit lets pass is not stored, also not by one job after another."""
+def test_a_source_of_which_a_part_is_away(
+    source: Path, tokenizer: VQTokenizer, tmp_path: Path, rows: int
+) -> None:
+    """What looks like more than the few that the limit lets pass is not stored, also not by one job
+    after another."""
     out = tmp_path / "out"
     planned = plan(source, out, tokenizer, RECIPE, rows=rows)
     (source / "line").rename(tmp_path / "line")
@@ -139,19 +159,29 @@ def test_a_source_of_which_a_part_is_away(source: Path, tokenizer: VQTokenizer, 
     ("harm", "reason"),
     [
         (Path.unlink, "gone"),
-        (lambda image: image.write_bytes(image.read_bytes() + b"x"), "more than .* when it was listed"),
+        (
+            lambda image: image.write_bytes(image.read_bytes() + b"x"),
+            "more than .* when it was listed",
+        ),
         (lambda image: image.write_bytes(b""), "0 bytes, but .* when it was listed"),
     ],
 )
 def test_many_that_are_not_as_planned_are_no_matter_of_luck(
-    source: Path, tokenizer: VQTokenizer, tmp_path: Path, harm: Callable[[Path], object], reason: str
+    source: Path,
+    tokenizer: VQTokenizer,
+    tmp_path: Path,
+    harm: Callable[[Path], object],
+    reason: str,
 ) -> None:
     """Two of a shard of ten are below the limit of the job, 10 % of 20, but not of the shard."""
     planned = plan(source, tmp_path / "out", tokenizer, RECIPE, rows=10)
     for _, image in shard_images(open_store(tmp_path / "out"), planned, 1)[:2]:
         harm(source / image.id)
     running = job(planned, tmp_path / "out", tokenizer, batch=10, bad_limit=0.1)
-    with pytest.raises(DataError, match=f"2 of the 10 images of shard 1 cannot be read, .*: {reason}.*Put them back"):
+    with pytest.raises(
+        DataError,
+        match=f"2 of the 10 images of shard 1 cannot be read, .*: {reason}.*Put them back",
+    ):
         list(running.run([0, 1]))
     assert stored(tmp_path / "out", planned) == (10, 0)
 
@@ -167,11 +197,17 @@ def test_damaged_images_of_earlier_jobs_are_not_taken_for_gone(
     (source / shard_images(out, planned, 1)[0][1].id).unlink()
     for shard in (0, 1):
         before = count(out, planned, survey(out, planned), {})
-        list(job(planned, tmp_path / "out", tokenizer, batch=5, bad_limit=0.2, before=before).run([shard]))
+        list(
+            job(planned, tmp_path / "out", tokenizer, batch=5, bad_limit=0.2, before=before).run(
+                [shard]
+            )
+        )
     assert stored(tmp_path / "out", planned) == (7, 3)
 
 
-def test_a_tar_that_is_gone(source: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path: Path) -> None:
+def test_a_tar_that_is_gone(
+    source: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path: Path
+) -> None:
     """Its images are not bad one by one."""
     tars = tmp_path / "tars"
     tars.mkdir()
@@ -188,7 +224,9 @@ def test_a_tar_that_is_gone(source: Path, tokenizer: VQTokenizer, tokenizer_file
     settings = JobSettings(str(tmp_path / "out"), str(tokenizer_file), batch=1, bad_limit=1.0)
     with pytest.raises(StorageError, match=r"there is no tar .*1\.tar"):
         settings.open()
-    with pytest.raises(StorageError, match=r"1\.tar: this tar of planned images cannot be read"):  # away meanwhile
+    with pytest.raises(
+        StorageError, match=r"1\.tar: this tar of planned images cannot be read"
+    ):  # away meanwhile
         list(running.run(range(20)))
     assert stored(tmp_path / "out", planned)[1] == 0
     (tmp_path / "1.tar").rename(tars / "1.tar")

@@ -1,4 +1,5 @@
-"""Sources as people have them: class folders, ImageNet's tars, WebDataset shards; in a folder and on S3."""
+"""Sources as people have them: class folders, ImageNet's tars, WebDataset shards; in a folder and
+on S3."""
 
 from __future__ import annotations
 
@@ -33,7 +34,11 @@ def train_tar() -> bytes:
 
 @pytest.fixture(params=["folder", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return str(tmp_path / "data") if request.param == "folder" else f"{request.getfixturevalue('bucket')}/data"
+    return (
+        str(tmp_path / "data")
+        if request.param == "folder"
+        else f"{request.getfixturevalue('bucket')}/data"
+    )
 
 
 def test_imagenet_train(place: str, train_tar: bytes) -> None:
@@ -50,7 +55,9 @@ def test_imagenet_train(place: str, train_tar: bytes) -> None:
 
 def test_imagenet_val(place: str, tmp_path: Path) -> None:
     names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in (1, 2, 3, 4)]
-    open_store(place).create("val.tar", tar_of({n: jpeg(i) for i, n in reversed(list(enumerate(names)))}))
+    open_store(place).create(
+        "val.tar", tar_of({n: jpeg(i) for i, n in reversed(list(enumerate(names)))})
+    )
     labels = tmp_path / "labels.txt"
     labels.write_text("n02084071\nn01440764\nn01443537\nn01440764\n")
     source = open_source(f"{place}/val.tar", labels=read_labels(labels))
@@ -66,7 +73,11 @@ def test_imagenet_val(place: str, tmp_path: Path) -> None:
 
 def test_devkit(tmp_path: Path) -> None:
     fields = [("ILSVRC2012_ID", int), ("WNID", object), ("words", object)]
-    rows = [(1, "n02119789", "kit fox, Vulpes macrotis"), (2, "n02100735", "English setter"), (3, "n01440764", "tench")]
+    rows = [
+        (1, "n02119789", "kit fox, Vulpes macrotis"),
+        (2, "n02100735", "English setter"),
+        (3, "n01440764", "tench"),
+    ]
     folder = tmp_path / "ILSVRC2012_devkit_t12" / "data"
     folder.mkdir(parents=True)
     savemat(folder / "meta.mat", {"synsets": np.array(rows, dtype=fields)})
@@ -88,12 +99,16 @@ def test_webdataset_shards(place: str, tmp_path: Path, label: str) -> None:
         with webdataset.TarWriter(str(file)) as writer:
             for i in range(5):
                 value = i if label == "cls" else {"label": i, "caption": "x"}
-                writer.write({"__key__": f"pic{shard}{i}", "jpg": jpeg(i), label: value, "txt": "unused"})
+                writer.write(
+                    {"__key__": f"pic{shard}{i}", "jpg": jpeg(i), label: value, "txt": "unused"}
+                )
         open_store(place).create(f"images-{shard:04d}.tar", file.read_bytes())
     source = open_source(place)
     found = list(source.images())
     assert source.kind == "webdataset" and source.classes.names == ("0", "1", "2", "3", "4")
-    assert [p.label for p in found] == [0, 1, 2, 3, 4] * 2 and found[0].id == "images-0000.tar/pic00.jpg"
+    assert [p.label for p in found] == [0, 1, 2, 3, 4] * 2 and found[
+        0
+    ].id == "images-0000.tar/pic00.jpg"
     assert [read_image(source.store, p).size[0] for p in found] == [20, 21, 22, 23, 24] * 2
     named = open_source(place, ClassNames(("a", "b", "c")))
     with pytest.raises(DataError, match=r"label 3, but 3 classes are named"):
@@ -102,10 +117,31 @@ def test_webdataset_shards(place: str, tmp_path: Path, label: str) -> None:
 
 def test_labels_that_are_none(tmp_path: Path) -> None:
     wrong: dict[str, list[bytes]] = {
-        "cls": [b"cat", b"-1", b"1.9", b"1_0", "\u0663".encode(), b"", b"1\n2", b"9" * 10, b" " * 65],
+        "cls": [
+            b"cat",
+            b"-1",
+            b"1.9",
+            b"1_0",
+            "\u0663".encode(),
+            b"",
+            b"1\n2",
+            b"9" * 10,
+            b" " * 65,
+        ],
         "json": [
             b'{"label": %s}' % value
-            for value in (b"1.9", b"1.0", b"true", b"[1]", b"Infinity", b"NaN", b'"1.9"', b"-1", b"1e3", b"9" * 5000)
+            for value in (
+                b"1.9",
+                b"1.0",
+                b"true",
+                b"[1]",
+                b"Infinity",
+                b"NaN",
+                b'"1.9"',
+                b"-1",
+                b"1e3",
+                b"9" * 5000,
+            )
         ],
     }
     wrong["json"] += [b"[" * 100_000, b"\xff", b"{", b'{"label": 1}' + b" " * 2**20]
@@ -113,7 +149,9 @@ def test_labels_that_are_none(tmp_path: Path) -> None:
     for extension, contents in wrong.items():
         for content in contents:
             store.replace("x.tar", tar_of({"a.jpg": jpeg(0), f"a.{extension}": content}))
-            with pytest.raises(DataError, match=rf"x\.tar: a\.{extension} (is no label|has [0-9,]+ bytes)"):
+            with pytest.raises(
+                DataError, match=rf"x\.tar: a\.{extension} (is no label|has [0-9,]+ bytes)"
+            ):
                 print(content[:20], list(open_source(tmp_path).images()))
 
 
@@ -123,15 +161,23 @@ def test_labels_that_are_none(tmp_path: Path) -> None:
         ([("a.jpg", 0), ("a.jpg", 1), ("a.cls", 0)], "a has two members .jpg"),
         ([("a.jpg", 0), ("a.cls", 0), ("a.cls", 1)], "a has two members .cls"),
         ([("a.jpg", 0), ("a.png", 1), ("a.cls", 0)], r"a has several images \(.jpg, .png\)"),
-        ([("a.1.jpg", 0), ("a.2.jpg", 1), ("a.cls", 0)], "a has no image, only .1.jpg; a key ends at the first dot"),
-        ([("a.avif", 0), ("a.cls", 0), ("b.jpg", 1), ("b.cls", 1)], "a has no image, only a label; known are .bmp, "),
+        (
+            [("a.1.jpg", 0), ("a.2.jpg", 1), ("a.cls", 0)],
+            "a has no image, only .1.jpg; a key ends at the first dot",
+        ),
+        (
+            [("a.avif", 0), ("a.cls", 0), ("b.jpg", 1), ("b.cls", 1)],
+            "a has no image, only a label; known are .bmp, ",
+        ),
         ([("a.jpg", 0), ("b.jpg", 0), ("a.cls", 0), ("b.cls", 0)], "a has no label"),
         ([("a.txt", 0)], "x.tar holds no images"),
         ([("a.jpg", 0), ("a.cls", 1), ("a.json", 2)], "a has two labels: 1 in .cls, 2 in .json"),
         ([("a.jpg", 0), ("a.cls", 7_000_000)], "has label 7000000, but 1,000,000 classes"),
     ],
 )
-def test_keys_that_are_not_one_image(tmp_path: Path, files: list[tuple[str, int]], words: str) -> None:
+def test_keys_that_are_not_one_image(
+    tmp_path: Path, files: list[tuple[str, int]], words: str
+) -> None:
     """Each was one image or none in silence."""
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name, number in files:
@@ -144,9 +190,16 @@ def test_keys_that_are_not_one_image(tmp_path: Path, files: list[tuple[str, int]
 def test_other_fields_of_a_key(tmp_path: Path) -> None:
     """A mask is not the image; hidden files and keys without image and label are nothing."""
     files = {
-        "d.x/._a.jpg": b"", "d.x/a.jpg": jpeg(0), "d.x/a.seg.png": jpeg(1), "d.x/a.txt": b"", "d.x/a.cls": b" 1\n",
-        "d.x/a.json": b'{"label": null, "cls": "1"}', "readme.txt": b"", "b.json": b'{"caption": ""}', ".cls": b"x",
-    }  # fmt: skip
+        "d.x/._a.jpg": b"",
+        "d.x/a.jpg": jpeg(0),
+        "d.x/a.seg.png": jpeg(1),
+        "d.x/a.txt": b"",
+        "d.x/a.cls": b" 1\n",
+        "d.x/a.json": b'{"label": null, "cls": "1"}',
+        "readme.txt": b"",
+        "b.json": b'{"caption": ""}',
+        ".cls": b"x",
+    }
     (tmp_path / "x.tar").write_bytes(tar_of(files))
     (tmp_path / ".ipynb_checkpoints").mkdir()
     (found,) = open_source(tmp_path).images()
@@ -154,7 +207,8 @@ def test_other_fields_of_a_key(tmp_path: Path) -> None:
 
 
 def test_links_in_folders(tmp_path: Path) -> None:
-    """Links are followed to files and folders, but never round, and never into a pipe or a device."""
+    """Links are followed to files and folders, but never round, and never into a pipe or a
+    device."""
     kept = tmp_path / "kept" / "deep"
     kept.mkdir(parents=True)
     (kept / "0.jpg").write_bytes(jpeg(0))
@@ -175,9 +229,13 @@ def test_links_in_folders(tmp_path: Path) -> None:
         except BadImage as error:
             reasons[image.id] = error.reason
     assert reasons == {
-        "cat/link.jpg": "(20, 20)", "dog/deep/0.jpg": "(20, 20)", "cat/self.jpg": "gone since it was listed",
-        "cat/zero.jpg": "no regular file", "cat/pipe.jpg": "no regular file", "cat/new\nline.jpg": "empty file",
-    }  # fmt: skip
+        "cat/link.jpg": "(20, 20)",
+        "dog/deep/0.jpg": "(20, 20)",
+        "cat/self.jpg": "gone since it was listed",
+        "cat/zero.jpg": "no regular file",
+        "cat/pipe.jpg": "no regular file",
+        "cat/new\nline.jpg": "empty file",
+    }
     (cat / os.fsdecode(b"\xff.jpg")).write_bytes(b"")
     with pytest.raises(DataError, match=r"cat/\\udcff.jpg' is not UTF-8"):
         split_of(cat.parent)
@@ -187,7 +245,9 @@ def test_class_folders(images: Path, bucket: str) -> None:
     everything = split_of(images)
     assert everything.classes == ("ellipse", "line", "rectangle") and len(everything.images) == 120
     train, val = split_of(images, "train"), split_of(images, "val")
-    assert {p.id for p in train.images} | {p.id for p in val.images} == {p.id for p in everything.images}
+    assert {p.id for p in train.images} | {p.id for p in val.images} == {
+        p.id for p in everything.images
+    }
     assert not {p.id for p in train.images} & {p.id for p in val.images}
     assert everything.images[0].id == "ellipse/000.png" and everything.images[-1].label == 2
     for image in val.images:
@@ -220,7 +280,10 @@ def test_class_names(tmp_path: Path) -> None:
     file = tmp_path / "names.txt"
     file.write_text("rectangle a box\nellipse\n\n line  thin\n")
     names = read_class_names(file)
-    assert names == ClassNames(("rectangle", "ellipse", "line"), ("a box", "", "thin")) and names.label("line") == 2
+    assert (
+        names == ClassNames(("rectangle", "ellipse", "line"), ("a box", "", "thin"))
+        and names.label("line") == 2
+    )
     with pytest.raises(DataError, match="'circle' is not among the 3 named"):
         names.label("circle")
     with pytest.raises(DataError, match="twice"):
@@ -240,7 +303,8 @@ def test_tar_members(tmp_path: Path, format: int) -> None:
 
 
 def test_a_damaged_tar_does_not_end_early(tmp_path: Path) -> None:
-    """Python's tarfile takes a damaged header for the end; so would a cut between members pass unseen."""
+    """Python's tarfile takes a damaged header for the end; so would a cut between members pass
+    unseen."""
     content = tar_of({f"m{i}": bytes([i]) * 700 for i in range(8)}, tarfile.USTAR_FORMAT)
     store = open_store(tmp_path)
     stride = 512 + 1024

@@ -20,13 +20,17 @@ def test_a_view_is_a_function_of_image_and_index() -> None:
     first = make_view(image, "a/x.png", 3, recipe)
     assert first.shape == (16, 16, 3) and first.dtype == np.uint8
     assert np.array_equal(first, make_view(image, "a/x.png", 3, recipe))
-    others = [make_view(image, "a/x.png", v, recipe) for v in (0, 1, 2)] + [make_view(image, "a/y.png", 3, recipe)]
+    others = [make_view(image, "a/x.png", v, recipe) for v in (0, 1, 2)] + [
+        make_view(image, "a/y.png", 3, recipe)
+    ]
     assert all(not np.array_equal(first, other) for other in others)
 
 
 def test_flips_happen_half_of_the_time() -> None:
     image = ramp(64, 64)
-    left_to_right = [make_view(image, "x", v, ViewRecipe(size=8))[0, :, 0].astype(int) for v in range(400)]
+    left_to_right = [
+        make_view(image, "x", v, ViewRecipe(size=8))[0, :, 0].astype(int) for v in range(400)
+    ]
     assert 160 < sum(row[0] > row[-1] for row in left_to_right) < 240
 
 
@@ -39,15 +43,19 @@ def test_center_crop_is_centred() -> None:
 @pytest.mark.parametrize(
     ("size", "resized", "box"),  # by hand, of torchvision's Resize(256) and CenterCrop(256)
     [
-        ((500, 375), (341, 256), (42, 0, 298, 256)), ((375, 500), (256, 341), (0, 42, 256, 298)),
-        ((500, 333), (384, 256), (64, 0, 320, 256)), ((129, 100), (330, 256), (37, 0, 293, 256)),
+        ((500, 375), (341, 256), (42, 0, 298, 256)),
+        ((375, 500), (256, 341), (0, 42, 256, 298)),
+        ((500, 333), (384, 256), (64, 0, 320, 256)),
+        ((129, 100), (330, 256), (37, 0, 293, 256)),
         ((256, 300), (256, 300), (0, 22, 256, 278)),
     ],
-)  # fmt: skip
+)
 def test_the_published_crop_is_torchvisions(
     size: tuple[int, int], resized: tuple[int, int], box: tuple[int, int, int, int]
 ) -> None:
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    image = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    )
     expected = np.asarray(image.resize(resized, Image.Resampling.BILINEAR).crop(box))
     assert np.array_equal(resized_crop(image, 256), expected)
 

@@ -17,7 +17,9 @@ from data_pipeline.sharding.plan import PLAN, Plan, PlanRecipe, make_plan, read_
 from data_pipeline.storage import LocalStore, ObjectMissing, Store
 from model.errors import DataError
 
-RECIPE = PlanRecipe(views=ViewRecipe(size=16, views=2), tokenizer="7" * 64, codebook_size=16, tokens=16, rows=10)
+RECIPE = PlanRecipe(
+    views=ViewRecipe(size=16, views=2), tokenizer="7" * 64, codebook_size=16, tokens=16, rows=10
+)
 CLASSES = ("cat", "dog")
 
 
@@ -31,7 +33,9 @@ def images(count: int) -> list[ImageEntry]:
     return [kinds[i % 3](i) for i in range(count)]
 
 
-def make(store: Store, listed: list[ImageEntry], recipe: PlanRecipe = RECIPE, source: str = "somewhere") -> Plan:
+def make(
+    store: Store, listed: list[ImageEntry], recipe: PlanRecipe = RECIPE, source: str = "somewhere"
+) -> Plan:
     return make_plan(store, source, listed, recipe, lambda: (CLASSES, ()))
 
 
@@ -56,7 +60,10 @@ def test_the_order_does_not_depend_on_the_listing(tmp_path: Path) -> None:
     listed = images(40)
     first, second = LocalStore(tmp_path / "a"), LocalStore(tmp_path / "b")
     a, b = make(first, listed), make(second, listed[::-1], source="elsewhere")
-    ids = [[p.id for k in range(4) for _, p in shard_images(s, p_, k)] for s, p_ in ((first, a), (second, b))]
+    ids = [
+        [p.id for k in range(4) for _, p in shard_images(s, p_, k)]
+        for s, p_ in ((first, a), (second, b))
+    ]
     assert ids[0] == ids[1] != [p.id for p in listed]
     assert a.identity == b.identity
     other = make(LocalStore(tmp_path / "c"), listed, RECIPE.model_copy(update={"seed": 1}))
@@ -71,8 +78,14 @@ def test_made_again_it_must_be_the_same(tmp_path: Path) -> None:
     assert make(store, images(30), source="moved") == plan == read_plan(store)
     with pytest.raises(DataError, match="another plan: it differs in images, images_sha256"):
         make(store, images(31))
-    with pytest.raises(DataError, match="another plan: it differs in tokenizer, precision; choose an empty folder"):
-        make(store, images(30), RECIPE.model_copy(update={"tokenizer": "8" * 64, "precision": "bf16"}))
+    with pytest.raises(
+        DataError, match="another plan: it differs in tokenizer, precision; choose an empty folder"
+    ):
+        make(
+            store,
+            images(30),
+            RECIPE.model_copy(update={"tokenizer": "8" * 64, "precision": "bf16"}),
+        )
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -99,9 +112,13 @@ def test_refusals(tmp_path: Path) -> None:
 def test_a_plan_names_nothing_outside_its_source(tmp_path: Path, name: str) -> None:
     store = LocalStore(tmp_path)
     plan = make(store, [ImageEntry("x.jpg", 0, name, 5)])
-    with pytest.raises(DataError, match=r"is damaged in the part of shard 0: '.*' does not lie in the source"):
+    with pytest.raises(
+        DataError, match=r"is damaged in the part of shard 0: '.*' does not lie in the source"
+    ):
         shard_images(store, plan, 0)
     content = json.loads(store.read(PLAN))
     store.replace(PLAN, json.dumps({**content, "objects": [name]}).encode())
-    with pytest.raises(DataError, match=r"not readable as a plan .*objects: .* does not lie in the source"):
+    with pytest.raises(
+        DataError, match=r"not readable as a plan .*objects: .* does not lie in the source"
+    ):
         read_plan(store)

@@ -45,17 +45,24 @@ def test_a_survey_is_one_listing(made: tuple[LocalStore, Plan]) -> None:
     store, planned = made
     found = survey(store, planned)
     assert sorted(found.done) == [0, 1, 2, 3] and not found.missing(planned) and not found.finalized
-    assert {entry.size for k, entry in found.done.items()} == {sound_part_bytes(planned, k) for k in range(4)}
+    assert {entry.size for k, entry in found.done.items()} == {
+        sound_part_bytes(planned, k) for k in range(4)
+    }
     (store.root / shard_name(2)).unlink()
     (store.root / part_name(3)).unlink()
     assert survey(store, planned).missing(planned) == [2, 3]
-    assert list(unclaimed(store, [0, 1, 3], 1)) == [3] and list(unclaimed(store, [3, 7], 1)) == [7, 3]
+    assert list(unclaimed(store, [0, 1, 3], 1)) == [3] and list(unclaimed(store, [3, 7], 1)) == [
+        7,
+        3,
+    ]
     store.replace(part_name(9), b"{}")
     with pytest.raises(DataError, match=r"parts of another plan, as parts/000009\.json"):
         survey(store, planned)
 
 
-def test_a_second_worker_changes_nothing(made: tuple[LocalStore, Plan], tokenizer: VQTokenizer) -> None:
+def test_a_second_worker_changes_nothing(
+    made: tuple[LocalStore, Plan], tokenizer: VQTokenizer
+) -> None:
     store, planned = made
     before = {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
     parts = list(job(planned, store.root, tokenizer).run(range(4)))
@@ -86,7 +93,9 @@ def test_something_else_under_a_shards_name_is_refused(made: tuple[LocalStore, P
     content = store.read(shard_name(1))
     for strange in (b"not a shard", store.read(shard_name(2))):
         (store.root / shard_name(1)).write_bytes(strange)
-        with pytest.raises(DataError, match=r"tokens-000001\.tar is no shard of this plan; remove it"):
+        with pytest.raises(
+            DataError, match=r"tokens-000001\.tar is no shard of this plan; remove it"
+        ):
             commit(store, planned, 1, content, ())
     (store.root / shard_name(1)).unlink()
     damaged = bytearray(content)
@@ -128,7 +137,8 @@ def test_finalize_refuses(made: tuple[LocalStore, Plan], damage: Damage, words: 
 
 
 def test_a_image_that_is_neither_stored_nor_quarantined(made: tuple[LocalStore, Plan]) -> None:
-    """Shard and part agree with each other, and not with the plan: the list of the quarantined was lost."""
+    """Shard and part agree with each other, and not with the plan: the list of the quarantined was
+    lost."""
     store, planned = made
     content = store.read(shard_name(2))
     for name in (shard_name(2), part_name(2)):
@@ -136,10 +146,13 @@ def test_a_image_that_is_neither_stored_nor_quarantined(made: tuple[LocalStore, 
     commit(store, planned, 2, content[2 * layout_of(planned).stride :], ())
     totals = count(store, planned, survey(store, planned), {})
     assert totals == Totals(120, 118, 0) and totals.lost == 2
-    assert job_status(store, planned, survey(store, planned), {}).text.splitlines()[1] == totals.text
+    assert (
+        job_status(store, planned, survey(store, planned), {}).text.splitlines()[1] == totals.text
+    )
     with pytest.raises(
         DataError,
-        match=r"120 images planned, 118 stored, 0 quarantined, 2 UNACCOUNTED FOR; remove the files of shard 2 "
+        match=r"120 images planned, 118 stored, 0 quarantined, 2 UNACCOUNTED FOR; remove the "
+        r"files of shard 2 "
         r"\(parts/000002\.json, tokens-000002\.tar, \.\.\.\), and run again",
     ):
         finalize(store, planned)
@@ -156,12 +169,20 @@ def test_finalize_twice_and_verify(made: tuple[LocalStore, Plan]) -> None:
     store.replace(shard_name(2), store.read(shard_name(2))[:-1])
     (store.root / shard_name(3)).unlink()
     problems = {c.name: " ".join(c.problems) for c in verify(store, manifest)}
-    assert not problems[shard_name(0)] and "sha256" in problems[shard_name(1)] and "xxh3" in problems[shard_name(1)]
+    assert (
+        not problems[shard_name(0)]
+        and "sha256" in problems[shard_name(1)]
+        and "xxh3" in problems[shard_name(1)]
+    )
     assert "bytes instead of" in problems[shard_name(2)] and problems[shard_name(3)] == "is missing"
 
 
 def test_swapped_shards_are_found(made: tuple[LocalStore, Plan]) -> None:
     store, planned = made
     manifest = finalize(store, planned)
-    swapped = manifest.model_copy(update={"shards": (manifest.shards[1], manifest.shards[0], *manifest.shards[2:])})
-    assert ["repeats images of an earlier shard"] in [c.problems for c in verify(open_store(store.root), swapped)]
+    swapped = manifest.model_copy(
+        update={"shards": (manifest.shards[1], manifest.shards[0], *manifest.shards[2:])}
+    )
+    assert ["repeats images of an earlier shard"] in [
+        c.problems for c in verify(open_store(store.root), swapped)
+    ]

@@ -28,36 +28,56 @@ RECIPE = ViewRecipe(size=16, views=2)
 
 
 def folder_bytes(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 @pytest.mark.parametrize("batch", [5, 64])  # a batch ends within an image's views, or is never full
-def test_tokens_are_those_of_the_views(images: Path, tokenizer: VQTokenizer, tmp_path: Path, batch: int) -> None:
+def test_tokens_are_those_of_the_views(
+    images: Path, tokenizer: VQTokenizer, tmp_path: Path, batch: int
+) -> None:
     source = split_of(images, "val")
     manifest = tokenize(images, tmp_path, tokenizer, RECIPE, rows=8, split="val", batch=batch)
     assert manifest == read_manifest(tmp_path) and manifest.tokenizer == fingerprint(tokenizer)
     assert manifest.rows == len(source.images) and manifest.classes == source.classes
     loader = TokenLoader(tmp_path, global_batch=1, seed=0)
     labels = np.concatenate(
-        [r.records["label"].astype(int) for r in map(loader.shards[0].open, range(len(manifest.shards)))]
+        [
+            r.records["label"].astype(int)
+            for r in map(loader.shards[0].open, range(len(manifest.shards)))
+        ]
     )
-    tokens = np.concatenate([r.records["tokens"] for r in map(loader.shards[0].open, range(len(manifest.shards)))])
+    tokens = np.concatenate(
+        [r.records["tokens"] for r in map(loader.shards[0].open, range(len(manifest.shards)))]
+    )
     for image in source.images:
-        views = np.stack([make_view(read_image(source.store, image), image.id, v, RECIPE) for v in range(2)])
+        views = np.stack(
+            [make_view(read_image(source.store, image), image.id, v, RECIPE) for v in range(2)]
+        )
         with torch.no_grad():
-            expected = tokenizer.encode(torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255).numpy()
+            expected = tokenizer.encode(
+                torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255
+            ).numpy()
         assert any(
-            np.array_equal(row, expected) and label == image.label for row, label in zip(tokens, labels, strict=True)
+            np.array_equal(row, expected) and label == image.label
+            for row, label in zip(tokens, labels, strict=True)
         )
 
 
-def test_an_interrupted_job_gives_the_same_bytes(images: Path, tokenizer: VQTokenizer, tmp_path: Path) -> None:
+def test_an_interrupted_job_gives_the_same_bytes(
+    images: Path, tokenizer: VQTokenizer, tmp_path: Path
+) -> None:
     whole, again = tmp_path / "whole", tmp_path / "again"
     for out in (whole, again):
         tokenize(images, out, tokenizer, RECIPE, rows=32)
     assert folder_bytes(whole) == folder_bytes(again)
     (again / MANIFEST).unlink()
-    (again / "parts" / "000001.json").unlink()  # killed after a shard was stored, before it was vouched for
+    (
+        again / "parts" / "000001.json"
+    ).unlink()  # killed after a shard was stored, before it was vouched for
     (again / "tokens-000002.tar").unlink()
     (again / ".tmp").mkdir()
     (again / ".tmp" / "left").write_bytes(b"of a killed worker")
@@ -65,7 +85,9 @@ def test_an_interrupted_job_gives_the_same_bytes(images: Path, tokenizer: VQToke
     assert folder_bytes(whole) == folder_bytes(again)
 
 
-def test_bad_images_are_quarantined_up_to_a_limit(images: Path, tokenizer: VQTokenizer, tmp_path: Path) -> None:
+def test_bad_images_are_quarantined_up_to_a_limit(
+    images: Path, tokenizer: VQTokenizer, tmp_path: Path
+) -> None:
     copy = tmp_path / "images"
     shutil.copytree(images, copy)
     (copy / "line" / "000.png").write_bytes(b"no image")
@@ -79,10 +101,14 @@ def test_bad_images_are_quarantined_up_to_a_limit(images: Path, tokenizer: VQTok
         (copy / "line" / f"{i:03d}.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"4 of 120 .*more than the limit 1.0%: line/00"):
         tokenize(copy, tmp_path / "out2", tokenizer, RECIPE)
-    assert not (tmp_path / "out2" / MANIFEST).exists() and not list((tmp_path / "out2").glob("*.tar"))
+    assert not (tmp_path / "out2" / MANIFEST).exists() and not list(
+        (tmp_path / "out2").glob("*.tar")
+    )
 
 
-def test_a_shard_without_a_readable_image_has_no_tar(images: Path, tokenizer: VQTokenizer, tmp_path: Path) -> None:
+def test_a_shard_without_a_readable_image_has_no_tar(
+    images: Path, tokenizer: VQTokenizer, tmp_path: Path
+) -> None:
     copy = tmp_path / "images"
     shutil.copytree(images, copy)
     planned = plan(copy, tmp_path / "out", tokenizer, RECIPE, rows=1)
@@ -115,7 +141,9 @@ def test_bf16_and_fp32_agree_on_most_tokens(images: Path, tokenizer: VQTokenizer
     from data_pipeline.sharding.encoder import TokenEncoder
 
     source = split_of(images)
-    views = np.stack([make_view(read_image(source.store, p), p.id, 0, RECIPE) for p in source.images[:64]])
+    views = np.stack(
+        [make_view(read_image(source.store, p), p.id, 0, RECIPE) for p in source.images[:64]]
+    )
     exact = TokenEncoder(copy.deepcopy(tokenizer), batch=64)(views)
     half = TokenEncoder(copy.deepcopy(tokenizer), batch=64, precision="bf16")(views)
     assert 0.8 < (exact == half).float().mean() < 1.0
@@ -135,7 +163,13 @@ def test_one_damaged_image_does_not_stop_a_job(
     source = tmp_path / "source"
     if place == "tar":
         source.mkdir()
-        tar = tar_of({name: content for k in files for name, content in ((k, files[k]), (f"{k[0]}.cls", b"1"))})
+        tar = tar_of(
+            {
+                name: content
+                for k in files
+                for name, content in ((k, files[k]), (f"{k[0]}.cls", b"1"))
+            }
+        )
         (source / "x.tar").write_bytes(tar)
     else:
         (source / "cat").mkdir(parents=True)
@@ -145,4 +179,8 @@ def test_one_damaged_image_does_not_stop_a_job(
     assert manifest.rows == 2
     (bad,) = manifest.quarantined
     assert bad.id.endswith("/b.jpg")
-    assert bad.reason == "cannot identify image file" if format == "AVIF" else "truncated" in bad.reason
+    assert (
+        bad.reason == "cannot identify image file"
+        if format == "AVIF"
+        else "truncated" in bad.reason
+    )

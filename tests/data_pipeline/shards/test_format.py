@@ -22,7 +22,11 @@ from model.errors import DataError
 def samples(count: int, views: int, tokens: int, seed: int = 0) -> list[Sample]:
     rng = np.random.default_rng(seed)
     return [
-        Sample(1000 + 7 * i, int(rng.integers(0, 1000)), rng.integers(0, 65536, (views, tokens), dtype=np.uint16))
+        Sample(
+            1000 + 7 * i,
+            int(rng.integers(0, 1000)),
+            rng.integers(0, 65536, (views, tokens), dtype=np.uint16),
+        )
         for i in range(count)
     ]
 
@@ -35,7 +39,12 @@ def write(path: Path, content: list[Sample], layout: Layout) -> bytes:
 
 
 @settings(max_examples=40, deadline=None)
-@given(count=st.integers(1, 9), views=st.integers(1, 12), tokens=st.integers(1, 300), seed=st.integers(0, 99))
+@given(
+    count=st.integers(1, 9),
+    views=st.integers(1, 12),
+    tokens=st.integers(1, 300),
+    seed=st.integers(0, 99),
+)
 def test_rows_come_back(
     tmp_path_factory: pytest.TempPathFactory, count: int, views: int, tokens: int, seed: int
 ) -> None:
@@ -45,10 +54,15 @@ def test_rows_come_back(
     reader = ShardReader(path.open("rb"), count, layout)
     rows, view = np.arange(count)[::-1], np.arange(count) % views
     np.testing.assert_array_equal(
-        reader.records["tokens"][rows, view], [content[r].tokens[v] for r, v in zip(rows, view, strict=True)]
+        reader.records["tokens"][rows, view],
+        [content[r].tokens[v] for r, v in zip(rows, view, strict=True)],
     )
-    assert [int(label) for label in reader.records["label"][rows]] == [content[r].label for r in rows]
-    assert [int(index) for index in reader.records["index"][rows]] == [content[r].image for r in rows]
+    assert [int(label) for label in reader.records["label"][rows]] == [
+        content[r].label for r in rows
+    ]
+    assert [int(index) for index in reader.records["index"][rows]] == [
+        content[r].image for r in rows
+    ]
     in_memory = ShardReader(path.read_bytes(), count, layout)
     assert np.array_equal(in_memory.records, reader.records)
 
@@ -56,7 +70,9 @@ def test_rows_come_back(
 def test_plain_webdataset_reads_the_same(tokens: Path) -> None:
     manifest = read_manifest(tokens)
     for shard in manifest.shards:
-        reader = ShardReader((tokens / shard.name).open("rb"), shard.rows, manifest.layout, shard.xxh3)
+        reader = ShardReader(
+            (tokens / shard.name).open("rb"), shard.rows, manifest.layout, shard.xxh3
+        )
         rows = list(webdataset.WebDataset(str(tokens / shard.name), shardshuffle=False).decode())
         assert len(rows) == shard.rows
         for i, row in enumerate(rows):
@@ -69,15 +85,20 @@ def test_plain_webdataset_reads_the_same(tokens: Path) -> None:
 def test_gnu_tar_and_numpy_read_it(tmp_path: Path) -> None:
     content = samples(3, 2, 16)
     write(tmp_path / "s.tar", content, Layout(2, 16))
-    listed = subprocess.run(["tar", "tvf", tmp_path / "s.tar"], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["tar", "tvf", tmp_path / "s.tar"], capture_output=True, text=True, check=True
+    )
     assert listed.stderr == "" and len(listed.stdout.splitlines()) == 6
     assert "000000001007.tokens.npy" in listed.stdout and "1970-01-01" in listed.stdout
     subprocess.run(["tar", "xf", tmp_path / "s.tar", "-C", tmp_path], check=True)
-    np.testing.assert_array_equal(np.load(tmp_path / "000000001007.tokens.npy", allow_pickle=False), content[1].tokens)
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "000000001007.tokens.npy", allow_pickle=False), content[1].tokens
+    )
 
 
 def test_bytes_never_change(tmp_path: Path) -> None:
-    """The format is a promise: the same samples give these bytes with any release of Python and NumPy."""
+    """The format is a promise: the same samples give these bytes with any release of Python and
+    NumPy."""
     data = write(tmp_path / "s.tar", samples(2, 3, 16), Layout(3, 16))
     assert hashlib.sha256(data).hexdigest() == GOLDEN
 

@@ -23,9 +23,11 @@ def test_paths_that_will_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()
     for name, words in (
-        ("page.xyz", "must end in .png or .jpg"), ("page", "must end in .png"), ("folder.png", "it is a folder"),
+        ("page.xyz", "must end in .png or .jpg"),
+        ("page", "must end in .png"),
+        ("folder.png", "it is a folder"),
         ("file/page.png", "is a file, not a folder"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ConfigError, match=words):
             check_output(tmp_path / name, IMAGES)
     with pytest.raises(ConfigError, match="it is a file; name a folder"):

@@ -1,4 +1,5 @@
-"""One interface, two stores: a folder, and a real S3 server, also through a proxy that misbehaves."""
+"""One interface, two stores: a folder, and a real S3 server, also through a proxy that
+misbehaves."""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ def test_objects(store: Store) -> None:
     assert store.read("a/b/x.bin") == b"0123456789" and store.read("y") == b""
     assert store.read("a/b/x.bin", 3, 4) == b"3456" and store.read("a/b/x.bin", 7) == b"789"
     assert {(e.name, e.size) for e in store.list()} == {("a/b/x.bin", 10), ("y", 0)}
-    assert [e.name for e in store.list("a/")] == ["a/b/x.bin"] == [e.name for e in store.list("a/b/x")]
+    assert (
+        [e.name for e in store.list("a/")] == ["a/b/x.bin"] == [e.name for e in store.list("a/b/x")]
+    )
     assert list(store.list("none/")) == [] and store.folders() == ["a"]
     store.replace("y", b"now")
     assert store.read("y") == b"now"
@@ -63,7 +66,9 @@ def test_objects(store: Store) -> None:
 def test_a_document_is_read_up_to_a_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_pipeline.storage.MOST_DOCUMENT", 1000)
     for size in (0, 1, 1000):
-        assert store.create(f"{size}", bytes(size)) and read_document(store, f"{size}") == bytes(size)
+        assert store.create(f"{size}", bytes(size)) and read_document(store, f"{size}") == bytes(
+            size
+        )
     store.create("1001", bytes(1001))
     with pytest.raises(DataError, match="1001 is larger than"):
         read_document(store, "1001")
@@ -72,7 +77,8 @@ def test_a_document_is_read_up_to_a_limit(store: Store, monkeypatch: pytest.Monk
 
 
 def test_a_closed_folder(tmp_path: Path) -> None:
-    """Links inside it are followed, and it may be a link itself; none leads out, for reading, listing or writing."""
+    """Links inside it are followed, and it may be a link itself; none leads out, for reading,
+    listing or writing."""
     outside, inside = tmp_path / "outside", tmp_path / "inside"
     outside.mkdir()
     inside.mkdir()
@@ -82,7 +88,11 @@ def test_a_closed_folder(tmp_path: Path) -> None:
         (inside / name).symlink_to(target)
     (tmp_path / "link").symlink_to(inside)
     store, open_one = LocalStore(tmp_path / "link", closed=True), LocalStore(inside)
-    assert store.read("in") == b"in" and open_one.read("out") == b"out" and open_one.read("parts/x") == b"out"
+    assert (
+        store.read("in") == b"in"
+        and open_one.read("out") == b"out"
+        and open_one.read("parts/x") == b"out"
+    )
     assert {e.name: e.size for e in store.list()} == {"in": 2, "y": 2, "out": 0, "parts": 0}
     for name in ("out", "parts/x"):
         with pytest.raises(NoRegularFile, match="link out of"):
@@ -95,7 +105,9 @@ def test_a_closed_folder(tmp_path: Path) -> None:
     assert [p.name for p in outside.iterdir()] == ["x"] and (outside / "x").read_bytes() == b"out"
 
 
-def test_large_objects_from_files(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_objects_from_files(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(s3, "_PART", 5 * 2**20)  # parts, as for objects over 32 MiB
     content = os.urandom(11 * 2**20 + 17)
     (tmp_path / "big").write_bytes(content)
@@ -123,10 +135,17 @@ def test_one_of_many_writers_wins(store: Store) -> None:
 
 
 def test_urls(tmp_path: Path) -> None:
-    assert split_url("s3://b/p/x.tar") == ("s3://b/p", "x.tar") and split_url("x.tar") == (".", "x.tar")
+    assert split_url("s3://b/p/x.tar") == ("s3://b/p", "x.tar") and split_url("x.tar") == (
+        ".",
+        "x.tar",
+    )
     assert split_url("/x.tar") == ("/", "x.tar") and split_url("data/x.tar") == ("data", "x.tar")
-    assert split_url("s3://b/p//x.tar") == ("s3://b/p//", "x.tar") and split_url("s3://b/x.tar") == ("s3://b", "x.tar")
-    assert parse_s3("s3://bkt/p") == parse_s3("s3://bkt/p/") == ("bkt", "p/") and parse_s3("s3://bkt") == ("bkt", "")
+    assert split_url("s3://b/p//x.tar") == ("s3://b/p//", "x.tar") and split_url(
+        "s3://b/x.tar"
+    ) == ("s3://b", "x.tar")
+    assert parse_s3("s3://bkt/p") == parse_s3("s3://bkt/p/") == ("bkt", "p/") and parse_s3(
+        "s3://bkt"
+    ) == ("bkt", "")
     assert parse_s3("s3://bkt/p//") == ("bkt", "p//") and parse_s3("s3://bkt//p") == ("bkt", "/p/")
     with pytest.raises(BucketMissing, match="no folder"):
         list(open_store(tmp_path / "none").list())
@@ -155,9 +174,13 @@ def test_urls_that_are_none(url: str | Path, words: str) -> None:
 
 
 def prefixes(*categories: str) -> st.SearchStrategy[str]:
-    """Of keys, of characters of these categories: S3 allows all but `.` and `..` between slashes."""
+    """Of keys, of characters of these categories: S3 allows all but `.` and `..` between
+    slashes."""
     part = st.text(
-        st.characters(categories=categories or ["L", "N", "P", "S", "Z", "M", "Cc", "Cf"], exclude_characters="/"),
+        st.characters(
+            categories=categories or ["L", "N", "P", "S", "Z", "M", "Cc", "Cf"],
+            exclude_characters="/",
+        ),
         max_size=8,
     )
     return st.lists(part.filter(lambda text: text not in (".", "..")), max_size=5).map("/".join)
@@ -175,7 +198,8 @@ def test_every_character_of_a_key_stands_for_itself(one: str, other: str) -> Non
 
 
 def test_places_on_a_server_are_not_mixed_up(bucket: str) -> None:
-    """`#` and `?` end a url of the web, `%` and `+` are codes in one; here they are characters of a key."""
+    """`#` and `?` end a url of the web, `%` and `+` are codes in one; here they are characters of a
+    key."""
     names = ["exp#1", "exp#2", "exp?a=1", "exp", "a b", "a%20b", "a+b", "p%2Fq", "p/q", "ü/日本/😀"]
     for name in names:
         assert open_store(f"{bucket}/{name}").create("x", name.encode())
@@ -187,16 +211,29 @@ def test_places_on_a_server_are_not_mixed_up(bucket: str) -> None:
 
 
 @given(prefixes("L", "N", "P", "S", "Zs"))
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=10,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_random_keys_on_a_server(bucket: str, text: str) -> None:
-    key = "/".join(part for part in text.replace("\\", "").split("/") if part.strip("."))  # SeaweedFS folds the others
+    key = "/".join(
+        part for part in text.replace("\\", "").split("/") if part.strip(".")
+    )  # SeaweedFS folds the others
     store = open_store(f"{bucket}/{uuid.uuid4().hex}{key}")
-    assert store.create("x#?", b"1") and [e.name for e in store.list()] == ["x#?"] and store.read("x#?") == b"1"
+    assert (
+        store.create("x#?", b"1")
+        and [e.name for e in store.list()] == ["x#?"]
+        and store.read("x#?") == b"1"
+    )
     assert parse_s3(store.url) == parse_s3(f"{store.url}/")
 
 
 @pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"])
-@pytest.mark.parametrize("endpoint", ["localhost:9000", "user:SECRET@host", "http://", "ftp://host"])
+@pytest.mark.parametrize(
+    "endpoint", ["localhost:9000", "user:SECRET@host", "http://", "ftp://host"]
+)
 def test_an_endpoint_without_its_scheme(
     bucket: str, monkeypatch: pytest.MonkeyPatch, variable: str, endpoint: str
 ) -> None:
@@ -255,11 +292,15 @@ def test_leftovers_are_no_objects(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def through(proxy: FaultProxy, bucket: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, FaultProxy, bytes]:
+def through(
+    proxy: FaultProxy, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Store, FaultProxy, bytes]:
     """(a store behind the proxy, the proxy, content of its object "x")."""
     content = os.urandom(3_000_000)
     open_store(bucket).create("x", content)
-    for name, value in environment(proxy.port, ADDP_STORAGE_TIMEOUT="1", AWS_MAX_ATTEMPTS="3").items():
+    for name, value in environment(
+        proxy.port, ADDP_STORAGE_TIMEOUT="1", AWS_MAX_ATTEMPTS="3"
+    ).items():
         monkeypatch.setenv(name, value)
     return open_store(bucket), proxy, content
 
@@ -278,7 +319,9 @@ def test_latency(through: tuple[Store, FaultProxy, bytes]) -> None:
     store, proxy, content = through
     proxy.latency = 0.02
     assert store.read("x") == content
-    store.create("slow", content)  # may be slower than the time-out, and then be taken for lost once
+    store.create(
+        "slow", content
+    )  # may be slower than the time-out, and then be taken for lost once
     assert store.read("slow") == content
 
 
@@ -306,12 +349,16 @@ def test_a_storm_of_503(through: tuple[Store, FaultProxy, bytes]) -> None:
         store.read("x", 0, 10)
 
 
-def test_an_upload_whose_answer_is_lost_is_not_stored_twice(through: tuple[Store, FaultProxy, bytes]) -> None:
+def test_an_upload_whose_answer_is_lost_is_not_stored_twice(
+    through: tuple[Store, FaultProxy, bytes],
+) -> None:
     store, proxy, content = through
     proxy.cut_after, proxy.cut_probability = 0, 0.7
     for i in range(6):
         try:
-            store.create(f"lost-{i}", content[:1000])  # True, or False where its own first try had arrived
+            store.create(
+                f"lost-{i}", content[:1000]
+            )  # True, or False where its own first try had arrived
         except (Truncated, Unreachable):
             continue
         proxy.heal()
@@ -321,7 +368,12 @@ def test_an_upload_whose_answer_is_lost_is_not_stored_twice(through: tuple[Store
 
 def test_credentials(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET + "x")
-    for use in (lambda s: s.create("x", b"y"), lambda s: s.read("x"), lambda s: list(s.list()), lambda s: s.folders()):
+    for use in (
+        lambda s: s.create("x", b"y"),
+        lambda s: s.read("x"),
+        lambda s: list(s.list()),
+        lambda s: s.folders(),
+    ):
         with pytest.raises(AccessDenied, match="check the credentials") as caught:
             use(open_store(bucket))
         assert SECRET not in str(caught.value)

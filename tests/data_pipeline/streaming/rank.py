@@ -1,4 +1,5 @@
-"""A rank that reads its slice of each step and records what it read: URL LOG RANK RANKS STEPS CACHE."""
+"""A rank that reads its slice of each step and records what it read: URL LOG RANK RANKS STEPS
+CACHE."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ BATCH = 40
 
 def main() -> None:
     url, log, rank, ranks, steps, cache = sys.argv[1:]
-    reader = TokenLoader(url, global_batch=BATCH, seed=0, options=LoaderOptions(window=2, cache=Path(cache)))
+    reader = TokenLoader(
+        url, global_batch=BATCH, seed=0, options=LoaderOptions(window=2, cache=Path(cache))
+    )
     count = BATCH // int(ranks)
     offset = int(rank) * count
     with Path(log).open("a+") as file:
@@ -23,7 +26,10 @@ def main() -> None:
         for step in range(done, int(steps)):
             batch = reader.batch(step, offset, count)
             positions = list(range(offset, offset + count))
-            file.write(json.dumps({"step": step, "positions": positions, "labels": batch.labels.tolist()}) + "\n")
+            file.write(
+                json.dumps({"step": step, "positions": positions, "labels": batch.labels.tolist()})
+                + "\n"
+            )
             file.flush()
             time.sleep(0.005)  # what the network would take
     reader.close()

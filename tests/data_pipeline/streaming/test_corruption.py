@@ -1,4 +1,5 @@
-"""The corruption matrix: every fault of a shard, a cache or a server, and its outcome. Never a silent loss.
+"""The corruption matrix: every fault of a shard, a cache or a server, and its outcome. Never a
+silent loss.
 
 The end of the test run prints it as a table.
 """
@@ -33,7 +34,9 @@ NAME = f"tokens-{BAD:06d}.tar"
 
 
 def flipped(position: int) -> Callable[[bytes], bytes]:
-    return lambda content: content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :]
+    return lambda content: (
+        content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :]
+    )
 
 
 HARM: dict[str, Callable[[bytes], bytes] | None] = {
@@ -56,7 +59,9 @@ HARM: dict[str, Callable[[bytes], bytes] | None] = {
 def reading(place: str, **options: Any) -> Iterator[tuple[TokenLoader, list[dict[str, Any]]]]:
     incidents: list[dict[str, Any]] = []
     options = {"window": 2, "patience": 0.0, **options}
-    reader = TokenLoader(place, global_batch=18, seed=0, options=LoaderOptions(**options), incident=incidents.append)
+    reader = TokenLoader(
+        place, global_batch=18, seed=0, options=LoaderOptions(**options), incident=incidents.append
+    )
     yield reader, incidents
     reader.close()
 
@@ -100,20 +105,30 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str
 
 
 @pytest.mark.parametrize("fault", HARM)
-def test_a_harmed_shard(place: tuple[str, dict[str, Any]], fault: str, record_property: Property) -> None:
+def test_a_harmed_shard(
+    place: tuple[str, dict[str, Any]], fault: str, record_property: Property
+) -> None:
     url, options = place
     store = open_store(url)
     write_tokens(store, ROWS)
     harm(store, fault)
-    with reading(url, **options) as (reader, _), pytest.raises(ShardDamaged, match=r"tokens-000002\.tar"):
+    with (
+        reading(url, **options) as (reader, _),
+        pytest.raises(ShardDamaged, match=r"tokens-000002\.tar"),
+    ):
         epoch_of(reader)
     with reading(url, on_bad_shard="quarantine", **options) as (reader, incidents):
         counted, lost = epoch_of(reader)
     expected = [s for s in range(180) if s // 30 != BAD]
-    assert sorted(counted) == expected and len(lost) == 30  # nothing else is lost, nothing is shifted
+    assert (
+        sorted(counted) == expected and len(lost) == 30
+    )  # nothing else is lost, nothing is shifted
     quarantined = [i for i in incidents if i["event"] == "shard quarantined"]
     assert quarantined and quarantined[0]["shard"] == NAME and quarantined[0]["rows"] == 30
-    record_property("corruption", (fault, place_name(url, options), "stops and names it; or its rows get weight 0"))
+    record_property(
+        "corruption",
+        (fault, place_name(url, options), "stops and names it; or its rows get weight 0"),
+    )
 
 
 def place_name(url: str, options: dict[str, Any]) -> str:
@@ -128,7 +143,9 @@ def remote(bucket: str, tmp_path: Path) -> tuple[str, Path, list[int]]:
 
 
 @pytest.mark.parametrize("fault", ["bit flip in tokens", "cut at a row", "zero length"])
-def test_a_harmed_cache_is_mended(remote: tuple[str, Path, list[int]], fault: str, record_property: Property) -> None:
+def test_a_harmed_cache_is_mended(
+    remote: tuple[str, Path, list[int]], fault: str, record_property: Property
+) -> None:
     url, cache, everything = remote
     with reading(url, cache=cache) as (reader, _):
         assert sorted(epoch_of(reader)[0]) == everything
@@ -183,7 +200,9 @@ def test_a_full_disk(remote: tuple[str, Path, list[int]], record_property: Prope
 def behind(
     remote: tuple[str, Path, list[int]], proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[str, Path, list[int], FaultProxy]:
-    for name, value in environment(proxy.port, ADDP_STORAGE_TIMEOUT="1", AWS_MAX_ATTEMPTS="1").items():
+    for name, value in environment(
+        proxy.port, ADDP_STORAGE_TIMEOUT="1", AWS_MAX_ATTEMPTS="1"
+    ).items():
         monkeypatch.setenv(name, value)
     return (*remote, proxy)
 
@@ -203,7 +222,9 @@ def test_the_server_is_down_for_a_while(
         proxy.refuse = True
         with pytest.raises(Unreachable, match="no answer"):
             epoch_of(reader)
-    record_property("corruption", ("down for a while", "server", "waits and goes on; named error in the end"))
+    record_property(
+        "corruption", ("down for a while", "server", "waits and goes on; named error in the end")
+    )
 
 
 def test_a_straggling_request_is_asked_again(
@@ -218,7 +239,9 @@ def test_a_straggling_request_is_asked_again(
     record_property("corruption", ("a request hangs", "server", "asked again"))
 
 
-def test_bodies_that_break_off(behind: tuple[str, Path, list[int], FaultProxy], record_property: Property) -> None:
+def test_bodies_that_break_off(
+    behind: tuple[str, Path, list[int], FaultProxy], record_property: Property
+) -> None:
     url, cache, everything, proxy = behind
     with reading(url, cache=cache, patience=60.0) as (reader, _):
         proxy.cut_after, proxy.cut_probability = 20_000, 0.7
@@ -228,7 +251,10 @@ def test_bodies_that_break_off(behind: tuple[str, Path, list[int], FaultProxy], 
 
 
 def test_credentials_that_expire_and_are_renewed(
-    remote: tuple[str, Path, list[int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Property
+    remote: tuple[str, Path, list[int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Property,
 ) -> None:
     url, cache, everything = remote
     file = tmp_path / "credentials"
@@ -249,7 +275,9 @@ def test_credentials_that_expire_and_are_renewed(
         reader.shards[0].store = expired(url, credentials)
         with pytest.raises(AccessDenied):
             epoch_of(reader)
-    record_property("corruption", ("credentials expire", "server", "looked up anew; named error in the end"))
+    record_property(
+        "corruption", ("credentials expire", "server", "looked up anew; named error in the end")
+    )
 
 
 def expired(url: str, credentials: Callable[[str], None]) -> Store:

@@ -18,7 +18,10 @@ from model.errors import ConfigError, DataError
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6, 12])
 def test_ranks_slice_the_global_batch(tokens: Path, ranks: int) -> None:
     whole = TokenLoader(tokens, global_batch=12, seed=5, options=LoaderOptions(window=2))
-    ranked = [TokenLoader(tokens, global_batch=12, seed=5, options=LoaderOptions(window=2)) for _ in range(ranks)]
+    ranked = [
+        TokenLoader(tokens, global_batch=12, seed=5, options=LoaderOptions(window=2))
+        for _ in range(ranks)
+    ]
     for step in (0, 3, whole.schedule.steps_per_epoch, 1000):
         expected = whole.batch(step, 0, 12)
         size = 12 // ranks
@@ -32,14 +35,22 @@ def test_each_image_once_an_epoch_in_another_view_each_time(tokens: Path) -> Non
     loader = TokenLoader(tokens, global_batch=1, seed=0, options=LoaderOptions(window=2))
     n = loader.manifest.rows
     stored = np.concatenate(
-        [r.records["tokens"] for r in map(loader.shards[0].open, range(len(loader.manifest.shards)))]
+        [
+            r.records["tokens"]
+            for r in map(loader.shards[0].open, range(len(loader.manifest.shards)))
+        ]
     )
     seen = []
     for epoch in range(3):
         ids = np.concatenate([loader.batch(epoch * n + s, 0, 1).ids for s in range(n)])
-        views = [next((i, v) for i in range(n) for v in range(3) if np.array_equal(stored[i, v], row)) for row in ids]
+        views = [
+            next((i, v) for i in range(n) for v in range(3) if np.array_equal(stored[i, v], row))
+            for row in ids
+        ]
         seen.append(views)
-    assert len({tuple(row.tobytes() for row in stored[i]) for i in range(n)}) == n  # so that rows can be told apart
+    assert (
+        len({tuple(row.tobytes() for row in stored[i]) for i in range(n)}) == n
+    )  # so that rows can be told apart
     assert all({i for i, _ in views} == set(range(n)) for views in seen)
     assert {v for views in seen for v in views} == {(i, v) for i in range(n) for v in range(3)}
 

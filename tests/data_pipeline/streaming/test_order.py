@@ -11,19 +11,24 @@ shards = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
 
 @settings(max_examples=80, deadline=None)
-@given(rows=shards, seed=st.integers(0, 2**40), window=st.integers(1, 40), epoch=st.integers(0, 1000))
+@given(
+    rows=shards, seed=st.integers(0, 2**40), window=st.integers(1, 40), epoch=st.integers(0, 1000)
+)
 def test_an_epoch_is_a_permutation(rows: list[int], seed: int, window: int, epoch: int) -> None:
     order = SampleOrder(rows, seed, window)
     where = order.locate(epoch, 0, order.samples)
     expected = {(s, r) for s, n in enumerate(rows) for r in range(n)}
     assert (
-        len(where.row) == len(expected) and set(zip(where.shard.tolist(), where.row.tolist(), strict=True)) == expected
+        len(where.row) == len(expected)
+        and set(zip(where.shard.tolist(), where.row.tolist(), strict=True)) == expected
     )
 
 
 @settings(max_examples=80, deadline=None)
 @given(rows=shards, seed=st.integers(0, 100), window=st.integers(1, 8), data=st.data())
-def test_any_slice_of_it_is_the_same(rows: list[int], seed: int, window: int, data: st.DataObject) -> None:
+def test_any_slice_of_it_is_the_same(
+    rows: list[int], seed: int, window: int, data: st.DataObject
+) -> None:
     order = SampleOrder(rows, seed, window)
     whole = order.locate(3, 0, order.samples)
     start = data.draw(st.integers(0, order.samples))

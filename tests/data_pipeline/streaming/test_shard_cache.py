@@ -1,4 +1,5 @@
-"""One cache for a host's ranks: each shard is downloaded once, what is in use stays, and crashes leave nothing."""
+"""One cache for a host's ranks: each shard is downloaded once, what is in use stays, and crashes
+leave nothing."""
 
 from __future__ import annotations
 
@@ -34,9 +35,11 @@ def rank(
 ) -> subprocess.Popen[str]:
     arguments = [url, str(log), str(number), str(ranks), str(steps), str(cache)]
     return subprocess.Popen(
-        [sys.executable, str(RUNNER), *arguments], env={**os.environ, **env, "PYTHONPATH": str(RUNNER.parents[2])},
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, str(RUNNER), *arguments],
+        env={**os.environ, **env, "PYTHONPATH": str(RUNNER.parents[2])},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def records(log: Path) -> list[dict[str, Any]]:
@@ -45,22 +48,31 @@ def records(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_ranks_of_a_host_download_each_byte_once(bucket: str, proxy: FaultProxy, tmp_path: Path) -> None:
+def test_ranks_of_a_host_download_each_byte_once(
+    bucket: str, proxy: FaultProxy, tmp_path: Path
+) -> None:
     url = f"{bucket}/data"
     size = sum(s.bytes for s in write_tokens(open_store(url), ROWS).shards)
     env = environment(proxy.port)
-    processes = [rank(url, tmp_path / f"log-{r}", r, 2, 20, tmp_path / "cache", env) for r in range(2)]
-    assert [p.wait(120) for p in processes] == [0, 0], [p.stderr.read() for p in processes if p.stderr]
+    processes = [
+        rank(url, tmp_path / f"log-{r}", r, 2, 20, tmp_path / "cache", env) for r in range(2)
+    ]
+    assert [p.wait(120) for p in processes] == [0, 0], [
+        p.stderr.read() for p in processes if p.stderr
+    ]
     manifests = 2 * len(open_store(url).read("dataset.json"))
     assert size < proxy.response_bytes < size + manifests + 40_000  # headers of the answers
     before = proxy.response_bytes
-    again = rank(url, tmp_path / "again", 0, 1, 20, tmp_path / "cache", env)  # a later run finds them
+    again = rank(
+        url, tmp_path / "again", 0, 1, 20, tmp_path / "cache", env
+    )  # a later run finds them
     assert again.wait(60) == 0 and proxy.response_bytes - before < manifests + 5_000
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.long)])
 def test_killed_ranks_consume_each_position_once(bucket: str, tmp_path: Path, kills: int) -> None:
-    """Two ranks share a cache on S3 data; both are killed at a random moment and go on from their saved state."""
+    """Two ranks share a cache on S3 data; both are killed at a random moment and go on from their
+    saved state."""
     url, cache, chance = f"{bucket}/data", tmp_path / "cache", random.Random(kills)
     write_tokens(open_store(url), ROWS)
     logs = [tmp_path / f"log-{r}" for r in range(2)]
@@ -78,13 +90,17 @@ def test_killed_ranks_consume_each_position_once(bucket: str, tmp_path: Path, ki
         codes = [p.wait(120) for p in processes]
         if hit >= kills and codes == [0, 0]:
             break
-        done = min(len(records(log)) for log in logs)  # the state that both ranks agree on, as a checkpoint would
+        done = min(
+            len(records(log)) for log in logs
+        )  # the state that both ranks agree on, as a checkpoint would
         for log in logs:
             log.write_text("".join(json.dumps(r) + "\n" for r in records(log)[:done]))
     assert hit >= kills and not list(cache.glob("??/*.part"))
     taken = [(r["step"], p) for log in logs for r in records(log) for p in r["positions"]]
     assert len(taken) == len(set(taken)) == steps * 40
-    reference = TokenLoader(url, global_batch=40, seed=0, options=LoaderOptions(window=2, cache=cache))
+    reference = TokenLoader(
+        url, global_batch=40, seed=0, options=LoaderOptions(window=2, cache=cache)
+    )
     for log, offset in zip(logs, (0, 20), strict=True):
         for r in records(log):
             assert r["labels"] == reference.batch(r["step"], offset, 20).labels.tolist()
@@ -105,7 +121,12 @@ def test_eviction_keeps_what_is_in_use(bucket: str, tmp_path: Path) -> None:
     for entry, content in zip(manifest.shards[3:], contents[3:], strict=True):
         cache.store(entry, content)
     kept = {p.stem for p in (tmp_path / "cache").glob("??/*.tar")}
-    assert manifest.shards[0].sha256 in kept and manifest.shards[7].sha256 in kept and len(kept) == 3 and not incidents
+    assert (
+        manifest.shards[0].sha256 in kept
+        and manifest.shards[7].sha256 in kept
+        and len(kept) == 3
+        and not incidents
+    )
     also = [cache.hold(e) for e in manifest.shards if e.sha256 in kept]
     cache.store(manifest.shards[1], contents[1])  # nothing can go: over the limit, and said
     assert incidents[0]["event"] == "cache over its limit"
@@ -159,13 +180,19 @@ def without_effect(file: Any, operation: int) -> None:
 @pytest.mark.parametrize(
     ("flock", "words"),
     [
-        (refused(errno.ENOLCK), "No locks available"), (refused(errno.EOPNOTSUPP), "Operation not supported"),
-        (refused(errno.ENOSYS), "Function not implemented"), (exclusive_needs_writing, "Bad file descriptor"),
+        (refused(errno.ENOLCK), "No locks available"),
+        (refused(errno.EOPNOTSUPP), "Operation not supported"),
+        (refused(errno.ENOSYS), "Function not implemented"),
+        (exclusive_needs_writing, "Bad file descriptor"),
         (without_effect, "a lock that is held is given a second time"),
     ],
-)  # fmt: skip
+)
 def test_a_file_system_without_locks_is_refused(
-    flock: Callable[[Any, int], None], words: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flock: Callable[[Any, int], None],
+    words: str,
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_tokens(open_store(f"{bucket}/data"), ROWS)
     options = LoaderOptions(cache=tmp_path / "cache")
@@ -173,7 +200,8 @@ def test_a_file_system_without_locks_is_refused(
     assert not list((tmp_path / "cache").iterdir())
     monkeypatch.setattr("data_pipeline.streaming.shard_cache.fcntl.flock", flock)
     with pytest.raises(
-        ConfigError, match=rf"data\.cache: locks do not work on .*{tmp_path}/cache \({words}\); give a fol"
+        ConfigError,
+        match=rf"data\.cache: locks do not work on .*{tmp_path}/cache \({words}\); give a fol",
     ):
         TokenLoader(f"{bucket}/data", global_batch=40, seed=0, options=options)
     assert not list((tmp_path / "cache").iterdir())

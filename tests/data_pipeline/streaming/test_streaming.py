@@ -27,12 +27,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def loader(data: Path | str | list[tuple[str, float]], batch: int, seed: int = 1, **options: object) -> TokenLoader:
-    return TokenLoader(data, global_batch=batch, seed=seed, options=LoaderOptions(**{"window": 3, **options}))  # type: ignore[arg-type]
+def loader(
+    data: Path | str | list[tuple[str, float]], batch: int, seed: int = 1, **options: object
+) -> TokenLoader:
+    return TokenLoader(
+        data, global_batch=batch, seed=seed, options=LoaderOptions(**{"window": 3, **options})
+    )  # type: ignore[arg-type]
 
 
 @settings(max_examples=40, deadline=None)
-@given(ranks=st.integers(1, 64), micro=st.integers(1, 3), steps=st.integers(0, 5000), seed=st.integers(0, 99))
+@given(
+    ranks=st.integers(1, 64),
+    micro=st.integers(1, 3),
+    steps=st.integers(0, 5000),
+    seed=st.integers(0, 99),
+)
 def test_global_batches_are_the_same_on_any_number_of_ranks(
     data: Path, ranks: int, micro: int, steps: int, seed: int
 ) -> None:
@@ -55,7 +64,11 @@ def test_labels_and_tokens_belong_together(data: Path) -> None:
             assert np.array_equal(row, tokens_of(int(label), int(row[2])))
         for offset in (0, 50, 96):
             place = reader.where(step, offset)
-            assert place is not None and place.epoch == step // 2 and place.view == batch.ids[offset, 2]
+            assert (
+                place is not None
+                and place.epoch == step // 2
+                and place.view == batch.ids[offset, 2]
+            )
             number = int(place.shard[7:13])
             assert sum(ROWS[:number]) + place.row == batch.labels[offset]
 
@@ -83,7 +96,9 @@ def test_with_stripes_a_node_reads_only_its_own(data: Path, stripes: int, tail: 
     shards: list[set[str]] = [set() for _ in range(stripes)]
     for epoch in range(2):
         seen: Counter[int] = Counter()
-        for step in range(epoch * reader.schedule.steps_per_epoch, (epoch + 1) * reader.schedule.steps_per_epoch):
+        for step in range(
+            epoch * reader.schedule.steps_per_epoch, (epoch + 1) * reader.schedule.steps_per_epoch
+        ):
             got = reader.batch(step, 0, batch)
             sound = np.ones(batch, bool) if got.weights is None else got.weights > 0
             seen.update(s for s, ok in zip(samples_of(got.ids), sound, strict=True) if ok)
@@ -91,7 +106,9 @@ def test_with_stripes_a_node_reads_only_its_own(data: Path, stripes: int, tail: 
                 if (place := reader.where(step, offset)) is not None:
                     shards[offset // share].add(place.shard)
         assert set(seen.values()) == {1} and (tail == "drop" or len(seen) == 194)
-    assert sum(len(s) for s in shards) == 8 and len(set.union(*shards)) == 8  # no shard in two stripes
+    assert (
+        sum(len(s) for s in shards) == 8 and len(set.union(*shards)) == 8
+    )  # no shard in two stripes
 
 
 def test_mixtures_are_exact(data: Path, tmp_path: Path) -> None:
@@ -118,14 +135,18 @@ def test_mixtures_are_exact(data: Path, tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    weights=st.lists(st.floats(0.05, 10), min_size=2, max_size=6), start=st.integers(0, 10**7), seed=st.integers(0, 9)
+    weights=st.lists(st.floats(0.05, 10), min_size=2, max_size=6),
+    start=st.integers(0, 10**7),
+    seed=st.integers(0, 9),
 )
 def test_mixture_slices_agree(weights: list[float], start: int, seed: int) -> None:
     mixture = Mixture(weights, seed)
     assert int(mixture.counts.sum()) == BLOCK
     whole = mixture.locate(start, 300)
     part = mixture.locate(start + 100, 50)
-    assert np.array_equal(part.dataset, whole.dataset[100:150]) and np.array_equal(part.place, whole.place[100:150])
+    assert np.array_equal(part.dataset, whole.dataset[100:150]) and np.array_equal(
+        part.place, whole.place[100:150]
+    )
     for d in range(len(weights)):
         places = whole.place[whole.dataset == d]
         assert np.array_equal(np.diff(places), np.ones(max(0, len(places) - 1)))
@@ -140,7 +161,8 @@ def test_subsets_for_probes(data: Path) -> None:
 
 
 def test_shuffle_quality() -> None:
-    """Distinct shards in a batch of 64 against the ideal, and serial correlation: docs/streaming.md has the figures."""
+    """Distinct shards in a batch of 64 against the ideal, and serial correlation: docs/streaming.md
+    has the figures."""
     order = SampleOrder([1000] * 200, seed=0, window=16)
     where = order.locate(0, 0, 64 * 1000)
     distinct = np.mean([len(np.unique(where.shard[i : i + 64])) for i in range(0, 64_000, 64)])

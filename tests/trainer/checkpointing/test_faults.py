@@ -1,5 +1,5 @@
-"""Kills at every named point of the save protocol, and storage that fails there: the run goes on by itself, and ends
-with the undisturbed run's losses and weights."""
+"""Kills at every named point of the save protocol, and storage that fails there: the run goes on by
+itself, and ends with the undisturbed run's losses and weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from trainer.run_folder import RunFolder
 
 KEEP = "checkpoint.keep=2"
 
-# What is about to happen when the process is killed. The save of step 8 begins at 1, and is a checkpoint once 6 is
-# done; with two kept, the save of step 12 removes that of step 4.
+# What is about to happen when the process is killed. The save of step 8 begins at 1, and is a
+# checkpoint once 6 is done; with two kept, the save of step 12 removes that of step 4.
 POINTS = {
     "1 folder of the unfinished checkpoint": (Sabotage("os.mkdir", ("step-00000008.",)), 4),
     "2 rank 0 opens its file": (Sabotage("open", ("step-00000008.", "rank-00000")), 4),
@@ -36,7 +36,12 @@ POINTS = {
     "12 network published": (Sabotage("open", ("network.safetensors", "tmp")), 12),
     "13 run marked as done": (Sabotage("os.rename", ("done.json",)), 12),
 }
-SHORT = ("3 rank 1 opens its file", "5 manifest renamed", "6 checkpoint renamed", "10 old folder removed")
+SHORT = (
+    "3 rank 1 opens its file",
+    "5 manifest renamed",
+    "6 checkpoint renamed",
+    "10 old folder removed",
+)
 
 
 @pytest.mark.parametrize(
@@ -62,34 +67,58 @@ def test_killed_at(point: str, undisturbed: Path, tokens: Path, tmp_path: Path) 
     [("open", ("step-00000008.", "rank-00001"), 1), ("os.rename", ("step-00000008'",), 0)],
     ids=["part", "rename"],
 )
-@pytest.mark.parametrize(("code", "words_of_it"), [("ENOSPC", "No space left"), ("EROFS", "Read-only file system")])
+@pytest.mark.parametrize(
+    ("code", "words_of_it"), [("ENOSPC", "No space left"), ("EROFS", "Read-only file system")]
+)
 def test_a_checkpoint_that_cannot_be_written_is_left_out(
-    event: str, words: tuple[str, ...], rank: int, code: str, words_of_it: str, undisturbed: Path, tokens: Path,
+    event: str,
+    words: tuple[str, ...],
+    rank: int,
+    code: str,
+    words_of_it: str,
+    undisturbed: Path,
+    tokens: Path,
     tmp_path: Path,
-) -> None:  # fmt: skip
+) -> None:
     """Training goes on, the incident is on record, and the next save succeeds."""
     run = tmp_path / "run"
     codes, output = run_world(
-        run, *MAGE, f"data.tokens={tokens}", "ema_decay=0.9", sabotage=Sabotage(event, words, code, 0, rank)
+        run,
+        *MAGE,
+        f"data.tokens={tokens}",
+        "ema_decay=0.9",
+        sabotage=Sabotage(event, words, code, 0, rank),
     )
     assert codes == [0, 0], output
-    assert [path.name for path in candidates(RunFolder(run).checkpoints)] == ["step-00000012", "step-00000004"]
+    assert [path.name for path in candidates(RunFolder(run).checkpoints)] == [
+        "step-00000012",
+        "step-00000004",
+    ]
     (record,) = incidents(run, "checkpoint not saved")
     assert record["step"] == 8 and words_of_it in record["error"]
-    (line,) = (line for line in output.splitlines() if "was not saved" in line)  # at once, on the console
-    assert words_of_it in line and re.search(r"the last good one is of step 4, saved \d+ s ago \(", line), line
+    (line,) = (
+        line for line in output.splitlines() if "was not saved" in line
+    )  # at once, on the console
+    assert words_of_it in line and re.search(
+        r"the last good one is of step 4, saved \d+ s ago \(", line
+    ), line
     assert output.index(line) < output.index("step 12/12")
     assert same_end(run, undisturbed)
 
 
-def test_a_rank_that_crashes_is_one_line_and_a_trace_in_a_file(tokens: Path, tmp_path: Path) -> None:
+def test_a_rank_that_crashes_is_one_line_and_a_trace_in_a_file(
+    tokens: Path, tmp_path: Path
+) -> None:
     """An error that nobody foresaw on rank 1; rank 0 only loses it."""
     run = tmp_path / "run"
     sabotage = Sabotage("open", ("step-00000008.", "rank-00001"), "raise:no such luck", rank=1)
     codes, output = run_world(run, *MAGE, f"data.tokens={tokens}", sabotage=sabotage)
     assert codes == [1, 1] and "Traceback" not in output, output
     trace = run / "traces" / "rank-00001.txt"
-    crash = f"rank 1: error: unexpected ZeroDivisionError: no such luck; the trace is in {trace} (ADDP_DEBUG=1 shows it"
+    crash = (
+        f"rank 1: error: unexpected ZeroDivisionError: no such luck; the trace is in {trace} "
+        "(ADDP_DEBUG=1 shows it"
+    )
     assert crash in output and "error: another rank went away at step " in output
     assert trace.read_text().endswith("ZeroDivisionError: no such luck\n")
     (record,) = incidents(run, "crash")
@@ -104,7 +133,11 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(tokens: Path, tmp_
     run = tmp_path / "run"
     sabotage = Sabotage("open", ("step-00000012.", "rank-00000"), "ENOSPC", 0)
     codes, output = run_world(run, *MAGE, f"data.tokens={tokens}", sabotage=sabotage)
-    assert codes == [74, 74] and "the checkpoint of step 12 was not saved" in output and "No space left" in output
+    assert (
+        codes == [74, 74]
+        and "the checkpoint of step 12 was not saved" in output
+        and "No space left" in output
+    )
     assert not RunFolder(run).is_done
     assert "resumed at step 8" in finish(run, *MAGE, f"data.tokens={tokens}")
 
@@ -119,26 +152,43 @@ def test_ranks_that_see_different_folders_are_refused(tokens: Path, tmp_path: Pa
     """As where the run folder lies on a disk of its own on each machine."""
     sabotage = Sabotage("open", ("/attempt",), "ENOENT", 0, rank=1, sight=0.0)
     codes, output = run_world(tmp_path / "run", *MAGE, f"data.tokens={tokens}", sabotage=sabotage)
-    assert codes == [78, 78] and "ranks [1] do not see" in output and "storage that all machines share" in output
+    assert (
+        codes == [78, 78]
+        and "ranks [1] do not see" in output
+        and "storage that all machines share" in output
+    )
 
 
-def test_a_disk_that_fills_up_in_the_middle_of_a_file(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:
-    """The kernel refuses to let files grow over 200 KB, from the second save on; a rank's are 600 KB."""
+def test_a_disk_that_fills_up_in_the_middle_of_a_file(
+    undisturbed: Path, tokens: Path, tmp_path: Path
+) -> None:
+    """The kernel refuses to let files grow over 200 KB, from the second save on; a rank's are 600
+    KB."""
     run = tmp_path / "run"
     codes, output = run_world(
-        run, *MAGE, f"data.tokens={tokens}", "ema_decay=0.9", sabotage=Sabotage(limit=("step-00000008.", 200_000))
+        run,
+        *MAGE,
+        f"data.tokens={tokens}",
+        "ema_decay=0.9",
+        sabotage=Sabotage(limit=("step-00000008.", 200_000)),
     )
     assert codes == [0, 0], output
-    assert [path.name for path in candidates(RunFolder(run).checkpoints)] == ["step-00000012", "step-00000004"]
+    assert [path.name for path in candidates(RunFolder(run).checkpoints)] == [
+        "step-00000012",
+        "step-00000004",
+    ]
     assert "File too large" in incidents(run, "checkpoint not saved")[0]["error"]
     assert same_end(run, undisturbed)
 
 
 def test_a_slow_rank_delays_the_manifest(tokens: Path, tmp_path: Path) -> None:
-    """Rank 1 takes two seconds to open its file: nothing is visible meanwhile, and training goes on."""
+    """Rank 1 takes two seconds to open its file: nothing is visible meanwhile, and training goes
+    on."""
     run = tmp_path / "run"
     sabotage = Sabotage("open", ("step-00000004.", "rank-00001"), "sleep:2", rank=1)
-    world = World(run, [*MAGE, f"data.tokens={tokens}", "checkpoint.every=4", "schedule.total=7"], 2, sabotage)
+    world = World(
+        run, [*MAGE, f"data.tokens={tokens}", "checkpoint.every=4", "schedule.total=7"], 2, sabotage
+    )
     world.wait_for(run / "metrics.jsonl")
     while len(RunFolder(run).read_metrics()) < 7:
         assert not candidates(RunFolder(run).checkpoints)
@@ -182,18 +232,26 @@ def test_a_damaged_checkpoint_is_gone_round(
     output = finish(run, *options, processes=1 if fault == "cut" else 2)
     assert "refused a checkpoint: step-00000012" in output and "resumed at step 8 of 12" in output
     assert incidents(run, "checkpoint refused")
-    assert [verify(p).step for p in candidates(RunFolder(run).checkpoints)] == [12]  # in the damaged one's place
+    assert [verify(p).step for p in candidates(RunFolder(run).checkpoints)] == [
+        12
+    ]  # in the damaged one's place
     assert fault == "cut" or same_end(run, undisturbed)
 
 
-def test_none_valid_is_an_error_not_a_start_from_zero(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:
+def test_none_valid_is_an_error_not_a_start_from_zero(
+    undisturbed: Path, tokens: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     (run / "done.json").unlink()
     for path in candidates(run / "checkpoints"):
         (path / MANIFEST).write_text("{}")
     codes, output = run_world(run, *MAGE, f"data.tokens={tokens}", "ema_decay=0.9")
-    assert codes == [79, 79] and "3 checkpoints, but none is valid" in output and "starts at" not in output
+    assert (
+        codes == [79, 79]
+        and "3 checkpoints, but none is valid" in output
+        and "starts at" not in output
+    )
 
 
 def test_a_second_run_on_the_folder_is_refused(tokens: Path, tmp_path: Path) -> None:
@@ -209,7 +267,8 @@ def test_a_second_run_on_the_folder_is_refused(tokens: Path, tmp_path: Path) -> 
 
 
 def test_clock_jumps_change_nothing(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:
-    """The wall clock jumps by a day to and fro between any two looks at it, before and after a restart."""
+    """The wall clock jumps by a day to and fro between any two looks at it, before and after a
+    restart."""
     run, options = tmp_path / "run", (*MAGE, f"data.tokens={tokens}", "ema_decay=0.9")
     codes, output = run_world(run, *options, sabotage=Sabotage(clock=86400.0))
     assert codes == [0, 0], output
@@ -217,4 +276,7 @@ def test_clock_jumps_change_nothing(undisturbed: Path, tokens: Path, tmp_path: P
     codes, output = run_world(cut, *options, sabotage=Sabotage(clock=86400.0))
     assert codes == [0, 0] and "resumed at step 4" in output, output
     assert same_end(run, undisturbed) and same_end(cut, undisturbed)
-    assert all(row["lost_seconds"] >= 0 and row["train_seconds"] < 600 for row in RunFolder(cut).read_metrics())
+    assert all(
+        row["lost_seconds"] >= 0 and row["train_seconds"] < 600
+        for row in RunFolder(cut).read_metrics()
+    )

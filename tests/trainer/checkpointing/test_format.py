@@ -1,4 +1,5 @@
-"""The format of checkpoints: what is written is read back, whatever the division, and nothing else is taken for one."""
+"""The format of checkpoints: what is written is read back, whatever the division, and nothing else
+is taken for one."""
 
 from __future__ import annotations
 
@@ -39,9 +40,19 @@ from trainer.config.schema import CheckpointSection
 
 def manifest(files: dict[str, FileEntry], step: int = 4) -> Manifest:
     return Manifest(
-        step=step, world_size=len(files), zero_stage=1, run_identity={}, parameters={"w": [5, 2]}, export_prefix="", state_keys=["weights"],
-        applied=step, scaler={}, skipped=[], trainer_state={}, files=files,
-    )  # fmt: skip
+        step=step,
+        world_size=len(files),
+        zero_stage=1,
+        run_identity={},
+        parameters={"w": [5, 2]},
+        export_prefix="",
+        state_keys=["weights"],
+        applied=step,
+        scaler={},
+        skipped=[],
+        trainer_state={},
+        files=files,
+    )
 
 
 def make(folder: Path, cuts: list[int], step: int = 4) -> Path:
@@ -70,12 +81,18 @@ def test_any_range_is_read_from_any_division(
 
 def test_files_are_plain_safetensors_of_every_dtype(tmp_path: Path) -> None:
     tensors = {
-        "bool": torch.tensor([True, False, True]), "long": torch.arange(3), "half": torch.ones(2, dtype=torch.bfloat16),
-        "scalar": torch.tensor(2.5), "matrix": torch.randn(2, 3), "double": torch.rand(2, dtype=torch.float64),
-    }  # fmt: skip
+        "bool": torch.tensor([True, False, True]),
+        "long": torch.arange(3),
+        "half": torch.ones(2, dtype=torch.bfloat16),
+        "scalar": torch.tensor(2.5),
+        "matrix": torch.randn(2, 3),
+        "double": torch.rand(2, dtype=torch.float64),
+    }
     stated = write_snapshot(tmp_path / "a.safetensors", snapshot(tensors.items(), None))
     found = load_file(tmp_path / "a.safetensors")
-    assert found.keys() == tensors.keys() and all(torch.equal(found[k], v) for k, v in tensors.items())
+    assert found.keys() == tensors.keys() and all(
+        torch.equal(found[k], v) for k, v in tensors.items()
+    )
     assert stated.bytes == (tmp_path / "a.safetensors").stat().st_size
 
 
@@ -100,7 +117,9 @@ def test_every_fault_in_every_file_is_seen(name: str, fault: str, tmp_path: Path
     else:
         if fault == "flip":
             content[len(content) // 2 + 1] ^= 0x80
-        file.write_bytes({"cut": content[:-3], "empty": b"", "longer": content + b"x"}.get(fault, bytes(content)))
+        file.write_bytes(
+            {"cut": content[:-3], "empty": b"", "longer": content + b"x"}.get(fault, bytes(content))
+        )
     with pytest.raises(Damaged, match="step-00000004"):
         verify(path)
     with pytest.raises(NoValidCheckpoint, match="none is valid"):
@@ -142,15 +161,24 @@ def test_no_flipped_bit_of_a_manifest_changes_what_it_says() -> None:
     """Also in the numbers of its progress, of which any would do."""
     entry = FileEntry(bytes=1, sha256="0" * 64)
     written = manifest({"rank-00000.safetensors": entry})
-    written.trainer_state = {"norms": [0.125, 3.5], "rows": [{"loss": math.nan, "norm": math.inf, "applied": False}]}
+    written.trainer_state = {
+        "norms": [0.125, 3.5],
+        "rows": [{"loss": math.nan, "norm": math.inf, "applied": False}],
+    }
     text = bytearray(manifest_bytes(written))
     read = parse_manifest(bytes(text), "step-00000004")
-    assert repr(read.trainer_state) == repr(written.trainer_state) and read.fingerprint == written.fingerprint
+    assert (
+        repr(read.trainer_state) == repr(written.trainer_state)
+        and read.fingerprint == written.fingerprint
+    )
     for place in range(len(text)):
         for bit in range(8):
             text[place] ^= 1 << bit
             with suppress(Damaged):
-                assert repr(parse_manifest(bytes(text), "step-00000004")) == repr(read), (place, bit)
+                assert repr(parse_manifest(bytes(text), "step-00000004")) == repr(read), (
+                    place,
+                    bit,
+                )
             text[place] ^= 1 << bit
 
 

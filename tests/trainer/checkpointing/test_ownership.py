@@ -1,5 +1,5 @@
-"""Runs are told apart: in their folders, in their manifests and on their stores, whoever lives, dies or is configured
-anew."""
+"""Runs are told apart: in their folders, in their manifests and on their stores, whoever lives,
+dies or is configured anew."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def seat(store: Store) -> str:
 def as_elsewhere(store: Store, beat: int) -> None:
     """As if the holder lived on another machine, and had renewed so often."""
     name = seat(store)
-    store.replace(name, json.dumps({**json.loads(store.read(name)), "host": "elsewhere", "beat": beat}).encode())
+    store.replace(
+        name,
+        json.dumps({**json.loads(store.read(name)), "host": "elsewhere", "beat": beat}).encode(),
+    )
 
 
 def has(store: Store, name: str) -> bool:
@@ -64,12 +67,18 @@ def trains(run: Path, world: World) -> None:
 
 
 def test_an_extended_run_is_done_no_more(tokens: Path, store: Store, tmp_path: Path) -> None:
-    """Neither at home nor on the store; what generates or exports takes the newest checkpoint, and the network of
-    before is named after its step. A start that is refused changes nothing."""
-    run, options = tmp_path / "run", [*MAGE, f"data.tokens={tokens}", f"checkpoint.upload={store.url}"]
+    """Neither at home nor on the store; what generates or exports takes the newest checkpoint, and
+    the network of before is named after its step. A start that is refused changes nothing."""
+    run, options = (
+        tmp_path / "run",
+        [*MAGE, f"data.tokens={tokens}", f"checkpoint.upload={store.url}"],
+    )
     output = finish(run, *options, SHORT, processes=1)
     folder = RunFolder(run)
-    assert f"done at step 4: {folder.network}. Next: `addp evaluate {run} --suite held-out --tokens " in output
+    assert (
+        f"done at step 4: {folder.network}. Next: `addp evaluate {run} --suite held-out --tokens "
+        in output
+    )
     assert folder.is_done and has(store, DONE)
     codes, output = run_world(run, *options, *ENDLESS, processes=1)
     assert codes == [78] and "schedule.total: 4.0 -> 100000.0" in output, output
@@ -83,15 +92,20 @@ def test_an_extended_run_is_done_no_more(tokens: Path, store: Store, tmp_path: P
     folder.stop.touch()
     codes, output = world.wait()
     assert codes == [75] and not folder.is_done and not has(store, DONE), output
-    assert re.search(rf"from {run}/checkpoints/step-00000004, saved \d+ (s|min) ago \(", output), output
+    assert re.search(rf"from {run}/checkpoints/step-00000004, saved \d+ (s|min) ago \(", output), (
+        output
+    )
     assert "changed since that checkpoint: schedule.total: 4.0 -> 100000.0" in output
     step = open_network(str(run), None, "raw").step
     assert step is not None and step > 4 and remote_steps(store)[0] == step
     assert not list(store.list("owner/"))  # who stops lets go
 
 
-def test_an_empty_folder_takes_the_run_of_its_store(tokens: Path, store: Store, tmp_path: Path) -> None:
-    """With the same configuration only: another one is refused before anything of the run comes into the folder."""
+def test_an_empty_folder_takes_the_run_of_its_store(
+    tokens: Path, store: Store, tmp_path: Path
+) -> None:
+    """With the same configuration only: another one is refused before anything of the run comes
+    into the folder."""
     options = [*MAGE, f"data.tokens={tokens}", f"checkpoint.upload={store.url}", SHORT]
     finish(tmp_path / "first", *options, processes=1)
     identity = RunFolder(tmp_path / "first").read_identity()
@@ -100,16 +114,20 @@ def test_an_empty_folder_takes_the_run_of_its_store(tokens: Path, store: Store, 
 
     second = tmp_path / "second"
     codes, output = run_world(second, *options, "optimizer.base_lr=0.2", processes=1)
-    assert codes == [78] and "optimizer.base_lr: 0.03 -> 0.2" in output and "resumed" not in output, output
+    assert (
+        codes == [78] and "optimizer.base_lr: 0.03 -> 0.2" in output and "resumed" not in output
+    ), output
     assert not (second / "metrics.jsonl").exists() and not (second / RUN).exists()
-    output = finish(second, *options, "optimizer.base_lr=0.2", "resume.allow=[optimizer.base_lr]", processes=1)
+    output = finish(
+        second, *options, "optimizer.base_lr=0.2", "resume.allow=[optimizer.base_lr]", processes=1
+    )
     assert f"resumed at step 4 of 4 on 1 ranks from {store.url}/checkpoints/step-00000004" in output
     assert RunFolder(second).read_identity()["run"] == identity["run"]  # type: ignore[index]
 
 
 def test_two_runs_with_one_store(tokens: Path, store: Store, tmp_path: Path) -> None:
-    """The second to come is refused while the first one lives; a first one that was taken over ends, and says who has
-    taken it."""
+    """The second to come is refused while the first one lives; a first one that was taken over
+    ends, and says who has taken it."""
     options = [*MAGE, f"data.tokens={tokens}", f"checkpoint.upload={store.url}", *ENDLESS]
     first = World(tmp_path / "first", options, 1, None)
     trains(tmp_path / "first", first)
@@ -127,10 +145,15 @@ def test_two_runs_with_one_store(tokens: Path, store: Store, tmp_path: Path) -> 
     codes, output = first.wait()
     assert codes == [78] and "was taken over by process 7 on elsewhere" in output, output
     (record,) = incidents(tmp_path / "first", "uploads ended")
-    assert "process 7 on elsewhere" in record["error"] and RunFolder(tmp_path / "first").read_exit()["code"] == 78  # type: ignore[index]
+    assert (
+        "process 7 on elsewhere" in record["error"]
+        and RunFolder(tmp_path / "first").read_exit()["code"] == 78
+    )  # type: ignore[index]
 
 
-def test_a_live_holder_is_never_taken_over(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_live_holder_is_never_taken_over(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = owner_of(store, tmp_path / "a"), owner_of(store, tmp_path / "b")
     assert first.enter()
     assert not second.enter()  # a process that was just killed may still be ending
@@ -148,7 +171,9 @@ def test_a_live_holder_is_never_taken_over(store: Store, tmp_path: Path, monkeyp
     third.release()
 
 
-def test_a_silent_holder_elsewhere_is_taken_over_and_finds_out(store: Store, tmp_path: Path) -> None:
+def test_a_silent_holder_elsewhere_is_taken_over_and_finds_out(
+    store: Store, tmp_path: Path
+) -> None:
     first, second = owner_of(store, tmp_path / "a"), owner_of(store, tmp_path / "b", lease=0.3)
     assert first.enter()
     first.confirm()
@@ -165,7 +190,9 @@ def test_a_silent_holder_elsewhere_is_taken_over_and_finds_out(store: Store, tmp
     second.release()
 
 
-def test_a_holder_that_slept_while_others_came_and_went_holds_nothing(store: Store, tmp_path: Path) -> None:
+def test_a_holder_that_slept_while_others_came_and_went_holds_nothing(
+    store: Store, tmp_path: Path
+) -> None:
     first, second, third = (owner_of(store, tmp_path / name, lease=0.2) for name in "abc")
     assert first.enter() and first._claim is not None
     first.confirm()
@@ -188,7 +215,8 @@ def test_a_holder_that_slept_while_others_came_and_went_holds_nothing(store: Sto
 
 
 class Failing(LocalStore):
-    """Every method fails once, at its `nth` call of all: before it does anything, or after it (an answer is lost)."""
+    """Every method fails once, at its `nth` call of all: before it does anything, or after it (an
+    answer is lost)."""
 
     def __init__(self, root: Path, nth: int, after: bool) -> None:
         super().__init__(root)
@@ -213,7 +241,9 @@ class Failing(LocalStore):
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_store_that_fails_at_any_moment(after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_fails_at_any_moment(
+    after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The next try succeeds: what the first one left there is not taken for another's."""
     monkeypatch.setattr(ownership, "_PATIENCE", 0.0)
     for nth in range(1, 25):
@@ -239,15 +269,23 @@ def as_run(path: Path, run: str) -> Path:
 @pytest.mark.parametrize(
     ("there", "here", "expected"),
     [
-        (None, None, "new"), (None, "mine", "mine"), ("theirs", None, "theirs"), ("theirs", "theirs", "theirs"),
-        ("theirs", "mine", "refused"), ("theirs", "checkpoints without an id", "refused"),
+        (None, None, "new"),
+        (None, "mine", "mine"),
+        ("theirs", None, "theirs"),
+        ("theirs", "theirs", "theirs"),
+        ("theirs", "mine", "refused"),
+        ("theirs", "checkpoints without an id", "refused"),
         ("[1]", "mine", "refused"),
     ],
-)  # fmt: skip
-def test_which_run_it_is(there: str | None, here: str | None, expected: str, tmp_path: Path) -> None:
+)
+def test_which_run_it_is(
+    there: str | None, here: str | None, expected: str, tmp_path: Path
+) -> None:
     store, path = LocalStore(tmp_path / "store"), tmp_path / "run"
     if there:
-        store.create(RUN, there.encode() if there == "[1]" else json.dumps(new_identity(there)).encode())
+        store.create(
+            RUN, there.encode() if there == "[1]" else json.dumps(new_identity(there)).encode()
+        )
     if here in ("mine", "theirs"):
         as_run(path, str(here))
     elif here:
@@ -261,5 +299,7 @@ def test_which_run_it_is(there: str | None, here: str | None, expected: str, tmp
     assert owner.enter()
     owner.confirm()
     found: dict[str, Any] = json.loads(store.read(RUN))
-    assert found["run"] == owner.run and (owner.run == expected or (expected == "new" and len(owner.run) == 12))
+    assert found["run"] == owner.run and (
+        owner.run == expected or (expected == "new" and len(owner.run) == 12)
+    )
     owner.release()

@@ -1,4 +1,5 @@
-"""Checkpoints on object storage: as valid or invisible there as at home, and good to go on from on another machine."""
+"""Checkpoints on object storage: as valid or invisible there as at home, and good to go on from on
+another machine."""
 
 from __future__ import annotations
 
@@ -25,10 +26,18 @@ from trainer.run_folder import DONE, RunFolder
 EMA = "ema_decay=0.9"
 
 
-def test_another_machine_goes_on_from_the_store(undisturbed: Path, bucket: str, tokens: Path, tmp_path: Path) -> None:
+def test_another_machine_goes_on_from_the_store(
+    undisturbed: Path, bucket: str, tokens: Path, tmp_path: Path
+) -> None:
     """The first one dies after its second checkpoint is on S3, and its disk is lost."""
     url = f"{bucket}/runs/one"
-    options = (*MAGE, f"data.tokens={tokens}", EMA, f"checkpoint.upload={url}", "checkpoint.permanent_every=4")
+    options = (
+        *MAGE,
+        f"data.tokens={tokens}",
+        EMA,
+        f"checkpoint.upload={url}",
+        "checkpoint.permanent_every=4",
+    )
     finish(tmp_path / "first", *options)
     store = open_store(url)
     assert remote_steps(store) == [12, 8, 4]
@@ -41,7 +50,13 @@ def test_another_machine_goes_on_from_the_store(undisturbed: Path, bucket: str, 
 def test_a_damaged_copy_is_gone_round(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:
     """On the store as at home; the reasons are given."""
     store = tmp_path / "store"
-    options = (*MAGE, f"data.tokens={tokens}", EMA, f"checkpoint.upload={store}", "checkpoint.permanent_every=4")
+    options = (
+        *MAGE,
+        f"data.tokens={tokens}",
+        EMA,
+        f"checkpoint.upload={store}",
+        "checkpoint.permanent_every=4",
+    )
     finish(tmp_path / "first", *options)
     assert remote_steps(LocalStore(store)) == [12, 8, 4]
     (newest,) = (store / "checkpoints" / "step-00000012").glob("rank-00001*")
@@ -56,9 +71,13 @@ def test_a_damaged_copy_is_gone_round(undisturbed: Path, tokens: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "point", [("os.link", ("rank-00001",)), ("os.rename", (MANIFEST, "store"))], ids=["file", "manifest"]
+    "point",
+    [("os.link", ("rank-00001",)), ("os.rename", (MANIFEST, "store"))],
+    ids=["file", "manifest"],
 )
-def test_killed_while_it_uploads(point: tuple[str, tuple[str, ...]], tokens: Path, tmp_path: Path) -> None:
+def test_killed_while_it_uploads(
+    point: tuple[str, tuple[str, ...]], tokens: Path, tmp_path: Path
+) -> None:
     """Nothing is visible there before its manifest, and the next start brings the rest."""
     store, run = tmp_path / "store", tmp_path / "run"
     options = (*MAGE, f"data.tokens={tokens}", f"checkpoint.upload={store}")
@@ -70,15 +89,27 @@ def test_killed_while_it_uploads(point: tuple[str, tuple[str, ...]], tokens: Pat
 
 
 def test_a_store_that_is_down_does_not_stop_training(
-    undisturbed: Path, bucket: str, proxy: FaultProxy, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: Path,
+    bucket: str,
+    proxy: FaultProxy,
+    tokens: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It refuses connections from the restart to the last step; then it answers again, and the copy is complete. A run
-    that has no checkpoint at hand does not start while it cannot ask the store."""
+    """It refuses connections from the restart to the last step; then it answers again, and the copy
+    is complete. A run that has no checkpoint at hand does not start while it cannot ask the
+    store."""
     for name, value in environment(proxy.port, AWS_MAX_ATTEMPTS="1").items():
         monkeypatch.setenv(name, value)
     run, url = cut_back(undisturbed, tmp_path / "run", 4), f"{bucket}/runs/two"
     proxy.refuse = True
-    options = [*MAGE, f"data.tokens={tokens}", EMA, f"checkpoint.upload={url}", "checkpoint.patience=60"]
+    options = [
+        *MAGE,
+        f"data.tokens={tokens}",
+        EMA,
+        f"checkpoint.upload={url}",
+        "checkpoint.patience=60",
+    ]
     codes, output = run_world(tmp_path / "fresh", *options, processes=1)
     assert codes == [74] and "no answer" in output
     world = World(run, options, 2, None)
@@ -86,9 +117,17 @@ def test_a_store_that_is_down_does_not_stop_training(
     proxy.heal()
     codes, output = world.wait()
     assert codes == [0, 0] and "resumed at step 4" in output, output
-    late, again = (output.index(words) for words in (f" is not on {url} yet: ", "the store answers again: "))
-    assert late < output.index("step 12/12") < again and "no copy was made since this start" in output
-    assert incidents(run, "store not asked") and incidents(run, "upload") and incidents(run, "upload recovered")
+    late, again = (
+        output.index(words) for words in (f" is not on {url} yet: ", "the store answers again: ")
+    )
+    assert (
+        late < output.index("step 12/12") < again and "no copy was made since this start" in output
+    )
+    assert (
+        incidents(run, "store not asked")
+        and incidents(run, "upload")
+        and incidents(run, "upload recovered")
+    )
     assert remote_steps(open_store(url))[0] == 12
     assert same_end(run, undisturbed)
 
@@ -101,11 +140,21 @@ def test_a_store_that_stays_down_is_reported(
     blocked = tmp_path / "file"
     blocked.write_text("")  # no folder can be made below it
     run = cut_back(undisturbed, tmp_path / "run", 8)
-    options = (*MAGE, f"data.tokens={tokens}", EMA, f"checkpoint.upload={blocked}/x", "checkpoint.patience=1")
+    options = (
+        *MAGE,
+        f"data.tokens={tokens}",
+        EMA,
+        f"checkpoint.upload={blocked}/x",
+        "checkpoint.patience=1",
+    )
     codes, output = run_world(tmp_path / "fresh", *options, processes=1)
     assert codes == [74] and "cannot be made: Not a directory" in output, output
     output = finish(run, *options)
-    assert "the checkpoint of step 12 is not on" in output and RunFolder(run).is_done and incidents(run, "upload")
+    assert (
+        "the checkpoint of step 12 is not on" in output
+        and RunFolder(run).is_done
+        and incidents(run, "upload")
+    )
     assert "does not call the run complete" in output
     blocked.unlink()
     finish(run, *options)  # brings what is missing, although nothing is left to train
@@ -141,15 +190,20 @@ def brings(uploader: Uploader, step: int, run: Path) -> bool:
 
 
 def test_what_is_no_checkpoint_on_the_store_is_left_alone(tmp_path: Path, quick: None) -> None:
-    """Names that others put there, and a manifest of garbage: ours comes beside them, and what is expired goes."""
+    """Names that others put there, and a manifest of garbage: ours comes beside them, and what is
+    expired goes."""
     store, run = LocalStore(tmp_path / "store"), tmp_path / "run"
     first = uploader_of(tmp_path, store)
     assert brings(first, 4, run)
     foreign = (
-        "checkpoints/step-xyz/manifest.json", "checkpoints/manifest.json", "checkpoints/a/step-00000001/manifest.json",
-        "checkpoints/step-7/manifest.json", "checkpoints/step-00000099/manifest.json",
-        "checkpoints/step-00000008/rank-00009.bak", "step-00000003/manifest.json",
-    )  # fmt: skip
+        "checkpoints/step-xyz/manifest.json",
+        "checkpoints/manifest.json",
+        "checkpoints/a/step-00000001/manifest.json",
+        "checkpoints/step-7/manifest.json",
+        "checkpoints/step-00000099/manifest.json",
+        "checkpoints/step-00000008/rank-00009.bak",
+        "step-00000003/manifest.json",
+    )
     for name in foreign:
         assert store.create(name, b'{"progress": {"seen": "soon"}, "step": [')
     assert remote_steps(store) == [99, 4]
@@ -159,7 +213,9 @@ def test_what_is_no_checkpoint_on_the_store_is_left_alone(tmp_path: Path, quick:
     assert not RunFolder(run).read_incidents()
 
 
-def test_a_store_that_becomes_a_file_is_tried_until_it_is_a_folder_again(tmp_path: Path, quick: None) -> None:
+def test_a_store_that_becomes_a_file_is_tried_until_it_is_a_folder_again(
+    tmp_path: Path, quick: None
+) -> None:
     store, run = LocalStore(tmp_path / "store"), tmp_path / "run"
     uploader = uploader_of(tmp_path, store)
     store.root.write_text("no folder")
@@ -170,13 +226,20 @@ def test_a_store_that_becomes_a_file_is_tried_until_it_is_a_folder_again(tmp_pat
         time.sleep(0.01)
     store.root.unlink()
     assert uploader.close(30, lambda: None) == [] and remote_steps(store) == [4]
-    assert [record["event"] for record in RunFolder(run).read_incidents()] == ["upload", "upload recovered"]
+    assert [record["event"] for record in RunFolder(run).read_incidents()] == [
+        "upload",
+        "upload recovered",
+    ]
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(5, "Input/output error"), TypeError("no such luck")], ids=["EIO", "unforeseen"]
+    "error",
+    [OSError(5, "Input/output error"), TypeError("no such luck")],
+    ids=["EIO", "unforeseen"],
 )
-def test_an_error_of_any_kind_is_an_incident_and_another_try(error: Exception, tmp_path: Path, quick: None) -> None:
+def test_an_error_of_any_kind_is_an_incident_and_another_try(
+    error: Exception, tmp_path: Path, quick: None
+) -> None:
     store, run, tries = LocalStore(tmp_path / "store"), tmp_path / "run", []
 
     def confirm() -> None:
@@ -187,7 +250,9 @@ def test_an_error_of_any_kind_is_an_incident_and_another_try(error: Exception, t
     uploader = Uploader(RunFolder(run), CheckpointSection(upload=store.url), confirm)
     assert brings(uploader, 4, run) and len(tries) == 4 and remote_steps(store) == [4]
     late, again = RunFolder(run).read_incidents()
-    assert late["event"] == "upload" and str(error.args[-1]) in late["error"] and again["tries"] == 4
+    assert (
+        late["event"] == "upload" and str(error.args[-1]) in late["error"] and again["tries"] == 4
+    )
 
 
 def test_another_s_bytes_under_the_name_of_ours_do_not_stay(tmp_path: Path, quick: None) -> None:
@@ -212,9 +277,16 @@ def test_records_do_not_come_with_manifests_that_cannot_be_checked(tmp_path: Pat
         upload.remote_manifest(store, 4)
 
 
-def test_incidents_of_before_come_in_front_of_those_that_a_start_met_already(tmp_path: Path) -> None:
-    """Such as a run folder without locks: else the next upload would replace the store's history by that line."""
-    store, before, now = LocalStore(tmp_path / "store"), RunFolder(tmp_path / "before"), RunFolder(tmp_path / "now")
+def test_incidents_of_before_come_in_front_of_those_that_a_start_met_already(
+    tmp_path: Path,
+) -> None:
+    """Such as a run folder without locks: else the next upload would replace the store's history by
+    that line."""
+    store, before, now = (
+        LocalStore(tmp_path / "store"),
+        RunFolder(tmp_path / "before"),
+        RunFolder(tmp_path / "now"),
+    )
     make(before.checkpoints, [5], 4)
     upload.upload(before.checkpoints / "step-00000004", store)
     before.incident({"event": "of before"})

@@ -1,4 +1,5 @@
-"""A run file and key=value stand in any order among the options, on each entry point that takes a configuration."""
+"""A run file and key=value stand in any order among the options, on each entry point that takes a
+configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from trainer.config.arguments import configured, parse_rank
 
 
 @pytest.mark.parametrize(
-    "words", list(itertools.permutations(["a=1", "--config FILE", "b=2", "--local_rank=0"])), ids=" ".join
+    "words",
+    list(itertools.permutations(["a=1", "--config FILE", "b=2", "--local_rank=0"])),
+    ids=" ".join,
 )
 def test_every_order_of_a_rank_s_words(words: tuple[str, ...]) -> None:
     found = parse_rank("", " ".join(words).split())

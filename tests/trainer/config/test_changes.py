@@ -18,15 +18,23 @@ def test_every_key_is_free_or_changes_the_optimisation_or_is_fixed() -> None:
     keys, lists = list(users(RunConfig)), (FREE, TRAINING, tuple(FIXED))
     assert "optimizer.base_lr" in keys and "addp.sizes.dropout" in keys
     assert [key for key in keys if sum(within(key, names) for names in lists) != 1] == []
-    assert [name for names in lists for name in names if not any(within(key, (name,)) for key in keys)] == []
-    assert [name for name in (*FREE, *FIXED) if name not in keys] == []  # no section: what is free is so by name
+    assert [
+        name for names in lists for name in names if not any(within(key, (name,)) for key in keys)
+    ] == []
+    assert [
+        name for name in (*FREE, *FIXED) if name not in keys
+    ] == []  # no section: what is free is so by name
 
 
 @pytest.mark.parametrize("name", FIXED)
 def test_no_permission_for_what_a_checkpoint_is_of(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"resume.allow: {name} cannot change while a run goes on: .*another run"):
+    with pytest.raises(
+        ConfigError, match=f"resume.allow: {name} cannot change while a run goes on: .*another run"
+    ):
         load_config(None, [f"resume.allow=[log_every, {name}]"])
-    load_config(None, [f"resume.allow=[{name.split('.')[0]}]"] if "." in name else [])  # a section has other keys
+    load_config(
+        None, [f"resume.allow=[{name.split('.')[0]}]"] if "." in name else []
+    )  # a section has other keys
 
 
 def test_keys_that_the_objective_does_not_use_change_nothing() -> None:
@@ -38,14 +46,22 @@ def test_keys_that_the_objective_does_not_use_change_nothing() -> None:
 
 def test_changes_are_named_and_those_of_the_optimisation_need_a_permission() -> None:
     before = load_config(None, ["data.mixture={a: 1}"]).model_dump(mode="json")
-    assert changes(before, load_config(None, ["data.mixture={a: 1.0}", "schedule.total=1600"])) == []
+    assert (
+        changes(before, load_config(None, ["data.mixture={a: 1.0}", "schedule.total=1600"])) == []
+    )
     now = load_config(None, ["optimizer.base_lr=0.2", "optimizer.betas=[0.9,0.99]", "log_every=5"])
     found = changes(before, now)
     assert [str(change) for change in found] == [
-        f"data.mixture: {{'{Path.cwd()}/a': 1.0}} -> {{}}", "optimizer.base_lr: 0.0001 -> 0.2",
-        "optimizer.betas: [0.9, 0.95] -> [0.9, 0.99]", "log_every: 20 -> 5",
-    ]  # fmt: skip
-    for allow, left in (((), ["base_lr", "betas"]), (("optimizer.base_lr",), ["betas"]), (("optimizer",), [])):
+        f"data.mixture: {{'{Path.cwd()}/a': 1.0}} -> {{}}",
+        "optimizer.base_lr: 0.0001 -> 0.2",
+        "optimizer.betas: [0.9, 0.95] -> [0.9, 0.99]",
+        "log_every: 20 -> 5",
+    ]
+    for allow, left in (
+        ((), ["base_lr", "betas"]),
+        (("optimizer.base_lr",), ["betas"]),
+        (("optimizer",), []),
+    ):
         assert [change.key.split(".")[1] for change in forbidden(found, allow)] == left
 
 
@@ -57,5 +73,8 @@ def test_an_older_version_s_configuration_says_nothing_about_new_keys() -> None:
 
 
 def test_a_permission_for_a_key_that_is_none() -> None:
-    with pytest.raises(ConfigError, match=r"there is no key schedul\.total; the nearest known one is schedule\.total"):
+    with pytest.raises(
+        ConfigError,
+        match=r"there is no key schedul\.total; the nearest known one is schedule\.total",
+    ):
         load_config(None, ["resume.allow=[schedul.total]"])

@@ -24,7 +24,9 @@ RUN_FILES = sorted(p for p in (ROOT / "configs").glob("*.yaml") if p.name != "de
 
 def test_order_of_precedence(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("batch: {micro: 8}\naddp: {sizes: {size: tiny, depth: 5}}\n")
-    config = load_config(tmp_path / "run.yaml", ["batch.global_batch=64", "addp.sizes.heads=4", "seed=3"])
+    config = load_config(
+        tmp_path / "run.yaml", ["batch.global_batch=64", "addp.sizes.heads=4", "seed=3"]
+    )
     assert (config.batch.micro, config.batch.global_batch, config.seed) == (8, 64, 3)
     assert (config.addp.sizes.depth, config.addp.sizes.heads, config.addp.sizes.dim) == (5, 4, 32)
     assert config.learning_rate == pytest.approx(1e-4 * 64 / 256)
@@ -35,7 +37,10 @@ def test_order_of_precedence(tmp_path: Path) -> None:
     [
         ("batch.microo=3", "unknown key batch.microo; the nearest known one is batch.micro"),
         ("optimiser.base_lr=1", "unknown key optimiser; the nearest known one is optimizer"),
-        ("addp.sizes.deph=3", "unknown key addp.sizes.deph; the nearest known one is addp.sizes.depth"),
+        (
+            "addp.sizes.deph=3",
+            "unknown key addp.sizes.deph; the nearest known one is addp.sizes.depth",
+        ),
         ("batch.micro=many", "batch.micro: "),
         ("addp.sizes.size=huge", "no size 'huge'; there are base, large"),
         ("addp.sizes.dim=100", "no multiple of heads = 12"),
@@ -50,7 +55,8 @@ def test_mistakes_name_the_key_and_the_way_out(override: str, words: str) -> Non
 
 
 def test_precisions_that_train_in_a_zero_stage() -> None:
-    """DeepSpeed's wrappers of whole networks in half precision are wrong without ZeRO; float32 weights need none."""
+    """DeepSpeed's wrappers of whole networks in half precision are wrong without ZeRO; float32
+    weights need none."""
     for precision, mode in MODES.items():
         for stage in range(4):
             overrides = [f"precision={precision}", f"zero_stage={stage}"]
@@ -64,12 +70,18 @@ def test_precisions_that_train_in_a_zero_stage() -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["data.tokens=s3://KEY:SECRET@b/x", "checkpoint.upload=s3:/KEY:SECRET@b", "data.mixture={gs://KEY:SECRET@b: 1}",
-     "run=s3://SECRET/x"],
-)  # fmt: skip
+    [
+        "data.tokens=s3://KEY:SECRET@b/x",
+        "checkpoint.upload=s3:/KEY:SECRET@b",
+        "data.mixture={gs://KEY:SECRET@b: 1}",
+        "run=s3://SECRET/x",
+    ],
+)
 def test_places_that_are_none(override: str) -> None:
     """Before the configuration is written to the run folder."""
-    with pytest.raises(StorageError, match=r"write s3://bucket/prefix|use a local folder or s3://") as caught:
+    with pytest.raises(
+        StorageError, match=r"write s3://bucket/prefix|use a local folder or s3://"
+    ) as caught:
         load_config(None, [override])
     assert "SECRET" not in str(caught.value)
 
@@ -77,9 +89,14 @@ def test_places_that_are_none(override: str) -> None:
 def test_paths_are_absolute_once_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a run's own copy of its configuration holds in every working directory."""
     monkeypatch.chdir(tmp_path)
-    keys = "data.tokens data.images data.cache tokenizer.weights predictor.weights addp.weights checkpoint.upload run"
+    keys = (
+        "data.tokens data.images data.cache tokenizer.weights predictor.weights addp.weights "
+        "checkpoint.upload run"
+    )
     config = load_config(None, [f"{key}=some/{key}" for key in keys.split()])
-    mixed = load_config(None, ["data.mixture={one: 1, s3://bucket/two: 2}", "checkpoint.upload=s3://bucket/run"])
+    mixed = load_config(
+        None, ["data.mixture={one: 1, s3://bucket/two: 2}", "checkpoint.upload=s3://bucket/run"]
+    )
     monkeypatch.chdir("/")
     dumped = config.model_dump(mode="json")
     for key in keys.split():
@@ -92,8 +109,11 @@ def test_paths_are_absolute_once_read(tmp_path: Path, monkeypatch: pytest.Monkey
     assert mixed.checkpoint.upload == "s3://bucket/run"
 
 
-def _numbers(schema: dict[str, Any], whole: dict[str, Any], key: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, JSON schema) of every number of the configuration, those in lists and mappings as well."""
+def _numbers(
+    schema: dict[str, Any], whole: dict[str, Any], key: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, JSON schema) of every number of the configuration, those in lists and mappings as
+    well."""
     if "$ref" in schema:
         schema = whole["$defs"][schema["$ref"].rpartition("/")[2]]
     if schema.get("type") in ("integer", "number") and "enum" not in schema:
@@ -101,7 +121,11 @@ def _numbers(schema: dict[str, Any], whole: dict[str, Any], key: str = "") -> It
     for name, inner in schema.get("properties", {}).items():
         yield from _numbers(inner, whole, f"{key}.{name}".strip("."))
     parts = [*schema.get("anyOf", []), *schema.get("prefixItems", [])]
-    parts += [schema[name] for name in ("items", "additionalProperties") if isinstance(schema.get(name), dict)]
+    parts += [
+        schema[name]
+        for name in ("items", "additionalProperties")
+        if isinstance(schema.get(name), dict)
+    ]
     for inner in parts:
         yield from _numbers(inner, whole, key)
 
@@ -112,7 +136,8 @@ NUMBERS = dict(_numbers(_SCHEMA, _SCHEMA))
 
 @pytest.mark.parametrize("key", NUMBERS)
 def test_every_number_is_bounded(key: str) -> None:
-    """So that none of them overflows, loops for ever or is true by mistake; the message has its name."""
+    """So that none of them overflows, loops for ever or is true by mistake; the message has its
+    name."""
     schema = NUMBERS[key]
     assert "minimum" in schema or "exclusiveMinimum" in schema, "no least value"
     assert "maximum" in schema or "exclusiveMaximum" in schema, "no largest value"
@@ -137,7 +162,10 @@ def test_every_number_is_bounded(key: str) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("schedule.warmup=1600", "schedule.warmup = 1600 epochs is not shorter than schedule.total"),
+        (
+            "schedule.warmup=1600",
+            "schedule.warmup = 1600 epochs is not shorter than schedule.total",
+        ),
         ("schedule.warmup=4000", "the learning rate would never fall"),
         ("optimizer.betas=[0.9, 1]", "optimizer.betas.1"),
         ("optimizer.betas=[0.9]", "optimizer.betas"),
@@ -195,15 +223,55 @@ def test_a_link_to_the_run_is_the_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to("run")
     with pytest.raises(ConfigError, match=r"checkpoint\.upload"):
-        load_config(None, [f"run={tmp_path / 'run'}", f"checkpoint.upload={tmp_path / 'link' / 'copy'}"])
+        load_config(
+            None, [f"run={tmp_path / 'run'}", f"checkpoint.upload={tmp_path / 'link' / 'copy'}"]
+        )
     load_config(None, [f"run={tmp_path / 'run'}", f"checkpoint.upload={tmp_path / 'run-copy'}"])
 
 
-_ODD = st.sampled_from([
-    "", "null", "-1", "0", ".inf", ".nan", "1e309", "9" * 60, "[]", "{}", "[", "}", "'", ": ", "? ", "- ", "\t", "%",
-    "@x", "&a", "*a", "!!python/name:os.system", "!!binary aGk=", "<<: {a: 1}", "2020-13-45", "0x" + "f" * 50,
-    "~", "on", "\x00", "\ud800", "\u2028", "---", "...", "{" * 70, "\n  ", "true", "s3://", "gs://x", "1:99:99",
-])  # fmt: skip
+_ODD = st.sampled_from(
+    [
+        "",
+        "null",
+        "-1",
+        "0",
+        ".inf",
+        ".nan",
+        "1e309",
+        "9" * 60,
+        "[]",
+        "{}",
+        "[",
+        "}",
+        "'",
+        ": ",
+        "? ",
+        "- ",
+        "\t",
+        "%",
+        "@x",
+        "&a",
+        "*a",
+        "!!python/name:os.system",
+        "!!binary aGk=",
+        "<<: {a: 1}",
+        "2020-13-45",
+        "0x" + "f" * 50,
+        "~",
+        "on",
+        "\x00",
+        "\ud800",
+        "\u2028",
+        "---",
+        "...",
+        "{" * 70,
+        "\n  ",
+        "true",
+        "s3://",
+        "gs://x",
+        "1:99:99",
+    ]
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -259,17 +327,27 @@ def test_run_files_load_and_say_how_to_run_them(path: Path) -> None:
 def test_published_recipes() -> None:
     for size, epochs, dim in (("base", 1600, 768), ("large", 800, 1024)):
         config = load_config(ROOT / "configs" / f"{size}.yaml")
-        assert config.schedule.total == epochs and config.schedule.warmup == 40 and config.addp.sizes.dim == dim
+        assert (
+            config.schedule.total == epochs
+            and config.schedule.warmup == 40
+            and config.addp.sizes.dim == dim
+        )
         assert config.batch.global_batch == 4096 and config.learning_rate == pytest.approx(1.6e-3)
         assert (config.mask_ratio_scope, config.precision) == ("micro", "bf16-mixed")
-        assert config.optimizer.betas == (0.9, 0.95) and config.optimizer.clip == 3.0 and config.geometry.tokens == 256
+        assert (
+            config.optimizer.betas == (0.9, 0.95)
+            and config.optimizer.clip == 3.0
+            and config.geometry.tokens == 256
+        )
 
 
 @pytest.mark.parametrize("name", ["base", "large", "mage-base", "mage-large"])
 def test_published_recipes_say_what_batch_micro_is_part_of(name: str) -> None:
     head, _, keys = (ROOT / "configs" / f"{name}.yaml").read_text().partition("\nobjective:")
     assert "mask_ratio_scope: micro" in keys and "precision: bf16-mixed" in keys
-    assert "a mask ratio for each micro batch" in head and "precision=bf16 takes less memory" in head
+    assert (
+        "a mask ratio for each micro batch" in head and "precision=bf16 takes less memory" in head
+    )
 
 
 def test_documented_defaults_are_complete_and_current() -> None:

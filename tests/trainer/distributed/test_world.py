@@ -18,24 +18,37 @@ from trainer.distributed.world import World, host_names, take_world
 from trainer.pretrain import run_and_leave
 from trainer.run_folder import RunFolder
 
-# As Slurm 22.05 sets them for task 1 of `srun -N2 -n4`, in the shell of `salloc -N2 -n4`, and in a script of `sbatch`.
-SALLOC = {"SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "localhost,n[8-9]", "SLURM_NTASKS": "4", "SLURM_NNODES": "2"}
+# As Slurm 22.05 sets them for task 1 of `srun -N2 -n4`, in the shell of `salloc -N2 -n4`, and in a
+# script of `sbatch`.
+SALLOC = {
+    "SLURM_JOB_ID": "41",
+    "SLURM_JOB_NODELIST": "localhost,n[8-9]",
+    "SLURM_NTASKS": "4",
+    "SLURM_NNODES": "2",
+}
 SCRIPT = SALLOC | {"ENVIRONMENT": "BATCH", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-TASK = SCRIPT | {"SLURM_STEP_ID": "2", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
+TASK = SCRIPT | {
+    "SLURM_STEP_ID": "2",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+}
 
 
 def test_slurm_makes_a_world() -> None:
     environment = dict(TASK)
     assert take_world(environment) == World(3, 4, 1)
-    assert {name: environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")} == {
-        "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost"
-    }  # fmt: skip
+    assert {
+        name: environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
+    } == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost"}
     assert 1024 < int(environment["MASTER_PORT"]) < 32768
     assert take_world(environment) == World(3, 4, 1)  # asked again, now of a launcher's variables
     other = TASK | {"SLURM_JOB_ID": "42"}
     take_world(other)
     assert other["MASTER_PORT"] != environment["MASTER_PORT"]
-    bare = {name: value for name, value in TASK.items() if "STEP" not in name and name != "ENVIRONMENT"}
+    bare = {
+        name: value for name, value in TASK.items() if "STEP" not in name and name != "ENVIRONMENT"
+    }
     assert take_world(bare) == World(3, 4, 1)
 
 
@@ -45,7 +58,11 @@ def test_slurm_makes_a_world() -> None:
         {},
         SALLOC,
         SCRIPT,
-        TASK | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},  # `srun -n1`, and the shell of an interactive step
+        TASK
+        | {
+            "SLURM_STEP_NUM_TASKS": "1",
+            "SLURM_PROCID": "0",
+        },  # `srun -n1`, and the shell of an interactive step
         {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"},
         {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
     ],
@@ -56,7 +73,13 @@ def test_a_lone_process_is_its_own_world(environment: dict[str, str]) -> None:
 
 
 def test_a_launcher_s_own_word_wins() -> None:
-    said = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "7"}
+    said = {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "here",
+        "MASTER_PORT": "7",
+    }
     environment = TASK | said
     assert take_world(environment) == World(1, 2, 1)
     assert environment == TASK | said
@@ -75,7 +98,9 @@ def test_mpi_makes_a_world() -> None:
     assert take_world(environment) == World(3, 4, 1) and environment["MASTER_ADDR"] == "127.0.0.1"
     both = TASK | {"PMI_RANK": "3", "PMI_SIZE": "4"}  # srun --mpi=pmi2
     assert take_world(both) == World(3, 4, 1)
-    helper = TASK | ours | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "MASTER_ADDR": "node1"}  # mpirun in a job
+    helper = (
+        TASK | ours | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "MASTER_ADDR": "node1"}
+    )  # mpirun in a job
     assert take_world(helper) == World(3, 4, 1)
 
 
@@ -88,24 +113,40 @@ def test_a_task_that_sees_its_own_gpu_only_takes_it() -> None:
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        (TASK | {"SLURM_JOB_NODELIST": ""}, "SLURM_JOB_NODELIST does not say on which hosts; set MASTER_ADDR"),
+        (
+            TASK | {"SLURM_JOB_NODELIST": ""},
+            "SLURM_JOB_NODELIST does not say on which hosts; set MASTER_ADDR",
+        ),
         (TASK | {"SLURM_JOB_NODELIST": "n[1"}, "is no list of hosts such as node.*set MASTER_ADDR"),
-        (TASK | {"SLURM_JOB_NODELIST": "no-such-host.invalid,b"}, "has no address here; set MASTER_ADDR"),
+        (
+            TASK | {"SLURM_JOB_NODELIST": "no-such-host.invalid,b"},
+            "has no address here; set MASTER_ADDR",
+        ),
         (TASK | {"SLURM_PROCID": "x"}, "SLURM_PROCID='x' in the environment is no number"),
-        ({k: v for k, v in TASK.items() if k != "SLURM_LOCALID"}, "sets no SLURM_LOCALID; start it with a launcher"),
-        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, "MPI_LOCALRANKID is not set; start it with a launcher"),
+        (
+            {k: v for k, v in TASK.items() if k != "SLURM_LOCALID"},
+            "sets no SLURM_LOCALID; start it with a launcher",
+        ),
+        (
+            {"PMI_RANK": "0", "PMI_SIZE": "2"},
+            "MPI_LOCALRANKID is not set; start it with a launcher",
+        ),
         ({"WORLD_SIZE": "2"}, "has no RANK, but half of what a launcher says"),
         ({"RANK": "1"}, "has no WORLD_SIZE"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK=2 is none of WORLD_SIZE=2 ranks"),
         (TASK | {"WORLD_SIZE": "8"}, "WORLD_SIZE=8 is set, but this is process 3 of 4"),
     ],
 )
-def test_many_processes_that_do_not_know_of_each_other_are_refused(environment: dict[str, str], words: str) -> None:
+def test_many_processes_that_do_not_know_of_each_other_are_refused(
+    environment: dict[str, str], words: str
+) -> None:
     with pytest.raises(ConfigError, match=words):
         take_world(dict(environment))
 
 
-def test_a_command_that_starts_ranks_runs_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_starts_ranks_runs_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in TASK.items():
@@ -128,19 +169,27 @@ _widths = st.tuples(st.integers(0, 99), st.integers(0, 12), st.integers(1, 4))
 
 @given(
     st.lists(
-        st.tuples(_names, st.lists(_widths, min_size=1, max_size=3), st.sampled_from(["", "-ib", ".x"])), max_size=3
+        st.tuples(
+            _names, st.lists(_widths, min_size=1, max_size=3), st.sampled_from(["", "-ib", ".x"])
+        ),
+        max_size=3,
     )
 )
 @example([])
-def test_short_lists_of_hosts_are_written_out(items: list[tuple[str, list[tuple[int, int, int]], str]]) -> None:
-    """As `scontrol show hostnames` does: in order, with the leading zeros of each range's first number."""
+def test_short_lists_of_hosts_are_written_out(
+    items: list[tuple[str, list[tuple[int, int, int]], str]],
+) -> None:
+    """As `scontrol show hostnames` does: in order, with the leading zeros of each range's first
+    number."""
     short, whole = ["login"], ["login"]
     for name, ranges, end in items:
         pieces = []
         for first, more, width in ranges:
             low = f"{first:0{width}d}"
             pieces.append(f"{low}-{first + more:0{len(low)}d}" if more else low)
-            whole += [f"{name}{number:0{len(low)}d}{end}" for number in range(first, first + more + 1)]
+            whole += [
+                f"{name}{number:0{len(low)}d}{end}" for number in range(first, first + more + 1)
+            ]
         short.append(f"{name}[{','.join(pieces)}]{end}")
     assert list(host_names(",".join(short))) == whole
 
@@ -161,11 +210,17 @@ class Tasks(Ranks):
     """What srun starts: no launcher's variables, but Slurm's."""
 
     def place(self, rank: int, processes: int, port: int) -> dict[str, str]:
-        step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": str(processes), "SLURM_JOB_ID": str(port)}
+        step = {
+            "SLURM_STEP_ID": "0",
+            "SLURM_STEP_NUM_TASKS": str(processes),
+            "SLURM_JOB_ID": str(port),
+        }
         return SALLOC | step | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
 
 
-def test_tasks_of_slurm_train_as_one_world(tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_of_slurm_train_as_one_world(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     run = tmp_path / "run"

@@ -1,4 +1,5 @@
-"""What an engine computes in: float32 is float32, sums of gradients and the optimizer's state are float32."""
+"""What an engine computes in: float32 is float32, sums of gradients and the optimizer's state are
+float32."""
 
 from __future__ import annotations
 
@@ -61,7 +62,11 @@ def run_identity(arguments: list[str]) -> int:
         def call(*args: Any, **more: Any) -> Any:
             for value in (*args, *more.values()) if watching else ():
                 for tensor in value if isinstance(value, list) else [value]:
-                    if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel() >= 64:
+                    if (
+                        isinstance(tensor, Tensor)
+                        and tensor.is_floating_point()
+                        and tensor.numel() >= 64
+                    ):
                         summed.add(str(tensor.dtype))
             return function(*args, **more)
 
@@ -71,23 +76,39 @@ def run_identity(arguments: list[str]) -> int:
         setattr(torch.distributed, name, watched(getattr(torch.distributed, name)))
     rank, world_size, _ = start_distributed()
     for precision, stage in MODES:
-        values = {"precision": precision, "zero_stage": stage, "batch": {"global_batch": 16, "micro": 4}}
+        values = {
+            "precision": precision,
+            "zero_stage": stage,
+            "batch": {"global_batch": 16, "micro": 4},
+        }
         torch.manual_seed(0)
         network = Network()
         engine = Engine(network, RunConfig.model_validate(values), 2, world_size)
         batches = torch.randn(STEPS, world_size, 2, 4, 64)[:, rank]
         watching = True
-        results = [engine.optimizer_step([{"x": x} for x in step], 1e-3, Stopwatch(False)) for step in batches]
+        results = [
+            engine.optimizer_step([{"x": x} for x in step], 1e-3, Stopwatch(False))
+            for step in batches
+        ]
         watching = False
         weights = [(f.weights().clone(), f.weights()) for f in engine.partition.held]
         nothing = [{"x": torch.full((4, 64), torch.nan if rank else 1.0)}] * 2  # on one rank only
         skipped = engine.optimizer_step(nothing, 1e-3, Stopwatch(False))
-        rows.append({
-            "skipped": (skipped.norm, skipped.applied, all(torch.equal(*pair) for pair in weights)),
-            "engine": str(engine._engine.communication_data_type), "summed": sorted(summed),
-            "state": sorted({f"{kind} {v.dtype}" for kind, _, v in engine.owned()}), "seen": sorted(network.seen),
-            "losses": [float(result.loss) for result in results], "norms": [result.norm for result in results],
-        })  # fmt: skip
+        rows.append(
+            {
+                "skipped": (
+                    skipped.norm,
+                    skipped.applied,
+                    all(torch.equal(*pair) for pair in weights),
+                ),
+                "engine": str(engine._engine.communication_data_type),
+                "summed": sorted(summed),
+                "state": sorted({f"{kind} {v.dtype}" for kind, _, v in engine.owned()}),
+                "seen": sorted(network.seen),
+                "losses": [float(result.loss) for result in results],
+                "norms": [result.norm for result in results],
+            }
+        )
         summed.clear()
     if rank == 0:
         out.write_text(json.dumps(rows))
@@ -107,11 +128,14 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 def test_sums_and_states_are_float32(mode: tuple[str, int], seen: Seen) -> None:
     row = seen[mode]
     assert row["engine"] == "torch.float32" and row["summed"] == ["torch.float32"], row
-    assert row["state"] == [f"{kind} torch.float32" for kind in ("exp_avg", "exp_avg_sq", "weights")]
+    assert row["state"] == [
+        f"{kind} torch.float32" for kind in ("exp_avg", "exp_avg_sq", "weights")
+    ]
 
 
 def test_mixed_precision_rounds_products_only(seen: Seen) -> None:
-    """In ZeRO-3 too, where DeepSpeed by itself would gather the weights of linear layers in bfloat16."""
+    """In ZeRO-3 too, where DeepSpeed by itself would gather the weights of linear layers in
+    bfloat16."""
     for (precision, stage), row in seen.items():
         weights = "float32" if precision == "bf16-mixed" else "bfloat16, rounded"
         assert row["seen"] == [f"weights torch.{weights}, products torch.bfloat16"], (stage, row)
@@ -141,11 +165,16 @@ def overflow(arguments: list[str]) -> int:
     engine_module.check_device = lambda _: None
     values = {"precision": "fp16", "batch": {"global_batch": 8, "micro": 4}}
     for stage in (1, 2, 3):
-        engine = Engine(Network(), RunConfig.model_validate(values | {"zero_stage": stage}), 2, world_size)
+        engine = Engine(
+            Network(), RunConfig.model_validate(values | {"zero_stage": stage}), 2, world_size
+        )
         before = engine.scaler()
         for x in [torch.randn(4, 64), *[torch.full((4, 64), torch.nan)] * 40, torch.randn(4, 64)]:
             result = engine.optimizer_step([{"x": x}] * 2, 1e-3, Stopwatch(False))
-            assert result.applied == math.isfinite(result.norm) == bool(x.isfinite().all()), (stage, result)
+            assert result.applied == math.isfinite(result.norm) == bool(x.isfinite().all()), (
+                stage,
+                result,
+            )
         assert before["cur_scale"] > engine.scaler()["cur_scale"] == 1, (stage, before)
         engine.fill(lambda kind, name, start, length: torch.ones(length), {}, before, 1, False)
         assert engine.scaler() == before
@@ -153,7 +182,8 @@ def overflow(arguments: list[str]) -> int:
 
 
 def test_float16_bears_as_many_skipped_steps_as_a_run_allows(tmp_path: Path) -> None:
-    """DeepSpeed ends with an error of its own once its loss scale is 1, after some 18: `health.skips` decides."""
+    """DeepSpeed ends with an error of its own once its loss scale is 1, after some 18:
+    `health.skips` decides."""
     codes, output = Ranks(overflow, [], 1, tmp_path / "log").wait()
     assert codes == [0], output
 
@@ -163,7 +193,12 @@ def start(arguments: list[str]) -> int:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     start_distributed()
-    print("after the start:", torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision(), flush=True)
+    print(
+        "after the start:",
+        torch.backends.cudnn.allow_tf32,
+        torch.get_float32_matmul_precision(),
+        flush=True,
+    )
     return 0
 
 
@@ -179,14 +214,19 @@ def test_what_deepspeed_is_told(precision: str) -> None:
     assert told["communication_data_type"] == "fp32"
     half = precision in ("bf16", "fp16")
     assert told.get("data_types") == ({"grad_accum_dtype": "fp32"} if half else None)
-    assert ("torch_autocast" in told) == (precision == "bf16-mixed") and ("fp16" in told) == (precision == "fp16")
+    assert ("torch_autocast" in told) == (precision == "bf16-mixed") and ("fp16" in told) == (
+        precision == "fp16"
+    )
 
 
 def test_frozen_networks_take_the_half_precision_of_the_run() -> None:
     dtypes = {p: frozen_dtype(RunConfig.model_validate({"precision": p})) for p in PRECISIONS}
     assert dtypes == {
-        "fp32": torch.float32, "bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16, "fp16": torch.float16,
-    }  # fmt: skip
+        "fp32": torch.float32,
+        "bf16": torch.bfloat16,
+        "bf16-mixed": torch.bfloat16,
+        "fp16": torch.float16,
+    }
 
 
 def test_frozen_networks_deviate_less_in_float16(tokenizer: VQTokenizer) -> None:
@@ -201,5 +241,7 @@ def test_frozen_networks_deviate_less_in_float16(tokenizer: VQTokenizer) -> None
         found[precision] = copy.deepcopy(networks).to(dtype)(ids, masks)
     exact = found["fp32"]
     for of in (lambda noisy: noisy.x_t.float(), lambda noisy: noisy.target.float()):
-        half, brain = (float((of(found[p]) - of(exact)).norm() / of(exact).norm()) for p in ("fp16", "bf16"))
+        half, brain = (
+            float((of(found[p]) - of(exact)).norm() / of(exact).norm()) for p in ("fp16", "bf16")
+        )
         assert 0 < half < 0.5 * brain and brain < 0.05

@@ -73,8 +73,14 @@ def test_apex_is_named_where_it_is_wanted_and_missing() -> None:
 
 
 def test_one_line_says_which_kernels_are_used(caplog: pytest.LogCaptureFixture) -> None:
-    for name, words in (("adamw", "torch, fused"), ("lamb", "own, layer-wise"), ("lars", "own, layer-wise")):
+    for name, words in (
+        ("adamw", "torch, fused"),
+        ("lamb", "own, layer-wise"),
+        ("lars", "own, layer-wise"),
+    ):
         caplog.clear()
         with caplog.at_level("INFO", "trainer.engine.optimizers"):
-            make_optimizer(RunConfig.model_validate({"optimizer": {"name": name}}), problem()[1], False)
+            make_optimizer(
+                RunConfig.model_validate({"optimizer": {"name": name}}), problem()[1], False
+            )
         assert len(caplog.messages) == 1 and words in caplog.text

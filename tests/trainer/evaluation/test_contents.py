@@ -68,7 +68,14 @@ def test_tokens_and_files(tokens: Path, tmp_path: Path) -> None:
 
 def test_what_is_not_given_is_the_runs() -> None:
     config = load_config(
-        None, ["seed=5", "batch.micro=3", "data.images=here", "data.held_out=0.3", "data.tokens=s3://b/train"]
+        None,
+        [
+            "seed=5",
+            "batch.micro=3",
+            "data.images=here",
+            "data.held_out=0.3",
+            "data.tokens=s3://b/train",
+        ],
     )
     options, taken = Options(batch=7, images="there").with_run(config)
     assert taken == {"held_out": 0.3, "train_tokens": "s3://b/train", "seed": 5}

@@ -1,4 +1,5 @@
-"""Fine-tuning and linear probing: the published recipe's parts, and real runs that are killed and go on."""
+"""Fine-tuning and linear probing: the published recipe's parts, and real runs that are killed and
+go on."""
 
 from __future__ import annotations
 
@@ -45,20 +46,31 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def options(images: Path, pretrained: Path) -> tuple[str, ...]:
     return (
-        "objective=classify", f"data.images={images}", "data.views.size=16", "tokenizer.sizes.size=tiny",
-        "addp.sizes.size=tiny", f"addp.weights={pretrained}", "precision=fp32",
-    )  # fmt: skip
+        "objective=classify",
+        f"data.images={images}",
+        "data.views.size=16",
+        "tokenizer.sizes.size=tiny",
+        "addp.sizes.size=tiny",
+        f"addp.weights={pretrained}",
+        "precision=fp32",
+    )
 
 
 def test_layer_decay_is_the_references(schedules: dict[str, Any]) -> None:
     recipe = schedules["finetune_base"]
-    assert {name: layer_of(name, recipe["layers"]) for name in recipe["layer_id"]} == recipe["layer_id"]
+    assert {name: layer_of(name, recipe["layers"]) for name in recipe["layer_id"]} == recipe[
+        "layer_id"
+    ]
     scales = recipe["scale_of_layer_id"]
     depth = recipe["layers"]
-    assert [recipe["layer_decay"] ** (depth + 1 - layer) for layer in range(depth + 2)] == pytest.approx(scales)
+    assert [
+        recipe["layer_decay"] ** (depth + 1 - layer) for layer in range(depth + 2)
+    ] == pytest.approx(scales)
 
     network = tiny()
-    config = RunConfig.model_validate({"objective": "classify", "addp": {"sizes": {"size": "tiny"}}})
+    config = RunConfig.model_validate(
+        {"objective": "classify", "addp": {"sizes": {"size": "tiny"}}}
+    )
     groups = parameter_groups(network.named_parameters(), config)
     names = {p: name for name, p in network.named_parameters()}
     assert sum(len(g["params"]) for g in groups) == len(names)
@@ -72,19 +84,32 @@ def test_layer_decay_is_the_references(schedules: dict[str, Any]) -> None:
 
 def test_a_killed_fine_tuning_ends_bit_for_bit(options: tuple[str, ...], tmp_path: Path) -> None:
     finish(tmp_path / "whole", *options, "ema_decay=0.9")
-    killed = run_world(tmp_path / "cut", *options, "ema_decay=0.9", sabotage=Sabotage("os.rename", ("step-00000008",)))
+    killed = run_world(
+        tmp_path / "cut",
+        *options,
+        "ema_decay=0.9",
+        sabotage=Sabotage("os.rename", ("step-00000008",)),
+    )
     assert killed.codes != [0, 0]
     finish(tmp_path / "cut", *options, "ema_decay=0.9")
     for name in ("network.safetensors", "network-ema.safetensors"):
         whole, cut = (load_file(tmp_path / run / name) for run in ("whole", "cut"))
-        assert all(torch.equal(whole[key], cut[key]) for key in whole) and whole.keys() == cut.keys()
+        assert (
+            all(torch.equal(whole[key], cut[key]) for key in whole) and whole.keys() == cut.keys()
+        )
     network = load_network(tmp_path / "whole" / "network.safetensors", "classifier")
-    assert isinstance(network, Classifier) and network.config.classes == ("ellipse", "line", "rectangle")
+    assert isinstance(network, Classifier) and network.config.classes == (
+        "ellipse",
+        "line",
+        "rectangle",
+    )
     losses = [row["loss"] for row in RunFolder(tmp_path / "whole").read_metrics()]
     assert len(losses) == 12 and losses[-1] < losses[0]
 
 
-def test_accuracy_goes_by_class_names(options: tuple[str, ...], images: Path, tmp_path: Path) -> None:
+def test_accuracy_goes_by_class_names(
+    options: tuple[str, ...], images: Path, tmp_path: Path
+) -> None:
     """Also on held-out images that stand apart and lack a class."""
     plain = [f"augmentation.{name}=0" for name in ("randaugment", "erasing", "mixup", "cutmix")]
     plain += ["classifier.layer_decay=1.0", "classifier.drop_path=0.0", "data.held_out=0.3"]
@@ -92,7 +117,11 @@ def test_accuracy_goes_by_class_names(options: tuple[str, ...], images: Path, tm
     log = tmp_path / "log"
     assert codes(start(tmp_path / "run", log, "--suite", "accuracy")) == [0], log.read_text()
     (whole,) = read_results(LocalStore(tmp_path / "run"))
-    assert whole["figures"]["top1"] > 0.5 and whole["figures"]["top5"] == 1 and whole["figures"]["images"] > 20
+    assert (
+        whole["figures"]["top1"] > 0.5
+        and whole["figures"]["top5"] == 1
+        and whole["figures"]["images"] > 20
+    )
 
     apart = tmp_path / "apart"
     for name in ("line", "rectangle"):
@@ -107,17 +136,25 @@ def test_accuracy_goes_by_class_names(options: tuple[str, ...], images: Path, tm
     assert "knows no class zebra" in log.read_text()
 
 
-def test_a_linear_probe_trains_its_head_only(options: tuple[str, ...], pretrained: Path, tmp_path: Path) -> None:
+def test_a_linear_probe_trains_its_head_only(
+    options: tuple[str, ...], pretrained: Path, tmp_path: Path
+) -> None:
     output = finish(
-        tmp_path / "linear", *options, "classifier.method=linear", "optimizer.name=lars", "optimizer.betas=[0.9, 0.9]",
+        tmp_path / "linear",
+        *options,
+        "classifier.method=linear",
+        "optimizer.name=lars",
+        "optimizer.betas=[0.9, 0.9]",
         "optimizer.trust=0.1",
-    )  # fmt: skip
+    )
     assert f", from addp.weights = {pretrained}, fingerprint " in output
     before, after = load_file(pretrained), load_file(tmp_path / "linear" / "network.safetensors")
     shared = [key for key in after if key in before]
     assert len(shared) > 20 and all(torch.equal(before[key], after[key]) for key in shared)
     assert after["head.weight"].shape == (3, 32) and float(after["fc_norm.running_var"].min()) < 1
-    manifest = json.loads((tmp_path / "linear" / "checkpoints" / "step-00000012" / "manifest.json").read_text())
+    manifest = json.loads(
+        (tmp_path / "linear" / "checkpoints" / "step-00000012" / "manifest.json").read_text()
+    )
     assert set(manifest["parameters"]) == {"head.weight", "head.bias"}
 
 

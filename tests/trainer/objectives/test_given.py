@@ -38,7 +38,9 @@ def configured(objective: str, *overrides: str) -> RunConfig:
     sizes = ["tokenizer.sizes.size=tiny"]
     sizes += ["predictor.sizes.size=tiny"] if objective in ("mage", "addp") else []
     sizes += ["addp.sizes.size=tiny"] if objective == "addp" else []
-    return load_config(None, [f"objective={objective}", "precision=fp32", *SMALL, *sizes, *overrides])
+    return load_config(
+        None, [f"objective={objective}", "precision=fp32", *SMALL, *sizes, *overrides]
+    )
 
 
 def network_of(kind: str, seed: int = 3) -> Network:
@@ -61,13 +63,18 @@ def written(network: Network, path: Path) -> Path:
 def test_a_run_begins_with_the_weights_of_its_file(
     objective: str, form: str, tokens: Path, images: Path, tokenizer_file: Path, tmp_path: Path
 ) -> None:
-    """But for a run that goes on, which does not read them. Dropout, and how positions started, are the run's own."""
+    """But for a run that goes on, which does not read them. Dropout, and how positions started, are
+    the run's own."""
     kind = KINDS[objective]
     network = network_of(kind)
     file = written(network, tmp_path / form)
     data = [f"data.images={images}", "data.views.size=16"]
     if objective != "tokenizer":
-        data = [f"data.tokens={tokens}", f"{kind}.sizes.dropout=0.3", f"{kind}.sizes.positions=sincos"]
+        data = [
+            f"data.tokens={tokens}",
+            f"{kind}.sizes.dropout=0.3",
+            f"{kind}.sizes.positions=sincos",
+        ]
         data += ["output_bias=frequencies"]
     if objective == "addp":
         frozen = written(network_of("predictor"), tmp_path / "frozen.safetensors")
@@ -81,7 +88,9 @@ def test_a_run_begins_with_the_weights_of_its_file(
             assert made.result.config == getattr(config, kind).sizes
 
 
-def test_without_a_file_weights_are_random_and_a_classifier_reads_its_encoder_at_every_start() -> None:
+def test_without_a_file_weights_are_random_and_a_classifier_reads_its_encoder_at_every_start() -> (
+    None
+):
     for objective in (*KINDS, "classify"):
         assert beginning(configured(objective)) is None
     assert beginning(configured("classify", "addp.weights=here")) is None
@@ -95,10 +104,16 @@ def test_without_a_file_weights_are_random_and_a_classifier_reads_its_encoder_at
             ("addp.sizes.heads=4",),
             r"a\.safetensors does not fit addp\.sizes: its heads is 2, not 4; set addp\.sizes to",
         ),
-        (("addp.sizes.dim=64", "addp.sizes.depth=3"), r"its dim is 32, not 64, its depth is 2, not 3"),
+        (
+            ("addp.sizes.dim=64", "addp.sizes.depth=3"),
+            r"its dim is 32, not 64, its depth is 2, not 3",
+        ),
         (("tokenizer.sizes.codebook_size=32",), "was made for"),
         (("addp.weights={predictor}",), "holds a predictor, but a addp is needed"),
-        (("addp.weights={official}", "addp.sizes.dim=64"), "does not fit the addp of the configured size"),
+        (
+            ("addp.weights={official}", "addp.sizes.dim=64"),
+            "does not fit the addp of the configured size",
+        ),
         (("addp.weights=/none",), "there is no weights file /none"),
     ],
 )
@@ -142,10 +157,16 @@ def test_frozen_networks_are_of_the_configured_sizes(tokenizer_file: Path, tmp_p
     weights = (f"tokenizer.weights={tokenizer_file}", f"predictor.weights={file}")
     frozen = load_frozen(configured("addp", *weights, "predictor.sizes.dropout=0"))
     assert fingerprint(frozen.predictor) == fingerprint(network_of("predictor"))
-    with pytest.raises(WeightsError, match=r"does not fit predictor\.sizes: its decoder_depth is 1, not 2"):
+    with pytest.raises(
+        WeightsError, match=r"does not fit predictor\.sizes: its decoder_depth is 1, not 2"
+    ):
         load_frozen(configured("addp", *weights, "predictor.sizes.decoder_depth=2"))
-    with pytest.raises(WeightsError, match=r"does not fit tokenizer\.sizes: its residual_blocks is 1, not 2"):
-        given_network(configured("addp", *weights, "tokenizer.sizes.residual_blocks=2"), "tokenizer")
+    with pytest.raises(
+        WeightsError, match=r"does not fit tokenizer\.sizes: its residual_blocks is 1, not 2"
+    ):
+        given_network(
+            configured("addp", *weights, "tokenizer.sizes.residual_blocks=2"), "tokenizer"
+        )
 
 
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
@@ -160,7 +181,9 @@ def test_a_tokenizer_goes_on_with_its_codes(codebook: str, tokenizer: VQTokenize
         if kept:
             training.keep_codebook(4)
         training(images)
-        moved = ((network.codebook - tokenizer.codebook).norm() / tokenizer.codebook.norm()).detach()
+        moved = (
+            (network.codebook - tokenizer.codebook).norm() / tokenizer.codebook.norm()
+        ).detach()
         assert float(moved) < 0.2 if kept else float(moved) > 0.5
         assert float(training.usage.sum()) == pytest.approx(4 * 16, rel=0.1) or not kept
 
@@ -170,7 +193,11 @@ def _meet(arguments: list[str]) -> int:
     join_ranks()
     network = load_network(arguments[int(os.environ["RANK"])], "predictor")
     try:
-        same_on_all(Collectives(), RunConfig(), {"tokenizer": "alike", "predictor.weights": fingerprint(network)})
+        same_on_all(
+            Collectives(),
+            RunConfig(),
+            {"tokenizer": "alike", "predictor.weights": fingerprint(network)},
+        )
     except ConfigError as error:
         print(error, flush=True)
         return 7
@@ -178,26 +205,46 @@ def _meet(arguments: list[str]) -> int:
 
 
 def test_ranks_whose_files_differ_are_named(tmp_path: Path) -> None:
-    files = [str(written(network_of("predictor", seed), tmp_path / f"{seed}.safetensors")) for seed in (1, 2)]
+    files = [
+        str(written(network_of("predictor", seed), tmp_path / f"{seed}.safetensors"))
+        for seed in (1, 2)
+    ]
     assert Ranks(_meet, [files[0], files[0]], 2, tmp_path / "log").wait().codes == [0, 0]
     codes, output = Ranks(_meet, files, 2, tmp_path / "log").wait()
-    assert codes == [7, 7] and output.count("rank 1 sees other files than rank 0: predictor.weights differ") == 2
+    assert (
+        codes == [7, 7]
+        and output.count("rank 1 sees other files than rank 0: predictor.weights differ") == 2
+    )
 
 
 def test_a_run_says_what_it_began_with_and_goes_on_without_it(tokens: Path, tmp_path: Path) -> None:
     """The first step's rate is 0, so that its checkpoint holds what the run began with."""
     network = network_of("predictor")
     file = written(network, tmp_path / "p.safetensors")
-    options = (*MAGE, f"data.tokens={tokens}", f"predictor.weights={file}", "checkpoint.every=1", "schedule.total=3")
+    options = (
+        *MAGE,
+        f"data.tokens={tokens}",
+        f"predictor.weights={file}",
+        "checkpoint.every=1",
+        "schedule.total=3",
+    )
     run = tmp_path / "run"
     output = finish(run, *options, "zero_stage=3")
-    assert f"starts at step 0 of 3 on 2 ranks as run {RunFolder(run).read_identity()['run']}, from " in output  # type: ignore[index]
+    assert (
+        f"starts at step 0 of 3 on 2 ranks as run {RunFolder(run).read_identity()['run']}, from "
+        in output
+    )  # type: ignore[index]
     assert f", from predictor.weights = {file}, fingerprint {fingerprint(network)}\n" in output
     path = RunFolder(run).checkpoints / step_folder(1)
     assert fingerprint(SavedState(path, verify(path)).network(WEIGHTS)) == fingerprint(network)
     file.unlink()
     output = finish(run, *options, "schedule.total=4", "resume.allow=[schedule.total]", processes=1)
-    assert f"predictor.weights = {file} is not read: the run goes on from its own checkpoint" in output
+    assert (
+        f"predictor.weights = {file} is not read: the run goes on from its own checkpoint" in output
+    )
     codes, output = run_world(tmp_path / "new", *options)
-    assert codes == [WeightsError.exit_code] * 2 and output.count(f"there is no weights file {file}") == 2, output
+    assert (
+        codes == [WeightsError.exit_code] * 2
+        and output.count(f"there is no weights file {file}") == 2
+    ), output
     assert not (tmp_path / "new" / "checkpoints").exists()

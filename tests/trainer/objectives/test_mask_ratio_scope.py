@@ -1,4 +1,5 @@
-"""One mask ratio for a global step, or one for each micro batch; the same on any number of ranks."""
+"""One mask ratio for a global step, or one for each micro batch; the same on any number of
+ranks."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def addp(
-    tokens: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory
+    tokens: Path,
+    tokenizer: VQTokenizer,
+    tokenizer_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, ...]:
     """Overrides of an ADDP run without dropout."""
     predictor = tmp_path_factory.mktemp("weights") / "predictor.safetensors"
@@ -36,19 +40,29 @@ def addp(
     sizes = TransformerConfig(size="tiny")  # type: ignore[call-arg]
     save_network(TokenPredictor(Geometry.of(tokenizer.config), sizes), predictor)
     return (
-        "objective=addp", "addp.sizes.size=tiny", "addp.sizes.dropout=0", "predictor.sizes.size=tiny",
-        "tokenizer.sizes.size=tiny", "precision=fp32", f"tokenizer.weights={tokenizer_file}",
-        f"predictor.weights={predictor}", f"data.tokens={tokens}",
-    )  # fmt: skip
+        "objective=addp",
+        "addp.sizes.size=tiny",
+        "addp.sizes.dropout=0",
+        "predictor.sizes.size=tiny",
+        "tokenizer.sizes.size=tiny",
+        "precision=fp32",
+        f"tokenizer.weights={tokenizer_file}",
+        f"predictor.weights={predictor}",
+        f"data.tokens={tokens}",
+    )
 
 
 def step_masks(objective: Objective, config: RunConfig, step: int, ranks: int) -> list[Tensor]:
-    """(micro, L) of each micro batch of a step, in the order of the global batch, as `ranks` ranks draw them."""
+    """(micro, L) of each micro batch of a step, in the order of the global batch, as `ranks` ranks
+    draw them."""
     accumulation = config.batch.global_batch // (config.batch.micro * ranks)
     found: list[Tensor] = []
     for rank in range(ranks):
         with closing(Prefetch(objective, rank, accumulation, config.batch.micro)) as prefetch:
-            found += [objective.inputs(batch, step, CPU)["mask"] for batch in prefetch.get(step, None).result()]
+            found += [
+                objective.inputs(batch, step, CPU)["mask"]
+                for batch in prefetch.get(step, None).result()
+            ]
     return found
 
 
@@ -59,12 +73,16 @@ def counts(masks: list[Tensor]) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["addp", "mage"])
-def test_ranks_and_accumulation_share_one_draw(kind: str, addp: tuple[str, ...], tokens: Path, tmp_path: Path) -> None:
+def test_ranks_and_accumulation_share_one_draw(
+    kind: str, addp: tuple[str, ...], tokens: Path, tmp_path: Path
+) -> None:
     options = addp if kind == "addp" else (*MAGE, f"data.tokens={tokens}")
     config = load_config(None, [f"run={tmp_path}", *SMALL, *options, "mask_ratio_scope=micro"])
     with closing(make_objective(config)) as objective:
         drawn = [counts(step_masks(objective, config, step, 1)) for step in range(12)]
-        assert sum(len(set(step)) > 1 for step in drawn) >= 8  # 4 micro batches of 16 tokens: few steps have equal ones
+        assert (
+            sum(len(set(step)) > 1 for step in drawn) >= 8
+        )  # 4 micro batches of 16 tokens: few steps have equal ones
 
         @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
         @given(step=st.integers(0, 10**6), ranks=st.sampled_from([2, 4]))
@@ -73,22 +91,32 @@ def test_ranks_and_accumulation_share_one_draw(kind: str, addp: tuple[str, ...],
             assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
 
         same()
-    with closing(make_objective(config.model_copy(update={"mask_ratio_scope": "step"}))) as objective:
-        assert all(len(set(counts(step_masks(objective, config, step, 2)))) == 1 for step in range(12))
+    with closing(
+        make_objective(config.model_copy(update={"mask_ratio_scope": "step"}))
+    ) as objective:
+        assert all(
+            len(set(counts(step_masks(objective, config, step, 2)))) == 1 for step in range(12)
+        )
 
 
 def test_the_micro_batch_s_size_is_part_of_the_path(addp: tuple[str, ...], tmp_path: Path) -> None:
     drawn = []
     for micro in (2, 4):
-        config = load_config(None, [f"run={tmp_path}", *SMALL, *addp, "mask_ratio_scope=micro", f"batch.micro={micro}"])
+        config = load_config(
+            None,
+            [f"run={tmp_path}", *SMALL, *addp, "mask_ratio_scope=micro", f"batch.micro={micro}"],
+        )
         with closing(make_objective(config)) as objective:
             drawn.append([torch.cat(step_masks(objective, config, step, 1)) for step in range(4)])
     assert not all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
 
 
-def test_one_rank_and_two_train_alike_by_the_reference_s_law(addp: tuple[str, ...], tmp_path: Path) -> None:
-    """In ZeRO-3 as well, where ranks gather weights for inputs of different lengths. The loss is the mean over micro
-    batches of each one's mean over its masked tokens: the reference's, whose ranks DDP averages."""
+def test_one_rank_and_two_train_alike_by_the_reference_s_law(
+    addp: tuple[str, ...], tmp_path: Path
+) -> None:
+    """In ZeRO-3 as well, where ranks gather weights for inputs of different lengths. The loss is
+    the mean over micro batches of each one's mean over its masked tokens: the reference's, whose
+    ranks DDP averages."""
     options = (*addp, "mask_ratio_scope=micro", "schedule.total=5")
     finish(tmp_path / "one", *options, "zero_stage=1", processes=1)
     finish(tmp_path / "two", *options, "zero_stage=3", processes=2)

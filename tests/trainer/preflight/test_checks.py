@@ -1,4 +1,5 @@
-"""`addp check`: each thing that would end a run is named before it starts, and nothing is left behind."""
+"""`addp check`: each thing that would end a run is named before it starts, and nothing is left
+behind."""
 
 from __future__ import annotations
 
@@ -23,7 +24,13 @@ from trainer.preflight.checks import Check, check_run
 from trainer.run_folder import RunFolder, step_folder
 from trainer.startup import identify_run
 
-TINY = ("tokenizer.sizes.size=tiny", "predictor.sizes.size=tiny", "addp.sizes.size=tiny", "precision=fp32", *SMALL)
+TINY = (
+    "tokenizer.sizes.size=tiny",
+    "predictor.sizes.size=tiny",
+    "addp.sizes.size=tiny",
+    "precision=fp32",
+    *SMALL,
+)
 
 
 def checks(*overrides: str, gpus: int = 2) -> dict[str, Check]:
@@ -31,7 +38,9 @@ def checks(*overrides: str, gpus: int = 2) -> dict[str, Check]:
     order = ("ok", "warning", "FAILED")
     found: dict[str, Check] = {}
     for check in check_run(None, list(overrides), gpus):
-        if check.name not in found or order.index(check.state) > order.index(found[check.name].state):
+        if check.name not in found or order.index(check.state) > order.index(
+            found[check.name].state
+        ):
             found[check.name] = check
     return found
 
@@ -53,12 +62,22 @@ def _network(kind: str, folder: Path, *overrides: str) -> Path:
 
 
 @pytest.fixture
-def addp(tokens: Path, tokenizer_file: Path, predictor_file: Path, tmp_path: Path) -> tuple[str, ...]:
+def addp(
+    tokens: Path, tokenizer_file: Path, predictor_file: Path, tmp_path: Path
+) -> tuple[str, ...]:
     weights = (f"tokenizer.weights={tokenizer_file}", f"predictor.weights={predictor_file}")
-    return (*TINY, "objective=addp", f"data.tokens={tokens}", *weights, f"run={tmp_path / 'runs' / 'addp'}")
+    return (
+        *TINY,
+        "objective=addp",
+        f"data.tokens={tokens}",
+        *weights,
+        f"run={tmp_path / 'runs' / 'addp'}",
+    )
 
 
-def test_a_run_that_is_ready(addp: tuple[str, ...], tokens: Path, tmp_path: Path, bucket: str) -> None:
+def test_a_run_that_is_ready(
+    addp: tuple[str, ...], tokens: Path, tmp_path: Path, bucket: str
+) -> None:
     """Data, cache and store on S3."""
     store = open_store(f"{bucket}/tokens")
     for path in tokens.iterdir():
@@ -66,13 +85,18 @@ def test_a_run_that_is_ready(addp: tuple[str, ...], tokens: Path, tmp_path: Path
             store.create(path.name, path)
     before, objects = files(tmp_path), {entry.name for entry in open_store(bucket).list()}
     found = checks(
-        *addp, f"data.tokens={bucket}/tokens", f"data.cache={tmp_path / 'cache'}", f"checkpoint.upload={bucket}/run"
+        *addp,
+        f"data.tokens={bucket}/tokens",
+        f"data.cache={tmp_path / 'cache'}",
+        f"checkpoint.upload={bucket}/run",
     )
     assert {check.state for check in found.values()} == {"ok"}, found
     assert found["batch"].text == "8 = micro 2 x accumulation 2 x 2 GPUs"
     assert "as 16 tokens of 16 codes" in found["data"].text and "12 in all" in found["data"].text
     assert "starts at step 0" in found["resume"].text
-    assert files(tmp_path) == before and {entry.name for entry in open_store(bucket).list()} == objects
+    assert (
+        files(tmp_path) == before and {entry.name for entry in open_store(bucket).list()} == objects
+    )
 
 
 def test_batches_that_cannot_be_made(addp: tuple[str, ...]) -> None:
@@ -85,9 +109,17 @@ def test_batches_that_cannot_be_made(addp: tuple[str, ...]) -> None:
     [
         ("configuration", "batch.mikro=2", "nearest known one is batch.micro"),
         ("weights", "predictor.weights=/none", "there is no weights file /none"),
-        ("weights", "predictor.weights={tokenizer}", "holds a tokenizer, but a predictor is needed"),
+        (
+            "weights",
+            "predictor.weights={tokenizer}",
+            "holds a tokenizer, but a predictor is needed",
+        ),
         ("weights", "predictor.weights={other}", "was made for"),
-        ("weights", "predictor.sizes.depth=3", "does not fit predictor.sizes: its depth is 2, not 3"),
+        (
+            "weights",
+            "predictor.sizes.depth=3",
+            "does not fit predictor.sizes: its depth is 2, not 3",
+        ),
         ("weights", "addp.weights=/none", "there is no weights file /none"),
         ("data", "data.tokens=/none", "is no finished token data set"),
         ("data", "data.tokens={torn}", "No such file"),
@@ -97,7 +129,13 @@ def test_batches_that_cannot_be_made(addp: tuple[str, ...]) -> None:
     ],
 )
 def test_what_would_end_a_run(
-    name: str, override: str, words: str, addp: tuple[str, ...], tokens: Path, tokenizer_file: Path, tmp_path: Path
+    name: str,
+    override: str,
+    words: str,
+    addp: tuple[str, ...],
+    tokens: Path,
+    tokenizer_file: Path,
+    tmp_path: Path,
 ) -> None:
     places = {"tokenizer": tokenizer_file, "torn": tmp_path / "torn"}
     if "{torn}" in override:
@@ -106,18 +144,30 @@ def test_what_would_end_a_run(
         places["other"] = _network("predictor", tmp_path, "tokenizer.sizes.codebook_size=32")
     if "{another}" in override:
         places["another"] = tmp_path / "another.safetensors"
-        save_network(build("tokenizer", load_config(None, [*TINY]).tokenizer.sizes), places["another"])
+        save_network(
+            build("tokenizer", load_config(None, [*TINY]).tokenizer.sizes), places["another"]
+        )
     found = checks(*addp, override.format(**places))
     assert found[name].state == "FAILED" and words in found[name].text, found[name]
     assert not (tmp_path / "runs").exists()
 
 
 def test_sizes_of_the_data(tokens: Path, tmp_path: Path) -> None:
-    found = checks(*MAGE, *SMALL, f"data.tokens={tokens}", f"run={tmp_path}", "tokenizer.sizes.codebook_size=32")
-    assert found["data"].state == "FAILED" and "codes, but tokenizer.sizes gives" in found["data"].text
+    found = checks(
+        *MAGE,
+        *SMALL,
+        f"data.tokens={tokens}",
+        f"run={tmp_path}",
+        "tokenizer.sizes.codebook_size=32",
+    )
+    assert (
+        found["data"].state == "FAILED" and "codes, but tokenizer.sizes gives" in found["data"].text
+    )
 
 
-def test_stores(addp: tuple[str, ...], bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stores(
+    addp: tuple[str, ...], bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     found = checks(*addp, f"checkpoint.upload={bucket}/run", f"data.tokens={bucket}/none")
     assert found["upload"].state == "FAILED" and "access denied" in found["upload"].text
@@ -150,7 +200,10 @@ def test_what_a_start_would_go_on_from(undisturbed: Path, tokens: Path, tmp_path
     found = checks(*same, "schedule.total=20", "resume.allow=[schedule.total]")["resume"]
     assert found.state == "ok" and "goes on at step 12 of 20 (saved by 2 ranks" in found.text
     assert "changed since: " in found.text and "schedule.total: " in found.text
-    for key, was, now in (("seed", 0, 7), ("global_batch", 8, 4)):  # docs/streaming.md: the global batch stays
+    for key, was, now in (
+        ("seed", 0, 7),
+        ("global_batch", 8, 4),
+    ):  # docs/streaming.md: the global batch stays
         found = checks(*same, f"{'batch.' * (key != 'seed')}{key}={now}")["resume"]
         assert found.state == "FAILED" and f"{key}: checkpoint {was}, now {now}" in found.text
     assert files(run) == before
@@ -197,10 +250,18 @@ def test_a_run_that_is_in_use_or_asked_to_stop(addp: tuple[str, ...], tmp_path: 
     assert checks(*addp)["resume"].state == "ok"
 
 
-def _objective_overrides(objective: str, addp: tuple[str, ...], images: Path, folder: Path) -> tuple[str, ...]:
+def _objective_overrides(
+    objective: str, addp: tuple[str, ...], images: Path, folder: Path
+) -> tuple[str, ...]:
     if objective == "addp":
         return addp
-    views = (f"data.images={images}", "data.views.size=16", "tokenizer.sizes.size=tiny", "precision=fp32", *SMALL)
+    views = (
+        f"data.images={images}",
+        "data.views.size=16",
+        "tokenizer.sizes.size=tiny",
+        "precision=fp32",
+        *SMALL,
+    )
     run = f"run={folder / 'run'}"
     if objective == "classify":
         own = ("addp.sizes.size=tiny", f"addp.weights={_network('addp', folder)}")
@@ -231,10 +292,14 @@ def test_what_a_run_begins_with(addp: tuple[str, ...], tmp_path: Path) -> None:
     _save_manifest(load_config(None, list(addp)))
     file.unlink()
     found = [c for c in check_run(None, [*addp, f"addp.weights={file}"], 2) if c.name == "weights"]
-    assert [c.state for c in found] == ["ok", "ok"] and found[1].text.endswith("goes on from its own checkpoint")
+    assert [c.state for c in found] == ["ok", "ok"] and found[1].text.endswith(
+        "goes on from its own checkpoint"
+    )
 
 
-def test_the_images_of_a_tokenizer_run_are_a_fact(addp: tuple[str, ...], images: Path, tmp_path: Path) -> None:
+def test_the_images_of_a_tokenizer_run_are_a_fact(
+    addp: tuple[str, ...], images: Path, tmp_path: Path
+) -> None:
     """Wherever they lie; a permission does not help."""
     copy = tmp_path / "copy"
     shutil.copytree(images, copy)
@@ -244,16 +309,25 @@ def test_the_images_of_a_tokenizer_run_are_a_fact(addp: tuple[str, ...], images:
     moved = (*overrides, f"data.images={tmp_path / 'moved'}")
     assert checks(*moved)["resume"].state == "ok"
     found = checks(*moved, "data.held_out=0.5", "resume.allow=[data]")["resume"]
-    assert found.state == "FAILED" and "belongs to another run than the configured one (data: " in found.text
+    assert (
+        found.state == "FAILED"
+        and "belongs to another run than the configured one (data: " in found.text
+    )
     (tmp_path / "moved" / "line" / "000.png").rename(tmp_path / "moved" / "line" / "another.png")
     found = checks(*moved)["resume"]
-    assert found.state == "FAILED" and "belongs to another run than the configured one (data: " in found.text
+    assert (
+        found.state == "FAILED"
+        and "belongs to another run than the configured one (data: " in found.text
+    )
 
 
 def test_it_goes_on_from_the_store(addp: tuple[str, ...], bucket: str) -> None:
     """In an empty folder, with what the run left out by then."""
     config, store = load_config(None, list(addp)), open_store(f"{bucket}/run")
-    path, rewinds = _save_manifest(config, [{"step": 1, "length": 2}]), b'[{"step": 1, "length": 2}]'
+    path, rewinds = (
+        _save_manifest(config, [{"step": 1, "length": 2}]),
+        b'[{"step": 1, "length": 2}]',
+    )
     store.create("rewinds.json", rewinds)
     upload(path, store)
     shutil.rmtree(config.run)
@@ -267,9 +341,19 @@ def _save_manifest(config: RunConfig, skipped: list[dict[str, int]] | None = Non
     with closing(make_objective(config)) as objective:
         run_identity = identify_run(config, objective)
     manifest = Manifest(
-        step=4, world_size=2, zero_stage=1, run_identity=run_identity, parameters={}, export_prefix="", state_keys=[], applied=4, scaler={},
-        skipped=skipped or [], trainer_state={}, files={file: FileEntry(bytes=0, sha256=hashlib.sha256().hexdigest())},
-    )  # fmt: skip
+        step=4,
+        world_size=2,
+        zero_stage=1,
+        run_identity=run_identity,
+        parameters={},
+        export_prefix="",
+        state_keys=[],
+        applied=4,
+        scaler={},
+        skipped=skipped or [],
+        trainer_state={},
+        files={file: FileEntry(bytes=0, sha256=hashlib.sha256().hexdigest())},
+    )
     path = RunFolder(config.run).checkpoints / step_folder(4)
     path.mkdir(parents=True)
     (path / file).touch()

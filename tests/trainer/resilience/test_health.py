@@ -17,13 +17,17 @@ from trainer.checkpointing.format import candidates, verify
 from trainer.checkpointing.saved_state import SavedState
 from trainer.config.schema import HealthSection
 from trainer.resilience.health import Spike, judge, unfit
-from trainer.resilience.state import TrainerState, Row, data_step, rewinds_before
+from trainer.resilience.state import Row, TrainerState, data_step, rewinds_before
 from trainer.run_folder import RunFolder
 
 REWIND = (
-    "schedule.total=40", "health.spikes=rewind", "health.history=8", "health.consecutive=2", "checkpoint.keep=99",
+    "schedule.total=40",
+    "health.spikes=rewind",
+    "health.history=8",
+    "health.consecutive=2",
+    "checkpoint.keep=99",
     "log_every=2",
-)  # fmt: skip
+)
 
 
 def rows(values: list[float], norm: float = 1.0) -> list[Row]:
@@ -84,9 +88,12 @@ def test_non_finite_steps_are_counted_and_end_a_run_that_has_nothing_else() -> N
 def test_a_run_that_ends_without_finite_losses_or_skipped_most_of_its_steps_is_no_success() -> None:
     section = HealthSection(consecutive=3)
     for nonfinite, in_a_row, steps, words in (
-        (2, 2, 40, None), (3, 3, 40, "its last 3 steps"), (1, 1, 1, "its last 1 steps"), (20, 0, 40, None),
+        (2, 2, 40, None),
+        (3, 3, 40, "its last 3 steps"),
+        (1, 1, 1, "its last 1 steps"),
+        (20, 0, 40, None),
         (21, 0, 40, "21 of its 40 steps were skipped"),
-    ):  # fmt: skip
+    ):
         found = unfit(TrainerState(nonfinite=nonfinite, in_a_row=in_a_row), steps, section)
         assert found is None if words is None else words in str(found)
 
@@ -98,13 +105,22 @@ def test_rewinds_move_the_data_from_their_step_on() -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
-def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(stage: int, tokens: Path, tmp_path: Path) -> None:
-    """Weights, moments and their average stay as they were; the schedule goes by the step, and the data go on."""
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
+    stage: int, tokens: Path, tmp_path: Path
+) -> None:
+    """Weights, moments and their average stay as they were; the schedule goes by the step, and the
+    data go on."""
     run = tmp_path / "run"
     codes, output = run_world(
-        run, *MAGE, f"data.tokens={tokens}", f"zero_stage={stage}", "ema_decay=0.9", "checkpoint.every=1",
-        "checkpoint.keep=99", sabotage=Sabotage(nan=(5, 6)),
-    )  # fmt: skip
+        run,
+        *MAGE,
+        f"data.tokens={tokens}",
+        f"zero_stage={stage}",
+        "ema_decay=0.9",
+        "checkpoint.every=1",
+        "checkpoint.keep=99",
+        sabotage=Sabotage(nan=(5, 6)),
+    )
     assert codes == [0, 0], output
     found = {p.name[-2:]: SavedState(p, verify(p)) for p in candidates(run / "checkpoints")}
     before, after, later = (found[name] for name in ("05", "07", "08"))
@@ -112,7 +128,10 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(stage: int, tok
     for kind in before.manifest.state_keys:
         for name, shape in before.manifest.parameters.items():
             size = torch.Size(shape).numel()
-            assert torch.equal(before.read(kind, name, 0, size), after.read(kind, name, 0, size)), (kind, name)
+            assert torch.equal(before.read(kind, name, 0, size), after.read(kind, name, 0, size)), (
+                kind,
+                name,
+            )
     table = RunFolder(run).read_metrics()
     assert table[-1]["skipped_steps"] == 2 and table[-1]["applied_steps"] == 10
     assert table[5]["loss"] == "nan" and math.isfinite(table[7]["loss"])
@@ -132,13 +151,15 @@ def test_a_checkpoint_may_lie_between_a_step_that_is_not_finite_and_its_metric_l
 
 
 def test_progress_of_earlier_versions_has_null_where_a_step_was_not_finite() -> None:
-    row = TrainerState.model_validate({"rows": [{"loss": None, "norm": None, "applied": False}]}).rows[0]
+    row = TrainerState.model_validate(
+        {"rows": [{"loss": None, "norm": None, "applied": False}]}
+    ).rows[0]
     assert math.isnan(row.loss) and math.isnan(row.norm)
 
 
 def test_a_spike_is_rewound_and_its_data_left_out(tokens: Path, tmp_path: Path) -> None:
-    """Data steps 25 to 29 are bad. The run goes back to a checkpoint before them and on behind them, and being killed
-    right after the rewind changes nothing."""
+    """Data steps 25 to 29 are bad. The run goes back to a checkpoint before them and on behind
+    them, and being killed right after the rewind changes nothing."""
     bad, options = Sabotage(spikes=(25, 30)), (*MAGE, f"data.tokens={tokens}", *REWIND)
     run = tmp_path / "run"
     codes, output = run_world(run, *options, sabotage=bad)
@@ -148,7 +169,8 @@ def test_a_spike_is_rewound_and_its_data_left_out(tokens: Path, tmp_path: Path) 
     assert sum(entry["length"] for entry in first) >= 5 and all(e["step"] == 25 for e in first)
     assert max(losses_of(run)) < 10
     assert all(
-        verify(path).skipped == (first if verify(path).step > 25 else []) for path in candidates(run / "checkpoints")
+        verify(path).skipped == (first if verify(path).step > 25 else [])
+        for path in candidates(run / "checkpoints")
     )
     assert [record["action"] for record in incidents(run, "spike")] == ["rewind"] * len(first)
     assert len(RunFolder(run).read_metrics()) == 20 and RunFolder(run).is_done
@@ -171,7 +193,12 @@ def losses_of(run: Path) -> list[float]:
 def test_a_run_that_spikes_again_and_again_stops_as_diverged(tokens: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     codes, output = run_world(
-        run, *MAGE, f"data.tokens={tokens}", *REWIND, "health.rewinds=2", sabotage=Sabotage(spikes=(25, 999))
+        run,
+        *MAGE,
+        f"data.tokens={tokens}",
+        *REWIND,
+        "health.rewinds=2",
+        sabotage=Sabotage(spikes=(25, 999)),
     )
     assert codes == [77, 77], output
     assert "rewound 2 times before" in output and not RunFolder(run).is_done
@@ -183,9 +210,15 @@ def test_a_run_whose_last_losses_are_not_finite_is_not_done(tokens: Path, tmp_pa
     run, options = tmp_path / "run", (*MAGE, f"data.tokens={tokens}")
     codes, output = run_world(run, *options, sabotage=Sabotage(nan=(8, 9, 10, 11)))
     assert codes == [77, 77] and "its last 4 steps had no finite loss" in output, output
-    assert not RunFolder(run).is_done and not RunFolder(run).network.exists() and incidents(run, "unfit")
+    assert (
+        not RunFolder(run).is_done
+        and not RunFolder(run).network.exists()
+        and incidents(run, "unfit")
+    )
     codes, output = run_world(run, *options)
-    assert codes == [77, 77] and "the run is not done" in output, output  # nor by being started again
+    assert codes == [77, 77] and "the run is not done" in output, (
+        output
+    )  # nor by being started again
 
 
 def test_an_outlier_of_one_step_is_left_alone(tokens: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""An error on one rank: its words come before anything that can block, and all ranks end within seconds."""
+"""An error on one rank: its words come before anything that can block, and all ranks end within
+seconds."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def _block(*_: Any) -> NoReturn:
 
 
 def raising(arguments: list[str]) -> None:
-    """Rank 1 fails in its third step while rank 0 sums gradients; to close an engine blocks, as NCCL's can."""
+    """Rank 1 fails in its third step while rank 0 sums gradients; to close an engine blocks, as
+    NCCL's can."""
     from trainer.engine.engine import engine
     from trainer.objectives.registry import registry as objectives
     from trainer.resilience import leaving
@@ -45,7 +47,9 @@ def raising(arguments: list[str]) -> None:
 
 def raising_without_a_disk(arguments: list[str]) -> None:
     """The same, and the storage on which the trace would be written does not answer."""
-    sys.addaudithook(lambda event, at: _block() if event == "open" and "/traces/" in str(at[0]) else None)
+    sys.addaudithook(
+        lambda event, at: _block() if event == "open" and "/traces/" in str(at[0]) else None
+    )
     raising(arguments)
 
 
@@ -69,18 +73,29 @@ def test_words_of_an_exit_are_said(tmp_path: Path) -> None:
     assert codes == [1] and output == "no such library\n"
 
 
-@pytest.mark.parametrize("main", [raising, raising_without_a_disk], ids=["engine", "engine and disk"])
+@pytest.mark.parametrize(
+    "main", [raising, raising_without_a_disk], ids=["engine", "engine and disk"]
+)
 def test_an_error_is_said_before_anything_blocks(main: Any, tokens: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = [f"run={run}", *SMALL, *MAGE, f"data.tokens={tokens}"]
     codes, output = Ranks(main, arguments, 2, tmp_path / "log").wait(40)
     assert codes == [1, 1], output
     if main is raising:
-        said = f"rank 1: error: unexpected ZeroDivisionError: no such luck; the trace is in {run / 'traces'}"
+        said = (
+            "rank 1: error: unexpected ZeroDivisionError: no such luck; the trace is in "
+            f"{run / 'traces'}"
+        )
         assert said in output and "error: another rank went away at step 2" in output, output
-        assert "Traceback" not in output and incidents(run, "crash") and RunFolder(run).read_exit()["code"] == 1  # type: ignore[index]
+        assert (
+            "Traceback" not in output
+            and incidents(run, "crash")
+            and RunFolder(run).read_exit()["code"] == 1
+        )  # type: ignore[index]
     else:
-        assert "rank 1: error: Traceback" in output and "ZeroDivisionError: no such luck" in output, output
+        assert (
+            "rank 1: error: Traceback" in output and "ZeroDivisionError: no such luck" in output
+        ), output
 
 
 def test_an_end_that_was_agreed_on_keeps_its_code(tokens: Path, tmp_path: Path) -> None:

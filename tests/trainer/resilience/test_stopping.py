@@ -37,7 +37,12 @@ def ranks_of(run: Path) -> list[int]:
             except OSError:
                 continue
             rank = re.search(rb"(?:^|\0)RANK=(\d+)", environment)
-            if f"run={run}" in arguments and "trainer.pretrain" in arguments and rank and "-u" in arguments:
+            if (
+                f"run={run}" in arguments
+                and "trainer.pretrain" in arguments
+                and rank
+                and "-u" in arguments
+            ):
                 found[int(rank[1])] = int(process.name)
     return [found[r] for r in sorted(found)]
 
@@ -46,7 +51,10 @@ def test_rank_0_alone_looks_for_the_file(tmp_path: Path, monkeypatch: pytest.Mon
     """Another host may still see one that is gone, and would stop the next start."""
     folder = RunFolder(tmp_path)
     folder.stop.touch()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    handlers = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    }
     for rank, expected in (("1", None), ("0", f"{folder.stop} exists")):
         monkeypatch.setenv("RANK", rank)
         assert StopRequest(folder).reason() == expected
@@ -106,7 +114,10 @@ def killing_the_launcher(process: subprocess.Popen[str], run: Path) -> None:
     ids=["rank", "launcher", "group", "launcher-killed"],
 )
 def test_under_the_deepspeed_launcher(
-    how: Callable[[subprocess.Popen[str], Path], None], codes: set[int], tokens: Path, tmp_path: Path
+    how: Callable[[subprocess.Popen[str], Path], None],
+    codes: set[int],
+    tokens: Path,
+    tmp_path: Path,
 ) -> None:
     run = tmp_path / "run"
     process = start(run, *MAGE, *LONG, f"data.tokens={tokens}")
@@ -124,13 +135,29 @@ def test_under_the_deepspeed_launcher(
 def test_under_torchrun(tokens: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()),
-        "-m", "trainer.pretrain", f"run={run}", *SMALL, *MAGE, *LONG, f"data.tokens={tokens}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+        "-m",
+        "trainer.pretrain",
+        f"run={run}",
+        *SMALL,
+        *MAGE,
+        *LONG,
+        f"data.tokens={tokens}",
+    ]
     process = subprocess.Popen(
-        command, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command,
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         env=os.environ | {"DS_ACCELERATOR": "cpu"},
-    )  # fmt: skip
+    )
     try:
         trains(run, lambda: process.poll() is None)
         process.send_signal(signal.SIGTERM)
@@ -145,9 +172,19 @@ def addp_train(run: Path, tokens: Path) -> subprocess.Popen[str]:
     file = run.with_name("run.yaml")
     file.write_text("{}")
     command = [
-        sys.executable, "-m", "cluster.cli", "train", str(file), f"run={run}", *SMALL, *MAGE, *LONG,
-        f"data.tokens={tokens}", "--processes", "2",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "cluster.cli",
+        "train",
+        str(file),
+        f"run={run}",
+        *SMALL,
+        *MAGE,
+        *LONG,
+        f"data.tokens={tokens}",
+        "--processes",
+        "2",
+    ]
     return subprocess.Popen(
         command, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -181,7 +218,11 @@ def test_addp_train_names_the_rank_that_was_killed(tokens: Path, tmp_path: Path)
     finally:
         kill_group(process)
     last = output.splitlines()[-1]
-    assert f"rank 1 (process {victim} on " in last and "ended by SIGKILL" in last and last.endswith("go on"), output
+    assert (
+        f"rank 1 (process {victim} on " in last
+        and "ended by SIGKILL" in last
+        and last.endswith("go on")
+    ), output
     assert process.returncode == 1 and "Traceback" not in output
 
 
@@ -204,7 +245,8 @@ def test_every_way_to_ask(how: str, tokens: Path, tmp_path: Path) -> None:
 def test_stopped_while_it_waits_for_data(
     bucket: str, proxy: FaultProxy, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store answers the manifest and then nothing more; SIGTERM to one rank ends both within seconds."""
+    """The store answers the manifest and then nothing more; SIGTERM to one rank ends both within
+    seconds."""
     store = open_store(f"{bucket}/tokens")
     for file in sorted(tokens.glob("*.*")):
         store.create(file.name, file)
@@ -212,7 +254,9 @@ def test_stopped_while_it_waits_for_data(
         monkeypatch.setenv(name, value)
     run = tmp_path / "run"
     proxy.silent_about = b".tar"
-    world = World(run, [*MAGE, f"data.tokens={bucket}/tokens", f"data.cache={tmp_path / 'cache'}"], 2, None)
+    world = World(
+        run, [*MAGE, f"data.tokens={bucket}/tokens", f"data.cache={tmp_path / 'cache'}"], 2, None
+    )
     for rank in range(2):
         heartbeat = run / "heartbeats" / f"rank-{rank:05d}.json"
         world.wait_for(heartbeat)
@@ -233,16 +277,28 @@ def test_data_that_fail_are_an_error_with_all_work_saved(tokens: Path, tmp_path:
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
-    options = (*MAGE, f"data.tokens={data}", "data.window=1", "schedule.total=40", "checkpoint.every=1000")
+    options = (
+        *MAGE,
+        f"data.tokens={data}",
+        "data.window=1",
+        "schedule.total=40",
+        "checkpoint.every=1000",
+    )
     codes, output = World(run, options, 2, None).wait()
     assert len(set(codes)) == 1 and codes[0] not in (0, 75, None), output
     assert victim.name in output and "error: " in output
     (record,) = incidents(run, "stopped")
-    assert record["step"] > 0 and (run / "checkpoints" / f"step-{record['step']:08d}" / "manifest.json").exists()
+    assert (
+        record["step"] > 0
+        and (run / "checkpoints" / f"step-{record['step']:08d}" / "manifest.json").exists()
+    )
 
 
-def test_stopped_while_it_starts_it_saves_nothing_and_goes_on_later(tokens: Path, tmp_path: Path) -> None:
-    """Before the first step there is nothing to save; after a restart, no second checkpoint of the same step."""
+def test_stopped_while_it_starts_it_saves_nothing_and_goes_on_later(
+    tokens: Path, tmp_path: Path
+) -> None:
+    """Before the first step there is nothing to save; after a restart, no second checkpoint of the
+    same step."""
     run, options = tmp_path / "run", (*MAGE, f"data.tokens={tokens}")
     run.mkdir()
     (run / "STOP").touch()
@@ -251,14 +307,24 @@ def test_stopped_while_it_starts_it_saves_nothing_and_goes_on_later(tokens: Path
     finish(run, *options)
 
 
-def test_stopped_and_started_again_it_ends_bit_for_bit_the_same(tokens: Path, tmp_path: Path) -> None:
-    options = (*MAGE, f"data.tokens={tokens}", "schedule.total=30", "ema_decay=0.9", "checkpoint.every=11")
+def test_stopped_and_started_again_it_ends_bit_for_bit_the_same(
+    tokens: Path, tmp_path: Path
+) -> None:
+    options = (
+        *MAGE,
+        f"data.tokens={tokens}",
+        "schedule.total=30",
+        "ema_decay=0.9",
+        "checkpoint.every=11",
+    )
     finish(tmp_path / "whole", *options)
     run = tmp_path / "run"
     for _ in range(2):
         world = World(run, options, 2, None)
         before = len(RunFolder(run).read_metrics())
-        while len(RunFolder(run).read_metrics()) <= before and any(r.is_alive() for r in world.ranks):
+        while len(RunFolder(run).read_metrics()) <= before and any(
+            r.is_alive() for r in world.ranks
+        ):
             time.sleep(0.005)
         pid = world.ranks[0].pid
         assert pid is not None
@@ -271,7 +337,8 @@ def test_stopped_and_started_again_it_ends_bit_for_bit_the_same(tokens: Path, tm
 
 
 def test_a_rank_that_hangs_ends_with_76(tokens: Path, tmp_path: Path) -> None:
-    """Rank 1 is stopped; rank 0 waits for it, and its watchdog ends it with its stacks on record."""
+    """Rank 1 is stopped; rank 0 waits for it, and its watchdog ends it with its stacks on
+    record."""
     run = tmp_path / "run"
     world = World(run, [*MAGE, *LONG, f"data.tokens={tokens}", "health.hang=2"], 2, None)
     trains(run, world.alive)

@@ -41,7 +41,11 @@ def test_a_run_saves_and_ends_with_a_thread_that_it_needs(tokens: Path, tmp_path
     run, store = tmp_path / "run", tmp_path / "store"
     endless = ("schedule.total=100000", f"checkpoint.upload={store}")
     codes, output = run_world(
-        run, *MAGE, f"data.tokens={tokens}", *endless, sabotage=Sabotage("os.link", ("rank-0",), "end")
+        run,
+        *MAGE,
+        f"data.tokens={tokens}",
+        *endless,
+        sabotage=Sabotage("os.link", ("rank-0",), "end"),
     )
     assert codes == [1, 1] and "the thread upload died: unexpected GeneratorExit" in output, output
     (record,) = incidents(run, "thread died")

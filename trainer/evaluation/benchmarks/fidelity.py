@@ -1,7 +1,9 @@
-"""Fréchet distance, Inception Score, kernel distance, precision and recall, by torch-fidelity's formulas.
+"""Fréchet distance, Inception Score, kernel distance, precision and recall, by torch-fidelity's
+formulas.
 
-With the standard Inception-v3, from a weights file that the user names, these are FID, IS, KID and so on. On the
-packaged EfficientNet-Lite0 the same formulas serve self-tests and the demo; those figures are never called FID.
+With the standard Inception-v3, from a weights file that the user names, these are FID, IS, KID and
+so on. On the packaged EfficientNet-Lite0 the same formulas serve self-tests and the demo; those
+figures are never called FID.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ _INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 
 
 class Extractor(Protocol):
-    """name: of the network, in file names. labels: what its figures are called: Fréchet distance, score, kernel
-    distance. fingerprint: of its weights."""
+    """name: of the network, in file names. labels: what its figures are called: Fréchet distance,
+    score, kernel distance. fingerprint: of its weights."""
 
     name: str
     labels: tuple[str, str, str]
@@ -41,22 +43,28 @@ class Extractor(Protocol):
 
 
 class Inception:
-    """The network of FID and IS (arXiv 1706.08500), by torch-fidelity. Raises ConfigError or WeightsError."""
+    """The network of FID and IS (arXiv 1706.08500), by torch-fidelity. Raises ConfigError or
+    WeightsError."""
 
     name = "inception-v3"
     labels = ("fid", "inception_score", "kid")
 
     def __init__(self, weights: Path, device: torch.device) -> None:
-        state, _ = read_state(weights)  # the library itself would unpickle the file, whatever is in it
+        state, _ = read_state(
+            weights
+        )  # the library itself would unpickle the file, whatever is in it
         safe = io.BytesIO()
         torch.save(state, safe)
         safe.seek(0)
         extractor = _library("feature_extractor_inceptionv3").FeatureExtractorInceptionV3
         try:
-            self._network = extractor(self.name, ["2048", "logits_unbiased"], feature_extractor_weights_path=safe)
+            self._network = extractor(
+                self.name, ["2048", "logits_unbiased"], feature_extractor_weights_path=safe
+            )
         except RuntimeError as error:
             raise ConfigError(
-                f"{weights} does not hold the Inception-v3 of FID ({str(error).splitlines()[0]}); give "
+                f"{weights} does not hold the Inception-v3 of FID ({str(error).splitlines()[0]}); "
+                "give "
                 f"torch-fidelity's file of it, {_INCEPTION}"
             ) from error
         self._network.to(device)
@@ -83,13 +91,16 @@ class EfficientNet:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        x = F.interpolate(pixels.to(self._device).float() / 255, (224, 224), mode="bicubic", antialias=True)
+        x = F.interpolate(
+            pixels.to(self._device).float() / 255, (224, 224), mode="bicubic", antialias=True
+        )
         x = self._network.extract_features((x.clamp(0, 1) - 0.498) / 0.502).mean((2, 3))
         return x.cpu(), self._network._fc(x).cpu()
 
 
 class Moments:
-    """Mean and covariance of features that pass by once, in float64; those of several ranks are added."""
+    """Mean and covariance of features that pass by once, in float64; those of several ranks are
+    added."""
 
     def __init__(self, width: int) -> None:
         self.count, self._sum, self._products = 0, np.zeros(width), np.zeros((width, width))
@@ -127,8 +138,11 @@ class FeatureSet(NamedTuple):
     logits: NDArray[np.float32]
 
 
-def figures(labels: tuple[str, str, str], samples: FeatureSet, real: FeatureSet) -> dict[str, float]:
-    """All of them. Precision and recall (arXiv 1904.06991) use the same features, with 3 neighbours."""
+def figures(
+    labels: tuple[str, str, str], samples: FeatureSet, real: FeatureSet
+) -> dict[str, float]:
+    """All of them. Precision and recall (arXiv 1904.06991) use the same features, with 3
+    neighbours."""
     frechet, score, kernel = labels
     prefix = "" if frechet == "fid" else "efficientnet_"
     subset = min(_SUBSET, len(samples.features), len(real.features))
@@ -139,18 +153,24 @@ def figures(labels: tuple[str, str, str], samples: FeatureSet, real: FeatureSet)
     )
     prc = _library("metric_prc").prc_features_to_metric(ours, theirs, verbose=False)
     fid = _library("metric_fid").fid_statistics_to_metric(
-        {"mu": samples.mean, "sigma": samples.covariance}, {"mu": real.mean, "sigma": real.covariance}, False
+        {"mu": samples.mean, "sigma": samples.covariance},
+        {"mu": real.mean, "sigma": real.covariance},
+        False,
     )
     return {
         frechet: fid["frechet_inception_distance"],
-        score: isc["inception_score_mean"], f"{score}_std": isc["inception_score_std"],
-        kernel: kid["kernel_inception_distance_mean"], f"{kernel}_std": kid["kernel_inception_distance_std"],
-        f"{prefix}precision": prc["precision"], f"{prefix}recall": prc["recall"],
-    }  # fmt: skip
+        score: isc["inception_score_mean"],
+        f"{score}_std": isc["inception_score_std"],
+        kernel: kid["kernel_inception_distance_mean"],
+        f"{kernel}_std": kid["kernel_inception_distance_std"],
+        f"{prefix}precision": prc["precision"],
+        f"{prefix}recall": prc["recall"],
+    }
 
 
 class _Absent(ModuleType):
-    """In the place of torchvision while torch-fidelity is imported: it serves networks and data sets not used here."""
+    """In the place of torchvision while torch-fidelity is imported: it serves networks and data
+    sets not used here."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -163,19 +183,25 @@ class _Absent(ModuleType):
 
 
 def _library(module: str) -> Any:
-    """A module of torch-fidelity, whether or not a torchvision that fits this PyTorch is installed."""
+    """A module of torch-fidelity, whether or not a torchvision that fits this PyTorch is
+    installed."""
     name = f"torch_fidelity.{module}"
     if name in sys.modules:
         return sys.modules[name]
     try:
         return importlib.import_module(name)
     except (ImportError, RuntimeError):  # RuntimeError: a torchvision of another PyTorch
-        for loaded in [m for m in sys.modules if m.partition(".")[0] in ("torch_fidelity", "torchvision")]:
+        for loaded in [
+            m for m in sys.modules if m.partition(".")[0] in ("torch_fidelity", "torchvision")
+        ]:
             del sys.modules[loaded]
     stand_ins = [
-        "torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional",
+        "torchvision",
+        "torchvision.datasets",
+        "torchvision.transforms",
+        "torchvision.transforms.functional",
         "torchvision.models",
-    ]  # fmt: skip
+    ]
     for m in stand_ins:
         sys.modules[m] = _Absent(m)
         parent, _, child = m.rpartition(".")
@@ -184,7 +210,9 @@ def _library(module: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(f"these figures need `pip install --no-deps torch-fidelity`: {error}") from error
+        raise ConfigError(
+            f"these figures need `pip install --no-deps torch-fidelity`: {error}"
+        ) from error
     finally:
         for m in stand_ins:
             sys.modules.pop(m, None)

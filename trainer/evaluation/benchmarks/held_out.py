@@ -1,4 +1,5 @@
-"""Held-out figures: PSNR and codebook use of a tokenizer, masked-token cross-entropy of a predictor and of ADDP."""
+"""Held-out figures: PSNR and codebook use of a tokenizer, masked-token cross-entropy of a predictor
+and of ADDP."""
 
 from __future__ import annotations
 
@@ -34,12 +35,17 @@ def tokenizer_part(tokenizer: VQTokenizer, pixels: Tensor) -> tuple[float, int, 
     ids = tokenizer.encode(images)
     used = torch.zeros(tokenizer.config.codebook_size, dtype=torch.bool)
     used[ids.flatten().cpu()] = True
-    error = (tokenizer.decode(tokenizer.embed(ids)).clamp(0, 1) - images).square().sum(dtype=torch.float64)
+    error = (
+        (tokenizer.decode(tokenizer.embed(ids)).clamp(0, 1) - images)
+        .square()
+        .sum(dtype=torch.float64)
+    )
     return float(error), images.numel(), used
 
 
 def tokenizer_figures(parts: list[tuple[float, int, Tensor]]) -> dict[str, float]:
-    """PSNR of the mean squared error over all images (dB), and the share of the codebook that they use."""
+    """PSNR of the mean squared error over all images (dB), and the share of the codebook that they
+    use."""
     squared, values = sum(p[0] for p in parts), sum(p[1] for p in parts)
     used = torch.stack([p[2] for p in parts]).any(0)
     return {"psnr": -10 * math.log10(squared / values), "codebook_used": float(used.float().mean())}
@@ -52,7 +58,8 @@ def unigram_cross_entropy(frequencies: NDArray[np.float64], ids: Tensor) -> floa
 
 @torch.no_grad()
 def masked_nats(predict: Predict, ids: Tensor, draw: int, codes: int) -> tuple[float, int]:
-    """(nats, tokens) at positions masked in mask_t, over K codes, at one of `MASK_DRAWS` ratios of the training law.
+    """(nats, tokens) at positions masked in mask_t, over K codes, at one of `MASK_DRAWS` ratios of
+    the training law.
 
     predict(ids, masks) -> logits over K (B, L, K).
     """
@@ -60,7 +67,9 @@ def masked_nats(predict: Predict, ids: Tensor, draw: int, codes: int) -> tuple[f
     for start in range(0, len(ids), _BATCH):
         part = ids[start : start + _BATCH]
         masks = denoising_masks(_SEED, draw, start, len(part), part.shape[1])
-        masks = masks._replace(mask_t=masks.mask_t.to(ids.device), mask_next=masks.mask_next.to(ids.device))
+        masks = masks._replace(
+            mask_t=masks.mask_t.to(ids.device), mask_next=masks.mask_next.to(ids.device)
+        )
         logits = predict(part, masks)[..., :codes]
         nats = F.cross_entropy(logits.float().transpose(1, 2), part, reduction="none")
         total += float(nats[masks.mask_t].sum())
@@ -73,19 +82,23 @@ def predictor_of(network: TokenPredictor | ADDP, frozen: FrozenNetworks | None) 
     if isinstance(network, TokenPredictor):
         return lambda ids, masks: network.logits(ids, masks.mask_t)
     assert frozen is not None
-    return lambda ids, masks: network.logits(frozen(ids, masks).x_t, ids, masks.mask_t, ids.shape[1] - masks.masked)
+    return lambda ids, masks: network.logits(
+        frozen(ids, masks).x_t, ids, masks.mask_t, ids.shape[1] - masks.masked
+    )
 
 
 def token_data(held_out: str, train: str) -> tuple[Tensor, NDArray[np.float64]]:
     """Held-out ids (N, L) int64, and the frequencies of the codes (K,) in the training set."""
     ids = TokenLoader(held_out, global_batch=1, seed=0).all_tokens().ids
-    return torch.from_numpy(ids.astype(np.int64)), TokenLoader(train, global_batch=1, seed=0).code_frequencies()
+    return torch.from_numpy(ids.astype(np.int64)), TokenLoader(
+        train, global_batch=1, seed=0
+    ).code_frequencies()
 
 
 @torch.no_grad()
 def noisy_images(frozen: FrozenNetworks, pixels: Tensor) -> Tensor:
-    """What ADDP sees: for each of the images (N, 3, H, W) in [0, 1] the image, x_t at falling shares of unreliable
-    tokens, and its reconstruction, (N * columns, 3, H, W)."""
+    """What ADDP sees: for each of the images (N, 3, H, W) in [0, 1] the image, x_t at falling
+    shares of unreliable tokens, and its reconstruction, (N * columns, 3, H, W)."""
     ids = frozen.tokenizer.encode(pixels)
     length = ids.shape[1]
     ranks = torch.from_numpy(orders(0, "report", 0, len(ids), length)).argsort(1).to(ids.device)

@@ -44,11 +44,15 @@ def _zoom(size: int) -> int:
 def _held_out(task: Task) -> Outcome:
     o, network = task.options, task.network
     zoom = _zoom(task.image_size)
-    wanted = isinstance(network, VQTokenizer) or (isinstance(network, ADDP) and o.images is not None)
+    wanted = isinstance(network, VQTokenizer) or (
+        isinstance(network, ADDP) and o.images is not None
+    )
     crops = task.crops("val") if wanted else None
     if isinstance(network, VQTokenizer):
         assert crops is not None
-        parts = task.over("images", crops.chunks, lambda n: held_out.tokenizer_part(network, crops.read(n).pixels))
+        parts = task.over(
+            "images", crops.chunks, lambda n: held_out.tokenizer_part(network, crops.read(n).pixels)
+        )
         if task.collectives.rank:
             return Outcome({})
         shown = crops.read(0).pixels[:8].to(task.device).float() / 255
@@ -57,15 +61,23 @@ def _held_out(task: Task) -> Outcome:
         grid = image_grid(pairs, columns=len(shown), zoom=zoom)
         return Outcome(held_out.tokenizer_figures(parts), {"reconstructions": _png(grid)})
     if o.tokens is None or o.train_tokens is None:
-        missing = "--tokens, a token data set of held-out images" if o.tokens is None else "--train-tokens"
+        missing = (
+            "--tokens, a token data set of held-out images"
+            if o.tokens is None
+            else "--train-tokens"
+        )
         raise ConfigError(f"held-out figures of a predictor or ADDP need {missing}")
     assert isinstance(network, TokenPredictor | ADDP)
     ids, frequencies = held_out.token_data(o.tokens, o.train_tokens)
-    frozen: FrozenNetworks | None = load_frozen(task.config).to(task.device) if isinstance(network, ADDP) else None
+    frozen: FrozenNetworks | None = (
+        load_frozen(task.config).to(task.device) if isinstance(network, ADDP) else None
+    )
     predict, codes = held_out.predictor_of(network, frozen), task.config.geometry.codebook_size
     on_device = ids.to(task.device)
     draws = task.over(
-        "masked tokens", held_out.MASK_DRAWS, lambda d: held_out.masked_nats(predict, on_device, d, codes)
+        "masked tokens",
+        held_out.MASK_DRAWS,
+        lambda d: held_out.masked_nats(predict, on_device, d, codes),
     )
     if task.collectives.rank:
         return Outcome({})
@@ -76,7 +88,9 @@ def _held_out(task: Task) -> Outcome:
         return Outcome(figures)
     shown = crops.read(0).pixels[:_ROWS].to(task.device).float() / 255
     noisy = held_out.noisy_images(frozen, shown).cpu()
-    return Outcome(figures, {"x_t": _png(image_grid(noisy, columns=len(held_out.RATIOS) + 2, zoom=zoom))})
+    return Outcome(
+        figures, {"x_t": _png(image_grid(noisy, columns=len(held_out.RATIOS) + 2, zoom=zoom))}
+    )
 
 
 def _samples(task: Task) -> Outcome:
@@ -84,7 +98,9 @@ def _samples(task: Task) -> Outcome:
     made = task.samples
     crops = task.crops("val") if task.options.images is not None else None
     first = min(made.chunks, -(-_SHOWN // task.options.batch))
-    parts = task.collectives.divide(first, lambda n: read_chunk(made.file(n)))  # each by the rank that made it
+    parts = task.collectives.divide(
+        first, lambda n: read_chunk(made.file(n))
+    )  # each by the rank that made it
     if task.collectives.rank:
         return Outcome({})
     shown = torch.cat(parts)[:_SHOWN].float() / 255
@@ -92,7 +108,9 @@ def _samples(task: Task) -> Outcome:
     sampler = task.options.sampler
     trail = [
         state.image.cpu()
-        for state in generate(task.network, task.tokenizer, task.options.seed, 0, min(_ROWS, len(shown)), sampler)
+        for state in generate(
+            task.network, task.tokenizer, task.options.seed, 0, min(_ROWS, len(shown)), sampler
+        )
     ]
     zoom, columns = _zoom(task.image_size), max(1, round(len(shown) ** 0.5))
     grids = {"": _png(image_grid(shown, columns, zoom)), "steps": _png(denoising_grid(trail, zoom))}
@@ -107,7 +125,11 @@ def _quality(task: Task, extractor: fidelity.Extractor) -> Outcome:
     real = _reference(task, extractor)
     made = task.samples
     found = _feature_set(
-        task, f"{extractor.name} of samples", made.chunks, lambda n: read_chunk(made.file(n)), extractor
+        task,
+        f"{extractor.name} of samples",
+        made.chunks,
+        lambda n: read_chunk(made.file(n)),
+        extractor,
     )
     if found is None or real is None:
         return Outcome({})
@@ -117,7 +139,11 @@ def _quality(task: Task, extractor: fidelity.Extractor) -> Outcome:
 
 
 def _feature_set(
-    task: Task, title: str, chunks: int, read: Callable[[int], Tensor], extractor: fidelity.Extractor
+    task: Task,
+    title: str,
+    chunks: int,
+    read: Callable[[int], Tensor],
+    extractor: fidelity.Extractor,
 ) -> fidelity.FeatureSet | None:
     """On rank 0."""
     moments: list[fidelity.Moments] = []
@@ -142,13 +168,17 @@ def _feature_set(
 def _reference(task: Task, extractor: fidelity.Extractor) -> fidelity.FeatureSet | None:
     """Of the real images; made once and kept beside the sample sets. On rank 0."""
     crops = task.reference()
-    key = f"{extractor.name}-{extractor.fingerprint[:12]}-{crops.fingerprint[:12]}".replace(" ", "_")
+    key = f"{extractor.name}-{extractor.fingerprint[:12]}-{crops.fingerprint[:12]}".replace(
+        " ", "_"
+    )
     path = task.work.parent / "reference" / f"{key}.safetensors"
     if not task.collectives.broadcast_from_rank0(path.is_file):
         title = f"{extractor.name} of real images"
         made = _feature_set(task, title, crops.chunks, lambda n: crops.read(n).pixels, extractor)
         if made is not None:
-            write_atomically(path, save({name: np.ascontiguousarray(a) for name, a in made._asdict().items()}))
+            write_atomically(
+                path, save({name: np.ascontiguousarray(a) for name, a in made._asdict().items()})
+            )
     return fidelity.FeatureSet(**load_file(path)) if task.collectives.rank == 0 else None
 
 
@@ -192,7 +222,10 @@ def _accuracy(task: Task) -> Outcome:
 
     unknown = [name for name in crops.classes if name not in network.config.classes]
     if unknown:
-        raise ConfigError(f"the classifier knows no class {unknown[0]}; its classes: {network.config.classes[:5]} ...")
+        raise ConfigError(
+            f"the classifier knows no class {unknown[0]}; its classes: "
+            f"{network.config.classes[:5]} ..."
+        )
     label_of = torch.tensor([network.config.classes.index(name) for name in crops.classes])
 
     def work(number: int) -> tuple[int, int, int]:
@@ -210,7 +243,8 @@ def _accuracy(task: Task) -> Outcome:
 
 
 class Part(NamedTuple):
-    """settings: the options that its result depends on. Those that name data count by their content."""
+    """settings: the options that its result depends on. Those that name data count by their
+    content."""
 
     run: Callable[[Task], Outcome]
     objectives: tuple[str, ...]
@@ -219,7 +253,17 @@ class Part(NamedTuple):
 
 _SPLIT = ("train_images", "held_out")  # which images are held out
 _DATA = ("images", *_SPLIT)
-_SAMPLING = ("count", "seed", "steps", "schedule", "choice_temperature", "temperature", "top_p", "batch", "precision")
+_SAMPLING = (
+    "count",
+    "seed",
+    "steps",
+    "schedule",
+    "choice_temperature",
+    "temperature",
+    "top_p",
+    "batch",
+    "precision",
+)
 PARTS = {
     "held-out": Part(_held_out, ("tokenizer", "mage", "addp"), ("tokens", "train_tokens", *_DATA)),
     "samples": Part(_samples, ("addp",), _SAMPLING),

@@ -1,6 +1,7 @@
 """Files that a report may read: plain ones of the run's own folder, of a bearable size.
 
-A page is passed on: neither a name in a record nor a link in the folder may bring another file of this machine onto it.
+A page is passed on: neither a name in a record nor a link in the folder may bring another file of
+this machine onto it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Files:
         self._sizes: dict[str, int] = {}  # of objects that were listed
 
     def read(self, name: str, most: int = _MOST) -> bytes:
-        """Raises Unfit for what is no plain file, or larger than `most` bytes; ObjectMissing; StorageError."""
+        """Raises Unfit for what is no plain file, or larger than `most` bytes; ObjectMissing;
+        StorageError."""
         if self._root is not None:
             return self._read_local(self._root / name, most)
         if name not in self._sizes:
@@ -50,7 +52,9 @@ class Files:
         try:
             if path.resolve() != path:
                 raise Unfit("a link, which is not followed")
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would block
+            handle = os.open(
+                path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            )  # a pipe would block
             with open(handle, "rb") as file:  # noqa: PTH123 - of a handle
                 status = os.fstat(handle)
                 if not stat.S_ISREG(status.st_mode):
@@ -58,11 +62,16 @@ class Files:
                 return file.read(_bounded(status.st_size, most))
         except FileNotFoundError as error:
             raise ObjectMissing("not there") from error
-        except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: links in a circle; ValueError: a NUL
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # RuntimeError: links in a circle; ValueError: a NUL
             raise Unfit(getattr(error, "strerror", None) or str(error)) from error
 
     def below(self, prefix: str) -> list[str]:
-        """Names of files that begin so, sorted: of a folder and what it holds. Raises StorageError."""
+        """Names of files that begin so, sorted: of a folder and what it holds. Raises
+        StorageError."""
         if self._root is not None:
             found = [p.relative_to(self._root).as_posix() for p in self._root.glob(f"{prefix}*/*")]
             found += [p.relative_to(self._root).as_posix() for p in self._root.glob(f"{prefix}*")]
@@ -74,10 +83,17 @@ class Files:
     def results(self) -> list[str]:
         """Names of the results of evaluations, by step. Raises StorageError."""
         if self._root is not None:
-            found = [p.relative_to(self._root).as_posix() for p in self._root.glob(f"{FOLDER}/step-*/*.json")]
+            found = [
+                p.relative_to(self._root).as_posix()
+                for p in self._root.glob(f"{FOLDER}/step-*/*.json")
+            ]
         else:
             self._sizes |= {entry.name: entry.size for entry in self.store.list(f"{FOLDER}/step-")}
-            found = [name for name in self._sizes if name.startswith(f"{FOLDER}/step-") and name.endswith(".json")]
+            found = [
+                name
+                for name in self._sizes
+                if name.startswith(f"{FOLDER}/step-") and name.endswith(".json")
+            ]
         return sorted(name for name in found if name.count("/") == 2)
 
 

@@ -15,21 +15,30 @@ from trainer.evaluation.reporting.records import Result, RunRecord
 from trainer.run_folder import Weights
 
 _FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
-_NAME = re.compile(rf"[\w][\w .=+-]*\.({'|'.join(_FORMATS)})", re.ASCII)  # no separator: a file of that very folder
+_NAME = re.compile(
+    rf"[\w][\w .=+-]*\.({'|'.join(_FORMATS)})", re.ASCII
+)  # no separator: a file of that very folder
 _MOST = 2**26  # bytes of a file
 _PIXELS = 2**26
 _LARGE = 3 * 2**20  # bytes; a larger one is compressed with loss
 _GRIDS = 6  # samples over time: at most so many checkpoints
 _TITLES = {  # in the order of the page
     ("samples", ""): ("Samples", "Generated from nothing but masked tokens; none was chosen."),
-    ("samples", "steps"): ("How they come about", "One sample a row, its denoising steps from left to right."),
+    ("samples", "steps"): (
+        "How they come about",
+        "One sample a row, its denoising steps from left to right.",
+    ),
     ("held-out", "x_t"): (
         "What ADDP sees",
-        "Held-out images, from left: the image; decoded with 99, 90, 75, 60 and 51 % of its tokens unreliable (the "
+        "Held-out images, from left: the image; decoded with 99, 90, 75, 60 and 51 % of its "
+        "tokens unreliable (the "
         "predictor's expected codes); decoded from all its own tokens.",
     ),
-    ("held-out", "reconstructions"): ("Reconstructions", "Held-out images; below, what the tokenizer keeps."),
-}  # fmt: skip
+    ("held-out", "reconstructions"): (
+        "Reconstructions",
+        "Held-out images; below, what the tokenizer keeps.",
+    ),
+}
 _REAL = "real"  # key of the real images beside samples
 
 
@@ -47,21 +56,32 @@ class Group(NamedTuple):
 
 
 def image_groups(run: RunRecord) -> list[Group]:
-    """By what they show: samples over time and real images beside them, of the others the latest. What is no image
-    is counted in run.left_out."""
+    """By what they show: samples over time and real images beside them, of the others the latest.
+    What is no image is counted in run.left_out."""
     groups = []
     for (part, key), (title, note) in _TITLES.items():
         for weights in ("raw", "ema"):
             found = _with_image(run, part, key, weights)
             last, most = len(found) - 1, 1 if key else _GRIDS
-            chosen = sorted({last - round(i * last / max(1, most - 1)) for i in range(most)}) if found else []
+            chosen = (
+                sorted({last - round(i * last / max(1, most - 1)) for i in range(most)})
+                if found
+                else []
+            )
             shown = _embedded(run, [(f"step {found[i].step:,}", found[i]) for i in chosen], key)
             if shown and not key:
                 shown += _embedded(
-                    run, [("real images, held out", r) for r in _with_image(run, part, _REAL, weights)[-1:]], _REAL
+                    run,
+                    [
+                        ("real images, held out", r)
+                        for r in _with_image(run, part, _REAL, weights)[-1:]
+                    ],
+                    _REAL,
                 )
             if shown:
-                groups.append(Group(title + (" of the average" if weights == "ema" else ""), note, shown))
+                groups.append(
+                    Group(title + (" of the average" if weights == "ema" else ""), note, shown)
+                )
     return groups
 
 
@@ -76,7 +96,9 @@ def _embedded(run: RunRecord, wanted: list[tuple[str, Result]], key: str) -> lis
         try:
             if not _NAME.fullmatch(name):
                 raise Unfit("is no name of an image beside its result")
-            shown.append(Shown(caption, image_uri(result.files.read(f"{result.folder}/{name}", _MOST))))
+            shown.append(
+                Shown(caption, image_uri(result.files.read(f"{result.folder}/{name}", _MOST)))
+            )
         except (Unfit, StorageError) as error:
             run.left_out[f"{result.folder}/{result.part}: the image {name[:200]!r}: {error}"] += 1
     return shown

@@ -1,4 +1,5 @@
-"""What the figures of evaluations are called on a report, which way is better, and how far they can be trusted."""
+"""What the figures of evaluations are called on a report, which way is better, and how far they can
+be trusted."""
 
 from __future__ import annotations
 
@@ -20,23 +21,33 @@ PARTS = {  # in the order of the page
 }
 UP, DOWN = "↑", "↓"
 _WORDS = {  # (words, which way is better)
-    "top1": ("top-1 accuracy", UP), "top5": ("top-5 accuracy", UP),
+    "top1": ("top-1 accuracy", UP),
+    "top5": ("top-5 accuracy", UP),
     "majority_class": ("the most common class", ""),
     "cross_entropy": ("cross-entropy, nats a masked token", DOWN),
     "unigram": ("unigram cross-entropy of the codes, nats a token", ""),
     "gain": ("under the unigram, nats a token", UP),
-    "psnr": ("PSNR of reconstructions, dB", UP), "codebook_used": ("codebook in use", UP),
-    "fid": ("FID", DOWN), "inception_score": ("Inception score", UP), "kid": ("KID", DOWN),
-    "precision": ("precision", UP), "recall": ("recall", UP),
+    "psnr": ("PSNR of reconstructions, dB", UP),
+    "codebook_used": ("codebook in use", UP),
+    "fid": ("FID", DOWN),
+    "inception_score": ("Inception score", UP),
+    "kid": ("KID", DOWN),
+    "precision": ("precision", UP),
+    "recall": ("recall", UP),
     "efficientnet_frechet_distance": ("Fréchet distance on EfficientNet features", DOWN),
     "efficientnet_score": ("EfficientNet score", UP),
     "efficientnet_kernel_distance": ("kernel distance on EfficientNet features", DOWN),
     "efficientnet_precision": ("precision on EfficientNet features", UP),
     "efficientnet_recall": ("recall on EfficientNet features", UP),
-    "images": ("images that were classified", ""), "reference_images": ("real images", ""),
+    "images": ("images that were classified", ""),
+    "reference_images": ("real images", ""),
     "samples": ("samples", ""),
-}  # fmt: skip
-_VARIANTS = {"": "", "untrained_": "untrained encoder", "pixels_": "raw pixels"}  # what a figure is compared with
+}
+_VARIANTS = {
+    "": "",
+    "untrained_": "untrained encoder",
+    "pixels_": "raw pixels",
+}  # what a figure is compared with
 _SPACE = "\N{NO-BREAK SPACE}"
 _NEIGHBOURS = re.compile(r"(top\d+)_k(\d+)")
 _ACCURACY = re.compile(r"top\d+(_k\d+)?")
@@ -73,12 +84,19 @@ class Figure(NamedTuple):
 
     @property
     def order(self) -> tuple[object, ...]:
-        """Parts as the page has them, numbers in names as numbers, what is compared with after the figure itself."""
+        """Parts as the page has them, numbers in names as numbers, what is compared with after the
+        figure itself."""
         parts = list(PARTS)
         digits = re.split(r"(\d+)", self.base)
         natural = [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in digits]
         place = parts.index(self.part) if self.part in parts else len(parts)
-        return place, self.part, self.base in (*_UNPLOTTED,), natural, list(_VARIANTS).index(self.variant)
+        return (
+            place,
+            self.part,
+            self.base in (*_UNPLOTTED,),
+            natural,
+            list(_VARIANTS).index(self.variant),
+        )
 
     @property
     def title(self) -> str:
@@ -103,7 +121,11 @@ class Value(NamedTuple):
 
     def __str__(self) -> str:
         if self.is_share:
-            return f"{self.value:.1f}" + (f" ± {self.error:.1f}" if self.error is not None else "") + " %"
+            return (
+                f"{self.value:.1f}"
+                + (f" ± {self.error:.1f}" if self.error is not None else "")
+                + " %"
+            )
         if self.value.is_integer() and abs(self.value) < 1e9:
             return f"{self.value:,.0f}"
         return f"{self.value:.4g}" + (f" ± {self.error:.2g}" if self.error is not None else "")
@@ -117,7 +139,8 @@ def standard_error(share: float, count: float | None) -> float | None:
 
 
 def figures_of(result: Result) -> list[tuple[Figure, Value]]:
-    """The spread that a result states of a figure (NAME_std) is that figure's error and none of its own."""
+    """The spread that a result states of a figure (NAME_std) is that figure's error and none of its
+    own."""
     found = []
     for name, value in result.figures.items():
         if name.endswith("_std") and name.removesuffix("_std") in result.figures:
@@ -128,7 +151,12 @@ def figures_of(result: Result) -> list[tuple[Figure, Value]]:
         if _ACCURACY.fullmatch(figure.base):
             error = standard_error(value, result.figures.get("images"))
         scale = 100 if figure.is_share else 1
-        shown = Value(result.step, value * scale, None if error is None else abs(error) * scale, figure.is_share)
+        shown = Value(
+            result.step,
+            value * scale,
+            None if error is None else abs(error) * scale,
+            figure.is_share,
+        )
         found.append((figure, shown))
     return found
 
@@ -144,9 +172,11 @@ class Series(NamedTuple):
 
 
 def series_of(runs: list[RunRecord]) -> list[tuple[Figure, list[Series]]]:
-    """Figures that several checkpoints have; what one is compared with (an untrained encoder, raw pixels, an average of
-    the weights, other runs) comes with it."""
-    plots: dict[Figure, dict[tuple[int, str, bool], list[Value]]] = defaultdict(lambda: defaultdict(list))
+    """Figures that several checkpoints have; what one is compared with (an untrained encoder, raw
+    pixels, an average of the weights, other runs) comes with it."""
+    plots: dict[Figure, dict[tuple[int, str, bool], list[Value]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for index, run in enumerate(runs):
         for result in run.results:
             for figure, value in figures_of(result):
@@ -169,7 +199,8 @@ def _label(run: RunRecord, variant: str, ema: bool) -> str:
 
 
 class Table(NamedTuple):
-    """columns: runs, an average of the weights apart. parts: (title, rows); a row: (figure, value of each column)."""
+    """columns: runs, an average of the weights apart. parts: (title, rows); a row: (figure, value
+    of each column)."""
 
     columns: list[str]
     parts: list[tuple[str, list[tuple[str, list[Value | None]]]]]

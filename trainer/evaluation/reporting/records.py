@@ -1,7 +1,8 @@
-"""What a run wrote, for its report: read here or on the store that it uploads to, and trusted in nothing.
+"""What a run wrote, for its report: read here or on the store that it uploads to, and trusted in
+nothing.
 
-A record that is broken is left out and counted, whatever is wrong with it: a report is wanted most where a run went
-wrong. Imports no torch.
+A record that is broken is left out and counted, whatever is wrong with it: a report is wanted most
+where a run went wrong. Imports no torch.
 """
 
 from __future__ import annotations
@@ -28,13 +29,22 @@ _STEPS = 2**53
 T = TypeVar("T", bound=BaseModel)
 Parse = Callable[..., Any]  # of documents: (text, where, error)
 _NUMBERS = (  # of a metric line, what the report takes
-    "loss", "lr", "grad_norm", "images_per_second", "seconds_per_step", "train_seconds", "lost_seconds", "starts",
-    "skipped_steps", "time",
-)  # fmt: skip
+    "loss",
+    "lr",
+    "grad_norm",
+    "images_per_second",
+    "seconds_per_step",
+    "train_seconds",
+    "lost_seconds",
+    "starts",
+    "skipped_steps",
+    "time",
+)
 
 
 class Result(NamedTuple):
-    """Of one part of an evaluation. figures: those that are finite numbers. folder: where its images lie."""
+    """Of one part of an evaluation. figures: those that are finite numbers. folder: where its
+    images lie."""
 
     step: int
     part: str
@@ -96,9 +106,9 @@ class Goal(BaseModel):
 
 @dataclass
 class RunRecord:
-    """What a run wrote. metrics: lines by step, with NaN where a figure was not finite. incidents: by time.
-    left_steps: those of results that are not shown, since the run has left the checkpoint that they measured.
-    left_out: how often each fault was met."""
+    """What a run wrote. metrics: lines by step, with NaN where a figure was not finite. incidents:
+    by time. left_steps: those of results that are not shown, since the run has left the checkpoint
+    that they measured. left_out: how often each fault was met."""
 
     name: str
     on_store: bool
@@ -143,14 +153,19 @@ def number(value: Any) -> float | None:
 
 def _is_not_finite(value: Any) -> bool:
     """As the trainer writes it, and as JSON of Python may have it."""
-    return value in ("nan", "inf", "-inf") or (isinstance(value, float) and not math.isfinite(value))
+    return value in ("nan", "inf", "-inf") or (
+        isinstance(value, float) and not math.isfinite(value)
+    )
 
 
 def read_run(run: str) -> RunRecord:
-    """Raises ConfigError where there is no such run, StorageError where its store does not answer."""
+    """Raises ConfigError where there is no such run, StorageError where its store does not
+    answer."""
     store = open_store(run)
     files = Files(store)
-    record = RunRecord(run.rstrip("/").rpartition("/")[2] or run, on_store=not isinstance(store, LocalStore))
+    record = RunRecord(
+        run.rstrip("/").rpartition("/")[2] or run, on_store=not isinstance(store, LocalStore)
+    )
 
     def read(name: str) -> str:
         try:
@@ -163,7 +178,10 @@ def read_run(run: str) -> RunRecord:
 
     record.config, metrics = read("config.resolved.yaml"), read("metrics.jsonl")
     if not (record.config or metrics or record.left_out):
-        raise ConfigError(f"{run} is no run folder: it has no config.resolved.yaml; give the folder that `run=` named")
+        raise ConfigError(
+            f"{run} is no run folder: it has no config.resolved.yaml; give the folder that `run=` "
+            "named"
+        )
     record.settings = _mapping(record, "config.resolved.yaml", record.config, parse_yaml)
     if not record.config:
         record.left_out["config.resolved.yaml: not there"] += 1
@@ -172,7 +190,9 @@ def read_run(run: str) -> RunRecord:
         _take_metrics(record, line)
     record.metrics.sort(key=lambda row: row["step"])
     record.incidents = in_time_order(
-        row for name in incident_names(files.below(INCIDENTS)) for row in _json_lines(record, name, read(name))
+        row
+        for name in incident_names(files.below(INCIDENTS))
+        for row in _json_lines(record, name, read(name))
     )
     record.done, record.ending = (
         _one(record, Done, DONE, read(DONE)),
@@ -215,7 +235,8 @@ def _take_metrics(record: RunRecord, line: dict[str, Any]) -> None:
 
 
 def _take_results(record: RunRecord, files: Files) -> None:
-    """Of the evaluations that are not known yet. Raises StorageError where they cannot be listed."""
+    """Of the evaluations that are not known yet. Raises StorageError where they cannot be
+    listed."""
     there = {(r.step, r.part, r.weights) for r in record.results}
     course = Course(record.rewinds, files.plain)
     for name in files.results():
@@ -230,13 +251,19 @@ def _take_results(record: RunRecord, files: Files) -> None:
         if not course.is_current(stated.model_dump()):
             record.left_steps.add(stated.step)
             continue
-        figures = {key: found for key, value in stated.figures.items() if (found := number(value)) is not None}
+        figures = {
+            key: found
+            for key, value in stated.figures.items()
+            if (found := number(value)) is not None
+        }
         for key, value in stated.figures.items():
             if key not in figures:
                 what = "not finite" if _is_not_finite(value) else "no number"
                 record.left_out[f"{name}: the figure {key} is {what}"] += 1
         folder = name.rpartition("/")[0]
-        result = Result(stated.step, stated.part, stated.weights, figures, stated.images, files, folder)
+        result = Result(
+            stated.step, stated.part, stated.weights, figures, stated.images, files, folder
+        )
         record.results.append(result)
 
 
@@ -248,12 +275,18 @@ def _take_uploaded(record: RunRecord, upload: str) -> None:
         record.left_out[f"the results on {upload}: {error}"] += 1
 
 
-def _parsed(record: RunRecord, name: str, text: str, parse: Parse = parse_json, kind: type = dict) -> Any:
+def _parsed(
+    record: RunRecord, name: str, text: str, parse: Parse = parse_json, kind: type = dict
+) -> Any:
     """None where there is no text, or no such content in it."""
     if not text.strip():
         return None
     try:
-        value = parse(text, name, DataError, object) if parse is parse_json else parse(text, name, DataError)
+        value = (
+            parse(text, name, DataError, object)
+            if parse is parse_json
+            else parse(text, name, DataError)
+        )
     except DataError:
         record.left_out[f"{name}: cannot be parsed"] += 1
         return None

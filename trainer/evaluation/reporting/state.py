@@ -11,14 +11,21 @@ from trainer.run_folder import EXIT_DIVERGED, EXIT_DONE, EXIT_HANG, EXIT_PREEMPT
 
 _FRESH = 120.0  # seconds for which a sign of life counts, or several steps of a slow run
 _OBJECTIVES = {
-    "addp": "Pre-training of ADDP", "mage": "Training of a token predictor", "tokenizer": "Training of a tokenizer",
+    "addp": "Pre-training of ADDP",
+    "mage": "Training of a token predictor",
+    "tokenizer": "Training of a tokenizer",
     "classify": "Training of a classifier",
-}  # fmt: skip
-_NETWORKS = {"addp": "addp", "mage": "predictor", "classify": "addp"}  # sections with the sizes of transformers
+}
+_NETWORKS = {
+    "addp": "addp",
+    "mage": "predictor",
+    "classify": "addp",
+}  # sections with the sizes of transformers
 
 
 class State(NamedTuple):
-    """word: finished, running, stopped, diverged, failed, died, unfinished or not begun. sentence: on the run."""
+    """word: finished, running, stopped, diverged, failed, died, unfinished or not begun. sentence:
+    on the run."""
 
     word: str
     sentence: str
@@ -51,8 +58,15 @@ def _ending(run: RunRecord, now: float) -> tuple[str, str]:
         age = now - run.last_sign.time
         pace = last.get("seconds_per_step", 0.0)
         if age < max(_FRESH, 5 * pace if math.isfinite(pace) else 0.0):
-            return "running", f"running, {at}; its last sign of life was {duration(max(0.0, age))} old"
-        hung = run.incidents[-1] if run.incidents and run.incidents[-1].get("event") == "hang" else None
+            return (
+                "running",
+                f"running, {at}; its last sign of life was {duration(max(0.0, age))} old",
+            )
+        hung = (
+            run.incidents[-1]
+            if run.incidents and run.incidents[-1].get("event") == "hang"
+            else None
+        )
         if hung:
             section = hung.get("section")
             where = f" in {section}" if isinstance(section, str) else ""
@@ -60,13 +74,15 @@ def _ending(run: RunRecord, now: float) -> tuple[str, str]:
         silent = when(run.last_sign.time)
         return (
             "died",
-            f"died {at}: no sign of life since {silent}, and no record of how it ended; run it again to go on",
+            f"died {at}: no sign of life since {silent}, and no record of how it ended; run it "
+            "again to go on",
         )
     if steps:
         known = ", as far as its store tells" if run.on_store else ""
         return (
             "unfinished",
-            f"not finished{known}; its last metric line is of step {steps:,}{_of_total(run)}{_recorded(last)}",
+            f"not finished{known}; its last metric line is of step "
+            f"{steps:,}{_of_total(run)}{_recorded(last)}",
         )
     return "not begun", "nothing is recorded of its training yet"
 
@@ -74,9 +90,18 @@ def _ending(run: RunRecord, now: float) -> tuple[str, str]:
 def _description(run: RunRecord) -> str:
     title = _OBJECTIVES.get(run.objective, "A run whose objective is not known")
     if run.objective == "classify":
-        title = "Linear probe of ADDP's encoder" if run.setting("classifier", "method") == "linear" else "Fine-tuning"
-    blocks, width = (run.setting(_NETWORKS.get(run.objective, ""), "sizes", key) for key in ("depth", "dim"))
-    pixels, batch = run.setting("tokenizer", "sizes", "image_size"), run.setting("batch", "global_batch")
+        title = (
+            "Linear probe of ADDP's encoder"
+            if run.setting("classifier", "method") == "linear"
+            else "Fine-tuning"
+        )
+    blocks, width = (
+        run.setting(_NETWORKS.get(run.objective, ""), "sizes", key) for key in ("depth", "dim")
+    )
+    pixels, batch = (
+        run.setting("tokenizer", "sizes", "image_size"),
+        run.setting("batch", "global_batch"),
+    )
     ranks = run.environment.get("world_size")
     parts = [
         f"{blocks} blocks of width {width}" if number(blocks) and number(width) else "",
@@ -102,7 +127,11 @@ def when(seconds: object) -> str:
     """Local time; nothing for what is no time."""
     found = number(seconds)
     try:
-        return datetime.fromtimestamp(found).strftime("%-d %B %Y, %H:%M:%S") if found is not None else ""
+        return (
+            datetime.fromtimestamp(found).strftime("%-d %B %Y, %H:%M:%S")
+            if found is not None
+            else ""
+        )
     except (ValueError, OverflowError, OSError):
         return ""
 

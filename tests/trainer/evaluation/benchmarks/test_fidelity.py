@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import ConfigError
-from trainer.evaluation.benchmarks.fidelity import EfficientNet, FeatureSet, Inception, Moments, _library, figures
+from trainer.evaluation.benchmarks.fidelity import (
+    EfficientNet,
+    FeatureSet,
+    Inception,
+    Moments,
+    _library,
+    figures,
+)
 
 
 def feature_set(features: np.ndarray, parts: int) -> FeatureSet:
@@ -28,7 +35,9 @@ def feature_set(features: np.ndarray, parts: int) -> FeatureSet:
 
 def drawn(seed: int, count: int, width: int, shift: float) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return (rng.normal(shift, 1, (count, width)) @ rng.normal(0, 1, (width, width))).astype(np.float32)
+    return (rng.normal(shift, 1, (count, width)) @ rng.normal(0, 1, (width, width))).astype(
+        np.float32
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -37,7 +46,12 @@ def test_streaming_is_one_pass(seed: int, parts: int, shift: float) -> None:
     x = drawn(seed, 200, 6, shift)
     streamed, exact = feature_set(x, parts), x.astype(np.float64)
     assert np.allclose(streamed.mean, exact.mean(0), rtol=1e-10)
-    assert np.allclose(streamed.covariance, np.cov(exact, rowvar=False), rtol=1e-6, atol=1e-8 * np.cov(exact.T).max())
+    assert np.allclose(
+        streamed.covariance,
+        np.cov(exact, rowvar=False),
+        rtol=1e-6,
+        atol=1e-8 * np.cov(exact.T).max(),
+    )
 
 
 def test_formulas_are_torch_fidelitys() -> None:
@@ -45,25 +59,38 @@ def test_formulas_are_torch_fidelitys() -> None:
     found = figures(Inception.labels, feature_set(ours, 7), feature_set(theirs, 11))
     a, b = torch.from_numpy(ours), torch.from_numpy(theirs)
     of = _library("metric_fid")
-    fid = of.fid_statistics_to_metric(of.fid_features_to_statistics(a), of.fid_features_to_statistics(b), False)
+    fid = of.fid_statistics_to_metric(
+        of.fid_features_to_statistics(a), of.fid_features_to_statistics(b), False
+    )
     kid = _library("metric_kid").kid_features_to_metric(a, b, kid_subset_size=200, verbose=False)
     isc = _library("metric_isc").isc_features_to_metric(a)
     prc = _library("metric_prc").prc_features_to_metric(a, b, verbose=False)
-    assert found == pytest.approx({
-        "fid": fid["frechet_inception_distance"], "kid": kid["kernel_inception_distance_mean"],
-        "kid_std": kid["kernel_inception_distance_std"], "inception_score": isc["inception_score_mean"],
-        "inception_score_std": isc["inception_score_std"], "precision": prc["precision"], "recall": prc["recall"],
-    }, rel=1e-4)  # fmt: skip
+    assert found == pytest.approx(
+        {
+            "fid": fid["frechet_inception_distance"],
+            "kid": kid["kernel_inception_distance_mean"],
+            "kid_std": kid["kernel_inception_distance_std"],
+            "inception_score": isc["inception_score_mean"],
+            "inception_score_std": isc["inception_score_std"],
+            "precision": prc["precision"],
+            "recall": prc["recall"],
+        },
+        rel=1e-4,
+    )
     # and the definition of the distance, by another road
     roots = scipy.linalg.sqrtm(np.cov(ours.T) @ np.cov(theirs.T)).real
     gap = ours.mean(0) - theirs.mean(0)
-    assert found["fid"] == pytest.approx(gap @ gap + np.trace(np.cov(ours.T) + np.cov(theirs.T) - 2 * roots), rel=1e-4)
+    assert found["fid"] == pytest.approx(
+        gap @ gap + np.trace(np.cov(ours.T) + np.cov(theirs.T) - 2 * roots), rel=1e-4
+    )
 
 
 def test_equal_sets_have_no_distance() -> None:
     x = feature_set(drawn(2, 150, 16, 0.0), 5)
     found = figures(EfficientNet.labels, x, x)
-    assert abs(found["efficientnet_frechet_distance"]) < 1e-3 and found["efficientnet_precision"] == 1
+    assert (
+        abs(found["efficientnet_frechet_distance"]) < 1e-3 and found["efficientnet_precision"] == 1
+    )
     assert not any("fid" in name or "inception" in name for name in found)
 
 
@@ -89,7 +116,11 @@ def test_inception_from_a_file_of_the_users(inception_file: Path) -> None:
     extractor = Inception(inception_file, torch.device("cpu"))
     pixels = (torch.rand(2, 3, 40, 40) * 255).byte()
     features, logits = extractor(pixels)
-    assert features.shape == (2, 2048) and logits.shape == (2, 1008) and len(extractor.fingerprint) == 64
+    assert (
+        features.shape == (2, 2048)
+        and logits.shape == (2, 1008)
+        and len(extractor.fingerprint) == 64
+    )
 
 
 def test_another_file_is_refused(inception_file: Path, tmp_path: Path) -> None:

@@ -26,13 +26,17 @@ def test_knn_is_the_weighted_vote(data: tuple) -> None:
     for k in (10, 20, 100, 200):
         other = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
         other.fit(normalize(train), labels.numpy())
-        assert found[f"top1_k{k}"] == pytest.approx(other.score(normalize(test), test_labels.numpy()))
+        assert found[f"top1_k{k}"] == pytest.approx(
+            other.score(normalize(test), test_labels.numpy())
+        )
     assert found["top1_k10"] > 0.5
 
 
 def test_few_images_have_few_neighbours(data: tuple) -> None:
     train, labels, test, test_labels = data
-    assert list(knn(train[:15], labels[:15], test, test_labels, torch.device("cpu"))) == ["top1_k10"]
+    assert list(knn(train[:15], labels[:15], test, test_labels, torch.device("cpu"))) == [
+        "top1_k10"
+    ]
     assert list(knn(train[:4], labels[:4], test, test_labels, torch.device("cpu"))) == ["top1_k4"]
 
 

@@ -1,4 +1,5 @@
-"""A report is written whatever is broken in what a run wrote, and no other file of the machine gets onto it."""
+"""A report is written whatever is broken in what a run wrote, and no other file of the machine gets
+onto it."""
 
 from __future__ import annotations
 
@@ -26,7 +27,13 @@ from trainer.evaluation.reporting.records import read_run
 from trainer.run_folder import RunFolder
 
 STEP = "evaluation/step-00000004"
-RESULT = {"step": 4, "part": "samples", "weights": "raw", "figures": {"samples": 4}, "images": {"": "samples.png"}}
+RESULT = {
+    "step": 4,
+    "part": "samples",
+    "weights": "raw",
+    "figures": {"samples": 4},
+    "images": {"": "samples.png"},
+}
 RECORDS: dict[str, Any] = {
     "config.resolved.yaml": {
         "objective": "addp",
@@ -42,7 +49,12 @@ RECORDS: dict[str, Any] = {
     "heartbeats/rank-00000.json": {"time": 1.8e9, "section": "step", "step": 3},
     "evaluation/targets.json": [{"name": "PSNR", "value": "20 dB", "target": "19 dB", "met": True}],
     f"{STEP}/samples.json": RESULT,
-    f"{STEP}/knn.json": {**RESULT, "part": "knn", "figures": {"top1_k20": 0.5, "images": 185}, "images": {}},
+    f"{STEP}/knn.json": {
+        **RESULT,
+        "part": "knn",
+        "figures": {"top1_k20": 0.5, "images": 185},
+        "images": {},
+    },
 }
 
 
@@ -75,7 +87,11 @@ def test_incidents_of_all_ranks_in_the_order_of_time(bucket: str, tmp_path: Path
     for name in ("config.resolved.yaml", *RunFolder(tmp_path / "run").incident_files()):
         store.create(name, tmp_path / "run" / name)
     for place in (str(tmp_path / "run"), f"{bucket}/run"):
-        assert [row["event"] for row in read_run(place).incidents] == ["storage fault", "now", "spike"]
+        assert [row["event"] for row in read_run(place).incidents] == [
+            "storage fault",
+            "now",
+            "spike",
+        ]
     assert [row["rank"] for row in RunFolder(tmp_path / "run").read_incidents()] == [1, 2, 0]
 
 
@@ -85,8 +101,10 @@ def test_broken_records_are_left_out_and_counted(tmp_path: Path) -> None:
         {
             "config.resolved.yaml": b"objective: [addp\n",
             "environment.json": b"[1]",
-            "metrics.jsonl": b'{"step": 0, "loss": 5.5}\n{"step": 1, "lo\n[3]\n{"loss": 4}\n{"step": 4, "loss": [5]}\n'
-            b'\xff\xfe\n{"step": 6, "loss": "nan"}\n{"step": 7, "loss": NaN}\n{"step": 8}\n{"step": 9, "loss": 5.25}\n',
+            "metrics.jsonl": b'{"step": 0, "loss": 5.5}\n{"step": 1, "lo\n[3]\n{"loss": '
+            b'4}\n{"step": 4, "loss": [5]}\n'
+            b'\xff\xfe\n{"step": 6, "loss": "nan"}\n{"step": 7, "loss": NaN}\n{"step": '
+            b'8}\n{"step": 9, "loss": 5.25}\n',
             "incidents.jsonl": b'{"event": {"a": "<u>"}, "time": "late"}\n7\n',
             "done.json": b'{"step": "never"}',
             "exit.json": b'{"code": 77, "reason": "diverged", "time": Infinity}',
@@ -100,14 +118,22 @@ def test_broken_records_are_left_out_and_counted(tmp_path: Path) -> None:
     (tmp_path / STEP / "linear.json").write_text(json.dumps({**RESULT, "step": "4"}))
     text = report(tmp_path)
     for fault in (
-        "config.resolved.yaml: cannot be parsed", "environment.json: holds a list",
-        "metrics.jsonl: a line: cannot be parsed (2 times)", "metrics.jsonl: a line: holds a list",
-        "metrics.jsonl: a line without a step", "metrics.jsonl: a line whose loss is no number (2 times)",
-        "incidents.jsonl: a line: holds a int", "done.json: step: ", "exit.json: time: ",
-        "heartbeats/rank-00000.json: cannot be parsed", "targets.json: name: ",
-        f"{STEP}/samples.json: cannot be parsed", "linear.json: step: ",
-        "the figure top1_k20 is no number", "the figure kid is not finite",
-    ):  # fmt: skip
+        "config.resolved.yaml: cannot be parsed",
+        "environment.json: holds a list",
+        "metrics.jsonl: a line: cannot be parsed (2 times)",
+        "metrics.jsonl: a line: holds a list",
+        "metrics.jsonl: a line without a step",
+        "metrics.jsonl: a line whose loss is no number (2 times)",
+        "incidents.jsonl: a line: holds a int",
+        "done.json: step: ",
+        "exit.json: time: ",
+        "heartbeats/rank-00000.json: cannot be parsed",
+        "targets.json: name: ",
+        f"{STEP}/samples.json: cannot be parsed",
+        "linear.json: step: ",
+        "the figure top1_k20 is no number",
+        "the figure kid is not finite",
+    ):
         assert fault in text, fault
     assert "18 records could not be read" in text
     assert "objective: [addp" in text and 'aria-label="Training loss' in text and "5.2500" in text
@@ -118,10 +144,17 @@ def bomb() -> bytes:
     """A PNG that would be 60,000 x 60,000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(9)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_only_images_of_the_evaluation_are_embedded(tmp_path: Path) -> None:
@@ -138,18 +171,34 @@ def test_only_images_of_the_evaluation_are_embedded(tmp_path: Path) -> None:
     with (folder / "huge.png").open("wb") as file:
         file.truncate(2**27)
     refused = [
-        "../../../secret.png", str(secret), "../../../../../../../../etc/passwd", "..", "", "a\x00b.png",
-        "samples.json", "linked.png", "pipe.png", "text.png", "bomb.png", "cut.png", "vector.svg", "huge.png",
+        "../../../secret.png",
+        str(secret),
+        "../../../../../../../../etc/passwd",
+        "..",
+        "",
+        "a\x00b.png",
+        "samples.json",
+        "linked.png",
+        "pipe.png",
+        "text.png",
+        "bomb.png",
+        "cut.png",
+        "vector.svg",
+        "huge.png",
         "none.png",
-    ]  # fmt: skip
+    ]
     for name in refused:
-        (folder / "samples.json").write_text(json.dumps({**RESULT, "images": {"": "samples.png", "steps": name}}))
+        (folder / "samples.json").write_text(
+            json.dumps({**RESULT, "images": {"": "samples.png", "steps": name}})
+        )
         record = read_run(str(run))
         (group,) = image_groups(record)
         assert group.title == "Samples" and record.left_out.total() == 1, (name, record.left_out)
 
     (run / "evaluation" / "step-00000005").symlink_to(tmp_path)
-    (tmp_path / "samples.json").write_text(json.dumps({**RESULT, "step": 5, "images": {"": "secret.png"}}))
+    (tmp_path / "samples.json").write_text(
+        json.dumps({**RESULT, "step": 5, "images": {"": "secret.png"}})
+    )
     (run / "config.resolved.yaml").unlink()
     (run / "config.resolved.yaml").symlink_to("/etc/passwd")
     text = report(run)
@@ -161,16 +210,37 @@ def test_only_images_of_the_evaluation_are_embedded(tmp_path: Path) -> None:
 
 def test_a_large_image_is_compressed() -> None:
     data = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (1100, 1100, 3), np.uint8)).save(data, "PNG")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (1100, 1100, 3), np.uint8)).save(
+        data, "PNG"
+    )
     uri = image_uri(data.getvalue())
     assert uri.startswith("data:image/webp;base64,") and len(uri) < data.tell()
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.integers(2**60, 2**1100) | st.floats() | st.text(max_size=6)
-    | st.sampled_from(["nan", "-inf", "\ud800", "</pre><script>", "{{ title }}", "$\\frac{", "../../x.png", "\x00"]),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2), max_leaves=4,
-)  # fmt: skip
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(2**60, 2**1100)
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from(
+        [
+            "nan",
+            "-inf",
+            "\ud800",
+            "</pre><script>",
+            "{{ title }}",
+            "$\\frac{",
+            "../../x.png",
+            "\x00",
+        ]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
 
 
 @st.composite
@@ -180,7 +250,9 @@ def mutations(draw: st.DrawFn) -> tuple[str, bytes]:
     whole = json.dumps(RECORDS[name]).encode()
     how = draw(st.sampled_from(["value", "value", "value", "key", "whole", "bytes", "cut"]))
     if how == "bytes":
-        return name, whole[: draw(st.integers(0, len(whole)))] + draw(st.binary(max_size=8)) + whole[3:]
+        return name, whole[: draw(st.integers(0, len(whole)))] + draw(
+            st.binary(max_size=8)
+        ) + whole[3:]
     if how == "cut":
         return name, whole[: draw(st.integers(0, len(whole) - 1))]
     if how == "whole":

@@ -123,8 +123,7 @@ def main() -> None:
     options = parser.parse_args()
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch "
-        f"{torch.__version__}, "
-        f"deepspeed {deepspeed.__version__}"
+        f"{torch.__version__}, deepspeed {deepspeed.__version__}"
     )
     waits: dict[bool, list[float]] = {False: [], True: []}
     with tempfile.TemporaryDirectory() as scratch:
@@ -152,8 +151,8 @@ def main() -> None:
         f"ms: {fast / slow:.1%}"
     )
     print(
-        f"a dead rank: launcher ended after {statistics.median(detected):.1f} s; "
-        f"first step after a new start {statistics.median(resumed):.1f} s"
+        f"a dead rank: launcher ended after {statistics.median(detected):.1f} s; first step after "
+        f"a new start {statistics.median(resumed):.1f} s"
     )
 
 

@@ -21,8 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Pre-train ADDP: token shards, training, generation, evaluation. Start with `addp demo`.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 74 storage, 75 stopped and saved, 76 "
-    "hung, 77 diverged, "
-    "78 configuration, 79 no valid checkpoint.",
+    "hung, 77 diverged, 78 configuration, 79 no valid checkpoint.",
 )
 
 _DATA, _TRAIN, _USE, _TRY = (

@@ -72,8 +72,7 @@ class Classifier(Encoder):
         if wrong:
             raise ConfigError(
                 "the pre-trained encoder does not fit classifier.sizes and tokenizer.sizes: "
-                f"{len(wrong)} tensors "
-                f"differ, first: {wrong[0]}"
+                f"{len(wrong)} tensors differ, first: {wrong[0]}"
             )
         self.load_state_dict(own | {k: given[k] for k in wanted})
 

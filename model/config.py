@@ -108,8 +108,8 @@ class TransformerConfig(_Sizes):
     decoder_heads: int = Field(16, gt=0, le=MOST_HEADS, description="decoder heads")
     positions: Literal["normal", "sincos"] = Field(
         "normal",
-        description="start of the learned positions: N(0, 0.02) as published, or sines (short "
-        "runs learn faster)",
+        description="start of the learned positions: N(0, 0.02) as published, or sines (short runs "
+        "learn faster)",
     )
     dropout: float = Field(
         0.1, ge=0, lt=1, description="dropout of attention, projections and embeddings"

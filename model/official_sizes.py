@@ -137,8 +137,9 @@ def all_sizes(
         else:
             found[kind] = Sizes(_transformer(kind, told[kind], unsaid), _geometry(own, image_size))
     geometries = {
-        kind: geometry or Geometry.of(config) for kind, (config, geometry) in found.items()
-    }  # type: ignore[arg-type]
+        kind: geometry or Geometry.of(config)  # type: ignore[arg-type]
+        for kind, (config, geometry) in found.items()
+    }
     if len(set(geometries.values())) > 1:
         raise WeightsError(
             f"the networks of {unsaid.path} do not belong together: "

@@ -364,8 +364,8 @@ def verdict(report: dict[str, Any]) -> str:
     worst = max(failing, key=excess)
     row = failing[worst]
     return (
-        f"parity FAILS: {len(failing)} of {len(rows)} quantities are off their bounds {where}; "
-        f"the worst, {worst}, is {row['deviation']:.2g} off, allowed {row['tolerance']:.2g}"
+        f"parity FAILS: {len(failing)} of {len(rows)} quantities are off their bounds {where}; the "
+        f"worst, {worst}, is {row['deviation']:.2g} off, allowed {row['tolerance']:.2g}"
     )
 
 

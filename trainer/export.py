@@ -97,8 +97,7 @@ def _with_frozen(source: Source, tokenizer: Path | None) -> dict[str, Network]:
         else:
             print(
                 f"{config.predictor.weights} is not on this machine: the file has no "
-                "token_predictor.*, "
-                "which the official code needs to go on pre-training",
+                "token_predictor.*, which the official code needs to go on pre-training",
                 file=sys.stderr,
             )
     return networks
@@ -129,9 +128,8 @@ def model_card(source: Source) -> str:
         f"# {network.kind} of {source.name}"
         + (f", step {source.step}" if source.step is not None else ""),
         "",
-        "A network of ADDP (*Learning General Representations for Image Recognition and "
-        "Generation with Alternating "
-        "Denoising Diffusion Process*, ICLR 2024, arXiv 2306.05423).",
+        "A network of ADDP (*Learning General Representations for Image Recognition and Generation "
+        "with Alternating Denoising Diffusion Process*, ICLR 2024, arXiv 2306.05423).",
         "",
         f"- parameters: {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M",
     ]

@@ -443,8 +443,8 @@ class Run:
             self._uploader.announce_end()
         elif self._uploader:
             self._say(
-                f"{self._config.checkpoint.upload} does not call the run complete; run it again "
-                "to copy the rest"
+                f"{self._config.checkpoint.upload} does not call the run complete; run it again to "
+                "copy the rest"
             )
         if self._collectives.rank == 0:
             self._say(end_line(self._config, self._folder, self._step))

@@ -42,9 +42,8 @@ def check_ranks(expected: int | None, started: int) -> None:
     if expected is not None and started != expected:
         raise ConfigError(
             f"expect_ranks = {expected}, but the launcher starts {started}; look whether the "
-            "hostfile is where it was "
-            "said to be (without one, the deepspeed launcher uses this machine alone), or set "
-            "expect_ranks"
+            "hostfile is where it was said to be (without one, the deepspeed launcher uses this "
+            "machine alone), or set expect_ranks"
         )
 
 

@@ -142,6 +142,5 @@ class _Record:
         self._told, self._said = True, time.monotonic()
         say(
             f"{self.path} cannot be written: {error.strerror or error}. It is kept in memory and "
-            "tried again "
-            "with the next record, and the run goes on"
+            "tried again with the next record, and the run goes on"
         )

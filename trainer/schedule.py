@@ -20,8 +20,8 @@ def total_steps(schedule: ScheduleSection, epochs: EpochSchedule) -> int:
     if steps == 1 and schedule.warmup > 0:
         raise ConfigError(
             f"schedule.total = {schedule.total:g} {schedule.unit} is one step, at which the "
-            "warm-up begins with a "
-            "learning rate of 0; set a longer schedule.total, or schedule.warmup = 0"
+            "warm-up begins with a learning rate of 0; set a longer schedule.total, or "
+            "schedule.warmup = 0"
         )
     return steps
 
@@ -54,13 +54,12 @@ def accumulation_steps(config: RunConfig, world_size: int) -> int:
         possible = possible_world_sizes(config) or _divisors(global_batch)
         raise ConfigError(
             f"batch.global_batch = {global_batch} cannot be split over {world_size} ranks; it "
-            "would work with "
-            f"{' or '.join(str(n * world_size) for n in near)}, or on {_list(possible)} ranks"
+            f"would work with {' or '.join(str(n * world_size) for n in near)}, or on "
+            f"{_list(possible)} ranks"
         )
     raise ConfigError(
         f"batch.global_batch = {global_batch} is no multiple of batch.micro = {micro} x "
-        f"{world_size} ranks; "
-        f"batch.micro would work with {_list(_divisors(per_rank))}"
+        f"{world_size} ranks; batch.micro would work with {_list(_divisors(per_rank))}"
         + (
             f", or this one on {_list(sizes)} ranks"
             if (sizes := possible_world_sizes(config))

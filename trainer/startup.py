@@ -44,8 +44,7 @@ def prepare(folder: RunFolder, collectives: Collectives) -> str:
         except OSError as error:
             raise StorageError(
                 f"the run folder {folder.path} cannot be written: {error.strerror or error}; make "
-                "room, or choose "
-                "another"
+                "room, or choose another"
             ) from error
         return attempt
 
@@ -59,9 +58,8 @@ def prepare(folder: RunFolder, collectives: Collectives) -> str:
 
     if blind := collectives.until_all(sees):
         raise ConfigError(
-            f"ranks {blind} do not see {folder.path} as rank 0 does; put the run folder on "
-            "storage that all machines "
-            "share"
+            f"ranks {blind} do not see {folder.path} as rank 0 does; put the run folder on storage "
+            "that all machines share"
         )
     return attempt
 
@@ -131,16 +129,16 @@ def same_on_all(collectives: Collectives, config: RunConfig, run_identity: dict[
         ]:
             raise ConfigError(
                 f"rank {rank} has another configuration than rank 0: {', '.join(different)} "
-                "differ; look whether their "
-                "hosts have the same run file, command line and program, and start again"
+                "differ; look whether their hosts have the same run file, command line and "
+                "program, and start again"
             )
         if different := [
             key for key in {**read, **other_read} if other_read.get(key) != read.get(key)
         ]:
             raise ConfigError(
                 f"rank {rank} sees other files than rank 0: {', '.join(different)} differ; look "
-                "whether their hosts "
-                "see the same storage, and whether its files are being changed, and start again"
+                "whether their hosts see the same storage, and whether its files are being "
+                "changed, and start again"
             )
 
 
@@ -162,8 +160,7 @@ def take_up(
     if found.step > total:
         raise ConfigError(
             f"the run has come to step {found.step}, and schedule.total gives it {total} steps; "
-            "set a longer "
-            "schedule.total, or use another run folder (and another checkpoint.upload)"
+            "set a longer schedule.total, or use another run folder (and another checkpoint.upload)"
         )
     unread = first is not None and first.fingerprint is None
     if found.manifest is None and unread:

@@ -39,8 +39,7 @@ OfRun = Annotated[
     typer.Option(
         "--run",
         help="run folder, or s3:// that a run uploads to: data set, batch, seed, window, stripes, "
-        "cache and tokenizer "
-        "are those of the run, unless they are given here",
+        "cache and tokenizer are those of the run, unless they are given here",
     ),
 ]
 GlobalBatch = Annotated[
@@ -233,8 +232,7 @@ class _Names:
             if image not in listed:
                 raise DataError(
                     f"{place.dataset}/{PLAN} is not the plan of this data set: it has no image "
-                    f"{image}; remove it, "
-                    "or put back the one that the data set was made by"
+                    f"{image}; remove it, or put back the one that the data set was made by"
                 )
             entry |= {"image": listed[image].id, "source": plan.source}
         return entry

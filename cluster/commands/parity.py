@@ -66,8 +66,8 @@ def parity(
     if not (folder / "trajectory.safetensors").is_file():
         if processes or zero_stage is not None or own_sums:
             raise ConfigError(
-                f"{folder} has no trajectory.safetensors; --processes, --zero-stage and "
-                "--own-sums are for trajectories"
+                f"{folder} has no trajectory.safetensors; --processes, --zero-stage and --own-sums "
+                "are for trajectories"
             )
         if dtype == "bfloat16-mixed":
             raise ConfigError(

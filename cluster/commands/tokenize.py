@@ -143,8 +143,7 @@ def plan(
             "plan": made.identity,
         },
         f"{out}: {made.images:,} images of {len(made.classes)} classes in {made.shards:,} shards "
-        f"({found.kind}); "
-        f"next: addp tokenize run {out} --tokenizer {tokenizer}",
+        f"({found.kind}); next: addp tokenize run {out} --tokenizer {tokenizer}",
     )
 
 

@@ -45,9 +45,8 @@ def read_hostfile(path: Path) -> dict[str, int]:
         host, slots = match.groups()
         if not _HOST.fullmatch(host):
             raise ConfigError(
-                f"{where}: {host!r} is no host name (letters, digits, dots, dashes and "
-                "underscores between letters or "
-                "digits); a user or a port belongs into ~/.ssh/config"
+                f"{where}: {host!r} is no host name (letters, digits, dots, dashes and underscores "
+                "between letters or digits); a user or a port belongs into ~/.ssh/config"
             )
         if not re.fullmatch(r"[1-9][0-9]{0,3}", slots):
             raise ConfigError(f"{where}: slots={slots} is no number of ranks from 1 to 9999")
@@ -164,8 +163,8 @@ def _refuse_secrets() -> None:
         if secret:
             raise ConfigError(
                 f"{path.absolute()} holds {', '.join(secret)}, which the launcher prints and puts "
-                "on a command line; "
-                "keep credentials in ~/.aws/credentials on each host, and only AWS_PROFILE there"
+                "on a command line; keep credentials in ~/.aws/credentials on each host, and only "
+                "AWS_PROFILE there"
             )
 
 

@@ -90,8 +90,8 @@ def of_split(images: Iterable[ImageEntry], split: Split, held_out: float) -> Ite
             ) from error
         if length > 2 * _LONGEST_NAME:
             raise DataError(
-                f"the name of the image {show(p.id)} has more than {_LONGEST_NAME:,} bytes; "
-                "rename it"
+                f"the name of the image {show(p.id)} has more than {_LONGEST_NAME:,} bytes; rename "
+                "it"
             )
         if split == "all" or is_held_out(p.id, held_out) == (split == "val"):
             yield p

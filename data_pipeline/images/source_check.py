@@ -50,8 +50,7 @@ class SourceCheck:
             if self._is_there(image.object, 0):
                 raise StorageError(
                     f"{self._source.url}/{image.object} could not be read and now it can: the "
-                    "source comes and goes; "
-                    "run it again once it stays"
+                    "source comes and goes; run it again once it stays"
                 )
         self._find_source(present)
 
@@ -67,9 +66,8 @@ class SourceCheck:
         if not found:
             raise StorageError(
                 f"{self._source.url}: none of the {len(sample)} planned images that were looked "
-                "for can be read, as "
-                f"{sample[0].id}: {self._state()}; mount the source, or say with --source where "
-                "it lies now"
+                f"for can be read, as {sample[0].id}: {self._state()}; mount the source, or say "
+                "with --source where it lies now"
             )
         return found
 
@@ -78,8 +76,7 @@ class SourceCheck:
         if not any(self._is_there(p.object, p.offset or 0) for p in known):
             raise StorageError(
                 f"{self._source.url} went away while it was read ({known[0].id} was there): "
-                f"{self._state()}; "
-                "mount it, and run it again"
+                f"{self._state()}; mount it, and run it again"
             )
 
     def _is_there(self, name: str, offset: int) -> bool:
@@ -111,8 +108,7 @@ class SourceCheck:
     def _tar_is_gone(self, tar: str) -> StorageError:
         return StorageError(
             f"{self._source.url}/{tar}: this tar of planned images cannot be read; mount the "
-            "source, or say with "
-            "--source where it lies now"
+            "source, or say with --source where it lies now"
         )
 
 

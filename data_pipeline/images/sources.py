@@ -102,9 +102,9 @@ class ImageNetVal:
         self._members = sorted(members(store, tar.name, tar.size, wanted=is_image))
         if len(labels) != len(self._members):
             raise DataError(
-                f"{store.url}/{tar.name} has {len(self._members)} images, but {len(labels)} "
-                "labels were given; "
-                "give --labels a file with one class a line, in the order of the image names"
+                f"{store.url}/{tar.name} has {len(self._members)} images, but {len(labels)} labels "
+                "were given; give --labels a file with one class a line, in the order of the image "
+                "names"
             )
         self._labels = labels
         self.classes = names or ClassNames(tuple(sorted(set(labels))))

@@ -122,8 +122,7 @@ def members(
             if target is None:
                 raise DataError(
                     f"{where}: {header.name} is a link to {header.linkname}, which is no file in "
-                    "this tar; "
-                    "pack it again with `tar --dereference --hard-dereference`"
+                    "this tar; pack it again with `tar --dereference --hard-dereference`"
                 )
             yield target._replace(name=header.name)
         elif header.issparse():

@@ -57,8 +57,7 @@ class WebDatasetShards:
                 if label is None:
                     raise DataError(
                         f"{where} has no label (.cls, or label in .json); ImageNet's validation "
-                        "tar takes its labels "
-                        "from --devkit or --labels"
+                        "tar takes its labels from --devkit or --labels"
                     )
                 classes = len(self._named.names) if self._named else _MOST_CLASSES
                 if label >= classes:

@@ -62,8 +62,7 @@ class JobStatus(NamedTuple):
         if self.eta_seconds is not None:
             lines.append(
                 f"rate: {self.images_per_second:,} images/s, ETA {self.eta_seconds / 3600:.1f} h "
-                "if it goes on; "
-                f"the last shard came {self.last_shard_seconds_ago} s ago"
+                f"if it goes on; the last shard came {self.last_shard_seconds_ago} s ago"
             )
         return "\n".join([*lines, f"first missing: {', '.join(map(str, self.first_missing))}"])
 

@@ -254,8 +254,8 @@ def _agreed(store: Store, existing: Plan, plan: Plan) -> Plan:
         key for key in old if key not in ("source", "list", "slices") and old[key] != new[key]
     ]
     raise DataError(
-        f"{store.url} holds another plan: it differs in {', '.join(different)}; "
-        "choose an empty folder, or plan with the same images, views and tokenizer"
+        f"{store.url} holds another plan: it differs in {', '.join(different)}; choose an empty "
+        "folder, or plan with the same images, views and tokenizer"
     )
 
 

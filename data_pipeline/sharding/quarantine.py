@@ -78,8 +78,7 @@ def check_bad(plan: Plan, count: int, named: Sequence[Quarantined], limit: float
     if count > bad_allowed(plan.images, limit):
         raise DataError(
             f"{count} of {plan.images} images cannot be read, more than the limit {limit:.1%}: "
-            f"{_names(named)}; "
-            "mend them and plan anew, or allow more with --bad-limit"
+            f"{_names(named)}; mend them and plan anew, or allow more with --bad-limit"
         )
 
 
@@ -115,10 +114,9 @@ class BadCount:
         if count > bad_allowed(among, self._limit):
             raise DataError(
                 f"{count} of the {among} images {where} cannot be read, more than the limit "
-                f"{self._limit:.1%}: "
-                f"{_names(named)}; the shard is not stored. Put them back, or give the source "
-                "that was planned, and "
-                "run again; else plan anew in an empty folder, or allow more with --bad-limit"
+                f"{self._limit:.1%}: {_names(named)}; the shard is not stored. Put them back, or "
+                "give the source that was planned, and run again; else plan anew in an empty "
+                "folder, or allow more with --bad-limit"
             )
 
 

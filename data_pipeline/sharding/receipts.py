@@ -148,8 +148,7 @@ def read_part(store: Store, plan: Plan, shard: int) -> Part:
     if part.plan != plan.identity or part.shard.name != shard_name(shard):
         raise DataError(
             f"{where} was made for another plan (other images, views or tokenizer); remove it and "
-            "its shard, "
-            "and run again"
+            "its shard, and run again"
         )
     return part
 
@@ -227,8 +226,7 @@ def finalize(
     if missing := found.missing(plan):
         raise DataError(
             f"{store.url}: {len(missing)} of {plan.shards} shards are missing "
-            f"({_numbers(missing)}); "
-            "make them with `addp tokenize run`"
+            f"({_numbers(missing)}); make them with `addp tokenize run`"
         )
     entries: list[ShardEntry] = []
     bad: list[Quarantined] = []
@@ -241,9 +239,8 @@ def finalize(
         expected = shard_bytes(plan, entry.rows)
         if not size == entry.bytes == expected:
             raise DataError(
-                f"{store.url}/{entry.name} has {size} bytes instead of {expected} for "
-                f"{entry.rows} rows; "
-                f"remove it and {part_name(k)}, and run again"
+                f"{store.url}/{entry.name} has {size} bytes instead of {expected} for {entry.rows} "
+                f"rows; remove it and {part_name(k)}, and run again"
             )
         if entry.rows + len(part.quarantined) != plan.rows_of(k):
             wrong.append(k)
@@ -254,8 +251,7 @@ def finalize(
     if wrong:
         raise DataError(
             f"{store.url} does not add up: {totals.text}; remove the files of shard "
-            f"{_numbers(wrong)} "
-            f"({part_name(wrong[0])}, {shard_name(wrong[0])}, ...), and run again"
+            f"{_numbers(wrong)} ({part_name(wrong[0])}, {shard_name(wrong[0])}, ...), and run again"
         )
     assert not totals.lost
     check_bad(plan, len(bad), bad, bad_limit)

@@ -119,9 +119,8 @@ def check_tokenizer(tokenizer: VQTokenizer, plan: Plan) -> None:
     if (found := fingerprint(tokenizer)) != plan.recipe.tokenizer:
         raise DataError(
             f"the plan was made for another tokenizer ({plan.recipe.tokenizer[:12]}) than the one "
-            "given "
-            f"({found[:12]}); give the one that it was planned with, or plan anew in an empty "
-            "folder"
+            f"given ({found[:12]}); give the one that it was planned with, or plan anew in an "
+            "empty folder"
         )
 
 

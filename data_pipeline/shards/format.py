@@ -213,7 +213,7 @@ class ShardReader:
             and (actual := xxhash.xxh3_128_hexdigest(self.raw.data)) != checksum
         ):
             raise DataError(
-                f"the shard {name} is damaged (xxh3 {actual} instead of {checksum}); fetch or "
-                "make it again"
+                f"the shard {name} is damaged (xxh3 {actual} instead of {checksum}); fetch or make "
+                "it again"
             )
         self.records = shard_records(self.raw, rows, layout)

@@ -144,9 +144,8 @@ def is_remote(place: str | Path) -> bool:
         )
     if re.match(r"[sS]3:", text):
         raise StorageError(
-            "s3: with less than two slashes is no place; write s3://bucket/prefix where a store "
-            "is asked for, and "
-            "./s3:... for a folder of that name"
+            "s3: with less than two slashes is no place; write s3://bucket/prefix where a store is "
+            "asked for, and ./s3:... for a folder of that name"
         )
     return False
 
@@ -163,8 +162,7 @@ def parse_s3(url: str) -> tuple[str, str]:
     if ":" in bucket or "@" in bucket:  # the message must not show what may be a secret
         raise StorageError(
             "an s3:// url begins with its bucket, and takes no key and secret; write "
-            "s3://bucket/prefix, and give "
-            "credentials by AWS_PROFILE or the environment"
+            "s3://bucket/prefix, and give credentials by AWS_PROFILE or the environment"
         )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", bucket):
         raise StorageError(f"{url}: {bucket} is no name of a bucket; write s3://bucket/prefix")

@@ -62,8 +62,8 @@ class LocalStore:
                 raise NoRegularFile(f"{path} is no regular file")
             if self.closed and leads_out(self.root, path):
                 reason = (
-                    f"is a link out of {self.root}, which is not followed; put the file "
-                    "itself there"
+                    f"is a link out of {self.root}, which is not followed; put the file itself "
+                    "there"
                 )
                 raise NoRegularFile(f"{path} {reason}", reason)
             file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - Path.open takes no opener

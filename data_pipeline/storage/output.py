@@ -93,9 +93,8 @@ def probe(store: Store) -> None:
             raise StorageError(f"{store.url}/{name} does not hold what was just written")
         if store.create(name, b"again"):
             raise StorageError(
-                f"{store.url} lets an object be overwritten although If-None-Match forbids it: "
-                "two writers could "
-                "destroy each other's work; use a store with conditional puts"
+                f"{store.url} lets an object be overwritten although If-None-Match forbids it: two "
+                "writers could destroy each other's work; use a store with conditional puts"
             )
     finally:
         store.remove(name)

@@ -123,8 +123,7 @@ def _check_endpoint() -> None:
             if not separator or scheme.lower() not in ("http", "https") or not host.strip("/"):
                 raise StorageError(
                     f"{name} is no url of a server: it needs http:// or https:// before the host, "
-                    "as "
-                    f"{name}=http://localhost:9000"
+                    f"as {name}=http://localhost:9000"
                 )
             return
 
@@ -184,8 +183,8 @@ class S3Store:
             error, botocore_errors.NoCredentialsError | botocore_errors.CredentialRetrievalError
         ):
             return AccessDenied(
-                f"{what}: boto3 finds no credentials; set AWS_PROFILE or AWS_ACCESS_KEY_ID and "
-                "its secret"
+                f"{what}: boto3 finds no credentials; set AWS_PROFILE or AWS_ACCESS_KEY_ID and its "
+                "secret"
             )
         if isinstance(error, botocore_errors.PartialCredentialsError):
             return AccessDenied(f"{what}: the credentials that boto3 finds lack a part: {error}")
@@ -222,8 +221,8 @@ class S3Store:
         content = b"".join(self._stream(name, start, length))
         if length is not None and len(content) != length:
             message = (
-                f"{self.url}/{name} ends at byte {start + len(content)}; {start + length} "
-                "were expected"
+                f"{self.url}/{name} ends at byte {start + len(content)}; {start + length} were "
+                "expected"
             )
             raise TooShort(message, content)
         return content

@@ -35,7 +35,7 @@ def epoch_schedule(samples: int, global_batch: int, tail: Tail = "drop") -> Epoc
     """Raises ConfigError where not even one batch fits into an epoch."""
     if global_batch > samples and tail == "drop":
         raise ConfigError(
-            f"global_batch = {global_batch} is larger than the data set ({samples} samples); "
-            f"use at most {samples}, or more images"
+            f"global_batch = {global_batch} is larger than the data set ({samples} samples); use "
+            f"at most {samples}, or more images"
         )
     return EpochSchedule(samples, global_batch, tail)

@@ -152,9 +152,8 @@ class TokenLoader:
         if tokenizer is not None and tokenizer != manifest.tokenizer:
             raise DataError(
                 f"{place} was made by another tokenizer ({manifest.tokenizer[:12]}) than the "
-                "configured one "
-                f"({tokenizer[:12]}); make the tokens again with `addp tokenize`, or configure "
-                "their tokenizer"
+                f"configured one ({tokenizer[:12]}); make the tokens again with `addp tokenize`, "
+                "or configure their tokenizer"
             )
         return Shards(store, manifest, fingerprint, cache, fetcher, keep)
 

@@ -57,10 +57,8 @@ class ShardCache:
         if fault:
             raise ConfigError(
                 f"data.cache: locks do not work on the file system of {self.folder} ({fault}); "
-                "give a folder on a disk "
-                "of this machine (NFS needs lockd, Lustre the mount option flock), or leave it "
-                "out to keep shards in "
-                "memory"
+                "give a folder on a disk of this machine (NFS needs lockd, Lustre the mount option "
+                "flock), or leave it out to keep shards in memory"
             )
 
     def path(self, entry: ShardEntry) -> Path:

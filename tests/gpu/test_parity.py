@@ -39,8 +39,8 @@ def test_a_step_of_the_reference(name: str, dtype: str, device: torch.device, sa
     gradients = max(row["deviation"] for key, row in rows.items() if key.startswith("grad"))
     say(
         f"parity {name} {dtype}: loss {rows['loss']['deviation']:.1e}, x_t "
-        f"{rows['x_t']['deviation']:.1e}, "
-        f"gradients {gradients:.1e}, attention {report['attention']}"
+        f"{rows['x_t']['deviation']:.1e}, gradients {gradients:.1e}, attention "
+        f"{report['attention']}"
     )
 
 

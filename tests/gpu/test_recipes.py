@@ -147,7 +147,6 @@ def test_first_steps(
     share = f", {report['mfu']:.0%} of the GPU's bf16 peak" if report["mfu"] else ""
     say(
         f"{recipe}: micro {micro}, {memory}, {report['images_per_second']:.0f} images/s, "
-        f"{report['tflops']:.1f} TFLOP/s"
-        f"{share}; loss {report['losses'][0]:.3f}; attention "
+        f"{report['tflops']:.1f} TFLOP/s{share}; loss {report['losses'][0]:.3f}; attention "
         f"{', '.join(report['attention']) or 'none'}"
     )

@@ -217,8 +217,8 @@ def verify(path: Path) -> Manifest:
 
 def no_valid(where: str, refused: list[str]) -> NoValidCheckpoint:
     return NoValidCheckpoint(
-        f"{where} has {len(refused)} checkpoints, but none is valid: {'; '.join(refused)}. "
-        "Restore one from a copy, or move the folder away to start from the beginning"
+        f"{where} has {len(refused)} checkpoints, but none is valid: {'; '.join(refused)}. Restore "
+        "one from a copy, or move the folder away to start from the beginning"
     )
 
 

@@ -161,8 +161,7 @@ class Ownership:
         if holder["beat"] != beat or (is_here(holder) and time.monotonic() - since > _PATIENCE):
             raise OtherOwner(
                 f"{self._store.url} is in use by {_described(holder)}; let that run end, or give "
-                "this one a "
-                "checkpoint.upload of its own"
+                "this one a checkpoint.upload of its own"
             )
 
     @property
@@ -185,8 +184,8 @@ class Ownership:
         assert self._claim is not None
         if self._claim.is_lost():
             raise OtherOwner(
-                f"{self._store.url} was taken over by {self.watched}; this start no longer "
-                "uploads there"
+                f"{self._store.url} was taken over by {self.watched}; this start no longer uploads "
+                "there"
             )
         if not self._marked:
             if not self._store.create(RUN, json.dumps(new_identity(self.run)).encode()):
@@ -265,8 +264,7 @@ def enter(
 def _described(owner: dict[str, Any]) -> str:
     return (
         f"process {owner['process']} on {owner['host']} (run {owner.get('run')} in "
-        f"{owner.get('folder')}, started "
-        f"{_when(owner['since'])})"
+        f"{owner.get('folder')}, started {_when(owner['since'])})"
     )
 
 

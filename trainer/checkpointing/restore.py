@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,9 +112,9 @@ class Expected(NamedTuple):
             allow = ",".join(sorted({*self.config.resume.allow, *(c.key for c in bad)}))
             raise ConfigError(
                 f"the configuration differs from that of {name} in what changes the optimisation: "
-                f"{'; '.join(map(str, bad))}. To go on with it, add 'resume.allow=[{allow}]'; "
-                "else use the "
-                "configuration of before, or another run folder (and another checkpoint.upload)"
+                f"{'; '.join(map(str, bad))}. To go on with it, add 'resume.allow=[{allow}]'; else "
+                "use the configuration of before, or another run folder (and another "
+                "checkpoint.upload)"
             )
         return found
 
@@ -170,11 +171,11 @@ def restore(
     for candidate in found:
         try:
             manifest, changed = collectives.broadcast_from_rank0(
-                lambda c=candidate: _usable(folder, store, c, expected, rewinds)
-            )  # type: ignore[misc]
+                partial(_usable, folder, store, candidate, expected, rewinds)
+            )
             index = collectives.broadcast_from_rank0(
-                lambda c=candidate, m=manifest: _index(folder, store, c, m)
-            )  # type: ignore[misc]
+                partial(_index, folder, store, candidate, manifest)
+            )
         except (Damaged, StorageError) as error:
             refused.append(str(error))
             continue
@@ -187,27 +188,24 @@ def restore(
         with_ema = EMA in manifest.state_keys
         needed = files_of(index, engine.wanted(with_ema))
         needs = collectives.collect(needed)
-        mine = collectives.broadcast_from_rank0(lambda m=manifest, n=needs: shares(m, n))[
-            collectives.rank
-        ]  # type: ignore[misc]
+        mine = collectives.broadcast_from_rank0(partial(shares, manifest, needs))[collectives.rank]
         problems = collectives.all_gather(
             _problem(path, manifest, mine, store if candidate.remote else None)
         )
         reasons = collectives.broadcast_from_rank0(
-            lambda p=path, m=manifest, c=candidate, f=problems: _confirmed(p, m, c, f)
-        )  # type: ignore[misc]
+            partial(_confirmed, path, manifest, candidate, problems)
+        )
         if reasons:
             refused.append("; ".join(reasons))
             continue
         if candidate.remote:
-            collectives.broadcast_from_rank0(lambda p=path, m=manifest: _move_in(p, m))  # type: ignore[misc]
+            collectives.broadcast_from_rank0(partial(_move_in, path, manifest))
             path = folder.checkpoints / step_folder(candidate.step)  # as this host has it
-        blind = collectives.until_all(lambda p=path, m=manifest, n=needed: _are_seen(p, m, n))  # type: ignore[misc]
+        blind = collectives.until_all(partial(_are_seen, path, manifest, needed))
         if blind:
             raise StorageError(
                 f"ranks {blind} do not see the files of {path} as rank 0 does; look whether their "
-                "hosts have the "
-                "storage mounted as its host has, and run it again"
+                "hosts have the storage mounted as its host has, and run it again"
             )
         state = SavedState(path, manifest, index)
         engine.fill(
@@ -284,8 +282,7 @@ def _was_never_saved(folder: RunFolder) -> None:
     if published.exists():
         raise NoValidCheckpoint(
             f"the run saved step {published.read_text().strip()}, but its checkpoints are gone "
-            "from "
-            f"{folder.checkpoints}; bring them back, or remove {published} to start from the "
+            f"from {folder.checkpoints}; bring them back, or remove {published} to start from the "
             "beginning"
         )
 

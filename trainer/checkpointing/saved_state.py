@@ -237,8 +237,7 @@ class SavedState:
         if different := [n for n in {*expected, *own} if own.get(n) != expected.get(n)]:
             raise Damaged(
                 f"{step_folder(m.step)}: {len(different)} parameters are not those of its own "
-                "network, first: "
-                f"{min(different)}"
+                f"network, first: {min(different)}"
             )
         for name, shape in own.items():
             state[name] = self.read(

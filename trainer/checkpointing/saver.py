@@ -159,8 +159,7 @@ class Saver:
         self._folder.incident({"event": "checkpoint not saved", "step": step, "error": reason})
         self._say(
             f"the checkpoint of step {step} was not saved: {reason}. Training goes on, and the "
-            "next save tries again; "
-            f"{last_good(self._folder.checkpoints)}"
+            f"next save tries again; {last_good(self._folder.checkpoints)}"
         )
 
     def _say(self, line: str) -> None:
@@ -194,8 +193,7 @@ class Saver:
         if reason is not None:
             raise SaveFailed(
                 f"the checkpoint of step {step} was not saved: {reason}; make room or mend the "
-                "storage, and run again: "
-                "the older checkpoints stand"
+                "storage, and run again: the older checkpoints stand"
             )
 
     def close(self) -> None:

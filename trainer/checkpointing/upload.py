@@ -327,13 +327,12 @@ class Uploader:
     def _late(self, step: int | None, reason: str) -> str:
         if step is None:
             return (
-                f"{self._store.url} may still call the run complete: {reason}. It is tried "
-                "again meanwhile"
+                f"{self._store.url} may still call the run complete: {reason}. It is tried again "
+                "meanwhile"
             )
         return (
-            f"the checkpoint of step {step} is not on {self._store.url} yet: {reason}. It is "
-            "tried again while "
-            f"training goes on; {self._last_good()}"
+            f"the checkpoint of step {step} is not on {self._store.url} yet: {reason}. It is tried "
+            f"again while training goes on; {self._last_good()}"
         )
 
     def _last_good(self) -> str:

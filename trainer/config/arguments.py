@@ -20,8 +20,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
         if not _is_file(file):
             raise ConfigError(
                 f"{show(file)} is neither a run file (there is no such file) nor an override; "
-                "write key=value, as in "
-                "batch.micro=32"
+                "write key=value, as in batch.micro=32"
             )
     _check_one(files)
     return (Path(files[0]) if files else None), [a for a in arguments if a not in files]

@@ -102,8 +102,8 @@ _SHAPE = "the weights of a checkpoint have the sizes that they were trained with
 FIXED = {
     "objective": "a checkpoint is of one network",
     "seed": (
-        "samples, masks and dropout are drawn by it: some samples would be trained on twice, "
-        "and others not at all"
+        "samples, masks and dropout are drawn by it: some samples would be trained on twice, and "
+        "others not at all"
     ),
     "batch.global_batch": (
         "steps are counted in it: the schedule and the place in the data would be others"
@@ -198,6 +198,5 @@ def check_names(allow: tuple[str, ...], model: type[BaseModel]) -> None:
         if name in FIXED:
             raise ConfigError(
                 f"resume.allow: {name} cannot change while a run goes on: {FIXED[name]}. Keep its "
-                "value and take it "
-                "out of resume.allow, or start another run"
+                "value and take it out of resume.allow, or start another run"
             )

@@ -97,15 +97,15 @@ def _check_together(config: RunConfig) -> None:
     if schedule.warmup >= schedule.total:
         raise ConfigError(
             f"schedule.warmup = {schedule.warmup:g} {schedule.unit} is not shorter than "
-            "schedule.total = "
-            f"{schedule.total:g}: the learning rate would never fall; lower one, or raise the other"
+            f"schedule.total = {schedule.total:g}: the learning rate would never fall; lower one, "
+            "or raise the other"
         )
     if config.zero_stage < MODES[config.precision].least_stage:
         others = [name for name, mode in MODES.items() if mode.least_stage == 0]
         raise ConfigError(
             f"precision = {config.precision} with zero_stage = {config.zero_stage} trains wrongly "
-            "in DeepSpeed; use "
-            f"zero_stage = {MODES[config.precision].least_stage}, or {' or '.join(others)}"
+            f"in DeepSpeed; use zero_stage = {MODES[config.precision].least_stage}, or "
+            f"{' or '.join(others)}"
         )
     least = {"none": 0, "optimizer": 1, "parameters": 3}[config.offload]
     if config.zero_stage < least:
@@ -116,17 +116,15 @@ def _check_together(config: RunConfig) -> None:
     if config.collective_timeout <= config.health.hang:
         raise ConfigError(
             f"collective_timeout = {config.collective_timeout:g} is not above health.hang = "
-            f"{config.health.hang:g}: "
-            "ranks would give up another that may still be at work; make health.hang shorter (0: "
-            "no watchdog), or "
-            "collective_timeout longer"
+            f"{config.health.hang:g}: ranks would give up another that may still be at work; make "
+            "health.hang shorter (0: no watchdog), or collective_timeout longer"
         )
     permanent, every = config.checkpoint.permanent_every, config.checkpoint.every
     if permanent % every:
         raise ConfigError(
             f"checkpoint.permanent_every = {permanent} is no multiple of checkpoint.every = "
-            f"{every}; "
-            f"{permanent // every * every or every} or {(permanent // every + 1) * every} would be"
+            f"{every}; {permanent // every * every or every} or {(permanent // every + 1) * every} "
+            "would be"
         )
 
 

@@ -111,8 +111,7 @@ class TokenizerSection(Settings):
     weights: Annotated[LocalPath | None, UsedBy("tokenizer", "mage", "addp")] = Field(
         None,
         description="weights file, ours or an official one: what a tokenizer run begins with, "
-        "addp's frozen tokenizer, "
-        "and what `addp data preview` decodes by",
+        "addp's frozen tokenizer, and what `addp data preview` decodes by",
     )
 
 
@@ -123,8 +122,7 @@ class TransformerSection(Settings):
     weights: LocalPath | None = Field(
         None,
         description="weights file, ours or an official one: what a run of this network begins "
-        "with, or what another "
-        "objective takes of it",
+        "with, or what another objective takes of it",
     )
 
 
@@ -231,16 +229,16 @@ class CheckpointSection(Settings):
         60,
         ge=0.1,
         le=YEAR,
-        description="seconds without a sign of life after which another machine's hold on "
-        "`upload` is void",
+        description="seconds without a sign of life after which another machine's hold on `upload` "
+        "is void",
     )
 
 
 class ResumeSection(Settings):
     allow: tuple[str, ...] = Field(
         (),
-        description="keys (or sections) that may differ from the checkpoint's although they "
-        "change the optimisation",
+        description="keys (or sections) that may differ from the checkpoint's although they change "
+        "the optimisation",
     )
 
 
@@ -314,17 +312,15 @@ class RunConfig(Settings):
     output_bias: Annotated[Literal["zeros", "frequencies"], TOKENS] = Field(
         "zeros",
         description="start of a fresh network's output bias: zeros as published, or the log "
-        "frequencies of the codes "
-        "in the data",
+        "frequencies of the codes in the data",
     )
     batch: Annotated[BatchSection, ALL] = BatchSection()
     optimizer: Annotated[OptimizerSection, ALL] = OptimizerSection()
     schedule: Annotated[ScheduleSection, ALL] = ScheduleSection()
     precision: Annotated[Precision, ALL] = Field(
         "bf16",
-        description="of the whole network, with float32 master weights in the optimizer (fp16 "
-        "also scales the loss); "
-        "bf16-mixed: of its products only",
+        description="of the whole network, with float32 master weights in the optimizer (fp16 also "
+        "scales the loss); bf16-mixed: of its products only",
     )
     zero_stage: Annotated[Literal[0, 1, 2, 3], ALL] = Field(
         1, description="DeepSpeed ZeRO stage; bf16 and fp16 need 1 or more"

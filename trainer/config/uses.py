@@ -68,8 +68,7 @@ def refuse_unused(config: BaseModel, objective: str, source: str) -> None:
         named = "; ".join(f"{key} (used by {', '.join(by)})" for key, by in unused.items())
         raise ConfigError(
             f"in {source}: objective {objective} does not use {named}. Leave "
-            f"{'it' if len(unused) == 1 else 'them'} "
-            "out, or set another objective"
+            f"{'it' if len(unused) == 1 else 'them'} out, or set another objective"
         )
 
 

@@ -59,10 +59,9 @@ def join_ranks(
         )
         raise NotMet(
             f"rank {world.rank} on {platform.node()} does not meet the other {world.size - 1} at "
-            f"{where}: "
-            f"{' '.join(str(error).split())[:400]}. Look at the rank that failed first, the "
-            "firewall, MASTER_ADDR "
-            "(--master-addr), and GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME"
+            f"{where}: {' '.join(str(error).split())[:400]}. Look at the rank that failed first, "
+            "the firewall, MASTER_ADDR (--master-addr), and GLOO_SOCKET_IFNAME or "
+            "NCCL_SOCKET_IFNAME"
         ) from error
     return world
 

@@ -37,8 +37,7 @@ _MPI = {  # rank, size, rank and size on this host
 }
 _ASK = (
     "start it with a launcher (`addp train`, deepspeed, torchrun), or set RANK, WORLD_SIZE, "
-    "LOCAL_RANK, MASTER_ADDR "
-    "and MASTER_PORT for each process"
+    "LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each process"
 )
 
 
@@ -78,8 +77,7 @@ def take_world(environment: MutableMapping[str, str] = os.environ) -> World:
         if environment.get(name, found[name]) != found[name]:
             raise ConfigError(
                 f"{name}={environment[name]} is set, but this is process {found['RANK']} of "
-                f"{found['WORLD_SIZE']}; "
-                f"unset {name}, or set RANK as well"
+                f"{found['WORLD_SIZE']}; unset {name}, or set RANK as well"
             )
     environment.update(
         {name: value for name, value in found.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
@@ -96,9 +94,8 @@ def refuse_tasks(command: str, environment: Mapping[str, str] = os.environ) -> N
     if world.size > 1:
         raise ConfigError(
             f"{command} starts ranks by itself, and the environment says that {world.size} "
-            "processes of it run; "
-            "start it once (`srun -n1`), or `srun python -m trainer.pretrain --config FILE` for "
-            "ranks that Slurm starts"
+            "processes of it run; start it once (`srun -n1`), or `srun python -m trainer.pretrain "
+            "--config FILE` for ranks that Slurm starts"
         )
 
 
@@ -174,8 +171,7 @@ def _of_mpi(environment: Mapping[str, str]) -> dict[str, str] | None:
         if address is None:
             raise ConfigError(
                 f"{kind} starts {size} processes, and does not say where they meet; set "
-                "MASTER_ADDR to the first host "
-                "(mpirun -x MASTER_ADDR=HOST)"
+                "MASTER_ADDR to the first host (mpirun -x MASTER_ADDR=HOST)"
             )
         return {
             "RANK": str(_number(names[0], environment)),
@@ -201,8 +197,7 @@ def _first_host(environment: Mapping[str, str]) -> str:
     if nodes is None:
         raise ConfigError(
             "Slurm starts several tasks, but SLURM_JOB_NODELIST does not say on which hosts; set "
-            "MASTER_ADDR to the "
-            "first one"
+            "MASTER_ADDR to the first one"
         )
     hosts = list(itertools.islice(host_names(nodes), 2))
     if len(hosts) == 1:

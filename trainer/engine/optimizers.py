@@ -204,8 +204,8 @@ def _apex(config: RunConfig, on_cuda: bool) -> Any:
     if not found and wanted == "apex":
         raise ConfigError(
             "optimizer.kernel = apex, but NVIDIA apex is not installed (the `apex` of PyPI is "
-            "another project); "
-            "docs/architecture.md has its install line, or use optimizer.kernel = auto"
+            "another project); docs/architecture.md has its install line, or use optimizer.kernel "
+            "= auto"
         )
     if not found:
         return None

@@ -200,11 +200,9 @@ def _check(run: str, parts: list[str], options: Options, follow: bool) -> RunCon
     ):
         raise ConfigError(
             f"fid needs --inception-weights FILE ({options.inception_weights or 'none given'}): "
-            "the standard "
-            "Inception-v3 as torch-fidelity distributes it, pt_inception-2015-12-05-6726825d.pth. "
-            "Without it, the part "
-            "`proxy` gives the same formulas on packaged EfficientNet features: good to compare "
-            "checkpoints, not to "
+            "the standard Inception-v3 as torch-fidelity distributes it, "
+            "pt_inception-2015-12-05-6726825d.pth. Without it, the part `proxy` gives the same "
+            "formulas on packaged EfficientNet features: good to compare checkpoints, not to "
             "compare with published figures"
         )
     config = _started(run) if follow else run_config(run)

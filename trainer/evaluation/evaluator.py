@@ -178,8 +178,8 @@ class Evaluator:
             if part in there and (different := self._different(part, there[part])):
                 raise ConfigError(
                     f"{self._run}: {FOLDER}/{step_folder(step)} has a result of {part} with other "
-                    "options "
-                    f"({', '.join(different)}); remove it to measure anew, or use the same options"
+                    f"options ({', '.join(different)}); remove it to measure anew, or use the same "
+                    "options"
                 )
         return tuple(part for part in self._parts if part not in there)
 

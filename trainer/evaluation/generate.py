@@ -80,8 +80,8 @@ def main(
     complete: Annotated[
         Path | None,
         typer.Option(
-            help="keep a part of this image, or of the first ones in this folder, and generate "
-            "the rest"
+            help="keep a part of this image, or of the first ones in this folder, and generate the "
+            "rest"
         ),
     ] = None,
     keep: Annotated[

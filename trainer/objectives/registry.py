@@ -66,9 +66,8 @@ class TokenizerObjective:
             raise ConfigError("objective tokenizer needs data.images, a folder of class folders")
         if config.data.views.size != config.tokenizer.sizes.image_size:
             raise ConfigError(
-                f"data.views.size = {config.data.views.size} must equal "
-                "tokenizer.sizes.image_size = "
-                f"{config.tokenizer.sizes.image_size}"
+                f"data.views.size = {config.data.views.size} must equal tokenizer.sizes.image_size "
+                f"= {config.tokenizer.sizes.image_size}"
             )
         if config.precision != "fp32":
             raise ConfigError(
@@ -148,9 +147,8 @@ class TokenObjective:
         ):
             raise ConfigError(
                 f"{data.tokens or data.mixture} holds {manifest.tokens} tokens an image of "
-                f"{manifest.codebook_size} "
-                f"codes, but "
-                f"tokenizer.sizes gives {config.geometry.tokens} of {config.geometry.codebook_size}"
+                f"{manifest.codebook_size} codes, but tokenizer.sizes gives "
+                f"{config.geometry.tokens} of {config.geometry.codebook_size}"
             )
         self.epochs = self.loader.schedule
         self.data_fingerprint = self.loader.fingerprint

@@ -143,8 +143,8 @@ class _Checks:
                 manifest = sets[0].manifest
                 what = (
                     f"{' and '.join(s.store.url for s in sets)}: "
-                    f"{sum(s.manifest.rows for s in sets):,} images as "
-                    f"{manifest.tokens} tokens of {manifest.codebook_size} codes"
+                    f"{sum(s.manifest.rows for s in sets):,} images as {manifest.tokens} tokens of "
+                    f"{manifest.codebook_size} codes"
                 )
             else:
                 what = f"{self._config.data.images}: {found.epochs.samples:,} images"
@@ -164,8 +164,7 @@ class _Checks:
                 "warning",
                 (
                     "there is none: every rank keeps shards in memory and downloads its own; set "
-                    "data.cache to a "
-                    "folder on a local disk"
+                    "data.cache to a folder on a local disk"
                 ),
             )
         else:
@@ -202,8 +201,7 @@ class _Checks:
         )  # the newest is written before one goes
         text = (
             f"{folder}{'' if folder.exists() else ' (will be made)'}: {free / _GIB:.1f} GiB free; "
-            "a checkpoint takes "
-            f"{_size(size)}, {kept} of them {_size(kept * size)}"
+            f"a checkpoint takes {_size(size)}, {kept} of them {_size(kept * size)}"
         )
         if free + there < kept * size:
             yield "FAILED", f"{text}; make room, choose another folder, or lower checkpoint.keep"
@@ -217,8 +215,7 @@ class _Checks:
                     "warning",
                     (
                         f"checkpoint.permanent_every = {every} keeps {forever} more for good, "
-                        f"{_size(forever * size)}; "
-                        "there is not that much room"
+                        f"{_size(forever * size)}; there is not that much room"
                     ),
                 )
 

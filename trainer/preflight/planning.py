@@ -234,11 +234,9 @@ def _show(plan: dict[str, Any]) -> None:
     console.print()
     console.print(table)
     console.print(
-        f"days: at {plan['mfu']:.0%} of {plan['tflops']:.0f} TFLOP/s ({plan['device']}). Memory "
-        "of a GPU: weights, "
-        "gradients, optimizer, frozen networks, activations of a micro batch (estimates; offload "
-        "not counted). save: "
-        "of one rank's share."
+        f"days: at {plan['mfu']:.0%} of {plan['tflops']:.0f} TFLOP/s ({plan['device']}). Memory of "
+        "a GPU: weights, gradients, optimizer, frozen networks, activations of a micro batch "
+        "(estimates; offload not counted). save: of one rank's share."
     )
 
 

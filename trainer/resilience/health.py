@@ -88,8 +88,8 @@ def _out_of_line(progress: TrainerState, row: Row, section: HealthSection) -> st
     )
     if row.loss > middle + section.loss_deviations * spread:
         return (
-            f"loss {row.loss:.4g}, {(row.loss - middle) / spread:.1f} deviations over the "
-            f"median {middle:.4g}"
+            f"loss {row.loss:.4g}, {(row.loss - middle) / spread:.1f} deviations over the median "
+            f"{middle:.4g}"
         )
     usual = median(progress.norms)
     if row.norm > section.norm_factor * usual:

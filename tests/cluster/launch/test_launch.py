@@ -15,9 +15,8 @@ from cluster.launch.postmortem import explain, last_words
 from trainer.run_folder import RunFolder
 
 CHILD = (
-    "import subprocess, sys, time; "
-    "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); print(p.pid, "
-    "flush=True)"
+    "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; "
+    "time.sleep(60)']); print(p.pid, flush=True)"
 )
 
 
@@ -39,8 +38,7 @@ def test_a_signal_that_comes_too_late_is_not_forgotten() -> None:
     """The command ends well all the same; who started it must know, to start nothing else."""
     child = (
         "import os, signal, sys, time; [signal.signal(n, lambda *_: sys.exit(0)) for n in "
-        "(signal.SIGINT, 15)]; "
-        "os.kill(os.getppid(), signal.SIGINT); time.sleep(600)"
+        "(signal.SIGINT, 15)]; os.kill(os.getppid(), signal.SIGINT); time.sleep(600)"
     )
     assert run_group([sys.executable, "-c", child]) == (0, True)
 
@@ -49,8 +47,8 @@ def test_a_signal_that_comes_too_late_is_not_forgotten() -> None:
 def test_a_signal_reaches_the_whole_group(number: int, tmp_path: Path) -> None:
     sleeping = CHILD + "; time.sleep(600)"
     code = (
-        "from cluster.launch.launch import run_group; import sys; run_group([sys.executable, "
-        f"'-c', {sleeping!r}])"
+        "from cluster.launch.launch import run_group; import sys; run_group([sys.executable, '-c', "
+        f"{sleeping!r}])"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -110,8 +108,8 @@ def test_a_marker_from_before_this_start_counts_for_nothing(
     with pytest.raises(RunFailed, match=r"died \(exit code 3\)"):
         train(tmp_path, 2, [])
     code = (
-        "from trainer.run_folder import RunFolder as R; "
-        f"R({str(tmp_path)!r}).mark_done({{'step': 70, 'start': 'x'}})"
+        f"from trainer.run_folder import RunFolder as R; R({str(tmp_path)!r}).mark_done({{'step': "
+        "70, 'start': 'x'})"
     )
     monkeypatch.setattr(
         "cluster.launch.launch.launcher_command", lambda *_: [sys.executable, "-c", code]

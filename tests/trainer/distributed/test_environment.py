@@ -73,8 +73,8 @@ def test_said_as_soon_as_the_ranks_meet(tmp_path: Path, monkeypatch: pytest.Monk
     codes, output = Hosts(meet, [], 2, tmp_path / "log").wait()
     assert codes == [0, 0] and "very-secret" not in output
     assert (
-        "environment: AWS_PROFILE, AWS_SECRET_ACCESS_KEY are set on other ranks, but not on rank "
-        "1 (" in output
+        "environment: AWS_PROFILE, AWS_SECRET_ACCESS_KEY are set on other ranks, but not on rank 1 "
+        "(" in output
     )
     assert "environment: NCCL_IB_DISABLE is set to another value on rank 1 (" in output, output
     assert output.count("environment: ") == 2 and "docs/several-machines.md" in output

@@ -64,8 +64,7 @@ class Inception:
         except RuntimeError as error:
             raise ConfigError(
                 f"{weights} does not hold the Inception-v3 of FID ({str(error).splitlines()[0]}); "
-                "give "
-                f"torch-fidelity's file of it, {_INCEPTION}"
+                f"give torch-fidelity's file of it, {_INCEPTION}"
             ) from error
         self._network.to(device)
         self._device = device

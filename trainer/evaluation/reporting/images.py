@@ -30,9 +30,8 @@ _TITLES = {  # in the order of the page
     ),
     ("held-out", "x_t"): (
         "What ADDP sees",
-        "Held-out images, from left: the image; decoded with 99, 90, 75, 60 and 51 % of its "
-        "tokens unreliable (the "
-        "predictor's expected codes); decoded from all its own tokens.",
+        "Held-out images, from left: the image; decoded with 99, 90, 75, 60 and 51 % of its tokens "
+        "unreliable (the predictor's expected codes); decoded from all its own tokens.",
     ),
     ("held-out", "reconstructions"): (
         "Reconstructions",

@@ -22,7 +22,7 @@ from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
-_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _VIEWS = 16  # augmented views of each image in the token shards
 _MIN_SCALE = 0.75  # emoji fill their image; smaller crops would no longer look like emoji
 _SAMPLES = 128  # of each checkpoint

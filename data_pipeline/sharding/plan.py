@@ -247,7 +247,7 @@ def _existing(store: Store) -> Plan | None:
 def _agreed(store: Store, existing: Plan, plan: Plan) -> Plan:
     if existing.identity == plan.identity:
         return existing
-    old, new = existing.model_dump(mode="json"), plan.model_dump(mode="json")
+    old, new = (p.model_dump(mode="json", by_alias=False) for p in (existing, plan))
     old.update(old.pop("recipe"))
     new.update(new.pop("recipe"))
     different = [

@@ -125,7 +125,7 @@ class Sabotage:
 
     def _change_inputs(self, rank: int) -> None:
         """Through the objective's own inputs: the network multiplies its loss by `factor`."""
-        from trainer.objectives.registry import registry as objectives
+        from trainer.objectives import registry as objectives
 
         original = objectives.MageObjective.inputs
         forward = objectives.TokenPredictor.forward

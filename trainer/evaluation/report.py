@@ -160,7 +160,7 @@ def write_report(names: list[str], out: Path) -> Path:
     now = time.time()
     images = [(run.name, image_groups(run)) for run in runs]  # before what is left out is counted
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("trainer.evaluation", "."),
+        loader=jinja2.PackageLoader("trainer.evaluation.reporting", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -44,7 +44,7 @@ _ALIKE = (
     "code",
     "configuration",
 )  # must be the same on all hosts
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 
 
 def check(path: Path | None, overrides: list[str]) -> int:

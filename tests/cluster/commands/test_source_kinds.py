@@ -144,7 +144,7 @@ def test_processes_in_other_folders(
     tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a user has it: relative paths, planned in one folder, run in another."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     monkeypatch.chdir(tmp_path)
     case = imagenet_train(open_store("data"), tmp_path)
     (tmp_path / "elsewhere").mkdir()

@@ -328,7 +328,7 @@ def test_mistakes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     monkeypatch.chdir(tmp_path)
     done = tokenize(*({"W": str(tokenizer_file), "P": str(images)}.get(a, a) for a in arguments))
     assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr, (

@@ -119,7 +119,7 @@ def test_manifests_of_earlier_versions_have_neither_run_nor_configuration() -> N
 
 
 @pytest.mark.parametrize(
-    ("facts", "run", "words"),
+    ("run_identity", "run", "words"),
     [
         ({"network": {"dim": 64, "dropout": 0.1}}, "mine", "network: "),
         ({"data": "other"}, "mine", "data: "),

@@ -18,7 +18,7 @@ from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
 from trainer.engine.precision import MODES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RUN_FILES = sorted(p for p in (ROOT / "configs").glob("*.yaml") if p.name != "defaults.yaml")
 
 

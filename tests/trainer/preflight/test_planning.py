@@ -15,7 +15,7 @@ from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
 from trainer.preflight.planning import make_plan
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def plan(

@@ -27,8 +27,8 @@ def _block(*_: Any) -> NoReturn:
 def raising(arguments: list[str]) -> None:
     """Rank 1 fails in its third step while rank 0 sums gradients; to close an engine blocks, as
     NCCL's can."""
-    from trainer.engine.engine import engine
-    from trainer.objectives.registry import registry as objectives
+    from trainer.engine import engine
+    from trainer.objectives import registry as objectives
     from trainer.resilience import leaving
 
     leaving._SECONDS = 2.0
@@ -55,7 +55,7 @@ def raising_without_a_disk(arguments: list[str]) -> None:
 
 def stuck_at_the_end(arguments: list[str]) -> None:
     """A run that is asked to stop, and whose engine cannot be closed."""
-    from trainer.engine.engine import engine
+    from trainer.engine import engine
     from trainer.resilience import leaving
 
     leaving._SECONDS = 2.0

@@ -2,9 +2,10 @@
 
     python -m benchmarks.checkpointing
 
-Two ranks under the deepspeed launcher, a token predictor of about 41 million parameters (a checkpoint of 0.6 GiB with
-two moments and an average), once with synchronous and once with asynchronous saves, in turn. Then rank 1 is killed in
-the middle of the run, and the run is started again as soon as the launcher has ended.
+Two ranks under the deepspeed launcher, a token predictor of about 41 million parameters (a
+checkpoint of 0.6 GiB with two moments and an average), once with synchronous and once with
+asynchronous saves, in turn. Then rank 1 is killed in the middle of the run, and the run is started
+again as soon as the launcher has ended.
 """
 
 from __future__ import annotations
@@ -23,36 +24,56 @@ from pathlib import Path
 import deepspeed
 import torch
 
-from cluster.launch import launcher_command
+from cluster.launch.launch import launcher_command
 from data_pipeline.storage import LocalStore
 from tests.token_sets import write_tokens
-from trainer.checkpoint import verify
+from trainer.checkpointing.format import verify
 from trainer.run_folder import RunFolder
 
 OPTIONS = (
-    "objective=mage", "precision=fp32", "tokenizer.sizes.image_size=64", "predictor.sizes.dim=512",
-    "predictor.sizes.depth=8", "predictor.sizes.heads=8", "predictor.sizes.decoder_depth=4",
-    "predictor.sizes.decoder_heads=8", "batch.global_batch=16", "batch.micro=8", "schedule.unit=steps",
+    "objective=mage",
+    "precision=fp32",
+    "tokenizer.sizes.image_size=64",
+    "predictor.sizes.dim=512",
+    "predictor.sizes.depth=8",
+    "predictor.sizes.heads=8",
+    "predictor.sizes.decoder_depth=4",
+    "predictor.sizes.decoder_heads=8",
+    "batch.global_batch=16",
+    "batch.micro=8",
+    "schedule.unit=steps",
     "schedule.warmup=2",
-    "log_every=1", "ema_decay=0.999", "zero_stage=1",
-)  # fmt: skip
+    "log_every=1",
+    "ema_decay=0.999",
+    "zero_stage=1",
+)
 EVERY, SAVES = 6, 4
 
 
 def start(run: Path, tokens: Path, *overrides: str) -> subprocess.Popen[bytes]:
-    command = launcher_command(2, "trainer.pretrain", [f"run={run}", f"data.tokens={tokens}", *OPTIONS, *overrides])
+    command = launcher_command(
+        2, "trainer.pretrain", [f"run={run}", f"data.tokens={tokens}", *OPTIONS, *overrides]
+    )
     return subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        command,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         env=os.environ | {"DS_ACCELERATOR": "cpu"},
-    )  # fmt: skip
+    )
 
 
 def stalls(run: Path, tokens: Path, asynchronous: bool) -> tuple[list[float], float]:
-    """(seconds that training waited for each save but the last, median seconds of a step without one)."""
+    """(seconds that training waited for each save but the last, median seconds of a step without
+    one)."""
     total = EVERY * SAVES + EVERY // 2
     process = start(
-        run, tokens, f"checkpoint.every={EVERY}", f"schedule.total={total}", f"checkpoint.asynchronous={asynchronous}"
-    )  # fmt: skip
+        run,
+        tokens,
+        f"checkpoint.every={EVERY}",
+        f"schedule.total={total}",
+        f"checkpoint.asynchronous={asynchronous}",
+    )
     process.wait(600)
     assert RunFolder(run).is_done
     rows = RunFolder(run).read_metrics()
@@ -68,14 +89,18 @@ def wait_for_steps(run: Path, count: int) -> float:
 
 
 def recovery(run: Path, tokens: Path) -> tuple[float, float]:
-    """Seconds from the kill of a rank to the launcher's end, and from the new start to its first step."""
+    """Seconds from the kill of a rank to the launcher's end, and from the new start to its first
+    step."""
     options = ("checkpoint.every=10", "schedule.total=10000")
     process = start(run, tokens, *options)
     while not (run / "checkpoints" / "step-00000010").exists():
         time.sleep(0.01)
     ranks = subprocess.run(
-        ["pgrep", "-f", f"trainer.pretrain --local_rank=1 run={run}"], capture_output=True, text=True, check=True
-    ).stdout.split()  # fmt: skip
+        ["pgrep", "-f", f"trainer.pretrain --local_rank=1 run={run}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
     killed = time.monotonic()
     os.kill(int(ranks[-1]), signal.SIGKILL)
     process.wait(120)
@@ -91,11 +116,15 @@ def recovery(run: Path, tokens: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
-          f"deepspeed {deepspeed.__version__}")  # fmt: skip
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch "
+        f"{torch.__version__}, deepspeed {deepspeed.__version__}"
+    )
     waits: dict[bool, list[float]] = {False: [], True: []}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -107,19 +136,24 @@ def main() -> None:
                 waits[asynchronous] += found
                 kind = "asynchronous" if asynchronous else "synchronous"
                 print(
-                    f"{kind:13s} {', '.join(f'{1000 * w:.0f}' for w in found)} ms a save; a step {1000 * step:.0f} ms"
+                    f"{kind:13s} {', '.join(f'{1000 * w:.0f}' for w in found)} ms a save; a step "
+                    f"{1000 * step:.0f} ms"
                 )
         newest = max((folder / "True-0" / "checkpoints").glob("step-*"))
         size = sum(f.bytes for f in verify(newest).files.values())
         detected, resumed = zip(
-            *(recovery(folder / f"r{i}", folder / "tokens") for i in range(options.repeats)), strict=True
+            *(recovery(folder / f"r{i}", folder / "tokens") for i in range(options.repeats)),
+            strict=True,
         )
     slow, fast = (statistics.median(waits[kind]) for kind in (False, True))
     print(
-        f"checkpoint {size / 2**30:.2f} GiB; stall {1000 * fast:.0f} ms against {1000 * slow:.0f} ms: {fast / slow:.1%}"
+        f"checkpoint {size / 2**30:.2f} GiB; stall {1000 * fast:.0f} ms against {1000 * slow:.0f} "
+        f"ms: {fast / slow:.1%}"
     )
-    print(f"a dead rank: launcher ended after {statistics.median(detected):.1f} s; "
-          f"first step after a new start {statistics.median(resumed):.1f} s")  # fmt: skip
+    print(
+        f"a dead rank: launcher ended after {statistics.median(detected):.1f} s; first step after "
+        f"a new start {statistics.median(resumed):.1f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Fine-tuning the demo's encoder against training the same network from scratch, same budget, after `make demo`.
+"""Fine-tuning the demo's encoder against training the same network from scratch, same budget, after
+`make demo`.
 
     python -m benchmarks.finetuning runs/demo
     python -m benchmarks.finetuning runs/demo --labelled 0.2 --epochs 40
 
-Each seed fine-tunes from the pre-trained weights and from scratch; both are measured on pictures that no training saw.
---labelled: share of the pictures whose labels are used; the held-out tenth is never among them.
+Each seed fine-tunes from the pre-trained weights and from scratch; both are measured on images that
+no training saw. --labelled: share of the images whose labels are used; the held-out tenth is never
+among them.
 """
 
 from __future__ import annotations
@@ -22,13 +24,26 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 ADDP = [sys.executable, "-m", "cluster.cli"]
-SCRATCH = ("addp.weights=null", "classifier.layer_decay=1.0")  # small rates in early layers would hold it back
+SCRATCH = (
+    "addp.weights=null",
+    "classifier.layer_decay=1.0",
+)  # small rates in early layers would hold it back
 
 
 def measure(demo: Path, run: Path, overrides: list[str]) -> float:
     """Held-out top-1."""
-    files = [f"data.pictures={demo / 'pictures'}", f"addp.weights={demo / 'addp' / 'network.safetensors'}"]
-    command = [*ADDP, "train", str(ROOT / "configs" / "demo-finetune.yaml"), f"run={run}", *files, *overrides]
+    files = [
+        f"data.images={demo / 'images'}",
+        f"addp.weights={demo / 'addp' / 'network.safetensors'}",
+    ]
+    command = [
+        *ADDP,
+        "train",
+        str(ROOT / "configs" / "demo-finetune.yaml"),
+        f"run={run}",
+        *files,
+        *overrides,
+    ]
     subprocess.run([*command, "--processes", "2"], check=True, capture_output=True)
     evaluate = [*ADDP, "evaluate", str(run), "--suite", "accuracy", "--held-out", "0.1", "--json"]
     found = json.loads(subprocess.run(evaluate, check=True, capture_output=True).stdout)
@@ -36,7 +51,9 @@ def measure(demo: Path, run: Path, overrides: list[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("demo", type=Path, help="the demo's folder")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--labelled", type=float, default=0.9)
@@ -48,13 +65,23 @@ def main() -> None:
         for seed in range(options.seeds):
             for name, arm in (("pre-trained", []), ("from scratch", list(SCRATCH))):
                 run = Path(folder) / f"{name.replace(' ', '-')}-{seed}"
-                rows[name].append(measure(options.demo.resolve(), run, [*shared, f"seed={seed}", *arm]))
+                rows[name].append(
+                    measure(options.demo.resolve(), run, [*shared, f"seed={seed}", *arm])
+                )
                 print(f"seed {seed}, {name}: {rows[name][-1]:.1%}", file=sys.stderr, flush=True)
-    print(json.dumps({
-        "torch": torch.__version__, "processor": platform.processor() or platform.machine(),
-        "labelled": options.labelled, "epochs": options.epochs, "top1": rows,
-        "mean": {name: round(statistics.mean(values), 4) for name, values in rows.items()},
-    }, indent=1))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "torch": torch.__version__,
+                "processor": platform.processor() or platform.machine(),
+                "labelled": options.labelled,
+                "epochs": options.epochs,
+                "top1": rows,
+                "mean": {name: round(statistics.mean(values), 4) for name, values in rows.items()},
+            },
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Samples a second against a plain loop in the style of the reference: float32, explicit attention, every picture
-decoded at every step. The same networks, sizes and steps.
+"""Samples a second against a plain loop in the style of the reference: float32, explicit attention,
+every image decoded at every step. The same networks, sizes and steps.
 
     python -m benchmarks.generation                        published Base sizes at 256 px
     python -m benchmarks.generation --device cuda --batch 64 --repeats 5
@@ -31,7 +31,9 @@ from trainer.host_memory import keep_freed_memory
 WAYS = ("plain", "fp32", "bf16")
 
 
-def explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, backend: str | None = None) -> Tensor:
+def explicit_attention(
+    q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, backend: str | None = None
+) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, the matrix of weights written out."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
@@ -39,13 +41,15 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, ba
 
 
 def plain_loop(network: ADDP, tokenizer: VQTokenizer, batch: int, config: SamplerConfig) -> Tensor:
-    """Every step whole: logits and pictures of all samples."""
+    """Every step whole: logits and images of all samples."""
     device, length = network.pos_embed.device, network.geometry.tokens
     size = network.geometry.image_size
     state = Generation(
-        torch.zeros(batch, 3, size, size, device=device), torch.zeros(batch, length, dtype=torch.int64, device=device),
-        torch.ones(batch, length, dtype=torch.bool, device=device), torch.empty(0),
-    )  # fmt: skip
+        torch.zeros(batch, 3, size, size, device=device),
+        torch.zeros(batch, length, dtype=torch.int64, device=device),
+        torch.ones(batch, length, dtype=torch.bool, device=device),
+        torch.empty(0),
+    )
     model.transformer.attention = explicit_attention
     try:
         for step in range(config.steps):
@@ -67,9 +71,20 @@ def seconds(options: argparse.Namespace) -> float:
     """Of one batch, one way."""
     torch.manual_seed(0)
     published = options.size in ("base", "large")
-    tokenizer = VQTokenizer(TokenizerConfig(size="published" if published else options.size)).eval().to(options.device)
-    network = ADDP(Geometry.of(tokenizer.config), TransformerConfig(size=options.size)).eval().to(options.device)
-    half = copy.deepcopy(network).bfloat16(), copy.deepcopy(tokenizer).bfloat16().to(memory_format=torch.channels_last)
+    tokenizer = (
+        VQTokenizer(TokenizerConfig(size="published" if published else options.size))
+        .eval()
+        .to(options.device)
+    )
+    network = (
+        ADDP(Geometry.of(tokenizer.config), TransformerConfig(size=options.size))
+        .eval()
+        .to(options.device)
+    )
+    half = (
+        copy.deepcopy(network).bfloat16(),
+        copy.deepcopy(tokenizer).bfloat16().to(memory_format=torch.channels_last),
+    )
     config = SamplerConfig(options.steps, options.schedule)
     ways: dict[str, Callable[[SamplerConfig], Tensor]] = {
         "plain": lambda c: plain_loop(network, tokenizer, options.batch, c),
@@ -88,33 +103,51 @@ def seconds(options: argparse.Namespace) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", default="base", help="base, large, demo or tiny")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--schedule", default="cosine")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--way", choices=WAYS, help="time one way in this process, and print its seconds")
+    parser.add_argument(
+        "--way", choices=WAYS, help="time one way in this process, and print its seconds"
+    )
     options = parser.parse_args()
     if options.way:
         print(seconds(options))
         return
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(options.repeats):
-        for way in WAYS:  # in turn, so that a slow minute is everybody's; each in a process of its own
+        for (
+            way
+        ) in WAYS:  # in turn, so that a slow minute is everybody's; each in a process of its own
             command = [sys.executable, "-m", "benchmarks.generation", *sys.argv[1:], "--way", way]
-            found[way].append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            found[way].append(
+                float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            )
             print(f"{way}: {found[way][-1]:.1f} s", file=sys.stderr, flush=True)
-    print(json.dumps({
-        "torch": torch.__version__, "device": torch.cuda.get_device_name() if options.device != "cpu" else "cpu",
-        "processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
-        **{name: value for name, value in vars(options).items() if name != "way"},
-        "samples_per_second": {n: round(options.batch / statistics.median(s), 4) for n, s in found.items()},
-        "speedup_by_repeat": {
-            n: [round(p / s, 2) for p, s in zip(found["plain"], found[n], strict=True)] for n in ("fp32", "bf16")
-        },
-    }, indent=1))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "torch": torch.__version__,
+                "device": torch.cuda.get_device_name() if options.device != "cpu" else "cpu",
+                "processor": platform.processor() or platform.machine(),
+                "threads": torch.get_num_threads(),
+                **{name: value for name, value in vars(options).items() if name != "way"},
+                "samples_per_second": {
+                    n: round(options.batch / statistics.median(s), 4) for n, s in found.items()
+                },
+                "speedup_by_repeat": {
+                    n: [round(p / s, 2) for p, s in zip(found["plain"], found[n], strict=True)]
+                    for n in ("fp32", "bf16")
+                },
+            },
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

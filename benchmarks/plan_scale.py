@@ -1,9 +1,10 @@
-"""A plan of ten million pictures, and `addp tokenize status` on its ten thousand shards, in a folder and on S3.
+"""A plan of ten million images, and `addp tokenize status` on its ten thousand shards, in a folder
+and on S3.
 
-    python -m benchmarks.plan_scale [--pictures 10000000] [--s3]
+    python -m benchmarks.plan_scale [--images 10000000] [--s3]
 
-The listing is synthetic (names as ImageNet's); the parts and shards that `status` finds are stand-ins of a few bytes.
-With --s3 a SeaweedFS server is started on this machine.
+The listing is synthetic (names as ImageNet's); the parts and shards that `status` finds are
+stand-ins of a few bytes. With --s3 a SeaweedFS server is started on this machine.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.dataset import ShardEntry
-from data_pipeline.parts import Part, layout_of, part_name, shard_name
-from data_pipeline.pictures import Picture
-from data_pipeline.plan import Plan, PlanRecipe, make_plan, shard_pictures
+from data_pipeline.images.images import ImageEntry
+from data_pipeline.images.views import ViewRecipe
+from data_pipeline.sharding.plan import Plan, PlanRecipe, make_plan, shard_images
+from data_pipeline.sharding.receipts import Part, layout_of, part_name, shard_name
+from data_pipeline.shards.manifest import ShardEntry
 from data_pipeline.storage import Store, open_store
-from data_pipeline.views import ViewRecipe
 from tests.s3_server import client, environment, s3_server
 
 CLASSES = tuple(f"n{10_000_000 + 1000 * i:08d}" for i in range(1000))
 
 
-def listing(count: int) -> Iterator[Picture]:
+def listing(count: int) -> Iterator[ImageEntry]:
     for i in range(count):
         wordnet_id = CLASSES[i % 1000]
         name = f"{wordnet_id}/{wordnet_id}_{i}.JPEG"
-        yield Picture(name, i % 1000, name, 90_000 + i % 50_000)
+        yield ImageEntry(name, i % 1000, name, 90_000 + i % 50_000)
 
 
 def finish_shards(store: Store, plan: Plan) -> None:
@@ -47,7 +48,9 @@ def finish_shards(store: Store, plan: Plan) -> None:
 
     def finish(k: int) -> None:
         size = plan.rows_of(k) * layout_of(plan).stride + 1024
-        entry = ShardEntry(name=shard_name(k), rows=plan.rows_of(k), bytes=size, sha256="0" * 64, xxh3="0" * 32)
+        entry = ShardEntry(
+            name=shard_name(k), rows=plan.rows_of(k), bytes=size, sha256="0" * 64, xxh3="0" * 32
+        )
         store.replace(entry.name, b"x")
         store.replace(part_name(k), Part(plan=identity, shard=entry).model_dump_json().encode())
 
@@ -59,20 +62,30 @@ def status(url: str) -> dict[str, object]:
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "cluster.cli", "tokenize", "status", url, "--json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     seconds = time.perf_counter() - started
     found = json.loads(done.stdout)
     return {"seconds": round(seconds, 1), "done": found["done"], "missing": found["missing"]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=10_000_000)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=10_000_000)
     parser.add_argument("--s3", action="store_true")
     options = parser.parse_args()
-    recipe = PlanRecipe(views=ViewRecipe(), tokenizer="0" * 64, codebook_size=1024, tokens=256, rows=1000)
-    print(json.dumps({"python": platform.python_version(), "numpy": np.__version__, "pictures": options.pictures}))
+    recipe = PlanRecipe(
+        views=ViewRecipe(), tokenizer="0" * 64, codebook_size=1024, tokens=256, rows=1000
+    )
+    print(
+        json.dumps(
+            {"python": platform.python_version(), "numpy": np.__version__, "images": options.images}
+        )
+    )
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         url = str(root / "data")
@@ -83,23 +96,30 @@ def main() -> None:
             url = "s3://benchmark/data"
         store = open_store(url)
         started = time.perf_counter()
-        plan = make_plan(store, "synthetic", listing(options.pictures), recipe, lambda: (CLASSES, ()))
+        plan = make_plan(store, "synthetic", listing(options.images), recipe, lambda: (CLASSES, ()))
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
             json.dumps(
                 {
-                    "plan_seconds": round(seconds, 1), "peak_gib": round(peak, 2), "shards": plan.shards,
+                    "plan_seconds": round(seconds, 1),
+                    "peak_gib": round(peak, 2),
+                    "shards": plan.shards,
                     "list_bytes": plan.slices[-1],
                 }
             ),
             flush=True,
-        )  # fmt: skip
+        )
         started = time.perf_counter()
-        shard_pictures(store, plan, plan.shards // 2)
-        print(json.dumps({"list_of_one_shard_ms": round(1000 * (time.perf_counter() - started), 1)}))
+        shard_images(store, plan, plan.shards // 2)
+        print(
+            json.dumps({"list_of_one_shard_ms": round(1000 * (time.perf_counter() - started), 1)})
+        )
         finish_shards(store, plan)
-        print(json.dumps({"status": status(url), "place": "s3" if options.s3 else "folder"}), flush=True)
+        print(
+            json.dumps({"status": status(url), "place": "s3" if options.s3 else "folder"}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Samples/s of this loader beside webdataset, MosaicML streaming and litdata, in one process, warm, shuffled.
+"""Samples/s of this loader beside webdataset, MosaicML streaming and litdata, in one process, warm,
+shuffled.
 
     pip install 'addp[peers]' && python -m benchmarks.streaming [--plot docs/streaming.png]
 
-The same 20,000 samples (256 uint16 tokens and a label), written in each system's own format by its own writer, are read
-in interleaved repeats; every system ends at the same NumPy batch (B, 256). Medians; per second of wall and of CPU time.
-A peer that is not installed is left out, and that is said.
+The same 20,000 samples (256 uint16 tokens and a label), written in each system's own format by its
+own writer, are read in interleaved repeats; every system ends at the same NumPy batch (B, 256).
+Medians; per second of wall and of CPU time. A peer that is not installed is left out, and that is
+said.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.loader import LoaderOptions, TokenLoader
 from data_pipeline.storage import LocalStore
+from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from tests.token_sets import write_tokens
 
 SHARDS, ROWS, TOKENS = 20, 1000, 256
@@ -64,7 +66,9 @@ def read_webdataset(folder: Path, batch: int, labels: bool) -> Batches:
 
     urls = sorted(str(p) for p in folder.glob("*.tar"))
     names = ("tokens.npy", "cls") if labels else ("tokens.npy",)
-    data = webdataset.WebDataset(urls, shardshuffle=len(urls)).shuffle(1000).decode().to_tuple(*names)
+    data = (
+        webdataset.WebDataset(urls, shardshuffle=len(urls)).shuffle(1000).decode().to_tuple(*names)
+    )
     yield from _collated(iter(data), batch, labels)
 
 
@@ -93,7 +97,14 @@ def _litdata_sample(n: int) -> dict[str, Any]:
 def write_litdata(folder: Path) -> None:
     import litdata
 
-    litdata.optimize(_litdata_sample, list(range(SAMPLES)), str(folder), chunk_size=ROWS, num_workers=1, verbose=False)
+    litdata.optimize(
+        _litdata_sample,
+        list(range(SAMPLES)),
+        str(folder),
+        chunk_size=ROWS,
+        num_workers=1,
+        verbose=False,
+    )
 
 
 def read_litdata(folder: Path, batch: int, labels: bool) -> Batches:
@@ -144,25 +155,43 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
         names = list(dict.fromkeys(r["system"] for r in shown))[::-1]
         for shift, labels in ((0.2, False), (-0.2, True)):
             values = [
-                next(r["per_cpu_second"] for r in shown if r["system"] == n and r["labels"] == labels) for n in names
+                next(
+                    r["per_cpu_second"] for r in shown if r["system"] == n and r["labels"] == labels
+                )
+                for n in names
             ]
             bars = axis.barh(
-                np.arange(len(names)) + shift, values, 0.38, color="#2a6fbb" if labels else "#9ec1e6",
+                np.arange(len(names)) + shift,
+                values,
+                0.38,
+                color="#2a6fbb" if labels else "#9ec1e6",
                 label="tokens and label" if labels else "tokens",
-            )  # fmt: skip
+            )
             axis.bar_label(bars, [f"{v:,.0f}" for v in values], fontsize=8, padding=3)
-        axis.set(xscale="log", yticks=np.arange(len(names)), yticklabels=names, title=f"batch {batch}",
-                 xlabel="samples per CPU-second, one process", xlim=(1e3, 3e7))  # fmt: skip
+        axis.set(
+            xscale="log",
+            yticks=np.arange(len(names)),
+            yticklabels=names,
+            title=f"batch {batch}",
+            xlabel="samples per CPU-second, one process",
+            xlim=(1e3, 3e7),
+        )
     axes[0].legend(loc="lower right", fontsize=8)
     figure.savefig(target, dpi=110)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "cores": len(os.sched_getaffinity(0))}
+    versions = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "cores": len(os.sched_getaffinity(0)),
+    }
     present = {}
     for name, (package, write, read) in SYSTEMS.items():
         try:
@@ -190,14 +219,32 @@ def main() -> None:
                 for name, results in found.items():
                     wall, cpu = (statistics.median(r[i] for r in results) for i in (0, 1))
                     size = sum(p.stat().st_size for p in folders[name].rglob("*") if p.is_file())
-                    rows.append({"system": name, "batch": batch, "labels": labels, "per_second": round(wall),
-                                 "per_cpu_second": round(cpu), "bytes_a_sample": round(size / SAMPLES)})  # fmt: skip
+                    rows.append(
+                        {
+                            "system": name,
+                            "batch": batch,
+                            "labels": labels,
+                            "per_second": round(wall),
+                            "per_cpu_second": round(cpu),
+                            "bytes_a_sample": round(size / SAMPLES),
+                        }
+                    )
                     print(json.dumps(rows[-1]), flush=True)
                 ours = next(r for r in rows[-len(present) :] if r["system"] == "addp")
-                others = [r["per_cpu_second"] for r in rows[-len(present) :] if r["system"] != "addp"]
+                others = [
+                    r["per_cpu_second"] for r in rows[-len(present) :] if r["system"] != "addp"
+                ]
                 if others:
                     ratio = ours["per_cpu_second"] / max(others)
-                    print(json.dumps({"batch": batch, "labels": labels, "times_the_fastest_peer": round(ratio, 1)}))
+                    print(
+                        json.dumps(
+                            {
+                                "batch": batch,
+                                "labels": labels,
+                                "times_the_fastest_peer": round(ratio, 1),
+                            }
+                        )
+                    )
         if options.plot:
             draw(rows, options.plot)
             print(options.plot)

@@ -1,10 +1,10 @@
-"""Time until a run's first batch, at its start and where it is resumed at half of an epoch, and what a checkpoint
-holds of the data.
+"""Time until a run's first batch, at its start and where it is resumed at half of an epoch, and
+what a checkpoint holds of the data.
 
     python -m benchmarks.streaming_resume
 
-Shards are hard links to one file, so that data sets of 1.28 and 100 million samples fit on a laptop; reading them is
-real.
+Shards are hard links to one file, so that data sets of 1.28 and 100 million samples fit on a
+laptop; reading them is real.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from data_pipeline.dataset import MANIFEST, manifest_bytes
-from data_pipeline.loader import LoaderOptions, TokenLoader
+from data_pipeline.shards.manifest import MANIFEST, manifest_bytes
 from data_pipeline.storage import LocalStore
+from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from tests.token_sets import write_tokens
-from trainer.config import RunConfig
-from trainer.config_reading import load_config
-from trainer.objectives import MageObjective, Objective, TokenObjective
+from trainer.config.reading import load_config
+from trainer.config.schema import RunConfig
+from trainer.objectives.registry import MageObjective, Objective, TokenObjective
 from trainer.prefetch import Prefetch
-from trainer.progress import data_step
-from trainer.start import run_facts
+from trainer.resilience.state import data_step
+from trainer.startup import identify_run
 
 ROWS, BATCH, MICRO = 1000, 4096, 64
 
@@ -43,7 +43,9 @@ def make(folder: Path, shards: int) -> None:
     entries = [first.model_copy(update={"name": f"tokens-{k:06d}.tar"}) for k in range(shards)]
     for entry in entries[1:]:
         (folder / entry.name).hardlink_to(folder / first.name)
-    (folder / MANIFEST).write_bytes(manifest_bytes(manifest.model_copy(update={"shards": tuple(entries)})))
+    (folder / MANIFEST).write_bytes(
+        manifest_bytes(manifest.model_copy(update={"shards": tuple(entries)}))
+    )
 
 
 def milliseconds(since: float) -> float:
@@ -51,7 +53,8 @@ def milliseconds(since: float) -> float:
 
 
 class Times(NamedTuple):
-    """Milliseconds: until the data set is open, until the first batch is there, and the CPU's until then."""
+    """Milliseconds: until the data set is open, until the first batch is there, and the CPU's until
+    then."""
 
     opened: float
     batch: float
@@ -59,8 +62,8 @@ class Times(NamedTuple):
 
 
 def start(config: RunConfig, step: int) -> Times:
-    """As rank 0 of a run of 64 ranks that goes on with a step: the data set is opened, and the prefetching thread
-    brings the first micro batch."""
+    """As rank 0 of a run of 64 ranks that goes on with a step: the data set is opened, and the
+    prefetching thread brings the first micro batch."""
     started = time.perf_counter()
     tokens = TokenObjective(config, None)
     opened = milliseconds(started)
@@ -74,15 +77,28 @@ def start(config: RunConfig, step: int) -> Times:
 
 
 def measure(folder: Path, repeats: int) -> dict[str, object]:
-    config = load_config(None, [
-        "objective=mage", "predictor.sizes.size=tiny", f"data.tokens={folder}", f"batch.global_batch={BATCH}",
-        f"batch.micro={MICRO}",
-    ])  # fmt: skip
+    config = load_config(
+        None,
+        [
+            "objective=mage",
+            "predictor.sizes.size=tiny",
+            f"data.tokens={folder}",
+            f"batch.global_batch={BATCH}",
+            f"batch.micro={MICRO}",
+        ],
+    )
     objective = MageObjective(config, fresh=True)
-    facts, half = run_facts(config, objective), objective.epochs.steps_per_epoch // 2
+    run_identity, half = identify_run(config, objective), objective.epochs.steps_per_epoch // 2
     objective.close()
-    state = {"step": half, "skipped": [], **{key: facts[key] for key in ("data", "order", "seed", "global_batch")}}
-    found: dict[str, object] = {"samples": objective.epochs.samples, "state_bytes": len(json.dumps(state))}
+    state = {
+        "step": half,
+        "skipped": [],
+        **{key: run_identity[key] for key in ("data", "order", "seed", "global_batch")},
+    }
+    found: dict[str, object] = {
+        "samples": objective.epochs.samples,
+        "state_bytes": len(json.dumps(state)),
+    }
     for name, step in (("start", 0), ("resume_at_half", half)):
         columns = zip(*(start(config, step) for _ in range(repeats)), strict=True)
         medians = Times(*(round(statistics.median(column), 1) for column in columns))
@@ -105,11 +121,15 @@ def memory(folder: Path, epochs: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    print(json.dumps({"python": platform.python_version(), "numpy": np.__version__, "cores": cores}))
+    print(
+        json.dumps({"python": platform.python_version(), "numpy": np.__version__, "cores": cores})
+    )
     for shards in (1281, 100_000):
         with tempfile.TemporaryDirectory() as folder:
             make(Path(folder), min(shards, 60_000))  # a file has at most 65,000 names
@@ -118,12 +138,14 @@ def main() -> None:
             print(json.dumps(measure(Path(folder), options.repeats)), flush=True)
             if shards == 1281:
                 print(json.dumps(memory(Path(folder), 10)), flush=True)
-    print(json.dumps({"peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}))
+    print(
+        json.dumps({"peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)})
+    )
 
 
 def many(folder: Path, shards: int) -> None:
     """Further names, linked to a copy of the shard."""
-    from data_pipeline.dataset import read_manifest
+    from data_pipeline.shards.manifest import read_manifest
 
     manifest = read_manifest(folder)
     copy = folder / f"tokens-{60_000:06d}.tar"
@@ -133,7 +155,9 @@ def many(folder: Path, shards: int) -> None:
         entries.append(manifest.shards[0].model_copy(update={"name": f"tokens-{k:06d}.tar"}))
         if k > 60_000:
             (folder / entries[-1].name).hardlink_to(copy)
-    (folder / MANIFEST).write_bytes(manifest_bytes(manifest.model_copy(update={"shards": tuple(entries)})))
+    (folder / MANIFEST).write_bytes(
+        manifest_bytes(manifest.model_copy(update={"shards": tuple(entries)}))
+    )
 
 
 if __name__ == "__main__":

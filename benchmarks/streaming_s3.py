@@ -2,8 +2,8 @@
 
     python -m benchmarks.streaming_s3
 
-Two ranks (processes) share a cache and consume 12,000 samples/s together. SeaweedFS, the proxy that delays and both
-ranks run on this machine.
+Two ranks (processes) share a cache and consume 12,000 samples/s together. SeaweedFS, the proxy that
+delays and both ranks run on this machine.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.loader import LoaderOptions, TokenLoader
 from data_pipeline.storage import open_store
+from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from tests.s3_server import FaultProxy, client, environment, s3_server
 from tests.token_sets import write_tokens
 
@@ -33,7 +33,10 @@ def consume(rank: int, cache: str, rate: float, results: Any) -> None:
     """Ask for each step's slice when it is due; report how late the answers were."""
     started = time.perf_counter()
     loader = TokenLoader(
-        URL, global_batch=BATCH, seed=0, options=LoaderOptions(labels=False, cache=Path(cache), window=8)
+        URL,
+        global_batch=BATCH,
+        seed=0,
+        options=LoaderOptions(labels=False, cache=Path(cache), window=8),
     )
     share = (rank * BATCH // RANKS, BATCH // RANKS)
     loader.batch(0, *share)
@@ -48,21 +51,30 @@ def consume(rank: int, cache: str, rate: float, results: Any) -> None:
     seconds = time.perf_counter() - began
     results.put(
         {
-            "rank": rank, "first_batch_s": round(first, 2), "longest_wait_ms": round(1000 * max(waits), 1),
-            "waits_over_10_ms": sum(w > 0.01 for w in waits), "steps": len(waits),
+            "rank": rank,
+            "first_batch_s": round(first, 2),
+            "longest_wait_ms": round(1000 * max(waits), 1),
+            "waits_over_10_ms": sum(w > 0.01 for w in waits),
+            "steps": len(waits),
             "samples_per_second": round(RANKS * len(waits) * share[1] / seconds),
         }
-    )  # fmt: skip
+    )
     loader.close()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=12_000, help="samples/s of both ranks together")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rate", type=float, default=12_000, help="samples/s of both ranks together"
+    )
     parser.add_argument("--latency", type=float, default=0.02, help="seconds a request")
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    print(json.dumps({"python": platform.python_version(), "numpy": np.__version__, "cores": cores}))
+    print(
+        json.dumps({"python": platform.python_version(), "numpy": np.__version__, "cores": cores})
+    )
     with tempfile.TemporaryDirectory() as root, s3_server(Path(root) / "s3") as port:
         os.environ.update(environment(port))
         client(port).create_bucket(Bucket="benchmark")
@@ -73,7 +85,8 @@ def main() -> None:
         context = multiprocessing.get_context("spawn")
         results = context.Queue()
         ranks = [
-            context.Process(target=consume, args=(r, f"{root}/cache", options.rate, results)) for r in range(RANKS)
+            context.Process(target=consume, args=(r, f"{root}/cache", options.rate, results))
+            for r in range(RANKS)
         ]
         for process in ranks:
             process.start()
@@ -82,8 +95,15 @@ def main() -> None:
         for process in ranks:
             process.join()
         size = sum(s.bytes for s in manifest.shards)
-        print(json.dumps({"bytes_of_shards": size, "downloaded": proxy.response_bytes,
-                          "times": round(proxy.response_bytes / size, 3)}))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "bytes_of_shards": size,
+                    "downloaded": proxy.response_bytes,
+                    "times": round(proxy.response_bytes / size, 3),
+                }
+            )
+        )
         proxy.close()
 
 

@@ -1,10 +1,11 @@
-"""What a sharding job costs beside the encoder: job pictures/s against a bare loop of the encoder on ready tensors.
+"""What a sharding job costs beside the encoder: job images/s against a bare loop of the encoder on
+ready tensors.
 
-    python -m benchmarks.tokenize_overhead                    # small and full-size tokenizer, CPU or CUDA
+    python -m benchmarks.tokenize_overhead      # small and full-size tokenizer, CPU or CUDA
     python -m benchmarks.tokenize_overhead --sizes small --shards 50    # memory over 50 shards
 
-Same batch, dtype and threads; job and bare loop alternate in one process, medians of the repeats. Pictures are JPEGs of
-500 x 375 pixels, about 75 kB.
+Same batch, dtype and threads; job and bare loop alternate in one process, medians of the repeats.
+Images are JPEGs of 500 x 375 pixels, about 75 kB.
 """
 
 from __future__ import annotations
@@ -25,31 +26,43 @@ import PIL
 import torch
 from PIL import Image
 
-from data_pipeline.encoder import TokenEncoder
-from data_pipeline.plan import make_plan
-from data_pipeline.sources import open_source
+from data_pipeline.images.sources import open_source
+from data_pipeline.images.views import ViewRecipe
+from data_pipeline.sharding.encoder import TokenEncoder
+from data_pipeline.sharding.plan import make_plan
+from data_pipeline.sharding.tokenize import TokenizeJob, plan_recipe
 from data_pipeline.storage import open_store
-from data_pipeline.tokenize import TokenizeJob, plan_recipe
-from data_pipeline.views import ViewRecipe
 from model.config import TokenizerConfig
 from model.vq import VQTokenizer
 
-# image size, tokenizer, batch, views a picture, pictures
+# image size, tokenizer, batch, views an image, images
 SIZES = {
     "small": (
-        TokenizerConfig(image_size=64, channels=64, channel_multipliers=(1, 1, 2, 2), residual_blocks=1, code_dim=64),
-        64, 10, 96,
+        TokenizerConfig(
+            image_size=64,
+            channels=64,
+            channel_multipliers=(1, 1, 2, 2),
+            residual_blocks=1,
+            code_dim=64,
+        ),
+        64,
+        10,
+        96,
     ),
     "full": (TokenizerConfig(), 8, 10, 4),
-}  # fmt: skip
+}
 
 
 def photograph(rng: np.random.Generator) -> bytes:
-    """A JPEG with the pixels of an average ImageNet picture: soft shapes under some grain."""
-    coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize((500, 375), Image.BICUBIC)
+    """A JPEG with the pixels of an average ImageNet image: soft shapes under some grain."""
+    coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize(
+        (500, 375), Image.BICUBIC
+    )
     grain = rng.normal(0, 14, (375, 500, 3))
     data = io.BytesIO()
-    Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=88)
+    Image.fromarray((np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)).save(
+        data, "JPEG", quality=88
+    )
     return data.getvalue()
 
 
@@ -61,19 +74,19 @@ def rss_mib() -> float:
 
 
 def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, object]:
-    config, batch, views, pictures = SIZES[name]
-    rows = pictures if shards == 1 else max(1, pictures // 24)
+    config, batch, views, images = SIZES[name]
+    rows = images if shards == 1 else max(1, images // 24)
     torch.manual_seed(0)
     tokenizer = VQTokenizer(config).eval()
     torch.nn.init.normal_(tokenizer.codebook)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "pictures" / "class").mkdir(parents=True)
-        content = [photograph(rng) for _ in range(min(pictures, 64))]
+        (root / "images" / "class").mkdir(parents=True)
+        content = [photograph(rng) for _ in range(min(images, 64))]
         for i in range(rows * shards):
-            (root / "pictures" / "class" / f"{i:05d}.jpg").write_bytes(content[i % len(content)])
-        source = open_source(root / "pictures")
+            (root / "images" / "class" / f"{i:05d}.jpg").write_bytes(content[i % len(content)])
+        source = open_source(root / "images")
         recipe = plan_recipe(tokenizer, ViewRecipe(size=config.image_size, views=views), rows=rows)
         encoder = TokenEncoder(tokenizer, device=device, batch=batch)
         ready = torch.rand(batch, 3, config.image_size, config.image_size, device=device)
@@ -81,7 +94,8 @@ def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, obje
 
         @torch.inference_mode()
         def bare() -> float:
-            """Pictures/s of the encoder alone, over as many views as the job has, padding included."""
+            """Images/s of the encoder alone, over as many views as the job has, padding
+            included."""
             batches = -(-rows * views // batch) * shards
             started = time.perf_counter()
             for _ in range(batches):
@@ -93,47 +107,70 @@ def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, obje
 
         def job(number: int) -> float:
             out = open_store(root / f"out-{number}")
-            plan = make_plan(out, str(root / "pictures"), source.pictures(), recipe, lambda: (source.classes.names, ()))
+            plan = make_plan(
+                out,
+                str(root / "images"),
+                source.images(),
+                recipe,
+                lambda: (source.classes.names, ()),
+            )
             work = TokenizeJob(out, plan, source.store, encoder)
             started = time.perf_counter()
             for _ in work.run(range(plan.shards)):
                 memory.append(rss_mib())
-            return plan.pictures / (time.perf_counter() - started)
+            return plan.images / (time.perf_counter() - started)
 
         bare(), job(-1)  # warm-up
         memory.clear()
         pairs = [(bare(), job(i)) for i in range(repeats)]
     result: dict[str, object] = {
-        "tokenizer": name, "image_size": config.image_size,
+        "tokenizer": name,
+        "image_size": config.image_size,
         "parameters": sum(p.numel() for p in tokenizer.parameters()),
-        "batch": batch, "views": views, "pictures": rows * shards,
+        "batch": batch,
+        "views": views,
+        "images": rows * shards,
         "jpeg_bytes": round(statistics.mean(map(len, content))),
-        "bare_pictures_per_second": round(statistics.median(b for b, _ in pairs), 2),
-        "job_pictures_per_second": round(statistics.median(j for _, j in pairs), 2),
+        "bare_images_per_second": round(statistics.median(b for b, _ in pairs), 2),
+        "job_images_per_second": round(statistics.median(j for _, j in pairs), 2),
         "ratio": round(statistics.median(j / b for b, j in pairs), 3),
         "ratios": [round(j / b, 3) for b, j in pairs],
-    }  # fmt: skip
+    }
     if shards > 1:
-        result["rss_mib_every_5th_shard"] = [round(m) for m in memory[4::5]]  # of all repeats, one after the other
+        result["rss_mib_every_5th_shard"] = [
+            round(m) for m in memory[4::5]
+        ]  # of all repeats, one after the other
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     environment = {
-        "torch": torch.__version__, "pillow": PIL.__version__, "numpy": np.__version__,
+        "torch": torch.__version__,
+        "pillow": PIL.__version__,
+        "numpy": np.__version__,
         "python": platform.python_version(),
-        "threads": torch.get_num_threads(), "cores": len(os.sched_getaffinity(0)), "device": options.device,
-    }  # fmt: skip
+        "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)),
+        "device": options.device,
+    }
     print(json.dumps(environment))
     for name in options.sizes:
-        print(json.dumps(measure(name, options.repeats, options.shards, options.device)), flush=True)
-    print(json.dumps({"peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}))
+        print(
+            json.dumps(measure(name, options.repeats, options.shards, options.device)), flush=True
+        )
+    print(
+        json.dumps(
+            {"peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
+        )
+    )
 
 
 if __name__ == "__main__":

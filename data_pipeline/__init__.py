@@ -1,1 +1,2 @@
-"""Pictures -> token shards -> batches. Imports `model` only; order and storage code import no torch."""
+"""Images -> token shards -> batches. Imports `model` only; order and storage code import no
+torch."""

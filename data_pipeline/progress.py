@@ -1,4 +1,5 @@
-"""How far a long piece of work is: a bar on a terminal, a plain line a minute where there is none (a queue, a log)."""
+"""How far a long piece of work is: a bar on a terminal, a plain line a minute where there is none
+(a queue, a log)."""
 
 from __future__ import annotations
 
@@ -19,16 +20,22 @@ _FIRST = 5.0  # seconds until the first line: what takes less says nothing on it
 class Progress:
     """A context manager around the work; any thread may call its methods.
 
-    title: what is done, as "tokenizing". total: in `unit`, None where it is not known. done: there at the start.
-    console: standard error if not given. shown: False on ranks that stay silent.
+    title: what is done, as "tokenizing". total: in `unit`, None where it is not known. done: there
+    at the start. console: standard error if not given. shown: False on ranks that stay silent.
 
     Raises ConfigError where the environment's ADDP_PROGRESS_SECONDS is no number of seconds.
     """
 
     def __init__(
-        self, title: str, total: int | None, unit: str, *, done: int = 0, console: Console | None = None,
+        self,
+        title: str,
+        total: int | None,
+        unit: str,
+        *,
+        done: int = 0,
+        console: Console | None = None,
         shown: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.console = console or Console(stderr=True)
         self._every = _seconds()
         self._title, self._total, self._unit, self._first = title, total, unit, done
@@ -38,10 +45,16 @@ class Progress:
         self._ended = threading.Event()
         self._on_terminal = shown and self.console.is_terminal
         self._bar = bars.Progress(
-            bars.TextColumn("{task.description}", markup=False), bars.BarColumn(), bars.MofNCompleteColumn(),
-            bars.TextColumn("{task.fields[text]}", markup=False), bars.TimeElapsedColumn(), bars.TextColumn("ETA"),
-            bars.TimeRemainingColumn(), console=self.console, disable=not self._on_terminal,
-        )  # fmt: skip
+            bars.TextColumn("{task.description}", markup=False),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[text]}", markup=False),
+            bars.TimeElapsedColumn(),
+            bars.TextColumn("ETA"),
+            bars.TimeRemainingColumn(),
+            console=self.console,
+            disable=not self._on_terminal,
+        )
         self._task = self._bar.add_task(title, total=total, completed=done, text=unit)
         self._plain = shown and not self._on_terminal
         self._lines = threading.Thread(target=self._say_now_and_then, name="progress", daemon=True)
@@ -55,7 +68,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
         self._ended.set()
@@ -96,10 +112,16 @@ class Progress:
     def _say(self, ending: str = "") -> None:
         with self._lock:
             done, rate, note = self._done, self._rate(), self._note
-        count = f"{done:,} of {self._total:,} {self._unit}" if self._total is not None else f"{done:,} {self._unit}"
+        count = (
+            f"{done:,} of {self._total:,} {self._unit}"
+            if self._total is not None
+            else f"{done:,} {self._unit}"
+        )
         if self._total:
             count += f" ({done / self._total:.0%})"
-        parts = [f"{count} {ending} {_duration(time.monotonic() - self._began)}" if ending else count]
+        parts = [
+            f"{count} {ending} {_duration(time.monotonic() - self._began)}" if ending else count
+        ]
         if done > self._first:
             parts.append(f"{rate:.1f}/s")
             if not ending and self._total is not None:
@@ -115,7 +137,9 @@ def _seconds() -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ConfigError(f"{SECONDS}={text} is no number of seconds; write one above 0, as {SECONDS}=60")
+        raise ConfigError(
+            f"{SECONDS}={text} is no number of seconds; write one above 0, as {SECONDS}=60"
+        )
     return seconds
 
 

@@ -1,1 +1,2 @@
-"""The ADDP model: networks, mask law, training step and sampler. Imports nothing else of this project."""
+"""The ADDP model: networks, mask law, training step and sampler. Imports nothing else of this
+project."""

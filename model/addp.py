@@ -1,6 +1,8 @@
-"""The ADDP network (section 3.3): an encoder that sees pixels only, and a decoder that predicts tokens.
+"""The ADDP network (section 3.3): an encoder that sees pixels only, and a decoder that predicts
+tokens.
 
-Names follow the official checkpoint. `mask` is bool, (B, L), and True means masked (unknown, to be predicted).
+Names follow the official checkpoint. `mask` is bool, (B, L), and True means masked (unknown, to be
+predicted).
 """
 
 from __future__ import annotations
@@ -11,7 +13,14 @@ from torch import Tensor, nn
 
 from model.config import Geometry, TransformerConfig
 from model.encoder import Encoder
-from model.transformer import MlmHead, blocks, initialise, learned, positions, smoothed_cross_entropy
+from model.transformer import (
+    MlmHead,
+    blocks,
+    initialise,
+    learned,
+    positions,
+    smoothed_cross_entropy,
+)
 
 
 class ADDP(Encoder):
@@ -31,24 +40,29 @@ class ADDP(Encoder):
         self.mlm_layer = MlmHead(c.dim, geometry.vocabulary)
         initialise(self)
 
-    def decode(self, features: Tensor, ids: Tensor, mask: Tensor, visible_count: int | None = None) -> Tensor:
+    def decode(
+        self, features: Tensor, ids: Tensor, mask: Tensor, visible_count: int | None = None
+    ) -> Tensor:
         """features (B, 1 + L, D), ids (B, L), mask (B, L) -> logits (B, L, V).
 
-        visible_count: number of unmasked positions, the same for every picture. Pass it where it is known:
-        reading it from the mask waits for the device.
+        visible_count: number of unmasked positions, the same for every image. Pass it where it is
+        known: reading it from the mask waits for the device.
         """
         if visible_count is None:
             counts = (~mask).sum(1)
             visible_count = int(counts[0])
             assert bool((counts == visible_count).all()), (
-                "every picture of a batch needs the same number of masked tokens"
+                "every image of a batch needs the same number of masked tokens"
             )
-        hidden = F.pad(mask, (1, 0), value=True).unsqueeze(-1)  # the class position is hidden like a masked one
+        hidden = F.pad(mask, (1, 0), value=True).unsqueeze(
+            -1
+        )  # the class position is hidden like a masked one
         x = self.decoder_embed(features)
         x = torch.where(hidden, self.mask_token.to(x.dtype), x)
         masked = F.pad(mask, (1, 0), value=False).unsqueeze(-1)
         x = x + torch.where(masked, self.decoder_pos_mask_embed, self.decoder_pos_embed_learned)
-        # A stable sort of the mask puts the visible positions first, in raster order, without a wait for the device.
+        # A stable sort of the mask puts the visible positions first, in raster order, without a
+        # wait for the device.
         visible = mask.int().argsort(dim=1, stable=True)[:, :visible_count]
         tokens = self.token_emb(ids.long().gather(1, visible))
         tokens = tokens + self.decoder_pos_token_embed[0, 1:][visible]
@@ -58,7 +72,9 @@ class ADDP(Encoder):
         x = self.decoder_norm(x)[:, 1 : 1 + ids.shape[1]]
         return self.mlm_layer(x, self.token_emb.weight)
 
-    def logits(self, images: Tensor, ids: Tensor, mask: Tensor, visible_count: int | None = None) -> Tensor:
+    def logits(
+        self, images: Tensor, ids: Tensor, mask: Tensor, visible_count: int | None = None
+    ) -> Tensor:
         return self.decode(self.encode(images), ids, mask, visible_count)
 
     def forward(
@@ -71,7 +87,7 @@ class ADDP(Encoder):
         visible_count: int | None = None,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """The pre-training loss (eq. 8), a scalar. target: probabilities (B, L, K); weights: of the samples, (B,), or
-        None; the rest as in `logits`."""
+        """The pre-training loss (eq. 8), a scalar. target: probabilities (B, L, K); weights: of the
+        samples, (B,), or None; the rest as in `logits`."""
         logits = self.logits(images, ids, mask, visible_count)
         return smoothed_cross_entropy(logits, target, mask, smoothing, weights)

@@ -1,7 +1,9 @@
-"""Attention, in one function with three backends: xformers, PyTorch's SDPA, and the formula as it is written.
+"""Attention, in one function with three backends: xformers, PyTorch's SDPA, and the formula as it
+is written.
 
-Which of them computes is found out by trying, once for each kind of input: an installed xformers may have been built
-for another CUDA than PyTorch, and refuses at its first call. The only file that touches xformers.
+Which of them computes is found out by trying, once for each kind of input: an installed xformers
+may have been built for another CUDA than PyTorch, and refuses at its first call. The only file that
+touches xformers.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ log = logging.getLogger(__name__)
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
-# Largest deviation of a backend that works, forward and backward: the largest difference to float64, over the largest
-# value. Scores, weights and sums are rounded, so that some five times the rounding of a value is seen on CPUs. float32:
-# also the kernels that add three TF32 products for one of float32, but not TF32 itself, which is off by 1e-3.
+# Largest deviation of a backend that works, forward and backward: the largest difference to
+# float64, over the largest value. Scores, weights and sums are rounded, so that some five times the
+# rounding of a value is seen on CPUs. float32: also the kernels that add three TF32 products for
+# one of float32, but not TF32 itself, which is off by 1e-3.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-_PROBE = (2, 33, 2)  # pictures, positions, heads
+_PROBE = (2, 33, 2)  # images, positions, heads
 _LONGEST = 300  # characters of a reason
 
 
@@ -49,11 +52,16 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     return memory_efficient_attention(q, k, v, p=dropout)
 
 
-BACKENDS: dict[str, AttentionFunction] = {"xformers": _xformers, "sdpa": _sdpa, "explicit": _explicit}  # best first
+BACKENDS: dict[str, AttentionFunction] = {
+    "xformers": _xformers,
+    "sdpa": _sdpa,
+    "explicit": _explicit,
+}  # best first
 
 
 class Inputs(NamedTuple):
-    """What a choice depends on. width: of a head. deterministic: whether PyTorch is asked for equal bits each time."""
+    """What a choice depends on. width: of a head. deterministic: whether PyTorch is asked for equal
+    bits each time."""
 
     device: torch.device
     dtype: torch.dtype
@@ -62,8 +70,8 @@ class Inputs(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """forward, backward: deviations as in `TOLERANCES`, None where nothing was computed. reason: why the backend is not
-    to be used, empty where it works."""
+    """forward, backward: deviations as in `TOLERANCES`, None where nothing was computed. reason:
+    why the backend is not to be used, empty where it works."""
 
     backend: str
     forward: float | None
@@ -77,22 +85,28 @@ class Probe(NamedTuple):
 
 @cache
 def probe(backend: str, inputs: Inputs) -> Probe:
-    """A tiny forward and backward pass, compared with explicit attention in float64 on the CPU. Draws nothing from
-    PyTorch's generators, and works in any mode of gradients and precision."""
+    """A tiny forward and backward pass, compared with explicit attention in float64 on the CPU.
+    Draws nothing from PyTorch's generators, and works in any mode of gradients and precision."""
     with ExitStack() as stack:
         for mode in (
-            torch.inference_mode(False), torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False),
-        ):  # fmt: skip
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(inputs.device.type, enabled=False),
+        ):
             stack.enter_context(mode)
         generator = torch.Generator().manual_seed(0)
-        pictures, positions, heads = _PROBE
-        shape = (pictures, positions, 3, heads, inputs.width)
+        images, positions, heads = _PROBE
+        shape = (images, positions, 3, heads, inputs.width)
         qkv, weight = (torch.randn(shape, generator=generator).to(inputs.dtype) for _ in range(2))
         expected = _both_ways(_explicit, qkv.double(), weight[:, :, 0].double())
         try:
             _refuse(backend, inputs)
-            found = _both_ways(BACKENDS[backend], qkv.to(inputs.device), weight[:, :, 0].to(inputs.device))
-            forward, backward = (_deviation(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+            found = _both_ways(
+                BACKENDS[backend], qkv.to(inputs.device), weight[:, :, 0].to(inputs.device)
+            )
+            forward, backward = (
+                _deviation(ours, theirs) for ours, theirs in zip(found, expected, strict=True)
+            )
         except Exception as error:  # noqa: BLE001 - whatever it is, the backend does not work here
             return Probe(backend, None, None, _in_one_line(error))
     worst, bound = max(forward, backward), TOLERANCES[inputs.dtype]
@@ -119,14 +133,18 @@ def _refuse(backend: str, inputs: Inputs) -> None:
         return
     if importlib.util.find_spec("xformers") is None:
         raise ConfigError("it is not installed")
-    logging.getLogger("xformers").setLevel(logging.ERROR)  # what it warns of in six lines is the reason given here
+    logging.getLogger("xformers").setLevel(
+        logging.ERROR
+    )  # what it warns of in six lines is the reason given here
     import xformers._cpp_lib
 
     unfit = getattr(xformers._cpp_lib, "_cpp_library_load_exception", None)
     if unfit is not None and inputs.device.type == "cuda":
         raise unfit
     if inputs.deterministic and importlib.util.find_spec("flash_attn"):
-        raise ConfigError("the package flash_attn, which it takes, adds up gradients in no fixed order")
+        raise ConfigError(
+            "the package flash_attn, which it takes, adds up gradients in no fixed order"
+        )
 
 
 def _in_one_line(error: Exception) -> str:
@@ -134,7 +152,9 @@ def _in_one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     heads = [i for i, line in enumerate(lines) if line.endswith("is not supported because:")]
     if heads:
-        lines = [line for line in lines[heads[0] :] if not line.endswith("is not supported because:")]
+        lines = [
+            line for line in lines[heads[0] :] if not line.endswith("is not supported because:")
+        ]
     return "; ".join(dict.fromkeys(lines))[:_LONGEST] or type(error).__name__
 
 
@@ -142,8 +162,8 @@ _chosen: dict[Inputs, str] = {}
 
 
 def backend_for(device: torch.device, dtype: torch.dtype, width: int) -> str:
-    """Name of the first backend that works for such inputs. The first call for them tries, and logs what it found.
-    Raises ConfigError where none does."""
+    """Name of the first backend that works for such inputs. The first call for them tries, and logs
+    what it found. Raises ConfigError where none does."""
     inputs = Inputs(device, dtype, width, torch.are_deterministic_algorithms_enabled())
     if inputs not in _chosen:
         _chosen[inputs] = _choose(inputs)
@@ -159,7 +179,9 @@ def _choose(inputs: Inputs) -> str:
     refused = []
     for name in BACKENDS:
         if name == "xformers" and inputs.device.type == "cpu":
-            refused.append("xformers has no operator for CPUs")  # known without its import, which takes seconds
+            refused.append(
+                "xformers has no operator for CPUs"
+            )  # known without its import, which takes seconds
             continue
         found = probe(name, inputs)
         if found.works:
@@ -167,7 +189,8 @@ def _choose(inputs: Inputs) -> str:
             return name
         refused.append(f"{name} does not work: {found.reason}")
     raise ConfigError(
-        f"no attention backend works on {inputs.device} in {dtype_name(inputs.dtype)}: {'; '.join(refused)}"
+        f"no attention backend works on {inputs.device} in {dtype_name(inputs.dtype)}: "
+        f"{'; '.join(refused)}"
     )
 
 
@@ -180,12 +203,16 @@ def table(device: torch.device, width: int = 64) -> dict[str, list[Probe]]:
     """What every backend does on a device, by dtype."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     return {
-        dtype_name(dtype): [probe(name, Inputs(device, dtype, width, deterministic)) for name in BACKENDS]
+        dtype_name(dtype): [
+            probe(name, Inputs(device, dtype, width, deterministic)) for name in BACKENDS
+        ]
         for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     }
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, backend: str | None = None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, backend: str | None = None
+) -> Tensor:
     """softmax(q k^T / sqrt(head width)) v, no mask.
 
     q, k, v: (B, M, heads, head width), any floating dtype, on one device. Returns the shape of q.
@@ -194,7 +221,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, backend: st
     """
     if q.is_meta:  # only shapes and operations are counted
         return _sdpa(q, k, v, dropout)
-    if torch.is_autocast_enabled(q.device.type):  # the residual stream is float32 there; the products need not be
+    if torch.is_autocast_enabled(
+        q.device.type
+    ):  # the residual stream is float32 there; the products need not be
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     return BACKENDS[backend or backend_for(q.device, q.dtype, q.shape[-1])](q, k, v, dropout)

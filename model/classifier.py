@@ -16,7 +16,8 @@ from model.transformer import initialise
 
 
 class _FeatureNorm(nn.BatchNorm1d):
-    """BatchNorm without weights, whose running statistics are averaged over ranks, so that they stay equal."""
+    """BatchNorm without weights, whose running statistics are averaged over ranks, so that they
+    stay equal."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, eps=1e-6, affine=False)
@@ -32,15 +33,17 @@ class _FeatureNorm(nn.BatchNorm1d):
 
 
 class Classifier(Encoder):
-    """finetune: blocks -> mean of the patch tokens -> LayerNorm -> linear; everything is trained, and `tokenizer_norm`
-    is left out as in the reference, or kept. linear: the pre-trained encoder, frozen and in eval mode -> mean of the
-    patch tokens -> BatchNorm without weights -> linear."""
+    """finetune: blocks -> mean of the patch tokens -> LayerNorm -> linear; everything is trained,
+    and `tokenizer_norm` is left out as in the reference, or kept. linear: the pre-trained encoder,
+    frozen and in eval mode -> mean of the patch tokens -> BatchNorm without weights -> linear."""
 
     kind = "classifier"
 
     def __init__(self, geometry: Geometry, config: ClassifierConfig) -> None:
         linear = config.method == "linear"
-        super().__init__(geometry, config.encoder, tokenizer_norm=linear or config.tokenizer_norm, norm=linear)
+        super().__init__(
+            geometry, config.encoder, tokenizer_norm=linear or config.tokenizer_norm, norm=linear
+        )
         self.config = config
         dim = config.encoder.dim
         self.fc_norm: nn.Module = _FeatureNorm(dim) if linear else nn.LayerNorm(dim, eps=1e-6)
@@ -68,16 +71,17 @@ class Classifier(Encoder):
         wrong = [k for k in wanted if k not in given or given[k].shape != own[k].shape]
         if wrong:
             raise ConfigError(
-                f"the pre-trained encoder does not fit classifier.sizes and tokenizer.sizes: {len(wrong)} tensors "
-                f"differ, first: {wrong[0]}"
+                "the pre-trained encoder does not fit classifier.sizes and tokenizer.sizes: "
+                f"{len(wrong)} tensors differ, first: {wrong[0]}"
             )
         self.load_state_dict(own | {k: given[k] for k in wanted})
 
     def logits(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [0, 1] -> (B, classes)."""
+        """Images (B, 3, H, W) in [0, 1] -> (B, classes)."""
         x: Tensor = self.head(self.fc_norm(self.encode(images)[:, 1:].mean(1)))
         return x
 
     def forward(self, images: Tensor, target: Tensor, smoothing: float) -> Tensor:
-        """Cross-entropy, a scalar. target: (B, classes), probabilities; smoothing: of the target."""
+        """Cross-entropy, a scalar. target: (B, classes), probabilities; smoothing: of the
+        target."""
         return F.cross_entropy(self.logits(images).float(), target, label_smoothing=smoothing)

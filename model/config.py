@@ -1,4 +1,5 @@
-"""Sizes of the three networks, as published and small, and the one geometry of all: patch = tokenizer stride."""
+"""Sizes of the three networks, as published and small, and the one geometry of all: patch =
+tokenizer stride."""
 
 from __future__ import annotations
 
@@ -8,12 +9,17 @@ from pydantic import Field, model_validator
 
 from model.documents import Settings, show
 
-UNUSED_CLASS_IDS = 1000  # the official vocabulary keeps ImageNet's class ids between the codes and the mask id
-CLASS_SLOT_OFFSET = 76  # the class slot's id is K + 76 (1100 for K = 1024), one of the unused class ids
+UNUSED_CLASS_IDS = (
+    1000  # the official vocabulary keeps ImageNet's class ids between the codes and the mask id
+)
+CLASS_SLOT_OFFSET = (
+    76  # the class slot's id is K + 76 (1100 for K = 1024), one of the unused class ids
+)
 
-# Far beyond any network that can be trained: they bound arithmetic, and networks that are made without values.
+# Far beyond any network that can be trained: they bound arithmetic, and networks that are made
+# without values.
 LARGEST_IMAGE = 8192  # pixels of a side
-_MOST_TOKENS = 65_536  # of a picture
+_MOST_TOKENS = 65_536  # of an image
 _MOST_CODES = 65_536  # shards hold ids of 16 bits
 _MOST_BLOCKS = 256
 MOST_HEADS = 1024
@@ -38,12 +44,20 @@ class _Sizes(Settings):
 class TokenizerConfig(_Sizes):
     """VQ tokenizer (ADDP section 3.1; the MaskGIT VQGAN). Stride is 2 ** (levels - 1)."""
 
-    image_size: int = Field(256, gt=0, le=LARGEST_IMAGE, description="side of the square pictures, pixels")
+    image_size: int = Field(
+        256, gt=0, le=LARGEST_IMAGE, description="side of the square images, pixels"
+    )
     channels: int = Field(
-        128, gt=0, le=WIDEST, description="width of the highest resolution; a multiple of `norm_groups`"
+        128,
+        gt=0,
+        le=WIDEST,
+        description="width of the highest resolution; a multiple of `norm_groups`",
     )
     channel_multipliers: tuple[Annotated[int, Field(gt=0, le=256)], ...] = Field(
-        (1, 1, 2, 2, 4), min_length=1, max_length=10, description="width of each level over `channels`"
+        (1, 1, 2, 2, 4),
+        min_length=1,
+        max_length=10,
+        description="width of each level over `channels`",
     )
     residual_blocks: int = Field(2, gt=0, le=_MOST_BLOCKS, description="residual blocks a level")
     code_dim: int = Field(256, gt=0, le=WIDEST, description="Dz, width of a code")
@@ -52,15 +66,20 @@ class TokenizerConfig(_Sizes):
         32,
         gt=0,
         le=WIDEST,
-        description="groups of each GroupNorm; few keep a narrow net from normalising every channel alone",
+        description="groups of each GroupNorm; few keep a narrow net from normalising every "
+        "channel alone",
     )
 
     @model_validator(mode="after")
     def _divisible(self) -> TokenizerConfig:
         if self.channels % self.norm_groups:
-            raise ValueError(f"channels = {self.channels} must be a multiple of norm_groups = {self.norm_groups}")
+            raise ValueError(
+                f"channels = {self.channels} must be a multiple of norm_groups = {self.norm_groups}"
+            )
         if self.image_size % self.stride:
-            raise ValueError(f"image_size = {self.image_size} is no multiple of the stride {self.stride}")
+            raise ValueError(
+                f"image_size = {self.image_size} is no multiple of the stride {self.stride}"
+            )
         _check_tokens(self.tokens)
         return self
 
@@ -75,7 +94,7 @@ class TokenizerConfig(_Sizes):
 
     @property
     def tokens(self) -> int:
-        """L, tokens of one picture."""
+        """L, tokens of one image."""
         return self.grid**2
 
 
@@ -89,9 +108,12 @@ class TransformerConfig(_Sizes):
     decoder_heads: int = Field(16, gt=0, le=MOST_HEADS, description="decoder heads")
     positions: Literal["normal", "sincos"] = Field(
         "normal",
-        description="start of the learned positions: N(0, 0.02) as published, or sines (short runs learn faster)",
+        description="start of the learned positions: N(0, 0.02) as published, or sines (short runs "
+        "learn faster)",
     )
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout of attention, projections and embeddings")
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="dropout of attention, projections and embeddings"
+    )
 
     @model_validator(mode="after")
     def _divisible(self) -> TransformerConfig:
@@ -106,28 +128,51 @@ class ClassifierConfig(Settings):
 
     encoder: TransformerConfig = TransformerConfig()
     classes: tuple[str, ...] = Field(min_length=1, description="names, in the order of the logits")
-    method: Literal["finetune", "linear"] = Field("finetune", description="all is trained, or a linear head only")
-    tokenizer_norm: bool = Field(False, description="keep the norm before the blocks, which the reference leaves out")
+    method: Literal["finetune", "linear"] = Field(
+        "finetune", description="all is trained, or a linear head only"
+    )
+    tokenizer_norm: bool = Field(
+        False, description="keep the norm before the blocks, which the reference leaves out"
+    )
 
 
 class TokenizerLossConfig(Settings):
     """Terms of tokenizer training (model/tokenizer_training.py)."""
 
-    reconstruction: Literal["l1", "l2"] = Field("l2", description="distance of the reconstruction to the picture")
-    codebook: Literal["ema", "gradient"] = Field("ema", description="moving averages, or the codebook loss's gradient")
-    ema_decay: float = Field(
-        0.99, gt=0, lt=1, description="decay of code usage and (ema) of code vectors, per micro batch"
+    reconstruction: Literal["l1", "l2"] = Field(
+        "l2", description="distance of the reconstruction to the image"
     )
-    commitment: float = Field(0.25, ge=0, le=1e6, description="weight of the encoder's distance to its code")
-    revive_every: int = Field(20, gt=0, le=10**9, description="micro batches between revivals of dead codes")
-    revive_below: float = Field(0.05, ge=0, le=1, description="a code is dead below this share of the mean usage")
-    perceptual: float = Field(0.0, ge=0, le=1e6, description="weight of the feature distance (EfficientNet-Lite0)")
-    adversarial: float = Field(0.0, ge=0, le=1e6, description="weight of the patch discriminator's verdict")
-    adversarial_start: int = Field(0, ge=0, le=10**12, description="micro batches before the adversarial term counts")
+    codebook: Literal["ema", "gradient"] = Field(
+        "ema", description="moving averages, or the codebook loss's gradient"
+    )
+    ema_decay: float = Field(
+        0.99,
+        gt=0,
+        lt=1,
+        description="decay of code usage and (ema) of code vectors, per micro batch",
+    )
+    commitment: float = Field(
+        0.25, ge=0, le=1e6, description="weight of the encoder's distance to its code"
+    )
+    revive_every: int = Field(
+        20, gt=0, le=10**9, description="micro batches between revivals of dead codes"
+    )
+    revive_below: float = Field(
+        0.05, ge=0, le=1, description="a code is dead below this share of the mean usage"
+    )
+    perceptual: float = Field(
+        0.0, ge=0, le=1e6, description="weight of the feature distance (EfficientNet-Lite0)"
+    )
+    adversarial: float = Field(
+        0.0, ge=0, le=1e6, description="weight of the patch discriminator's verdict"
+    )
+    adversarial_start: int = Field(
+        0, ge=0, le=10**12, description="micro batches before the adversarial term counts"
+    )
 
 
 class Geometry(Settings):
-    """What ties the networks together: picture, grid and vocabulary."""
+    """What ties the networks together: image, grid and vocabulary."""
 
     image_size: int = Field(256, gt=0, le=LARGEST_IMAGE)
     patch_size: int = Field(16, gt=0, le=LARGEST_IMAGE)
@@ -136,13 +181,19 @@ class Geometry(Settings):
     @model_validator(mode="after")
     def _divisible(self) -> Geometry:
         if self.image_size % self.patch_size:
-            raise ValueError(f"image_size = {self.image_size} is no multiple of patch_size = {self.patch_size}")
+            raise ValueError(
+                f"image_size = {self.image_size} is no multiple of patch_size = {self.patch_size}"
+            )
         _check_tokens(self.tokens)
         return self
 
     @classmethod
     def of(cls, tokenizer: TokenizerConfig) -> Geometry:
-        return cls(image_size=tokenizer.image_size, patch_size=tokenizer.stride, codebook_size=tokenizer.codebook_size)
+        return cls(
+            image_size=tokenizer.image_size,
+            patch_size=tokenizer.stride,
+            codebook_size=tokenizer.codebook_size,
+        )
 
     @property
     def grid(self) -> int:
@@ -169,14 +220,22 @@ class Geometry(Settings):
 
 def _check_tokens(tokens: int) -> None:
     if tokens > _MOST_TOKENS:
-        raise ValueError(f"{tokens} tokens a picture are more than the {_MOST_TOKENS} that there may be")
+        raise ValueError(
+            f"{tokens} tokens an image are more than the {_MOST_TOKENS} that there may be"
+        )
 
 
 _BASE = {"dim": 768, "depth": 12, "heads": 12, "decoder_depth": 8, "decoder_heads": 16}
 _LARGE = {"dim": 1024, "depth": 24, "heads": 16, "decoder_depth": 8, "decoder_heads": 16}
 _DEMO = {
-    "dim": 128, "depth": 3, "heads": 4, "decoder_depth": 2, "decoder_heads": 4, "dropout": 0.0, "positions": "sincos",
-}  # fmt: skip
+    "dim": 128,
+    "depth": 3,
+    "heads": 4,
+    "decoder_depth": 2,
+    "decoder_heads": 4,
+    "dropout": 0.0,
+    "positions": "sincos",
+}
 _TINY = {"dim": 32, "depth": 2, "heads": 2, "decoder_depth": 1, "decoder_heads": 2}
 
 SIZES: dict[str, dict[str, dict[str, Any]]] = {

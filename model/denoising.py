@@ -1,4 +1,5 @@
-"""One ADDP training step up to the loss: tokens in, (x_t, target) out. Steps 2 to 4 of algorithm 1; all frozen."""
+"""One ADDP training step up to the loss: tokens in, (x_t, target) out. Steps 2 to 4 of algorithm 1;
+all frozen."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from model.vq import VQTokenizer
 
 
 class NoisyImage(NamedTuple):
-    """x_t: (B, 3, H, W), decoded from reliable and unreliable tokens. target: (B, L, K), q(z_{t-1} | z_t).
+    """x_t: (B, 3, H, W), decoded from reliable and unreliable tokens. target: (B, L, K), q(z_{t-1}
+    | z_t).
 
     soft_embedding: (B, Dz, h, w), the expected codes under the prediction from mask_next.
     """
@@ -24,9 +26,11 @@ class NoisyImage(NamedTuple):
 
 
 class FrozenNetworks(nn.Module):
-    """Tokenizer and predictor, in eval mode and without gradients; they are in no optimizer and in no checkpoint.
+    """Tokenizer and predictor, in eval mode and without gradients; they are in no optimizer and in
+    no checkpoint.
 
-    The paper describes a fixed predictor (the reference leaves its dropout on); here eval mode cannot be left.
+    The paper describes a fixed predictor (the reference leaves its dropout on); here eval mode
+    cannot be left.
     """
 
     def __init__(self, tokenizer: VQTokenizer, predictor: TokenPredictor) -> None:
@@ -45,8 +49,11 @@ class FrozenNetworks(nn.Module):
 
     @torch.no_grad()
     def forward(self, ids: Tensor, masks: DenoisingMasks) -> NoisyImage:
-        """ids: (B, L). Token-to-pixel decoding of z_t and the target at the positions masked in mask_t."""
-        both = self.predictor.probabilities(torch.cat([ids, ids]), torch.cat([masks.mask_next, masks.mask_t]))
+        """ids: (B, L). Token-to-pixel decoding of z_t and the target at the positions masked in
+        mask_t."""
+        both = self.predictor.probabilities(
+            torch.cat([ids, ids]), torch.cat([masks.mask_next, masks.mask_t])
+        )
         p_next, target = both.chunk(2)
         soft = self.tokenizer.soft_embed(p_next)
         side = soft.shape[-1]

@@ -1,8 +1,10 @@
-"""The boundary: every document from outside (JSON, YAML, a line of a log) passes here before any code uses it.
+"""The boundary: every document from outside (JSON, YAML, a line of a log) passes here before any
+code uses it.
 
-A file is opened only if it is a regular one, read only up to a stated number of bytes, and parsed into a typed record
-or a plain mapping with bounds on depth, count and the length of numbers. What fails is one line that names the file
-and the key, in the exception that the caller chooses. Imports no torch.
+A file is opened only if it is a regular one, read only up to a stated number of bytes, and parsed
+into a typed record or a plain mapping with bounds on depth, count and the length of numbers. What
+fails is one line that names the file and the key, in the exception that the caller chooses. Imports
+no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import from_json
 
 from model.errors import ADDPError
@@ -32,13 +42,26 @@ R = TypeVar("R", bound=BaseModel)
 
 
 class Record(BaseModel):
-    """Base of the records that are stored as JSON: frozen; unknown keys, NaN and values of another type are refused."""
+    """Base of the records that are stored as JSON: frozen; unknown keys, NaN and values of another
+    type are refused.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    A field that was renamed keeps its key on disk as its alias: what was written before is still
+    read.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+    )
 
 
 class Settings(BaseModel):
-    """Base of what people write: frozen; unknown keys and NaN are refused, and true where a number is meant."""
+    """Base of what people write: frozen; unknown keys and NaN are refused, and true where a number
+    is meant."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -66,7 +89,9 @@ def _check_name(name: str) -> str:
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]  # what torch.manual_seed takes
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT, strict=True)]
 Positive = Annotated[int, Field(gt=0, le=LARGEST_COUNT, strict=True)]
-RelativeName = Annotated[str, AfterValidator(_check_name)]  # of a file or object below a root, and nowhere else
+RelativeName = Annotated[
+    str, AfterValidator(_check_name)
+]  # of a file or object below a root, and nowhere else
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -80,15 +105,16 @@ def show(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """A name from outside as a line shows it: itself, or escaped where it holds what moves a terminal's cursor."""
+    """A name from outside as a line shows it: itself, or escaped where it holds what moves a
+    terminal's cursor."""
     return text if text.isprintable() else ascii(text)
 
 
 def read_file(path: Path | str, limit: int, error: type[ADDPError]) -> bytes:
     """The bytes of a regular file, at most `limit` of them.
 
-    Raises FileNotFoundError where there is none, and `error` for a folder, a device, a FIFO (which would never end), a
-    larger file, and one that cannot be read.
+    Raises FileNotFoundError where there is none, and `error` for a folder, a device, a FIFO (which
+    would never end), a larger file, and one that cannot be read.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -102,15 +128,21 @@ def read_file(path: Path | str, limit: int, error: type[ADDPError]) -> bytes:
     except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
         if isinstance(problem, OSError) and problem.errno in (errno.EISDIR, errno.ENXIO):
             raise error(f"{path} is no regular file") from problem
-        raise error(f"{show(str(path))} cannot be read: {getattr(problem, 'strerror', None) or problem}") from problem
+        raise error(
+            f"{show(str(path))} cannot be read: {getattr(problem, 'strerror', None) or problem}"
+        ) from problem
     if len(content) > limit:
-        raise error(f"{path} is larger than {limit / MIB:g} MiB, the most that such a file may have")
+        raise error(
+            f"{path} is larger than {limit / MIB:g} MiB, the most that such a file may have"
+        )
     return content
 
 
-def parse_record(kind: type[R], content: bytes | str | dict[str, Any], where: str, error: type[ADDPError]) -> R:
-    """JSON, or a mapping that `parse_json` made of it, as a record. Raises `error` that names the document, and the key
-    that is wrong. where: names it."""
+def parse_record(
+    kind: type[R], content: bytes | str | dict[str, Any], where: str, error: type[ADDPError]
+) -> R:
+    """JSON, or a mapping that `parse_json` made of it, as a record. Raises `error` that names the
+    document, and the key that is wrong. where: names it."""
     try:
         if isinstance(content, dict):
             return kind.model_validate(content)
@@ -121,9 +153,11 @@ def parse_record(kind: type[R], content: bytes | str | dict[str, Any], where: st
 
 
 def parse_json(content: bytes | str, where: str, error: type[ADDPError], kind: type = dict) -> Any:
-    """JSON that is no record: a mapping, or of another `kind`. NaN and infinities are read, as metrics hold them.
+    """JSON that is no record: a mapping, or of another `kind`. NaN and infinities are read, as
+    metrics hold them.
 
-    Raises `error` for what is no JSON, too deep (pydantic-core stops at some 200), or of another kind.
+    Raises `error` for what is no JSON, too deep (pydantic-core stops at some 200), or of another
+    kind.
     """
     _check_amount(content, where, error)
     try:
@@ -131,26 +165,34 @@ def parse_json(content: bytes | str, where: str, error: type[ADDPError], kind: t
     except ValueError as problem:
         raise error(f"{where} is no readable JSON: {str(problem)[:_LONGEST_SHOWN]}") from problem
     if not isinstance(found, kind):
-        raise error(f"{where} holds a {type(found).__name__}, not a {_KINDS.get(kind) or kind.__name__}")
+        raise error(
+            f"{where} holds a {type(found).__name__}, not a {_KINDS.get(kind) or kind.__name__}"
+        )
     return found
 
 
 def _check_amount(content: bytes | str, where: str, error: type[ADDPError]) -> None:
     """Before anything is made of it. Those in texts count too; no document of ours comes near."""
-    of_lists, of_mappings, comma = ("[", "{", ",") if isinstance(content, str) else (b"[", b"{", b",")
+    of_lists, of_mappings, comma = (
+        ("[", "{", ",") if isinstance(content, str) else (b"[", b"{", b",")
+    )
     holders = content.count(of_lists) + content.count(of_mappings)  # type: ignore[arg-type]
     if holders > _MOST_HOLDERS or content.count(comma) > _MOST_COMMAS:  # type: ignore[arg-type]
-        raise error(f"{where} holds more than {_MOST_HOLDERS:,} lists and mappings, or {_MOST_COMMAS:,} values")
+        raise error(
+            f"{where} holds more than {_MOST_HOLDERS:,} lists and mappings, or {_MOST_COMMAS:,} "
+            "values"
+        )
 
 
 _KINDS: dict[type, str] = {dict: "mapping of keys to values", list: "list"}
 
 
 def parse_yaml(content: bytes | str, where: str, error: type[ADDPError]) -> Any:
-    """One YAML document of plain values: no aliases, tags, duplicate keys, deep nesting or endless numbers.
+    """One YAML document of plain values: no aliases, tags, duplicate keys, deep nesting or endless
+    numbers.
 
-    An alias can make a document of 300 bytes hold billions of values, and no configuration needs one. Raises `error`
-    with the line.
+    An alias can make a document of 300 bytes hold billions of values, and no configuration needs
+    one. Raises `error` with the line.
     """
     try:
         text = content.decode() if isinstance(content, bytes) else content
@@ -158,11 +200,15 @@ def parse_yaml(content: bytes | str, where: str, error: type[ADDPError]) -> Any:
         return yaml.load(text, Loader=_PlainLoader)
     except UnicodeDecodeError as problem:
         byte = problem.object[problem.start]
-        raise error(f"{where} is no text in UTF-8: byte {problem.start} is {byte:#04x}") from problem
+        raise error(
+            f"{where} is no text in UTF-8: byte {problem.start} is {byte:#04x}"
+        ) from problem
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark or problem.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise error(f"{where}{line}: {problem.problem or problem.context or 'no readable YAML'}") from problem
+        raise error(
+            f"{where}{line}: {problem.problem or problem.context or 'no readable YAML'}"
+        ) from problem
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as problem:
         first = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise error(f"{where} is no readable YAML: {first[:_LONGEST_SHOWN]}") from problem
@@ -202,10 +248,16 @@ class _PlainLoader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is None or not isinstance(self.construct_object(key_node), str | int | float | bool):
-                raise yaml.MarkedYAMLError(problem="this is no key", problem_mark=key_node.start_mark)
+            if key is None or not isinstance(
+                self.construct_object(key_node), str | int | float | bool
+            ):
+                raise yaml.MarkedYAMLError(
+                    problem="this is no key", problem_mark=key_node.start_mark
+                )
             if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"{show(key)} stands twice", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"{show(key)} stands twice", problem_mark=key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -213,7 +265,13 @@ class _PlainLoader(yaml.SafeLoader):
 def first_problem(problem: ValidationError) -> str:
     """What pydantic found first, in one line: the key, what is wrong, and what stood there."""
     found = problem.errors(include_url=False, include_context=False)[0]
-    key = ".".join(show(part).strip("'") if isinstance(part, str) else str(part) for part in found["loc"])
+    key = ".".join(
+        show(part).strip("'") if isinstance(part, str) else str(part) for part in found["loc"]
+    )
     message = found["msg"].removeprefix("Value error, ")
-    got = "" if found["type"] in ("missing", "value_error", "json_invalid") else f" (got {show(found['input'])})"
+    got = (
+        ""
+        if found["type"] in ("missing", "value_error", "json_invalid")
+        else f" (got {show(found['input'])})"
+    )
     return f"{key}: {message}{got}" if key else message + got

@@ -30,14 +30,19 @@ class PatchEmbedding(nn.Module):
 
 
 class Encoder(nn.Module):
-    """tokenizer_norm: LayerNorm before the blocks, as ADDP pre-trains with; the reference fine-tunes without it.
-    norm: LayerNorm after them."""
+    """tokenizer_norm: LayerNorm before the blocks, as ADDP pre-trains with; the reference
+    fine-tunes without it. norm: LayerNorm after them."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, geometry: Geometry, config: TransformerConfig, *, tokenizer_norm: bool = True, norm: bool = True
+        self,
+        geometry: Geometry,
+        config: TransformerConfig,
+        *,
+        tokenizer_norm: bool = True,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         self.geometry = geometry
@@ -55,33 +60,44 @@ class Encoder(nn.Module):
     def _embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1 + L, D), before the blocks."""
         x = (images.clamp(0, 1).to(self.mean.dtype) - self.mean) / self.std
-        x = x.to(self.cls_token.dtype)  # an engine may keep buffers in another precision than weights
-        at = self._positions(images.shape[-2] // self.geometry.patch_size, images.shape[-1] // self.geometry.patch_size)
+        x = x.to(
+            self.cls_token.dtype
+        )  # an engine may keep buffers in another precision than weights
+        at = self._positions(
+            images.shape[-2] // self.geometry.patch_size,
+            images.shape[-1] // self.geometry.patch_size,
+        )
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), self.patch_embed(x)], 1) + at
         return F.dropout(self.tokenizer_norm(x), self.dropout, self.training)
 
     def _positions(self, height: int, width: int) -> Tensor:
-        """(1, 1 + height * width, D); those of another grid than the trained one by bicubic interpolation."""
+        """(1, 1 + height * width, D); those of another grid than the trained one by bicubic
+        interpolation."""
         grid = self.geometry.grid
         if (height, width) == (grid, grid):
             return self.pos_embed
         table = self.pos_embed[:, 1:].transpose(1, 2).reshape(1, -1, grid, grid)
         table = F.interpolate(table.float(), (height, width), mode="bicubic", align_corners=False)
-        return torch.cat([self.pos_embed[:, :1], table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)], 1)
+        return torch.cat(
+            [self.pos_embed[:, :1], table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)], 1
+        )
 
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W), clamped to [0, 1] -> features (B, 1 + L, D); index 0 is the class token."""
+        """Images (B, 3, H, W), clamped to [0, 1] -> features (B, 1 + L, D); index 0 is the class
+        token."""
         x = self._embed(images)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
     def feature_maps(self, images: Tensor, at: Sequence[int] | None = None) -> list[Tensor]:
-        """Four maps (B, D, H / s, W / s) with s = 4, 8, 16, 32: what detectors and segmenters build on.
+        """Four maps (B, D, H / s, W / s) with s = 4, 8, 16, 32: what detectors and segmenters build
+        on.
 
-        images: (B, 3, H, W) in [0, 1], H and W multiples of the patch, any size. at: four block numbers, 1 for the
-        first; the quarters of the depth when None (3, 6, 9 and 12 of Base), as UperNet takes them from plain ViTs.
-        Resized without weights: bilinear up, average down. Gradients flow.
+        images: (B, 3, H, W) in [0, 1], H and W multiples of the patch, any size. at: four block
+        numbers, 1 for the first; the quarters of the depth when None (3, 6, 9 and 12 of Base), as
+        UperNet takes them from plain ViTs. Resized without weights: bilinear up, average down.
+        Gradients flow.
         """
         depth, patch = len(self.blocks), self.geometry.patch_size
         at = at or [max(1, round(depth * (i + 1) / len(STRIDES))) for i in range(len(STRIDES))]

@@ -1,5 +1,6 @@
-"""How every entry point ends. A user's mistake is one paragraph; an error that nobody foresaw is one line that says
-where its trace lies, and the trace itself where ADDP_DEBUG=1 is set; Ctrl-C is one line. Imports no torch."""
+"""How every entry point ends. A user's mistake is one paragraph; an error that nobody foresaw is
+one line that says where its trace lies, and the trace itself where ADDP_DEBUG=1 is set; Ctrl-C is
+one line. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _LONGEST = 500  # characters of a message that was not written for people
 
 
 def run_entry(function: Callable[[], Any]) -> NoReturn:
-    """Call it and exit: with what it returns (an exit code; None is 0), or with the code of what it raises.
+    """Call it and exit: with what it returns (an exit code; None is 0), or with the code of what it
+    raises.
 
     A thread that dies meanwhile is one line."""
     before, threading.excepthook = threading.excepthook, _thread_died
@@ -33,7 +35,9 @@ def run_entry(function: Callable[[], Any]) -> NoReturn:
         code = error.exit_code
     except KeyboardInterrupt:
         code = _interrupted()
-    except SystemExit as end:  # the command-line library makes one of a Ctrl-C, and of a broken pipe
+    except (
+        SystemExit
+    ) as end:  # the command-line library makes one of a Ctrl-C, and of a broken pipe
         if not _is_interrupt(end):
             raise
         code = _interrupted()
@@ -48,7 +52,10 @@ def run_entry(function: Callable[[], Any]) -> NoReturn:
 def _thread_died(end: threading.ExceptHookArgs) -> None:
     if isinstance(error := end.exc_value, Exception):
         name = end.thread.name if end.thread is not None else "without a name"
-        print(f"error: the thread {name} died: {unexpected(error, leave_trace(error))}", file=sys.stderr)
+        print(
+            f"error: the thread {name} died: {unexpected(error, leave_trace(error))}",
+            file=sys.stderr,
+        )
 
 
 def debugging() -> bool:
@@ -63,8 +70,8 @@ def unexpected(error: BaseException, trace: Path | None) -> str:
 
 
 def leave_trace(error: BaseException, wanted: Path | None = None) -> Path | None:
-    """Write the trace to a file of its own: `wanted`, else one among the temporary files. None where it is on standard
-    error instead, as that was asked for or no file could be written."""
+    """Write the trace to a file of its own: `wanted`, else one among the temporary files. None
+    where it is on standard error instead, as that was asked for or no file could be written."""
     text = "".join(traceback.format_exception(error))
     if not debugging():
         if wanted is not None:

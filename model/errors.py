@@ -2,7 +2,8 @@
 
 
 class ADDPError(Exception):
-    """Base of every error that a user can cause and mend. Command lines print it as one paragraph, without a trace."""
+    """Base of every error that a user can cause and mend. Command lines print it as one paragraph,
+    without a trace."""
 
     exit_code = 1
 
@@ -18,4 +19,4 @@ class WeightsError(ADDPError):
 
 
 class DataError(ADDPError):
-    """Pictures, token shards or manifests that are missing, damaged or do not belong together."""
+    """Images, token shards or manifests that are missing, damaged or do not belong together."""

@@ -1,4 +1,5 @@
-"""How every file of ours gets its name: whole or not at all, and with the mode that the umask gives."""
+"""How every file of ours gets its name: whole or not at all, and with the mode that the umask
+gives."""
 
 from __future__ import annotations
 
@@ -10,15 +11,19 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to: when the context ends it is synced and takes its place; on an error it goes.
+    """A path beside `path` to write to: when the context ends it is synced and takes its place; on
+    an error it goes.
 
-    The file has the mode of any new file, also where a library writes it that makes private ones. Raises OSError.
+    The file has the mode of any new file, also where a library writes it that makes private ones.
+    Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         partial.open("wb").close()
-        mode = partial.stat().st_mode  # the umask cannot be read without changing it under other threads
+        mode = (
+            partial.stat().st_mode
+        )  # the umask cannot be read without changing it under other threads
         yield partial
         if partial.stat().st_mode != mode:
             partial.chmod(mode)

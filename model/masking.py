@@ -1,7 +1,8 @@
-"""The mask law (ADDP section 3.2 and addendum; MAGE section 3.2): how many tokens are masked, and which.
+"""The mask law (ADDP section 3.2 and addendum; MAGE section 3.2): how many tokens are masked, and
+which.
 
-Ratios are keyed by a draw's index, which the caller makes of the global step or of a micro batch's place in the run,
-orders by the global sample index: so masks are the same on any number of ranks.
+Ratios are keyed by a draw's index, which the caller makes of the global step or of a micro batch's
+place in the run, orders by the global sample index: so masks are the same on any number of ranks.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ DROPPED = 0.5  # share of the tokens that MAGE leaves out of its encoder while i
 
 
 class DenoisingMasks(NamedTuple):
-    """mask_t is a subset of mask_next; both (B, L) bool, True = masked. masked: tokens masked in mask_t."""
+    """mask_t is a subset of mask_next; both (B, L) bool, True = masked. masked: tokens masked in
+    mask_t."""
 
     mask_t: Tensor
     mask_next: Tensor
@@ -31,7 +33,8 @@ class DenoisingMasks(NamedTuple):
 
 
 class MageMasks(NamedTuple):
-    """mask: (B, L) bool, True = masked. kept: (B, N) int64 ascending, positions that enter the encoder."""
+    """mask: (B, L) bool, True = masked. kept: (B, N) int64 ascending, positions that enter the
+    encoder."""
 
     mask: Tensor
     kept: Tensor
@@ -39,7 +42,8 @@ class MageMasks(NamedTuple):
 
 @cache
 def ratio_table() -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The 66 mask ratios cos(pi/2 * k/100) in [0.5, 1), ascending, and the probability of each (float32 values)."""
+    """The 66 mask ratios cos(pi/2 * k/100) in [0.5, 1), ascending, and the probability of each
+    (float32 values)."""
     ratios = np.cos(np.pi / 2 * np.arange(101) / 100).astype(np.float32)[::-1]
     ratios = ratios[(ratios >= LOW) & (ratios < HIGH)]
     weights = np.array([_NORMAL.pdf(float(r)) for r in ratios])
@@ -52,7 +56,8 @@ def masked_count(length: int, ratio: float) -> int:
 
 
 def denoising_ratios(seed: int, draw: int) -> tuple[float, float]:
-    """(r_t, r_next) of a draw, by its index: r_next lies 1 to 5 places further in the table, at most at its end."""
+    """(r_t, r_next) of a draw, by its index: r_next lies 1 to 5 places further in the table, at
+    most at its end."""
     ratios, weights = ratio_table()
     u = uniforms(seed, "mask-ratio", draw, 1, 2)[0]
     i = min(int(np.searchsorted(np.cumsum(weights), u[0], side="right")), len(ratios) - 1)
@@ -61,13 +66,14 @@ def denoising_ratios(seed: int, draw: int) -> tuple[float, float]:
 
 
 def _ranks(seed: int, start: int, count: int, length: int) -> Tensor:
-    """(count, length): the place of each position in its picture's random masking order."""
+    """(count, length): the place of each position in its image's random masking order."""
     order = torch.from_numpy(orders(seed, "mask-order", start, count, length))
     return order.argsort(1)
 
 
 def denoising_masks(seed: int, draw: int, start: int, count: int, length: int) -> DenoisingMasks:
-    """Masks of the samples with global indices start .. start+count-1, with the ratios of one draw."""
+    """Masks of the samples with global indices start .. start+count-1, with the ratios of one
+    draw."""
     r_t, r_next = denoising_ratios(seed, draw)
     ranks = _ranks(seed, start, count, length)
     n_t, n_next = masked_count(length, r_t), masked_count(length, r_next)
@@ -75,11 +81,14 @@ def denoising_masks(seed: int, draw: int, start: int, count: int, length: int) -
 
 
 def mage_masks(seed: int, draw: int, start: int, count: int, length: int) -> MageMasks:
-    """As `denoising_masks`, with a continuous ratio, and half of the tokens (all of them masked) left out."""
+    """As `denoising_masks`, with a continuous ratio, and half of the tokens (all of them masked)
+    left out."""
     u = float(uniforms(seed, "mage-ratio", draw, 1, 1)[0, 0])
     low, high = _NORMAL.cdf(LOW), _NORMAL.cdf(HIGH)
     ratio = _NORMAL.inv_cdf(low + u * (high - low))
     ranks = _ranks(seed, start, count, length)
     dropped = int(DROPPED * length)
-    kept = ranks.ge(dropped).int().argsort(dim=1, descending=True, stable=True)[:, : length - dropped]
+    kept = (
+        ranks.ge(dropped).int().argsort(dim=1, descending=True, stable=True)[:, : length - dropped]
+    )
     return MageMasks(ranks < max(masked_count(length, ratio), dropped), kept)

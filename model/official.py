@@ -1,5 +1,5 @@
-"""The official files whole: sizes read from the tensors, import into our networks, export in the official layout; and a
-plain ViT under timm's names."""
+"""The official files whole: sizes read from the tensors, import into our networks, export in the
+official layout; and a plain ViT under timm's names."""
 
 from __future__ import annotations
 
@@ -40,23 +40,30 @@ class Imported(NamedTuple):
 def import_official(path: Path, given: Untold = Untold()) -> Imported:  # noqa: B008 - it is immutable
     """Every network of an official ADDP, MAGE or VQGAN file, or of a file of ours.
 
-    Sizes that the file states must agree with its tensors and with `given`. What neither says is the published size
-    where that fits, and a guess. Raises WeightsError for the file, ConfigError for what is given.
+    Sizes that the file states must agree with its tensors and with `given`. What neither says is
+    the published size where that fits, and a guess. Raises WeightsError for the file, ConfigError
+    for what is given.
     """
     state, metadata = read_state(path)
     stated = stated_sizes(metadata, path)
     held = {kind: own for kind in PREFIX if (own := own_tensors(kind, state)) is not None}
     if not held:
-        raise WeightsError(f"{path} holds no network of ADDP, MAGE or the VQGAN; its first keys: {list(state)[:3]}")
+        raise WeightsError(
+            f"{path} holds no network of ADDP, MAGE or the VQGAN; its first keys: {list(state)[:3]}"
+        )
     if strange := set(stated) - set(held):
         raise WeightsError(f"{path} states sizes of a {strange.pop()} that it does not hold")
     unsaid = Unsaid(path, given, held)
     try:
         sizes = all_sizes(held, stated, unsaid)
     except ValidationError as error:
-        raise WeightsError(f"{path} cannot have a {error.title} of these sizes: {first_problem(error)}") from error
+        raise WeightsError(
+            f"{path} cannot have a {error.title} of these sizes: {first_problem(error)}"
+        ) from error
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise WeightsError(f"{path}: the sizes of its networks cannot be told from its tensors ({error})") from error
+        raise WeightsError(
+            f"{path}: the sizes of its networks cannot be told from its tensors ({error})"
+        ) from error
     unsaid.settle()
     networks = {kind: from_official(kind, found, state, path) for kind, found in sizes.items()}
     return Imported(networks, unsaid.guesses)
@@ -74,9 +81,10 @@ def official_state(networks: Mapping[str, Network]) -> dict[str, Tensor]:
 def timm_state(encoder: Encoder, tokenizer_norm: Literal["drop", "keep"]) -> dict[str, Tensor]:
     """An encoder, or a classifier with its head, under the names of timm's `vit_base_patch16`.
 
-    drop: without `tokenizer_norm`, as the reference fine-tunes; the features are then not the pre-trained ones before
-    some fine-tuning. keep: it becomes `norm_pre` of `pre_norm=True`, where timm has no bias of the patch embedding: it
-    is added to the positions, and the features are the same.
+    drop: without `tokenizer_norm`, as the reference fine-tunes; the features are then not the
+    pre-trained ones before some fine-tuning. keep: it becomes `norm_pre` of `pre_norm=True`, where
+    timm has no bias of the patch embedding: it is added to the positions, and the features are the
+    same.
     """
     state = {key: value.detach().cpu().clone() for key, value in encoder.state_dict().items()}
     wanted: tuple[str, ...] = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
@@ -85,25 +93,33 @@ def timm_state(encoder: Encoder, tokenizer_norm: Literal["drop", "keep"]) -> dic
     plain = {key: value for key, value in state.items() if key.startswith(wanted)}
     before = {key: value for key, value in state.items() if key.startswith("tokenizer_norm.")}
     if tokenizer_norm == "keep" and before:
-        plain |= {key.replace("tokenizer_norm.", "norm_pre."): value for key, value in before.items()}
+        plain |= {
+            key.replace("tokenizer_norm.", "norm_pre."): value for key, value in before.items()
+        }
         plain["pos_embed"][:, 1:] += plain.pop("patch_embed.proj.bias")
     return plain
 
 
 def official_metadata(networks: Mapping[str, Network]) -> dict[str, str]:
-    """The sizes of networks, by kind, for `write_state`: what no tensor of the official layout tells."""
+    """The sizes of networks, by kind, for `write_state`: what no tensor of the official layout
+    tells."""
     content = {
         kind: {
             "config": network.config.model_dump(mode="json"),
-            "geometry": None if isinstance(network, VQTokenizer) else network.geometry.model_dump(mode="json"),
+            "geometry": None
+            if isinstance(network, VQTokenizer)
+            else network.geometry.model_dump(mode="json"),
         }
         for kind, network in networks.items()
     }
     return {"format": OFFICIAL_FORMAT, "networks": json.dumps(content)}
 
 
-def write_state(state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """`.safetensors`, or a `.pth` that wraps the tensors in `model`, as the official files do; whole or not at all.
+def write_state(
+    state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """`.safetensors`, or a `.pth` that wraps the tensors in `model`, as the official files do;
+    whole or not at all.
 
     metadata: in a `.pth` an entry beside `model`, which the official code does not look at.
     """

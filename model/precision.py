@@ -1,5 +1,5 @@
-"""What float32 means, and where bfloat16 is not worth asking for: the one place that says so. Imports torch only where
-it is called."""
+"""What float32 means, and where bfloat16 is not worth asking for: the one place that says so.
+Imports torch only where it is called."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ log = logging.getLogger(__name__)
 
 InferencePrecision = Literal["fp32", "bf16"]  # that a network which is not trained computes in
 CPUINFO = Path("/proc/cpuinfo")
-BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # flags of processors with bf16 products: x86, x86, ARM
+BF16 = frozenset(
+    {"avx512_bf16", "amx_bf16", "bf16"}
+)  # flags of processors with bf16 products: x86, x86, ARM
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -27,8 +29,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 def keep_float32() -> None:
     """Products and convolutions of float32 tensors are float32, in this process from now on.
 
-    PyTorch lets cuDNN use TF32, of 10 bits, for convolutions unless told otherwise. The reference turns it off, and so
-    does everything here that computes with a network, in every precision: there are float32 parts in all of them.
+    PyTorch lets cuDNN use TF32, of 10 bits, for convolutions unless told otherwise. The reference
+    turns it off, and so does everything here that computes with a network, in every precision:
+    there are float32 parts in all of them.
     """
     import torch
 
@@ -37,13 +40,17 @@ def keep_float32() -> None:
 
 
 def cpu_flags(cpuinfo: Path) -> frozenset[str] | None:
-    """What the processor says it can do: the words after `flags` (x86) or `Features` (ARM) in /proc/cpuinfo. None where
-    that is not to be read, as on other systems than Linux."""
+    """What the processor says it can do: the words after `flags` (x86) or `Features` (ARM) in
+    /proc/cpuinfo. None where that is not to be read, as on other systems than Linux."""
     try:
         lines = cpuinfo.read_text(errors="replace").splitlines()
     except OSError:
         return None
-    found = (line.partition(":")[2].split() for line in lines if line.split(":")[0].strip() in ("flags", "Features"))
+    found = (
+        line.partition(":")[2].split()
+        for line in lines
+        if line.split(":")[0].strip() in ("flags", "Features")
+    )
     return next((frozenset(words) for words in found), None)
 
 
@@ -53,15 +60,21 @@ def emulates_bf16(flags: frozenset[str] | None) -> bool:
 
 
 def warn_of_bf16(device_type: str, instead: str) -> None:
-    """Where bfloat16 is asked for: say once, on rank 0, if this machine computes it by emulation, and what to do."""
-    if device_type == "cpu" and os.environ.get("RANK", "0") == "0" and emulates_bf16(cpu_flags(CPUINFO)):
+    """Where bfloat16 is asked for: say once, on rank 0, if this machine computes it by emulation,
+    and what to do."""
+    if (
+        device_type == "cpu"
+        and os.environ.get("RANK", "0") == "0"
+        and emulates_bf16(cpu_flags(CPUINFO))
+    ):
         _say(instead)
 
 
 @cache
 def _say(instead: str) -> None:
     log.warning(
-        "this CPU has no bf16 instructions (%s): products are emulated, and may take hundreds of times as long as in "
-        "float32. %s",
-        ", ".join(sorted(BF16)), instead,
-    )  # fmt: skip
+        "this CPU has no bf16 instructions (%s): products are emulated, and may take hundreds of "
+        "times as long as in float32. %s",
+        ", ".join(sorted(BF16)),
+        instead,
+    )

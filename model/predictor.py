@@ -1,6 +1,7 @@
 """Token predictor: MAGE (CVPR 2023), a ViT encoder-decoder on token ids. Frozen while ADDP trains.
 
-Names follow the official checkpoint. `mask` is bool and True means masked (unknown, to be predicted).
+Names follow the official checkpoint. `mask` is bool and True means masked (unknown, to be
+predicted).
 """
 
 from __future__ import annotations
@@ -48,20 +49,25 @@ class TokenPredictor(nn.Module):
         self.mlm_layer = MlmHead(c.dim, geometry.vocabulary)
         initialise(self)
         if c.positions != "normal":
-            self.token_emb.position_embeddings.weight.data.copy_(positions(c.positions, geometry.grid, c.dim)[0])
+            self.token_emb.position_embeddings.weight.data.copy_(
+                positions(c.positions, geometry.grid, c.dim)[0]
+            )
 
     def logits(self, ids: Tensor, mask: Tensor, kept: Tensor | None = None) -> Tensor:
         """ids: (B, L) int, mask: (B, L) bool -> logits (B, L, V).
 
-        kept: (B, N) int64, the positions in 0..L-1 that enter the encoder, ascending; all of them when None.
-        Positions left out must be masked ones (MAGE drops half of the tokens while it trains).
+        kept: (B, N) int64, the positions in 0..L-1 that enter the encoder, ascending; all of them
+        when None. Positions left out must be masked ones (MAGE drops half of the tokens while it
+        trains).
         """
         b = ids.shape[0]
         ids = ids.long().masked_fill(mask, self.geometry.mask_id)
         class_slot = torch.full((b, 1), self.geometry.class_slot_id, device=ids.device)
         x = self.token_emb(torch.cat([class_slot, ids], 1))
         if kept is not None:
-            kept = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], 1).unsqueeze(-1)  # the class slot stays
+            kept = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], 1).unsqueeze(
+                -1
+            )  # the class slot stays
             x = x.gather(1, kept.expand(-1, -1, x.shape[2]))
         for block in self.blocks:
             x = block(x)
@@ -82,7 +88,13 @@ class TokenPredictor(nn.Module):
         return self.logits(ids, mask)[..., : self.geometry.codebook_size].float().softmax(-1)
 
     def forward(
-        self, ids: Tensor, mask: Tensor, kept: Tensor, smoothing: float, weights: Tensor | None = None
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        kept: Tensor,
+        smoothing: float,
+        weights: Tensor | None = None,
     ) -> Tensor:
-        """MAGE's training loss: label-smoothed cross-entropy over V at the masked positions, a scalar."""
+        """MAGE's training loss: label-smoothed cross-entropy over V at the masked positions, a
+        scalar."""
         return smoothed_cross_entropy(self.logits(ids, mask, kept), ids, mask, smoothing, weights)

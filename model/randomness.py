@@ -1,7 +1,8 @@
-"""Counter-based random numbers: everything drawn is a pure function of (seed, purpose, index), on any number of ranks.
+"""Counter-based random numbers: everything drawn is a pure function of (seed, purpose, index), on
+any number of ranks.
 
-Philox's raw output is fixed by its definition; numpy's distributions and permutations may change between releases,
-so only raw bits are used.
+Philox's raw output is fixed by its definition; numpy's distributions and permutations may change
+between releases, so only raw bits are used.
 """
 
 from __future__ import annotations
@@ -35,5 +36,7 @@ def orders(seed: int, purpose: str, start: int, count: int, length: int) -> NDAr
     keys = raw_bits(seed, purpose, start, count, length) >> index_bits << index_bits | np.arange(
         length, dtype=np.uint64
     )
-    keys.sort(axis=1)  # no two are equal, so any sort gives this order, and plain sorts are the fast ones
+    keys.sort(
+        axis=1
+    )  # no two are equal, so any sort gives this order, and plain sorts are the fast ones
     return (keys & ((np.uint64(1) << index_bits) - np.uint64(1))).astype(np.int64)

@@ -1,4 +1,5 @@
-"""Unconditional generation (ADDP section 3.4): N alternating steps of predicting tokens and decoding pixels."""
+"""Unconditional generation (ADDP section 3.4): N alternating steps of predicting tokens and
+decoding pixels."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ class SamplerConfig(NamedTuple):
 
 
 class Generation(NamedTuple):
-    """State after a step: image (B, 3, H, W), nominally in [0, 1]; ids (B, L), mask (B, L) bool, logits over K codes
-    that led to it (B, L, K)."""
+    """State after a step: image (B, 3, H, W), nominally in [0, 1]; ids (B, L), mask (B, L) bool,
+    logits over K codes that led to it (B, L, K)."""
 
     image: Tensor
     ids: Tensor
@@ -49,19 +50,25 @@ def noise_scale(config: SamplerConfig, step: int) -> float:
 
 
 def sample_ids(logits: Tensor, u: Tensor, top_p: float = 1.0) -> Tensor:
-    """Draw ids (B, L) from logits (B, L, K) by inverse CDF of uniforms u (B, L); nucleus top-p below 1."""
+    """Draw ids (B, L) from logits (B, L, K) by inverse CDF of uniforms u (B, L); nucleus top-p
+    below 1."""
     p = logits.float().softmax(-1)
     if top_p < 1.0:
         sorted_p, order = p.sort(-1, descending=True)
         kept = sorted_p.cumsum(-1) - sorted_p < top_p
         p = torch.zeros_like(p).scatter(-1, order, sorted_p * kept)
     cdf = p.cumsum(-1)
-    drawn = torch.searchsorted(cdf, (u.to(cdf) * cdf[..., -1]).unsqueeze(-1), right=True).squeeze(-1)
+    drawn = torch.searchsorted(cdf, (u.to(cdf) * cdf[..., -1]).unsqueeze(-1), right=True).squeeze(
+        -1
+    )
     return drawn.clamp_max(p.shape[-1] - 1)
 
 
-def remask(logits: Tensor, ids: Tensor, mask: Tensor, gumbel: Tensor, scale: float, count: int) -> Tensor:
-    """The `count` least confident positions, (B, L) bool. Confidence: log p(id) + scale * Gumbel; known ones +inf."""
+def remask(
+    logits: Tensor, ids: Tensor, mask: Tensor, gumbel: Tensor, scale: float, count: int
+) -> Tensor:
+    """The `count` least confident positions, (B, L) bool. Confidence: log p(id) + scale * Gumbel;
+    known ones +inf."""
     logp = logits.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     confidence = (logp + scale * gumbel).masked_fill(~mask, math.inf)
     least = confidence.argsort(dim=1, stable=True)[:, :count]
@@ -69,14 +76,17 @@ def remask(logits: Tensor, ids: Tensor, mask: Tensor, gumbel: Tensor, scale: flo
 
 
 def next_image(tokenizer: VQTokenizer, logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Decode (B, 3, H, W): expected codes under the logits over K where masked, hard codes elsewhere."""
+    """Decode (B, 3, H, W): expected codes under the logits over K where masked, hard codes
+    elsewhere."""
     soft = tokenizer.soft_embed(logits.float().softmax(-1))
-    return tokenizer.decode(torch.where(tokenizer.to_grid(mask.unsqueeze(-1)), soft, tokenizer.embed(ids)))
+    return tokenizer.decode(
+        torch.where(tokenizer.to_grid(mask.unsqueeze(-1)), soft, tokenizer.embed(ids))
+    )
 
 
 class Given(NamedTuple):
-    """Where generation starts: image (B, 3, H, W), ids (B, L), mask (B, L) bool, True where tokens are to be generated,
-    as many in each picture."""
+    """Where generation starts: image (B, 3, H, W), ids (B, L), mask (B, L) bool, True where tokens
+    are to be generated, as many in each image."""
 
     image: Tensor
     ids: Tensor
@@ -84,11 +94,14 @@ class Given(NamedTuple):
 
 
 @torch.no_grad()
-def given_tokens(tokenizer: VQTokenizer, predictor: TokenPredictor | None, ids: Tensor, mask: Tensor) -> Given:
-    """Keep the tokens outside of `mask` and generate the rest (the paper's section 3.4 from a later step).
+def given_tokens(
+    tokenizer: VQTokenizer, predictor: TokenPredictor | None, ids: Tensor, mask: Tensor
+) -> Given:
+    """Keep the tokens outside of `mask` and generate the rest (the paper's section 3.4 from a later
+    step).
 
-    The first picture is what training shows for this state: unreliable tokens are the predictor's expected codes
-    (section 3.2). Without a predictor they are the mean code.
+    The first image is what training shows for this state: unreliable tokens are the predictor's
+    expected codes (section 3.2). Without a predictor they are the mean code.
     """
     if predictor is not None:
         soft = tokenizer.soft_embed(predictor.probabilities(ids, mask))
@@ -100,17 +113,26 @@ def given_tokens(tokenizer: VQTokenizer, predictor: TokenPredictor | None, ids: 
 
 @torch.no_grad()
 def advance(
-    network: ADDP, tokenizer: VQTokenizer, state: Generation, u: Tensor, gumbel: Tensor,
-    config: SamplerConfig, step: int,
-    sampled: Tensor | None = None, visible: int | None = None, next_visible: int | None = None, decode: bool = True,
-) -> Generation:  # fmt: skip
-    """One step. u, gumbel: (B, L) noise of this step. sampled: ids to take instead of drawing them (for parity).
+    network: ADDP,
+    tokenizer: VQTokenizer,
+    state: Generation,
+    u: Tensor,
+    gumbel: Tensor,
+    config: SamplerConfig,
+    step: int,
+    sampled: Tensor | None = None,
+    visible: int | None = None,
+    next_visible: int | None = None,
+    decode: bool = True,
+) -> Generation:
+    """One step. u, gumbel: (B, L) noise of this step. sampled: ids to take instead of drawing them
+    (for parity).
 
-    visible: unmasked positions now, where known; next_visible: after this step, by the schedule when None. decode:
-    whether the image is wanted; it stays the last one otherwise.
+    visible: unmasked positions now, where known; next_visible: after this step, by the schedule
+    when None. decode: whether the image is wanted; it stays the last one otherwise.
     """
     k, length = network.geometry.codebook_size, state.ids.shape[1]
-    if visible == 0:  # neither image nor ids matter: the same logits for every picture
+    if visible == 0:  # neither image nor ids matter: the same logits for every image
         one = network.logits(state.image[:1], state.ids[:1], state.mask[:1], 0)[..., :k]
         logits = one.expand(len(state.ids), -1, -1)
     else:
@@ -124,13 +146,19 @@ def advance(
 
 
 def generate(
-    network: ADDP, tokenizer: VQTokenizer, seed: int, start: int, count: int, config: SamplerConfig,
-    given: Given | None = None, all_images: bool = True,
-) -> Iterator[Generation]:  # fmt: skip
+    network: ADDP,
+    tokenizer: VQTokenizer,
+    seed: int,
+    start: int,
+    count: int,
+    config: SamplerConfig,
+    given: Given | None = None,
+    all_images: bool = True,
+) -> Iterator[Generation]:
     """Samples start .. start+count-1, all N states in turn; the last image is the sample.
 
-    The noise of a sample is keyed by (seed, sample index): the same picture in any batch and on any rank.
-    all_images: also those that no later step depends on (while all tokens are masked).
+    The noise of a sample is keyed by (seed, sample index): the same image in any batch and on any
+    rank. all_images: also those that no later step depends on (while all tokens are masked).
     """
     device = network.pos_embed.device
     length, size = network.geometry.tokens, network.geometry.image_size
@@ -149,8 +177,16 @@ def generate(
         gumbel = -torch.log(-torch.log(g))
         following = length - mask_length(config, step, unknown)
         state = advance(
-            network, tokenizer, state, u.float().to(device), gumbel.float().to(device), config, step,
-            visible=visible, next_visible=following, decode=all_images or following > 0 or step + 1 == config.steps,
-        )  # fmt: skip
+            network,
+            tokenizer,
+            state,
+            u.float().to(device),
+            gumbel.float().to(device),
+            config,
+            step,
+            visible=visible,
+            next_visible=following,
+            decode=all_images or following > 0 or step + 1 == config.steps,
+        )
         visible = following
         yield state

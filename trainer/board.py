@@ -1,4 +1,5 @@
-"""TensorBoard's event files, by way of `trainer.records`: TensorBoard's own writer ends the run with its disk."""
+"""TensorBoard's event files, by way of `trainer.records`: TensorBoard's own writer ends the run
+with its disk."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _opened = 0  # files of this process: their names must differ within a second
 
 
 class Board:
-    """One event file below `folder`. first_step: what older files hold of it and later steps is not shown any more."""
+    """One event file below `folder`. first_step: what older files hold of it and later steps is not
+    shown any more."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         global _opened
@@ -27,7 +29,11 @@ class Board:
         self._file = folder / f"events.out.tfevents.{stamp}"
         self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._add(
-            Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.SessionStatus.START))
+            Event(
+                wall_time=time.time(),
+                step=first_step,
+                session_log=SessionLog(status=SessionLog.SessionStatus.START),
+            )
         )
 
     def record(self, step: int, numbers: dict[str, float]) -> None:

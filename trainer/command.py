@@ -1,4 +1,5 @@
-"""How the command lines that are modules of this package run: one typer command, and `model.entry` for its end."""
+"""How the command lines that are modules of this package run: one typer command, and `model.entry`
+for its end."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ from typing import Any, NoReturn
 import typer
 
 from model.entry import run_entry
-from trainer.leaving import leave
+from trainer.resilience.leaving import leave
 
-PROGRAM = "ADDP_PROGRAM"  # in the environment: what the user typed for `python -m MODULE`, for help and usage errors
+# In the environment: what the user typed for `python -m MODULE`, for help and usage errors.
+PROGRAM = "ADDP_PROGRAM"
 
 
 def run_command(function: Callable[..., Any]) -> None:
@@ -20,7 +22,8 @@ def run_command(function: Callable[..., Any]) -> None:
 
 
 def run_ranks(function: Callable[..., Any]) -> NoReturn:
-    """The same for one that many ranks run: it exits without waiting for other ranks or its own threads."""
+    """The same for one that many ranks run: it exits without waiting for other ranks or its own
+    threads."""
     leave(_called(function))
 
 

@@ -1,6 +1,8 @@
-"""What a run costs: operations of one image, parameters, memory of each ZeRO stage, bytes of a checkpoint.
+"""What a run costs: operations of one image, parameters, memory of each ZeRO stage, bytes of a
+checkpoint.
 
-Operations are counted by PyTorch's own counter over the real networks on the meta device, where nothing is computed.
+Operations are counted by PyTorch's own counter over the real networks on the meta device, where
+nothing is computed.
 """
 
 from __future__ import annotations
@@ -18,22 +20,29 @@ from model.config import ClassifierConfig, Geometry, TokenizerConfig, Transforme
 from model.masking import masked_count, ratio_table
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
-from trainer.config import RunConfig
-from trainer.optimizers import STATE
-from trainer.precision import MODES
+from trainer.config.schema import RunConfig
+from trainer.engine.optimizers import STATE
+from trainer.engine.precision import MODES
 
 _PEAKS = {  # dense bf16 operations a second, from the makers' data sheets
-    "H200": 989e12, "H100": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12, "MI300X": 1307e12, "V100": 125e12,
-}  # fmt: skip
-# Bytes over width that a block keeps of a token for its backward pass: 34 in 16 bits (arXiv 2205.05198, eq. 2); in
-# float32 twice as many; in mixed precision the two norms' inputs, 2 of the 34 each, are float32.
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+    "MI300X": 1307e12,
+    "V100": 125e12,
+}
+# Bytes over width that a block keeps of a token for its backward pass: 34 in 16 bits (arXiv
+# 2205.05198, eq. 2); in float32 twice as many; in mixed precision the two norms' inputs, 2 of the
+# 34 each, are float32.
 _SAVED_PER_TOKEN = {("float32", "float32"): 68, ("float32", "bfloat16"): 38}
 _SAVED_IN_16_BITS = 34
 
 
 class Operations(NamedTuple):
-    """Floating-point operations (two a multiply-add) of one image: forward and backward of what is trained, forward of
-    what is frozen."""
+    """Floating-point operations (two a multiply-add) of one image: forward and backward of what is
+    trained, forward of what is frozen."""
 
     trained: float
     frozen: float
@@ -49,7 +58,7 @@ class Memory(NamedTuple):
     weights: float
     gradients: float
     optimizer: float
-    average: float
+    ema: float
     frozen: float
     activations: float
 
@@ -78,13 +87,18 @@ class _Sizes(NamedTuple):
     @classmethod
     def of(cls, config: RunConfig) -> _Sizes:
         return cls(
-            config.objective, config.classifier.method, config.tokenizer.sizes, config.predictor.sizes,
+            config.objective,
+            config.classifier.method,
+            config.tokenizer.sizes,
+            config.predictor.sizes,
             config.addp.sizes,
-        )  # fmt: skip
+        )
 
     def with_blocks(self, depth: int, decoder_depth: int) -> _Sizes:
         new = {"depth": depth, "decoder_depth": decoder_depth}
-        return self._replace(predictor=self.predictor.model_copy(update=new), addp=self.addp.model_copy(update=new))
+        return self._replace(
+            predictor=self.predictor.model_copy(update=new), addp=self.addp.model_copy(update=new)
+        )
 
 
 def _networks(sizes: _Sizes) -> tuple[nn.Module, list[nn.Module]]:
@@ -98,7 +112,9 @@ def _networks(sizes: _Sizes) -> tuple[nn.Module, list[nn.Module]]:
             return TokenPredictor(geometry, sizes.predictor), []
         if sizes.objective == "classify":
             classes = tuple(map(str, range(1000)))
-            return Classifier(geometry, ClassifierConfig(encoder=sizes.addp, classes=classes, method=sizes.method)), []
+            return Classifier(
+                geometry, ClassifierConfig(encoder=sizes.addp, classes=classes, method=sizes.method)
+            ), []
         predictor = TokenPredictor(geometry, sizes.predictor)
         return ADDP(geometry, sizes.addp), [predictor, tokenizer.decoder]
 
@@ -126,9 +142,11 @@ def _mean_visible(geometry: Geometry) -> int:
 
 
 def image_operations(config: RunConfig) -> Operations:
-    """At the mean mask ratio. Of a tokenizer: its encoder and decoder, without the losses' own networks.
+    """At the mean mask ratio. Of a tokenizer: its encoder and decoder, without the losses' own
+    networks.
 
-    The blocks of a transformer are alike: what one more costs is counted, and the others are multiplied.
+    The blocks of a transformer are alike: what one more costs is counted, and the others are
+    multiplied.
     """
     sizes = _Sizes.of(config)
     least = _counted(sizes.with_blocks(1, 1))
@@ -136,10 +154,16 @@ def image_operations(config: RunConfig) -> Operations:
         return least
     deeper, wider = _counted(sizes.with_blocks(2, 1)), _counted(sizes.with_blocks(1, 2))
     trained = sizes.predictor if sizes.objective == "mage" else sizes.addp
-    return Operations(*(
-        at_least + (of.depth - 1) * (deep - at_least) + (of.decoder_depth - 1) * (wide - at_least)
-        for of, at_least, deep, wide in zip((trained, sizes.predictor), least, deeper, wider, strict=True)
-    ))  # fmt: skip
+    return Operations(
+        *(
+            at_least
+            + (of.depth - 1) * (deep - at_least)
+            + (of.decoder_depth - 1) * (wide - at_least)
+            for of, at_least, deep, wide in zip(
+                (trained, sizes.predictor), least, deeper, wider, strict=True
+            )
+        )
+    )
 
 
 def _counted(sizes: _Sizes) -> Operations:
@@ -184,8 +208,8 @@ def _backward(result: torch.Tensor) -> None:
 
 
 def rank_memory(config: RunConfig, stage: int, world_size: int) -> Memory:
-    """An estimate: what the training's own tensors take, without buffers of communication and the allocator's waste.
-    Offloaded parts lie in host memory."""
+    """An estimate: what the training's own tensors take, without buffers of communication and the
+    allocator's waste. Offloaded parts lie in host memory."""
     trained, frozen = parameters(config)
     mode = MODES[config.precision]
     divided = world_size if stage >= 1 else 1
@@ -194,25 +218,30 @@ def rank_memory(config: RunConfig, stage: int, world_size: int) -> Memory:
     states = len(STATE[config.optimizer.name])
     return Memory(
         # Mixed precision keeps what it casts until the backward pass, whole in every stage.
-        weights=mode.width * trained / (world_size if stage == 3 else 1) + (2 * trained if mode.mixed else 0),
+        weights=mode.width * trained / (world_size if stage == 3 else 1)
+        + (2 * trained if mode.mixed else 0),
         gradients=4 * trained / (world_size if stage >= 2 else 1),
         optimizer=(master + 4 * states) * trained / divided,
-        average=4 * trained / world_size if config.ema_decay is not None else 0,
+        ema=4 * trained / world_size if config.ema_decay is not None else 0,
         frozen=(4 if mode.frozen == "float32" else 2) * frozen,
         activations=activation_bytes(config) * config.batch.micro,
     )
 
 
 def activation_bytes(config: RunConfig) -> float:
-    """Of one image between forward and backward, with memory-efficient attention. Of a tokenizer: 0, not estimated; of
-    a linear probe next to nothing, and 0 here."""
+    """Of one image between forward and backward, with memory-efficient attention. Of a tokenizer:
+    0, not estimated; of a linear probe next to nothing, and 0 here."""
     if config.objective == "tokenizer":
         return 0
-    sizes: TransformerConfig = config.predictor.sizes if config.objective == "mage" else config.addp.sizes
+    sizes: TransformerConfig = (
+        config.predictor.sizes if config.objective == "mage" else config.addp.sizes
+    )
     tokens = config.geometry.tokens
-    lengths = (1 + tokens // 2, 1 + tokens) if config.objective == "mage" else (
-        1 + tokens, 1 + tokens + _mean_visible(config.geometry)
-    )  # fmt: skip
+    lengths = (
+        (1 + tokens // 2, 1 + tokens)
+        if config.objective == "mage"
+        else (1 + tokens, 1 + tokens + _mean_visible(config.geometry))
+    )
     if config.objective == "classify":
         if config.classifier.method == "linear":
             return 0
@@ -225,7 +254,9 @@ def activation_bytes(config: RunConfig) -> float:
         total += length * sizes.dim * (saved * (depth - recomputed) + mode.width * recomputed)
     if config.objective == "classify":
         return total
-    logits = 3 * 4 * tokens * config.geometry.vocabulary  # in float32: logits, log-softmax, gradient
+    logits = (
+        3 * 4 * tokens * config.geometry.vocabulary
+    )  # in float32: logits, log-softmax, gradient
     return total + logits
 
 

@@ -5,42 +5,49 @@ from __future__ import annotations
 from typing import Any
 
 from model.weights import save_network
-from trainer.checkpoint import AVERAGE, WEIGHTS, verify
-from trainer.config import HealthSection, RunConfig
-from trainer.health import ADVICE, Diverged, unfit
-from trainer.progress import Progress
+from trainer.checkpointing.format import EMA, WEIGHTS, verify
+from trainer.checkpointing.saved_state import SavedState
+from trainer.config.schema import HealthSection, RunConfig
+from trainer.resilience.health import ADVICE, Diverged, unfit
+from trainer.resilience.state import TrainerState
 from trainer.run_folder import RunFolder, step_folder
-from trainer.saved_state import SavedState
 
 
-def conclude(folder: RunFolder, section: HealthSection, progress: Progress, done: dict[str, Any]) -> None:
-    """Rank 0, once the last checkpoint stands: publish the trained network and, last of all, the completion marker.
+def conclude(
+    folder: RunFolder, section: HealthSection, progress: TrainerState, done: dict[str, Any]
+) -> None:
+    """Rank 0, once the last checkpoint stands: publish the trained network and, last of all, the
+    completion marker.
 
-    done: what the marker says. Raises Diverged for a run in which nothing was learnt, Damaged, StorageError.
+    done: what the marker says. Raises Diverged for a run in which nothing was learnt, Damaged,
+    StorageError.
     """
     step = done["step"]
     if reason := unfit(progress, step, section):
         folder.incident({"event": "unfit", "step": step, "reason": reason})
         raise Diverged(
-            f"the last step, {step}, is reached, but {reason}: the run is not done. Its checkpoints stand. {ADVICE}"
+            f"the last step, {step}, is reached, but {reason}: the run is not done. Its "
+            f"checkpoints stand. {ADVICE}"
         )
     path = folder.checkpoints / step_folder(step)
     state = SavedState(path, verify(path))
     save_network(state.network(WEIGHTS), folder.network)
-    if AVERAGE in state.manifest.kinds:
-        save_network(state.network(AVERAGE), folder.average)
+    if EMA in state.manifest.state_keys:
+        save_network(state.network(EMA), folder.ema)
     folder.mark_done({**done, "checkpoint": path.name})
 
 
 def end_line(config: RunConfig, folder: RunFolder, step: int) -> str:
     """Where the network is, and what comes next."""
     network, run = folder.network, folder.path
-    files = f"{network}" + (f", its average {folder.average}" if folder.average.exists() else "")
+    files = f"{network}" + (f", its average {folder.ema}" if folder.ema.exists() else "")
     measure = f"`addp evaluate {run} --suite"
     follows = {
-        "tokenizer": f"{measure} held-out`, `addp tokenize plan PICTURES OUT --tokenizer {network}`",
-        "mage": f"{measure} held-out --tokens TOKENS`, an ADDP run with predictor.weights={network}",
-        "addp": f"{measure} knn --pictures PICTURES`, `addp generate {run}`",
-        "classify": f"{measure} accuracy --pictures PICTURES --held-out 1`",
+        "tokenizer": f"{measure} held-out`, `addp tokenize plan IMAGES OUT --tokenizer {network}`",
+        "mage": (
+            f"{measure} held-out --tokens TOKENS`, an ADDP run with predictor.weights={network}"
+        ),
+        "addp": f"{measure} knn --images IMAGES`, `addp generate {run}`",
+        "classify": f"{measure} accuracy --images IMAGES --held-out 1`",
     }[config.objective]
     return f"done at step {step}: {files}. Next: {follows}"

@@ -13,8 +13,8 @@ from model.encoder import Encoder
 from model.errors import ConfigError
 from model.official import official_metadata, official_state, timm_state, write_state
 from model.weights import Network, load_network, read_kind, save_network
-from trainer.checkpoint_admin import open_run
-from trainer.config import RunConfig
+from trainer.checkpointing.admin import open_run
+from trainer.config.schema import RunConfig
 from trainer.evaluation.trained import frozen_predictor, frozen_tokenizer, run_config
 from trainer.run_folder import Format, Weights, write_json
 
@@ -29,7 +29,8 @@ class Source(NamedTuple):
 
 
 def open_network(source: str, step: int | None, weights: Weights) -> Source:
-    """source: a run folder, the store that a run uploads to, or a file of ours. Raises ADDPError."""
+    """source: a run folder, the store that a run uploads to, or a file of ours. Raises
+    ADDPError."""
     path = Path(source)
     if path.is_file():
         return Source(load_network(path, read_kind(path)), path.name, None, None)
@@ -39,15 +40,23 @@ def open_network(source: str, step: int | None, weights: Weights) -> Source:
 
 
 def export(
-    source: Source, form: Format, out: Path, tokenizer_norm: Literal["drop", "keep"], tokenizer: Path | None
+    source: Source,
+    form: Format,
+    out: Path,
+    tokenizer_norm: Literal["drop", "keep"],
+    tokenizer: Path | None,
 ) -> Path:
-    """A new file or folder, whole or not at all. Raises ConfigError where it is there, or the format does not fit."""
+    """A new file or folder, whole or not at all. Raises ConfigError where it is there, or the
+    format does not fit."""
     if out.exists():
         raise ConfigError(f"{out} exists; give a name that is free")
     network = source.network
     if form == "timm":
         if not isinstance(network, Encoder):
-            raise ConfigError(f"{source.name} is a {network.kind}; only an ADDP network or a classifier is a plain ViT")
+            raise ConfigError(
+                f"{source.name} is a {network.kind}; only an ADDP network or a classifier is a "
+                "plain ViT"
+            )
         write_state(timm_state(network, tokenizer_norm), out)
         return out
     if form == "addp":
@@ -62,7 +71,9 @@ def export(
     else:
         save_network(network, partial / "model.safetensors")
         if isinstance(network, ADDP) and source.config is not None:
-            save_network(frozen_tokenizer(source.config, tokenizer, None), partial / "tokenizer.safetensors")
+            save_network(
+                frozen_tokenizer(source.config, tokenizer, None), partial / "tokenizer.safetensors"
+            )
         write_json(partial / "config.json", {"model_type": network.kind, **_description(source)})
         (partial / "README.md").write_text(model_card(source))
     partial.rename(out)
@@ -73,7 +84,10 @@ def _with_frozen(source: Source, tokenizer: Path | None) -> dict[str, Network]:
     """The official layout holds an ADDP network together with its frozen ones."""
     networks: dict[str, Network] = {source.network.kind: source.network}
     if isinstance(source.network, Classifier):
-        raise ConfigError(f"{source.name} is a classifier, for which there is no official layout; use --format timm")
+        raise ConfigError(
+            f"{source.name} is a classifier, for which there is no official layout; use --format "
+            "timm"
+        )
     config = source.config
     if isinstance(source.network, ADDP) and config is not None:
         networks["tokenizer"] = frozen_tokenizer(config, tokenizer, None)
@@ -82,8 +96,8 @@ def _with_frozen(source: Source, tokenizer: Path | None) -> dict[str, Network]:
             networks["predictor"] = predictor
         else:
             print(
-                f"{config.predictor.weights} is not on this machine: the file has no token_predictor.*, "
-                "which the official code needs to go on pre-training",
+                f"{config.predictor.weights} is not on this machine: the file has no "
+                "token_predictor.*, which the official code needs to go on pre-training",
                 file=sys.stderr,
             )
     return networks
@@ -93,10 +107,12 @@ def _description(source: Source) -> dict[str, Any]:
     network = source.network
     geometry = getattr(network, "geometry", None)
     return {
-        "kind": network.kind, "config": network.config.model_dump(mode="json"),
+        "kind": network.kind,
+        "config": network.config.model_dump(mode="json"),
         "geometry": geometry.model_dump(mode="json") if geometry is not None else None,
-        "step": source.step, "run": source.name,
-    }  # fmt: skip
+        "step": source.step,
+        "run": source.name,
+    }
 
 
 def model_card(source: Source) -> str:
@@ -104,34 +120,55 @@ def model_card(source: Source) -> str:
     network = source.network
     size = network.geometry.image_size if isinstance(network, Encoder) else None
     lines = [
-        "---", "library_name: addp", "tags: [image-feature-extraction, unconditional-image-generation]", "---", "",
-        f"# {network.kind} of {source.name}" + (f", step {source.step}" if source.step is not None else ""), "",
-        "A network of ADDP (*Learning General Representations for Image Recognition and Generation with Alternating "
-        "Denoising Diffusion Process*, ICLR 2024, arXiv 2306.05423).", "",
+        "---",
+        "library_name: addp",
+        "tags: [image-feature-extraction, unconditional-image-generation]",
+        "---",
+        "",
+        f"# {network.kind} of {source.name}"
+        + (f", step {source.step}" if source.step is not None else ""),
+        "",
+        "A network of ADDP (*Learning General Representations for Image Recognition and Generation "
+        "with Alternating Denoising Diffusion Process*, ICLR 2024, arXiv 2306.05423).",
+        "",
         f"- parameters: {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M",
-    ]  # fmt: skip
+    ]
     if size is not None:
-        lines.append(f"- input: RGB in [0, 1], {size} x {size} pixels; the network normalises by itself")
+        lines.append(
+            f"- input: RGB in [0, 1], {size} x {size} pixels; the network normalises by itself"
+        )
     lines += [
-        "- `model.safetensors` describes itself (kind, sizes and geometry in its metadata); `config.json` repeats it",
-        "", "## Use", "", "```python", "import torch", "from model.weights import load_network", "",
+        "- `model.safetensors` describes itself (kind, sizes and geometry in its metadata); "
+        "`config.json` repeats it",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import torch",
+        "from model.weights import load_network",
+        "",
         f'network = load_network("model.safetensors", "{network.kind}").eval()',
-    ]  # fmt: skip
+    ]
     if isinstance(network, Encoder):
-        lines.append(f"pictures = torch.rand(2, 3, {size}, {size})")
+        lines.append(f"images = torch.rand(2, 3, {size}, {size})")
     if isinstance(network, Classifier):
-        lines += ["logits = network.logits(pictures)", 'print("logits", tuple(logits.shape))']
+        lines += ["logits = network.logits(images)", 'print("logits", tuple(logits.shape))']
     elif isinstance(network, ADDP):
         lines += [
-            "features = network.encode(pictures)  # class token, then one for each patch",
-            "maps = network.feature_maps(pictures)  # strides 4, 8, 16, 32, for detectors and segmenters",
+            "features = network.encode(images)  # class token, then one for each patch",
+            "maps = network.feature_maps(images)  # strides 4, 8, 16, 32, for detectors and "
+            "segmenters",
             'print("features", tuple(features.shape))',
         ]
         if source.config is not None:
             lines += [
-                "", "from model.sampler import SamplerConfig, generate", "",
+                "",
+                "from model.sampler import SamplerConfig, generate",
+                "",
                 'tokenizer = load_network("tokenizer.safetensors", "tokenizer").eval()',
-                "for state in generate(network, tokenizer, seed=0, start=0, count=4, config=SamplerConfig(steps=20)):",
-                "    samples = state.image", 'print("samples", tuple(samples.shape))',
-            ]  # fmt: skip
+                "for state in generate(network, tokenizer, seed=0, start=0, count=4, "
+                "config=SamplerConfig(steps=20)):",
+                "    samples = state.image",
+                'print("samples", tuple(samples.shape))',
+            ]
     return "\n".join([*lines, "```", ""])

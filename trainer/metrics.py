@@ -1,4 +1,5 @@
-"""Metrics of a run, on rank 0: one good line on the console, a progress bar with ETA, JSONL, TensorBoard, W&B."""
+"""Metrics of a run, on rank 0: one good line on the console, a progress bar with ETA, JSONL,
+TensorBoard, W&B."""
 
 from __future__ import annotations
 
@@ -10,12 +11,19 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from model.errors import ConfigError
 from trainer import records
 from trainer.board import Board
-from trainer.config import RunConfig
+from trainer.config.schema import RunConfig
 from trainer.run_folder import RunFolder
 
 
@@ -27,9 +35,15 @@ class Metrics:
         self._wandb: Any = _start_wandb(config) if config.wandb else None
         self._console = Console(stderr=True)
         self._progress = Progress(
-            TextColumn(f"[bold]{self._name}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("ETA"), TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal,
-        )  # fmt: skip
+            TextColumn(f"[bold]{self._name}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
         self._task = self._progress.add_task(self._name, total=total)
         self.rewind(first_step)
 
@@ -44,7 +58,10 @@ class Metrics:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         with suppress(OSError):  # a console that is gone
             self._progress.stop()
@@ -59,7 +76,9 @@ class Metrics:
         row = {**row, "time": time.time()}
         line = json.dumps({k: v if _finite(v) else str(v) for k, v in row.items()}) + "\n"
         records.append(self._folder.metrics, line.encode())
-        numbers = {k: v for k, v in row.items() if k not in ("step", "time") and isinstance(v, int | float)}
+        numbers = {
+            k: v for k, v in row.items() if k not in ("step", "time") and isinstance(v, int | float)
+        }
         self._board.record(row["step"], numbers)
         if self._wandb:
             self._send(numbers, row["step"])
@@ -67,11 +86,14 @@ class Metrics:
         self._progress.update(self._task, completed=done)
         remaining = row["seconds_per_step"] * (self._total - done)
         parts = [
-            f"step {done}/{self._total}", f"loss {row['loss']:.4f}", f"lr {row['lr']:.2e}",
+            f"step {done}/{self._total}",
+            f"loss {row['loss']:.4f}",
+            f"lr {row['lr']:.2e}",
             f"grad {row['grad_norm']:.2f}",
-            f"{row['images_per_second']:.0f} images/s", f"data wait {row['data_wait']:.0%}",
+            f"{row['images_per_second']:.0f} images/s",
+            f"data wait {row['data_wait']:.0%}",
             f"memory {row['device_memory_gib'] or row['memory_gib']:.1f} GiB",
-        ]  # fmt: skip
+        ]
         if row.get("mfu") is not None:
             parts.append(f"MFU {row['mfu']:.0%}")
         if row["straggler"] is not None:
@@ -92,10 +114,16 @@ def _start_wandb(config: RunConfig) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ConfigError("wandb is set, but Weights & Biases is not installed; `pip install addp[wandb]`") from error
+        raise ConfigError(
+            "wandb is set, but Weights & Biases is not installed; `pip install addp[wandb]`"
+        ) from error
     # The id is the run folder's name, so that a resumed run goes on there.
     return wandb.init(
-        project=config.wandb, id=config.run.name, resume="allow", config=config.model_dump(mode="json"), dir=config.run
+        project=config.wandb,
+        id=config.run.name,
+        resume="allow",
+        config=config.model_dump(mode="json"),
+        dir=config.run,
     )
 
 

@@ -1,4 +1,5 @@
-"""One step's data ahead of the run, by a thread, so that waiting for data can be watched and left."""
+"""One step's data ahead of the run, by a thread, so that waiting for data can be watched and
+left."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from model.errors import ADDPError
-from trainer.objectives import Objective
+from trainer.objectives.registry import Objective
 
 
 def failure(future: Future[Any]) -> ADDPError | None:
@@ -22,7 +23,9 @@ class Prefetch:
 
     def __init__(self, objective: Objective, rank: int, accumulation: int, micro: int) -> None:
         self._objective, self._micro = objective, micro
-        self.parts = [(rank * accumulation + part) * micro for part in range(accumulation)]  # offsets in the batch
+        self.parts = [
+            (rank * accumulation + part) * micro for part in range(accumulation)
+        ]  # offsets in the batch
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._futures: dict[int, Future[list[Any]]] = {}
 

@@ -1,11 +1,12 @@
 """Train a tokenizer, a token predictor or ADDP. Started by a launcher:
 
-    deepspeed --num_gpus 8 --module trainer.pretrain --config configs/base.yaml data.tokens=/data/imagenet
+    deepspeed --num_gpus 8 --module trainer.pretrain --config configs/base.yaml
+    data.tokens=/data/imagenet
 
-Run it again with the same run folder and it goes on from the newest valid checkpoint, on any number of ranks that
-divides the global batch. Stop it with SIGTERM, SIGINT, SIGUSR1 or a file RUN/STOP: it saves and exits with 75. Exit
-codes: 0 done, 75 stopped and saved, 76 hung, 77 diverged, 78 configuration, 79 no valid checkpoint, 74 storage; any
-other is a crash.
+Run it again with the same run folder and it goes on from the newest valid checkpoint, on any number
+of ranks that divides the global batch. Stop it with SIGTERM, SIGINT, SIGUSR1 or a file RUN/STOP: it
+saves and exits with 75. Exit codes: 0 done, 75 stopped and saved, 76 hung, 77 diverged, 78
+configuration, 79 no valid checkpoint, 74 storage; any other is a crash.
 """
 
 from __future__ import annotations
@@ -19,43 +20,48 @@ from model.entry import EXIT_CRASH, leave_trace, unexpected
 from model.errors import ADDPError, ConfigError
 from model.precision import warn_of_bf16
 from trainer import records
-from trainer.arguments import parse_rank
-from trainer.config import RunConfig
-from trainer.config_reading import load_config
-from trainer.heartbeat import Heartbeat
-from trainer.leaving import hurry, leave, plain
-from trainer.precision import MODES
+from trainer.config.arguments import parse_rank
+from trainer.config.reading import load_config
+from trainer.config.schema import RunConfig
+from trainer.distributed.world import take_world
+from trainer.engine.precision import MODES
+from trainer.resilience.heartbeat import Heartbeat
+from trainer.resilience.leaving import hurry, leave, plain
+from trainer.resilience.stopping import Preempted, StopRequest
 from trainer.run_folder import LOST_RANK, RunFolder
-from trainer.stopping import Preempted, StopRequest
-from trainer.world import take_world
 
-# Launchers look at their ranks once a second, and pass on the code of one that ended. A rank that ends only since
-# another did leaves later, so that the code they find, and the signal in it, are those of the other.
+# Launchers look at their ranks once a second, and pass on the code of one that ended. A rank that
+# ends only since another did leaves later, so that the code they find, and the signal in it, are
+# those of the other.
 _LAUNCHER_LOOKS = 1.5
 
 
 def check_ranks(expected: int | None, started: int) -> None:
-    """Raises ConfigError where a launcher starts another number of ranks than the run is meant for."""
+    """Raises ConfigError where a launcher starts another number of ranks than the run is meant
+    for."""
     if expected is not None and started != expected:
         raise ConfigError(
-            f"expect_ranks = {expected}, but the launcher starts {started}; look whether the hostfile is where it was "
-            "said to be (without one, the deepspeed launcher uses this machine alone), or set expect_ranks"
+            f"expect_ranks = {expected}, but the launcher starts {started}; look whether the "
+            "hostfile is where it was said to be (without one, the deepspeed launcher uses this "
+            "machine alone), or set expect_ranks"
         )
 
 
-def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: StopRequest, stack: ExitStack) -> None:
+def train(
+    config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: StopRequest, stack: ExitStack
+) -> None:
     """The whole run on this rank. Raises Preempted, once saved, where it was asked to stop.
 
     stack: takes what is to be closed.
     """
     import torch
 
-    from trainer.control import Control
-    from trainer.engine import start_distributed
-    from trainer.objectives import make_objective
-    from trainer.run import Run
+    from trainer.distributed.collectives import Collectives
+    from trainer.engine.engine import start_distributed
+    from trainer.loop import Run
+    from trainer.objectives.registry import make_objective
     from trainer.schedule import accumulation_steps
-    from trainer.start import begins, prepare
+    from trainer.startup import begins, prepare
 
     # Before the ranks meet: where one mistake ends them all, none shall find the others gone.
     world = take_world()
@@ -65,12 +71,14 @@ def train(config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: Stop
     if MODES[config.precision].products == "bfloat16":
         warn_of_bf16(device.type, "Set precision: fp32 on CPUs")
     stack.enter_context(heartbeat)
-    control = Control(config.collective_timeout)
-    session = prepare(folder, control)
-    fresh = control.on_first(lambda: begins(config, folder))
+    collectives = Collectives(config.collective_timeout)
+    attempt = prepare(folder, collectives)
+    fresh = collectives.broadcast_from_rank0(lambda: begins(config, folder))
     torch.manual_seed(config.seed)  # every rank starts from the same weights
     objective = stack.enter_context(closing(make_objective(config, fresh)))
-    run = stack.enter_context(Run(config, objective, control, accumulation, heartbeat, stop, session, device))
+    run = stack.enter_context(
+        Run(config, objective, collectives, accumulation, heartbeat, stop, attempt, device)
+    )
     run.go()
 
 
@@ -85,7 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(*parse_rank(__doc__ or "", arguments))
         folder = RunFolder(config.run)
         heartbeat = Heartbeat(folder, rank, config.health.hang)
-        train(config, folder, heartbeat, StopRequest(folder), stack)  # a signal counts before torch is imported
+        train(
+            config, folder, heartbeat, StopRequest(folder), stack
+        )  # a signal counts before torch is imported
         stack.close()
     except Exception as error:  # noqa: BLE001 - the last place that can say anything
         return _end(error, folder, heartbeat, stack, rank)
@@ -97,9 +107,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _end(
-    error: Exception, folder: RunFolder | None, heartbeat: Heartbeat | None, stack: ExitStack, rank: int
-) -> int:  # fmt: skip
-    """Say why this rank ends, then write it down and close what is open, for seconds only. Returns the exit code."""
+    error: Exception,
+    folder: RunFolder | None,
+    heartbeat: Heartbeat | None,
+    stack: ExitStack,
+    rank: int,
+) -> int:
+    """Say why this rank ends, then write it down and close what is open, for seconds only. Returns
+    the exit code."""
     code = error.exit_code if isinstance(error, ADDPError) else EXIT_CRASH
     of_rank = "" if rank == 0 else f"rank {rank}: "
     unsaid = True
@@ -124,23 +139,34 @@ def _end(
     return code
 
 
-def _crash(error: Exception, folder: RunFolder | None, heartbeat: Heartbeat | None, rank: int) -> str:
+def _crash(
+    error: Exception, folder: RunFolder | None, heartbeat: Heartbeat | None, rank: int
+) -> str:
     """What to say of it, once its trace lies in a file; an incident where the run had begun."""
-    from trainer.control import is_late, is_lost_rank
+    from trainer.distributed.collectives import is_late, is_lost_rank
 
-    trace = leave_trace(error, folder.trace(rank) if folder and heartbeat and heartbeat.began else None)
+    trace = leave_trace(
+        error, folder.trace(rank) if folder and heartbeat and heartbeat.began else None
+    )
     if folder is None or heartbeat is None or not heartbeat.began:
         return unexpected(error, trace)
     lost = is_lost_rank(error)
     where = f"at step {heartbeat.step} (in {heartbeat.section})"
-    folder.incident({
-        "event": LOST_RANK if lost else "crash", "step": heartbeat.step, "section": heartbeat.section,
-        "error": unexpected(error, None), "trace": str(trace or "on standard error"),
-    })  # fmt: skip
+    folder.incident(
+        {
+            "event": LOST_RANK if lost else "crash",
+            "step": heartbeat.step,
+            "section": heartbeat.section,
+            "error": unexpected(error, None),
+            "trace": str(trace or "on standard error"),
+        }
+    )
     if not lost:
         return f"{unexpected(error, trace)}; {where}"
     late = ": no answer within collective_timeout" if is_late(error) else ""
-    return f"{LOST_RANK} {where}{late}, and this one cannot go on" + (f"; the trace is in {trace}" if trace else "")
+    return f"{LOST_RANK} {where}{late}, and this one cannot go on" + (
+        f"; the trace is in {trace}" if trace else ""
+    )
 
 
 def run_and_leave(arguments: list[str] | None = None) -> NoReturn:

@@ -1,8 +1,9 @@
-"""What a run writes down about itself, without ever ending by it. A record that cannot be written (full or read-only
-disk, lost mount) is said on the console once, kept in memory, tried again with each next record of this process, and
-said again once it is written. Imports no torch.
+"""What a run writes down about itself, without ever ending by it. A record that cannot be written
+(full or read-only disk, lost mount) is said on the console once, kept in memory, tried again with
+each next record of this process, and said again once it is written. Imports no torch.
 
-Checkpoints, networks and the completion marker are no records: what stands in for a run's work fails by name.
+Checkpoints, networks and the completion marker are no records: what stands in for a run's work
+fails by name.
 """
 
 from __future__ import annotations
@@ -55,8 +56,9 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def read(path: Path) -> bytes:
-    """What the file holds, or will hold once what waits is written; nothing where there is no file. Raises OSError;
-    also where more waits for a file that is not there, since its folder may only be lost for a while."""
+    """What the file holds, or will hold once what waits is written; nothing where there is no file.
+    Raises OSError; also where more waits for a file that is not there, since its folder may only be
+    lost for a while."""
     with _lock:
         record = _of(path)
         if record.whole is not None:
@@ -118,7 +120,8 @@ class _Record:
     def _append(self) -> None:
         """A piece that was cut short goes on exactly where it was cut."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # One write of a short piece to a file opened so: the appends of several processes do not mix.
+        # One write of a short piece to a file opened so: the appends of several processes do not
+        # mix.
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             while self.pieces:
@@ -138,6 +141,6 @@ class _Record:
             return
         self._told, self._said = True, time.monotonic()
         say(
-            f"{self.path} cannot be written: {error.strerror or error}. It is kept in memory and tried again "
-            "with the next record, and the run goes on"
+            f"{self.path} cannot be written: {error.strerror or error}. It is kept in memory and "
+            "tried again with the next record, and the run goes on"
         )

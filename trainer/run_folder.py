@@ -1,26 +1,32 @@
-"""The run folder and the exit codes: the contract between a run and everything that watches it. Imports no torch.
+"""The run folder and the exit codes: the contract between a run and everything that watches it.
+
+Imports no torch.
 
 RUN/
-  config.resolved.yaml   the configuration with every key
-  environment.json       versions, host, command
-  metrics.jsonl          one line every `log_every` steps
-  incidents/rank-N.jsonl faults that a rank met, also those that passed; no file where there were none. One file a rank,
-                         since appends of several hosts to one file on NFS overwrite each other; earlier versions
-                         wrote incidents.jsonl, which is read with them
-  heartbeats/rank-N.json a sign of life of each rank; its last word, where it was not killed
-  traces/rank-N.txt      where a rank crashed in its code; no file where none did
+  config.resolved.yaml    the configuration with every key
+  environment.json        versions, host, command
+  metrics.jsonl           one line every `log_every` steps
+  incidents/rank-N.jsonl  the faults that a rank met, those that passed included. Each rank has its
+                          own file, because appends of several hosts to one file on NFS overwrite
+                          each other. Earlier versions wrote incidents.jsonl, which is still read.
+  heartbeats/rank-N.json  a sign of life of each rank, and its last word
+  traces/rank-N.txt       the traceback of a rank that crashed
   tensorboard/
-  checkpoints/step-N/    manifest.json (written last), rank-*.safetensors
-  run.json               which run this is: {"run": its id, "host", "made"}
-  rewinds.json           data that are left out since their steps spiked; no file where there are none
-  network.safetensors    the trained network, once the run is complete; network-ema.safetensors: its average. Once a
-                         complete run is extended: network-step-N.safetensors, network-ema-step-N.safetensors
-  done.json              written last of all: the run is complete; gone while an extended run has work left
-  exit.json              how the last start ended: {"code", "reason", "time"}; none where it was killed
-  STOP                   put there by somebody who wants the run to save and stop
-  lock, session          held by rank 0 while the run lives; the name of the last start
-  evaluation/step-N/     PART.json for each part of an evaluation, and its pictures
-  samples/               pictures
+  checkpoints/step-N/     rank-*.safetensors, and manifest.json, which is written last
+  run.json                which run this is: {"run": its id, "host", "made"}
+  rewinds.json            the data that the run leaves out after spikes
+  network.safetensors     the trained network, once the run is complete; beside it
+                          network-ema.safetensors, the moving average of its weights. When a
+                          complete run is extended, they become network-step-N.safetensors and
+                          network-ema-step-N.safetensors.
+  done.json               written last of all: the run is complete. It is removed while an extended
+                          run has work left.
+  exit.json               how the last attempt ended: {"code", "reason", "time"}. An attempt that
+                          was killed writes none.
+  STOP                    a user creates it to make the run save and stop
+  lock, attempt           rank 0 holds the lock while the run lives; the name of the last attempt
+  evaluation/step-N/      BENCHMARK.json for each benchmark, and its images
+  samples/                generated images
 """
 
 from __future__ import annotations
@@ -49,7 +55,9 @@ log = logging.getLogger(__name__)
 
 TARGETS = "targets.json"  # below evaluation/: figures beside what they must reach, for the report
 
-LOST_RANK = "another rank went away"  # begins the last word of a rank that ends only since another did
+LOST_RANK = (
+    "another rank went away"  # begins the last word of a rank that ends only since another did
+)
 DONE = "done.json"
 RUN = "run.json"
 INCIDENTS = "incidents"  # a folder
@@ -66,7 +74,8 @@ OWN_CODES = range(74, 80)  # any other code is a crash
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
-    """Of metrics.jsonl or a file of incidents; what is no record, as a line that a kill cut short, is left out."""
+    """Of metrics.jsonl or a file of incidents; what is no record, as a line that a kill cut short,
+    is left out."""
     rows = []
     for line in text.splitlines():
         try:
@@ -80,7 +89,11 @@ def json_lines(text: str) -> list[dict[str, Any]]:
 
 def incident_names(names: Iterable[str]) -> list[str]:
     """Those of a run's files that hold incidents, sorted."""
-    return sorted(n for n in names if n == OLD_INCIDENTS or re.fullmatch(rf"{INCIDENTS}/rank-[0-9]+\.jsonl", n))
+    return sorted(
+        n
+        for n in names
+        if n == OLD_INCIDENTS or re.fullmatch(rf"{INCIDENTS}/rank-[0-9]+\.jsonl", n)
+    )
 
 
 def in_time_order(incidents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -114,7 +127,7 @@ class RunFolder:
         self.rewinds = self.path / "rewinds.json"
         self.tensorboard = self.path / "tensorboard"
         self.network = self.path / "network.safetensors"
-        self.average = self.path / "network-ema.safetensors"
+        self.ema = self.path / "network-ema.safetensors"
         self.exit = self.path / "exit.json"
         self.stop = self.path / "STOP"
         self.evaluation = self.path / "evaluation"
@@ -128,20 +141,24 @@ class RunFolder:
         return self._done.is_file()
 
     def read_done(self) -> dict[str, Any] | None:
-        """{"step", "checkpoint", "run", "start"}: the end of the run, and the start that came to it; None before."""
+        """{"step", "checkpoint", "run", "start"}: the end of the run, and the start that came to
+        it; None before."""
         return _read_json(self._done, "step", int)
 
     def read_identity(self) -> dict[str, Any] | None:
-        """{"run", "host", "made"}; None before the first step, and in folders of earlier versions."""
+        """{"run", "host", "made"}; None before the first step, and in folders of earlier
+        versions."""
         return _read_json(self.identity, "run", str)
 
     def reopen(self) -> None:
-        """A complete run has work again: it is not done, and its networks are named after their step. Networks first:
-        a kill in between is made good by the next start."""
+        """A complete run has work again: it is not done, and its networks are named after their
+        step. Networks first: a kill in between is made good by the next start."""
         if done := self.read_done():
-            for path in (self.network, self.average):
+            for path in (self.network, self.ema):
                 if path.exists():
-                    path.rename(path.with_name(f"{path.stem}-{step_folder(done['step'])}{path.suffix}"))
+                    path.rename(
+                        path.with_name(f"{path.stem}-{step_folder(done['step'])}{path.suffix}")
+                    )
         self._done.unlink(missing_ok=True)
 
     def heartbeat(self, rank: int) -> Path:
@@ -178,9 +195,11 @@ class RunFolder:
         return None
 
     def lock(self, patience: float = 5.0) -> None:
-        """Hold RUN/lock until this process ends, however it ends. Raises ConfigError while another run holds it.
+        """Hold RUN/lock until this process ends, however it ends. Raises ConfigError while another
+        run holds it.
 
-        patience: seconds to wait for it; the ranks of a run that was just killed may still be ending.
+        patience: seconds to wait for it; the ranks of a run that was just killed may still be
+        ending.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         file = (self.path / "lock").open("a+")
@@ -199,7 +218,8 @@ class RunFolder:
                     file.seek(0)
                     holder = file.read().strip() or "another process"
                     raise ConfigError(
-                        f"{self.path} is in use by {holder}; wait for that run to end, or use another run folder"
+                        f"{self.path} is in use by {holder}; wait for that run to end, or use "
+                        "another run folder"
                     ) from error
                 time.sleep(0.2)
         file.truncate(0)
@@ -208,12 +228,18 @@ class RunFolder:
         self._lock = file  # closed, and so released, with the process
 
     def trained(self, weights: Weights = "raw") -> Path:
-        """File of the trained network, or of the average of its weights. Raises ConfigError where there is none."""
-        path = self.average if weights == "ema" else self.network
+        """File of the trained network, or of the average of its weights. Raises ConfigError where
+        there is none."""
+        path = self.ema if weights == "ema" else self.network
         if not path.is_file():
-            raise ConfigError(f"{self.path} has no {path.name}" + (
-                "; the run kept no average (ema_decay was not set)" if weights == "ema" else "; let the run finish"
-            ))  # fmt: skip
+            raise ConfigError(
+                f"{self.path} has no {path.name}"
+                + (
+                    "; the run kept no average (ema_decay was not set)"
+                    if weights == "ema"
+                    else "; let the run finish"
+                )
+            )
         return path
 
     def mark_done(self, content: dict[str, Any]) -> None:
@@ -224,7 +250,8 @@ class RunFolder:
         return json_lines(self.metrics.read_text()) if self.metrics.exists() else []
 
     def incident(self, record: dict[str, Any]) -> None:
-        """Append a fault, with its time and rank, to this rank's file. May be called by any thread and rank."""
+        """Append a fault, with its time and rank, to this rank's file. May be called by any thread
+        and rank."""
         rank = int(os.environ.get("RANK", 0))
         line = json.dumps({"time": time.time(), "rank": rank, **record}) + "\n"
         records.append(self.incidents / f"rank-{rank:05d}.jsonl", line.encode())
@@ -232,7 +259,9 @@ class RunFolder:
     def incident_files(self) -> list[str]:
         """Their names below the run folder. Raises OSError."""
         there = [path.relative_to(self.path).as_posix() for path in self.incidents.glob("*")]
-        return incident_names([*there, *([OLD_INCIDENTS] if (self.path / OLD_INCIDENTS).exists() else [])])
+        return incident_names(
+            [*there, *([OLD_INCIDENTS] if (self.path / OLD_INCIDENTS).exists() else [])]
+        )
 
     def read_incidents(self) -> list[dict[str, Any]]:
         """Of all ranks, in the order of time."""
@@ -245,10 +274,15 @@ class RunFolder:
             rows = json_lines(records.read(self.metrics).decode(errors="replace"))
         except OSError as error:
             records.say(
-                f"{self.metrics} cannot be read: {error.strerror or error}. Lines of steps done twice stay in it"
+                f"{self.metrics} cannot be read: {error.strerror or error}. Lines of steps done "
+                "twice stay in it"
             )
             return
-        kept = [json.dumps(row) + "\n" for row in rows if isinstance(row.get("step"), int) and row["step"] < step]
+        kept = [
+            json.dumps(row) + "\n"
+            for row in rows
+            if isinstance(row.get("step"), int) and row["step"] < step
+        ]
         if self.metrics.exists() or kept:
             records.replace(self.metrics, "".join(kept).encode())
 
@@ -256,7 +290,9 @@ class RunFolder:
 def _read_json(path: Path, key: str, kind: type) -> dict[str, Any] | None:
     """None where there is none, or none that can be read and says this."""
     try:
-        record: dict[str, Any] = parse_json(read_file(path, _LARGEST_RECORD, DataError), str(path), DataError)
+        record: dict[str, Any] = parse_json(
+            read_file(path, _LARGEST_RECORD, DataError), str(path), DataError
+        )
     except (OSError, DataError):
         return None
     return record if isinstance(record.get(key), kind) else None

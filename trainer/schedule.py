@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from data_pipeline.epochs import EpochSchedule
+from data_pipeline.streaming.epochs import EpochSchedule
 from model.errors import ConfigError
-from trainer.config import RunConfig, ScheduleSection
+from trainer.config.schema import RunConfig, ScheduleSection
 
 
 def total_steps(schedule: ScheduleSection, epochs: EpochSchedule) -> int:
@@ -19,23 +19,31 @@ def total_steps(schedule: ScheduleSection, epochs: EpochSchedule) -> int:
     steps = max(1, round(schedule.total * per_unit))
     if steps == 1 and schedule.warmup > 0:
         raise ConfigError(
-            f"schedule.total = {schedule.total:g} {schedule.unit} is one step, at which the warm-up begins with a "
-            "learning rate of 0; set a longer schedule.total, or schedule.warmup = 0"
+            f"schedule.total = {schedule.total:g} {schedule.unit} is one step, at which the "
+            "warm-up begins with a learning rate of 0; set a longer schedule.total, or "
+            "schedule.warmup = 0"
         )
     return steps
 
 
-def learning_rate(peak: float, schedule: ScheduleSection, epochs: EpochSchedule, step: int) -> float:
-    """Linear warm-up, then half a cosine to 0, by the step (ADDP table 7). step: 0 for the first. A configuration's
-    warm-up is shorter than its total."""
+def learning_rate(
+    peak: float, schedule: ScheduleSection, epochs: EpochSchedule, step: int
+) -> float:
+    """Linear warm-up, then half a cosine to 0, by the step (ADDP table 7). step: 0 for the first. A
+    configuration's warm-up is shorter than its total."""
     t = step / epochs.steps_per_epoch if schedule.unit == "epochs" else float(step)
     if t < schedule.warmup:
         return peak * t / schedule.warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (t - schedule.warmup) / (schedule.total - schedule.warmup)))
+    return (
+        peak
+        * 0.5
+        * (1 + math.cos(math.pi * (t - schedule.warmup) / (schedule.total - schedule.warmup)))
+    )
 
 
 def accumulation_steps(config: RunConfig, world_size: int) -> int:
-    """Micro batches of one optimizer step on a rank. Raises ConfigError that says which values would work."""
+    """Micro batches of one optimizer step on a rank. Raises ConfigError that says which values
+    would work."""
     global_batch, micro = config.batch.global_batch, config.batch.micro
     steps, rest = divmod(global_batch, micro * world_size)
     if steps and not rest:
@@ -45,13 +53,18 @@ def accumulation_steps(config: RunConfig, world_size: int) -> int:
         near = sorted({max(1, per_rank), per_rank + 1})
         possible = possible_world_sizes(config) or _divisors(global_batch)
         raise ConfigError(
-            f"batch.global_batch = {global_batch} cannot be split over {world_size} ranks; it would work with "
-            f"{' or '.join(str(n * world_size) for n in near)}, or on {_list(possible)} ranks"
+            f"batch.global_batch = {global_batch} cannot be split over {world_size} ranks; it "
+            f"would work with {' or '.join(str(n * world_size) for n in near)}, or on "
+            f"{_list(possible)} ranks"
         )
     raise ConfigError(
-        f"batch.global_batch = {global_batch} is no multiple of batch.micro = {micro} x {world_size} ranks; "
-        f"batch.micro would work with {_list(_divisors(per_rank))}"
-        + (f", or this one on {_list(sizes)} ranks" if (sizes := possible_world_sizes(config)) else "")
+        f"batch.global_batch = {global_batch} is no multiple of batch.micro = {micro} x "
+        f"{world_size} ranks; batch.micro would work with {_list(_divisors(per_rank))}"
+        + (
+            f", or this one on {_list(sizes)} ranks"
+            if (sizes := possible_world_sizes(config))
+            else ""
+        )
     )
 
 
@@ -71,13 +84,18 @@ def _list(values: list[int]) -> str:
     return ", ".join(map(str, shown))
 
 
-def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: RunConfig) -> list[dict[str, Any]]:
-    """Weight decay, and the adaptation of LAMB and LARS, on tensors of two or more dimensions that are no biases.
+def parameter_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]], config: RunConfig
+) -> list[dict[str, Any]]:
+    """Weight decay, and the adaptation of LAMB and LARS, on tensors of two or more dimensions that
+    are no biases.
 
-    The reference takes timm's rule, for which a bias is what is named so: the vocabulary's has the shape (1, 1, V).
+    The reference takes timm's rule, for which a bias is what is named so: the vocabulary's has the
+    shape (1, 1, V).
 
-    A classifier that is fine-tuned also has a group for each layer, with its `scale` of the learning rate, and no decay
-    on positions and class token (BEiT, arXiv 2106.08254, and MAE, arXiv 2111.06377).
+    A classifier that is fine-tuned also has a group for each layer, with its `scale` of the
+    learning rate, and no decay on positions and class token (BEiT, arXiv 2106.08254, and MAE, arXiv
+    2111.06377).
     """
     depth = config.addp.sizes.depth if config.objective == "classify" else None
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
@@ -85,19 +103,26 @@ def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: Run
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and not name.endswith(".bias")
             decays = decays and not (depth is not None and name in ("pos_embed", "cls_token"))
-            groups.setdefault((layer_of(name, depth) if depth is not None else 0, not decays), []).append(parameter)
+            groups.setdefault(
+                (layer_of(name, depth) if depth is not None else 0, not decays), []
+            ).append(parameter)
     return [
         {
-            "params": found, "weight_decay": 0.0 if plain else config.optimizer.weight_decay,
+            "params": found,
+            "weight_decay": 0.0 if plain else config.optimizer.weight_decay,
             "adapt": not plain,  # LAMB and LARS
             "scale": 1.0 if depth is None else config.classifier.layer_decay ** (depth + 1 - layer),
         }
         for (layer, plain), found in sorted(groups.items(), key=lambda item: item[0])
-    ]  # fmt: skip
+    ]
 
 
 def layer_of(name: str, depth: int) -> int:
     """0 for what stands before the blocks, 1 to depth for a block, depth + 1 for the head."""
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
-    return 0 if name.startswith(("cls_token", "pos_embed", "patch_embed.", "tokenizer_norm.")) else depth + 1
+    return (
+        0
+        if name.startswith(("cls_token", "pos_embed", "patch_embed.", "tokenizer_norm."))
+        else depth + 1
+    )

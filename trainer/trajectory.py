@@ -1,10 +1,12 @@
-"""Prove the training, not only its step: replay optimizer steps of the reference through the trainer's own engine.
+"""Prove the training, not only its step: replay optimizer steps of the reference through the
+trainer's own engine.
 
     deepspeed --num_gpus 2 --module trainer.trajectory FOLDER --device cuda --zero-stage 2
 
-FOLDER holds `weights.safetensors` (the start, official keys), `trajectory.safetensors` and `meta.json`. Prints JSON
-with the largest relative deviation of loss, gradient norm and each final weight, and then, on standard error, the
-verdict in one line; exits 0 if all hold, 1 if not. `addp parity` starts it for folders of this form.
+FOLDER holds `weights.safetensors` (the start, official keys), `trajectory.safetensors` and
+`meta.json`. Prints JSON with the largest relative deviation of loss, gradient norm and each final
+weight, and then, on standard error, the verdict in one line; exits 0 if all hold, 1 if not. `addp
+parity` starts it for folders of this form.
 """
 
 from __future__ import annotations
@@ -35,20 +37,21 @@ from model.precision import warn_of_bf16
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import Sizes, from_official, match_official, outline, read_state
-from trainer.checkpoint import WEIGHTS
-from trainer.config import RunConfig
-from trainer.config_reading import checked_config
-from trainer.leaving import leave
-from trainer.precision import MODES
-from trainer.world import take_world
+from trainer.checkpointing.format import WEIGHTS
+from trainer.config.reading import checked_config
+from trainer.config.schema import RunConfig
+from trainer.distributed.world import take_world
+from trainer.engine.precision import MODES
+from trainer.resilience.leaving import leave
 
 if TYPE_CHECKING:
-    from trainer.control import Control
-    from trainer.engine import Engine
+    from trainer.distributed.collectives import Collectives
+    from trainer.engine.engine import Engine
 
-# Largest allowed deviation: of a loss and a gradient norm, relative to the reference's; of a final tensor, the norm of
-# the difference over the reference's norm. Half precisions round every product of every step, and Adam gives an element
-# a step of about the learning rate however small its gradient is: they prove that a machine trains, not the method.
+# Largest allowed deviation: of a loss and a gradient norm, relative to the reference's; of a final
+# tensor, the norm of the difference over the reference's norm. Half precisions round every product
+# of every step, and Adam gives an element a step of about the learning rate however small its
+# gradient is: they prove that a machine trains, not the method.
 TOLERANCES: dict[str, dict[str, float]] = {
     "float32": {"count": 0, "loss": 1e-6, "grad_norm": 1e-4, "final": 1e-4},
     "float32, own sums": {"count": 0, "loss": 1e-6, "grad_norm": 1e-4, "final": 1e-2},
@@ -56,7 +59,12 @@ TOLERANCES: dict[str, dict[str, float]] = {
     name: {"count": 0, "loss": 1e-3, "grad_norm": 0.2, "final": 0.4}
     for name in ("bfloat16", "bfloat16-mixed", "float16")
 }
-_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "bfloat16-mixed": "bf16-mixed", "float16": "fp16"}
+_PRECISION = {
+    "float32": "fp32",
+    "bfloat16": "bf16",
+    "bfloat16-mixed": "bf16-mixed",
+    "float16": "fp16",
+}
 _TRIES = 40  # of one step in float16, until its loss scale is found
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -91,8 +99,9 @@ class _Meta(_Transformer):
 
 
 class Trajectory(NamedTuple):
-    """token_indices: (S, rows, L) int64. mask_t, mask_t_next: the same, bool, True = masked. learning_rate, loss,
-    grad_norm: (S,) float64. final: the trained tensors after the last step, by name."""
+    """token_indices: (S, rows, L) int64. mask_t, mask_t_next: the same, bool, True = masked.
+    learning_rate, loss, grad_norm: (S,) float64. final: the trained tensors after the last step, by
+    name."""
 
     token_indices: Tensor
     mask_t: Tensor
@@ -109,17 +118,24 @@ _DTYPES = dict.fromkeys(("mask_t", "mask_t_next"), torch.bool) | {"token_indices
 class ReferenceSums(ADDP):
     """The same network and loss, with the reference's order of summation.
 
-    The reference gives its logits to `cross_entropy` with the vocabulary as second dimension, which PyTorch on the CPU
-    adds up one by one in float32: its softmax is off by some 1e-5, by the same share at all positions. Ours, over the
-    last dimension, is more exact. But Adam's first steps have the gradient's sign and not its size, so that even an
-    element whose first gradient is 1e-9 comes out differently. With the reference's sums the replay is held to bounds
-    that let nothing else through.
+    The reference gives its logits to `cross_entropy` with the vocabulary as second dimension, which
+    PyTorch on the CPU adds up one by one in float32: its softmax is off by some 1e-5, by the same
+    share at all positions. Ours, over the last dimension, is more exact. But Adam's first steps
+    have the gradient's sign and not its size, so that even an element whose first gradient is 1e-9
+    comes out differently. With the reference's sums the replay is held to bounds that let nothing
+    else through.
     """
 
     def forward(
-        self, images: Tensor, ids: Tensor, mask: Tensor, target: Tensor, smoothing: float,
-        visible_count: int | None = None, weights: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        images: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        target: Tensor,
+        smoothing: float,
+        visible_count: int | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         assert weights is None
         logits = self.logits(images, ids, mask, visible_count).transpose(1, 2)
         wanted = F.pad(target, (0, logits.shape[1] - target.shape[-1])).transpose(1, 2)
@@ -134,14 +150,25 @@ class Folder:
         self.path = path
         try:
             meta = read_file(path / "meta.json", MIB, WeightsError)
-            self.meta = parse_record(_Meta, meta, f"{path / 'meta.json'} describes no trajectory", WeightsError)
+            self.meta = parse_record(
+                _Meta, meta, f"{path / 'meta.json'} describes no trajectory", WeightsError
+            )
             tensors = load_file(path / "trajectory.safetensors")
-            single = {n: tensors[n].to(_DTYPES.get(n, torch.float64)) for n in Trajectory._fields if n != "final"}
+            single = {
+                n: tensors[n].to(_DTYPES.get(n, torch.float64))
+                for n in Trajectory._fields
+                if n != "final"
+            }
         except (OSError, SafetensorError, KeyError) as error:
             raise WeightsError(
-                f"{path} is no trajectory (meta.json, trajectory.safetensors, weights.safetensors): {error}"
+                f"{path} is no trajectory (meta.json, trajectory.safetensors, "
+                f"weights.safetensors): {error}"
             ) from error
-        final = {key.removeprefix("final."): value for key, value in tensors.items() if key.startswith("final.")}
+        final = {
+            key.removeprefix("final."): value
+            for key, value in tensors.items()
+            if key.startswith("final.")
+        }
         self.steps = Trajectory(**single, final=final)
         self._check_shapes()
 
@@ -156,35 +183,59 @@ class Folder:
             shape = (steps, self.rows, tokens) if name in _DTYPES else (steps,)
             found = tuple(getattr(self.steps, name).shape)
             if found != shape:
-                raise WeightsError(f"{self.path}: {name} has the shape {found}, and meta.json asks for {shape}")
+                raise WeightsError(
+                    f"{self.path}: {name} has the shape {found}, and meta.json asks for {shape}"
+                )
         if not steps or not self.steps.final:
-            raise WeightsError(f"{self.path} holds {steps} steps and {len(self.steps.final)} final tensors")
+            raise WeightsError(
+                f"{self.path} holds {steps} steps and {len(self.steps.final)} final tensors"
+            )
         masked = self.steps.mask_t.view(steps, -1, self.meta.micro, tokens).sum(-1)
         if bool((masked != masked[..., :1]).any()):
-            raise WeightsError(f"{self.path}: mask_t masks different numbers of tokens in one micro batch")
+            raise WeightsError(
+                f"{self.path}: mask_t masks different numbers of tokens in one micro batch"
+            )
 
     def config(self, world_size: int, precision: str, stage: int) -> RunConfig:
-        """The run that trains as the reference did, in micro batches that lie within the reference's: only there have
-        all samples equally many masked tokens. Raises ConfigError where the ranks cannot share a step's samples."""
+        """The run that trains as the reference did, in micro batches that lie within the
+        reference's: only there have all samples equally many masked tokens. Raises ConfigError
+        where the ranks cannot share a step's samples."""
         m = self.meta
         if self.rows % world_size:
-            raise ConfigError(f"a step of {self.path} has {self.rows} samples, which {world_size} ranks cannot share")
+            raise ConfigError(
+                f"a step of {self.path} has {self.rows} samples, which {world_size} ranks cannot "
+                "share"
+            )
         sizes = {"dropout": 0.0}
         return checked_config(
             {
-                "objective": "addp", "precision": precision, "zero_stage": stage,
-                "tokenizer": {"sizes": m.model_dump(include={
-                    "image_size", "channels", "channel_multipliers", "residual_blocks", "code_dim", "codebook_size",
-                    "norm_groups",
-                })},
+                "objective": "addp",
+                "precision": precision,
+                "zero_stage": stage,
+                "tokenizer": {
+                    "sizes": m.model_dump(
+                        include={
+                            "image_size",
+                            "channels",
+                            "channel_multipliers",
+                            "residual_blocks",
+                            "code_dim",
+                            "codebook_size",
+                            "norm_groups",
+                        }
+                    )
+                },
                 "predictor": {"sizes": m.predictor.model_dump() | sizes},
                 "addp": {"sizes": m.model_dump(include=set(_Transformer.model_fields)) | sizes},
-                "batch": {"global_batch": self.rows, "micro": math.gcd(m.micro, self.rows // world_size)},
+                "batch": {
+                    "global_batch": self.rows,
+                    "micro": math.gcd(m.micro, self.rows // world_size),
+                },
                 "optimizer": m.model_dump(include={"betas", "eps", "weight_decay", "clip"}),
                 "label_smoothing": m.label_smoothing,
             },
             str(self.path / "meta.json"),
-        )  # fmt: skip
+        )
 
     def networks(self, config: RunConfig, kind: type[ADDP]) -> tuple[FrozenNetworks, ADDP]:
         """As they are before the first step."""
@@ -207,30 +258,35 @@ def choose_device(name: str) -> None:
     elif not torch.cuda.is_available():
         raise ConfigError(f"--device {name}: PyTorch sees no CUDA device here; use --device cpu")
     elif take_world().local >= torch.cuda.device_count():
-        raise ConfigError(f"there are {torch.cuda.device_count()} CUDA devices here, fewer than ranks")
+        raise ConfigError(
+            f"there are {torch.cuda.device_count()} CUDA devices here, fewer than ranks"
+        )
 
 
-def replay(folder: Folder, device: str, dtype: str, stage: int, own_sums: bool) -> dict[str, Any] | None:
-    """All ranks together. Returns the report on rank 0, None on the others. Raises ConfigError, WeightsError.
+def replay(
+    folder: Folder, device: str, dtype: str, stage: int, own_sums: bool
+) -> dict[str, Any] | None:
+    """All ranks together. Returns the report on rank 0, None on the others. Raises ConfigError,
+    WeightsError.
 
-    own_sums: the loss as the trainer computes it, not as the reference does; so too where other sums than the
-    reference's are made in any case, in half precisions and on GPUs.
+    own_sums: the loss as the trainer computes it, not as the reference does; so too where other
+    sums than the reference's are made in any case, in half precisions and on GPUs.
     """
     config = folder.config(take_world().size, _PRECISION[dtype], stage)
     own_sums = own_sums or dtype != "float32" or device != "cpu"
     frozen, network = folder.networks(config, ADDP if own_sums else ReferenceSums)
     choose_device(device)
     # Only now: DeepSpeed looks for devices where it is imported.
-    from trainer.control import Control
-    from trainer.engine import Engine, start_distributed
-    from trainer.objectives import Inputs, denoising_inputs, frozen_dtype
+    from trainer.distributed.collectives import Collectives
+    from trainer.engine.engine import Engine, start_distributed
+    from trainer.objectives.registry import Inputs, denoising_inputs, frozen_dtype
     from trainer.schedule import accumulation_steps
     from trainer.timing import Stopwatch
 
     rank, world_size, place = start_distributed(config.collective_timeout)
     if MODES[config.precision].products == "bfloat16":
         warn_of_bf16(place.type, "Prove it on a GPU (--device cuda), or another --dtype here")
-    control = Control(config.collective_timeout)
+    collectives = Collectives(config.collective_timeout)
     accumulation = accumulation_steps(config, world_size)
     frozen.to(place, frozen_dtype(config))
     engine = Engine(network, config, accumulation, world_size)
@@ -246,14 +302,19 @@ def replay(folder: Folder, device: str, dtype: str, stage: int, own_sums: bool) 
     ledger = Ledger(TOLERANCES[f"{dtype}, own sums" if own_sums and dtype == "float32" else dtype])
     for step in range(len(steps.loss)):
         for _ in range(_TRIES if dtype == "float16" else 1):
-            result = engine.optimizer_step(micro_batches(step), float(steps.learning_rate[step]), clock)
+            result = engine.optimizer_step(
+                micro_batches(step), float(steps.learning_rate[step]), clock
+            )
             if result.applied:
                 break
         ledger.add("skipped_steps", "count", float(step + 1 - engine.applied))
-        for name, value in (("loss", control.mean([float(result.loss)])[0]), ("grad_norm", result.norm)):
+        for name, value in (
+            ("loss", collectives.mean([float(result.loss)])[0]),
+            ("grad_norm", result.norm),
+        ):
             expected = float(getattr(steps, name)[step])
             ledger.add(name, name, abs(value - expected) / max(abs(expected), 1e-12))
-    ours = gather_weights(engine, control)
+    ours = gather_weights(engine, collectives)
     engine.close()
     if rank:
         return None
@@ -263,16 +324,25 @@ def replay(folder: Folder, device: str, dtype: str, stage: int, own_sums: bool) 
         distance = (ours[name].double() - reference).norm() / reference.norm().clamp_min(1e-12)
         ledger.add(f"final.{name}", "final", float(distance))
     return ledger.report(
-        folder.path, place.type, dtype, processes=world_size, zero_stage=stage, steps=len(steps.loss),
+        folder.path,
+        place.type,
+        dtype,
+        processes=world_size,
+        zero_stage=stage,
+        steps=len(steps.loss),
         sums="own" if own_sums else "reference",
-    )  # fmt: skip
+    )
 
 
-def gather_weights(engine: Engine, control: Control) -> dict[str, Tensor]:
+def gather_weights(engine: Engine, collectives: Collectives) -> dict[str, Tensor]:
     """All ranks together: the trained tensors, float32, on rank 0; none on the others."""
-    mine = [(f.name, f.start, values.detach().cpu()) for kind, f, values in engine.owned() if kind == WEIGHTS]
-    parts = control.collect(mine)
-    if control.rank:
+    mine = [
+        (f.name, f.start, values.detach().cpu())
+        for kind, f, values in engine.owned()
+        if kind == WEIGHTS
+    ]
+    parts = collectives.collect(mine)
+    if collectives.rank:
         return {}
     whole = {name: torch.empty(shape) for name, shape in engine.partition.shapes.items()}
     for name, start, values in (piece for part in parts for piece in part):
@@ -282,22 +352,41 @@ def gather_weights(engine: Engine, control: Control) -> dict[str, Tensor]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog=os.environ.get("ADDP_PROGRAM", "python -m trainer.trajectory"), description=__doc__.split("\n\n")[0]
+        prog=os.environ.get("ADDP_PROGRAM", "python -m trainer.trajectory"),
+        description=__doc__.split("\n\n")[0],
     )
-    parser.add_argument("folder", type=Path, help="with weights.safetensors, trajectory.safetensors and meta.json")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default cpu")
-    parser.add_argument("--dtype", default="float32", choices=list(_PRECISION), help="default float32")
-    parser.add_argument("--zero-stage", type=int, default=1, choices=range(4), help="of DeepSpeed (default 1)")
     parser.add_argument(
-        "--own-sums", action="store_true",
-        help="float32 on the CPU: the loss as the trainer adds it up, not as the reference does; wider bounds",
-    )  # fmt: skip
-    parser.add_argument("--report", type=Path, help="file for the JSON, in place of standard output")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher appends it
+        "folder", type=Path, help="with weights.safetensors, trajectory.safetensors and meta.json"
+    )
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default cpu")
+    parser.add_argument(
+        "--dtype", default="float32", choices=list(_PRECISION), help="default float32"
+    )
+    parser.add_argument(
+        "--zero-stage", type=int, default=1, choices=range(4), help="of DeepSpeed (default 1)"
+    )
+    parser.add_argument(
+        "--own-sums",
+        action="store_true",
+        help="float32 on the CPU: the loss as the trainer adds it up, not as the reference does; "
+        "wider bounds",
+    )
+    parser.add_argument(
+        "--report", type=Path, help="file for the JSON, in place of standard output"
+    )
+    parser.add_argument(
+        "--local_rank", type=int, help=argparse.SUPPRESS
+    )  # the deepspeed launcher appends it
     options = parser.parse_args(arguments)
     rank = take_world().rank
     try:
-        report = replay(Folder(options.folder), options.device, options.dtype, options.zero_stage, options.own_sums)
+        report = replay(
+            Folder(options.folder),
+            options.device,
+            options.dtype,
+            options.zero_stage,
+            options.own_sums,
+        )
     except ADDPError as error:
         if rank == 0:  # the folder is the same for all
             print(f"error: {error}", file=sys.stderr)

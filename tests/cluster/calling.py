@@ -1,4 +1,5 @@
-"""`addp ...` as it is typed, in this process where that shows the same: a start of the real one takes seconds."""
+"""`addp ...` as it is typed, in this process where that shows the same: a start of the real one
+takes seconds."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ def addp(*arguments: object) -> Called:
 
 def _here(main: Callable[[], object], *command: object) -> Called:
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with mock.patch.object(sys, "argv", [*map(str, command)]), redirect_stdout(out), redirect_stderr(err):
+    with (
+        mock.patch.object(sys, "argv", [*map(str, command)]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
         try:
             main()
         except SystemExit as end:

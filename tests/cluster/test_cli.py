@@ -26,7 +26,8 @@ def test_help_names_every_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["check", "export", "import", "parity", "train", "tokenize run", "data order", "checkpoints"]
+    "command",
+    ["check", "export", "import", "parity", "train", "tokenize run", "data order", "checkpoints"],
 )
 def test_each_command_has_help(command: str) -> None:
     done = addp(*command.split(), "--help")
@@ -47,15 +48,20 @@ def _typed(annotation: Any) -> set[Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "command"), list(_commands()), ids=lambda value: value if isinstance(value, str) else ""
+    ("name", "command"),
+    list(_commands()),
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_every_number_of_a_command_has_a_range(name: str, command: Callable[..., Any]) -> None:
-    """So that none loops for ever, takes all memory or is NaN; the command-line library then refuses it by name."""
+    """So that none loops for ever, takes all memory or is NaN; the command-line library then
+    refuses it by name."""
     for option, hint in get_type_hints(command, include_extras=True).items():
         base, *settings = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         if {int, float} & _typed(base) and bool not in _typed(base):
             (found,) = settings
-            assert found.hidden or (found.min is not None and found.max is not None), f"{name}: {option}"
+            assert found.hidden or (found.min is not None and found.max is not None), (
+                f"{name}: {option}"
+            )
 
 
 def test_modules_are_named_as_they_were_typed() -> None:
@@ -66,7 +72,11 @@ def test_modules_are_named_as_they_were_typed() -> None:
 
 def test_version_and_completion() -> None:
     done = addp("--version")
-    assert done.code == 0 and [line.split()[0] for line in done.stdout.splitlines()] == ["addp", "torch", "deepspeed"]
+    assert done.code == 0 and [line.split()[0] for line in done.stdout.splitlines()] == [
+        "addp",
+        "torch",
+        "deepspeed",
+    ]
     completion = {"_ADDP_COMPLETE": "complete_bash", "COMP_WORDS": "addp che", "COMP_CWORD": "1"}
     found = CliRunner().invoke(get_command(app), [], prog_name="addp", env=completion)
     assert found.output.split() == ["check", "checkpoints"]
@@ -74,7 +84,11 @@ def test_version_and_completion() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(BASE, "batch.micro=32"), ("batch.micro=32", BASE), ("batch.micro=32", "addp.sizes.size=base", "run=a=b")],
+    [
+        (BASE, "batch.micro=32"),
+        ("batch.micro=32", BASE),
+        ("batch.micro=32", "addp.sizes.size=base", "run=a=b"),
+    ],
 )
 def test_config(arguments: tuple[object, ...]) -> None:
     done = addp("config", *arguments)
@@ -92,7 +106,10 @@ def test_a_file_may_have_an_equals_sign(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ((BASE, "batch.mikro=32"), "nearest known one is batch.micro"),
-        (("batch.micro",), "'batch.micro' is neither a run file (there is no such file) nor an override"),
+        (
+            ("batch.micro",),
+            "'batch.micro' is neither a run file (there is no such file) nor an override",
+        ),
         ((BASE, BASE), "one run file only"),
     ],
 )
@@ -102,15 +119,19 @@ def test_a_wrong_configuration(arguments: tuple[object, ...], words: str) -> Non
 
 
 def test_check_says_what_is_missing(tmp_path: Path) -> None:
-    """tests/trainer/test_checks.py has each check."""
+    """tests/trainer/preflight/test_checks.py has each check."""
     arguments = ("check", "--gpus", 24, BASE, f"run={tmp_path / 'run'}")
     done = addp(*arguments)
-    assert done.code == 78 and "batch          FAILED" in done.stdout and "1, 2, 4, 8, 16, 32 ranks" in done.stdout
+    assert (
+        done.code == 78
+        and "batch          FAILED" in done.stdout
+        and "1, 2, 4, 8, 16, 32 ranks" in done.stdout
+    )
     assert "not ready: 3 failed" in done.stdout
     found = json.loads(addp(*arguments, "--json").stdout)
-    assert not found["ready"] and [c["name"] for c in found["checks"] if c["state"] == "FAILED"] == [
-        "batch", "weights", "data",
-    ]  # fmt: skip
+    assert not found["ready"] and [
+        c["name"] for c in found["checks"] if c["state"] == "FAILED"
+    ] == ["batch", "weights", "data"]
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate", "report", "export"])
@@ -122,10 +143,13 @@ def test_a_run_that_is_not_there(command: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("data", "preview", "NONE", "--tokenizer", "none", "--page"), ("tokenize", "inspect", "NONE", "--page"),
-        ("export", "NONE", "--format", "timm"), ("generate", "NONE", "--out"), ("report", "NONE", "--out"),
+        ("data", "preview", "NONE", "--tokenizer", "none", "--page"),
+        ("tokenize", "inspect", "NONE", "--page"),
+        ("export", "NONE", "--format", "timm"),
+        ("generate", "NONE", "--out"),
+        ("report", "NONE", "--out"),
     ],
-)  # fmt: skip
+)
 def test_outputs_are_checked_before_the_work(arguments: tuple[str, ...], tmp_path: Path) -> None:
     """Even before the data set or run is looked for: there is none."""
     out = tmp_path / "new" / "out.xyz"

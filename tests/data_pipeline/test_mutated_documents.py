@@ -1,5 +1,6 @@
-"""Valid documents with one value dropped, retyped, negated, enlarged or doubled: each is read as a sound object, or
-refused in one line. The fingerprint is made anew, so that it is the value that is looked at."""
+"""Valid documents with one value dropped, retyped, negated, enlarged or doubled: each is read as a
+sound object, or refused in one line. The fingerprint is made anew, so that it is the value that is
+looked at."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.dataset import MANIFEST, read_manifest
-from data_pipeline.job_status import job_status
-from data_pipeline.loader import LoaderOptions, TokenLoader
-from data_pipeline.parts import finalize, survey
-from data_pipeline.plan import PLAN, read_plan, shard_pictures
+from data_pipeline.sharding.job_status import job_status
+from data_pipeline.sharding.plan import PLAN, read_plan, shard_images
+from data_pipeline.sharding.receipts import finalize, survey
+from data_pipeline.shards.manifest import MANIFEST, read_manifest
 from data_pipeline.storage import LocalStore, StorageError
+from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from model.errors import DataError
 from tests.hostile.tiny_job import PART, ROWS, copied, sealed
 
@@ -27,7 +28,13 @@ _OTHERS = (None, True, 0, -1, 1.5, "", "x", "../x", [], [1], {}, {"a": 1}, 2**63
 
 def _places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Of every value inside a document: the keys that lead to it."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, inner in items:
         yield (*above, key)
         yield from _places(inner, (*above, key))
@@ -46,7 +53,11 @@ def _mutated(document: dict[str, Any], draw: st.DataObject) -> dict[str, Any]:
     elif change == "double" and isinstance(holder, list):
         holder.insert(key, copy.deepcopy(value))
     elif change in ("negate", "enlarge") and type(value) in (int, float):
-        holder[key] = -value if change == "negate" else value * draw.draw(st.sampled_from((2, 1000, 2**40))) + 1
+        holder[key] = (
+            -value
+            if change == "negate"
+            else value * draw.draw(st.sampled_from((2, 1000, 2**40))) + 1
+        )
     else:
         holder[key] = draw.draw(st.sampled_from(_OTHERS))
     return document
@@ -58,15 +69,17 @@ def _read_data_set(store: LocalStore) -> None:
     try:
         for step in range(loader.schedule.steps_per_epoch):
             batch = loader.batch(step, 0, ROWS)
-            assert batch.ids.max() < manifest.codebook_size and batch.labels.max() < len(manifest.classes)
+            assert batch.ids.max() < manifest.codebook_size and batch.labels.max() < len(
+                manifest.classes
+            )
     finally:
         loader.close()
 
 
 def _read_plan(store: LocalStore) -> None:
     plan = read_plan(store)
-    found = [picture for k in range(plan.shards) for _, picture in shard_pictures(store, plan, k)]
-    assert len(found) == plan.pictures and all(0 <= p.label < len(plan.classes) for p in found)
+    found = [image for k in range(plan.shards) for _, image in shard_images(store, plan, k)]
+    assert len(found) == plan.images and all(0 <= p.label < len(plan.classes) for p in found)
 
 
 def _read_part(store: LocalStore) -> None:
@@ -84,9 +97,13 @@ def _refusal(read: Callable[[LocalStore], None], store: LocalStore) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "read"), [(MANIFEST, _read_data_set), (PLAN, _read_plan), (PART, _read_part)], ids=[MANIFEST, PLAN, "part"]
+    ("name", "read"),
+    [(MANIFEST, _read_data_set), (PLAN, _read_plan), (PART, _read_part)],
+    ids=[MANIFEST, PLAN, "part"],
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(draw=st.data())
 def test_is_sound_or_refused_in_one_line(
     name: str, read: Callable[[LocalStore], None], draw: st.DataObject, tmp_path: Path
@@ -96,5 +113,7 @@ def test_is_sound_or_refused_in_one_line(
         (tmp_path / "original").write_bytes((tmp_path / "tokens" / name).read_bytes())
     store = LocalStore(tmp_path / "tokens", closed=True)
     document = _mutated(json.loads((tmp_path / "original").read_bytes()), draw)
-    (store.root / name).write_bytes(sealed(document) if name == MANIFEST else json.dumps(document).encode())
+    (store.root / name).write_bytes(
+        sealed(document) if name == MANIFEST else json.dumps(document).encode()
+    )
     assert "\n" not in _refusal(read, store)

@@ -29,15 +29,25 @@ class Log(io.StringIO):
 def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SECONDS, "0.02")
     log = Log()
-    with Progress("tokenizing", 4000, "pictures", done=1000, console=Console(file=log, width=20)) as progress:
-        assert "ETA" not in log.wait_for("tokenizing: 1,000 of 4,000 pictures (25%)\n")  # a line though nothing moves
+    with Progress(
+        "tokenizing", 4000, "images", done=1000, console=Console(file=log, width=20)
+    ) as progress:
+        assert "ETA" not in log.wait_for(
+            "tokenizing: 1,000 of 4,000 images (25%)\n"
+        )  # a line though nothing moves
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: progress.advance(), range(2000)))
         progress.note("3 quarantined")
         lines = log.wait_for(", 3 quarantined\n").splitlines()
-        assert re.fullmatch(r"tokenizing: 3,000 of 4,000 pictures \(75%\), .*/s, ETA .*, 3 quarantined", lines[-1])
+        assert re.fullmatch(
+            r"tokenizing: 3,000 of 4,000 images \(75%\), .*/s, ETA .*, 3 quarantined", lines[-1]
+        )
         progress.set(4000)
-    assert log.getvalue().splitlines()[-1].startswith("tokenizing: 4,000 of 4,000 pictures (100%) in 0:0")
+    assert (
+        log.getvalue()
+        .splitlines()[-1]
+        .startswith("tokenizing: 4,000 of 4,000 images (100%) in 0:0")
+    )
     assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
 
 
@@ -56,27 +66,31 @@ def test_work_that_fails_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -
     log = Log()
 
     def fail() -> None:
-        with Progress("sampling", None, "pictures", console=Console(file=log)) as progress:
+        with Progress("sampling", None, "images", console=Console(file=log)) as progress:
             progress.set(7)
-            log.wait_for("sampling: 7 pictures, ")
+            log.wait_for("sampling: 7 images, ")
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    assert log.getvalue().splitlines()[-1].startswith("sampling: 7 pictures stopped after 0:0")
+    assert log.getvalue().splitlines()[-1].startswith("sampling: 7 images stopped after 0:0")
 
 
 def test_a_bar_on_a_terminal() -> None:
     log = Log()
     terminal = Console(file=log, force_terminal=True, width=120)
-    with Progress("tokenizing", 10, "pictures", console=terminal) as progress:
+    with Progress("tokenizing", 10, "images", console=terminal) as progress:
         progress.advance(10)
         progress.note("[1] quarantined")
-    assert "━" in log.getvalue() and "10/10" in log.getvalue() and "/s  [1] quarantined" in log.getvalue()
+    assert (
+        "━" in log.getvalue()
+        and "10/10" in log.getvalue()
+        and "/s  [1] quarantined" in log.getvalue()
+    )
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1", "inf", "nan"])
 def test_a_wrong_interval(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv(SECONDS, text)
     with pytest.raises(ConfigError, match=f"{SECONDS}={text} is no number of seconds"):
-        Progress("tokenizing", 1, "pictures")
+        Progress("tokenizing", 1, "images")

@@ -1,6 +1,8 @@
-"""Tests that a machine with one CUDA device runs: `make test-gpu` (docs/gpu.md). Nothing else runs them.
+"""Tests that a machine with one CUDA device runs: `make test-gpu` (docs/gpu.md). Nothing else runs
+them.
 
-ADDP_GPU_TESTS=cpu runs the same bodies in a small form without a GPU, which proves the tests and no GPU.
+ADDP_GPU_TESTS=cpu runs the same bodies in a small form without a GPU, which proves the tests and no
+GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def require_gpu() -> None:
     if DEVICE == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError(
-            f"tests of the marker gpu need a CUDA device, and PyTorch {torch.__version__} sees none here (docs/gpu.md)"
+            f"tests of the marker gpu need a CUDA device, and PyTorch {torch.__version__} sees "
+            "none here (docs/gpu.md)"
         )
 
 
@@ -58,19 +61,27 @@ def say(record_property: Callable[[str, object], None]) -> Callable[[str], None]
 
 
 @pytest.fixture(scope="session")
-def frozen_files(tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def frozen_files(
+    tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
     """Overrides that name the tiny frozen networks of an ADDP run."""
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("frozen") / "predictor.safetensors"
-    save_network(TokenPredictor(Geometry.of(tokenizer.config), TransformerConfig(size="tiny")), path)  # type: ignore[call-arg]
+    save_network(
+        TokenPredictor(Geometry.of(tokenizer.config), TransformerConfig(size="tiny")), path
+    )  # type: ignore[call-arg]
     return [f"tokenizer.weights={tokenizer_file}", f"predictor.weights={path}"]
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
-    lines = [str(value) for report in reports for key, value in report.user_properties if key == "gpu"]
+    lines = [
+        str(value) for report in reports for key, value in report.user_properties if key == "gpu"
+    ]
     if lines:
-        where = torch.cuda.get_device_name() if DEVICE == "cuda" else "no GPU: small forms on the CPU"
+        where = (
+            torch.cuda.get_device_name() if DEVICE == "cuda" else "no GPU: small forms on the CPU"
+        )
         terminalreporter.section(f"{where}, torch {torch.__version__}")
         for line in lines:
             terminalreporter.line(line)

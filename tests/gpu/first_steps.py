@@ -1,9 +1,10 @@
-"""The first steps of a recipe at its own sizes, without checkpoints, in a process whose memory is theirs alone.
+"""The first steps of a recipe at its own sizes, without checkpoints, in a process whose memory is
+theirs alone.
 
     python -m tests.gpu.first_steps CONFIG [key=value ...]
 
-Prints one line of JSON, {"fits": false} where the device's memory is too small for batch.micro. The global batch is one
-micro batch: accumulation takes no more memory.
+Prints one line of JSON, {"fits": false} where the device's memory is too small for batch.micro. The
+global batch is one micro batch: accumulation takes no more memory.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import torch
 from model.attention import in_use
 from model.transformer import recompute_blocks
 from trainer import costs
-from trainer.config import RunConfig
-from trainer.config_reading import load_config
-from trainer.control import Control
-from trainer.engine import Engine, start_distributed
-from trainer.objectives import make_objective
+from trainer.config.reading import load_config
+from trainer.config.schema import RunConfig
+from trainer.distributed.collectives import Collectives
+from trainer.engine.engine import Engine, start_distributed
+from trainer.objectives.registry import make_objective
 from trainer.timing import Stopwatch
 
 TIMED = 3  # steps after the first, which also chooses kernels
@@ -31,7 +32,7 @@ TIMED = 3  # steps after the first, which also chooses kernels
 
 def first_steps(config: RunConfig) -> dict[str, Any]:
     _, world_size, device = start_distributed()
-    Control()  # whose process group a run has, too
+    Collectives()  # whose process group a run has, too
     micro = config.batch.micro
     torch.manual_seed(config.seed)
     objective = make_objective(config)
@@ -53,12 +54,18 @@ def first_steps(config: RunConfig) -> dict[str, Any]:
     operations, peak = costs.image_operations(config).total, costs.device_peak()
     on_gpu = device.type == "cuda"
     report = {
-        "fits": True, "micro": micro, "losses": losses, "norm": norm, "applied": applied,
+        "fits": True,
+        "micro": micro,
+        "losses": losses,
+        "norm": norm,
+        "applied": applied,
         "gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
         "estimated_gib": costs.rank_memory(config, config.zero_stage, world_size).total / 2**30,
-        "images_per_second": rate, "tflops": rate * operations / 1e12,
-        "mfu": rate * operations / peak if peak else None, "attention": in_use(device.type),
-    }  # fmt: skip
+        "images_per_second": rate,
+        "tflops": rate * operations / 1e12,
+        "mfu": rate * operations / peak if peak else None,
+        "attention": in_use(device.type),
+    }
     objective.close()
     engine.close()
     return report

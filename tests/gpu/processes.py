@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster.launch import free_port
+from cluster.launch.launch import free_port
 from tests.gpu.conftest import DEVICE
 from tests.trainer.launching import SMALL
 
@@ -35,13 +35,20 @@ def processes(commands: Sequence[Sequence[str]]) -> list[Ended]:
     """Python with these arguments, `AT_ONCE` at a time. Raises TimeoutExpired."""
 
     def run(command: Sequence[str]) -> Ended:
-        environment = {k: v for k, v in os.environ.items() if k not in _WORLD} | {"MASTER_PORT": str(free_port())}
+        environment = {k: v for k, v in os.environ.items() if k not in _WORLD} | {
+            "MASTER_PORT": str(free_port())
+        }
         if DEVICE == "cpu":
             environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
         done = subprocess.run(
-            [sys.executable, *command], capture_output=True, text=True, check=False, timeout=_SECONDS, env=environment,
+            [sys.executable, *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_SECONDS,
+            env=environment,
             stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         return Ended(done.returncode, done.stdout + done.stderr)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -49,7 +56,8 @@ def processes(commands: Sequence[Sequence[str]]) -> list[Ended]:
 
 
 def training(run: Path, *overrides: str, killed_at: str | None = None) -> list[str]:
-    """The command of a small run in that folder. killed_at: by SIGKILL, in place of the first rename of such a name."""
+    """The command of a small run in that folder. killed_at: by SIGKILL, in place of the first
+    rename of such a name."""
     start = ["-c", _SABOTAGED.format(killed_at)] if killed_at else ["-m", "trainer.pretrain"]
     return [*start, f"run={run}", *SMALL, *overrides]
 

@@ -28,13 +28,17 @@ def test_xformers_is_taken_where_it_was_built_for_this_torch(device: torch.devic
     import xformers._cpp_lib
 
     built = xformers._cpp_lib._built_with_cuda and torch.version.cuda is not None
-    assert bool(built) == (device.type == "cuda" and xformers._cpp_lib._cpp_library_load_exception is None)
+    assert bool(built) == (
+        device.type == "cuda" and xformers._cpp_lib._cpp_library_load_exception is None
+    )
     if built and torch.cuda.get_device_capability(device) >= (8, 0):
         assert {backend_for(device, dtype, 64) for dtype in HALVES} == {"xformers"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
-@pytest.mark.parametrize(("length", "heads", "width"), [(257, 12, 64), (385, 16, 48), (385, 16, 64)])
+@pytest.mark.parametrize(
+    ("length", "heads", "width"), [(257, 12, 64), (385, 16, 48), (385, 16, 64)]
+)
 def test_real_sizes_forward_and_backward(
     length: int, heads: int, width: int, dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -52,13 +56,17 @@ def test_real_sizes_forward_and_backward(
     for backend in BACKENDS:
         if probe(backend, Inputs(device, dtype, width, False)).works:
             for ours, theirs in zip(both_ways(backend, qkv), expected, strict=True):
-                assert float((ours.float() - theirs).abs().max() / theirs.abs().max()) < TOLERANCES[dtype], backend
+                assert (
+                    float((ours.float() - theirs).abs().max() / theirs.abs().max())
+                    < TOLERANCES[dtype]
+                ), backend
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 def test_dropout_drops_the_same_in_both_passes(dtype: torch.dtype, device: torch.device) -> None:
-    """The result is linear in v, so <gradient of v, v> is <weight, result>, whatever was dropped; up to rounding, for
-    which the bound is a hundredth of what the product could be (float32: a hundred-thousandth)."""
+    """The result is linear in v, so <gradient of v, v> is <weight, result>, whatever was dropped;
+    up to rounding, for which the bound is a hundredth of what the product could be (float32: a
+    hundred-thousandth)."""
     for backend in BACKENDS:
         if not probe(backend, Inputs(device, dtype, 64, False)).works:
             continue
@@ -68,7 +76,9 @@ def test_dropout_drops_the_same_in_both_passes(dtype: torch.dtype, device: torch
         result = attention(q, k, v, 0.3, backend)
         (gradient,) = torch.autograd.grad((result * weight).sum(), v)
         assert not torch.allclose(result, attention(q, k, v, 0.0, backend), atol=1e-2)
-        from_gradient, from_result = ((a.double() * b.double()).sum() for a, b in ((gradient, v), (weight, result)))
+        from_gradient, from_result = (
+            (a.double() * b.double()).sum() for a, b in ((gradient, v), (weight, result))
+        )
         scale = weight.double().norm() * result.double().norm()
         bound = 1e-5 if dtype == torch.float32 else 1e-2
         assert float(((from_gradient - from_result).abs() / scale).detach()) < bound, backend

@@ -9,58 +9,68 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.encoder import TokenEncoder
+from data_pipeline.sharding.encoder import TokenEncoder
 from model.addp import ADDP
 from model.config import Geometry, TokenizerConfig, TransformerConfig
 from model.sampler import SamplerConfig, generate
 from model.vq import VQTokenizer
 from tests.conftest import fresh_tokenizer
-from trainer.augmentation import Augmentation
-from trainer.config import AugmentationSection
+from trainer.config.schema import AugmentationSection
+from trainer.objectives.augmentation import Augmentation
 
 pytestmark = pytest.mark.gpu
 Say = Callable[[str], None]
 
 
 def test_tokens_are_the_cpus(device: torch.device, say: Say) -> None:
-    """float32: at least 99.9 % of the tokens; the rest may lie within rounding of a border between codes. bf16 rounds
-    the encoder's output to 8 bits, so that a random codebook's tokens differ in part: stated, and bounded by a half."""
+    """float32: at least 99.9 % of the tokens; the rest may lie within rounding of a border between
+    codes. bf16 rounds the encoder's output to 8 bits, so that a random codebook's tokens differ in
+    part: stated, and bounded by a half."""
     torch.manual_seed(0)
     sizes = TokenizerConfig() if device.type == "cuda" else TokenizerConfig(size="tiny")  # type: ignore[call-arg]
     tokenizer = VQTokenizer(sizes).eval()
-    pictures = np.random.default_rng(0).integers(0, 256, (8, 1, 1, 3), dtype=np.uint8)
-    noise = np.random.default_rng(1).integers(0, 64, (8, sizes.image_size, sizes.image_size, 3), dtype=np.uint8)
-    views = (pictures // 2 + noise).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (8, 1, 1, 3), dtype=np.uint8)
+    noise = np.random.default_rng(1).integers(
+        0, 64, (8, sizes.image_size, sizes.image_size, 3), dtype=np.uint8
+    )
+    views = (images // 2 + noise).astype(np.uint8)
     with torch.no_grad():  # codes where the encoder's output lies, as in a trained tokenizer
-        z = tokenizer.encoder(torch.from_numpy(views).permute(0, 3, 1, 2) / 255).flatten(2).transpose(1, 2)
+        z = (
+            tokenizer.encoder(torch.from_numpy(views).permute(0, 3, 1, 2) / 255)
+            .flatten(2)
+            .transpose(1, 2)
+        )
         rows = z.reshape(-1, sizes.code_dim)
         chosen = rows[torch.randint(len(rows), (sizes.codebook_size,))]
         tokenizer.codebook.copy_(chosen + 0.1 * rows.std() * torch.randn_like(chosen))
     expected = TokenEncoder(copy.deepcopy(tokenizer), batch=8)(views)
     for precision, bound in (("fp32", 0.999), ("bf16", 0.5)):
-        ids = TokenEncoder(copy.deepcopy(tokenizer), device=str(device), batch=8, precision=precision)(views)  # type: ignore[arg-type]
+        ids = TokenEncoder(
+            copy.deepcopy(tokenizer), device=str(device), batch=8, precision=precision
+        )(views)  # type: ignore[arg-type]
         equal = float((ids.cpu() == expected).float().mean())
         say(f"tokens of {precision} equal to the CPU's fp32: {equal:.2%} of {ids.numel()}")
         assert equal >= bound, precision
 
 
 def test_generation_is_the_cpus(device: torch.device, say: Say) -> None:
-    """The noise is keyed by the sample, so the same pictures in float32; a draw may fall on the other side of a border
-    by rounding, and what follows it then differs: at least 90 % of the pictures to 1e-3."""
+    """The noise is keyed by the sample, so the same images in float32; a draw may fall on the other
+    side of a border by rounding, and what follows it then differs: at least 90 % of the images to
+    1e-3."""
     tokenizer = fresh_tokenizer()
     torch.manual_seed(3)
     network = ADDP(Geometry.of(tokenizer.config), TransformerConfig(size="tiny")).eval()  # type: ignore[call-arg]
 
-    def pictures(place: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    def images(place: torch.device, dtype: torch.dtype) -> torch.Tensor:
         on = (copy.deepcopy(network).to(place, dtype), copy.deepcopy(tokenizer).to(place, dtype))
         *_, last = generate(*on, 0, 0, 32, SamplerConfig(8))
         return last.image.float().cpu()
 
-    expected, found = pictures(torch.device("cpu"), torch.float32), pictures(device, torch.float32)
+    expected, found = images(torch.device("cpu"), torch.float32), images(device, torch.float32)
     equal = float(((found - expected).abs().amax((1, 2, 3)) < 1e-3).float().mean())
-    say(f"generated pictures equal to the CPU's: {equal:.0%} of 32")
+    say(f"generated images equal to the CPU's: {equal:.0%} of 32")
     assert equal >= 0.9
-    assert pictures(device, torch.bfloat16).isfinite().all()
+    assert images(device, torch.bfloat16).isfinite().all()
 
 
 @pytest.fixture
@@ -70,7 +80,9 @@ def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def augmented(place: torch.device, section: AugmentationSection) -> tuple[torch.Tensor, torch.Tensor]:
+def augmented(
+    place: torch.device, section: AugmentationSection
+) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     images, labels = torch.rand(64, 3, 32, 32), torch.arange(64) % 10
     torch.manual_seed(1)
@@ -78,8 +90,13 @@ def augmented(place: torch.device, section: AugmentationSection) -> tuple[torch.
 
 
 def test_augmentation_stays_on_the_device(device: torch.device) -> None:
-    """RandAugment, erasing, mixup and cutmix as published: in [0, 1], targets that sum to 1, the same twice."""
-    for section in (AugmentationSection(), AugmentationSection(mixup=0), AugmentationSection(cutmix=0)):
+    """RandAugment, erasing, mixup and cutmix as published: in [0, 1], targets that sum to 1, the
+    same twice."""
+    for section in (
+        AugmentationSection(),
+        AugmentationSection(mixup=0),
+        AugmentationSection(cutmix=0),
+    ):
         (images, target), (again, _) = (augmented(device, section) for _ in range(2))
         assert images.device.type == target.device.type == device.type
         assert images.isfinite().all() and images.min() >= 0 and images.max() <= 1

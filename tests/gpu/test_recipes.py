@@ -1,6 +1,8 @@
-"""The first steps of every recipe in configs/ at its own sizes: that they run, their memory, how fast they are.
+"""The first steps of every recipe in configs/ at its own sizes: that they run, their memory, how
+fast they are.
 
-Data are made here: tokens of known content, small pictures in a thousand classes, frozen networks with random weights.
+Data are made here: tokens of known content, small images in a thousand classes, frozen networks
+with random weights.
 """
 
 from __future__ import annotations
@@ -23,17 +25,21 @@ from model.vq import VQTokenizer
 from model.weights import fingerprint, save_network
 from tests.gpu.processes import processes
 from tests.token_sets import write_tokens
-from trainer.config import RunConfig
-from trainer.config_reading import load_config
+from trainer.config.reading import load_config
+from trainer.config.schema import RunConfig
 
 pytestmark = pytest.mark.gpu
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RECIPES = sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "defaults" and not p.stem.startswith("demo"))
+RECIPES = sorted(
+    p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "defaults" and not p.stem.startswith("demo")
+)
 NETWORKS = {  # whose sizes an objective uses
-    "tokenizer": ("tokenizer",), "mage": ("tokenizer", "predictor"), "addp": ("tokenizer", "predictor", "addp"),
+    "tokenizer": ("tokenizer",),
+    "mage": ("tokenizer", "predictor"),
+    "addp": ("tokenizer", "predictor", "addp"),
     "classify": ("tokenizer", "addp"),
-}  # fmt: skip
+}
 
 
 def small(objective: str) -> list[str]:
@@ -51,18 +57,20 @@ class Material:
     def overrides(self, config: RunConfig) -> list[str]:
         found = [f"batch.global_batch={config.batch.micro}", f"run={self._folder / 'run'}"]
         if config.objective in ("tokenizer", "classify"):
-            found.append(f"data.pictures={self._pictures()}")
+            found.append(f"data.images={self._images()}")
         else:
             found.append(f"data.tokens={self._tokens(config)}")
         if config.objective == "addp":
-            found += [f"tokenizer.weights={self._weights('tokenizer', config)}",
-                      f"predictor.weights={self._weights('predictor', config)}"]  # fmt: skip
+            found += [
+                f"tokenizer.weights={self._weights('tokenizer', config)}",
+                f"predictor.weights={self._weights('predictor', config)}",
+            ]
         if config.objective == "classify" and config.classifier.method == "linear":
             found.append(f"addp.weights={self._weights('addp', config)}")
         return found
 
-    def _pictures(self) -> Path:
-        root = self._folder / "pictures"
+    def _images(self) -> Path:
+        root = self._folder / "images"
         if not root.exists():
             colors = np.random.default_rng(0).integers(0, 256, (1000, 3, 3, 3), dtype=np.uint8)
             for number, color in enumerate(colors):
@@ -77,12 +85,18 @@ class Material:
             made_by = weights.with_suffix(".txt").read_text()
             sizes = config.tokenizer.sizes
             write_tokens(
-                LocalStore(root), [512], length=config.geometry.tokens, tokenizer=made_by, codes=sizes.codebook_size
+                LocalStore(root),
+                [512],
+                length=config.geometry.tokens,
+                tokenizer=made_by,
+                codes=sizes.codebook_size,
             )
         return root
 
     def _weights(self, kind: str, config: RunConfig) -> Path:
-        sizes = {"tokenizer": config.tokenizer, "predictor": config.predictor, "addp": config.addp}[kind].sizes
+        sizes = {"tokenizer": config.tokenizer, "predictor": config.predictor, "addp": config.addp}[
+            kind
+        ].sizes
         path = self._folder / f"{kind}-{getattr(sizes, 'dim', '')}.safetensors"
         if not path.exists():
             with self._device:  # random numbers come fast there
@@ -103,9 +117,11 @@ def material(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_first_steps(recipe: str, material: Material, device: torch.device, say: Callable[[str], None]) -> None:
-    """Finite losses and gradients, applied updates, and memory for the recipe's micro batch, or, on a smaller GPU than
-    the recipe names, for a half of it, a quarter, ..."""
+def test_first_steps(
+    recipe: str, material: Material, device: torch.device, say: Callable[[str], None]
+) -> None:
+    """Finite losses and gradients, applied updates, and memory for the recipe's micro batch, or, on
+    a smaller GPU than the recipe names, for a half of it, a quarter, ..."""
     file = str(CONFIGS / f"{recipe}.yaml")
     sizes = small(load_config(file).objective) if device.type == "cpu" else []
     micro = load_config(file, sizes).batch.micro
@@ -117,15 +133,20 @@ def test_first_steps(recipe: str, material: Material, device: torch.device, say:
         report = next(json.loads(line) for line in done.output.splitlines() if line.startswith("{"))
         if report["fits"]:
             break
-        assert micro > 1, "not even one picture fits"
+        assert micro > 1, "not even one image fits"
         say(f"{recipe}: batch.micro {micro} does not fit into this GPU")
         micro //= 2
-    assert all(map(math.isfinite, report["losses"])) and math.isfinite(report["norm"]) and report["applied"]
+    assert (
+        all(map(math.isfinite, report["losses"]))
+        and math.isfinite(report["norm"])
+        and report["applied"]
+    )
     memory = "no GPU"
     if report["gib"]:
         memory = f"{report['gib']:.1f} GiB at most (addp plan: {report['estimated_gib']:.1f})"
     share = f", {report['mfu']:.0%} of the GPU's bf16 peak" if report["mfu"] else ""
     say(
-        f"{recipe}: micro {micro}, {memory}, {report['images_per_second']:.0f} images/s, {report['tflops']:.1f} TFLOP/s"
-        f"{share}; loss {report['losses'][0]:.3f}; attention {', '.join(report['attention']) or 'none'}"
+        f"{recipe}: micro {micro}, {memory}, {report['images_per_second']:.0f} images/s, "
+        f"{report['tflops']:.1f} TFLOP/s{share}; loss {report['losses'][0]:.3f}; attention "
+        f"{', '.join(report['attention']) or 'none'}"
     )

@@ -12,10 +12,12 @@ OWN_CODES = (1, 2, 74, 77, 78, 79)  # of a user's mistake; see `addp --help`
 
 @dataclass(frozen=True)
 class Case:
-    """name: what is odd, in words. command: arguments of `addp`, or a module's name and its arguments, by `module`.
+    """name: what is odd, in words. command: arguments of `addp`, or a module's name and its
+    arguments, by `module`.
 
-    make: puts what is odd into the folder that the command runs in. says: what the one paragraph must hold, in any
-    case of letters. code: the exit code, one or several. 0 is for commands that have to live with what is odd.
+    make: puts what is odd into the folder that the command runs in. says: what the one paragraph
+    must hold, in any case of letters. code: the exit code, one or several. 0 is for commands that
+    have to live with what is odd.
     """
 
     name: str
@@ -42,8 +44,8 @@ def text_file(name: str, content: str | bytes) -> Callable[[Path], None]:
 
 
 def gzip_bomb(head: bytes, mib: int) -> bytes:
-    """`head` and so many MiB of zeros, packed at once: a block that refers to none before it may stand many times. Its
-    checksum is wrong, which only a reader of all of it finds out."""
+    """`head` and so many MiB of zeros, packed at once: a block that refers to none before it may
+    stand many times. Its checksum is wrong, which only a reader of all of it finds out."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     first = packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH)
     block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)

@@ -1,5 +1,6 @@
-"""A process that has imported the project once, and runs each command in a fork of itself: a case takes a tenth of a
-second instead of four, and still runs the real entry point in a process of its own."""
+"""A process that has imported the project once, and runs each command in a fork of itself: a case
+takes a tenth of a second instead of four, and still runs the real entry point in a process of its
+own."""
 
 from __future__ import annotations
 
@@ -17,21 +18,21 @@ SECONDS = 10
 # What the commands import when they run; none of it may start a thread, which a fork would lose.
 IMPORTS = [
     "cluster.cli",
-    "cluster.ray_engine",
-    "cluster.demo",
+    "cluster.sharding.ray_engine",
+    "cluster.demo.run",
     "trainer.pretrain",
-    "trainer.engine",
-    "trainer.run",
-    "trainer.planning",
-    "trainer.checks",
+    "trainer.engine.engine",
+    "trainer.loop",
+    "trainer.preflight.planning",
+    "trainer.preflight.checks",
     "trainer.export",
     "trainer.evaluation.evaluate",
     "trainer.evaluation.generate",
     "trainer.evaluation.report",
-    "data_pipeline.tokenize",
-    "data_pipeline.loader",
-    "data_pipeline.verify",
-    "data_pipeline.inspection",
+    "data_pipeline.sharding.tokenize",
+    "data_pipeline.streaming.loader",
+    "data_pipeline.sharding.verify",
+    "data_pipeline.sharding.inspection",
     "model.parity",
     "deepspeed",
     "torch._dynamo",  # on the meta device, where networks are made whose file is compared first
@@ -43,20 +44,26 @@ IMPORTS = [
 def main() -> None:
     for name in IMPORTS:
         importlib.import_module(name)
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # a module runs that was imported
+    warnings.filterwarnings(
+        "ignore", category=RuntimeWarning, module="runpy"
+    )  # a module runs that was imported
     print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(_run(json.loads(line))), flush=True)
 
 
 def _run(case: dict[str, object]) -> dict[str, int]:
-    """Returns the exit code (negative: a signal) and the peak of memory in bytes beyond this process's."""
+    """Returns the exit code (negative: a signal) and the peak of memory in bytes beyond this
+    process's."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     child = os.fork()
     if child == 0:
         _become(case)
     _, status, usage = os.wait4(child, 0)
-    return {"code": os.waitstatus_to_exitcode(status), "memory": max(0, usage.ru_maxrss - before) * 1024}
+    return {
+        "code": os.waitstatus_to_exitcode(status),
+        "memory": max(0, usage.ru_maxrss - before) * 1024,
+    }
 
 
 def _run_here(_: str, command: list[str]) -> None:
@@ -74,7 +81,9 @@ def _become(case: dict[str, object]) -> None:
         os.chdir(str(case["folder"]))
         for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
             path = "/dev/null" if number == 0 else str(case[name])
-            opened = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            opened = os.open(
+                path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            )
             os.dup2(opened, number)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         os.environ.update(case["environment"])  # type: ignore[arg-type]

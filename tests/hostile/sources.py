@@ -1,4 +1,5 @@
-"""Sources of pictures: links that loop, devices for pictures, names that are hard to write, tars that lie."""
+"""Sources of images: links that loop, devices for images, names that are hard to write, tars that
+lie."""
 
 from __future__ import annotations
 
@@ -13,11 +14,23 @@ from tests.hostile.tiny_job import template
 from tests.tars import jpeg, link, tar_of
 
 _PLAN = ("--tokenizer", "tokenizer.safetensors", "--views", "2")
-_RUN = ("tokenize", "run", "out", "--tokenizer", "tokenizer.safetensors", "--device", "cpu", "--bad-limit", "0.9")
+_RUN = (
+    "tokenize",
+    "run",
+    "out",
+    "--tokenizer",
+    "tokenizer.safetensors",
+    "--device",
+    "cpu",
+    "--bad-limit",
+    "0.9",
+)
 Make = Callable[[Path], object]
 
 
-def _case(name: str, make: Make, *says: str, code: int | tuple[int, ...] = 1, more: tuple[str, ...] = ()) -> Case:
+def _case(
+    name: str, make: Make, *says: str, code: int | tuple[int, ...] = 1, more: tuple[str, ...] = ()
+) -> Case:
     """make: the source, of the folder of that name."""
 
     def prepare(folder: Path) -> None:
@@ -29,7 +42,7 @@ def _case(name: str, make: Make, *says: str, code: int | tuple[int, ...] = 1, mo
 
 
 def _good(source: Path) -> Path:
-    """A class of two pictures; returns its folder."""
+    """A class of two images; returns its folder."""
     (source / "a").mkdir()
     for i in range(2):
         (source / "a" / f"{i}.jpg").write_bytes(jpeg(i))
@@ -128,26 +141,46 @@ def _beside(name: str, make: Make) -> Make:
 
 
 _NAMES = [
-    _case("a picture whose name is not UTF-8", _with_file(b"\xff.jpg"), "not UTF-8"),
+    _case("an image whose name is not UTF-8", _with_file(b"\xff.jpg"), "not UTF-8"),
     _case("a class whose name is not UTF-8", _with_file(b"../\xfe/x.jpg"), "not UTF-8"),
     _case("an empty class whose name is not UTF-8", _empty_class(b"\xfe"), "UTF-8"),
-    _case("a picture with a newline in its name", _with_file(b"a\nb.jpg"), "3 pictures", code=0),
-    _case("a picture whose name begins with a dash", _with_file(b"--help.jpg"), "3 pictures", code=0),
-    _case("a class whose name begins with a dash", _with_file(b"../-rf/x.jpg"), "3 pictures", code=0),
-    _case("a class with a newline in its name", _with_file(b"../b\n\nc/x.jpg"), "3 pictures", code=0),
+    _case("an image with a newline in its name", _with_file(b"a\nb.jpg"), "3 images", code=0),
+    _case("an image whose name begins with a dash", _with_file(b"--help.jpg"), "3 images", code=0),
+    _case("a class whose name begins with a dash", _with_file(b"../-rf/x.jpg"), "3 images", code=0),
+    _case("a class with a newline in its name", _with_file(b"../b\n\nc/x.jpg"), "3 images", code=0),
 ]
 _LINKS = [
-    _case("a class that links to itself", lambda s: (_good(s) / "again").symlink_to(s / "a"), "2 pictures", code=0),
-    _case("a class that links to the source", lambda s: (_good(s) / "up").symlink_to(s), "pictures", code=0),
-    _case("a class that is a link to itself", lambda s: (_good(s).parent / "b").symlink_to("b"), "2 pictures", code=0),
+    _case(
+        "a class that links to itself",
+        lambda s: (_good(s) / "again").symlink_to(s / "a"),
+        "2 images",
+        code=0,
+    ),
+    _case(
+        "a class that links to the source",
+        lambda s: (_good(s) / "up").symlink_to(s),
+        "images",
+        code=0,
+    ),
+    _case(
+        "a class that is a link to itself",
+        lambda s: (_good(s).parent / "b").symlink_to("b"),
+        "2 images",
+        code=0,
+    ),
     _case("classes that all link to each other", _all_linked, "links", code=74),
     _case("1,500 folders in each other", _nested, "too deep", code=74),
     _case("a source that is a FIFO", lambda s: (s.rmdir(), os.mkfifo(s)), "no folder", code=74),
-    _case("a source that is /dev/zero", lambda s: (s.rmdir(), s.symlink_to("/dev/zero")), "no folder", code=74),
     _case(
-        "a FIFO and /dev/zero for pictures",
+        "a source that is /dev/zero",
+        lambda s: (s.rmdir(), s.symlink_to("/dev/zero")),
+        "no folder",
+        code=74,
+    ),
+    _case(
+        "a FIFO and /dev/zero for images",
         lambda s: (os.mkfifo(_good(s) / "f.jpg"), (s / "a/z.jpg").symlink_to("/dev/zero")),
-        "4 pictures",
+        "4 images",
         code=0,
     ),
     _case("a tar that is a FIFO", lambda s: os.mkfifo(s / "x.tar"), "x.tar"),
@@ -156,31 +189,57 @@ _LINKS = [
 _LABELS = [
     _case(f"a JSON label that is {name}", _wds(label), "label")
     for name, label in {
-        "a list": b'{"label": [1]}', "true": b'{"label": true}', "infinite": b'{"label": Infinity}',
-        "1e999": b'{"label": 1e999}', "negative": b'{"label": -1}',
+        "a list": b'{"label": [1]}',
+        "true": b'{"label": true}',
+        "infinite": b'{"label": Infinity}',
+        "1e999": b'{"label": 1e999}',
+        "negative": b'{"label": -1}',
         "of 5,000 digits": b'{"label": ' + b"9" * 5000 + b"}",
-        "there twice": b'{"label": 1, "label": 2}', "nested deeply": b'{"label": ' + b"[" * 10**6,
+        "there twice": b'{"label": 1, "label": 2}',
+        "nested deeply": b'{"label": ' + b"[" * 10**6,
         "in UTF-16": '{"label": "\ud83d\ude00"}'.encode("utf-16", "surrogatepass"),
     }.items()
-]  # fmt: skip
+]
 _TARS = [
     _case(
-        "a label of 8 GiB", _tar(lambda: tar_of({"k.jpg": jpeg(0)})[: -1024 * 8] + _lying("k.cls", 2**33 - 1)), "tar"
+        "a label of 8 GiB",
+        _tar(lambda: tar_of({"k.jpg": jpeg(0)})[: -1024 * 8] + _lying("k.cls", 2**33 - 1)),
+        "tar",
     ),
-    _case("a picture of 8 GiB in a tar", _tar(lambda: _lying("k.jpg", 2**33 - 1)), "tar"),
-    _case("one key twice", _tar(lambda: tar_of({"k.jpg": jpeg(0), "k.cls": b"0", "k.png": jpeg(1)})), "several"),
+    _case("an image of 8 GiB in a tar", _tar(lambda: _lying("k.jpg", 2**33 - 1)), "tar"),
     _case(
-        "a tar whose link loops", _tar(lambda: tar_of({"k.jpg": link(tarfile.SYMTYPE, "k.jpg"), "k.cls": b"0"})), "link"
+        "one key twice",
+        _tar(lambda: tar_of({"k.jpg": jpeg(0), "k.cls": b"0", "k.png": jpeg(1)})),
+        "several",
     ),
     _case(
-        "a tar that links to /etc/passwd", _tar(lambda: tar_of({"k.jpg": link(tarfile.SYMTYPE, "/etc/passwd")})), "link"
+        "a tar whose link loops",
+        _tar(lambda: tar_of({"k.jpg": link(tarfile.SYMTYPE, "k.jpg"), "k.cls": b"0"})),
+        "link",
     ),
-    _case("a FIFO in a tar", _tar(lambda: tar_of({"k.jpg": link(tarfile.FIFOTYPE), "k.cls": b"0"})), "k.jpg"),
+    _case(
+        "a tar that links to /etc/passwd",
+        _tar(lambda: tar_of({"k.jpg": link(tarfile.SYMTYPE, "/etc/passwd")})),
+        "link",
+    ),
+    _case(
+        "a FIFO in a tar",
+        _tar(lambda: tar_of({"k.jpg": link(tarfile.FIFOTYPE), "k.cls": b"0"})),
+        "k.jpg",
+    ),
     _case("a tar header of 1 MiB of digits", _tar(lambda: _pax(b"1" * 2**20)), "tar"),
-    _case("a tar header of digits that never ends", _tar(lambda: _pax(b"1" * 2**14 + b" hdrcharset")), "tar"),
+    _case(
+        "a tar header of digits that never ends",
+        _tar(lambda: _pax(b"1" * 2**14 + b" hdrcharset")),
+        "tar",
+    ),
     _case("a name of 10 MiB in a tar", _tar(lambda: _gnu_name(10 * 2**20)), "name"),
     _case("a tar of zeros", _tar(lambda: bytes(2**20)), "x.tar"),
-    _case("a tar that is a terabyte of nothing", lambda s: os.truncate(_touched(s / "x.tar"), 2**40), "x.tar"),
+    _case(
+        "a tar that is a terabyte of nothing",
+        lambda s: os.truncate(_touched(s / "x.tar"), 2**40),
+        "x.tar",
+    ),
     _case(
         "two tars of one key",
         lambda s: [(s / f"{n}.tar").write_bytes(_lying("k.jpg", -5 % 2**33)) for n in "ab"],
@@ -198,30 +257,52 @@ _NAMED = ("--class-names", "names")
 _LABELLED = ("--labels", "names")
 _KIT = ("--devkit", "devkit.tar.gz")
 _LISTS = [
-    _case("class names from /dev/zero", _beside("names", lambda p: p.symlink_to("/dev/zero")), "names", more=_NAMED),
-    _case("class names from a FIFO", _beside("names", os.mkfifo), "regular", more=_NAMED),
-    _case("class names of a terabyte", _beside("names", lambda p: os.truncate(_touched(p), 2**40)), "MiB", more=_NAMED),
     _case(
-        "class names that are not text", _beside("names", lambda p: p.write_bytes(b"\xff\xfe\0a")), "names", more=_NAMED
+        "class names from /dev/zero",
+        _beside("names", lambda p: p.symlink_to("/dev/zero")),
+        "names",
+        more=_NAMED,
+    ),
+    _case("class names from a FIFO", _beside("names", os.mkfifo), "regular", more=_NAMED),
+    _case(
+        "class names of a terabyte",
+        _beside("names", lambda p: os.truncate(_touched(p), 2**40)),
+        "MiB",
+        more=_NAMED,
+    ),
+    _case(
+        "class names that are not text",
+        _beside("names", lambda p: p.write_bytes(b"\xff\xfe\0a")),
+        "names",
+        more=_NAMED,
     ),
     _case("labels from a FIFO", _beside("names", os.mkfifo), "regular", more=_LABELLED),
     _case("a devkit that is a FIFO", _beside("devkit.tar.gz", os.mkfifo), "devkit", more=_KIT),
-    _case("a devkit of zeros without end", _devkit(lambda: _zeros("zeros", 1024)), "devkit", more=_KIT),
+    _case(
+        "a devkit of zeros without end", _devkit(lambda: _zeros("zeros", 1024)), "devkit", more=_KIT
+    ),
     _case(
         "a devkit whose table is none",
-        _devkit(lambda: gzip.compress(tar_of({"data/meta.mat": b"MATLAB 5.0 MAT-file" + b"\x01" * 500}))),
+        _devkit(
+            lambda: gzip.compress(tar_of({"data/meta.mat": b"MATLAB 5.0 MAT-file" + b"\x01" * 500}))
+        ),
         "devkit",
         more=_KIT,
     ),
-    _case("a devkit whose table is a gigabyte", _devkit(lambda: _zeros("data/meta.mat", 1024)), "devkit", more=_KIT),
+    _case(
+        "a devkit whose table is a gigabyte",
+        _devkit(lambda: _zeros("data/meta.mat", 1024)),
+        "devkit",
+        more=_KIT,
+    ),
 ]
 
 
 def _planned(name: str, change: Callable[[Path], object], *says: str, code: int = 1) -> Case:
-    """change: of the pictures, once they were planned."""
+    """change: of the images, once they were planned."""
 
     def prepare(folder: Path) -> None:
-        from data_pipeline.views import ViewRecipe
+        from data_pipeline.images.views import ViewRecipe
         from model.weights import load_tokenizer
         from tests.datasets import plan
 
@@ -235,22 +316,33 @@ def _planned(name: str, change: Callable[[Path], object], *says: str, code: int 
     return Case(name, _RUN, says, code, prepare)
 
 
-def _instead(picture: str, make: Make) -> Make:
+def _instead(image: str, make: Make) -> Make:
     def harm(folder: Path) -> None:
-        (folder / picture).unlink()
-        make(folder / picture)
+        (folder / image).unlink()
+        make(folder / image)
 
     return harm
 
 
-_PICTURES = [
-    _planned("a FIFO where a picture was", _instead("0.jpg", os.mkfifo), "1 quarantined", code=0),
+_IMAGES = [
+    _planned("a FIFO where an image was", _instead("0.jpg", os.mkfifo), "1 quarantined", code=0),
     _planned(
-        "/dev/zero where a picture was", _instead("0.jpg", lambda p: p.symlink_to("/dev/zero")), "1 quarantined", code=0
+        "/dev/zero where an image was",
+        _instead("0.jpg", lambda p: p.symlink_to("/dev/zero")),
+        "1 quarantined",
+        code=0,
     ),
-    _planned("a picture that grew to a terabyte", lambda f: os.truncate(f / "0.jpg", 2**40), "1 quarantined", code=0),
     _planned(
-        "a picture that links to itself", _instead("0.jpg", lambda p: p.symlink_to("0.jpg")), "1 quarantined", code=0
+        "an image that grew to a terabyte",
+        lambda f: os.truncate(f / "0.jpg", 2**40),
+        "1 quarantined",
+        code=0,
+    ),
+    _planned(
+        "an image that links to itself",
+        _instead("0.jpg", lambda p: p.symlink_to("0.jpg")),
+        "1 quarantined",
+        code=0,
     ),
     _planned(
         "parts that go elsewhere",
@@ -260,4 +352,4 @@ _PICTURES = [
     ),
 ]
 
-CASES = [*_NAMES, *_LINKS, *_LABELS, *_TARS, *_LISTS, *_PICTURES]
+CASES = [*_NAMES, *_LINKS, *_LABELS, *_TARS, *_LISTS, *_IMAGES]

@@ -1,4 +1,4 @@
-"""A finished sharding job of eight pictures, made once; each case harms a copy of it."""
+"""A finished sharding job of eight images, made once; each case harms a copy of it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import numpy as np
 import xxhash
 import yaml
 
-from data_pipeline.dataset import MANIFEST
-from data_pipeline.views import ViewRecipe
+from data_pipeline.images.views import ViewRecipe
+from data_pipeline.shards.manifest import MANIFEST
 from model.weights import save_network
 from tests.conftest import fresh_tokenizer
 from tests.datasets import tokenize
@@ -28,24 +28,29 @@ ROWS = 4  # a shard, of which there are two
 SHARD = "tokens-000000.tar"
 PART = "parts/000000.json"
 _RUN = {
-    "objective": "mage", "run": "run", "data": {"tokens": "tokens"}, "tokenizer": {"sizes": {"size": "tiny"}},
-    "predictor": {"sizes": {"size": "tiny"}}, "batch": {"global_batch": 4, "micro": 4}, "precision": "fp32",
+    "objective": "mage",
+    "run": "run",
+    "data": {"tokens": "tokens"},
+    "tokenizer": {"sizes": {"size": "tiny"}},
+    "predictor": {"sizes": {"size": "tiny"}},
+    "batch": {"global_batch": 4, "micro": 4},
+    "precision": "fp32",
     "schedule": {"unit": "steps", "total": 1, "warmup": 0},
-}  # fmt: skip
+}
 
 
 @cache
 def template() -> Path:
-    """pictures/, tokens/ (plan, parts, shards, dataset.json), tokenizer.safetensors, run.yaml."""
+    """images/, tokens/ (plan, parts, shards, dataset.json), tokenizer.safetensors, run.yaml."""
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for i in range(2 * ROWS):
-        path = folder / "pictures" / "ab"[i % 2] / f"{i}.jpg"
+        path = folder / "images" / "ab"[i % 2] / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(i))
     network = fresh_tokenizer()
     save_network(network, folder / "tokenizer.safetensors")
-    tokenize(folder / "pictures", folder / "tokens", network, ViewRecipe(size=16, views=2), rows=ROWS)
+    tokenize(folder / "images", folder / "tokens", network, ViewRecipe(size=16, views=2), rows=ROWS)
     (folder / "run.yaml").write_text(yaml.safe_dump(_RUN))
     return folder
 
@@ -57,7 +62,8 @@ def copied(folder: Path) -> Path:
 
 
 def sealed(content: dict[str, Any]) -> bytes:
-    """A `dataset.json` whose fingerprint is right, whatever else is not, so that the rest is looked at."""
+    """A `dataset.json` whose fingerprint is right, whatever else is not, so that the rest is looked
+    at."""
     rest = {key: value for key, value in content.items() if key != "fingerprint"}
     return json.dumps({**rest, "fingerprint": fingerprint_of(rest)}).encode()
 
@@ -73,7 +79,8 @@ def edit(path: Path, change: Change) -> None:
 
 
 def rewrite_shard(data: Path, change: Callable[[np.ndarray], object]) -> None:
-    """Change the bytes (uint8) of the first shard, and let dataset.json and the part vouch for what it now holds."""
+    """Change the bytes (uint8) of the first shard, and let dataset.json and the part vouch for what
+    it now holds."""
     content = np.frombuffer((data / SHARD).read_bytes(), np.uint8).copy()
     change(content)
     (data / SHARD).write_bytes(content.tobytes())

@@ -19,8 +19,8 @@ from model.official import official_state
 from model.predictor import TokenPredictor
 from model.weights import save_network
 from tests.hostile.case import Case, text_file
-from trainer.checkpoint import Manifest, snapshot, write_snapshot
-from trainer.config_reading import load_config
+from trainer.checkpointing.format import Manifest, snapshot, write_snapshot
+from trainer.config.reading import load_config
 
 _FIXTURES = Path(__file__).parent.parent / "fixtures"
 GEOMETRY = Geometry(image_size=16, patch_size=4, codebook_size=16)
@@ -30,7 +30,8 @@ STEP = "checkpoints/step-00000004"
 
 
 def _described(**changes: Any) -> Callable[[Path], None]:
-    """network.safetensors of a tiny predictor, whose description has other values; None leaves a key out.
+    """network.safetensors of a tiny predictor, whose description has other values; None leaves a
+    key out.
 
     config_X, geometry_X: a size. Any other: an entry of the metadata.
     """
@@ -43,12 +44,18 @@ def _described(**changes: Any) -> Callable[[Path], None]:
             {"config": config, "geometry": geometry}.get(start, stated)[name or key] = value
         metadata = {"config": json.dumps(config), "geometry": json.dumps(geometry), **stated}
         state = TokenPredictor(GEOMETRY, SIZES).state_dict()
-        save_file(state, folder / "network.safetensors", {k: str(v) for k, v in metadata.items() if v is not None})
+        save_file(
+            state,
+            folder / "network.safetensors",
+            {k: str(v) for k, v in metadata.items() if v is not None},
+        )
 
     return make
 
 
-def _official(change: Callable[[dict[str, Any]], None], name: str = "official.pth") -> Callable[[Path], None]:
+def _official(
+    change: Callable[[dict[str, Any]], None], name: str = "official.pth"
+) -> Callable[[Path], None]:
     """An official file of a tiny predictor, after `change`."""
 
     def make(folder: Path) -> None:
@@ -83,17 +90,31 @@ def run_folder(folder: Path, **changes: Any) -> None:
     parameters: dict[str, Tensor] = dict(network.named_parameters())
     entry = write_snapshot(
         run / STEP / "rank-00000.safetensors",
-        snapshot(((f"weights/{name}@0", value.flatten()) for name, value in parameters.items()), None),
+        snapshot(
+            ((f"weights/{name}@0", value.flatten()) for name, value in parameters.items()), None
+        ),
     )
-    facts = {
-        "objective": "addp", "network": SIZES.model_dump(mode="json"), "geometry": GEOMETRY.model_dump(mode="json"),
+    run_identity = {
+        "objective": "addp",
+        "network": SIZES.model_dump(mode="json"),
+        "geometry": GEOMETRY.model_dump(mode="json"),
         "frozen": {"tokenizer": "0" * 64},
-    }  # fmt: skip
+    }
     manifest = Manifest(
-        step=4, world_size=1, zero_stage=1, facts=facts, parameters={n: list(p.shape) for n, p in parameters.items()},
-        part="", kinds=["weights"], applied=4, scaler={}, skipped=[], progress={"seen": 1.8e9}, run="a" * 8,
+        step=4,
+        world_size=1,
+        zero_stage=1,
+        run_identity=run_identity,
+        parameters={n: list(p.shape) for n, p in parameters.items()},
+        export_prefix="",
+        state_keys=["weights"],
+        applied=4,
+        scaler={},
+        skipped=[],
+        trainer_state={"seen": 1.8e9},
+        run="a" * 8,
         files={"rank-00000.safetensors": entry},
-    ).model_dump(mode="json")  # fmt: skip
+    ).model_dump(mode="json")
     for key, value in changes.items():
         at, *rest = key.split("__")
         if rest:
@@ -103,9 +124,15 @@ def run_folder(folder: Path, **changes: Any) -> None:
         else:
             manifest[key] = value
     (run / STEP / "manifest.json").write_text(json.dumps(manifest))
-    config = load_config(None, [
-        "tokenizer.sizes.size=tiny", "addp.sizes.size=tiny", f"run={run}", f"tokenizer.weights={run}/tokenizer.pth",
-    ])  # fmt: skip
+    config = load_config(
+        None,
+        [
+            "tokenizer.sizes.size=tiny",
+            "addp.sizes.size=tiny",
+            f"run={run}",
+            f"tokenizer.weights={run}/tokenizer.pth",
+        ],
+    )
     (run / "config.resolved.yaml").write_text(config.model_dump_json())
 
 
@@ -146,7 +173,9 @@ def _export(name: str, make: Callable[[Path], None], *says: str) -> Case:
     return Case(name, ("export", "network.safetensors", "out"), says=says, make=make)
 
 
-def _import(name: str, make: Callable[[Path], None], *says: str, file: str = "official.pth") -> Case:
+def _import(
+    name: str, make: Callable[[Path], None], *says: str, file: str = "official.pth"
+) -> Case:
     heads = ("--predictor-heads", "2", "--predictor-decoder-heads", "2")
     return Case(name, ("import", file, "out", *heads, "--image-size", "16"), says=says, make=make)
 
@@ -165,19 +194,36 @@ def _saved(network: Callable[[], Any]) -> Callable[[Path], None]:
 
 def _header(text: bytes, length: int | None = None) -> Callable[[Path], None]:
     """A safetensors file with this header."""
-    return text_file("network.safetensors", (len(text) if length is None else length).to_bytes(8, "little") + text)
+    return text_file(
+        "network.safetensors",
+        (len(text) if length is None else length).to_bytes(8, "little") + text,
+    )
 
 
 CASES = [
     _export("weights of a hundred thousand blocks", _described(config_depth=100_000), "depth"),
-    _export("weights of five hundred blocks that are not there", _described(config_depth=500), "network.safetensors"),
+    _export(
+        "weights of five hundred blocks that are not there",
+        _described(config_depth=500),
+        "network.safetensors",
+    ),
     _export("weights of petabytes", _described(config_dim=1 << 24), "dim"),
-    _export("weights as large as may be that are not there", _described(config_dim=8192), "another shape"),
+    _export(
+        "weights as large as may be that are not there",
+        _described(config_dim=8192),
+        "another shape",
+    ),
     _export("weights of no heads", _described(config_heads=0), "heads"),
     _export("weights of minus one block", _described(config_depth=-1), "depth"),
     _export("weights of half a block", _described(config_depth=0.5), "depth"),
-    _export("weights of a picture of a billion pixels", _described(geometry_image_size=1 << 30), "image_size"),
-    _export("weights of patches larger than the picture", _described(geometry_patch_size=32), "patch_size"),
+    _export(
+        "weights of an image of a billion pixels",
+        _described(geometry_image_size=1 << 30),
+        "image_size",
+    ),
+    _export(
+        "weights of patches larger than the image", _described(geometry_patch_size=32), "patch_size"
+    ),
     _export("weights of an unknown kind", _described(kind="emperor"), "emperor"),
     _export("weights of no configuration", _described(config=None), "config"),
     _export("weights whose configuration is a list", _described(config="[1, 2]"), "config"),
@@ -188,15 +234,23 @@ CASES = [
     _export("weights whose header is no mapping", _header(b"[]"), "safetensors"),
     _export(
         "weights whose tensor lies outside of the file",
-        _header(b'{"a": {"dtype": "F32", "shape": [9999999], "data_offsets": [0, 39999996]}}'), "safetensors",
+        _header(b'{"a": {"dtype": "F32", "shape": [9999999], "data_offsets": [0, 39999996]}}'),
+        "safetensors",
     ),
     _export(
         "weights whose shape overflows",
-        _header(b'{"a": {"dtype": "F32", "shape": [4294967296, 4294967296, 4], "data_offsets": [0, 0]}}'),
+        _header(
+            b'{"a": {"dtype": "F32", "shape": [4294967296, 4294967296, 4], "data_offsets": [0, 0]}}'
+        ),
         "safetensors",
     ),
     _export("an empty weights file", text_file("network.safetensors", b""), "network.safetensors"),
-    Case("a FIFO as weights", ("export", "network.safetensors", "out"), code=78, make=_fifo("network.safetensors")),
+    Case(
+        "a FIFO as weights",
+        ("export", "network.safetensors", "out"),
+        code=78,
+        make=_fifo("network.safetensors"),
+    ),
     _import("integer weights", _official(_retyped(torch.int64)), "norm.weight", "int64"),
     _import("complex weights", _official(_retyped(torch.complex64)), "norm.weight", "complex64"),
     _import("boolean weights", _official(_retyped(torch.bool)), "norm.weight", "bool"),
@@ -205,7 +259,11 @@ CASES = [
     _import("weights whose names are numbers", _official(_numbers), "official.pth"),
     _import(
         "weights of a million blocks by their names",
-        _official(lambda state: state.update({"token_predictor.blocks.1000000.norm1.weight": torch.zeros(1)})),
+        _official(
+            lambda state: state.update(
+                {"token_predictor.blocks.1000000.norm1.weight": torch.zeros(1)}
+            )
+        ),
         "official.pth",
     ),
     _import("a pickle that runs code", text_file("official.pth", _PICKLE), "official.pth"),
@@ -213,43 +271,107 @@ CASES = [
     _import("a FIFO to import", _fifo("official.pth"), "official.pth"),
     _import("a device to import", lambda folder: None, "/dev/zero", file="/dev/zero"),
     _from_run("a checkpoint without an objective", _checkpoint(facts={}), "step-00000004"),
-    _from_run("a checkpoint of an unknown objective", _checkpoint(facts__objective="rule"), "step-00000004"),
-    _from_run("a checkpoint whose network has no heads", _checkpoint(facts__network={"heads": 0}), "step-00000004"),
-    _from_run("a checkpoint without a geometry", _checkpoint(facts__geometry=None), "step-00000004"),
     _from_run(
-        "a checkpoint of petabytes", _checkpoint(parameters__cls_token=[1 << 20, 1 << 20, 1 << 20]), "step-00000004"
+        "a checkpoint of an unknown objective",
+        _checkpoint(facts__objective="rule"),
+        "step-00000004",
     ),
-    _from_run("a checkpoint of a negative shape", _checkpoint(parameters__cls_token=[-1, 5]), "step-00000004"),
-    _from_run("a checkpoint of parameters that are not there", _checkpoint(parameters__more=[3]), "step-00000004"),
+    _from_run(
+        "a checkpoint whose network has no heads",
+        _checkpoint(facts__network={"heads": 0}),
+        "step-00000004",
+    ),
+    _from_run(
+        "a checkpoint without a geometry", _checkpoint(facts__geometry=None), "step-00000004"
+    ),
+    _from_run(
+        "a checkpoint of petabytes",
+        _checkpoint(parameters__cls_token=[1 << 20, 1 << 20, 1 << 20]),
+        "step-00000004",
+    ),
+    _from_run(
+        "a checkpoint of a negative shape",
+        _checkpoint(parameters__cls_token=[-1, 5]),
+        "step-00000004",
+    ),
+    _from_run(
+        "a checkpoint of parameters that are not there",
+        _checkpoint(parameters__more=[3]),
+        "step-00000004",
+    ),
     _from_run("a checkpoint without manifest fields", _checkpoint(kinds=None), "kinds"),
-    _from_run("a checkpoint of another format", _checkpoint(format="addp-checkpoint-99"), "version"),
+    _from_run(
+        "a checkpoint of another format", _checkpoint(format="addp-checkpoint-99"), "version"
+    ),
     _from_run(
         "a checkpoint whose file lies elsewhere",
-        _checkpoint(files={"../../../outside": {"bytes": 0, "sha256": "0" * 64}}), "step-00000004",
+        _checkpoint(files={"../../../outside": {"bytes": 0, "sha256": "0" * 64}}),
+        "step-00000004",
     ),
     _verify("a checkpoint without files", _checkpoint(files={}), "files"),
-    _verify("a checkpoint of negative bytes", _checkpoint(files={"x": {"bytes": -1, "sha256": "0" * 64}}), "invalid"),
+    _verify(
+        "a checkpoint of negative bytes",
+        _checkpoint(files={"x": {"bytes": -1, "sha256": "0" * 64}}),
+        "invalid",
+    ),
     _verify("a checkpoint of an absurd step", _checkpoint(step=10**30), "invalid"),
     _verify("a FIFO in a checkpoint", _fifo_in_checkpoint, "invalid", "rank-00000.safetensors"),
     Case(
-        "a checkpoint saved in the year ten billion", ("checkpoints", "run"), code=0,
+        "a checkpoint saved in the year ten billion",
+        ("checkpoints", "run"),
+        code=0,
         make=_checkpoint(progress={"seen": 1e18}),
     ),
-    Case("a checkpoint that is a list", ("checkpoints", "run"), code=0, says=("invalid",),
-         make=text_file(f"run/{STEP}/manifest.json", "[1]")),
-    Case("a checkpoint that nests", ("checkpoints", "run"), code=0, says=("invalid",),
-         make=text_file(f"run/{STEP}/manifest.json", "[" * 100_000)),
+    Case(
+        "a checkpoint that is a list",
+        ("checkpoints", "run"),
+        code=0,
+        says=("invalid",),
+        make=text_file(f"run/{STEP}/manifest.json", "[1]"),
+    ),
+    Case(
+        "a checkpoint that nests",
+        ("checkpoints", "run"),
+        code=0,
+        says=("invalid",),
+        make=text_file(f"run/{STEP}/manifest.json", "[" * 100_000),
+    ),
     Case("a parity folder that is empty", ("parity", "."), says=("parity",)),
-    Case("a parity folder without sizes", ("parity", "parity"), says=("meta.json", "config"),
-         make=_parity("small", config={})),
-    Case("a parity folder of enormous sizes", ("parity", "parity"), says=("meta.json",),
-         make=_parity("small", image_size=1 << 40)),
-    Case("a parity folder whose loss is text", ("parity", "parity"), says=("meta.json", "loss"),
-         make=_parity("small", loss="low")),
-    Case("a parity folder without a tensor", ("parity", "parity"), says=("io.safetensors", "mask_t"),
-         make=_parity_lacks("mask_t")),
-    Case("a trajectory of no micro batches", ("parity", "parity"), says=("meta.json",),
-         make=_parity("trajectory", accumulation=0)),
-    Case("a trajectory of an enormous width", ("parity", "parity"), says=("meta.json", "dim"), code=78,
-         make=_parity("trajectory", dim=10**9)),
-]  # fmt: skip
+    Case(
+        "a parity folder without sizes",
+        ("parity", "parity"),
+        says=("meta.json", "config"),
+        make=_parity("small", config={}),
+    ),
+    Case(
+        "a parity folder of enormous sizes",
+        ("parity", "parity"),
+        says=("meta.json",),
+        make=_parity("small", image_size=1 << 40),
+    ),
+    Case(
+        "a parity folder whose loss is text",
+        ("parity", "parity"),
+        says=("meta.json", "loss"),
+        make=_parity("small", loss="low"),
+    ),
+    Case(
+        "a parity folder without a tensor",
+        ("parity", "parity"),
+        says=("io.safetensors", "mask_t"),
+        make=_parity_lacks("mask_t"),
+    ),
+    Case(
+        "a trajectory of no micro batches",
+        ("parity", "parity"),
+        says=("meta.json",),
+        make=_parity("trajectory", accumulation=0),
+    ),
+    Case(
+        "a trajectory of an enormous width",
+        ("parity", "parity"),
+        says=("meta.json", "dim"),
+        code=78,
+        make=_parity("trajectory", dim=10**9),
+    ),
+]

@@ -22,9 +22,15 @@ def test_any_geometry(image: int, patch: int, codes: int) -> None:
     masks = denoising_masks(0, 0, 0, 2, length)
     ids = torch.randint(codes, (2, length))
     target = torch.rand(2, length, codes).softmax(-1)
-    loss = network(torch.rand(2, 3, image, image), ids, masks.mask_t, target, 0.1, length - masks.masked)
+    loss = network(
+        torch.rand(2, 3, image, image), ids, masks.mask_t, target, 0.1, length - masks.masked
+    )
     loss.backward()
-    assert network.logits(torch.rand(2, 3, image, image), ids, masks.mask_t).shape == (2, length, codes + 1001)
+    assert network.logits(torch.rand(2, 3, image, image), ids, masks.mask_t).shape == (
+        2,
+        length,
+        codes + 1001,
+    )
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
@@ -36,8 +42,12 @@ def test_masked_tokens_and_their_pixels_are_hidden_from_the_decoder() -> None:
     hidden = torch.cat([torch.ones(1, 1, dtype=torch.bool), mask], 1)
     other_features = torch.where(hidden.unsqueeze(-1), torch.randn(1, 17, 32), features)
     other_ids = torch.where(mask, (ids + 3) % 16, ids)
-    torch.testing.assert_close(network.decode(features, ids, mask), network.decode(other_features, other_ids, mask))
-    assert not torch.allclose(network.decode(features, ids, mask), network.decode(features, (ids + 3) % 16, mask))
+    torch.testing.assert_close(
+        network.decode(features, ids, mask), network.decode(other_features, other_ids, mask)
+    )
+    assert not torch.allclose(
+        network.decode(features, ids, mask), network.decode(features, (ids + 3) % 16, mask)
+    )
 
 
 def test_smoothed_cross_entropy_equals_torch() -> None:
@@ -83,6 +93,8 @@ def test_published_sizes(size: str, millions: int) -> None:
 def test_published_tokenizer() -> None:
     with torch.device("meta"):
         network = VQTokenizer(TokenizerConfig())
-    encoder, decoder = (sum(p.numel() for p in m.parameters()) / 1e6 for m in (network.encoder, network.decoder))
+    encoder, decoder = (
+        sum(p.numel() for p in m.parameters()) / 1e6 for m in (network.encoder, network.decoder)
+    )
     assert encoder == pytest.approx(24, abs=1) and decoder == pytest.approx(30, abs=1)
     assert network.config.stride == 16 and network.config.tokens == 256

@@ -1,4 +1,5 @@
-"""Attention backends: equal to the formula, chosen by trying. `tests/gpu/test_attention.py` has CUDA."""
+"""Attention backends: equal to the formula, chosen by trying. `tests/gpu/test_attention.py` has
+CUDA."""
 
 from __future__ import annotations
 
@@ -50,13 +51,14 @@ def test_backends_equal_the_formula(backend: str, shape: tuple[int, ...]) -> Non
         torch.autograd.grad((ours * weight).sum(), (q, k, v)),
         torch.autograd.grad((reference * weight).sum(), (q, k, v)),
         strict=True,
-    ):  # fmt: skip
+    ):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "explicit"])
 def test_dropout_drops_the_same_in_both_passes(backend: str) -> None:
-    """The result is linear in v, so that <gradient of v, v> is <weight, result>, whatever was dropped."""
+    """The result is linear in v, so that <gradient of v, v> is <weight, result>, whatever was
+    dropped."""
     torch.manual_seed(0)
     q, k, v, weight = (torch.randn(2, 40, 2, 16, dtype=torch.float64) for _ in range(4))
     v.requires_grad_(True)
@@ -83,17 +85,23 @@ def test_a_backend_that_does_not_work_is_left_out(
 ) -> None:
     def faulty(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         if fault == "refused":
-            raise NotImplementedError("No operator found:\n`a` is not supported because:\n  no kernel\n  no kernel")
+            raise NotImplementedError(
+                "No operator found:\n`a` is not supported because:\n  no kernel\n  no kernel"
+            )
         right = module._sdpa(q, k, v, dropout)
         return {
-            "wrong": right * 1.01, "wrong gradient": right.detach() * (v / v.detach()),
+            "wrong": right * 1.01,
+            "wrong gradient": right.detach() * (v / v.detach()),
             "not a number": right * torch.nan,
-        }[fault]  # fmt: skip
+        }[fault]
 
     monkeypatch.setitem(BACKENDS, "sdpa", faulty)
     with caplog.at_level(logging.INFO, logger="model.attention"):
         assert backend_for(CPU, torch.float32, 16) == "explicit"
-    assert "sdpa does not work: " + ("no kernel)" if fault == "refused" else "it is wrong: off by ") in caplog.text
+    assert (
+        "sdpa does not work: " + ("no kernel)" if fault == "refused" else "it is wrong: off by ")
+        in caplog.text
+    )
     monkeypatch.setitem(BACKENDS, "explicit", faulty)
     with pytest.raises(ConfigError, match="no attention backend works on cpu in float64"):
         backend_for(CPU, torch.float64, 16)
@@ -112,7 +120,12 @@ def test_trying_changes_nothing_and_works_in_any_mode() -> None:
 def test_xformers_is_asked_and_refuses_here() -> None:
     """Its own words, not ours: what it says on a GPU is found out in the same way."""
     found = probe("xformers", Inputs(CPU, torch.float32, 16, False))
-    assert not found.works and found.forward is None and "device=cpu" in found.reason and "\n" not in found.reason
+    assert (
+        not found.works
+        and found.forward is None
+        and "device=cpu" in found.reason
+        and "\n" not in found.reason
+    )
 
 
 def test_every_dtype_is_in_the_table() -> None:
@@ -125,6 +138,9 @@ def test_the_command_prints_the_table() -> None:
     done = typed("parity", "--attention", "--json")
     report: dict[str, Any] = json.loads(done.stdout)
     assert done.code == 0 and report["device"] == "cpu" and not done.stderr
-    assert report["dtypes"]["bfloat16"]["sdpa"]["works"] and report["dtypes"]["float16"]["xformers"]["reason"]
+    assert (
+        report["dtypes"]["bfloat16"]["sdpa"]["works"]
+        and report["dtypes"]["float16"]["xformers"]["reason"]
+    )
     rows = typed("parity", "--attention").stdout.splitlines()
     assert len(rows) == 2 + 4 * 3 and rows[3].split()[:3] == ["float32", "sdpa", "yes"]

@@ -1,6 +1,7 @@
-"""What CUDA cannot do with equal bits each time, and PyTorch then refuses under `deterministic: true`, is done on the
-CPU. `tests/gpu/test_training.py` runs every objective twice on a GPU; here nothing needs one: which operations an
-objective uses is seen on the CPU, and where they would run on tensors that only claim to be on a GPU."""
+"""What CUDA cannot do with equal bits each time, and PyTorch then refuses under `deterministic:
+true`, is done on the CPU. `tests/gpu/test_training.py` runs every objective twice on a GPU; here
+nothing needs one: which operations an objective uses is seen on the CPU, and where they would run
+on tensors that only claim to be on a GPU."""
 
 from __future__ import annotations
 
@@ -20,19 +21,40 @@ from model.masking import denoising_masks, mage_masks
 from model.predictor import TokenPredictor
 from model.tokenizer_training import TokenizerTraining, _drawn
 from tests.conftest import fresh_tokenizer
-from trainer.augmentation import Augmentation
-from trainer.config import AugmentationSection
-from trainer.objectives import denoising_inputs
+from trainer.config.schema import AugmentationSection
+from trainer.objectives.augmentation import Augmentation
+from trainer.objectives.registry import denoising_inputs
 
-# The list in the documentation of torch.use_deterministic_algorithms, by the operators that compute it.
+# The list in the documentation of torch.use_deterministic_algorithms, by the operators that compute
+# it.
 REFUSED = {
-    "avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward", "cumsum", "histc", "put",
-    "put_", "adaptive_max_pool2d_backward", "fractional_max_pool2d_backward", "fractional_max_pool3d_backward",
-    "median", "max_unpool2d", "max_unpool3d", "upsample_linear1d_backward", "upsample_bilinear2d_backward",
-    "upsample_bicubic2d_backward", "upsample_trilinear3d_backward", "reflection_pad1d_backward", "nll_loss_forward",
-    "reflection_pad2d_backward", "reflection_pad3d_backward", "nll_loss2d_forward", "_ctc_loss_backward",
-    "_embedding_bag", "grid_sampler_2d_backward", "grid_sampler_3d_backward",
-}  # fmt: skip
+    "avg_pool3d_backward",
+    "_adaptive_avg_pool2d_backward",
+    "_adaptive_avg_pool3d_backward",
+    "cumsum",
+    "histc",
+    "put",
+    "put_",
+    "adaptive_max_pool2d_backward",
+    "fractional_max_pool2d_backward",
+    "fractional_max_pool3d_backward",
+    "median",
+    "max_unpool2d",
+    "max_unpool3d",
+    "upsample_linear1d_backward",
+    "upsample_bilinear2d_backward",
+    "upsample_bicubic2d_backward",
+    "upsample_trilinear3d_backward",
+    "reflection_pad1d_backward",
+    "nll_loss_forward",
+    "reflection_pad2d_backward",
+    "reflection_pad3d_backward",
+    "nll_loss2d_forward",
+    "_ctc_loss_backward",
+    "_embedding_bag",
+    "grid_sampler_2d_backward",
+    "grid_sampler_3d_backward",
+}
 SIZES = TransformerConfig(size="tiny")  # type: ignore[call-arg]
 
 
@@ -67,7 +89,9 @@ def test_transformers_use_no_refused_operator() -> None:
         ADDP(geometry, SIZES)(**inputs).backward()
     assert not operators.used
     masks = mage_masks(0, 0, 0, *ids.shape)
-    assert not step(TokenPredictor(geometry, SIZES), ids, masks.mask, masks.kept, 0.1, torch.ones(4))
+    assert not step(
+        TokenPredictor(geometry, SIZES), ids, masks.mask, masks.kept, 0.1, torch.ones(4)
+    )
     classifier = Classifier(geometry, ClassifierConfig(encoder=SIZES, classes=("a", "b")))
     size = geometry.image_size
     assert not step(classifier, torch.rand(4, 3, size, size), torch.rand(4, 2), 0.1)
@@ -77,14 +101,20 @@ def test_running_sums_of_tokenizer_training_are_made_on_the_cpu() -> None:
     torch.manual_seed(0)
     config = TokenizerLossConfig(adversarial=0.1, perceptual=0.1)
     network = TokenizerTraining(fresh_tokenizer(), config, 0)
-    images = torch.rand(4, 3, network.tokenizer.config.image_size, network.tokenizer.config.image_size)
+    images = torch.rand(
+        4, 3, network.tokenizer.config.image_size, network.tokenizer.config.image_size
+    )
     assert step(network, images) == {("cumsum", "cpu")}  # codes start from drawn vectors,
     network.batches.fill_(config.revive_every)
     network.usage[:3] = 0
     assert step(network, images) == {("cumsum", "cpu")}  # and so do dead ones
     with FakeTensorMode(), Operators() as operators:
         drawn = _drawn(torch.rand(10, device="cuda"), torch.rand(3))
-    assert operators.used == {("cumsum", "cpu")} and drawn.device.type == "cuda" and drawn.shape == (3,)
+    assert (
+        operators.used == {("cumsum", "cpu")}
+        and drawn.device.type == "cuda"
+        and drawn.shape == (3,)
+    )
 
 
 def test_draws_are_in_proportion() -> None:

@@ -11,7 +11,16 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.documents import Count, Record, RelativeName, parse_json, parse_record, parse_yaml, read_file, show
+from model.documents import (
+    Count,
+    Record,
+    RelativeName,
+    parse_json,
+    parse_record,
+    parse_yaml,
+    read_file,
+    show,
+)
 from model.errors import ADDPError, ConfigError, DataError
 
 
@@ -23,7 +32,10 @@ class _Sample(Record):
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
 _DOCUMENTS = st.recursive(
-    _SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    _SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
 )
 
 
@@ -50,13 +62,17 @@ def test_a_record_names_its_document_and_key(document: Any, says: str) -> None:
     assert str(caught.value).startswith("here/it.json: ") and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, "1" * 100_000, '{"a": ' * 5_000, "\x00", '"' + "x" * 99, "{}x"])
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "1" * 100_000, '{"a": ' * 5_000, "\x00", '"' + "x" * 99, "{}x"]
+)
 def test_what_is_no_json_is_refused(content: str) -> None:
     with pytest.raises(DataError, match=r"it\.json"):
         parse_json(content, "it.json", DataError)
 
 
-@pytest.mark.parametrize("content", ["[" + "[]," * 10**6 + "1]", "[" + "1," * (8 * 10**6 + 1) + "1]"])
+@pytest.mark.parametrize(
+    "content", ["[" + "[]," * 10**6 + "1]", "[" + "1," * (8 * 10**6 + 1) + "1]"]
+)
 def test_json_of_too_many_values_is_refused_before_it_is_made(content: str) -> None:
     for parse in (
         lambda: parse_json(content, "it", DataError, list),
@@ -122,8 +138,13 @@ def test_yaml_that_means_harm_is_refused_by_its_line(content: str | bytes, says:
 def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "large").write_bytes(b"x" * 11)
-    for path, says in [(tmp_path / "fifo", "regular"), (tmp_path, "regular"), (Path("/dev/zero"), "regular"),
-                       (tmp_path / "large", "larger"), (Path("a\0b"), "cannot be read")]:  # fmt: skip
+    for path, says in [
+        (tmp_path / "fifo", "regular"),
+        (tmp_path, "regular"),
+        (Path("/dev/zero"), "regular"),
+        (tmp_path / "large", "larger"),
+        (Path("a\0b"), "cannot be read"),
+    ]:
         with pytest.raises(DataError, match=says):
             read_file(path, 10, DataError)
     with pytest.raises(FileNotFoundError):

@@ -34,7 +34,10 @@ def typed(error: BaseException) -> object:
 
 @pytest.mark.parametrize("under", [raising, typed], ids=["plain", "typer"])
 def test_ends(
-    under: object, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    under: object,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -42,12 +45,22 @@ def test_ends(
     assert ended(under(KeyboardInterrupt()), capsys) == (130, "interrupted\n")  # type: ignore[operator]
     code, said = ended(under(KeyError("first\nsecond")), capsys)  # type: ignore[operator]
     found = re.fullmatch(
-        r"error: unexpected KeyError: .*; the trace is in (\S+) \(ADDP_DEBUG=1 shows it here\)\n", said
+        r"error: unexpected KeyError: .*; the trace is in (\S+) \(ADDP_DEBUG=1 shows it here\)\n",
+        said,
     )
-    assert code == 1 and found and "Traceback" in Path(found[1]).read_text() and Path(found[1]).parent == tmp_path
+    assert (
+        code == 1
+        and found
+        and "Traceback" in Path(found[1]).read_text()
+        and Path(found[1]).parent == tmp_path
+    )
     monkeypatch.setenv("ADDP_DEBUG", "1")
     code, said = ended(under(KeyError("first")), capsys)  # type: ignore[operator]
-    assert code == 1 and said.startswith("Traceback") and said.endswith("error: unexpected KeyError: 'first'\n")
+    assert (
+        code == 1
+        and said.startswith("Traceback")
+        and said.endswith("error: unexpected KeyError: 'first'\n")
+    )
 
 
 def test_a_thread_that_dies_is_one_line(

@@ -22,7 +22,12 @@ GOLDEN_ORDER = [0, 1, 4, 2, 3, 5]
 
 
 @settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**31), step=st.integers(0, 10**7), start=st.integers(0, 10**9), side=st.integers(2, 16))
+@given(
+    seed=st.integers(0, 2**31),
+    step=st.integers(0, 10**7),
+    start=st.integers(0, 10**9),
+    side=st.integers(2, 16),
+)
 def test_denoising_masks(seed: int, step: int, start: int, side: int) -> None:
     length = side * side
     masks = denoising_masks(seed, step, start, 4, length)

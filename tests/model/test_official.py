@@ -18,7 +18,13 @@ from model.classifier import Classifier
 from model.config import ClassifierConfig, Geometry, TokenizerConfig, TransformerConfig
 from model.encoder import IMAGENET_MEAN, IMAGENET_STD
 from model.errors import ADDPError, ConfigError, WeightsError
-from model.official import import_official, official_metadata, official_state, timm_state, write_state
+from model.official import (
+    import_official,
+    official_metadata,
+    official_state,
+    timm_state,
+    write_state,
+)
 from model.official_sizes import Untold
 from model.weights import Network, build, fingerprint, load_network
 
@@ -27,13 +33,20 @@ SIZES = TransformerConfig(dim=64, depth=3, heads=4, decoder_depth=1, decoder_hea
 GEOMETRY = Geometry(image_size=32, patch_size=8, codebook_size=16)
 
 
-def published(kinds: tuple[str, ...] = ("addp", "predictor", "tokenizer"), **changed: Any) -> dict[str, Network]:
+def published(
+    kinds: tuple[str, ...] = ("addp", "predictor", "tokenizer"), **changed: Any
+) -> dict[str, Network]:
     """Small networks in whose sizes all the published rules fit."""
     sizes = TransformerConfig(
         **({"dim": 64, "depth": 1, "heads": 1, "decoder_depth": 1, "decoder_heads": 16} | changed)
     )
     vq = TokenizerConfig(
-        image_size=256, channels=32, channel_multipliers=(1, 1), residual_blocks=1, code_dim=4, codebook_size=8
+        image_size=256,
+        channels=32,
+        channel_multipliers=(1, 1),
+        residual_blocks=1,
+        code_dim=4,
+        codebook_size=8,
     )
     configs: dict[str, Any] = {"addp": sizes, "predictor": sizes, "tokenizer": vq}
     geometry = Geometry(image_size=8, patch_size=2, codebook_size=8)
@@ -47,17 +60,25 @@ def draw(data: st.DataObject) -> dict[str, Network]:
     groups = data.draw(few)
     image_size = data.draw(few) << (levels - 1)
     tokenizer = TokenizerConfig(
-        image_size=image_size, channels=groups * data.draw(few), norm_groups=groups,
-        channel_multipliers=tuple(data.draw(few) for _ in range(levels)), residual_blocks=data.draw(few),
-        code_dim=data.draw(few), codebook_size=data.draw(few),
-    )  # fmt: skip
+        image_size=image_size,
+        channels=groups * data.draw(few),
+        norm_groups=groups,
+        channel_multipliers=tuple(data.draw(few) for _ in range(levels)),
+        residual_blocks=data.draw(few),
+        code_dim=data.draw(few),
+        codebook_size=data.draw(few),
+    )
 
     def transformer() -> TransformerConfig:
         heads, decoder_heads = data.draw(few), data.draw(few)
         return TransformerConfig(
-            dim=heads * decoder_heads * data.draw(few), depth=data.draw(few), heads=heads,
-            decoder_depth=data.draw(few), decoder_heads=decoder_heads, dropout=0.0,
-        )  # fmt: skip
+            dim=heads * decoder_heads * data.draw(few),
+            depth=data.draw(few),
+            heads=heads,
+            decoder_depth=data.draw(few),
+            decoder_heads=decoder_heads,
+            dropout=0.0,
+        )
 
     configs = {"addp": transformer(), "predictor": transformer(), "tokenizer": tokenizer}
     kinds = data.draw(st.sets(st.sampled_from(sorted(configs)), min_size=1))
@@ -66,7 +87,9 @@ def draw(data: st.DataObject) -> dict[str, Network]:
 
 @settings(max_examples=12, deadline=None)
 @given(data=st.data(), suffix=st.sampled_from([".pth", ".safetensors"]))
-def test_any_sizes_come_back(data: st.DataObject, suffix: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_sizes_come_back(
+    data: st.DataObject, suffix: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Out in the official layout, in without one option: the same networks, and nothing guessed."""
     networks = draw(data)
     path = tmp_path_factory.mktemp("official") / f"out{suffix}"
@@ -74,9 +97,13 @@ def test_any_sizes_come_back(data: st.DataObject, suffix: str, tmp_path_factory:
     again, guesses = import_official(path)
     assert guesses == [] and again.keys() == networks.keys()
     for kind, network in networks.items():
-        assert again[kind].config == network.config and fingerprint(again[kind]) == fingerprint(network)
+        assert again[kind].config == network.config and fingerprint(again[kind]) == fingerprint(
+            network
+        )
         assert getattr(again[kind], "geometry", None) == getattr(network, "geometry", None)
-        assert fingerprint(load_network(path, kind)) == fingerprint(network)  # as a run takes it, without `addp import`
+        assert fingerprint(load_network(path, kind)) == fingerprint(
+            network
+        )  # as a run takes it, without `addp import`
 
 
 def test_round_trip_of_an_official_file(tmp_path: Path) -> None:
@@ -90,10 +117,14 @@ def test_round_trip_of_an_official_file(tmp_path: Path) -> None:
 
     write_state(official_state(networks), tmp_path / "out.pth", official_metadata(networks))
     official = load_file(folder / "weights.safetensors")
-    # as the official code reads it: the tensors under "model", and nothing that weights_only would refuse
+    # as the official code reads it: the tensors under "model", and nothing that weights_only would
+    # refuse
     written = torch.load(tmp_path / "out.pth", weights_only=True)["model"]
     assert written.keys() <= official.keys() and len(written) == 312
-    for name, value in written.items():  # MAGE's table of positions always has 257 rows; the rest is not used
+    for (
+        name,
+        value,
+    ) in written.items():  # MAGE's table of positions always has 257 rows; the rest is not used
         assert torch.equal(value, official[name].float()[: len(value)]), name
 
 
@@ -116,29 +147,45 @@ def test_guesses_are_named(tmp_path: Path) -> None:
 
     write_state(official_state(published(("tokenizer",))), tmp_path / "vqgan.ckpt")
     networks, guesses = import_official(tmp_path / "vqgan.ckpt", Untold(norm_groups=8))
-    assert len(guesses) == 1 and guesses[0].startswith("image_size of the tokenizer is not in vqgan.ckpt; assumed 256")
+    assert len(guesses) == 1 and guesses[0].startswith(
+        "image_size of the tokenizer is not in vqgan.ckpt; assumed 256"
+    )
     assert networks["tokenizer"].config.norm_groups == 8
 
     write_state(official_state(published(("predictor",))), tmp_path / "mage.pth")
-    networks, guesses = import_official(tmp_path / "mage.pth", Untold(predictor_heads=4, image_size=16))
+    networks, guesses = import_official(
+        tmp_path / "mage.pth", Untold(predictor_heads=4, image_size=16)
+    )
     assert len(guesses) == 1 and networks["predictor"].config.heads == 4
     assert networks["predictor"].geometry == Geometry(image_size=16, patch_size=4, codebook_size=8)
 
 
-SMALL = Untold(heads=4, decoder_heads=8, predictor_heads=4, predictor_decoder_heads=4, norm_groups=32)
+SMALL = Untold(
+    heads=4, decoder_heads=8, predictor_heads=4, predictor_decoder_heads=4, norm_groups=32
+)
 
 
 @pytest.mark.parametrize(
     ("kinds", "options", "message"),
     [
         (("addp",), {"heads": 3}, "dim = 64 is no multiple of heads = 3"),
-        (("addp",), {"predictor_heads": 2}, "--predictor-heads is of no use: .* holds no predictor, but addp"),
-        (("addp",), {"image_size": 64}, "--image-size 64 contradicts .* by its tensors, image_size = 8"),
+        (
+            ("addp",),
+            {"predictor_heads": 2},
+            "--predictor-heads is of no use: .* holds no predictor, but addp",
+        ),
+        (
+            ("addp",),
+            {"image_size": 64},
+            "--image-size 64 contradicts .* by its tensors, image_size = 8",
+        ),
         (("predictor",), {"image_size": 9}, "--image-size 9 does not fit the grid of 4 x 4"),
         (("tokenizer",), {"norm_groups": 5}, "channels = 32 must be a multiple of norm_groups = 5"),
     ],
 )
-def test_options_that_do_not_fit(kinds: tuple[str, ...], options: dict[str, int], message: str, tmp_path: Path) -> None:
+def test_options_that_do_not_fit(
+    kinds: tuple[str, ...], options: dict[str, int], message: str, tmp_path: Path
+) -> None:
     write_state(official_state(published(kinds)), tmp_path / "x.pth")
     with pytest.raises(ADDPError, match=message):
         import_official(tmp_path / "x.pth", Untold(**options))
@@ -146,7 +193,10 @@ def test_options_that_do_not_fit(kinds: tuple[str, ...], options: dict[str, int]
 
 def test_what_no_published_rule_fits_is_asked_for(tmp_path: Path) -> None:
     write_state(official_state(published(("addp",), dim=24, decoder_heads=2)), tmp_path / "x.pth")
-    with pytest.raises(ConfigError, match=r"width / 64 does not fit the width 24.*: give --heads N, --decoder-heads N"):
+    with pytest.raises(
+        ConfigError,
+        match=r"width / 64 does not fit the width 24.*: give --heads N, --decoder-heads N",
+    ):
         import_official(tmp_path / "x.pth")
     found = import_official(tmp_path / "x.pth", Untold(heads=1, decoder_heads=2))
     assert found.guesses == [] and found.networks["addp"].config.heads == 1
@@ -157,7 +207,9 @@ def test_stated_sizes_are_not_believed(tmp_path: Path) -> None:
     networks = published(("addp",))
     metadata, path = official_metadata(networks), tmp_path / "x.safetensors"
     write_state(official_state(networks), path, metadata)
-    with pytest.raises(ConfigError, match=r"--heads 2 contradicts .*: it states heads = 1; leave the option out"):
+    with pytest.raises(
+        ConfigError, match=r"--heads 2 contradicts .*: it states heads = 1; leave the option out"
+    ):
         import_official(path, Untold(heads=2))
     for old, new, message in [
         ('"dim": 64', '"dim": 32768', "states dim = 32768 of its addp, but its tensors have 64"),
@@ -170,7 +222,11 @@ def test_stated_sizes_are_not_believed(tmp_path: Path) -> None:
         ("{", "[", "no readable JSON"),
     ]:
         assert old in metadata["networks"]
-        write_state(official_state(networks), path, metadata | {"networks": metadata["networks"].replace(old, new, 1)})
+        write_state(
+            official_state(networks),
+            path,
+            metadata | {"networks": metadata["networks"].replace(old, new, 1)},
+        )
         with pytest.raises(WeightsError, match=message):
             import_official(path)
 
@@ -180,17 +236,25 @@ def test_what_is_no_official_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="holds no network of ADDP"):
         import_official(tmp_path / "x.pth")
     state = official_state(published(("addp",)))
-    write_state({k.replace("blocks.0", "blocks.1000000000"): v for k, v in state.items()}, tmp_path / "x.pth")
+    write_state(
+        {k.replace("blocks.0", "blocks.1000000000"): v for k, v in state.items()},
+        tmp_path / "x.pth",
+    )
     with pytest.raises(WeightsError, match="not numbered without gaps"):
         import_official(tmp_path / "x.pth")
 
 
 def plain_vit(state: dict[str, Tensor], images: Tensor, heads: int) -> Tensor:
-    """timm's VisionTransformer.forward_features, from its documentation; with `norm_pre` where the state has it."""
+    """timm's VisionTransformer.forward_features, from its documentation; with `norm_pre` where the
+    state has it."""
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     bias = state.get("patch_embed.proj.bias")
     weight = state["patch_embed.proj.weight"]
-    x = F.conv2d((images - mean) / std, weight, bias, stride=weight.shape[-1]).flatten(2).transpose(1, 2)
+    x = (
+        F.conv2d((images - mean) / std, weight, bias, stride=weight.shape[-1])
+        .flatten(2)
+        .transpose(1, 2)
+    )
     x = torch.cat([state["cls_token"].expand(len(x), -1, -1), x], 1) + state["pos_embed"]
     dim = x.shape[-1]
 
@@ -207,7 +271,10 @@ def plain_vit(state: dict[str, Tensor], images: Tensor, heads: int) -> Tensor:
         q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
         weights = (q @ k.transpose(-1, -2) / (dim // heads) ** 0.5).softmax(-1)
         x = x + linear(f"blocks.{i}.attn.proj", (weights @ v).transpose(1, 2).flatten(2))
-        x = x + linear(f"blocks.{i}.mlp.fc2", F.gelu(linear(f"blocks.{i}.mlp.fc1", norm(f"blocks.{i}.norm2", x))))
+        x = x + linear(
+            f"blocks.{i}.mlp.fc2",
+            F.gelu(linear(f"blocks.{i}.mlp.fc1", norm(f"blocks.{i}.norm2", x))),
+        )
     return norm("norm", x) if "norm.weight" in state else x
 
 
@@ -241,7 +308,8 @@ def test_timm_keeps_the_features() -> None:
 @pytest.mark.parametrize("tokenizer_norm", [False, True])
 def test_timm_takes_a_fine_tuned_classifier(tokenizer_norm: bool) -> None:
     network = Classifier(
-        GEOMETRY, ClassifierConfig(encoder=SIZES, classes=tuple("abcdefg"), tokenizer_norm=tokenizer_norm)
+        GEOMETRY,
+        ClassifierConfig(encoder=SIZES, classes=tuple("abcdefg"), tokenizer_norm=tokenizer_norm),
     ).eval()
     randomised(network)
     images = torch.rand(2, 3, 32, 32)
@@ -249,8 +317,9 @@ def test_timm_takes_a_fine_tuned_classifier(tokenizer_norm: bool) -> None:
     pooled = plain_vit(state, images, 4)[:, 1:].mean(1)
     logits = F.linear(
         F.layer_norm(pooled, (64,), state["fc_norm.weight"], state["fc_norm.bias"], 1e-6),
-        state["head.weight"], state["head.bias"],
-    )  # fmt: skip
+        state["head.weight"],
+        state["head.bias"],
+    )
     assert torch.allclose(logits, network.logits(images), atol=1e-4)
 
 
@@ -259,8 +328,12 @@ def test_feature_maps(size: tuple[int, int]) -> None:
     network = ADDP(Geometry(image_size=64, patch_size=16, codebook_size=16), SIZES).eval()
     images = torch.rand(2, 3, *size)
     maps = network.feature_maps(images)
-    assert [tuple(m.shape) for m in maps] == [(2, 64, size[0] // s, size[1] // s) for s in (4, 8, 16, 32)]
+    assert [tuple(m.shape) for m in maps] == [
+        (2, 64, size[0] // s, size[1] // s) for s in (4, 8, 16, 32)
+    ]
     assert all(m.isfinite().all() for m in maps)
     if size == (64, 96):
         last = network.feature_maps(images, at=(1, 2, 3, 3))[2]
-        assert torch.allclose(last.flatten(2).transpose(1, 2), network.encode(images)[:, 1:], atol=1e-5)
+        assert torch.allclose(
+            last.flatten(2).transpose(1, 2), network.encode(images)[:, 1:], atol=1e-5
+        )

@@ -22,18 +22,26 @@ def run_tool(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("small", "float32"), ("grid16", "float32"), ("small", "bfloat16"), ("small", "float16")]
+    ("name", "dtype"),
+    [("small", "float32"), ("grid16", "float32"), ("small", "bfloat16"), ("small", "float16")],
 )
 def test_reference_is_reproduced(name: str, dtype: str) -> None:
-    """Half precisions on the small network only: a processor that emulates them takes minutes for the other."""
+    """Half precisions on the small network only: a processor that emulates them takes minutes for
+    the other."""
     done = run_tool(FIXTURES / name, "--dtype", dtype)
     report = json.loads(done.stdout)
     failing = {k: v for k, v in report["quantities"].items() if not v["holds"]}
     assert done.returncode == 0 and not failing, failing
     quantities = report["quantities"]
-    assert {"token_indices", "vq_reconstruction", "x_t", "target_prob", "encoder_output", "logits", "loss"} <= set(
-        quantities
-    )
+    assert {
+        "token_indices",
+        "vq_reconstruction",
+        "x_t",
+        "target_prob",
+        "encoder_output",
+        "logits",
+        "loss",
+    } <= set(quantities)
     assert sum(k.startswith("grad_norm.") for k in quantities) == len(
         json.loads((FIXTURES / name / "meta.json").read_text())["grad_norms"]
     )
@@ -56,7 +64,10 @@ def test_another_network_does_not_pass(tmp_path: Path) -> None:
     done = run_tool(tmp_path / "f")
     report = json.loads(done.stdout)
     assert done.returncode == 1 and not report["holds"]
-    assert not report["quantities"]["target_prob"]["holds"] and report["quantities"]["vq_reconstruction"]["holds"]
+    assert (
+        not report["quantities"]["target_prob"]["holds"]
+        and report["quantities"]["vq_reconstruction"]["holds"]
+    )
     found = re.fullmatch(
         r"parity FAILS: (\d+) of (\d+) quantities are off their bounds \(float32, cpu\); "
         r"the worst, (\S+), is (\S+) off, allowed (\S+)",
@@ -68,15 +79,21 @@ def test_another_network_does_not_pass(tmp_path: Path) -> None:
 
 
 def test_what_is_no_number_fails_and_is_named() -> None:
-    rows = {"loss": {"deviation": 1.0, "tolerance": 1e-5, "holds": False},
-            "x_t": {"deviation": float("nan"), "tolerance": 1e-4, "holds": False}}  # fmt: skip
+    rows = {
+        "loss": {"deviation": 1.0, "tolerance": 1e-5, "holds": False},
+        "x_t": {"deviation": float("nan"), "tolerance": 1e-4, "holds": False},
+    }
     report = {"dtype": "float32", "device": "cpu", "holds": False, "quantities": rows}
     assert "the worst, x_t, is nan off, allowed 0.0001" in verdict(report)
 
 
 def test_a_folder_that_is_none_is_one_clear_line(tmp_path: Path) -> None:
     done = run_tool(tmp_path)
-    assert done.returncode == 1 and "no parity folder" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and "no parity folder" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_a_missing_device_is_said_so() -> None:

@@ -1,5 +1,5 @@
-"""float32 is float32 wherever it is promised: TF32 is off. tests/trainer/test_engine.py has the trainer. And a CPU that
-only emulates bfloat16 is named wherever bfloat16 is asked for."""
+"""float32 is float32 wherever it is promised: TF32 is off. tests/trainer/engine/test_engine.py has
+the trainer. And a CPU that only emulates bfloat16 is named wherever bfloat16 is asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipeline.encoder import TokenEncoder
+from data_pipeline.sharding.encoder import TokenEncoder
 from model import precision
 from model.addp import ADDP
 from model.config import Geometry, TransformerConfig
@@ -20,8 +20,8 @@ from model.sampler import SamplerConfig
 from tests.conftest import FIXTURES, fresh_tokenizer
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import SMALL, Ranks
-from trainer.config import RunConfig
-from trainer.control import own_device
+from trainer.config.schema import RunConfig
+from trainer.distributed.collectives import own_device
 from trainer.evaluation.sample_set import SampleSet
 from trainer.evaluation.trained import Trained
 from trainer.pretrain import main
@@ -60,11 +60,15 @@ NEEDS = "this CPU has no bf16 instructions"
 @pytest.mark.parametrize(
     ("cpuinfo", "emulated"),
     [
-        (OLD, True), (OLD.replace("avx512f", "avx512f avx512_bf16"), False), (OLD.replace("avx2", "amx_bf16"), False),
-        ("processor : 0\nFeatures : fp asimd bf16\n", False), ("processor : 0\nFeatures : fp asimd\n", True),
-        ("processor : 0\n", False), (None, False),
+        (OLD, True),
+        (OLD.replace("avx512f", "avx512f avx512_bf16"), False),
+        (OLD.replace("avx2", "amx_bf16"), False),
+        ("processor : 0\nFeatures : fp asimd bf16\n", False),
+        ("processor : 0\nFeatures : fp asimd\n", True),
+        ("processor : 0\n", False),
+        (None, False),
     ],
-)  # fmt: skip
+)
 def test_who_emulates_bf16(cpuinfo: str | None, emulated: bool, tmp_path: Path) -> None:
     """Where nothing is known, nothing is claimed."""
     if cpuinfo is not None:
@@ -82,15 +86,24 @@ def generated(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("begin", "instead"),
     [
-        pytest.param(lambda _: TokenEncoder(fresh_tokenizer(), batch=1, precision="bf16"), "fp32", id="tokenizing"),
+        pytest.param(
+            lambda _: TokenEncoder(fresh_tokenizer(), batch=1, precision="bf16"),
+            "fp32",
+            id="tokenizing",
+        ),
         pytest.param(generated, "--precision fp32", id="generation and evaluation"),
-        pytest.param(lambda _: compare(FIXTURES / "small", dtype="bfloat16"), "--device cuda", id="parity"),
+        pytest.param(
+            lambda _: compare(FIXTURES / "small", dtype="bfloat16"), "--device cuda", id="parity"
+        ),
     ],
 )
 def test_emulated_bf16_is_said_once(
-    begin: Callable[[Path], object], instead: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    begin: Callable[[Path], object],
+    instead: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     (tmp_path / "cpuinfo").write_text(OLD)
     monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
     precision._say.cache_clear()

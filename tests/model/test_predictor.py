@@ -27,16 +27,18 @@ def test_only_visible_tokens_are_seen(predictor: TokenPredictor) -> None:
     ids = torch.randint(16, (2, 16))
     other = torch.where(masks.mask, (ids + 5) % 16, ids)
     torch.testing.assert_close(
-        predictor.logits(ids, masks.mask, masks.kept), predictor.logits(other, masks.mask, masks.kept)
+        predictor.logits(ids, masks.mask, masks.kept),
+        predictor.logits(other, masks.mask, masks.kept),
     )
     changed = torch.where(masks.mask, ids, (ids + 5) % 16)
     assert not torch.allclose(
-        predictor.logits(ids, masks.mask, masks.kept), predictor.logits(changed, masks.mask, masks.kept)
+        predictor.logits(ids, masks.mask, masks.kept),
+        predictor.logits(changed, masks.mask, masks.kept),
     )
 
 
 def test_it_learns(predictor: TokenPredictor) -> None:
-    """A constant picture is learned within a few steps."""
+    """A constant image is learned within a few steps."""
     ids = torch.arange(16).expand(8, -1)
     optimizer = torch.optim.Adam(predictor.train().parameters(), 1e-2)
     losses = []

@@ -21,7 +21,10 @@ def test_mask_lengths_are_the_references(schedules: dict[str, Any]) -> None:
     expected = schedules["generation_masked_after_step"]
     assert [mask_length(SamplerConfig(20), s, 256) for s in range(20)] == expected["cosine_20"]
     linear = [mask_length(SamplerConfig(256, "linear"), s, 256) for s in range(256)]
-    assert linear[:10] == expected["linear_256_first10"] and linear[-3:] == expected["linear_256_last3"]
+    assert (
+        linear[:10] == expected["linear_256_first10"]
+        and linear[-3:] == expected["linear_256_last3"]
+    )
 
 
 def test_temperature() -> None:
@@ -42,7 +45,9 @@ def test_ids_are_drawn_from_the_distribution() -> None:
 
 def test_remask_takes_the_least_confident_of_the_masked() -> None:
     logits = torch.tensor([[[5.0, 0.0], [1.0, 0.0], [3.0, 0.0], [0.0, 0.0]]])
-    mask = torch.tensor([[True, True, True, False]])  # the last position is known, and least confident
+    mask = torch.tensor(
+        [[True, True, True, False]]
+    )  # the last position is known, and least confident
     chosen = remask(logits, torch.zeros(1, 4, dtype=torch.int64), mask, torch.zeros(1, 4), 0.0, 2)
     assert chosen.tolist() == [[False, True, True, False]]
 
@@ -50,7 +55,9 @@ def test_remask_takes_the_least_confident_of_the_masked() -> None:
 def test_a_sample_is_a_function_of_its_index(network: ADDP, tokenizer: VQTokenizer) -> None:
     config = SamplerConfig(5)
     *states, last = generate(network, tokenizer, 3, 10, 4, config)
-    assert [int(s.mask[0].sum()) for s in (*states, last)] == [mask_length(config, s, 16) for s in range(5)]
+    assert [int(s.mask[0].sum()) for s in (*states, last)] == [
+        mask_length(config, s, 16) for s in range(5)
+    ]
     for before, after in zip(states, [*states[1:], last], strict=True):
         assert torch.equal(before.ids[~before.mask], after.ids[~before.mask])  # what is known stays
         assert not (after.mask & ~before.mask).any()

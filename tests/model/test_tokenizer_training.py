@@ -7,11 +7,17 @@ from model.config import TokenizerConfig, TokenizerLossConfig
 from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
 
-SIZES = {"image_size": 16, "channels": 32, "channel_multipliers": (1, 1, 1), "residual_blocks": 1, "code_dim": 8}
+SIZES = {
+    "image_size": 16,
+    "channels": 32,
+    "channel_multipliers": (1, 1, 1),
+    "residual_blocks": 1,
+    "code_dim": 8,
+}
 
 
 def blobs(count: int, seed: int) -> torch.Tensor:
-    """White pictures with one coloured square each."""
+    """White images with one coloured square each."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.ones(count, 3, 16, 16)
     for image in images:
@@ -70,10 +76,13 @@ def test_revival_does_not_split_what_is_well_represented() -> None:
 
 
 def test_adversarial_players_train_apart() -> None:
-    """The verdict reaches the decoder, the reconstruction does not train against the discriminator's weights."""
+    """The verdict reaches the decoder, the reconstruction does not train against the
+    discriminator's weights."""
     torch.manual_seed(0)
     module = TokenizerTraining(
-        VQTokenizer(TokenizerConfig(**SIZES, codebook_size=8)), TokenizerLossConfig(adversarial=0.5), 0
+        VQTokenizer(TokenizerConfig(**SIZES, codebook_size=8)),
+        TokenizerLossConfig(adversarial=0.5),
+        0,
     )
     module.batches.fill_(7)
     images, restored = blobs(2, 0), torch.rand(2, 3, 16, 16, requires_grad=True)
@@ -96,6 +105,9 @@ def test_perceptual_term() -> None:
     module, losses = run(3, perceptual=0.1)
     assert module.perceptual is not None and not list(module.perceptual.parameters())
     images = blobs(4, 0)
-    near, far = (module.perceptual((images + s * torch.randn_like(images)).clamp(0, 1), images) for s in (0.02, 0.5))
+    near, far = (
+        module.perceptual((images + s * torch.randn_like(images)).clamp(0, 1), images)
+        for s in (0.02, 0.5)
+    )
     assert 0 < near < far and module.perceptual(images, images) == 0
     assert all(loss == loss for loss in losses)

@@ -1,4 +1,5 @@
-"""Official layouts load, with a report; wrong files are refused by name; nothing in a file is executed."""
+"""Official layouts load, with a report; wrong files are refused by name; nothing in a file is
+executed."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from model.weights import fingerprint, load_network, load_official, load_tokeniz
 from tests.conftest import FIXTURES
 
 STATE = {
-    k: v.float() for k, v in load_file(FIXTURES / "small" / "weights.safetensors").items() if "position_ids" not in k
+    k: v.float()
+    for k, v in load_file(FIXTURES / "small" / "weights.safetensors").items()
+    if "position_ids" not in k
 }
 GEOMETRY = Geometry(image_size=64, patch_size=16, codebook_size=1024)
 SIZES = {"dim": 64, "depth": 3, "heads": 4, "decoder_depth": 2, "decoder_heads": 8}
@@ -34,7 +37,11 @@ def without(prefix: str) -> dict[str, torch.Tensor]:
 def vqgan() -> VQTokenizer:
     return VQTokenizer(
         TokenizerConfig(
-            image_size=64, channels=32, channel_multipliers=(1, 1, 1, 1, 2), code_dim=32, codebook_size=1024
+            image_size=64,
+            channels=32,
+            channel_multipliers=(1, 1, 1, 1, 2),
+            code_dim=32,
+            codebook_size=1024,
         )
     )
 
@@ -46,7 +53,10 @@ def predictor() -> TokenPredictor:
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
 def test_vqgan_checkpoint(tmp_path: Path, wrapper: str | None) -> None:
     state = without("vqgan.")
-    torch.save(state if wrapper is None else {wrapper: state, "epoch": 3}, tmp_path / "vqgan_jax_strongaug.ckpt")
+    torch.save(
+        state if wrapper is None else {wrapper: state, "epoch": 3},
+        tmp_path / "vqgan_jax_strongaug.ckpt",
+    )
     network = vqgan()
     report = load_official(network, tmp_path / "vqgan_jax_strongaug.ckpt")
     assert len(report.loaded) == len(network.state_dict()) and report.unused == []
@@ -55,7 +65,10 @@ def test_vqgan_checkpoint(tmp_path: Path, wrapper: str | None) -> None:
 
 def test_a_tokenizer_of_either_kind(tmp_path: Path) -> None:
     """The official file has the published sizes; ours says its own."""
-    torch.save({"state_dict": VQTokenizer(TokenizerConfig()).state_dict()}, tmp_path / "vqgan_jax_strongaug.ckpt")
+    torch.save(
+        {"state_dict": VQTokenizer(TokenizerConfig()).state_dict()},
+        tmp_path / "vqgan_jax_strongaug.ckpt",
+    )
     assert load_tokenizer(tmp_path / "vqgan_jax_strongaug.ckpt").config == TokenizerConfig()
     small = vqgan()
     save_network(small, tmp_path / "small.safetensors")
@@ -67,12 +80,18 @@ def test_a_tokenizer_of_either_kind(tmp_path: Path) -> None:
 
 
 def test_mage_checkpoint(tmp_path: Path) -> None:
-    """As released: wrapped, with the training arguments, leftovers of MAE, and its own copy of the tokenizer."""
+    """As released: wrapped, with the training arguments, leftovers of MAE, and its own copy of the
+    tokenizer."""
     state = without("token_predictor.")
     state |= {"token_emb.position_ids": torch.arange(257)[None]} | {
         f"vqgan.{k}": v for k, v in without("vqgan.").items()
     }
-    content = {"model": state, "optimizer": {"state": {}}, "epoch": 1599, "args": argparse.Namespace(lr=1e-4)}
+    content = {
+        "model": state,
+        "optimizer": {"state": {}},
+        "epoch": 1599,
+        "args": argparse.Namespace(lr=1e-4),
+    }
     torch.save(content, tmp_path / "mage.pth")
     network = predictor()
     report = load_official(network, tmp_path / "mage.pth")
@@ -93,7 +112,9 @@ def test_addp_checkpoint_fills_all_three(tmp_path: Path) -> None:
         assert set(report.loaded) == set(network.state_dict())
     assert torch.equal(networks[1].norm.weight, STATE["token_predictor.norm.weight"])
     assert torch.equal(networks[2].norm.weight, STATE["norm.weight"])
-    given = load_network(tmp_path / "addp.pth", "addp", config=TransformerConfig(**SIZES), geometry=GEOMETRY)
+    given = load_network(
+        tmp_path / "addp.pth", "addp", config=TransformerConfig(**SIZES), geometry=GEOMETRY
+    )
     assert fingerprint(given) == fingerprint(networks[2])
 
 
@@ -102,7 +123,10 @@ def test_addp_checkpoint_fills_all_three(tmp_path: Path) -> None:
     [
         (lambda s: s.pop("norm.weight"), ["1 missing", "norm.weight"]),
         (lambda s: s.update(extra=torch.zeros(1)), ["1 not of this network", "extra"]),
-        (lambda s: s.update({"norm.bias": torch.zeros(7)}), ["another shape", "norm.bias", "(7,)", "(64,)"]),
+        (
+            lambda s: s.update({"norm.bias": torch.zeros(7)}),
+            ["another shape", "norm.bias", "(7,)", "(64,)"],
+        ),
     ],
 )
 def test_a_wrong_file_names_the_first_keys(tmp_path: Path, change: Any, words: list[str]) -> None:
@@ -120,7 +144,9 @@ def test_a_wrong_file_names_the_first_keys(tmp_path: Path, change: Any, words: l
 def test_another_size_is_refused(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "addp.pth")
     with pytest.raises(WeightsError, match="another shape"):
-        load_official(ADDP(GEOMETRY, TransformerConfig(**(SIZES | {"dim": 128}))), tmp_path / "addp.pth")
+        load_official(
+            ADDP(GEOMETRY, TransformerConfig(**(SIZES | {"dim": 128}))), tmp_path / "addp.pth"
+        )
 
 
 class Bomb:
@@ -133,7 +159,9 @@ def test_unreadable_files(tmp_path: Path, content: bytes) -> None:
     for name in ("x.pth", "x.safetensors"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(WeightsError, match=r"x\."):
-            load_network(tmp_path / name, "addp", config=TransformerConfig(**SIZES), geometry=GEOMETRY)
+            load_network(
+                tmp_path / name, "addp", config=TransformerConfig(**SIZES), geometry=GEOMETRY
+            )
 
 
 def test_a_pickle_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from trainer.checkpoint import candidates
+from trainer.checkpointing.format import candidates
 from trainer.run_folder import RunFolder, step_folder
 
 
@@ -34,10 +34,10 @@ def same_end(a: Path, b: Path) -> bool:
     """Bit for bit: every loss, the weights and, where there is one, their average."""
     first, second = RunFolder(a), RunFolder(b)
     assert first.is_done and second.is_done
-    assert first.average.exists() == second.average.exists()
+    assert first.ema.exists() == second.ema.exists()
     pairs = [(first.network, second.network)]
-    if first.average.exists():
-        pairs.append((first.average, second.average))
+    if first.ema.exists():
+        pairs.append((first.ema, second.ema))
     return losses(a) == losses(b) and all(same_weights(*pair) for pair in pairs)
 
 

@@ -8,21 +8,36 @@ import subprocess
 import time
 from pathlib import Path
 
-from cluster.launch import launcher_command
+from cluster.launch.launch import launcher_command
 
-MAGE = ("objective=mage", "predictor.sizes.size=tiny", "tokenizer.sizes.size=tiny", "precision=fp32")
+MAGE = (
+    "objective=mage",
+    "predictor.sizes.size=tiny",
+    "tokenizer.sizes.size=tiny",
+    "precision=fp32",
+)
 SMALL = (
-    "batch.global_batch=8", "batch.micro=2", "schedule.unit=steps", "schedule.total=12", "schedule.warmup=2",
-    "checkpoint.every=4", "log_every=1", "optimizer.base_lr=0.03",
-)  # fmt: skip
+    "batch.global_batch=8",
+    "batch.micro=2",
+    "schedule.unit=steps",
+    "schedule.total=12",
+    "schedule.warmup=2",
+    "checkpoint.every=4",
+    "log_every=1",
+    "optimizer.base_lr=0.03",
+)
 
 
 def start(run: Path, *overrides: str, processes: int = 2) -> subprocess.Popen[str]:
     command = launcher_command(processes, "trainer.pretrain", [f"run={run}", *SMALL, *overrides])
     return subprocess.Popen(
-        command, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        command,
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         env=os.environ | {"DS_ACCELERATOR": "cpu"},
-    )  # fmt: skip
+    )
 
 
 def train(run: Path, *overrides: str, processes: int = 2) -> tuple[int, str]:

@@ -1,5 +1,5 @@
-"""Faults inside a rank, at an exact point, without a hook in the product: Python announces every file operation to its
-audit hooks, and these may kill the process or make the operation fail."""
+"""Faults inside a rank, at an exact point, without a hook in the product: Python announces every
+file operation to its audit hooks, and these may kill the process or make the operation fail."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ EVERY = -1  # rank
 
 @dataclass
 class Sabotage:
-    """At the `nth` file operation `event` on `rank` whose arguments contain all of `words` (and one of `any_of`):
-    `action`, instead of it; nth 0: at every one, or at the first `times`.
+    """At the `nth` file operation `event` on `rank` whose arguments contain all of `words` (and one
+    of `any_of`): `action`, instead of it; nth 0: at every one, or at the first `times`.
 
-    event: as in Python's table of audit events, e.g. "open", "os.rename". action: "kill", an errno's name,
-    "sleep:SECONDS", "raise:WORDS" for an error that nobody foresaw, "end" of the thread, past all that handles errors,
-    or "note" for a line of output, and nothing instead. nan: data steps whose loss is not a number, on rank 1. spikes:
-    data steps first..last-1 whose loss is 50 times as high.
+    event: as in Python's table of audit events, e.g. "open", "os.rename". action: "kill", an
+    errno's name, "sleep:SECONDS", "raise:WORDS" for an error that nobody foresaw, "end" of the
+    thread, past all that handles errors, or "note" for a line of output, and nothing instead. nan:
+    data steps whose loss is not a number, on rank 1. spikes: data steps first..last-1 whose loss is
+    50 times as high.
     """
 
     event: str = ""
@@ -34,14 +35,19 @@ class Sabotage:
     rank: int = 0
     nan: tuple[int, ...] = ()
     spikes: tuple[int, int] = (0, 0)
-    limit: tuple[str, int] = ("", 0)  # files whose names hold the word: while they are written none may grow larger
+    limit: tuple[str, int] = (
+        "",
+        0,
+    )  # files whose names hold the word: while they are written none may grow larger
     slow: float = 0.0  # seconds more that rank 1 takes to make its inputs
     clock: float = 0.0  # seconds that the wall clock jumps, to and fro
     any_of: tuple[str, ...] = ("",)
     times: int = 10**9
     console: str = ""  # a file in place of standard error
     unlisted: tuple[str, ...] = ()  # words in names that folders do not list on `rank`
-    unseen: tuple[str, ...] = ()  # words in paths that `rank` does not see, at its first `times` looks
+    unseen: tuple[
+        str, ...
+    ] = ()  # words in paths that `rank` does not see, at its first `times` looks
     sight: float | None = None  # seconds in which all ranks must see what one has written
     seen: int = field(default=0, init=False)
 
@@ -57,9 +63,9 @@ class Sabotage:
         if self.console:
             os.dup2(os.open(self.console, os.O_WRONLY), 2)
         if self.sight is not None:
-            from trainer import control
+            from trainer.distributed import collectives as collectives
 
-            control.SIGHT = self.sight
+            collectives.SIGHT = self.sight
         if (self.unlisted or self.unseen) and rank == self.rank:
             self._see_less()
         if self.event and self.rank in (rank, EVERY):
@@ -107,7 +113,9 @@ class Sabotage:
 
         os.stat, os.scandir = stat_less, list_less  # type: ignore[assignment]
         sys.addaudithook(
-            lambda event, arguments: look(arguments[0]) if event == "open" and "r" in str(arguments[1]) else None
+            lambda event, arguments: (
+                look(arguments[0]) if event == "open" and "r" in str(arguments[1]) else None
+            )
         )
 
     def _limit_files(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -117,7 +125,7 @@ class Sabotage:
 
     def _change_inputs(self, rank: int) -> None:
         """Through the objective's own inputs: the network multiplies its loss by `factor`."""
-        from trainer import objectives
+        from trainer.objectives import registry as objectives
 
         original = objectives.MageObjective.inputs
         forward = objectives.TokenPredictor.forward

@@ -1,5 +1,5 @@
-"""SIGKILL at random moments, to one rank or all: the run always goes on from a valid checkpoint by itself, and ends
-with the undisturbed run's losses, weights and average."""
+"""SIGKILL at random moments, to one rank or all: the run always goes on from a valid checkpoint by
+itself, and ends with the undisturbed run's losses, weights and average."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ import pytest
 from tests.trainer.comparing import same_end
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import World, finish
-from trainer.checkpoint import MANIFEST, PUBLISHED, candidates, verify
+from trainer.checkpointing.format import MANIFEST, PUBLISHED, candidates, verify
 from trainer.run_folder import RunFolder
 
 STEPS = 40
 OPTIONS = (
-    *MAGE, f"schedule.total={STEPS}", "checkpoint.every=1", "checkpoint.keep=2", "checkpoint.permanent_every=10",
-    "ema_decay=0.9", "health.spikes=rewind", "checkpoint.patience=20",
-)  # fmt: skip
+    *MAGE,
+    f"schedule.total={STEPS}",
+    "checkpoint.every=1",
+    "checkpoint.keep=2",
+    "checkpoint.permanent_every=10",
+    "ema_decay=0.9",
+    "health.spikes=rewind",
+    "checkpoint.patience=20",
+)
 
 
 def moment(run: Path) -> str:
@@ -34,10 +40,16 @@ def moment(run: Path) -> str:
         return "writing files"
     if any(not (path / MANIFEST).exists() for path in candidates(run / "checkpoints")):
         return "removing old ones"
-    return "steps, restore or start" if candidates(run / "checkpoints") else "before the first checkpoint"
+    return (
+        "steps, restore or start"
+        if candidates(run / "checkpoints")
+        else "before the first checkpoint"
+    )
 
 
-def survive(run: Path, options: tuple[str, ...], kills: int, dice: random.Random) -> collections.Counter[str]:
+def survive(
+    run: Path, options: tuple[str, ...], kills: int, dice: random.Random
+) -> collections.Counter[str]:
     """Run, and kill, until that many kills are done; then to the end."""
     moments: collections.Counter[str] = collections.Counter()
     for _ in range(kills):
@@ -51,8 +63,12 @@ def survive(run: Path, options: tuple[str, ...], kills: int, dice: random.Random
             assert codes == [0, 0], output
             break
         world.kill(None if dice.random() < 0.5 else [dice.randrange(2)])
-        deadline = time.monotonic() + 3  # a rank that is left ends by itself, once it talks to the dead one; and as
-        while world.alive() and time.monotonic() < deadline:  # launchers do, what is left then is ended
+        deadline = (
+            time.monotonic() + 3
+        )  # a rank that is left ends by itself, once it talks to the dead one; and as
+        while (
+            world.alive() and time.monotonic() < deadline
+        ):  # launchers do, what is left then is ended
             time.sleep(0.01)
         world.kill()
         moments[moment(run)] += 1
@@ -75,7 +91,12 @@ def saved(run: Path) -> int:
     [(1, 4, 0), *(pytest.param(s, 30, 10 + s, marks=pytest.mark.long) for s in range(4))],
 )
 def test_killed_again_and_again(
-    stage: int, kills: int, seed: int, tokens: Path, tmp_path: Path, record_property: pytest.FixtureRequest
+    stage: int,
+    kills: int,
+    seed: int,
+    tokens: Path,
+    tmp_path: Path,
+    record_property: pytest.FixtureRequest,
 ) -> None:
     options = (*OPTIONS, f"data.tokens={tokens}", f"zero_stage={stage}")
     finish(tmp_path / "whole", *options)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cluster.weights import import_weights
+from cluster.commands.weights import import_weights
 from model.errors import ConfigError
 from model.weights import load_network
 from tests.trainer.evaluation.conftest import addp_options
@@ -25,47 +25,83 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def run(tokens: Path, tokenizer, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(
+    tokens: Path, tokenizer, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    finish(folder / "run", *addp_options(folder, tokenizer, tokenizer_file, tokens), "schedule.total=4")
+    finish(
+        folder / "run", *addp_options(folder, tokenizer, tokenizer_file, tokens), "schedule.total=4"
+    )
     return folder / "run"
 
 
-def test_the_official_layout_comes_back(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_official_layout_comes_back(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     addp = [sys.executable, "-m", "cluster.cli"]
-    subprocess.run([*addp, "export", str(run), str(tmp_path / "addp.pth"), "--format", "addp"], check=True)
+    subprocess.run(
+        [*addp, "export", str(run), str(tmp_path / "addp.pth"), "--format", "addp"], check=True
+    )
     done = subprocess.run(
-        [*addp, "import", str(tmp_path / "addp.pth"), str(tmp_path / "in")], check=True, capture_output=True, text=True
+        [*addp, "import", str(tmp_path / "addp.pth"), str(tmp_path / "in")],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.count('"kind"') == 3 and "assumed" not in done.stderr
-    before, after = load_file(run / "network.safetensors"), load_file(tmp_path / "in" / "addp.safetensors")
+    before, after = (
+        load_file(run / "network.safetensors"),
+        load_file(tmp_path / "in" / "addp.safetensors"),
+    )
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
     config = run_config(str(run))
-    for kind, section in (("addp", config.addp), ("predictor", config.predictor), ("tokenizer", config.tokenizer)):
+    for kind, section in (
+        ("addp", config.addp),
+        ("predictor", config.predictor),
+        ("tokenizer", config.tokenizer),
+    ):
         assert load_network(tmp_path / "in" / f"{kind}.safetensors", kind).config == section.sizes
     # what the file does not say is named where it is printed
-    torch.save({"model": torch.load(tmp_path / "addp.pth", weights_only=True)["model"]}, tmp_path / "bare.pth")
+    torch.save(
+        {"model": torch.load(tmp_path / "addp.pth", weights_only=True)["model"]},
+        tmp_path / "bare.pth",
+    )
     import_weights(tmp_path / "bare.pth", tmp_path / "bare", 2, 2, 2, 2)
-    assert capsys.readouterr().err.startswith("norm_groups of the tokenizer is not in bare.pth; assumed 32")
+    assert capsys.readouterr().err.startswith(
+        "norm_groups of the tokenizer is not in bare.pth; assumed 32"
+    )
     # and what came in goes out again
     again = open_network(str(tmp_path / "in" / "addp.safetensors"), None, "raw")
-    assert load_file(export(again, "timm", tmp_path / "vit.safetensors", "drop", None))["cls_token"].shape == (1, 1, 32)
+    assert load_file(export(again, "timm", tmp_path / "vit.safetensors", "drop", None))[
+        "cls_token"
+    ].shape == (1, 1, 32)
 
 
 def test_the_model_cards_code_runs(run: Path, tmp_path: Path) -> None:
-    folder = export(open_network(str(run), 4, "ema"), "huggingface", tmp_path / "card", "drop", None)
+    folder = export(
+        open_network(str(run), 4, "ema"), "huggingface", tmp_path / "card", "drop", None
+    )
     assert sorted(p.name for p in folder.iterdir()) == [
-        "README.md", "config.json", "model.safetensors", "tokenizer.safetensors",
-    ]  # fmt: skip
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.safetensors",
+    ]
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: addp\n")
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)
     assert code is not None
     done = subprocess.run(
-        [sys.executable, "-c", code[1]], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    assert done.stdout.splitlines() == ["features (2, 17, 32)", "samples (4, 3, 16, 16)"], done.stderr
+        [sys.executable, "-c", code[1]],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["features (2, 17, 32)", "samples (4, 3, 16, 16)"], (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize("form", ["native", "addp", "timm", "huggingface"])
@@ -73,11 +109,15 @@ def test_exports_follow_the_umask(form: Format, run: Path, tmp_path: Path) -> No
     before = os.umask(0o027)
     try:
         for suffix in (".pth", ".safetensors") if form in ("addp", "timm") else ("",):
-            export(open_network(str(run), None, "raw"), form, tmp_path / f"out{suffix}", "drop", None)
+            export(
+                open_network(str(run), None, "raw"), form, tmp_path / f"out{suffix}", "drop", None
+            )
     finally:
         os.umask(before)
     modes = {p.relative_to(tmp_path): p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
-    assert modes and all(mode == (0o750 if (tmp_path / p).is_dir() else 0o640) for p, mode in modes.items()), modes
+    assert modes and all(
+        mode == (0o750 if (tmp_path / p).is_dir() else 0o640) for p, mode in modes.items()
+    ), modes
 
 
 def test_a_run_follows_the_umask(run: Path) -> None:
@@ -85,16 +125,25 @@ def test_a_run_follows_the_umask(run: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     wrong = [p for p in run.rglob("*") if p.is_file() and p.stat().st_mode & 0o777 != 0o666 & ~mask]
-    assert not wrong and (run / "network.safetensors").is_file() and (run / "network-ema.safetensors").is_file()
+    assert (
+        not wrong
+        and (run / "network.safetensors").is_file()
+        and (run / "network-ema.safetensors").is_file()
+    )
 
 
-def test_an_export_without_its_predictor_says_so(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_without_its_predictor_says_so(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = open_network(str(run), None, "raw")
     assert source.config is not None
     gone = source.config.predictor.model_copy(update={"weights": tmp_path / "gone.safetensors"})
     source = source._replace(config=source.config.model_copy(update={"predictor": gone}))
     export(source, "addp", tmp_path / "out.pth", "drop", None)
-    assert "gone.safetensors is not on this machine: the file has no token_predictor.*" in capsys.readouterr().err
+    assert (
+        "gone.safetensors is not on this machine: the file has no token_predictor.*"
+        in capsys.readouterr().err
+    )
 
 
 def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""Loss paths that a refactoring must reproduce. `python -m tests.trainer.test_golden` writes them anew, after a change
-that is meant to change them."""
+"""Loss paths that a refactoring must reproduce. `python -m tests.trainer.test_golden` writes them
+anew, after a change that is meant to change them."""
 
 from __future__ import annotations
 
@@ -10,30 +10,38 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.views import ViewRecipe
+from data_pipeline.images.views import ViewRecipe
 from model.config import Geometry, TokenizerConfig, TransformerConfig
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import save_network
-from tests.conftest import draw_pictures, fresh_tokenizer
+from tests.conftest import draw_images, fresh_tokenizer
 from tests.datasets import tokenize
 from tests.trainer.comparing import losses
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import finish
 
 FILE = Path(__file__).parents[1] / "fixtures" / "golden-losses.json"
-ADDP = ("objective=addp", "addp.sizes.size=tiny", "tokenizer.sizes.size=tiny", "predictor.sizes.size=tiny")
+ADDP = (
+    "objective=addp",
+    "addp.sizes.size=tiny",
+    "tokenizer.sizes.size=tiny",
+    "predictor.sizes.size=tiny",
+)
 
 
 def paths(folder: Path) -> dict[str, list[float]]:
-    """Losses of twelve steps of each objective, two ranks, deterministic, from pictures drawn with a fixed seed."""
+    """Losses of twelve steps of each objective, two ranks, deterministic, from images drawn with a
+    fixed seed."""
     import torch
 
-    pictures = draw_pictures(folder / "pictures")
+    images = draw_images(folder / "images")
     tokenizer = fresh_tokenizer()
     assert isinstance(tokenizer, VQTokenizer) and isinstance(tokenizer.config, TokenizerConfig)
     save_network(tokenizer, folder / "tokenizer.safetensors")
-    tokenize(pictures, folder / "tokens", tokenizer, ViewRecipe(size=16, views=3), rows=32, split="train")
+    tokenize(
+        images, folder / "tokens", tokenizer, ViewRecipe(size=16, views=3), rows=32, split="train"
+    )
     torch.manual_seed(1)
     predictor = TokenPredictor(Geometry.of(tokenizer.config), TransformerConfig(size="tiny"))  # type: ignore[call-arg]
     save_network(predictor, folder / "predictor.safetensors")
@@ -44,10 +52,14 @@ def paths(folder: Path) -> dict[str, list[float]]:
         "addp": (*ADDP, data, *frozen, "precision=fp32"),
         "addp-bf16": (*ADDP, data, *frozen, "precision=bf16"),
         "tokenizer": (
-            "objective=tokenizer", "tokenizer.sizes.size=tiny", f"data.pictures={pictures}", "data.views.size=16",
-            "precision=fp32", "tokenizer_loss.revive_every=3",
+            "objective=tokenizer",
+            "tokenizer.sizes.size=tiny",
+            f"data.images={images}",
+            "data.views.size=16",
+            "precision=fp32",
+            "tokenizer_loss.revive_every=3",
         ),
-    }  # fmt: skip
+    }
     found = {}
     for name, options in runs.items():
         finish(folder / name, *options, exact)

@@ -12,17 +12,21 @@ from tests.trainer.comparing import cut_back
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import finish, run_world
-from trainer.progress import Progress
+from trainer.resilience.state import TrainerState
 from trainer.run_folder import RunFolder
 
 
 def test_a_slow_rank_is_named(tokens: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    codes, output = run_world(run, *MAGE, f"data.tokens={tokens}", "log_every=4", sabotage=Sabotage(slow=0.05))
+    codes, output = run_world(
+        run, *MAGE, f"data.tokens={tokens}", "log_every=4", sabotage=Sabotage(slow=0.05)
+    )
     assert codes == [0, 0] and "slow: rank 1" in output, output
     rows = RunFolder(run).read_metrics()
     assert [row["straggler"] for row in rows] == [1] * 3
-    assert all(row["rank_seconds_max"] > 0.1 > row["rank_seconds_p50"] - 0.05 for row in rows)  # two micro batches
+    assert all(
+        row["rank_seconds_max"] > 0.1 > row["rank_seconds_p50"] - 0.05 for row in rows
+    )  # two micro batches
 
 
 def test_true_training_time_and_what_restarts_cost(tokens: Path, tmp_path: Path) -> None:
@@ -44,7 +48,7 @@ def _pairs(run: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
 
 
 def test_a_clock_that_goes_back_costs_nothing() -> None:
-    progress = Progress(seen=time.time() + 3600)
+    progress = TrainerState(seen=time.time() + 3600)
     progress.started()
     assert progress.lost_seconds == 0 and progress.starts == 1
 
@@ -65,5 +69,7 @@ def test_wandb_is_asked_for_by_name_where_it_is_missing(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     from tests.trainer.launching import train
 
-    code, output = train(tmp_path / "run", *MAGE, f"data.tokens={tokens}", "wandb=project", processes=1)
+    code, output = train(
+        tmp_path / "run", *MAGE, f"data.tokens={tokens}", "wandb=project", processes=1
+    )
     assert code == 78 and "pip install addp[wandb]" in output

@@ -1,4 +1,5 @@
-"""What a run reads from its step alone, on any number of ranks; a resumed run is a new one with a later step."""
+"""What a run reads from its step alone, on any number of ranks; a resumed run is a new one with a
+later step."""
 
 from __future__ import annotations
 
@@ -12,14 +13,14 @@ import pytest
 from data_pipeline.storage import LocalStore
 from model.errors import ConfigError
 from tests.token_sets import samples_of, write_tokens
-from trainer.checkpoint import Manifest
-from trainer.config import RunConfig
-from trainer.config_reading import load_config
-from trainer.objectives import MageObjective
+from trainer.checkpointing.format import Manifest
+from trainer.checkpointing.restore import Expected
+from trainer.config.reading import load_config
+from trainer.config.schema import RunConfig
+from trainer.objectives.registry import MageObjective
 from trainer.prefetch import Prefetch
-from trainer.progress import data_step
-from trainer.restore import Expected
-from trainer.start import run_facts
+from trainer.resilience.state import data_step
+from trainer.startup import identify_run
 
 ROWS = [13, 40, 7, 25, 30, 21, 18, 40]  # 194 samples in 8 uneven shards
 BATCH, PER_EPOCH = 32, 6
@@ -33,11 +34,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(data: Path, *overrides: str) -> RunConfig:
-    return load_config(None, [
-        "objective=mage", "predictor.sizes.size=tiny", "tokenizer.sizes.size=tiny", "tokenizer.sizes.image_size=16",
-        "tokenizer.sizes.codebook_size=1024", f"data.tokens={data}", "data.window=3", f"batch.global_batch={BATCH}",
-        "batch.micro=2", "seed=1", *overrides,
-    ])  # fmt: skip
+    return load_config(
+        None,
+        [
+            "objective=mage",
+            "predictor.sizes.size=tiny",
+            "tokenizer.sizes.size=tiny",
+            "tokenizer.sizes.image_size=16",
+            "tokenizer.sizes.codebook_size=1024",
+            f"data.tokens={data}",
+            "data.window=3",
+            f"batch.global_batch={BATCH}",
+            "batch.micro=2",
+            "seed=1",
+            *overrides,
+        ],
+    )
 
 
 def read(prefetch: Prefetch, step: int) -> np.ndarray:
@@ -46,9 +58,13 @@ def read(prefetch: Prefetch, step: int) -> np.ndarray:
 
 
 def test_a_run_that_moves_between_clusters_sees_each_sample_once(data: Path) -> None:
-    """4 -> 8 -> 1 -> 16 -> 2 ranks at random steps, over three epochs. Nothing but the step goes from one to the next;
-    ranks accumulate, and each has a loader and a thread of its own, as in a run."""
-    chance, objectives = random.Random(3), [MageObjective(config(data), fresh=True) for _ in range(17)]
+    """4 -> 8 -> 1 -> 16 -> 2 ranks at random steps, over three epochs. Nothing but the step goes
+    from one to the next; ranks accumulate, and each has a loader and a thread of its own, as in a
+    run."""
+    chance, objectives = (
+        random.Random(3),
+        [MageObjective(config(data), fresh=True) for _ in range(17)],
+    )
     step, seen = 0, list[int]()
     for ranks in (4, 8, 1, 16, 2):
         world = [Prefetch(objectives[rank], rank, BATCH // 2 // ranks, 2) for rank in range(ranks)]
@@ -71,25 +87,39 @@ def test_a_run_that_moves_between_clusters_sees_each_sample_once(data: Path) -> 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("data.tokens={other}", r"data: checkpoint '\w{64}', now '\w{64}'"), ("seed=2", "seed: checkpoint 1, now 2"),
+        ("data.tokens={other}", r"data: checkpoint '\w{64}', now '\w{64}'"),
+        ("seed=2", "seed: checkpoint 1, now 2"),
         ("data.window=4", r"order: checkpoint \{'window': 3, .*now \{'window': 4,"),
         ("batch.global_batch=16", "global_batch: checkpoint 32, now 16"),
     ],
-)  # fmt: skip
-def test_other_data_are_refused_with_the_difference(change: str, words: str, data: Path, tmp_path: Path) -> None:
+)
+def test_other_data_are_refused_with_the_difference(
+    change: str, words: str, data: Path, tmp_path: Path
+) -> None:
     """The bytes, their order, the seed and the batch; by the facts that a checkpoint holds."""
 
-    def facts(settings: RunConfig) -> dict[str, object]:
+    def run_identity(settings: RunConfig) -> dict[str, object]:
         objective = MageObjective(settings, fresh=True)
         objective.close()
-        return run_facts(settings, objective)
+        return identify_run(settings, objective)
 
     before, now = config(data), config(data, change.format(other=tmp_path))
     write_tokens(LocalStore(tmp_path), ROWS, first=1)
     saved = Manifest(
-        step=5, world_size=1, zero_stage=1, facts=facts(before), parameters={}, part="", kinds=[], applied=5,
-        scaler={}, skipped=[], progress={}, run="mine", config=before.model_dump(mode="json"),
-    )  # fmt: skip
-    assert Expected(facts(before), "mine", before, {}).check(saved, "step-00000005") == []
+        step=5,
+        world_size=1,
+        zero_stage=1,
+        run_identity=run_identity(before),
+        parameters={},
+        export_prefix="",
+        state_keys=[],
+        applied=5,
+        scaler={},
+        skipped=[],
+        trainer_state={},
+        run="mine",
+        config=before.model_dump(mode="json"),
+    )
+    assert Expected(run_identity(before), "mine", before, {}).check(saved, "step-00000005") == []
     with pytest.raises(ConfigError, match=words):
-        Expected(facts(now), "mine", now, {}).check(saved, "step-00000005")
+        Expected(run_identity(now), "mine", now, {}).check(saved, "step-00000005")

@@ -1,4 +1,5 @@
-"""A record that cannot be written ends no run: it is said, kept, and complete once there is room again."""
+"""A record that cannot be written ends no run: it is said, kept, and complete once there is room
+again."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import run_world
 from trainer import records
 from trainer.board import Board
-from trainer.checkpoint import candidates
+from trainer.checkpointing.format import candidates
 from trainer.run_folder import RunFolder
 
 
@@ -23,14 +24,25 @@ def test_a_run_whose_records_cannot_be_written_trains_on(tokens: Path, tmp_path:
         "metrics.jsonl incidents exit.json heartbeats config.resolved environment tfevents",
     )
     codes, output = run_world(
-        run, *MAGE, f"data.tokens={tokens}", sabotage=Sabotage("open", (), "ENOSPC", 0, any_of=tuple(names.split()))
+        run,
+        *MAGE,
+        f"data.tokens={tokens}",
+        sabotage=Sabotage("open", (), "ENOSPC", 0, any_of=tuple(names.split())),
     )
     assert codes == [0, 0], output
-    assert RunFolder(run).is_done and [p.name[-2:] for p in candidates(run / "checkpoints")] == ["12", "08", "04"]
+    assert RunFolder(run).is_done and [p.name[-2:] for p in candidates(run / "checkpoints")] == [
+        "12",
+        "08",
+        "04",
+    ]
     assert output.count("metrics.jsonl cannot be written: No space left on device") == 1
     for name in ("exit.json", "heartbeats/rank-00000.json", "config.resolved.yaml", "tensorboard/"):
-        assert sum(name in line and "cannot be written" in line for line in output.splitlines()) == 1, (name, output)
-    assert output.count("not complete") == 6  # what was never written, said at the end; incidents had none
+        assert (
+            sum(name in line and "cannot be written" in line for line in output.splitlines()) == 1
+        ), (name, output)
+    assert (
+        output.count("not complete") == 6
+    )  # what was never written, said at the end; incidents had none
 
 
 def test_records_are_whole_once_they_can_be_written_again(tokens: Path, tmp_path: Path) -> None:
@@ -40,11 +52,16 @@ def test_records_are_whole_once_they_can_be_written_again(tokens: Path, tmp_path
     codes, output = run_world(run, *MAGE, f"data.tokens={tokens}", sabotage=sabotage)
     assert codes == [0, 0], output
     assert [row["step"] for row in RunFolder(run).read_metrics()] == list(range(12))
-    assert output.index("metrics.jsonl cannot be written") < output.index("metrics.jsonl is written again")
+    assert output.index("metrics.jsonl cannot be written") < output.index(
+        "metrics.jsonl is written again"
+    )
 
 
-def test_a_piece_cut_short_goes_on_where_it_was_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The kernel lets the files grow to 100 bytes only, as a disk that fills up; in a process of its own."""
+def test_a_piece_cut_short_goes_on_where_it_was_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel lets the files grow to 100 bytes only, as a disk that fills up; in a process of
+    its own."""
     import subprocess
     import sys
 
@@ -61,15 +78,20 @@ assert log.stat().st_size == 100
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 records.append(log, b"the last\\n")
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines == [f"line {n:03d}" for n in range(20)] + ["the last"]
     assert [line.partition("log ")[2].split(":")[0][:16] for line in done.stderr.splitlines()] == [
-        "cannot be writte", "is written again",
-    ]  # fmt: skip
+        "cannot be writte",
+        "is written again",
+    ]
 
 
-def test_a_run_folder_that_cannot_be_locked_is_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_folder_that_cannot_be_locked_is_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Storage without locks has other merits; the run goes on, and says what it goes without."""
 
     def lockf(*_: object) -> None:
@@ -86,7 +108,9 @@ def no_room(*_: object) -> int:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_rewind_keeps_the_lines_that_wait_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rewind_keeps_the_lines_that_wait_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And drops the later ones, wherever they are, as it does a line that is no record."""
     folder = RunFolder(tmp_path)
     records.append(folder.metrics, b'{"step": 0}\n[1]\n{"step": 1}\n{"step": 2}\n')
@@ -102,7 +126,9 @@ def test_a_rewind_keeps_the_lines_that_wait_in_memory(tmp_path: Path, monkeypatc
 def test_a_console_that_is_gone_ends_nothing(tokens: Path, tmp_path: Path) -> None:
     """Standard error on a full disk, as with `addp train ... 2> log`."""
     run = tmp_path / "run"
-    codes, _ = run_world(run, *MAGE, f"data.tokens={tokens}", processes=1, sabotage=Sabotage(console="/dev/full"))
+    codes, _ = run_world(
+        run, *MAGE, f"data.tokens={tokens}", processes=1, sabotage=Sabotage(console="/dev/full")
+    )
     assert codes == [0] and RunFolder(run).is_done
 
 
@@ -115,7 +141,11 @@ def test_event_files_are_what_tensorboard_reads(tmp_path: Path) -> None:
     Board(tmp_path, 2).record(2, {"loss": 9.0})  # a start that went on from step 2
     found = EventAccumulator(str(tmp_path))
     found.Reload()
-    assert [(event.step, event.value) for event in found.Scalars("loss")] == [(0, 0.0), (1, 0.5), (2, 9.0)]
+    assert [(event.step, event.value) for event in found.Scalars("loss")] == [
+        (0, 0.0),
+        (1, 0.5),
+        (2, 9.0),
+    ]
 
 
 def test_ages_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from data_pipeline.epochs import EpochSchedule
+from data_pipeline.streaming.epochs import EpochSchedule
 from model.addp import ADDP
 from model.config import Geometry, TransformerConfig
 from model.errors import ConfigError
 from model.predictor import TokenPredictor
-from trainer.config import RunConfig, ScheduleSection
+from trainer.config.schema import RunConfig, ScheduleSection
 from trainer.schedule import accumulation_steps, learning_rate, parameter_groups, total_steps
 
 IMAGENET = EpochSchedule(1_281_167, 4096)
@@ -33,7 +33,10 @@ def test_learning_rate_is_the_references(schedules: dict[str, Any]) -> None:
 def test_lengths() -> None:
     assert total_steps(ScheduleSection(total=1600), IMAGENET) == 1600 * 312
     assert total_steps(ScheduleSection(unit="steps", total=800, warmup=50), IMAGENET) == 800
-    rates = [learning_rate(1.0, ScheduleSection(unit="steps", total=800, warmup=50), IMAGENET, s) for s in range(800)]
+    rates = [
+        learning_rate(1.0, ScheduleSection(unit="steps", total=800, warmup=50), IMAGENET, s)
+        for s in range(800)
+    ]
     assert rates[0] == 0 and max(rates) == rates[50] == 1 and rates[-1] < 1e-4
 
 
@@ -42,10 +45,15 @@ def test_a_run_of_one_step_at_rate_0() -> None:
     with pytest.raises(ConfigError, match=r"schedule\.total = 0\.3 epochs is one step"):
         total_steps(ScheduleSection.model_validate(short), EpochSchedule(8, 4))
     assert total_steps(ScheduleSection.model_validate(short), EpochSchedule(80, 4)) == 6
-    assert total_steps(ScheduleSection.model_validate({**short, "warmup": 0}), EpochSchedule(8, 4)) == 1
+    assert (
+        total_steps(ScheduleSection.model_validate({**short, "warmup": 0}), EpochSchedule(8, 4))
+        == 1
+    )
 
 
-@given(tenths=st.integers(6, 300), warmup=st.floats(0, 1, exclude_max=True), samples=st.integers(1, 9))
+@given(
+    tenths=st.integers(6, 300), warmup=st.floats(0, 1, exclude_max=True), samples=st.integers(1, 9)
+)
 def test_the_rate_is_finite_and_moves(tenths: int, warmup: float, samples: int) -> None:
     schedule = ScheduleSection(unit="epochs", total=tenths / 10, warmup=warmup * tenths / 10)
     epochs = EpochSchedule(samples, 1)
@@ -73,7 +81,9 @@ def test_batches_that_do_not_work_name_those_that_would() -> None:
     with pytest.raises(ConfigError) as caught:
         accumulation_steps(config(64, 8), 3)
     assert "would work with 63 or 66, or on 1, 2, 4, 8 ranks" in str(caught.value)
-    with pytest.raises(ConfigError, match="on 1, 2, 4, 8, 16, 32, "):  # at once, although there are millions
+    with pytest.raises(
+        ConfigError, match="on 1, 2, 4, 8, 16, 32, "
+    ):  # at once, although there are millions
         accumulation_steps(config(1 << 24, 1), 3)
     with pytest.raises(ConfigError, match=r"batch\.micro would work with 1, 2, 4"):
         accumulation_steps(config(4, 8), 1)
@@ -84,13 +94,20 @@ def test_weight_decay_spares_biases_and_norms() -> None:
     module[2].weight.requires_grad_(False)
     module.table = nn.Parameter(torch.zeros(1, 5, 4))
     decayed, spared = parameter_groups(module.named_parameters(), RunConfig())
-    assert {tuple(p.shape) for p in decayed["params"]} == {(4, 3), (1, 5, 4)} and decayed["weight_decay"] == 0.05
-    assert all(p.ndim == 1 for p in spared["params"]) and len(spared["params"]) == 4 and spared["weight_decay"] == 0
+    assert {tuple(p.shape) for p in decayed["params"]} == {(4, 3), (1, 5, 4)} and decayed[
+        "weight_decay"
+    ] == 0.05
+    assert (
+        all(p.ndim == 1 for p in spared["params"])
+        and len(spared["params"]) == 4
+        and spared["weight_decay"] == 0
+    )
 
 
 @pytest.mark.parametrize("kind", [ADDP, TokenPredictor])
 def test_weight_decay_spares_what_the_reference_spares(kind: type[ADDP | TokenPredictor]) -> None:
-    """By its name also the bias over the vocabulary, which has three dimensions; LAMB and LARS do not adapt it."""
+    """By its name also the bias over the vocabulary, which has three dimensions; LAMB and LARS do
+    not adapt it."""
     with torch.device("meta"):
         network = kind(Geometry(), TransformerConfig(size="tiny"))  # type: ignore[call-arg]
     names = {p: name for name, p in network.named_parameters()}

@@ -20,11 +20,17 @@ def test_s3_and_a_folder_give_the_same_weights(tokens: Path, bucket: str, tmp_pa
         if path.is_file():
             open_store(f"{bucket}/tokens").create(path.name, path.read_bytes())
     weights = []
-    for name, place in (("folder", (f"data.tokens={tokens}",)), ("s3", (f"data.tokens={bucket}/tokens", CACHE))):
+    for name, place in (
+        ("folder", (f"data.tokens={tokens}",)),
+        ("s3", (f"data.tokens={bucket}/tokens", CACHE)),
+    ):
         finish(tmp_path / name, *MAGE, *(o.format(tmp_path) for o in place))
         weights.append(load_file(RunFolder(tmp_path / name).network))
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-    assert list((tmp_path / "cache").glob("??/*.tar")) and not RunFolder(tmp_path / "s3").incidents.exists()
+    assert (
+        list((tmp_path / "cache").glob("??/*.tar"))
+        and not RunFolder(tmp_path / "s3").incidents.exists()
+    )
 
 
 CACHE = "data.cache={}/cache"
@@ -38,7 +44,17 @@ def test_a_damaged_shard_stops_the_run_or_counts_for_nothing(tokens: Path, tmp_p
     content[3000] ^= 1
     shard.write_bytes(bytes(content))
     codes, output = run_world(tmp_path / "stop", *MAGE, f"data.tokens={copy}", processes=1)
-    assert codes[0] not in (0, 75) and "tokens-000001.tar is damaged" in output and "Traceback" not in output, output
-    finish(tmp_path / "go-on", *MAGE, f"data.tokens={copy}", "data.on_bad_shard=quarantine", processes=1)
+    assert (
+        codes[0] not in (0, 75)
+        and "tokens-000001.tar is damaged" in output
+        and "Traceback" not in output
+    ), output
+    finish(
+        tmp_path / "go-on",
+        *MAGE,
+        f"data.tokens={copy}",
+        "data.on_bad_shard=quarantine",
+        processes=1,
+    )
     assert incidents(tmp_path / "go-on", "shard quarantined")[0]["shard"] == shard.name
     assert all(row["loss"] > 0 for row in RunFolder(tmp_path / "go-on").read_metrics())

@@ -21,9 +21,13 @@ from trainer.trajectory import Folder, main
 FOLDER = FIXTURES / "trajectory"
 
 
-def replay(folder: Path, out: Path, *options: str, processes: int = 2) -> tuple[Outcome, dict[str, Any]]:
+def replay(
+    folder: Path, out: Path, *options: str, processes: int = 2
+) -> tuple[Outcome, dict[str, Any]]:
     report = out / "report.json"
-    outcome = Ranks(main, [str(folder), "--report", str(report), *options], processes, out / "log").wait(300)
+    outcome = Ranks(
+        main, [str(folder), "--report", str(report), *options], processes, out / "log"
+    ).wait(300)
     return outcome, json.loads(report.read_text()) if report.exists() else {}
 
 
@@ -39,7 +43,13 @@ def test_the_engine_follows_the_reference(stage: int, tmp_path: Path) -> None:
     assert (report["processes"], report["zero_stage"], report["steps"]) == (2, stage, 40)
     assert sum(name.startswith("final.") for name in rows) == 106
     bounds = {name.split(".")[0]: row["tolerance"] for name, row in rows.items()}
-    assert bounds == {"loss": 1e-6, "grad_norm": 1e-4, "final": 1e-4, "skipped_steps": 0, "unmatched_names": 0}
+    assert bounds == {
+        "loss": 1e-6,
+        "grad_norm": 1e-4,
+        "final": 1e-4,
+        "skipped_steps": 0,
+        "unmatched_names": 0,
+    }
 
 
 def test_the_command_line_replays_it_by_the_launcher() -> None:
@@ -71,7 +81,10 @@ def changed(tmp_path: Path, steps: int, **meta: Any) -> Path:
     facts = json.loads((folder / "meta.json").read_text()) | meta
     (folder / "meta.json").write_text(json.dumps(facts))
     tensors = load_file(folder / "trajectory.safetensors")
-    cut = {name: t if name.startswith("final.") else t[:steps].contiguous() for name, t in tensors.items()}
+    cut = {
+        name: t if name.startswith("final.") else t[:steps].contiguous()
+        for name, t in tensors.items()
+    }
     save_file(cut, folder / "trajectory.safetensors")
     return folder
 
@@ -79,7 +92,9 @@ def changed(tmp_path: Path, steps: int, **meta: Any) -> Path:
 def test_another_optimisation_does_not_pass(tmp_path: Path) -> None:
     (codes, output), report = replay(changed(tmp_path, 3, label_smoothing=0.11), tmp_path)
     assert 1 in codes and not report["holds"] and "parity FAILS" in output
-    assert not report["quantities"]["loss"]["holds"] and report["quantities"]["skipped_steps"]["holds"]
+    assert (
+        not report["quantities"]["loss"]["holds"] and report["quantities"]["skipped_steps"]["holds"]
+    )
 
 
 def test_ranks_share_the_micro_batches_of_the_reference() -> None:
@@ -92,10 +107,18 @@ def test_ranks_share_the_micro_batches_of_the_reference() -> None:
 @pytest.mark.parametrize(
     ("meta", "tensors", "words"),
     [
-        ({"micro": 4}, {}, r"token_indices has the shape \(2, 16, 16\), and meta.json asks for \(2, 8, 16\)"),
+        (
+            {"micro": 4},
+            {},
+            r"token_indices has the shape \(2, 16, 16\), and meta.json asks for \(2, 8, 16\)",
+        ),
         ({"heads": "many"}, {}, "meta.json describes no trajectory: heads"),
         ({"heads": 7}, {}, "dim = 64 is no multiple of heads = 7"),
-        ({}, {"mask_t": torch.ones(2, 16, 16).tril().bool()}, "different numbers of tokens in one micro batch"),
+        (
+            {},
+            {"mask_t": torch.ones(2, 16, 16).tril().bool()},
+            "different numbers of tokens in one micro batch",
+        ),
         ({}, {"loss": None}, "is no trajectory .*loss"),
     ],
 )
@@ -104,7 +127,9 @@ def test_a_folder_that_does_not_fit_together(
 ) -> None:
     folder = changed(tmp_path, 2, **meta)
     content = load_file(folder / "trajectory.safetensors") | tensors
-    save_file({name: t for name, t in content.items() if t is not None}, folder / "trajectory.safetensors")
+    save_file(
+        {name: t for name, t in content.items() if t is not None}, folder / "trajectory.safetensors"
+    )
     with pytest.raises((WeightsError, ConfigError), match=words):
         Folder(folder)
 
@@ -117,5 +142,7 @@ def test_options_that_do_not_fit(tmp_path: Path) -> None:
 
     assert "has no trajectory.safetensors" in refused(FIXTURES / "small", "--zero-stage", 2).stderr
     assert "is for trajectories" in refused(FIXTURES / "small", "--dtype", "bfloat16-mixed").stderr
-    (codes, output), _ = replay(FOLDER, tmp_path, "--dtype", "bfloat16", "--zero-stage", "0", processes=1)
+    (codes, output), _ = replay(
+        FOLDER, tmp_path, "--dtype", "bfloat16", "--zero-stage", "0", processes=1
+    )
     assert codes == [78] and "zero_stage = 0 trains wrongly" in output

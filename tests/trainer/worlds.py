@@ -1,5 +1,6 @@
-"""Worlds of ranks without a launcher: forked from a process that has PyTorch and DeepSpeed loaded, so that a whole run
-of two real ranks takes a second or two. What launchers do is tested with the launchers, by `launching`."""
+"""Worlds of ranks without a launcher: forked from a process that has PyTorch and DeepSpeed loaded,
+so that a whole run of two real ranks takes a second or two. What launchers do is tested with the
+launchers, by `launching`."""
 
 from __future__ import annotations
 
@@ -12,22 +13,32 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster.launch import free_port
+from cluster.launch.launch import free_port
 from tests.trainer.launching import SMALL
 from tests.trainer.sabotage import Sabotage
 from trainer.pretrain import run_and_leave
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([
-    "trainer.run", "trainer.pretrain", "deepspeed", "trainer.board", "torch._dynamo.eval_frame",
-    "deepspeed.runtime.zero.muon.original_muon",  # what deepspeed.initialize would import
-])  # fmt: skip
+CONTEXT.set_forkserver_preload(
+    [
+        "trainer.loop",
+        "trainer.pretrain",
+        "deepspeed",
+        "trainer.board",
+        "torch._dynamo.eval_frame",
+        "deepspeed.runtime.zero.muon.original_muon",  # what deepspeed.initialize would import
+    ]
+)
 
 
 def _rank(
-    rank: int, arguments: Sequence[str], sabotage: Sabotage | None, log: str, environment: dict[str, str],
+    rank: int,
+    arguments: Sequence[str],
+    sabotage: Sabotage | None,
+    log: str,
+    environment: dict[str, str],
     main: Callable[[list[str]], int],
-) -> None:  # fmt: skip
+) -> None:
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)
@@ -49,9 +60,13 @@ class Ranks:
     """Processes that each call `main`, and write what they say to `log`."""
 
     def __init__(
-        self, main: Callable[[list[str]], int], arguments: Sequence[str], processes: int, log: Path,
+        self,
+        main: Callable[[list[str]], int],
+        arguments: Sequence[str],
+        processes: int,
+        log: Path,
         sabotage: Sabotage | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         self.log.write_text("")
@@ -59,7 +74,14 @@ class Ranks:
         self.ranks: list[ForkServerProcess] = [
             CONTEXT.Process(
                 target=_rank,
-                args=(r, arguments, sabotage, str(log), environment | self.place(r, processes, port), main),
+                args=(
+                    r,
+                    arguments,
+                    sabotage,
+                    str(log),
+                    environment | self.place(r, processes, port),
+                    main,
+                ),
             )
             for r in range(processes)
         ]
@@ -94,20 +116,30 @@ class Ranks:
     def wait_for(self, path: Path, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not path.exists():
-            assert time.monotonic() < deadline and self.alive(), f"{path} did not appear:\n{self.log.read_text()}"
+            assert time.monotonic() < deadline and self.alive(), (
+                f"{path} did not appear:\n{self.log.read_text()}"
+            )
             time.sleep(0.005)
 
 
 class World(Ranks):
     """Ranks of a run."""
 
-    def __init__(self, run: Path, overrides: Sequence[str], processes: int, sabotage: Sabotage | None) -> None:
+    def __init__(
+        self, run: Path, overrides: Sequence[str], processes: int, sabotage: Sabotage | None
+    ) -> None:
         log = run.parent / f"{run.name}.log"
-        super().__init__(run_and_leave, [f"run={run}", *SMALL, *overrides], processes, log, sabotage)
+        super().__init__(
+            run_and_leave, [f"run={run}", *SMALL, *overrides], processes, log, sabotage
+        )
 
 
 def run_world(
-    run: Path, *overrides: str, processes: int = 2, sabotage: Sabotage | None = None, seconds: float = 90
+    run: Path,
+    *overrides: str,
+    processes: int = 2,
+    sabotage: Sabotage | None = None,
+    seconds: float = 90,
 ) -> Outcome:
     """A whole run."""
     return World(run, overrides, processes, sabotage).wait(seconds)

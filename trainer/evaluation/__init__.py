@@ -1,1 +1,2 @@
-"""What a checkpoint is worth: samples and their quality, recognition, held-out figures, the report."""
+"""What a checkpoint is worth: samples and their quality, recognition, held-out figures, the
+report."""

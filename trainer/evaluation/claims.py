@@ -1,8 +1,10 @@
-"""Who evaluates what, where several evaluators watch one run: a claim is an object on the run's own store.
+"""Who evaluates what, where several evaluators watch one run: a claim is an object on the run's own
+store.
 
-A claim NAME.K is created, never overwritten by another: of those who want it, one wins. Its holder renews it; one that
-does not change for a lease's time, or whose process is gone from this machine, is taken over by creating NAME.K+1. No
-clocks are compared. A holder that was only asleep loses nothing: results appear whole and once, whoever makes them.
+A claim NAME.K is created, never overwritten by another: of those who want it, one wins. Its holder
+renews it; one that does not change for a lease's time, or whose process is gone from this machine,
+is taken over by creating NAME.K+1. No clocks are compared. A holder that was only asleep loses
+nothing: results appear whole and once, whoever makes them.
 """
 
 from __future__ import annotations
@@ -26,27 +28,38 @@ FOLDER = "evaluation/claims"
 
 
 class Claims:
-    """lease: seconds without a renewal after which a claim is free. folder: of the claims on the store."""
+    """lease: seconds without a renewal after which a claim is free. folder: of the claims on the
+    store."""
 
     def __init__(self, store: Store, lease: float, folder: str = FOLDER) -> None:
         self._store, self._lease, self._folder = store, lease, folder
         self.owner: dict[str, Any] = {  # what a claim says of its holder
-            "host": platform.node(), "machine": _machine(), "process": os.getpid(),
-            "started": psutil.Process().create_time(), "holder": uuid.uuid4().hex,
-        }  # fmt: skip
-        self._seen: dict[str, tuple[bytes, float]] = {}  # object -> its content, and since when it is that
+            "host": platform.node(),
+            "machine": _machine(),
+            "process": os.getpid(),
+            "started": psutil.Process().create_time(),
+            "holder": uuid.uuid4().hex,
+        }
+        self._seen: dict[
+            str, tuple[bytes, float]
+        ] = {}  # object -> its content, and since when it is that
         self._beats = 0
 
     def take(self, name: str) -> Claim | None:
-        """The claim, held until it is released; None while another evaluator holds it. Raises StorageError."""
+        """The claim, held until it is released; None while another evaluator holds it. Raises
+        StorageError."""
         prefix, attempts = f"{self._folder}/{name}.", self._attempts(name)
         newest = f"{prefix}{attempts[-1]}" if attempts else ""
-        if newest and self._is_ours(newest):  # of an earlier try, which the store did not answer to its end
+        if newest and self._is_ours(
+            newest
+        ):  # of an earlier try, which the store did not answer to its end
             return Claim(self, name, newest)
         if newest and not self._is_free(newest):
             return None
         target = f"{prefix}{attempts[-1] + 1 if attempts else 1}"
-        if not self._store.create(target, self._content()) and not self._is_ours(target):  # ours: an answer was lost
+        if not self._store.create(target, self._content()) and not self._is_ours(
+            target
+        ):  # ours: an answer was lost
             return None
         for old in attempts:
             self._store.remove(f"{prefix}{old}")
@@ -55,7 +68,9 @@ class Claims:
     def _attempts(self, name: str) -> list[int]:
         prefix = f"{self._folder}/{name}."
         numbers = (entry.name.removeprefix(prefix) for entry in self._store.list(prefix))
-        return sorted(int(number) for number in numbers if number.isdigit())  # else: a renewal on its way
+        return sorted(
+            int(number) for number in numbers if number.isdigit()
+        )  # else: a renewal on its way
 
     def _read(self, target: str) -> bytes:
         try:
@@ -64,7 +79,8 @@ class Claims:
             return b""
 
     def holder(self, name: str) -> dict[str, Any] | None:
-        """Who holds a claim; None where nobody does, or it is released this moment. Raises StorageError."""
+        """Who holds a claim; None where nobody does, or it is released this moment. Raises
+        StorageError."""
         attempts = self._attempts(name)
         content = self._read(f"{self._folder}/{name}.{attempts[-1]}") if attempts else b""
         return _record(content)
@@ -113,13 +129,20 @@ def _record(content: bytes) -> dict[str, Any] | None:
         owner = json.loads(content)
     except ValueError:
         return None
-    return owner if isinstance(owner, dict) and {"host", "process", "started", "beat"} <= owner.keys() else None
+    return (
+        owner
+        if isinstance(owner, dict) and {"host", "process", "started", "beat"} <= owner.keys()
+        else None
+    )
 
 
 def _machine() -> str:
-    """Where a process id means what it means here: this start of the kernel, this name space of processes."""
+    """Where a process id means what it means here: this start of the kernel, this name space of
+    processes."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(
+            Path("/proc/self/ns/pid").readlink()
+        )
     except OSError:
         return ""
 
@@ -135,14 +158,18 @@ def _is_gone(owner: dict[str, Any]) -> bool:
         return False
     try:
         process = psutil.Process(owner["process"])
-        return bool(abs(process.create_time() - owner["started"]) > 1 or process.status() == psutil.STATUS_ZOMBIE)
+        return bool(
+            abs(process.create_time() - owner["started"]) > 1
+            or process.status() == psutil.STATUS_ZOMBIE
+        )
     except psutil.NoSuchProcess:
         return True
 
 
 class Claim:
-    """Held, and renewed by a thread, until it is released. Once lost it stays lost, also where nobody holds it
-    any more: its holder slept while others worked, and must not put its name over theirs."""
+    """Held, and renewed by a thread, until it is released. Once lost it stays lost, also where
+    nobody holds it any more: its holder slept while others worked, and must not put its name over
+    theirs."""
 
     def __init__(self, claims: Claims, name: str, target: str) -> None:
         self._claims, self._name, self._target = claims, name, target

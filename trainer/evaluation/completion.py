@@ -1,4 +1,4 @@
-"""Completing pictures: keep some tokens of a picture and generate the rest."""
+"""Completing images: keep some tokens of an image and generate the rest."""
 
 from __future__ import annotations
 
@@ -9,26 +9,31 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data_pipeline.picture_grid import picture_grid
-from data_pipeline.pictures import Picture, is_picture, read_picture
+from data_pipeline.images.image_grid import image_grid
+from data_pipeline.images.images import ImageEntry, is_image, read_image
+from data_pipeline.images.views import ViewRecipe, make_view
 from data_pipeline.storage import LocalStore
-from data_pipeline.views import ViewRecipe, make_view
 from model.errors import ConfigError, DataError
 from model.sampler import SamplerConfig, generate, given_tokens
 from trainer.evaluation.trained import Trained, frozen_predictor
 
 KEEP = ("left", "right", "top", "bottom", "border", "center")
-_MOST = 8  # pictures
+_MOST = 8  # images
 _VARIANTS = 4  # of each
 
 
 def generated_mask(keep: str, grid: int) -> Tensor:
-    """(L,) bool, True where tokens are generated. keep: one of `KEEP`, or a mask picture: a token is generated where
-    any pixel of its patch is white. Raises ConfigError."""
+    """(L,) bool, True where tokens are generated. keep: one of `KEEP`, or a mask image: a token is
+    generated where any pixel of its patch is white. Raises ConfigError."""
     mask = torch.ones(grid, grid, dtype=torch.bool)
     half, quarter = grid // 2, max(1, grid // 4)
     inner = (slice(quarter, grid - quarter),) * 2
-    halves = {"left": mask[:, :half], "right": mask[:, half:], "top": mask[:half], "bottom": mask[half:]}  # views
+    halves = {
+        "left": mask[:, :half],
+        "right": mask[:, half:],
+        "top": mask[:half],
+        "bottom": mask[half:],
+    }  # views
     if keep in halves:
         halves[keep].fill_(False)
     elif keep in KEEP:
@@ -38,47 +43,68 @@ def generated_mask(keep: str, grid: int) -> Tensor:
         try:
             with Image.open(keep) as file:
                 side = grid * 16
-                white = np.asarray(file.convert("L").resize((side, side), Image.Resampling.NEAREST)) > 127
+                white = (
+                    np.asarray(file.convert("L").resize((side, side), Image.Resampling.NEAREST))
+                    > 127
+                )
         except OSError as error:
-            raise ConfigError(f"--keep {keep}: neither one of {', '.join(KEEP)} nor a readable mask picture") from error
+            raise ConfigError(
+                f"--keep {keep}: neither one of {', '.join(KEEP)} nor a readable mask image"
+            ) from error
         mask = torch.from_numpy(white).view(grid, 16, grid, 16).any(3).any(1)
     if not mask.any():
         raise ConfigError(f"--keep {keep} leaves nothing to generate")
     return mask.flatten()
 
 
-def read_pictures(path: Path, size: int) -> Tensor:
-    """A picture, or the first few of a folder, cropped to (N, 3, size, size) in [0, 1]. Raises DataError."""
-    files = sorted(p for p in path.iterdir() if is_picture(p.name))[:_MOST] if path.is_dir() else [path]
+def read_images(path: Path, size: int) -> Tensor:
+    """An image, or the first few of a folder, cropped to (N, 3, size, size) in [0, 1]. Raises
+    DataError."""
+    files = (
+        sorted(p for p in path.iterdir() if is_image(p.name))[:_MOST] if path.is_dir() else [path]
+    )
     if not files:
-        raise DataError(f"{path} holds no pictures")
+        raise DataError(f"{path} holds no images")
     try:
-        listed = [(LocalStore(f.parent), Picture(f.name, 0, f.name, f.stat().st_size)) for f in files]
-        views = [make_view(read_picture(store, p), p.id, 0, ViewRecipe.center(size)) for store, p in listed]
+        listed = [
+            (LocalStore(f.parent), ImageEntry(f.name, 0, f.name, f.stat().st_size)) for f in files
+        ]
+        views = [
+            make_view(read_image(store, p), p.id, 0, ViewRecipe.center(size)) for store, p in listed
+        ]
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
     return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float() / 255
 
 
 @torch.no_grad()
-def completed_pictures(
+def completed_images(
     trained: Trained, path: Path, keep: str, seed: int, sampler: SamplerConfig, zoom: int
 ) -> Image.Image:
-    """One row a picture: the picture, what is kept of it, and a few completions. Raises ConfigError, DataError."""
+    """One row an image: the image, what is kept of it, and a few completions. Raises ConfigError,
+    DataError."""
     network, tokenizer, config = trained.network, trained.tokenizer, trained.config
     device, geometry = network.pos_embed.device, network.geometry
-    pictures = read_pictures(path, geometry.image_size).to(device)
+    images = read_images(path, geometry.image_size).to(device)
     mask = generated_mask(keep, geometry.grid).to(device)
     predictor = frozen_predictor(config)
     if predictor is not None:
         predictor.to(device)
     patch = geometry.patch_size
-    hidden = mask.view(1, 1, geometry.grid, geometry.grid).repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+    hidden = (
+        mask.view(1, 1, geometry.grid, geometry.grid)
+        .repeat_interleave(patch, 2)
+        .repeat_interleave(patch, 3)
+    )
     rows = []
-    for number, picture in enumerate(pictures):
-        ids = tokenizer.encode(picture[None].to(tokenizer.codebook.dtype)).expand(_VARIANTS, -1)
+    for number, image in enumerate(images):
+        ids = tokenizer.encode(image[None].to(tokenizer.codebook.dtype)).expand(_VARIANTS, -1)
         start = given_tokens(tokenizer, predictor, ids, mask.expand(_VARIANTS, -1))
-        for state in generate(network, tokenizer, seed, number * _VARIANTS, _VARIANTS, sampler, start):
+        for state in generate(
+            network, tokenizer, seed, number * _VARIANTS, _VARIANTS, sampler, start
+        ):
             last = state
-        rows.append(torch.cat([picture[None], picture[None].masked_fill(hidden, 0.5), last.image]).cpu())
-    return picture_grid(torch.cat(rows), columns=2 + _VARIANTS, zoom=zoom)
+        rows.append(
+            torch.cat([image[None], image[None].masked_fill(hidden, 0.5), last.image]).cpu()
+        )
+    return image_grid(torch.cat(rows), columns=2 + _VARIANTS, zoom=zoom)

@@ -1,4 +1,5 @@
-"""What the data that an evaluation reads are, whatever they are called: a result depends on them, not on their path."""
+"""What the data that an evaluation reads are, whatever they are called: a result depends on them,
+not on their path."""
 
 from __future__ import annotations
 
@@ -6,29 +7,36 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.dataset import read_fingerprinted
-from data_pipeline.pictures import Picture, of_split
-from data_pipeline.sources import open_source
+from data_pipeline.images.images import ImageEntry, of_split
+from data_pipeline.images.sources import open_source
+from data_pipeline.shards.manifest import read_fingerprinted
 from data_pipeline.storage import BucketMissing
 from model.errors import ConfigError, DataError
 
-KEYS = ("pictures", "train_pictures", "tokens", "train_tokens", "inception_weights")  # the options that name data
+KEYS = (
+    "images",
+    "train_images",
+    "tokens",
+    "train_tokens",
+    "inception_weights",
+)  # the options that name data
 
 
 class Listing(NamedTuple):
-    """pictures: all of a source, in the order of their ids. classes: names, which their labels index."""
+    """images: all of a source, in the order of their ids. classes: names, which their labels
+    index."""
 
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageEntry, ...]
     classes: tuple[str, ...]
 
     @property
     def key(self) -> str:
         """Of names below the root, labels and sizes in bytes, in any order; 64 hexadecimal digits.
 
-        No picture is opened: one that was replaced by another of as many bytes is not noticed.
+        No image is opened: one that was replaced by another of as many bytes is not noticed.
         """
         total = 0
-        for p in self.pictures:
+        for p in self.images:
             line = f"{p.id}\n{p.label} {p.size}".encode()
             total += int.from_bytes(hashlib.sha256(line).digest(), "big")
         return hashlib.sha256(f"{total:x}".encode()).hexdigest()
@@ -38,10 +46,10 @@ def listing_of(place: str) -> Listing:
     """Raises DataError, also where there is no such place; or StorageError."""
     try:
         source = open_source(place)
-        pictures = tuple(sorted(of_split(source.pictures(), "all", 0)))
+        images = tuple(sorted(of_split(source.images(), "all", 0)))
     except BucketMissing as error:  # to wait for it is of no use
         raise DataError(str(error)) from error
-    return Listing(pictures, source.classes.names)
+    return Listing(images, source.classes.names)
 
 
 def tokens_key(place: str) -> str:
@@ -81,10 +89,10 @@ class Contents:
         return self._keys[known]
 
     def _taken(self, option: str, place: str) -> str:
-        if option == "pictures":
+        if option == "images":
             return self.listing(place).key
         return tokens_key(place) if option == "tokens" else file_key(place)
 
     def forget_listings(self) -> None:
-        """They take some hundred bytes a picture; keys stay."""
+        """They take some hundred bytes an image; keys stay."""
         self._listings.clear()

@@ -1,5 +1,5 @@
-"""Which checkpoints and results are of the run as it is now: behind a rewind, or where a save was done again, another
-checkpoint comes to stand under the same step. Imports no torch."""
+"""Which checkpoints and results are of the run as it is now: behind a rewind, or where a save was
+done again, another checkpoint comes to stand under the same step. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from data_pipeline.storage import ObjectMissing, Store
-from trainer.progress import rewinds_before, rewinds_on
+from trainer.resilience.state import rewinds_before, rewinds_on
 from trainer.run_folder import checkpoint_fingerprint, step_folder
 
 _MANIFEST = re.compile(r"checkpoints/step-(\d{8,})/manifest\.json")
@@ -23,15 +23,16 @@ class _File(BaseModel):
 
 
 class _Saved(BaseModel):
-    """Of a manifest, what tells one checkpoint from another. skipped: data that it was trained without."""
+    """Of a manifest, what tells one checkpoint from another. skipped: data that it was trained
+    without."""
 
     skipped: Rewinds
     files: dict[str, _File]
 
 
 class Course:
-    """rewinds: of the run. read: an object of the run's folder or store by its name, ObjectMissing where there is none;
-    what else it raises, methods raise."""
+    """rewinds: of the run. read: an object of the run's folder or store by its name, ObjectMissing
+    where there is none; what else it raises, methods raise."""
 
     def __init__(self, rewinds: Rewinds, read: Callable[[str], bytes]) -> None:
         self.rewinds = rewinds
@@ -39,7 +40,9 @@ class Course:
         @cache
         def saved(step: int) -> _Saved | None:
             try:
-                return _Saved.model_validate_json(read(f"checkpoints/{step_folder(step)}/manifest.json"))
+                return _Saved.model_validate_json(
+                    read(f"checkpoints/{step_folder(step)}/manifest.json")
+                )
             except (ObjectMissing, ValidationError):
                 return None
 
@@ -51,24 +54,36 @@ class Course:
         return saved is not None and saved.skipped != rewinds_before(self.rewinds, step)
 
     def is_current(self, result: Mapping[str, Any]) -> bool:
-        """Whether a result ("step", "checkpoint": a fingerprint, "left_out": data that it was trained without) measured
-        the checkpoint of its step; of one that has expired, whether the run went through it."""
-        step, left_out, passed = result["step"], result.get("left_out"), rewinds_before(self.rewinds, result["step"])
+        """Whether a result ("step", "checkpoint": a fingerprint, "left_out": data that it was
+        trained without) measured the checkpoint of its step; of one that has expired, whether the
+        run went through it."""
+        step, left_out, passed = (
+            result["step"],
+            result.get("left_out"),
+            rewinds_before(self.rewinds, result["step"]),
+        )
         if left_out is not None and left_out != passed:
             return False
         saved = self._saved(step)
         if saved is None or saved.skipped != passed:
-            return left_out is not None or not passed  # results of earlier versions do not say what was left out
+            return (
+                left_out is not None or not passed
+            )  # results of earlier versions do not say what was left out
         return bool(
-            result.get("checkpoint") == checkpoint_fingerprint({n: file.sha256 for n, file in saved.files.items()})
+            result.get("checkpoint")
+            == checkpoint_fingerprint({n: file.sha256 for n, file in saved.files.items()})
         )
 
 
 class StoredCourse(Course):
-    """Of a run folder or of the store that a run uploads to, as it is now. marks: what changes when a checkpoint comes
-    to stand in the place of another, by step. Raises StorageError."""
+    """Of a run folder or of the store that a run uploads to, as it is now. marks: what changes when
+    a checkpoint comes to stand in the place of another, by step. Raises StorageError."""
 
     def __init__(self, store: Store) -> None:
         super().__init__(rewinds_on(store), store.read)
-        found = [(match, e) for e in store.list("checkpoints/") if (match := _MANIFEST.fullmatch(e.name))]
-        self.marks: dict[int, Any] = {int(match[1]): (e.size, e.modified, self.rewinds) for match, e in found}
+        found = [
+            (match, e) for e in store.list("checkpoints/") if (match := _MANIFEST.fullmatch(e.name))
+        ]
+        self.marks: dict[int, Any] = {
+            int(match[1]): (e.size, e.modified, self.rewinds) for match, e in found
+        }

@@ -1,4 +1,5 @@
-"""Pictures as evaluation sees them: centre crops, read in chunks that do not depend on who reads them."""
+"""Images as evaluation sees them: centre crops, read in chunks that do not depend on who reads
+them."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data_pipeline.pictures import BadPicture, Picture, read_picture
+from data_pipeline.images.images import BadImage, ImageEntry, read_image
+from data_pipeline.images.views import ViewRecipe, make_view, resized_crop
 from data_pipeline.storage import Store
-from data_pipeline.views import ViewRecipe, make_view, resized_crop
 
 log = logging.getLogger(__name__)
 _THREADS = 4
@@ -31,18 +32,23 @@ class Chunk(NamedTuple):
 
 
 class Crops:
-    """pictures: of `store`. classes: names, which their labels index. A picture that cannot be read is left out, and
-    said."""
+    """images: of `store`. classes: names, which their labels index. An image that cannot be read is
+    left out, and said."""
 
     def __init__(
-        self, store: Store, pictures: Sequence[Picture], classes: tuple[str, ...], size: int, chunk: int,
+        self,
+        store: Store,
+        images: Sequence[ImageEntry],
+        classes: tuple[str, ...],
+        size: int,
+        chunk: int,
         crop: Crop = "own",
-    ) -> None:  # fmt: skip
-        self._store, self._pictures, self.classes = store, pictures, classes
+    ) -> None:
+        self._store, self._images, self.classes = store, images, classes
         self._size, self._chunk, self._crop = size, chunk, crop
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     @property
     def chunks(self) -> int:
@@ -50,34 +56,37 @@ class Crops:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of what the pictures are, not of their bytes: names, sizes, labels, crop."""
+        """Of what the images are, not of their bytes: names, sizes, labels, crop."""
         digest = hashlib.sha256(f"{self._crop} {self._size}\n".encode())
-        for p in self._pictures:
+        for p in self._images:
             digest.update(f"{p.id}\n{p.label} {p.size}\n".encode())
         return digest.hexdigest()
 
-    def _view(self, picture: Picture) -> NDArray[np.uint8] | None:
+    def _view(self, entry: ImageEntry) -> NDArray[np.uint8] | None:
         try:
-            image = read_picture(self._store, picture)
+            image = read_image(self._store, entry)
             if self._crop == "published":
                 return resized_crop(image, self._size)
-            return make_view(image, picture.id, 0, ViewRecipe.center(self._size))
-        except BadPicture as error:
+            return make_view(image, entry.id, 0, ViewRecipe.center(self._size))
+        except BadImage as error:
             log.warning("left out: %s", error)
             return None
 
     def read(self, number: int) -> Chunk:
         """Chunk 0 .. chunks-1."""
-        return self._read(self._pictures[number * self._chunk : (number + 1) * self._chunk])
+        return self._read(self._images[number * self._chunk : (number + 1) * self._chunk])
 
     def spread(self, count: int) -> Chunk:
         """At most `count`, evenly over all: a source has its classes one after another."""
-        return self._read(self._pictures[:: max(1, -(-len(self) // count))][:count])
+        return self._read(self._images[:: max(1, -(-len(self) // count))][:count])
 
-    def _read(self, pictures: Sequence[Picture]) -> Chunk:
+    def _read(self, images: Sequence[ImageEntry]) -> Chunk:
         with ThreadPoolExecutor(_THREADS) as pool:
-            views = list(pool.map(self._view, pictures))
-        good = [(view, p.label) for view, p in zip(views, pictures, strict=True) if view is not None]
+            views = list(pool.map(self._view, images))
+        good = [(view, p.label) for view, p in zip(views, images, strict=True) if view is not None]
         nothing = np.zeros((0, self._size, self._size, 3), np.uint8)
         pixels = np.stack([view for view, _ in good]) if good else nothing
-        return Chunk(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.tensor([label for _, label in good]).long())
+        return Chunk(
+            torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            torch.tensor([label for _, label in good]).long(),
+        )

@@ -15,15 +15,15 @@ import torch
 from data_pipeline.progress import Progress
 from data_pipeline.storage import ObjectMissing, StorageError, Store, open_store
 from model.errors import ConfigError
-from trainer.checkpoint import Damaged
-from trainer.checkpoint_admin import Place, open_run
-from trainer.config import RunConfig
-from trainer.control import Control
+from trainer.checkpointing.admin import Place, open_run
+from trainer.checkpointing.format import Damaged
+from trainer.config.schema import RunConfig
+from trainer.distributed.collectives import Collectives
+from trainer.evaluation.benchmarks.registry import PARTS, settings_of
 from trainer.evaluation.claims import Claim, Claims
 from trainer.evaluation.contents import KEYS, Contents
 from trainer.evaluation.course import Course, StoredCourse
 from trainer.evaluation.results import FOLDER, publish, read_results, suffix
-from trainer.evaluation.suite import PARTS, settings_of
 from trainer.evaluation.task import Options, Task
 from trainer.evaluation.trained import is_done, is_lasting
 from trainer.run_folder import Weights, step_folder
@@ -32,7 +32,8 @@ _OF_EARLIER = {"reference": "held-out"}  # settings that earlier results do not 
 
 
 class Assignment(NamedTuple):
-    """What all ranks do next. parts: those of the suite without a result. mark: of the checkpoint, on its store."""
+    """What all ranks do next. parts: those of the suite without a result. mark: of the checkpoint,
+    on its store."""
 
     step: int
     parts: tuple[str, ...]
@@ -40,7 +41,8 @@ class Assignment(NamedTuple):
 
 
 class Choice:
-    """Which checkpoints: one step; the newest valid one; or all, or those at multiples of `every`, oldest first."""
+    """Which checkpoints: one step; the newest valid one; or all, or those at multiples of `every`,
+    oldest first."""
 
     def __init__(self, step: int | None, every: int | None) -> None:
         self._step, self._every = step, every
@@ -64,11 +66,22 @@ class Evaluator:
     """
 
     def __init__(
-        self, run: str, control: Control, device: torch.device, parts: list[str], options: Options, weights: Weights,
-        choose: Choice, follow: bool, lease: float, work: Path, keep_samples: bool, tokenizer: Path | None,
+        self,
+        run: str,
+        collectives: Collectives,
+        device: torch.device,
+        parts: list[str],
+        options: Options,
+        weights: Weights,
+        choose: Choice,
+        follow: bool,
+        lease: float,
+        work: Path,
+        keep_samples: bool,
+        tokenizer: Path | None,
         config: RunConfig,
-    ) -> None:  # fmt: skip
-        self._run, self._control, self._device = run, control, device
+    ) -> None:
+        self._run, self._collectives, self._device = run, collectives, device
         self._parts, self._given, self._weights = parts, options, weights
         self._options, _ = options.with_run(config)
         self._contents, self._config = Contents(), config
@@ -77,7 +90,8 @@ class Evaluator:
         self._store: Store = open_store(run)
         self._claims = Claims(self._store, lease)
         self._claim: Claim | None = None
-        # Of checkpoints their marks, for as long as these last: then another one stands under that step.
+        # Of checkpoints their marks, for as long as these last: then another one stands under that
+        # step.
         self._refused: dict[int, Any] = {}  # damaged, removed meanwhile, or left by a rewind
         self._complete: dict[int, Any] = {}  # with all results
         self._poll = min(lease / 4, 15.0)
@@ -85,7 +99,7 @@ class Evaluator:
     def go(self) -> None:
         """Until nothing is left to do. Raises ADDPError."""
         while True:
-            found = self._control.on_first(self._next)
+            found = self._collectives.broadcast_from_rank0(self._next)
             if found is None:
                 return
             try:
@@ -144,29 +158,37 @@ class Evaluator:
         self._say(f"step {step} is left out: {reason}")
 
     def _endure(self, error: StorageError) -> None:
-        """Who follows a run waits for its store; nobody else does, and nobody for other credentials. Raises the
-        error."""
+        """Who follows a run waits for its store; nobody else does, and nobody for other
+        credentials. Raises the error."""
         if not self._follow or is_lasting(self._run, error):
             raise error
         self._say(f"{error}; tries again")
         time.sleep(self._poll)
 
     def _missing(self, step: int, course: Course) -> tuple[str, ...]:
-        """Parts without a result of this checkpoint. Raises ConfigError where one was made with other options."""
-        found = [r for r in read_results(self._store, step) if r["step"] == step and r["weights"] == self._weights]
+        """Parts without a result of this checkpoint. Raises ConfigError where one was made with
+        other options."""
+        found = [
+            r
+            for r in read_results(self._store, step)
+            if r["step"] == step and r["weights"] == self._weights
+        ]
         there = {r["part"]: r for r in found if course.is_current(r)}
         for part in self._parts:
             if part in there and (different := self._different(part, there[part])):
                 raise ConfigError(
-                    f"{self._run}: {FOLDER}/{step_folder(step)} has a result of {part} with other options "
-                    f"({', '.join(different)}); remove it to measure anew, or use the same options"
+                    f"{self._run}: {FOLDER}/{step_folder(step)} has a result of {part} with other "
+                    f"options ({', '.join(different)}); remove it to measure anew, or use the same "
+                    "options"
                 )
         return tuple(part for part in self._parts if part not in there)
 
     def _different(self, part: str, result: dict[str, Any]) -> list[str]:
         """What a result was made with, where it is not what is asked for now."""
         found: dict[str, Any] = _OF_EARLIER | result["settings"]
-        if "places" not in result:  # of a version that knew data by the spelling of their path, and nothing of the run
+        if (
+            "places" not in result
+        ):  # of a version that knew data by the spelling of their path, and nothing of the run
             by_name = self._given.model_dump(mode="json")
             return [
                 f"{name}: {found.get(name)!r} there, now {by_name[name]!r}"
@@ -183,7 +205,8 @@ class Evaluator:
         ]
 
     def _settings(self, part: str) -> dict[str, Any]:
-        """What a result depends on: data by their content. Raises ADDPError where they cannot be reached."""
+        """What a result depends on: data by their content. Raises ADDPError where they cannot be
+        reached."""
         values = self._options.model_dump(mode="json")
         return {
             name: self._contents.key(name, values[name]) if name in KEYS else values[name]
@@ -206,45 +229,70 @@ class Evaluator:
                 return None
             try:
                 return *place.trained(found.step, self._weights), settings
-            except (Damaged, ObjectMissing, OSError) as error:  # or removed by the run since it was listed
+            except (
+                Damaged,
+                ObjectMissing,
+                OSError,
+            ) as error:  # or removed by the run since it was listed
                 self._refuse(found.step, found.mark, str(error))
             except StorageError as error:
                 self._endure(error)
             return None
 
-        loaded = self._control.on_first(load)
+        loaded = self._collectives.broadcast_from_rank0(load)
         if loaded is None:
             return
         network, manifest, settings = loaded
         task = Task(
-            self._control, self._device, self._options, self._config, found.step, network, manifest, self._weights,
-            self._work / step_folder(found.step), self._contents, self._tokenizer,
-        )  # fmt: skip
+            self._collectives,
+            self._device,
+            self._options,
+            self._config,
+            found.step,
+            network,
+            manifest,
+            self._weights,
+            self._work / step_folder(found.step),
+            self._contents,
+            self._tokenizer,
+        )
         for number, part in enumerate(found.parts, 1):
             started = time.time()
             self._say(f"step {found.step}: {part}, part {number} of {len(found.parts)}")
             outcome = PARTS[part].run(task)
             result = {
-                "step": found.step, "part": part, "weights": self._weights, "figures": outcome.figures,
-                "checkpoint": manifest.fingerprint, "left_out": manifest.skipped,
-                "settings": settings[part], "places": self._places(part),
+                "step": found.step,
+                "part": part,
+                "weights": self._weights,
+                "figures": outcome.figures,
+                "checkpoint": manifest.fingerprint,
+                "left_out": manifest.skipped,
+                "settings": settings[part],
+                "places": self._places(part),
                 "made": {
-                    "host": os.uname().nodename, "process": os.getpid(), "ranks": self._control.world_size,
-                    "seconds": round(time.time() - started, 2), "time": time.time(), "torch": torch.__version__,
+                    "host": os.uname().nodename,
+                    "process": os.getpid(),
+                    "ranks": self._collectives.world_size,
+                    "seconds": round(time.time() - started, 2),
+                    "time": time.time(),
+                    "torch": torch.__version__,
                 },
-            }  # fmt: skip
-            self._control.on_first(partial(self._publish, result, outcome.pictures))
+            }
+            self._collectives.broadcast_from_rank0(partial(self._publish, result, outcome.images))
         if not self._keep_samples:
             task.remove_samples()
 
-    def _publish(self, result: dict[str, Any], pictures: dict[str, bytes]) -> None:
+    def _publish(self, result: dict[str, Any], images: dict[str, bytes]) -> None:
         """On rank 0."""
         step, part = result["step"], result["part"]
         while True:
             try:
                 if not StoredCourse(self._store).is_current(result):
-                    self._say(f"step {step}: the run has left this checkpoint; the result of {part} is dropped")
-                elif not publish(self._store, result, pictures):
+                    self._say(
+                        f"step {step}: the run has left this checkpoint; the result of {part} is "
+                        "dropped"
+                    )
+                elif not publish(self._store, result, images):
                     self._say(f"step {step}: another evaluator published {part} meanwhile")
                 return
             except StorageError as error:
@@ -252,7 +300,7 @@ class Evaluator:
 
     def _say(self, line: str) -> None:
         """Once, by rank 0."""
-        if self._control.rank == 0:
+        if self._collectives.rank == 0:
             print(f"{self._run}: {line}", file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,5 @@
-"""What evaluations leave: `RUN/evaluation/step-N/PART.json`, whole and once, and the pictures that belong to it.
+"""What evaluations leave: `RUN/evaluation/step-N/PART.json`, whole and once, and the images that
+belong to it.
 
 The same below a run folder and on the store that a run uploads to. Imports no torch.
 """
@@ -33,18 +34,19 @@ def flattened(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, value
 
 
-def publish(store: Store, result: dict[str, Any], pictures: dict[str, bytes]) -> bool:
-    """Pictures first. False where there is a result of the same checkpoint already: it stays. Raises StorageError.
+def publish(store: Store, result: dict[str, Any], images: dict[str, bytes]) -> bool:
+    """Images first. False where there is a result of the same checkpoint already: it stays. Raises
+    StorageError.
 
-    result: of a checkpoint that is the run's now; with "step", "part" and "weights". pictures: PNGs by their names,
-    whose files take the part's name before them.
+    result: of a checkpoint that is the run's now; with "step", "part" and "weights". images: PNGs
+    by their names, whose files take the part's name before them.
     """
     name = result_name(result["step"], result["part"], result["weights"])
     stem = name.removesuffix(".json")
-    files = {key: f"{stem}-{key}.png" if key else f"{stem}.png" for key in pictures}
-    for key, content in pictures.items():
+    files = {key: f"{stem}-{key}.png" if key else f"{stem}.png" for key in images}
+    for key, content in images.items():
         store.replace(files[key], content)
-    result = {**result, "pictures": {key: file.rpartition("/")[2] for key, file in files.items()}}
+    result = {**result, "images": {key: file.rpartition("/")[2] for key, file in files.items()}}
     content = (json.dumps(result, indent=1) + "\n").encode()
     if store.create(name, content):
         return True
@@ -58,7 +60,11 @@ def read_results(store: Store, step: int | None = None) -> list[dict[str, Any]]:
     """All there are, or those of a step, by step. Raises StorageError."""
     prefix = f"{FOLDER}/step-" if step is None else f"{FOLDER}/{step_folder(step)}/"
     try:
-        names = [e.name for e in store.list(prefix) if e.name.count("/") == 2 and e.name.endswith(".json")]
+        names = [
+            e.name
+            for e in store.list(prefix)
+            if e.name.count("/") == 2 and e.name.endswith(".json")
+        ]
     except BucketMissing:
         return []
     return [_read(store, name) for name in sorted(names)]
@@ -67,7 +73,11 @@ def read_results(store: Store, step: int | None = None) -> list[dict[str, Any]]:
 def _read(store: Store, name: str) -> dict[str, Any]:
     where = f"{store.url}/{name} (remove it, and it is measured again)"
     found: dict[str, Any] = parse_json(store.read(name), where, DataError)
-    if not (isinstance(found.get("part"), str) and isinstance(found.get("figures"), dict)
-            and isinstance(found.get("step"), int) and found.get("weights") in get_args(Weights)):  # fmt: skip
+    if not (
+        isinstance(found.get("part"), str)
+        and isinstance(found.get("figures"), dict)
+        and isinstance(found.get("step"), int)
+        and found.get("weights") in get_args(Weights)
+    ):
         raise DataError(f"{where} lacks its step, part, weights or figures")
     return found

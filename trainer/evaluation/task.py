@@ -1,4 +1,4 @@
-"""What a part of an evaluation is given: a checkpoint's networks, pictures, and all ranks."""
+"""What a part of an evaluation is given: a checkpoint's networks, images, and all ranks."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from data_pipeline.pictures import Split, of_split
+from data_pipeline.images.images import Split, of_split
+from data_pipeline.images.location import locate
 from data_pipeline.progress import Progress
-from data_pipeline.source_place import locate
 from model.addp import ADDP
 from model.encoder import Encoder
 from model.errors import ConfigError, DataError
@@ -23,12 +23,12 @@ from model.precision import InferencePrecision
 from model.sampler import SamplerConfig
 from model.vq import VQTokenizer
 from model.weights import Network, build
-from trainer.checkpoint import Manifest
-from trainer.config import RunConfig
-from trainer.control import Control
+from trainer.checkpointing.format import Manifest
+from trainer.config.schema import RunConfig
+from trainer.distributed.collectives import Collectives
+from trainer.evaluation.benchmarks.recognition import Features, encoder_features
 from trainer.evaluation.contents import Contents
 from trainer.evaluation.crops import Crop, Crops
-from trainer.evaluation.recognition import Features, encoder_features
 from trainer.evaluation.results import suffix
 from trainer.evaluation.sample_set import SampleSet
 from trainer.evaluation.trained import Trained, frozen_tokenizer
@@ -43,8 +43,8 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    pictures: str | None = None
-    train_pictures: str | None = None
+    images: str | None = None
+    train_images: str | None = None
     held_out: float = 0.1
     reference: Literal["published", "held-out"] = "published"
     tokens: str | None = None
@@ -64,32 +64,57 @@ class Options(BaseModel):
     def with_run(self, config: RunConfig) -> tuple[Options, dict[str, Any]]:
         """(what results depend on, those of its values that came from the run's configuration)."""
         of_run = {
-            "pictures": config.data.pictures, "held_out": config.data.held_out, "train_tokens": config.data.tokens,
-            "seed": config.seed, "batch": config.batch.micro,
-        }  # fmt: skip
-        taken = {k: v for k, v in of_run.items() if k not in self.model_fields_set and v is not None}
+            "images": config.data.images,
+            "held_out": config.data.held_out,
+            "train_tokens": config.data.tokens,
+            "seed": config.seed,
+            "batch": config.batch.micro,
+        }
+        taken = {
+            k: v for k, v in of_run.items() if k not in self.model_fields_set and v is not None
+        }
         return self.model_copy(update=taken), taken
 
     @property
     def sampler(self) -> SamplerConfig:
-        return SamplerConfig(self.steps, self.schedule, self.choice_temperature, self.temperature, self.top_p)
+        return SamplerConfig(
+            self.steps, self.schedule, self.choice_temperature, self.temperature, self.top_p
+        )
 
 
 class Outcome(NamedTuple):
-    """figures: numbers by name. pictures: PNGs by name. Of rank 0; the other ranks' is not looked at."""
+    """figures: numbers by name. images: PNGs by name. Of rank 0; the other ranks' is not looked
+    at."""
 
     figures: dict[str, Any]
-    pictures: dict[str, bytes] = {}  # noqa: RUF012 - never changed
+    images: dict[str, bytes] = {}  # noqa: RUF012 - never changed
 
 
 class Task:
-    """One checkpoint of a run. work: folder for sample sets and caches. contents: of the data, on rank 0."""
+    """One checkpoint of a run. work: folder for sample sets and caches. contents: of the data, on
+    rank 0."""
 
     def __init__(
-        self, control: Control, device: torch.device, options: Options, config: RunConfig, step: int, network: Network,
-        manifest: Manifest, weights: Weights, work: Path, contents: Contents, tokenizer: Path | None = None,
-    ) -> None:  # fmt: skip
-        self.control, self.device, self.options, self.config, self.step = control, device, options, config, step
+        self,
+        collectives: Collectives,
+        device: torch.device,
+        options: Options,
+        config: RunConfig,
+        step: int,
+        network: Network,
+        manifest: Manifest,
+        weights: Weights,
+        work: Path,
+        contents: Contents,
+        tokenizer: Path | None = None,
+    ) -> None:
+        self.collectives, self.device, self.options, self.config, self.step = (
+            collectives,
+            device,
+            options,
+            config,
+            step,
+        )
         self.network = network.to(device).eval()
         self.work, self._sets = work, work / f"samples{suffix(weights)}"
         self._manifest, self._contents, self._tokenizer = manifest, contents, tokenizer
@@ -98,7 +123,7 @@ class Task:
 
     @cached_property
     def tokenizer(self) -> VQTokenizer:
-        expected = self._manifest.facts["frozen"]["tokenizer"]
+        expected = self._manifest.run_identity["frozen"]["tokenizer"]
         return frozen_tokenizer(self.config, self._tokenizer, expected).to(self.device)
 
     @property
@@ -106,46 +131,61 @@ class Task:
         return self.config.geometry.image_size
 
     def crops(self, split: Split) -> Crops:
-        """Of training or held-out pictures. All ranks together, as `reference`. Raises ADDPError."""
-        place, apart = self._pictures, self.options.train_pictures
+        """Of training or held-out images. All ranks together, as `reference`. Raises ADDPError."""
+        place, apart = self._images, self.options.train_images
         if apart is None:
             return self._opened(place, split, "own")
         return self._opened(place if split == "val" else apart, "all", "own")
 
     def reference(self) -> Crops:
-        """The real pictures that samples are compared with: by the published protocol all of --pictures."""
+        """The real images that samples are compared with: by the published protocol all of
+        --images."""
         if self.options.reference == "held-out":
             return self.crops("val")
-        return self._opened(self._pictures, "all", "published")
+        return self._opened(self._images, "all", "published")
 
     @property
-    def _pictures(self) -> str:
-        if self.options.pictures is None:
-            raise ConfigError("this part of the evaluation needs --pictures: class folders or WebDataset shards")
-        return self.options.pictures
+    def _images(self) -> str:
+        if self.options.images is None:
+            raise ConfigError(
+                "this part of the evaluation needs --images: class folders or WebDataset shards"
+            )
+        return self.options.images
 
     def _opened(self, place: str, split: Split, crop: Crop) -> Crops:
         """Rank 0's listing, which its key was taken of, counts for all ranks."""
         wanted = (place, split, crop)
         if wanted not in self._crops:
-            listing = self.control.on_first(lambda: self._contents.listing(place))
-            pictures = tuple(of_split(listing.pictures, split, self.options.held_out))
-            if not pictures:
-                raise DataError(f"the {split} split of {place} is empty; give more pictures, or another --held-out")
+            listing = self.collectives.broadcast_from_rank0(lambda: self._contents.listing(place))
+            images = tuple(of_split(listing.images, split, self.options.held_out))
+            if not images:
+                raise DataError(
+                    f"the {split} split of {place} is empty; give more images, or another "
+                    "--held-out"
+                )
             size, chunk = self.image_size, self.options.batch
-            self._crops[wanted] = Crops(locate(place).store, pictures, listing.classes, size, chunk, crop)
+            self._crops[wanted] = Crops(
+                locate(place).store, images, listing.classes, size, chunk, crop
+            )
         return self._crops[wanted]
 
     def over(self, title: str, chunks: int, work: Callable[[int], Any]) -> list[Any]:
-        """work(0) .. work(chunks-1), divided among the ranks, with progress shown; all results on rank 0."""
-        with self.progress(title, len(range(self.control.rank, chunks, self.control.world_size))) as progress:
-            return self.control.divide(chunks, work, progress.advance)
+        """work(0) .. work(chunks-1), divided among the ranks, with progress shown; all results on
+        rank 0."""
+        with self.progress(
+            title, len(range(self.collectives.rank, chunks, self.collectives.world_size))
+        ) as progress:
+            return self.collectives.divide(chunks, work, progress.advance)
 
     def progress(self, title: str, total: int) -> Progress:
         """Of what rank 0 does."""
-        return Progress(f"step {self.step}: {title}", total, "batches", shown=self.control.rank == 0)
+        return Progress(
+            f"step {self.step}: {title}", total, "batches", shown=self.collectives.rank == 0
+        )
 
-    def features(self, split: Split, name: str, extract: Callable[[Tensor], Any]) -> tuple[Any, Tensor]:
+    def features(
+        self, split: Split, name: str, extract: Callable[[Tensor], Any]
+    ) -> tuple[Any, Tensor]:
         """(features, labels) of a split, once for a checkpoint. On rank 0; empty on the others."""
         if (split, name) not in self._features:
             crops = self.crops(split)
@@ -163,12 +203,15 @@ class Task:
         return self._features[split, name]
 
     def encoders(self) -> dict[str, Callable[[Tensor], Any]]:
-        """What features are taken from: the trained encoder; with `baselines` also an untrained one, and pixels."""
+        """What features are taken from: the trained encoder; with `baselines` also an untrained
+        one, and pixels."""
         assert isinstance(self.network, Encoder)
         found: dict[str, Callable[[Tensor], Any]] = {"trained": _features_of(self.network)}
         if self.options.baselines:
             torch.manual_seed(self.config.seed)
-            fresh = build("addp", self.config.addp.sizes, self.config.geometry).to(self.device).eval()
+            fresh = (
+                build("addp", self.config.addp.sizes, self.config.geometry).to(self.device).eval()
+            )
             assert isinstance(fresh, Encoder)
             found["untrained"] = _features_of(fresh)
             found["pixels"] = lambda pixels: pixels.flatten(1).float().div(255).numpy()
@@ -180,14 +223,18 @@ class Task:
         assert isinstance(self.network, ADDP)
         o = self.options
         trained = Trained(self.network, self.tokenizer, self.config, self.step)
-        folder = self._sets / self._manifest.fingerprint  # another checkpoint may have stood under this step
-        made = SampleSet(folder, trained, o.count, o.seed, o.sampler, "webdataset", o.batch, o.precision)
+        folder = (
+            self._sets / self._manifest.fingerprint
+        )  # another checkpoint may have stood under this step
+        made = SampleSet(
+            folder, trained, o.count, o.seed, o.sampler, "webdataset", o.batch, o.precision
+        )
         self.over("samples", made.chunks, made.make_chunk)
         return made
 
     def remove_samples(self) -> None:
         """By every rank: they may lie on each host's own disk."""
-        self.control.barrier()
+        self.collectives.barrier()
         shutil.rmtree(self._sets, ignore_errors=True)
 
 

@@ -1,4 +1,5 @@
-"""A run, finished or not, here or on the store that it uploads to: its configuration and its trained networks."""
+"""A run, finished or not, here or on the store that it uploads to: its configuration and its
+trained networks."""
 
 from __future__ import annotations
 
@@ -8,21 +9,29 @@ from typing import NamedTuple
 
 import torch
 
-from data_pipeline.storage import AccessDenied, BucketMissing, ObjectMissing, StorageError, is_remote, open_store
+from data_pipeline.storage import (
+    AccessDenied,
+    BucketMissing,
+    ObjectMissing,
+    StorageError,
+    is_remote,
+    open_store,
+)
 from model.addp import ADDP
 from model.errors import ConfigError, WeightsError
 from model.precision import InferencePrecision, warn_of_bf16
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
-from trainer.checkpoint_admin import open_run
-from trainer.config import RunConfig
-from trainer.config_reading import LARGEST_FILE, resolved_config
+from trainer.checkpointing.admin import open_run
+from trainer.config.reading import LARGEST_FILE, resolved_config
+from trainer.config.schema import RunConfig
 from trainer.run_folder import DONE, RunFolder, Weights
 
 
 class Trained(NamedTuple):
-    """Both networks in eval mode. step: of the checkpoint; None for the network of a finished run."""
+    """Both networks in eval mode. step: of the checkpoint; None for the network of a finished
+    run."""
 
     network: ADDP
     tokenizer: VQTokenizer
@@ -31,7 +40,8 @@ class Trained(NamedTuple):
 
 
 def run_config(run: str) -> RunConfig:
-    """The resolved configuration of a run folder, or of the store that a run uploads to. Raises ConfigError."""
+    """The resolved configuration of a run folder, or of the store that a run uploads to. Raises
+    ConfigError."""
     try:
         text = open_store(run).read("config.resolved.yaml")
     except ObjectMissing as error:
@@ -46,12 +56,15 @@ def run_config(run: str) -> RunConfig:
 def frozen_tokenizer(config: RunConfig, file: Path | None, expected: str | None) -> VQTokenizer:
     """The tokenizer that an ADDP run was trained with: `file`, or where its configuration says.
 
-    expected: its fingerprint, by the run's checkpoint. Raises WeightsError where it is missing or another one.
+    expected: its fingerprint, by the run's checkpoint. Raises WeightsError where it is missing or
+    another one.
     """
     path = file or config.tokenizer.weights
     assert path is not None
     if file is None and not path.is_file():
-        raise WeightsError(f"the run's tokenizer {path} is not on this machine; name a copy with --tokenizer FILE")
+        raise WeightsError(
+            f"the run's tokenizer {path} is not on this machine; name a copy with --tokenizer FILE"
+        )
     tokenizer = load_network(path, "tokenizer", config=config.tokenizer.sizes)
     assert isinstance(tokenizer, VQTokenizer)
     if expected is not None and fingerprint(tokenizer) != expected:
@@ -60,17 +73,23 @@ def frozen_tokenizer(config: RunConfig, file: Path | None, expected: str | None)
 
 
 def frozen_predictor(config: RunConfig) -> TokenPredictor | None:
-    """The predictor that an ADDP run was trained with; None where its file is not on this machine."""
+    """The predictor that an ADDP run was trained with; None where its file is not on this
+    machine."""
     path = config.predictor.weights
     if path is None or not path.is_file():
         return None
-    predictor = load_network(path, "predictor", config=config.predictor.sizes, geometry=config.geometry)
+    predictor = load_network(
+        path, "predictor", config=config.predictor.sizes, geometry=config.geometry
+    )
     assert isinstance(predictor, TokenPredictor)
     return predictor.eval()
 
 
-def load_addp(run: str, weights: Weights = "raw", step: int | None = None, tokenizer: Path | None = None) -> Trained:
-    """step: that checkpoint, verified; without one the finished run's network, or else its newest valid checkpoint.
+def load_addp(
+    run: str, weights: Weights = "raw", step: int | None = None, tokenizer: Path | None = None
+) -> Trained:
+    """step: that checkpoint, verified; without one the finished run's network, or else its newest
+    valid checkpoint.
 
     Raises ConfigError, WeightsError, StorageError, Damaged or NoValidCheckpoint.
     """
@@ -83,25 +102,32 @@ def load_addp(run: str, weights: Weights = "raw", step: int | None = None, token
     else:
         place = open_run(run)
         step = place.newest_valid() if step is None else place.known(step)
-        network, frozen = place.network(step, weights), place.manifest(step).facts.get("frozen")
+        network, frozen = (
+            place.network(step, weights),
+            place.manifest(step).run_identity.get("frozen"),
+        )
         expected = frozen.get("tokenizer") if isinstance(frozen, dict) else None
     assert isinstance(network, ADDP)
     return Trained(network.eval(), frozen_tokenizer(config, tokenizer, expected), config, step)
 
 
 def in_precision(trained: Trained, precision: InferencePrecision) -> Trained:
-    """Copies to generate with. In bf16 whole, where autocast would keep the residual stream in float32; convolutions
-    with channels last."""
+    """Copies to generate with. In bf16 whole, where autocast would keep the residual stream in
+    float32; convolutions with channels last."""
     if precision == "fp32":
         return trained
     warn_of_bf16(trained.network.pos_embed.device.type, "Use --precision fp32 here, or a GPU")
-    network, tokenizer = copy.deepcopy(trained.network).bfloat16(), copy.deepcopy(trained.tokenizer).bfloat16()
+    network, tokenizer = (
+        copy.deepcopy(trained.network).bfloat16(),
+        copy.deepcopy(trained.tokenizer).bfloat16(),
+    )
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return trained._replace(network=network, tokenizer=tokenizer)
 
 
 def is_lasting(run: str, error: StorageError) -> bool:
-    """Whether to wait for the store that a run uploads to is of no use: it refuses us, or there is none."""
+    """Whether to wait for the store that a run uploads to is of no use: it refuses us, or there is
+    none."""
     return isinstance(error, AccessDenied) or (isinstance(error, BucketMissing) and is_remote(run))
 
 

@@ -11,7 +11,9 @@ from model.weights import save_network
 from tests.trainer.worlds import finish
 
 
-def addp_options(folder: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tokens: Path) -> list[str]:
+def addp_options(
+    folder: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tokens: Path
+) -> list[str]:
     """Of a tiny ADDP run; its predictor is made in the folder."""
     file = folder / "predictor.safetensors"
     save_network(
@@ -19,14 +21,25 @@ def addp_options(folder: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tok
         file,
     )
     return [
-        "objective=addp", "addp.sizes.size=tiny", "tokenizer.sizes.size=tiny", "precision=fp32", "ema_decay=0.9",
-        "predictor.sizes.size=tiny", f"tokenizer.weights={tokenizer_file}", f"data.tokens={tokens}",
+        "objective=addp",
+        "addp.sizes.size=tiny",
+        "tokenizer.sizes.size=tiny",
+        "precision=fp32",
+        "ema_decay=0.9",
+        "predictor.sizes.size=tiny",
+        f"tokenizer.weights={tokenizer_file}",
+        f"data.tokens={tokens}",
         f"predictor.weights={file}",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="session")
-def run(tokens: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(
+    tokens: Path,
+    tokenizer: VQTokenizer,
+    tokenizer_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A finished ADDP run with the checkpoints of steps 4, 8 and 12."""
     folder = tmp_path_factory.mktemp("evaluated")
     finish(folder / "run", *addp_options(folder, tokenizer, tokenizer_file, tokens))

@@ -9,7 +9,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from cluster.launch import free_port
+from cluster.launch.launch import free_port
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import CONTEXT
 
@@ -17,14 +17,22 @@ QUICK = ("--count", "16", "--batch", "8", "--steps", "3", "--lease", "1.5")
 
 
 def _evaluate(
-    rank: int, world_size: int, port: int, run: str, options: Sequence[str], log: str, environment: dict[str, str],
+    rank: int,
+    world_size: int,
+    port: int,
+    run: str,
+    options: Sequence[str],
+    log: str,
+    environment: dict[str, str],
     sabotage: Sabotage | None,
-) -> None:  # fmt: skip
+) -> None:
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)
     os.environ.update(environment)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
     if sabotage:
         sabotage.install(rank)
     import torch

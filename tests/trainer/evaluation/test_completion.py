@@ -1,4 +1,4 @@
-"""Completing pictures: what is kept stays, what is generated changes with the seed."""
+"""Completing images: what is kept stays, what is generated changes with the seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model.config import Geometry, TransformerConfig
 from model.errors import ConfigError, DataError
 from model.sampler import SamplerConfig, generate, given_tokens
 from model.vq import VQTokenizer
-from trainer.evaluation.completion import KEEP, generated_mask, read_pictures
+from trainer.evaluation.completion import KEEP, generated_mask, read_images
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
@@ -29,7 +29,9 @@ def test_kept_tokens_stay(masked: int, schedule: str, tokenizer: VQTokenizer) ->
     ends = []
     for seed in (0, 1):
         before = mask
-        for state in generate(network, tokenizer, seed, 0, 3, config, given_tokens(tokenizer, None, ids, mask)):
+        for state in generate(
+            network, tokenizer, seed, 0, 3, config, given_tokens(tokenizer, None, ids, mask)
+        ):
             assert torch.equal(state.ids[~mask], ids[~mask])
             assert not (state.mask & ~before).any()  # nothing known becomes unknown
             before = state.mask
@@ -47,7 +49,9 @@ def test_steps_in_which_nothing_is_known_are_computed_once(tokenizer: VQTokenize
     long = list(generate(network, tokenizer, 0, 0, 4, config))
     assert torch.equal(short[-1].ids, long[-1].ids) and torch.equal(short[-1].image, long[-1].image)
     state = long[0]
-    whole = network.logits(torch.rand(4, 3, 16, 16), torch.randint(16, (4, 16)), torch.ones(4, 16, dtype=torch.bool))
+    whole = network.logits(
+        torch.rand(4, 3, 16, 16), torch.randint(16, (4, 16)), torch.ones(4, 16, dtype=torch.bool)
+    )
     assert torch.allclose(state.logits, whole[..., :16], atol=1e-5)
 
 
@@ -56,7 +60,9 @@ def test_masks(tmp_path: Path) -> None:
     assert not masks["left"][:, :2].any() and masks["left"][:, 2:].all()
     assert not masks["top"][:2].any() and masks["bottom"][:2].all()
     assert (
-        masks["border"].sum() == 4 and masks["border"][1:3, 1:3].all() and not (masks["center"] & masks["border"]).any()
+        masks["border"].sum() == 4
+        and masks["border"][1:3, 1:3].all()
+        and not (masks["center"] & masks["border"]).any()
     )
     image = Image.new("L", (64, 64))
     image.putpixel((17, 2), 255)
@@ -69,13 +75,16 @@ def test_masks(tmp_path: Path) -> None:
         generated_mask("sideways", 4)
 
 
-def test_a_run_completes_pictures(run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_run_completes_images(run: Path, images: Path, tmp_path: Path) -> None:
     from trainer.evaluation.generate import main
 
-    folder = pictures / "ellipse"
+    folder = images / "ellipse"
     out = tmp_path / "completed.png"
     main(str(run), complete=folder, keep="left", steps=4, out=out)
-    assert Image.open(out).size == (6 * 18 + 2, 8 * 18 + 2)  # the picture, what is kept, four completions
-    assert read_pictures(folder / "000.png", 16).shape == (1, 3, 16, 16)
+    assert Image.open(out).size == (
+        6 * 18 + 2,
+        8 * 18 + 2,
+    )  # the image, what is kept, four completions
+    assert read_images(folder / "000.png", 16).shape == (1, 3, 16, 16)
     with pytest.raises(DataError):
-        read_pictures(tmp_path / "none.png", 16)
+        read_images(tmp_path / "none.png", 16)

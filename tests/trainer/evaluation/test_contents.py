@@ -7,37 +7,37 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.dataset import read_manifest
+from data_pipeline.shards.manifest import read_manifest
 from model.errors import ConfigError, DataError
-from tests.conftest import draw_pictures
-from trainer.config_reading import load_config
+from tests.conftest import draw_images
+from trainer.config.reading import load_config
 from trainer.evaluation.contents import Contents, listing_of
 from trainer.evaluation.task import Options
 
 
-def pictures_key(place: str) -> str:
+def images_key(place: str) -> str:
     return listing_of(place).key
 
 
 def test_a_place_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = draw_pictures(tmp_path / "pictures")
-    key = pictures_key(str(pictures))
+    images = draw_images(tmp_path / "images")
+    key = images_key(str(images))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "link").symlink_to(pictures)
-    for name in ("pictures", "./pictures/", f"{pictures}/", "line/../pictures", "link"):
+    (tmp_path / "link").symlink_to(images)
+    for name in ("images", "./images/", f"{images}/", "line/../images", "link"):
         (tmp_path / "line").mkdir(exist_ok=True)
-        assert pictures_key(name) == key, name
-    shutil.move(pictures, tmp_path / "moved")
-    assert pictures_key("moved") == key
+        assert images_key(name) == key, name
+    shutil.move(images, tmp_path / "moved")
+    assert images_key("moved") == key
 
 
 def test_a_place_whose_content_changes(tmp_path: Path) -> None:
     keys = set()
 
     def changed() -> None:
-        keys.add(pictures_key(str(tmp_path)))
+        keys.add(images_key(str(tmp_path)))
 
-    draw_pictures(tmp_path)
+    draw_images(tmp_path)
     changed()
     (tmp_path / "line" / "000.png").rename(tmp_path / "line" / "new.png")
     changed()
@@ -59,18 +59,25 @@ def test_tokens_and_files(tokens: Path, tmp_path: Path) -> None:
     assert contents.key("inception_weights", str(tmp_path / "a")) == contents.key(
         "inception_weights", f"{tmp_path}/./b"
     )
-    assert contents.key("pictures", None) is None
+    assert contents.key("images", None) is None
     with pytest.raises(DataError, match="there is no folder"):
-        contents.key("pictures", str(tmp_path / "none"))
+        contents.key("images", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="none cannot be read: No such file"):
         contents.key("inception_weights", str(tmp_path / "none"))
 
 
 def test_what_is_not_given_is_the_runs() -> None:
     config = load_config(
-        None, ["seed=5", "batch.micro=3", "data.pictures=here", "data.held_out=0.3", "data.tokens=s3://b/train"]
+        None,
+        [
+            "seed=5",
+            "batch.micro=3",
+            "data.images=here",
+            "data.held_out=0.3",
+            "data.tokens=s3://b/train",
+        ],
     )
-    options, taken = Options(batch=7, pictures="there").with_run(config)
+    options, taken = Options(batch=7, images="there").with_run(config)
     assert taken == {"held_out": 0.3, "train_tokens": "s3://b/train", "seed": 5}
-    assert (options.batch, options.pictures, options.seed, options.held_out) == (7, "there", 5, 0.3)
-    assert Options().with_run(load_config(None))[0].pictures is None
+    assert (options.batch, options.images, options.seed, options.held_out) == (7, "there", 5, 0.3)
+    assert Options().with_run(load_config(None))[0].images is None

@@ -1,4 +1,4 @@
-"""Pictures as evaluation reads them."""
+"""Images as evaluation reads them."""
 
 from __future__ import annotations
 
@@ -14,31 +14,46 @@ from trainer.evaluation.contents import listing_of
 from trainer.evaluation.crops import Crop, Crops
 
 
-def crops(pictures: Path, crop: Crop) -> Crops:
-    listing = listing_of(str(pictures))
-    return Crops(LocalStore(pictures), listing.pictures, listing.classes, size=16, chunk=8, crop=crop)
+def crops(images: Path, crop: Crop) -> Crops:
+    listing = listing_of(str(images))
+    return Crops(LocalStore(images), listing.images, listing.classes, size=16, chunk=8, crop=crop)
 
 
 @pytest.mark.parametrize(("count", "of_each"), [(6, 2), (64, 20), (120, 40), (500, 40)])
-def test_a_few_pictures_are_of_all_classes(count: int, of_each: int, pictures: Path) -> None:
+def test_a_few_images_are_of_all_classes(count: int, of_each: int, images: Path) -> None:
     """The real ones beside samples: the first of a source would be of its first class."""
-    found = crops(pictures, "own").spread(count)
-    assert found.labels.bincount().tolist() == [of_each] * 3 and found.pixels.shape[1:] == (3, 16, 16)
+    found = crops(images, "own").spread(count)
+    assert found.labels.bincount().tolist() == [of_each] * 3 and found.pixels.shape[1:] == (
+        3,
+        16,
+        16,
+    )
 
 
-def test_the_published_protocol_reads_every_picture(pictures: Path, tmp_path: Path) -> None:
-    """The shorter of 24 x 20 pixels becomes 16, bilinear; then the middle. One that cannot be read is missing."""
-    folder = tmp_path / "pictures"
-    shutil.copytree(pictures, folder)
+def test_the_published_protocol_reads_every_image(images: Path, tmp_path: Path) -> None:
+    """The shorter of 24 x 20 pixels becomes 16, bilinear; then the middle. One that cannot be read
+    is missing."""
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
     found = crops(folder, "published")
-    pixels = np.concatenate([found.read(number).pixels.permute(0, 2, 3, 1).numpy() for number in range(found.chunks)])
+    pixels = np.concatenate(
+        [found.read(number).pixels.permute(0, 2, 3, 1).numpy() for number in range(found.chunks)]
+    )
     files = sorted(folder.glob("*/*.png"), key=lambda path: path.relative_to(folder).as_posix())
     expected = [
-        np.asarray(Image.open(f).convert("RGB").resize((19, 16), Image.Resampling.BILINEAR).crop((2, 0, 18, 16)))
+        np.asarray(
+            Image.open(f)
+            .convert("RGB")
+            .resize((19, 16), Image.Resampling.BILINEAR)
+            .crop((2, 0, 18, 16))
+        )
         for f in files
     ]
     assert np.array_equal(pixels, np.stack(expected)) and len(pixels) == 120
     own = crops(folder, "own")
-    assert not np.array_equal(own.read(0).pixels, found.read(0).pixels) and own.fingerprint != found.fingerprint
+    assert (
+        not np.array_equal(own.read(0).pixels, found.read(0).pixels)
+        and own.fingerprint != found.fingerprint
+    )
     files[3].write_bytes(files[3].read_bytes()[:40])
     assert len(crops(folder, "published").read(0).labels) == 7

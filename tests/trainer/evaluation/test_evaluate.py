@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch import launcher_command
-from data_pipeline.dataset import read_manifest
+from cluster.launch.launch import launcher_command
+from data_pipeline.shards.manifest import read_manifest
 from data_pipeline.storage import LocalStore, open_store
 from model.vq import VQTokenizer
 from tests.s3_server import FaultProxy, environment
@@ -36,11 +36,11 @@ def copy_of(run: Path, target: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(run: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(run: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every checkpoint of a run, by one evaluator that nothing happens to."""
     folder = copy_of(run, tmp_path_factory.mktemp("undisturbed") / "run")
     log = folder.parent / "log"
-    ranks = start(folder, log, *SUITE, "--every", "1", "--pictures", str(pictures), "--baselines")
+    ranks = start(folder, log, *SUITE, "--every", "1", "--images", str(images), "--baselines")
     assert codes(ranks) == [0], log.read_text()
     return folder
 
@@ -53,34 +53,58 @@ def test_every_checkpoint_has_every_figure(undisturbed: Path) -> None:
     figures = {r["part"]: r["figures"] for r in results if r["step"] == 12}
     assert figures["proxy"].keys() >= {"efficientnet_frechet_distance", "efficientnet_precision"}
     assert not any("fid" in key.lower() or "inception" in key for key in figures["proxy"])
-    assert figures["proxy"]["efficientnet_frechet_distance"] > 1 and figures["proxy"]["reference_pictures"] > 5
-    assert {"top1_k10", "untrained_top1_k10", "pixels_top1_k10", "majority_class", "pictures"} <= figures["knn"].keys()
+    assert (
+        figures["proxy"]["efficientnet_frechet_distance"] > 1
+        and figures["proxy"]["reference_images"] > 5
+    )
+    assert {
+        "top1_k10",
+        "untrained_top1_k10",
+        "pixels_top1_k10",
+        "majority_class",
+        "images",
+    } <= figures["knn"].keys()
     assert figures["linear"]["top1"] > figures["linear"]["majority_class"]
     step = undisturbed / "evaluation" / "step-00000012"
-    assert sorted(p.name for p in step.glob("*.png")) == ["samples-real.png", "samples-steps.png", "samples.png"]
-    assert not (step / "samples").exists() and not list((undisturbed / "evaluation" / "claims").iterdir())
+    assert sorted(p.name for p in step.glob("*.png")) == [
+        "samples-real.png",
+        "samples-steps.png",
+        "samples.png",
+    ]
+    assert not (step / "samples").exists() and not list(
+        (undisturbed / "evaluation" / "claims").iterdir()
+    )
 
 
-def test_two_ranks_of_the_launcher_find_the_same(run: Path, undisturbed: Path, pictures: Path, tmp_path: Path) -> None:
+def test_two_ranks_of_the_launcher_find_the_same(
+    run: Path, undisturbed: Path, images: Path, tmp_path: Path
+) -> None:
     folder = copy_of(run, tmp_path / "run")
-    arguments = [str(folder), *QUICK, *SUITE, "--pictures", str(pictures), "--baselines"]
+    arguments = [str(folder), *QUICK, *SUITE, "--images", str(images), "--baselines"]
     command = launcher_command(2, "trainer.evaluation.evaluate", arguments)
     environment = os.environ | {"DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     ours = without_maker(read_results(LocalStore(folder)))
     theirs = [r for r in without_maker(read_results(LocalStore(undisturbed))) if r["step"] == 12]
     for mine, other in zip(ours, theirs, strict=True):
-        assert mine["figures"] == pytest.approx(other["figures"], rel=1e-4)  # float32, other threads
+        assert mine["figures"] == pytest.approx(
+            other["figures"], rel=1e-4
+        )  # float32, other threads
         assert {**mine, "figures": 0} == {**other, "figures": 0}
 
 
-def test_ranks_divide_the_list_of_the_first(run: Path, pictures: Path, tmp_path: Path) -> None:
-    """Hosts see another state of shared storage; divided by lists of their own, the figures would be of neither."""
+def test_ranks_divide_the_list_of_the_first(run: Path, images: Path, tmp_path: Path) -> None:
+    """Hosts see another state of shared storage; divided by lists of their own, the figures would
+    be of neither."""
     folder, log = copy_of(run, tmp_path / "run"), tmp_path / "log"
-    hidden = Sabotage(rank=1, unlisted=(next(pictures.glob("*/*")).name,))
-    options = ("--suite", "knn", "--pictures", str(pictures), "--held-out", "0.5")
-    assert codes(start(folder, log, *options, world_size=2, sabotage=hidden)) == [0, 0], log.read_text()
+    hidden = Sabotage(rank=1, unlisted=(next(images.glob("*/*")).name,))
+    options = ("--suite", "knn", "--images", str(images), "--held-out", "0.5")
+    assert codes(start(folder, log, *options, world_size=2, sabotage=hidden)) == [0, 0], (
+        log.read_text()
+    )
     alone = copy_of(run, tmp_path / "alone")
     assert codes(start(alone, log, *options)) == [0], log.read_text()
     expected = [result["figures"] for result in read_results(LocalStore(alone))]
@@ -89,11 +113,12 @@ def test_ranks_divide_the_list_of_the_first(run: Path, pictures: Path, tmp_path:
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.long)])
 def test_two_evaluators_that_are_killed(
-    kills: int, run: Path, undisturbed: Path, pictures: Path, tmp_path: Path
+    kills: int, run: Path, undisturbed: Path, images: Path, tmp_path: Path
 ) -> None:
-    """Each is killed so many times, at random; what they leave is what an undisturbed one leaves."""
+    """Each is killed so many times, at random; what they leave is what an undisturbed one
+    leaves."""
     folder, dice = copy_of(run, tmp_path / "run"), random.Random(kills)
-    options = (*SUITE, "--every", "1", "--pictures", str(pictures), "--baselines")
+    options = (*SUITE, "--every", "1", "--images", str(images), "--baselines")
     evaluators = [start(folder, tmp_path / f"log{i}", *options) for i in range(2)]
     left = [kills, kills]
     while any(left):
@@ -114,13 +139,27 @@ def test_two_evaluators_that_are_killed(
 
 
 def test_following_a_run_on_a_store(
-    tokens: Path, tokenizer: VQTokenizer, tokenizer_file: Path, pictures: Path, bucket: str, proxy: FaultProxy,
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """From before its first checkpoint to its end, with no copy of its folder, and with an outage of the store; then
-    nothing is done again."""
+    tokens: Path,
+    tokenizer: VQTokenizer,
+    tokenizer_file: Path,
+    images: Path,
+    bucket: str,
+    proxy: FaultProxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From before its first checkpoint to its end, with no copy of its folder, and with an outage
+    of the store; then nothing is done again."""
     upload, log = f"{bucket}/followed", tmp_path / "log"
-    options = ("--follow", "--suite", "knn,samples", "--pictures", str(pictures), "--work", str(tmp_path / "work"))
+    options = (
+        "--follow",
+        "--suite",
+        "knn,samples",
+        "--images",
+        str(images),
+        "--work",
+        str(tmp_path / "work"),
+    )
     direct = os.environ["AWS_ENDPOINT_URL_S3"]
     for name, value in environment(proxy.port, AWS_MAX_ATTEMPTS="1").items():
         monkeypatch.setenv(name, value)
@@ -129,11 +168,14 @@ def test_following_a_run_on_a_store(
     world = World(
         tmp_path / "run",
         [
-            *addp_options(tmp_path, tokenizer, tokenizer_file, tokens), f"checkpoint.upload={upload}",
-            "checkpoint.permanent_every=4", "checkpoint.keep=1",
+            *addp_options(tmp_path, tokenizer, tokenizer_file, tokens),
+            f"checkpoint.upload={upload}",
+            "checkpoint.permanent_every=4",
+            "checkpoint.keep=1",
         ],
-        1, None,
-    )  # fmt: skip
+        1,
+        None,
+    )
     deadline = time.monotonic() + 90
     while not read_results(open_store(upload)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -145,27 +187,38 @@ def test_following_a_run_on_a_store(
     assert codes(ranks) == [0], log.read_text()
     assert "tries again" in log.read_text()
     results = read_results(open_store(upload))
-    assert [(r["step"], r["part"]) for r in results] == [(s, p) for s in (4, 8, 12) for p in ("knn", "samples")]
+    assert [(r["step"], r["part"]) for r in results] == [
+        (s, p) for s in (4, 8, 12) for p in ("knn", "samples")
+    ]
     assert codes(start(upload, log, *options)) == [0]
     assert read_results(open_store(upload)) == results
 
 
-@pytest.mark.parametrize("place", ["run", "pictures"])
+@pytest.mark.parametrize("place", ["run", "images"])
 def test_credentials_that_are_refused_are_not_waited_for(
-    place: str, run: Path, bucket: str, s3_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str,
+    run: Path,
+    bucket: str,
+    s3_port: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Those of the run's store, and those of the pictures'."""
+    """Those of the run's store, and those of the images'."""
     folder, log = copy_of(run, tmp_path / "run"), tmp_path / "log"
     for name, value in environment(s3_port, AWS_SECRET_ACCESS_KEY="wrong-secret").items():
         monkeypatch.setenv(name, value)
-    names = (f"{bucket}/run",) if place == "run" else (folder, "--pictures", f"{bucket}/pictures")
-    assert codes(start(names[0], log, "--follow", *map(str, names[1:]), "--work", str(tmp_path / "work"))) == [74]
+    names = (f"{bucket}/run",) if place == "run" else (folder, "--images", f"{bucket}/images")
+    assert codes(
+        start(names[0], log, "--follow", *map(str, names[1:]), "--work", str(tmp_path / "work"))
+    ) == [74]
     text = log.read_text()
-    assert "check the credentials" in text and "tries again" not in text and "wrong-secret" not in text
+    assert (
+        "check the credentials" in text and "tries again" not in text and "wrong-secret" not in text
+    )
 
 
 def evaluate_and_count(arguments: list[str]) -> int:
-    """How often a folder of pictures was listed is its last line."""
+    """How often a folder of images was listed is its last line."""
     listed = []
 
     def hook(event: str, found: tuple[object, ...]) -> None:
@@ -181,30 +234,42 @@ def evaluate_and_count(arguments: list[str]) -> int:
     return 0
 
 
-def test_the_published_reference_is_every_picture(run: Path, pictures: Path, tmp_path: Path) -> None:
-    """Listed once a checkpoint. A result of the other protocol, which earlier versions had, is not taken for it."""
+def test_the_published_reference_is_every_image(run: Path, images: Path, tmp_path: Path) -> None:
+    """Listed once a checkpoint. A result of the other protocol, which earlier versions had, is not
+    taken for it."""
     folder, log = copy_of(run, tmp_path / "run"), tmp_path / "log"
-    options = ["--suite", "proxy,knn", "--checkpoint", "12", "--pictures", str(pictures)]
+    options = ["--suite", "proxy,knn", "--checkpoint", "12", "--images", str(images)]
     done = Ranks(evaluate_and_count, [str(folder), *QUICK, *options], 1, log).wait()
     assert done.codes == [0] and "listed 1 times" in done.output, done.output
     knn, proxy = read_results(LocalStore(folder))
-    assert proxy["figures"]["reference_pictures"] == 120 and proxy["settings"]["reference"] == "published"
-    assert knn["figures"]["pictures"] < 20 and "held_out" in knn["settings"] and "held_out" not in proxy["settings"]
+    assert (
+        proxy["figures"]["reference_images"] == 120
+        and proxy["settings"]["reference"] == "published"
+    )
+    assert (
+        knn["figures"]["images"] < 20
+        and "held_out" in knn["settings"]
+        and "held_out" not in proxy["settings"]
+    )
 
     file = folder / "evaluation" / "step-00000012" / "proxy.json"
     del proxy["settings"]["reference"]
     file.write_text(json.dumps(proxy))
     done = Ranks(evaluate_and_count, [str(folder), *QUICK, *options], 1, log).wait()
-    assert done.codes == [78] and "reference: 'held-out' there, now 'published'" in done.output, done.output
+    assert done.codes == [78] and "reference: 'held-out' there, now 'published'" in done.output, (
+        done.output
+    )
 
 
-def test_a_damaged_checkpoint_is_left_out(run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_left_out(run: Path, images: Path, tmp_path: Path) -> None:
     folder = copy_of(run, tmp_path / "run")
     file = next((folder / "checkpoints" / "step-00000008").glob("rank-*.safetensors"))
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    ranks = start(folder, tmp_path / "log", "--every", "1", "--pictures", str(pictures), "--weights", "ema")
+    ranks = start(
+        folder, tmp_path / "log", "--every", "1", "--images", str(images), "--weights", "ema"
+    )
     assert codes(ranks) == [0]
     assert "step 8 is left out" in (tmp_path / "log").read_text()
     found = read_results(LocalStore(folder))
@@ -212,21 +277,29 @@ def test_a_damaged_checkpoint_is_left_out(run: Path, pictures: Path, tmp_path: P
 
 
 def test_asked_to_stop_while_it_waits(
-    run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copy_of(run, tmp_path / "run")
     (folder / "done.json").unlink()  # so that more checkpoints are waited for
     monkeypatch.setenv("ADDP_PROGRESS_SECONDS", "0.2")
     (tmp_path / "log").touch()
-    (rank,) = start(folder, tmp_path / "log", "--follow", "--pictures", str(pictures))
+    (rank,) = start(folder, tmp_path / "log", "--follow", "--images", str(images))
     deadline = time.monotonic() + 60
-    while "waiting for a checkpoint: 3 measured" not in (tmp_path / "log").read_text() and time.monotonic() < deadline:
+    while (
+        "waiting for a checkpoint: 3 measured" not in (tmp_path / "log").read_text()
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     rank.terminate()
     assert codes([rank]) == [75], (tmp_path / "log").read_text()
-    assert len(read_results(LocalStore(folder))) == 3 and not list((folder / "evaluation" / "claims").iterdir())
+    assert len(read_results(LocalStore(folder))) == 3 and not list(
+        (folder / "evaluation" / "claims").iterdir()
+    )
     log = (tmp_path / "log").read_text()
-    assert all(f"step {step}: knn, part 1 of 1" in log for step in (4, 8, 12)) and "3 measured stopped after" in log
+    assert (
+        all(f"step {step}: knn, part 1 of 1" in log for step in (4, 8, 12))
+        and "3 measured stopped after" in log
+    )
 
 
 @pytest.mark.parametrize(
@@ -235,29 +308,33 @@ def test_asked_to_stop_while_it_waits(
         (("--suite", "fid"), "fid needs --inception-weights FILE"),
         (("--suite", "knn,nonsense"), "no such part"),
         (("--suite", "accuracy"), "trained a addp, for which there is no accuracy"),
-        (("--suite", "knn"), "needs --pictures"),
+        (("--suite", "knn"), "needs --images"),
         (("--checkpoint", "5"), "no checkpoint of step 5"),
-        (("--suite", "held-out"), "need --tokens, a token data set of held-out pictures"),
+        (("--suite", "held-out"), "need --tokens, a token data set of held-out images"),
     ],
 )
-def test_mistakes_are_said(options: tuple[str, ...], message: str, run: Path, tmp_path: Path) -> None:
+def test_mistakes_are_said(
+    options: tuple[str, ...], message: str, run: Path, tmp_path: Path
+) -> None:
     assert codes(start(run, tmp_path / "log", *options)) == [78]
     assert message in (tmp_path / "log").read_text()
 
 
-def test_other_options_do_not_pass_for_the_same(undisturbed: Path, pictures: Path, tmp_path: Path) -> None:
+def test_other_options_do_not_pass_for_the_same(
+    undisturbed: Path, images: Path, tmp_path: Path
+) -> None:
     options = ("--suite", "samples", "--checkpoint", "12", "--count", "25")
     assert codes(start(undisturbed, tmp_path / "log", *options)) == [78]
     assert "count: 16 there, now 25" in (tmp_path / "log").read_text()
 
 
-def test_data_count_by_content(undisturbed: Path, pictures: Path, tmp_path: Path) -> None:
-    """The same pictures by another name are the same result; others by the same name are not. A result of an older
-    version, which says the name only, is held to it."""
+def test_data_count_by_content(undisturbed: Path, images: Path, tmp_path: Path) -> None:
+    """The same images by another name are the same result; others by the same name are not. A
+    result of an older version, which says the name only, is held to it."""
     folder, place = tmp_path / "run", tmp_path / "moved"
     shutil.copytree(undisturbed, folder)
-    shutil.copytree(pictures, place)
-    options = ("--suite", "knn", "--checkpoint", "12", "--baselines", "--pictures")
+    shutil.copytree(images, place)
+    options = ("--suite", "knn", "--checkpoint", "12", "--baselines", "--images")
     before = read_results(LocalStore(folder))
     assert codes(start(folder, tmp_path / "log", *options, f"{tmp_path}/./moved/")) == [0], (
         tmp_path / "log"
@@ -266,23 +343,31 @@ def test_data_count_by_content(undisturbed: Path, pictures: Path, tmp_path: Path
 
     (place / "line" / "000.png").unlink()
     assert codes(start(folder, tmp_path / "changed", *options, str(place))) == [78]
-    assert f"pictures: other data there, {pictures}, than now, {place}" in (tmp_path / "changed").read_text()
+    assert (
+        f"images: other data there, {images}, than now, {place}"
+        in (tmp_path / "changed").read_text()
+    )
 
     file = folder / "evaluation" / "step-00000012" / "knn.json"
     old = json.loads(file.read_text())
-    old["settings"]["pictures"] = old.pop("places")["pictures"]
+    old["settings"]["images"] = old.pop("places")["images"]
     file.write_text(json.dumps(old))
-    assert codes(start(folder, tmp_path / "old", *options, str(pictures))) == [0]
-    assert codes(start(folder, tmp_path / "old", *options, f"{pictures}/")) == [78]
-    assert f"pictures: '{pictures}' there, now '{pictures}/'" in (tmp_path / "old").read_text()
+    assert codes(start(folder, tmp_path / "old", *options, str(images))) == [0]
+    assert codes(start(folder, tmp_path / "old", *options, f"{images}/")) == [78]
+    assert f"images: '{images}' there, now '{images}/'" in (tmp_path / "old").read_text()
 
 
 def test_what_the_run_says_is_not_asked_for(
     run: Path, tokens: Path, held_out_tokens: Path, tokenizer_file: Path, tmp_path: Path
 ) -> None:
     folder, log = copy_of(run, tmp_path / "run"), tmp_path / "log"
-    assert codes(start(folder, log, "--suite", "held-out", "--tokens", str(held_out_tokens))) == [0], log.read_text()
-    said = f"from the run's configuration: --held-out 0.1, --train-tokens {tokens}, --tokenizer {tokenizer_file}"
+    assert codes(start(folder, log, "--suite", "held-out", "--tokens", str(held_out_tokens))) == [
+        0
+    ], log.read_text()
+    said = (
+        f"from the run's configuration: --held-out 0.1, --train-tokens {tokens}, --tokenizer "
+        f"{tokenizer_file}"
+    )
     assert said in log.read_text()
     (result,) = read_results(LocalStore(folder))
     assert result["settings"]["train_tokens"] == read_manifest(tokens).fingerprint

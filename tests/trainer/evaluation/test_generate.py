@@ -1,4 +1,5 @@
-"""Sets of generated pictures: the same files on any number of ranks, from any checkpoint, after any number of kills."""
+"""Sets of generated images: the same files on any number of ranks, from any checkpoint, after any
+number of kills."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ from trainer.evaluation.sample_set import SETTINGS, SampleSet, step_of_set
 from trainer.evaluation.trained import Trained, load_addp
 
 
-def _generate(rank: int, world_size: int, run: Path, into: Path, options: dict[str, object]) -> None:
+def _generate(
+    rank: int, world_size: int, run: Path, into: Path, options: dict[str, object]
+) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
     from trainer.evaluation.generate import main
 
@@ -33,7 +36,10 @@ def _generate(rank: int, world_size: int, run: Path, into: Path, options: dict[s
 
 
 def start(run: Path, into: Path, world_size: int = 1, **options: object) -> list[ForkServerProcess]:
-    ranks = [CONTEXT.Process(target=_generate, args=(r, world_size, run, into, options)) for r in range(world_size)]
+    ranks = [
+        CONTEXT.Process(target=_generate, args=(r, world_size, run, into, options))
+        for r in range(world_size)
+    ]
     for rank in ranks:
         rank.start()
     return ranks
@@ -46,7 +52,11 @@ def finished(ranks: list[ForkServerProcess]) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if ".tmp" not in p.name}
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.iterdir()
+        if ".tmp" not in p.name
+    }
 
 
 @pytest.mark.parametrize("container", ["png", "webdataset"])
@@ -56,16 +66,23 @@ def test_one_rank_and_two_make_the_same_files(container: str, run: Path, tmp_pat
     one = contents(tmp_path / "1")
     assert one == contents(tmp_path / "2") and len(one) == (61 if container == "png" else 9)
     if container == "png":
-        assert Image.open(tmp_path / "1" / "000059.png").size == (16, 16) and len(set(one.values())) > 50
+        assert (
+            Image.open(tmp_path / "1" / "000059.png").size == (16, 16)
+            and len(set(one.values())) > 50
+        )
     else:
         shards = sorted(map(str, (tmp_path / "1").glob("*.tar")))
-        samples = [s for shard in shards for s in wds.WebDataset(shard, shardshuffle=False).decode("pil")]
+        samples = [
+            s for shard in shards for s in wds.WebDataset(shard, shardshuffle=False).decode("pil")
+        ]
         assert [s["__key__"] for s in samples] == [f"{i:06d}" for i in range(60)]
         assert samples[0]["png"].size == (16, 16)
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
-def test_killed_at_random_it_ends_with_the_same_files(kills: int, run: Path, tmp_path: Path) -> None:
+def test_killed_at_random_it_ends_with_the_same_files(
+    kills: int, run: Path, tmp_path: Path
+) -> None:
     finished(start(run, tmp_path / "whole", count=400))
     dice, folder = random.Random(0), tmp_path / "killed"
     for _ in range(kills):
@@ -80,17 +97,26 @@ def test_killed_at_random_it_ends_with_the_same_files(kills: int, run: Path, tmp
 
 def test_from_a_checkpoint_and_from_an_average(run: Path, tmp_path: Path) -> None:
     for name, options in (
-        ("raw", {}), ("ema", {"weights": "ema"}), ("last", {"checkpoint": 12}), ("early", {"checkpoint": 4}),
+        ("raw", {}),
+        ("ema", {"weights": "ema"}),
+        ("last", {"checkpoint": 12}),
+        ("early", {"checkpoint": 4}),
         ("half", {"precision": "bf16"}),
-    ):  # fmt: skip
+    ):
         finished(start(run, tmp_path / name, count=8, **options))
-    pictures = {name: (tmp_path / name / "000003.png").read_bytes() for name in ("raw", "ema", "last", "early")}
-    assert pictures["raw"] == pictures["last"] and len(set(pictures.values())) == 3
-    assert len(contents(tmp_path / "half")) == 9 and Image.open(tmp_path / "half" / "000007.png").size == (16, 16)
+    images = {
+        name: (tmp_path / name / "000003.png").read_bytes()
+        for name in ("raw", "ema", "last", "early")
+    }
+    assert images["raw"] == images["last"] and len(set(images.values())) == 3
+    assert len(contents(tmp_path / "half")) == 9 and Image.open(
+        tmp_path / "half" / "000007.png"
+    ).size == (16, 16)
 
 
 def test_the_first_process_chooses_the_checkpoint(run: Path, tmp_path: Path) -> None:
-    """Of a run that goes on: those that come later, or see its folder later, take the step that the set has."""
+    """Of a run that goes on: those that come later, or see its folder later, take the step that the
+    set has."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("done.json", "step-00000012"))
     finished(start(folder, tmp_path / "whole", count=24))
@@ -108,7 +134,9 @@ def test_the_first_process_chooses_the_checkpoint(run: Path, tmp_path: Path) -> 
         return trained[step == 4 or step is None]
 
     args: Any = (24, 0, SamplerConfig(4), "png", 8, "fp32")
-    found = _same_step_for_all(load, lambda t: SampleSet(tmp_path / "late", t, *args), None, tmp_path / "late")
+    found = _same_step_for_all(
+        load, lambda t: SampleSet(tmp_path / "late", t, *args), None, tmp_path / "late"
+    )
     assert found._trained.step == step_of_set(tmp_path / "late") == 8
 
 
@@ -121,11 +149,20 @@ def test_another_set_is_not_mixed_in(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("complete", [False, True])
-def test_a_grid_is_made_in_the_precision_that_is_asked_for(complete: bool, run: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (16, 16), "red").save(tmp_path / "picture.png")
-    picture = tmp_path / "picture.png" if complete else None
+def test_a_grid_is_made_in_the_precision_that_is_asked_for(
+    complete: bool, run: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "image.png")
+    image = tmp_path / "image.png" if complete else None
     for precision in ("fp32", "bf16"):
-        main(str(run), count=4, steps=4, precision=precision, complete=picture, out=tmp_path / f"{precision}.png")
+        main(
+            str(run),
+            count=4,
+            steps=4,
+            precision=precision,
+            complete=image,
+            out=tmp_path / f"{precision}.png",
+        )
         assert json.loads((tmp_path / f"{precision}.json").read_text())["precision"] == precision
     assert (tmp_path / "fp32.png").read_bytes() != (tmp_path / "bf16.png").read_bytes()
 
@@ -137,5 +174,9 @@ def test_it_says_how_far_it_is(
     monkeypatch.setenv(SECONDS, "0.01")
     for into, out in ((tmp_path / "set", None), (None, tmp_path / "grid.png")):
         main(str(run), count=24, batch=4, steps=8, into=into, out=out)
-        title = "generating: 24 of 24 pictures" if into else "generating 24 pictures: 192 of 192 denoising steps"
+        title = (
+            "generating: 24 of 24 images"
+            if into
+            else "generating 24 images: 192 of 192 denoising steps"
+        )
         assert f"\n{title} (100%) in 0:0" in capsys.readouterr().err

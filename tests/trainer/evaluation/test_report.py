@@ -18,42 +18,64 @@ from PIL import Image
 from data_pipeline.storage import LocalStore, open_store
 from model.errors import ConfigError
 from trainer.evaluation.report import write_report
-from trainer.evaluation.report_records import read_run
-from trainer.evaluation.report_state import state_of
+from trainer.evaluation.reporting.records import read_run
+from trainer.evaluation.reporting.state import state_of
 from trainer.evaluation.results import publish
 from trainer.run_folder import RunFolder, write_json
 
 PROBE = """<script>addEventListener("load", () => {
   const light = text => { const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map(x => x / 255)
-    .map(x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b }
+    .map(x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4)
+    return .2126 * r + .7152 * g + .0722 * b }
   const page = light(getComputedStyle(document.body).backgroundColor)
   const contrast = color => { const l = light(color)
     return (Math.max(l, page) + .05) / (Math.min(l, page) + .05) }
   const styles = chosen => [...document.querySelectorAll(chosen)].map(e => getComputedStyle(e))
-  const verdicts = [...document.querySelectorAll(".met, .missed")].map(e => e.getBoundingClientRect())
+  const verdicts = [...document.querySelectorAll(".met, .missed")]
+    .map(e => e.getBoundingClientRect())
   document.body.innerHTML = JSON.stringify({
     width: innerWidth, content: document.documentElement.scrollWidth, page,
-    pictures: [...document.images].map(i => i.complete && i.naturalWidth > 0),
+    images: [...document.images].map(i => i.complete && i.naturalWidth > 0),
     labels: styles("svg text").map(s => contrast(s.fill)),
-    lines: styles('svg path[style*="var(--s"]').filter(s => s.stroke != "none").map(s => contrast(s.stroke)),
-    verdicts: verdicts.map(r => r.width > 0 && r.left >= 0 && r.right <= innerWidth) }) })</script>"""
+    lines: styles('svg path[style*="var(--s"]').filter(s => s.stroke != "none")
+      .map(s => contrast(s.stroke)),
+    verdicts: verdicts.map(r => r.width > 0 && r.left >= 0 && r.right <= innerWidth)
+  }) })</script>"""
 
 
-def browse(page: Path, width: int, dark: bool, profile: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    found = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+def browse(
+    page: Path, width: int, dark: bool, profile: Path, *options: str
+) -> subprocess.CompletedProcess[str]:
+    found = next(
+        (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))),
+        None,
+    )
     assert found, "this test needs Chromium: apt install chromium (`make test` does, where it may)"
     return subprocess.run(
         [
-            found, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync", "--hide-scrollbars", f"--user-data-dir={profile}",
-            f"--window-size={width},1600", f"--blink-settings=preferredColorScheme={0 if dark else 1}", *options,
+            found,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--hide-scrollbars",
+            f"--user-data-dir={profile}",
+            f"--window-size={width},1600",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+            *options,
             page.as_uri(),
         ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
 
 
-def picture(seed: int) -> bytes:
+def image(seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 255, (300, 300, 3), np.uint8)
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")
@@ -61,27 +83,40 @@ def picture(seed: int) -> bytes:
 
 
 def result(step: int, part: str, figures: dict[str, Any]) -> dict[str, Any]:
-    return {"step": step, "part": part, "weights": "raw", "figures": figures, "settings": {}, "made": {}}
+    return {
+        "step": step,
+        "part": part,
+        "weights": "raw",
+        "figures": figures,
+        "settings": {},
+        "made": {},
+    }
 
 
 @pytest.fixture
 def two_runs(run: Path, tmp_path: Path) -> list[Path]:
-    """A real run with evaluations of three checkpoints and some incidents, and another to compare it with, whose name
-    is mathematics and markup."""
+    """A real run with evaluations of three checkpoints and some incidents, and another to compare
+    it with, whose name is mathematics and markup."""
     folders = []
     for number, name in enumerate(("first", "a$b_{<i>")):
         folder = tmp_path / name
-        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("evaluation", "checkpoints", ".tmp"))
+        shutil.copytree(
+            run, folder, ignore=shutil.ignore_patterns("evaluation", "checkpoints", ".tmp")
+        )
         store = LocalStore(folder)
         for step in (4, 8, 12):
             accuracies = {f"{v}top1_k{k}": 0.5 for v in ("", "untrained_") for k in (100, 20)}
-            for part, figures, pictures in (
+            for part, figures, images in (
                 ("proxy", {"efficientnet_frechet_distance": 200.0 / step + number}, {}),
-                ("knn", {**accuracies, "pictures": 100}, {}),
+                ("knn", {**accuracies, "images": 100}, {}),
                 ("held-out", {"cross_entropy": 6.0, "unigram": 6.5, "gain": 0.5}, {}),
-                ("samples", {"samples": 64}, {"": picture(step), "steps": picture(step + 1), "real": picture(0)}),
+                (
+                    "samples",
+                    {"samples": 64},
+                    {"": image(step), "steps": image(step + 1), "real": image(0)},
+                ),
             ):
-                assert publish(store, result(step, part, figures), pictures)
+                assert publish(store, result(step, part, figures), images)
         folders.append(folder)
     RunFolder(folders[0]).incident({"event": "spike", "reason": "<b>loss</b> 9.5 above the median"})
     asked = [{"name": "PSNR", "value": "20 dB", "target": ">= 19 dB", "met": True}]
@@ -100,11 +135,13 @@ def test_in_a_browser(width: int, dark: bool, two_runs: list[Path], tmp_path: Pa
 
     probed = tmp_path / "probed.html"
     probed.write_text(page.read_text().replace("</head>", PROBE + "</head>"))
-    answer = re.search(r"\{\"width\".*\}", browse(probed, width, dark, tmp_path / "profile", "--dump-dom").stdout)
+    answer = re.search(
+        r"\{\"width\".*\}", browse(probed, width, dark, tmp_path / "profile", "--dump-dom").stdout
+    )
     assert answer is not None
     found = json.loads(answer[0])
     assert found["content"] <= found["width"]  # nothing is cut off or scrolls sideways
-    assert len(found["pictures"]) == 10 and all(found["pictures"])
+    assert len(found["images"]) == 10 and all(found["images"])
     assert len(found["labels"]) > 50 and min(found["labels"]) > 7  # legible, in either mode
     assert len(found["lines"]) > 10 and min(found["lines"]) > 3
     assert found["verdicts"] == [True]
@@ -125,13 +162,17 @@ def test_what_it_says(two_runs: list[Path], tmp_path: Path) -> None:
     assert text.index("k = 20,") < text.index("k = 100,") and "k = 100, untrained encoder ↑" in text
     assert "50.0 ± 5.0 %" in text and "Bars: one standard error" in text and "top1_k" not in text
     assert text.count("unigram of the held-out codes</li>") == 2
-    assert text.count('alt="Samples, step 4"') == 2 and text.count('alt="How they come about, step 12"') == 2
-    assert text.count('alt="Samples, real pictures, held out"') == 2
+    assert (
+        text.count('alt="Samples, step 4"') == 2
+        and text.count('alt="How they come about, step 12"') == 2
+    )
+    assert text.count('alt="Samples, real images, held out"') == 2
     assert "16.67 <small>step 12" in text and "17.67 <small>step 12" in text
     assert "&lt;b&gt;loss&lt;/b&gt; 9.5" in text and "a$b_{&lt;i&gt;" in text and "<i>" not in text
     assert "objective: addp" in text and ">met<" in text and "could not be read" not in text
     assert (
-        "Pre-training of ADDP (2 blocks of width 32, 16 px, batches of " in text and "finished at step 12 on " in text
+        "Pre-training of ADDP (2 blocks of width 32, 16 px, batches of " in text
+        and "finished at step 12 on " in text
     )
 
 
@@ -146,21 +187,32 @@ def test_a_run_that_has_just_begun(run: Path, tmp_path: Path) -> None:
 NOW = time.time()
 EXIT = {"reason": "at step 3 of 10 (SIGTERM); saved.", "time": NOW - 60}
 STATES = {
-    "finished": ({"done.json": {"step": 3}, "exit.json": {"code": 0, "reason": "done"}}, "finished at step 3"),
+    "finished": (
+        {"done.json": {"step": 3}, "exit.json": {"code": 0, "reason": "done"}},
+        "finished at step 3",
+    ),
     "stopped": ({"exit.json": {"code": 75, **EXIT}}, ": at step 3 of 10 (SIGTERM); saved"),
     "diverged": ({"exit.json": {"code": 77, **EXIT}}, "diverged on"),
     "failed": ({"exit.json": {"code": 74, **EXIT}}, "at step 3 of 10 with exit code 74: "),
     "running": ({"heartbeats/rank-00000.json": {"time": NOW - 90}}, "running, at step 3 of 10"),
     "died": ({"heartbeats/rank-00000.json": {"time": NOW - 9000}}, "no sign of life since"),
-    "died ": ({"heartbeats/rank-00001.json": {"time": NOW - 9000}, "incidents.jsonl": {"event": "hang"}}, "hung at"),
-    "unfinished": ({"done.json": {"step": 2}}, "its last metric line is of step 3 of 10"),  # it was extended since
+    "died ": (
+        {"heartbeats/rank-00001.json": {"time": NOW - 9000}, "incidents.jsonl": {"event": "hang"}},
+        "hung at",
+    ),
+    "unfinished": (
+        {"done.json": {"step": 2}},
+        "its last metric line is of step 3 of 10",
+    ),  # it was extended since
 }
 
 
 @pytest.mark.parametrize("word", STATES)
 def test_how_a_run_stands(word: str, tmp_path: Path) -> None:
     files, sentence = STATES[word]
-    (tmp_path / "config.resolved.yaml").write_text("objective: mage\nschedule: {unit: steps, total: 10}\n")
+    (tmp_path / "config.resolved.yaml").write_text(
+        "objective: mage\nschedule: {unit: steps, total: 10}\n"
+    )
     (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": "nan"}\n')
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -172,7 +224,8 @@ def test_how_a_run_stands(word: str, tmp_path: Path) -> None:
 
 
 def test_what_lies_on_a_store_only(bucket: str, tmp_path: Path) -> None:
-    """Evaluators elsewhere left their results where the run uploads to; one of them is here as well."""
+    """Evaluators elsewhere left their results where the run uploads to; one of them is here as
+    well."""
     url, folder = f"{bucket}/runs/base", tmp_path / "run"
     store = open_store(url)
     config = f"objective: addp\ncheckpoint: {{upload: '{url}'}}\n"
@@ -180,7 +233,7 @@ def test_what_lies_on_a_store_only(bucket: str, tmp_path: Path) -> None:
         place.replace("config.resolved.yaml", config.encode())
         place.replace("metrics.jsonl", b'{"step": 11, "loss": 5.5}\n')
     assert publish(store, result(4, "fid", {"fid": 33.5}), {})
-    assert publish(store, result(4, "samples", {"samples": 64}), {"": picture(4)})
+    assert publish(store, result(4, "samples", {"samples": 64}), {"": image(4)})
     assert publish(store, result(8, "fid", {"fid": 99.0}), {})
     assert publish(LocalStore(folder), result(8, "fid", {"fid": 22.5}), {})
     (folder / "evaluation" / "step-00000008" / "knn.json").write_text("{")
@@ -188,10 +241,16 @@ def test_what_lies_on_a_store_only(bucket: str, tmp_path: Path) -> None:
     assert "step 4" in there and 'alt="Samples, step 4"' in there and ">99 <small>step 8" in there
     assert "not finished, as far as its store tells" in there
     here = write_report([str(folder)], tmp_path / "folder.html").read_text()
-    assert 'alt="FID' not in here and ">22.5 <small>step 8" in here and 'alt="Samples, step 4"' in here
+    assert (
+        'alt="FID' not in here and ">22.5 <small>step 8" in here and 'alt="Samples, step 4"' in here
+    )
     assert "1 record could not be read" in here and "knn.json: cannot be parsed" in here
     assert [r.step for r in read_run(str(folder)).results if r.part == "fid"] == [4, 8]
 
-    LocalStore(folder).replace("config.resolved.yaml", config.replace(bucket, f"{bucket}-gone").encode())
+    LocalStore(folder).replace(
+        "config.resolved.yaml", config.replace(bucket, f"{bucket}-gone").encode()
+    )
     without = write_report([str(folder)], tmp_path / "without.html").read_text()
-    assert ">22.5 <small>step 8" in without and f"the results on {bucket}-gone/runs/base: " in without
+    assert (
+        ">22.5 <small>step 8" in without and f"the results on {bucket}-gone/runs/base: " in without
+    )

@@ -1,0 +1,56 @@
+"""`addp check`: what would stop a run, before it waits in a queue."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from model.errors import ConfigError
+from trainer.config.arguments import configured
+from trainer.config.options import AsJson, ConfigFile, RunArguments, gpus_option
+
+_COLORS = {"ok": "green", "warning": "yellow", "FAILED": "bold red"}
+
+
+def check(
+    gpus: Annotated[int, gpus_option("ranks that the run will have, over all machines")],
+    arguments: RunArguments = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a run before it waits in a queue: batch, weights, data, cache, disk, store, and what a
+    resume would do.
+
+    Needs no GPU and starts nothing; run it where the run folder and the data can be seen, as on a
+    login node. Large networks are checked by their headers. Exits with 78 where a line says FAILED;
+    warnings do not count.
+    """
+    from trainer.preflight.checks import check_run
+
+    file, overrides = configured(config, arguments)
+    console = Console(soft_wrap=True, highlight=False)
+    found = []
+    for item in check_run(file, overrides, gpus):
+        found.append(item)
+        if not as_json:
+            color = _COLORS[item.state]
+            console.print(f"{item.name:14s} [{color}]{item.state:8s}[/] {escape(item.text)}")
+    failed, warnings = (
+        sum(item.state == state for item in found) for state in ("FAILED", "warning")
+    )
+    if as_json:
+        print(
+            json.dumps(
+                {"ready": not failed, "checks": [item._asdict() for item in found]}, indent=1
+            )
+        )
+    elif not failed:
+        print(f"ready for {gpus} GPUs" + (f", with {warnings} to consider" if warnings else ""))
+    if failed:
+        if not as_json:
+            print(f"not ready: {failed} failed")
+        raise typer.Exit(ConfigError.exit_code)

@@ -1,0 +1,252 @@
+"""`addp data`: how fast a data set is read here, what is in a batch, and where a sample lies."""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import cache as cache_results
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cluster.commands.reading import Reading, reading
+from data_pipeline.images.images import ImageEntry
+from data_pipeline.sharding.plan import PLAN, Plan, read_plan, shard_images
+from data_pipeline.storage import ObjectMissing
+from data_pipeline.storage.output import IMAGES, check_output
+from data_pipeline.streaming.loader import Place, TokenLoader
+from model.documents import printable
+from model.errors import ConfigError, DataError
+from trainer.config.options import AsJson, Zoom, seed_option, step_option
+from trainer.config.schema import LARGEST_BATCH, YEAR
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Look at a token data set as a run reads it: speed, contents of a batch, place of a "
+    "sample.",
+)
+_console = Console(stderr=True)
+
+Tokens = Annotated[
+    str | None,
+    typer.Argument(help="the data set, a folder or s3://bucket/prefix; with --run not needed"),
+]
+OfRun = Annotated[
+    str | None,
+    typer.Option(
+        "--run",
+        help="run folder, or s3:// that a run uploads to: data set, batch, seed, window, stripes, "
+        "cache and tokenizer are those of the run, unless they are given here",
+    ),
+]
+GlobalBatch = Annotated[
+    int | None,
+    typer.Option(
+        help="samples of one optimizer step over all ranks; without --run 1024",
+        min=1,
+        max=LARGEST_BATCH,
+    ),
+]
+Seed = Annotated[int | None, seed_option("the run's seed; without --run 0")]
+Window = Annotated[
+    int | None, typer.Option(help="the run's data.window; without --run 16", min=1, max=10**6)
+]
+Stripes = Annotated[
+    int | None, typer.Option(help="the run's data.stripes; without --run 1", min=1, max=10**6)
+]
+Cache = Annotated[Path | None, typer.Option(help="folder on a local disk for shards from s3://")]
+
+
+def _open(asked: Reading) -> TokenLoader:
+    return asked.open(lambda record: _console.print(f"[yellow]{json.dumps(record)}"))
+
+
+@app.command()
+def bench(
+    tokens: Tokens = None,
+    run: OfRun = None,
+    global_batch: GlobalBatch = None,
+    seconds: Annotated[float, typer.Option(help="how long to read", min=0.1, max=YEAR)] = 10.0,
+    seed: Seed = None,
+    window: Window = None,
+    stripes: Stripes = None,
+    cache: Cache = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read batches as fast as they come, in one process, and say how many samples a second that
+    is."""
+    asked = reading(tokens, run, global_batch, seed, window, stripes, cache)
+    loader, batch = _open(asked), asked.global_batch
+    started = time.perf_counter()
+    loader.batch(0, 0, batch)
+    first = time.perf_counter() - started
+    cpu, began, step, longest = time.process_time(), time.perf_counter(), 1, 0.0
+    with _console.status("reading"):
+        while (now := time.perf_counter()) - began < seconds:
+            loader.batch(step, 0, batch)
+            longest = max(longest, time.perf_counter() - now)
+            step += 1
+    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    loader.close()
+    samples = (step - 1) * batch
+    values = {
+        "samples_per_second": round(samples / wall),
+        "samples_per_cpu_second": round(samples / cpu),
+        "megabytes_per_second": round(2 * loader.manifest.tokens * samples / wall / 1e6, 1),
+        "first_batch_ms": round(1000 * first, 1),
+        "longest_wait_ms": round(1000 * longest, 1),
+        "epochs": round(step / loader.schedule.steps_per_epoch, 2),
+        "samples": sum(shards.manifest.rows for shards in loader.shards),
+        "global_batch": batch,
+    }
+    print(
+        json.dumps(values)
+        if as_json
+        else "\n".join(f"{key:24s} {value:,}" for key, value in values.items())
+    )
+
+
+@app.command()
+def preview(
+    tokens: Tokens = None,
+    run: OfRun = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="weights of the tokenizer that made the tokens; else the run's"),
+    ] = None,
+    step: Annotated[int, step_option("step of the run, as in its metrics.jsonl")] = 0,
+    count: Annotated[
+        int, typer.Option(help="how many samples, from the first of the step on", min=1, max=4096)
+    ] = 32,
+    global_batch: GlobalBatch = None,
+    seed: Seed = None,
+    window: Window = None,
+    stripes: Stripes = None,
+    cache: Cache = None,
+    page: Annotated[Path, typer.Option(help="image file to write, as .png")] = Path("preview.png"),
+    zoom: Zoom = 1,
+) -> None:
+    """Decode the first samples of a step back to images: what the network saw there."""
+    check_output(page, IMAGES)
+    asked = reading(tokens, run, global_batch, seed, window, stripes, cache)
+    weights = tokenizer or asked.tokenizer
+    if weights is None:
+        raise ConfigError(
+            "give --tokenizer FILE, the weights of the tokenizer that made the tokens"
+            + (f"; {run} does not name them" if run else "")
+        )
+    import torch
+
+    from data_pipeline.images.image_grid import image_grid
+    from data_pipeline.sharding.inspection import tokenizer_of
+
+    loader = _open(asked)
+    network = tokenizer_of(loader.manifest, weights)
+    samples = loader.batch(asked.data_step(step), 0, min(count, asked.global_batch))
+    ids = torch.from_numpy(samples.ids.astype("int64"))
+    loader.close()
+    with torch.no_grad():
+        images = torch.cat([network.decode(network.embed(part)) for part in torch.split(ids, 16)])
+    page.parent.mkdir(parents=True, exist_ok=True)
+    image_grid(images, columns=max(1, round(len(images) ** 0.5)), zoom=zoom).save(page)
+    print(page)
+
+
+@app.command()
+def order(
+    step: Annotated[int, step_option("step of the run, as in its metrics.jsonl")],
+    tokens: Tokens = None,
+    run: OfRun = None,
+    offset: Annotated[
+        int, typer.Option(help="first sample in the global batch", min=0, max=LARGEST_BATCH)
+    ] = 0,
+    count: Annotated[int, typer.Option(help="how many samples", min=1, max=LARGEST_BATCH)] = 1,
+    global_batch: GlobalBatch = None,
+    seed: Seed = None,
+    window: Window = None,
+    stripes: Stripes = None,
+    cache: Cache = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which samples a step read: shard, row, view, label, and the image's name where the plan
+    is still there.
+
+    With --run, data that the run left out after a rewind are taken into account: what is listed is
+    what the step read in the end.
+    """
+    asked = reading(tokens, run, global_batch, seed, window, stripes, cache)
+    if offset + count > asked.global_batch:
+        raise ConfigError(
+            f"--offset {offset} --count {count} reach beyond the global batch of "
+            f"{asked.global_batch}"
+        )
+    loader, data_step = _open(asked), asked.data_step(step)
+    names = _Names(loader)
+    labels = loader.batch(data_step, offset, count).labels
+    found: list[dict[str, Any]] = []
+    for i in range(count):
+        place = loader.where(data_step, offset + i)
+        entry: dict[str, Any] = {"step": step, "offset": offset + i}
+        if data_step != step:
+            entry["data_step"] = data_step  # where the step's data lie in the order, after rewinds
+        entry |= {"padding": True} if place is None else names.of(place, int(labels[i]))
+        found.append(entry)
+    loader.close()
+    if as_json:
+        print(json.dumps(found))
+    else:
+        for entry in found:
+            print("  ".join(f"{key} {printable(str(value))}" for key, value in entry.items()))
+
+
+class _Names:
+    """What people call a sample: of its data set, class and image."""
+
+    def __init__(self, loader: TokenLoader) -> None:
+        self._sets = {shards.store.url: shards for shards in loader.shards}
+        self._plans = {url: _plan_of(loader, url) for url in self._sets}
+        self._numbers = {
+            url: {shard.name: number for number, shard in enumerate(shards.manifest.shards)}
+            for url, shards in self._sets.items()
+        }
+
+    def of(self, place: Place, label: int) -> dict[str, Any]:
+        shards, plan = self._sets[place.dataset], self._plans[place.dataset]
+        entry: dict[str, Any] = {"dataset": place.dataset} if len(self._sets) > 1 else {}
+        entry |= {
+            "epoch": place.epoch,
+            "shard": place.shard,
+            "row": place.row,
+            "view": place.view,
+            "label": label,
+            "class": shards.manifest.classes[label],
+        }
+        if plan is not None:
+            number = self._numbers[place.dataset][place.shard]
+            image = int(shards.open(number).records["index"][place.row])
+            shard = image // plan.recipe.rows
+            listed = self._listed(place.dataset, shard) if shard < plan.shards else {}
+            if image not in listed:
+                raise DataError(
+                    f"{place.dataset}/{PLAN} is not the plan of this data set: it has no image "
+                    f"{image}; remove it, or put back the one that the data set was made by"
+                )
+            entry |= {"image": listed[image].id, "source": plan.source}
+        return entry
+
+    @cache_results  # noqa: B019 - one command, one object
+    def _listed(self, dataset: str, shard: int) -> dict[int, ImageEntry]:
+        plan = self._plans[dataset]
+        assert plan is not None
+        return dict(shard_images(self._sets[dataset].store, plan, shard))
+
+
+def _plan_of(loader: TokenLoader, url: str) -> Plan | None:
+    store = next(shards.store for shards in loader.shards if shards.store.url == url)
+    try:
+        return read_plan(store)
+    except ObjectMissing:
+        return None

@@ -1,0 +1,103 @@
+"""Which data are read and in which order: as a run's configuration says, or as the command line
+does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import typer
+
+from data_pipeline.storage import open_store
+from data_pipeline.streaming.fetch import Incident
+from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
+from model.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """data: a data set, or several with their weights. rewinds: of the run, as in its
+    rewinds.json."""
+
+    data: str | list[tuple[str, float]]
+    global_batch: int = 1024
+    seed: int = 0
+    options: LoaderOptions = LoaderOptions()
+    tokenizer: Path | None = None
+    rewinds: tuple[dict[str, int], ...] = ()
+
+    def open(self, incident: Incident) -> TokenLoader:
+        """Raises what opening the data raises."""
+        return TokenLoader(
+            self.data,
+            global_batch=self.global_batch,
+            seed=self.seed,
+            options=self.options,
+            incident=incident,
+        )
+
+    def data_step(self, step: int) -> int:
+        """Which global batch of the data a step of the run read."""
+        from trainer.resilience.state import data_step
+
+        return data_step(list(self.rewinds), step) if self.rewinds else step
+
+
+def reading(
+    tokens: str | None,
+    run: str | None,
+    global_batch: int | None,
+    seed: int | None,
+    window: int | None,
+    stripes: int | None,
+    cache: Path | None,
+) -> Reading:
+    """What was given on the command line, and the rest from the run, or the defaults. Raises
+    ConfigError where there is no such run, or it reads no token data set."""
+    if run is None and tokens is None:
+        raise typer.BadParameter(
+            "name the data set, or a run that reads it: --run RUN", param_hint="TOKENS"
+        )
+    found = _of_run(run, tokens) if run is not None else Reading(tokens or "")
+    before = found.options
+    options = replace(
+        before,
+        window=window or before.window,
+        stripes=stripes or before.stripes,
+        cache=cache or before.cache,
+    )
+    return replace(
+        found,
+        global_batch=global_batch or found.global_batch,
+        seed=found.seed if seed is None else seed,
+        options=options,
+    )
+
+
+def _of_run(run: str, tokens: str | None) -> Reading:
+    from trainer.evaluation.trained import run_config
+    from trainer.resilience.state import rewinds_on
+
+    config = run_config(run)
+    data = config.data
+    places = tokens or data.tokens or list(data.mixture.items())
+    if not places:
+        raise ConfigError(
+            f"{run} trained a {config.objective} on images; it reads no token data set"
+        )
+    options = LoaderOptions(
+        data.window,
+        data.stripes,
+        data.tail,
+        cache=data.cache,
+        cache_bytes=int(data.cache_gib * 2**30),
+        on_bad_shard=data.on_bad_shard,
+    )
+    return Reading(
+        places,
+        config.batch.global_batch,
+        config.seed,
+        options,
+        config.tokenizer.weights,
+        tuple(rewinds_on(open_store(run))),
+    )

@@ -1,0 +1,412 @@
+"""`addp tokenize`: plan, run, status, finalize, verify, inspect."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from data_pipeline.images.location import absolute
+from data_pipeline.images.views import MOST_VIEWS
+from data_pipeline.progress import Progress
+from data_pipeline.sharding.job_status import Known, count, job_status
+from data_pipeline.sharding.plan import Plan, make_plan, read_plan
+from data_pipeline.sharding.quarantine import Totals, check_bad
+from data_pipeline.sharding.receipts import finalize, survey
+from data_pipeline.shards.format import MOST_ROWS
+from data_pipeline.shards.manifest import MANIFEST, Manifest, read_manifest
+from data_pipeline.storage import Store, is_remote, open_store
+from model.documents import first_problem
+from model.errors import ConfigError, DataError
+from model.precision import InferencePrecision
+from trainer.config.options import AsJson, batch_option, held_out_option, seed_option
+from trainer.config.schema import YEAR
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Images -> token shards: `plan` freezes the work, `run` does it on many machines, "
+    "`finalize` ends it.\n\n"
+    "Folders and s3://bucket/prefix alike. docs/tokenize.md walks through ImageNet.",
+)
+_console = Console(stderr=True)
+
+Out = Annotated[
+    str, typer.Argument(help="the data set: a folder or s3://bucket/prefix", show_default=False)
+]
+BadLimit = Annotated[
+    float, typer.Option(help="share of unreadable images above which the job stops", min=0, max=1)
+]
+Tokenizer = Annotated[
+    Path, typer.Option(help="tokenizer weights: ours, or the official .ckpt", show_default=False)
+]
+
+
+def _print(as_json: bool, values: dict[str, Any], text: str) -> None:
+    print(json.dumps(values) if as_json else text)
+
+
+@app.command()
+def plan(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="class folders, a tar, or tars as 'DIR/x-{000..012}.tar'; local or s3://"
+        ),
+    ],
+    out: Out,
+    tokenizer: Tokenizer,
+    split: Annotated[
+        Literal["all", "train", "val"],
+        typer.Option(help="which images; train: all but the held-out ones, val: those"),
+    ] = "all",
+    held_out: Annotated[
+        float, held_out_option("share of held-out images, fixed by the hash of their names")
+    ] = 0.1,
+    views: Annotated[
+        int, typer.Option(help="V, augmented views of each image", min=1, max=MOST_VIEWS)
+    ] = 10,
+    center: Annotated[
+        bool, typer.Option("--center", help="one centre crop an image, for evaluation")
+    ] = False,
+    min_scale: Annotated[
+        float,
+        typer.Option(help="smallest share of an image's area in a random crop", min=0.001, max=1),
+    ] = 0.2,
+    rows: Annotated[int, typer.Option(help="images a shard", min=1, max=MOST_ROWS)] = 1024,
+    precision: Annotated[
+        InferencePrecision, typer.Option(help="of the encoder's convolutions")
+    ] = "fp32",
+    class_names: Annotated[
+        Path | None, typer.Option(help="file with a class on each line: name, title")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="file with each image's class, for a validation tar")
+    ] = None,
+    devkit: Annotated[
+        Path | None,
+        typer.Option(
+            help="ImageNet's devkit (ILSVRC2012_devkit_t12.tar.gz): class titles, val labels"
+        ),
+    ] = None,
+    seed: Annotated[int, seed_option("seed of the shuffle and of the views")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """List the images and fix which one goes to which shard and row. Run again, it must give the
+    same plan."""
+    from data_pipeline.images.class_names import read_class_names, read_devkit, read_labels
+    from data_pipeline.images.images import of_split
+    from data_pipeline.images.sources import open_source
+    from data_pipeline.images.views import ViewRecipe
+    from data_pipeline.sharding.tokenize import plan_recipe
+    from data_pipeline.storage.output import check_apart, check_output
+    from model.weights import load_tokenizer
+
+    check_apart(out, source)
+    if not is_remote(out):
+        check_output(Path(out))
+    network = load_tokenizer(tokenizer)
+    size = network.config.image_size
+    try:
+        random = {"size": size, "views": views, "scale": (min_scale, 1.0), "seed": seed}
+        crops = ViewRecipe.center(size) if center else ViewRecipe.model_validate(random)
+        recipe = plan_recipe(network, crops, precision=precision, rows=rows, seed=seed)
+    except ValidationError as error:
+        raise ConfigError(f"no such views can be made: {first_problem(error)}") from error
+    names, val_labels = read_devkit(devkit) if devkit else (None, None)
+    names = read_class_names(class_names) if class_names else names
+    with Progress("listing", None, "images") as progress:
+        found = open_source(source, names, read_labels(labels) if labels else val_labels)
+        made = make_plan(
+            open_store(out, closed=True),
+            absolute(source),
+            of_split(found.images(), split, held_out),
+            recipe,
+            lambda: (found.classes.names, found.classes.titles),
+            progress.set,
+        )
+    _print(
+        as_json,
+        {
+            "images": made.images,
+            "shards": made.shards,
+            "classes": len(made.classes),
+            "plan": made.identity,
+        },
+        f"{out}: {made.images:,} images of {len(made.classes)} classes in {made.shards:,} shards "
+        f"({found.kind}); next: addp tokenize run {out} --tokenizer {tokenizer}",
+    )
+
+
+@app.command()
+def run(
+    out: Out,
+    tokenizer: Tokenizer,
+    shards: Annotated[
+        str, typer.Option(help="i/N: every N-th shard from the i-th, i = 0..N-1 (Slurm arrays)")
+    ] = "0/1",
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="this process, or a Ray cluster")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="of a running cluster, or auto; else one starts here")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="where the images lie now, if not where they were planned: as for plan"),
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda where there is one")
+    ] = "auto",
+    batch: Annotated[int, batch_option("views encoded at once")] = 128,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="that read and decode images; else one a core", min=1, max=1024),
+    ] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the encoder")] = False,
+    on_bad_image: Annotated[
+        Literal["quarantine", "fail"],
+        typer.Option(help="list an unreadable image and go on, or stop at the first"),
+    ] = "quarantine",
+    bad_limit: BadLimit = 0.01,
+    then_finalize: Annotated[
+        bool, typer.Option("--finalize", help="write dataset.json if nothing is missing")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the missing shards. Start it on as many machines as you like, kill it, start it again:
+    same bytes."""
+    from data_pipeline.sharding.tokenize import JobSettings
+
+    store = open_store(out, closed=True)
+    planned = read_plan(store)
+    i, n = _share(shards)
+    found = survey(store, planned)
+    known: Known = {}
+    before = count(store, planned, found, known)
+    settings = JobSettings(
+        absolute(out),
+        str(tokenizer.resolve()),
+        source=source and absolute(source),
+        device=device,
+        batch=batch,
+        threads=threads,
+        compiled=compiled,
+        on_bad=on_bad_image,
+        bad_limit=bad_limit,
+        before=before,
+    )
+    mine = [k for k in found.missing(planned) if k % n == i]
+    started, rows, bad, made = time.monotonic(), 0, 0, 0
+    with Progress("tokenizing", sum(planned.rows_of(k) for k in mine), "images") as progress:
+        for part in _parts(engine, settings, mine, ray_address, progress.advance):
+            made, rows, bad = made + 1, rows + part.shard.rows, bad + len(part.quarantined)
+            if part.quarantined:
+                progress.note(f"{bad:,} quarantined")
+                check_bad(
+                    planned, before.quarantined + bad, part.quarantined, bad_limit
+                )  # of all workers on Ray
+    seconds = time.monotonic() - started
+    left = survey(store, planned)
+    missing = left.missing(planned)
+    totals = count(store, planned, left, known)
+    values: dict[str, Any] = {
+        "made": made,
+        "images": rows,
+        "planned": totals.planned,
+        "stored": totals.stored,
+        "quarantined": totals.quarantined,
+        "missing": len(missing),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(rows / seconds, 3),
+    }
+    text = (
+        f"{out}: made {made:,} shards, {rows:,} images in {seconds:.0f} s; the data set: "
+        f"{totals.text}; "
+    )
+    if then_finalize and not missing:
+        values["fingerprint"] = _finalized(store, planned, bad_limit).fingerprint
+        text += "dataset.json is written"
+    else:
+        text += (
+            f"{len(missing):,} shards missing" if missing else f"next: addp tokenize finalize {out}"
+        )
+    _print(as_json, values, text)
+
+
+def _finalized(store: Store, planned: Plan, bad_limit: float) -> Manifest:
+    with Progress("finalizing", planned.shards, "shards") as progress:
+        return finalize(store, planned, bad_limit, progress.set)
+
+
+def _share(text: str) -> tuple[int, int]:
+    try:
+        i, n = (int(part) for part in text.split("/"))
+    except ValueError:
+        i, n = -1, 0
+    if not 0 <= i < n:
+        raise ConfigError(
+            f"--shards {text}: write i/N with i = 0..N-1, as in --shards $SLURM_ARRAY_TASK_ID/64"
+        )
+    return i, n
+
+
+def _parts(
+    engine: str,
+    settings: Any,
+    shards: list[int],
+    ray_address: str | None,
+    progress: Callable[[int], None],
+) -> Any:
+    if engine == "ray":
+        from cluster.sharding.ray_engine import run_on_ray
+
+        return run_on_ray(settings, shards, ray_address, progress)
+    from data_pipeline.sharding.tokenize import run_locally
+
+    return run_locally(settings, shards, progress)
+
+
+@app.command()
+def status(
+    out: Out,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="follow a running job until its last shard")
+    ] = False,
+    every: Annotated[
+        float, typer.Option(help="seconds between looks, with --watch", min=0.1, max=YEAR)
+    ] = 10.0,
+    as_json: AsJson = False,
+) -> None:
+    """What is done, missing and quarantined, at what rate, and when it will end (--json --watch: a
+    line a look)."""
+    store = open_store(out, closed=True)
+    planned = read_plan(store)
+    known: Known = {}
+    found = job_status(store, planned, survey(store, planned), known)
+    with Progress("tokenizing", planned.shards, "shards", done=found.done, shown=watch) as progress:
+        while watch and found.missing:
+            if as_json:
+                print(json.dumps(found._asdict()), flush=True)
+            time.sleep(every)
+            found = job_status(store, planned, survey(store, planned), known)
+            progress.set(found.done)
+            progress.note(f"{found.quarantined:,} quarantined")
+    _print(as_json, found._asdict(), f"{out}: {found.text}")
+
+
+@app.command("finalize")
+def finalize_command(out: Out, bad_limit: BadLimit = 0.01, as_json: AsJson = False) -> None:
+    """Merge the parts into dataset.json. Refuses gaps, duplicates, and shards of other tokenizers
+    or views."""
+    store = open_store(out, closed=True)
+    planned = read_plan(store)
+    manifest = _finalized(store, planned, bad_limit)
+    totals = Totals(planned.images, manifest.rows, len(manifest.quarantined))
+    _print(
+        as_json,
+        {
+            "planned": totals.planned,
+            "rows": manifest.rows,
+            "quarantined": totals.quarantined,
+            "shards": len(manifest.shards),
+            "bytes": sum(s.bytes for s in manifest.shards),
+            "fingerprint": manifest.fingerprint,
+        },
+        f"{out}: {totals.text}; {len(manifest.shards):,} shards; fingerprint "
+        f"{manifest.fingerprint[:16]}",
+    )
+
+
+@app.command()
+def verify(out: Out, as_json: AsJson = False) -> None:
+    """Read every byte and check it against dataset.json. Exits with 1 where something does not
+    match."""
+    from data_pipeline.sharding.verify import totals as totals_of
+    from data_pipeline.sharding.verify import verify as checks
+
+    store = open_store(out, closed=True)
+    manifest = read_manifest(store)
+    totals = totals_of(store, manifest)
+    problems: list[dict[str, str]] = []
+    if totals and totals.lost:
+        problem = f"does not add up: {totals.text}; remove it, and finalize again"
+        problems.append({"shard": MANIFEST, "problem": problem})
+    with Progress("verifying", len(manifest.shards), "shards") as progress:
+        for check in checks(store, manifest):
+            problems += [{"shard": check.name, "problem": problem} for problem in check.problems]
+            progress.advance()
+    damaged, quarantined = (
+        len({p["shard"] for p in problems} - {MANIFEST}),
+        len(manifest.quarantined),
+    )
+    images = (
+        totals.text
+        if totals
+        else f"{manifest.rows:,} stored, {quarantined:,} quarantined, of an unknown plan"
+    )
+    lines = [f"{p['shard']} {p['problem']}" for p in problems]
+    lines.append(f"{out}: {images}; {len(manifest.shards):,} shards, {damaged} of them damaged")
+    values = {
+        "shards": len(manifest.shards),
+        "planned": totals and totals.planned,
+        "rows": manifest.rows,
+        "quarantined": quarantined,
+        "problems": problems,
+        "sound": not problems,
+    }
+    _print(as_json, values, "\n".join(lines))
+    if problems:
+        first = problems[0]
+        raise DataError(f"{out} is not sound: {first['shard']} {first['problem']}")
+
+
+@app.command()
+def inspect(
+    out: Out,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="its weights, to decode rows back to images")
+    ] = None,
+    page: Annotated[Path, typer.Option(help="PNG to write")] = Path("inspect.png"),
+    shards: Annotated[
+        int,
+        typer.Option(
+            help="shards to read for the histograms, spread evenly; 0: all", min=0, max=10**9
+        ),
+    ] = 8,
+    rows: Annotated[int, typer.Option(help="rows to decode", min=1, max=64)] = 6,
+    as_json: AsJson = False,
+) -> None:
+    """A table of counts and shares; class and code-usage histograms and a few rows decoded back to
+    images, as PNG."""
+    from data_pipeline.sharding.inspection import draw, tokenizer_of
+    from data_pipeline.sharding.inspection import inspect as look
+    from data_pipeline.storage.output import IMAGES, check_output
+
+    check_output(page, (*IMAGES, ".pdf", ".svg"))
+    store = open_store(out, closed=True)
+    manifest = read_manifest(store)
+    network = tokenizer_of(manifest, tokenizer) if tokenizer else None
+    with _console.status("reading shards"):
+        found = look(store, manifest, shards, rows)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        draw(found, manifest, network).savefig(page, dpi=110)
+    if as_json:
+        print(json.dumps({**found.summary(manifest), "page": str(page)}))
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for justify in ("left", "right", "left"):
+        table.add_column(justify=justify)
+    for row in found.table(manifest):
+        table.add_row(*(Text(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    print(f"drawn: {page}")

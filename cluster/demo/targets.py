@@ -1,0 +1,106 @@
+"""What the demo must reach, beside what it reached: printed at its end, and kept for its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from data_pipeline.storage import LocalStore
+from trainer.evaluation.reporting.metrics import standard_error
+from trainer.evaluation.results import read_results
+from trainer.run_folder import TARGETS, RunFolder, write_json
+
+
+class Target(NamedTuple):
+    """A figure beside what it must reach, both as text; met is None where nothing is asked."""
+
+    name: str
+    value: str
+    target: str = ""
+    met: bool | None = None
+
+
+def collect_targets(out: Path) -> list[Target]:
+    """From the evaluations and metrics of the demo's runs."""
+    tokenizer, predictor, addp = (
+        _newest(out / name) for name in ("tokenizer", "predictor", "addp")
+    )
+    psnr, used = tokenizer("held-out", "psnr"), tokenizer("held-out", "codebook_used")
+    losses = [float(row["loss"]) for row in RunFolder(out / "addp").read_metrics()]
+    first, last = (sum(part) / len(part) for part in (losses[:3], losses[-3:]))
+    found = [
+        Target("reconstruction PSNR", f"{psnr:.2f} dB", ">= 19 dB", psnr >= 19),
+        Target("codebook in use", f"{used:.0%}", ">= 50 %", used >= 0.5),
+        Target("unigram cross-entropy of the codes", f"{predictor('held-out', 'unigram'):.3f} nat"),
+        _nats("predictor, masked tokens", predictor, 0.7),
+        _nats("ADDP, masked tokens", addp, 0.5),
+        Target(
+            "ADDP training loss",
+            f"{first:.3f} to {last:.3f}",
+            "clearly falling",
+            last < 0.95 * first,
+        ),
+    ]
+    for name, part, key in (
+        ("kNN (k = 20)", "knn", "top1_k20"),
+        ("linear probe", "linear", "top1"),
+    ):
+        trained, untrained, pixels = (
+            addp(part, prefix + key) for prefix in ("", "untrained_", "pixels_")
+        )
+        reached, other, raw = (
+            _percent(share, addp(part, "images")) for share in (trained, untrained, pixels)
+        )
+        found += [
+            Target(
+                f"{name}, trained encoder", reached, f"> untrained ({other})", trained > untrained
+            ),
+            Target(f"{name}, beside raw pixels", reached, f"> pixels ({raw})", trained > pixels),
+        ]
+    frechet = addp("proxy", "efficientnet_frechet_distance")
+    return [
+        *found,
+        Target("most common class", f"{addp('knn', 'majority_class'):.1%}"),
+        Target("samples, Fréchet distance on EfficientNet features", f"{frechet:.1f}"),
+    ]
+
+
+def _nats(name: str, figure: Callable[[str, str], float], least: float) -> Target:
+    entropy, gain = figure("held-out", "cross_entropy"), figure("held-out", "gain")
+    return Target(
+        name,
+        f"{entropy:.3f} nat ({gain:.3f} under the unigram)",
+        f"{least} nat under it",
+        gain >= least,
+    )
+
+
+def _percent(share: float, images: float) -> str:
+    """With its standard error, where the count of images is known."""
+    error = standard_error(share, images)
+    return f"{100 * share:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "") + " %"
+
+
+def _newest(run: Path) -> Callable[[str, str], float]:
+    """(part, figure) -> its value at the newest checkpoint that has it."""
+    results = read_results(LocalStore(run))
+
+    def value(part: str, figure: str) -> float:
+        figures = next(r for r in reversed(results) if r["part"] == part)["figures"]
+        return float(
+            figures.get(figure, 0) if figure == "images" else figures[figure]
+        )  # earlier ones did not count
+
+    return value
+
+
+def show_targets(out: Path) -> None:
+    """Print them, and keep them with the ADDP run."""
+    targets = collect_targets(out)
+    for t in targets:
+        verdict = {True: "met", False: "MISSED", None: ""}[t.met]
+        print(
+            f"{verdict:6s}  {t.name:52s} {t.value:36s} {t.target}".rstrip()
+        )  # the verdict first: narrow terminals cut
+    write_json(RunFolder(out / "addp").evaluation / TARGETS, [t._asdict() for t in targets])

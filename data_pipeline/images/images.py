@@ -1,0 +1,193 @@
+"""An image: where its bytes lie, which split it belongs to, and how they become pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Literal, NamedTuple
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from data_pipeline.storage import (
+    AccessDenied,
+    LocalStore,
+    NoRegularFile,
+    ObjectMissing,
+    Store,
+    TooShort,
+)
+from model.documents import printable, show
+from model.errors import DataError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+)  # of Pillow's some 40: the common ones, in process
+MOST_BYTES = 64 * 2**20
+_LONGEST_NAME = 4096  # bytes, as of a path; a line of a plan's list has room for two
+MOST_PIXELS = 2**30 // 12  # as Pillow's own limit: a third of a GiB at four bytes a pixel
+Split = Literal["train", "val", "all"]
+
+# Pillow warns of large images; they are refused here instead. To turn its warning into an error for
+# a while is not safe in threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class ImageEntry(NamedTuple):
+    """id: unique in its source. label: index into the class names. The bytes are `size` bytes of
+    the object `object` of the source's store from `offset` on; the object holds nothing else where
+    `offset` is None."""
+
+    id: str
+    label: int
+    object: str
+    size: int
+    offset: int | None = None
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """The images of one split, held in memory, in the order of their ids."""
+
+    store: Store
+    images: tuple[ImageEntry, ...]
+    classes: tuple[str, ...]
+
+
+def is_image(name: str) -> bool:
+    """By its suffix. Hidden files, such as the ._x.jpg that macOS puts beside x.jpg, are none."""
+    base = name[name.rfind("/") + 1 :]
+    dot = base.rfind(".")
+    return dot > 0 and base[0] != "." and base[dot:].lower() in SUFFIXES
+
+
+def is_held_out(image_id: str, share: float) -> bool:
+    """Whether an image belongs to the validation split: fixed by the hash of its id, whatever else
+    there is."""
+    digest = hashlib.sha256(image_id.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def of_split(images: Iterable[ImageEntry], split: Split, held_out: float) -> Iterator[ImageEntry]:
+    """held_out: share of the images in the validation split. Raises DataError for a name that is
+    not UTF-8, or too long."""
+    for p in images:
+        try:
+            length = len(p.id.encode()) + len(p.object.encode())
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"the name of the image {show(p.id)} is not UTF-8; rename it"
+            ) from error
+        if length > 2 * _LONGEST_NAME:
+            raise DataError(
+                f"the name of the image {show(p.id)} has more than {_LONGEST_NAME:,} bytes; rename "
+                "it"
+            )
+        if split == "all" or is_held_out(p.id, held_out) == (split == "val"):
+            yield p
+
+
+class BadImage(DataError):
+    """What is lastingly wrong with one image. reason: the same on every machine, for it stands in
+    data sets."""
+
+    def __init__(self, image: str, reason: str) -> None:
+        super().__init__(f"cannot read the image {printable(image)}: {reason}")
+        self.image, self.reason = image, reason
+
+    def __reduce__(
+        self,
+    ) -> tuple[type[BadImage], tuple[str, str]]:  # engines send errors between processes
+        return type(self), (self.image, self.reason)
+
+
+def read_image(store: Store, entry: ImageEntry) -> Image.Image:
+    """An RGB image, as `decode_image` makes it.
+
+    Raises BadImage where it is gone, another file than when it was listed, not to be read by us, or
+    not decodable. Faults of the storage itself raise its own errors: they say nothing about the
+    image.
+    """
+    if entry.size > MOST_BYTES:
+        raise BadImage(entry.id, f"{entry.size:,} bytes, more than the limit of {MOST_BYTES:,}")
+    whole = entry.offset is None
+    try:
+        # A byte more than a file had tells whether it has grown, however large it is now.
+        data = store.read(entry.object, entry.offset or 0, entry.size + whole)
+    except ObjectMissing as error:
+        gone = "no regular file" if isinstance(error, NoRegularFile) else "gone since it was listed"
+        raise BadImage(entry.id, gone) from error
+    except AccessDenied as error:
+        if not isinstance(store, LocalStore):  # there, it is our credentials that are wrong
+            raise
+        raise BadImage(entry.id, "its mode forbids reading it") from error
+    except TooShort as error:
+        if not whole:
+            raise  # it is the tar that is cut
+        data = error.content
+    if len(data) != entry.size:
+        found = f"{len(data)}" if len(data) < entry.size else f"more than {entry.size}"
+        raise BadImage(entry.id, f"{found} bytes, but {entry.size} when it was listed")
+    try:
+        return decode_image(data)
+    except DataError as error:
+        raise BadImage(entry.id, str(error)) from error
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """RGB: first frame, turned as EXIF says, 16 bit scaled to 8, CMYK and palettes converted,
+    transparency over white.
+
+    The content decides the format, one of `FORMATS`, not the name. Raises DataError with the reason
+    for anything else: a file that is truncated or damaged, of more than `MOST_BYTES`, or of more
+    than `MOST_PIXELS` once decoded.
+    """
+    if len(data) > MOST_BYTES:
+        raise DataError(f"{len(data):,} bytes, more than the limit of {MOST_BYTES:,}")
+    try:
+        return _decoded(data)
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError("empty file" if not data else "cannot identify image file") from error
+    except (
+        Exception
+    ) as error:  # a damaged file may raise anything, and with these limits it is the file's fault
+        text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))[
+            :200
+        ]  # the same on every machine
+        expected = isinstance(error, OSError | SyntaxError | ValueError)
+        raise DataError(text if text and expected else f"{type(error).__name__}: {text}") from error
+
+
+def _decoded(data: bytes) -> Image.Image:
+    with Image.open(BytesIO(data), formats=FORMATS) as file:
+        width, height = file.size
+        if width * height > MOST_PIXELS:
+            raise DataError(
+                f"{width} x {height} pixels, more than the limit of {MOST_PIXELS:,}: a "
+                "decompression bomb"
+            )
+        if width * height == 0:
+            raise DataError("no pixels")
+        file.load()
+        ImageOps.exif_transpose(file, in_place=True)
+        image: Image.Image = file
+        if image.mode == "F":
+            raise DataError("pixels are floating-point numbers, of no known scale")
+        if image.mode.startswith("I"):  # 16-bit grey; a plain conversion would clip it
+            image = image.point(lambda value: value * (1 / 256)).convert("L")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")

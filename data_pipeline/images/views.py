@@ -1,0 +1,117 @@
+"""Views of an image: seeded random resized crops with flips for training, a centre crop for
+evaluation.
+
+A view is a pure function of (seed, image id, view index): the same on any machine, in any order of
+work.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field, model_validator
+
+from model.config import LARGEST_IMAGE
+from model.documents import Seed, Settings
+from model.randomness import uniforms
+
+MOST_VIEWS = 1000  # of an image, which are in memory together
+_TRIES = 10  # as torchvision: after so many crops that do not fit, take the largest that does
+
+_Share = Annotated[float, Field(gt=0, le=1)]
+_Ratio = Annotated[float, Field(ge=0.01, le=100)]
+
+
+class ViewRecipe(Settings):
+    """How views are made; part of a data set's fingerprint."""
+
+    kind: Literal["random_crop", "center_crop"] = Field(
+        "random_crop", description="random_crop, or center_crop for evaluation"
+    )
+    size: int = Field(256, gt=0, le=LARGEST_IMAGE, description="side of a view, pixels")
+    views: int = Field(
+        10, gt=0, le=MOST_VIEWS, description="V, views of each image; center_crop has one"
+    )
+    scale: tuple[_Share, _Share] = Field(
+        (0.2, 1.0), description="share of the image's area in a random crop"
+    )
+    ratio: tuple[_Ratio, _Ratio] = Field(
+        (3 / 4, 4 / 3), description="aspect ratio of a random crop"
+    )
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    seed: Seed = Field(0, description="seed of the crops and flips")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ViewRecipe:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if low > high:
+                raise ValueError(f"{name} = {low}, {high}: the lower end comes first")
+        return self
+
+    @classmethod
+    def center(cls, size: int) -> ViewRecipe:
+        return cls(kind="center_crop", size=size, views=1)
+
+
+def make_view(
+    image: Image.Image, image_id: str, view: int, recipe: ViewRecipe
+) -> NDArray[np.uint8]:
+    """RGB array (size, size, 3); bicubic, antialiased."""
+    if recipe.kind == "center_crop":
+        return _resize(image, _largest_centred(*image.size, 1.0, 1.0), recipe.size)
+    u = uniforms(recipe.seed, f"view/{image_id}", view, 1, 4 * _TRIES + 1)[0]
+    array = _resize(image, _random_box(*image.size, recipe, u), recipe.size)
+    return array[:, ::-1] if u[-1] < recipe.flip else array
+
+
+def resized_crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """RGB array (size, size, 3): torchvision's Resize(size) and CenterCrop(size) of a PIL image,
+    bit for bit: the shorter side becomes `size`, bilinear and antialiased, and the longer one is
+    rounded down; then the middle.
+
+    What published figures of generation take for real images; no training sees them so.
+    """
+    width, height = image.size
+    short = min(width, height)
+    wide, high = size * width // short, size * height // short
+    left, top = round((wide - size) / 2), round((high - size) / 2)
+    resized = image.resize((wide, high), Image.Resampling.BILINEAR)
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
+
+
+def _resize(
+    image: Image.Image, box: tuple[float, float, float, float], size: int
+) -> NDArray[np.uint8]:
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+
+
+def _random_box(
+    width: int, height: int, recipe: ViewRecipe, u: NDArray[np.float64]
+) -> tuple[float, float, float, float]:
+    low, high = (math.log(r) for r in recipe.ratio)
+    for i in range(_TRIES):
+        area, ratio, x, y = u[4 * i : 4 * i + 4]
+        area = width * height * (recipe.scale[0] + area * (recipe.scale[1] - recipe.scale[0]))
+        ratio = math.exp(low + ratio * (high - low))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
+            return left, top, left + w, top + h
+    return _largest_centred(width, height, *recipe.ratio)
+
+
+def _largest_centred(
+    width: int, height: int, low: float, high: float
+) -> tuple[float, float, float, float]:
+    """The largest centred box with an aspect ratio in [low, high]."""
+    w, h = float(width), float(height)
+    if w / h < low:
+        h = w / low
+    elif w / h > high:
+        w = h * high
+    left, top = (width - w) / 2, (height - h) / 2
+    return left, top, left + w, top + h

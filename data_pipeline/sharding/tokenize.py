@@ -1,0 +1,247 @@
+"""Images -> V seeded views -> token shards: the work of a sharding job on one machine.
+
+Threads read images and make views ahead of the encoder, across the borders of shards, and finished
+shards are stored in the background, so that the encoder does not wait. A shard is a pure function
+of the plan: any worker makes the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_pipeline.images.images import BadImage, ImageEntry, read_image
+from data_pipeline.images.location import images_store
+from data_pipeline.images.source_check import SourceCheck
+from data_pipeline.images.views import ViewRecipe, make_view
+from data_pipeline.sharding.encoder import BatchFiller, TokenEncoder
+from data_pipeline.sharding.plan import Plan, PlanRecipe, read_plan, shard_images
+from data_pipeline.sharding.quarantine import NOTHING, BadCount, Totals, is_absent
+from data_pipeline.sharding.receipts import Part, commit, layout_of, unclaimed
+from data_pipeline.shards.format import Sample, write_shard
+from data_pipeline.shards.manifest import Quarantined
+from data_pipeline.storage import Store, open_store
+from model.device import usable_device
+from model.errors import DataError
+from model.vq import VQTokenizer
+from model.weights import fingerprint, load_tokenizer
+
+OnBad = Literal["quarantine", "fail"]
+
+
+class JobSettings(NamedTuple):
+    """A sharding job as it can be sent to another machine. tokenizer: weights file. source: in
+    place of the plan's. before: what was made when the job began."""
+
+    out: str
+    tokenizer: str
+    source: str | None = None
+    device: str = "auto"  # auto, cpu or cuda
+    batch: int = 128
+    threads: int | None = None
+    compiled: bool = False
+    on_bad: OnBad = "quarantine"
+    bad_limit: float = 0.01
+    before: Totals = NOTHING
+
+    def open(self) -> TokenizeJob:
+        """Read the plan, load the tokenizer, reach both stores. Raises ADDPError where one of them
+        does not fit, and StorageError where the source is not there."""
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        usable_device(device)
+        out = open_store(self.out, closed=True)
+        plan = read_plan(out)
+        network = load_tokenizer(self.tokenizer)
+        check_tokenizer(network, plan)
+        encoder = TokenEncoder(
+            network,
+            device=device,
+            batch=self.batch,
+            precision=plan.recipe.precision,
+            compiled=self.compiled,
+        )
+        job = TokenizeJob(
+            out,
+            plan,
+            images_store(self.source or plan.source, plan.objects),
+            encoder,
+            threads=self.threads,
+            on_bad=self.on_bad,
+            bad_limit=self.bad_limit,
+            before=self.before,
+        )
+        job.check.before_work()
+        return job
+
+
+class Viewed(NamedTuple):
+    """An image of a shard, its number in the plan, and its views, uint8 (V, H, W, 3), or why it has
+    none."""
+
+    shard: int
+    number: int
+    entry: ImageEntry
+    views: NDArray[np.uint8] | Quarantined
+
+
+def plan_recipe(tokenizer: VQTokenizer, views: ViewRecipe, **options: object) -> PlanRecipe:
+    """Raises DataError where the views do not fit the tokenizer."""
+    config = tokenizer.config
+    if views.size != config.image_size:
+        raise DataError(
+            f"views of {views.size} px do not fit a tokenizer for {config.image_size} px"
+        )
+    return PlanRecipe.model_validate(
+        {
+            "views": views,
+            "tokenizer": fingerprint(tokenizer),
+            "codebook_size": config.codebook_size,
+            "tokens": config.tokens,
+            **options,
+        }
+    )
+
+
+def check_tokenizer(tokenizer: VQTokenizer, plan: Plan) -> None:
+    """Raises DataError where the plan was made for other weights."""
+    if (found := fingerprint(tokenizer)) != plan.recipe.tokenizer:
+        raise DataError(
+            f"the plan was made for another tokenizer ({plan.recipe.tokenizer[:12]}) than the one "
+            f"given ({found[:12]}); give the one that it was planned with, or plan anew in an "
+            "empty folder"
+        )
+
+
+class TokenizeJob:
+    """Makes shards of a plan. `encoder` must hold the plan's tokenizer, in the plan's precision
+    (`check_tokenizer`).
+
+    source: the store that the plan's images lie in. threads: read and decode ahead. on_bad: what an
+    unreadable image does. bad_limit: share of unreadable images above which it stops. before: what
+    was made when it began.
+    """
+
+    def __init__(
+        self,
+        out: Store,
+        plan: Plan,
+        source: Store,
+        encoder: TokenEncoder,
+        *,
+        threads: int | None = None,
+        on_bad: OnBad = "quarantine",
+        bad_limit: float = 0.01,
+        before: Totals = NOTHING,
+    ) -> None:
+        self.out, self.plan, self.source, self.encoder = out, plan, source, encoder
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.on_bad = on_bad
+        self.check = SourceCheck(out, plan, source)
+        self._bad = BadCount(plan, bad_limit, before)
+
+    def run(
+        self, shards: Iterable[int], progress: Callable[[int], None] = lambda images: None
+    ) -> Iterator[Part]:
+        """Make and store these shards; yields each one's part once it is stored. progress: images
+        just encoded.
+
+        Raises DataError for too many unreadable images (the first, with on_bad "fail") and
+        StorageError where reading or storing fails for good, or the source goes away; shards stored
+        until then stay.
+        """
+        storing: Future[Part] | None = None
+        with (
+            ThreadPoolExecutor(self.threads, "views") as readers,
+            ThreadPoolExecutor(1, "store") as writer,
+        ):
+            stream = self._viewed(shards, readers)
+            for shard, images in itertools.groupby(stream, lambda viewed: viewed.shard):
+                content, bad = self._make(images, progress)
+                self._bad.add(shard, bad)
+                if storing is not None:
+                    yield storing.result()
+                storing = writer.submit(commit, self.out, self.plan, shard, content, bad)
+            if storing is not None:
+                yield storing.result()
+
+    def _viewed(self, shards: Iterable[int], readers: ThreadPoolExecutor) -> Iterator[Viewed]:
+        """All images of the shards in order, made ahead by at most two batches and one image a
+        thread."""
+        ahead = self.threads + -(-2 * self.encoder.batch // self.plan.recipe.views.views)
+        waiting: deque[Future[Viewed]] = deque()
+        listed = ((k, i, p) for k in shards for i, p in shard_images(self.out, self.plan, k))
+        try:
+            for item in listed:
+                waiting.append(readers.submit(self._view, *item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _view(self, shard: int, index: int, entry: ImageEntry) -> Viewed:
+        recipe = self.plan.recipe.views
+        try:
+            image = read_image(self.source, entry)
+        except BadImage as error:
+            bad = Quarantined(id=entry.id, reason=error.reason)
+            if self.on_bad == "fail":
+                self.check.confirm([entry] if is_absent(bad) else [], None)
+                raise
+            return Viewed(shard, index, entry, bad)
+        views = np.stack([make_view(image, entry.id, view, recipe) for view in range(recipe.views)])
+        return Viewed(shard, index, entry, views)
+
+    def _make(
+        self, images: Iterable[Viewed], progress: Callable[[int], None]
+    ) -> tuple[bytes, tuple[Quarantined, ...]]:
+        """One shard's bytes (none where no image can be read), and its unreadable images."""
+        good: list[Viewed] = []
+        bad: list[Quarantined] = []
+        absent: list[ImageEntry] = []
+        filler = BatchFiller(self.encoder)
+        for viewed in images:
+            if isinstance(viewed.views, Quarantined):
+                bad.append(viewed.views)
+                absent += [viewed.entry] if is_absent(viewed.views) else []
+            else:
+                filler.add(viewed.views)
+                good.append(viewed._replace(views=viewed.views[:0]))  # the pixels are done with
+            progress(1)
+        self.check.confirm(absent, good[-1].entry if good else None)
+        if not good:
+            return b"", tuple(bad)
+        layout = layout_of(self.plan)
+        tokens = filler.tokens().reshape(-1, layout.views, layout.tokens)
+        file = BytesIO()
+        write_shard(
+            file,
+            (Sample(v.number, v.entry.label, t) for v, t in zip(good, tokens, strict=True)),
+            layout,
+        )
+        return file.getvalue(), tuple(bad)
+
+
+def run_locally(
+    settings: JobSettings, shards: Sequence[int], progress: Callable[[int], None]
+) -> Iterator[Part]:
+    """Make these shards in this process, but for those that other workers finish meanwhile."""
+    if not shards:
+        return
+    job = settings.open()
+    start = uuid.uuid4().int % len(shards)  # workers of one plan begin at different places
+    yield from job.run(unclaimed(job.out, shards, start), progress)

@@ -1,0 +1,134 @@
+"""`dataset.json`: what a token data set holds, byte for byte. Written last; a folder without it is
+no data set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from data_pipeline.images.views import ViewRecipe
+from data_pipeline.sharding.plan import Classes, check_titles
+from data_pipeline.shards.format import END, CodeCount, Layout, Rows, TokenCount
+from data_pipeline.storage import BucketMissing, ObjectMissing, Store, open_store, read_document
+from model.documents import (
+    Count,
+    Positive,
+    Record,
+    RelativeName,
+    Sha256,
+    parse_json,
+    parse_record,
+    show,
+)
+from model.errors import DataError
+from model.precision import InferencePrecision
+
+MANIFEST = "dataset.json"
+
+
+class ShardEntry(Record):
+    name: RelativeName
+    rows: Rows
+    bytes: Count
+    sha256: Sha256
+    xxh3: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class Quarantined(Record):
+    """An image that could not be read, and why."""
+
+    id: str
+    reason: str
+
+
+class Manifest(Record):
+    format: Literal["addp-tokens-1"] = "addp-tokens-1"
+    shards: Annotated[tuple[ShardEntry, ...], Field(min_length=1)]
+    stride: Positive
+    fields: dict[str, dict[str, Any]]
+    codebook_size: CodeCount
+    tokens: TokenCount
+    views: ViewRecipe
+    tokenizer: Sha256  # fingerprint of the tokenizer's weights (model.weights.fingerprint)
+    precision: InferencePrecision = "fp32"  # of the encoder
+    classes: Classes
+    class_titles: tuple[str, ...] = ()  # what people call them, or empty
+    quarantined: tuple[Quarantined, ...] = ()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Raises ValueError where sizes contradict each other, so that no reader has to look."""
+        layout = self.layout
+        layout.check()
+        if (self.stride, self.fields) != (layout.stride, layout.fields()):
+            raise ValueError(
+                f"stride and fields are not those of {layout.views} views of {layout.tokens} tokens"
+            )
+        check_titles(self.classes, self.class_titles)
+        names = set()
+        for k, shard in enumerate(self.shards):
+            if not shard.rows or shard.bytes != shard.rows * layout.stride + len(END):
+                raise ValueError(
+                    f"shards.{k}: {shard.bytes} bytes are not those of {shard.rows} rows of "
+                    f"{layout.stride} each"
+                )
+            if shard.name in names:
+                raise ValueError(f"shards.{k}: the name {show(shard.name)} stands twice")
+            names.add(shard.name)
+        return self
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.views.views, self.tokens)
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the manifest's canonical JSON: two data sets with one fingerprint hold the
+        same bytes."""
+        return hashlib.sha256(
+            json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
+        ).hexdigest()
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    content = {**manifest.model_dump(mode="json"), "fingerprint": manifest.fingerprint}
+    return json.dumps(content, indent=1).encode()
+
+
+def read_manifest(place: Store | Path | str) -> Manifest:
+    """Raises DataError where there is no finished data set, or its manifest was altered or cannot
+    be true."""
+    return read_fingerprinted(place)[0]
+
+
+def read_fingerprinted(place: Store | Path | str) -> tuple[Manifest, str]:
+    """As `read_manifest`, with the fingerprint, which takes long to take of a hundred thousand
+    shards."""
+    store = open_store(place, closed=True) if isinstance(place, Path | str) else place
+    where = f"{store.url}/{MANIFEST}"
+    try:
+        document = read_document(store, MANIFEST)
+    except (ObjectMissing, BucketMissing) as error:
+        raise DataError(
+            f"{store.url} is no finished token data set: it has no {MANIFEST}; make it with `addp "
+            "tokenize`"
+        ) from error
+    unreadable = f"{where} is not readable as a token data set"
+    content = parse_json(document, unreadable, DataError)
+    fingerprint = content.pop("fingerprint", None)
+    if not isinstance(fingerprint, str):
+        raise DataError(f"{unreadable}: it has no fingerprint")
+    manifest = parse_record(Manifest, content, unreadable, DataError)
+    if fingerprint != manifest.fingerprint:
+        raise DataError(
+            f"{where} was changed after it was written: its fingerprint does not match its content"
+        )
+    return manifest, fingerprint

@@ -1,0 +1,166 @@
+"""`addp data`: bench, preview, order."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from data_pipeline.images.sources import split_of
+from data_pipeline.storage import LocalStore, open_store
+from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
+from tests.cluster.calling import addp
+from tests.token_sets import samples_of, write_tokens
+
+
+def test_bench(tokens: Path) -> None:
+    done = addp("data", "bench", tokens, "--global-batch", "16", "--seconds", "0.5", "--json")
+    assert done.code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (
+        found["samples_per_second"] > 1000 and found["first_batch_ms"] > 0 and found["epochs"] > 1
+    )
+
+
+def test_order_names_the_images_of_a_step(tokens: Path, images: Path) -> None:
+    done = addp(
+        "data",
+        "order",
+        tokens,
+        "--step",
+        "9",
+        "--global-batch",
+        "16",
+        "--count",
+        "5",
+        "--seed",
+        "3",
+        "--json",
+    )
+    assert done.code == 0, done.stderr
+    found = json.loads(done.stdout)
+    reader = TokenLoader(tokens, global_batch=16, seed=3, options=LoaderOptions())
+    assert [entry["label"] for entry in found] == reader.batch(9, 0, 5).labels.tolist()
+    labels = {p.id: p.label for p in split_of(images).images}
+    assert all(labels[entry["image"]] == entry["label"] for entry in found)
+    assert found[0]["epoch"] == 9 // reader.schedule.steps_per_epoch
+    reader.close()
+    refused = addp("data", "order", tokens, "--step", "0", "--global-batch", "4", "--count", "5")
+    assert refused.code == 78 and "beyond the global batch" in refused.stderr
+
+
+def test_preview(tokens: Path, tokenizer_file: Path, tmp_path: Path) -> None:
+    page = tmp_path / "out" / "preview.png"
+    arguments = (
+        "data",
+        "preview",
+        tokens,
+        "--global-batch",
+        "16",
+        "--count",
+        "9",
+        "--zoom",
+        "2",
+        "--page",
+    )
+    done = addp(*arguments, page, "--tokenizer", tokenizer_file)
+    assert done.code == 0, done.stderr
+    assert Image.open(page).size == (3 * 34 + 2, 3 * 34 + 2)
+    missing = addp("data", "bench", tmp_path)
+    assert missing.code == 1 and "is no finished token data set" in missing.stderr
+    unknown = addp(*arguments, tmp_path / "x" / "preview.xyz", "--tokenizer", tokenizer_file)
+    assert (
+        unknown.code == 78
+        and "must end in .png" in unknown.stderr
+        and not (tmp_path / "x").exists()
+    )
+
+
+def make_run(place: Path | str, **sections: object) -> str:
+    """What a run leaves of its configuration, in a folder or on a store."""
+    store = open_store(place)
+    store.create("config.resolved.yaml", yaml.safe_dump(sections).encode())
+    return str(place)
+
+
+MAGE = {"objective": "mage", "seed": 5, "batch": {"global_batch": 8, "micro": 2}}
+
+
+@pytest.mark.parametrize("on_store", [False, True])
+def test_a_run_says_what_is_read(
+    on_store: bool,
+    tokens: Path,
+    tokenizer_file: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Data set, batch, seed and window; rewinds too, and options that are given win."""
+    place = request.getfixturevalue("bucket") + "/run" if on_store else tmp_path / "run"
+    data = {"tokens": str(tokens), "window": 2, "tail": "pad"}
+    run = make_run(place, **MAGE, data=data, tokenizer={"weights": str(tokenizer_file)})
+    open_store(place).create(
+        "rewinds.json", b'[{"step": 4, "length": 3}, {"step": 20, "length": 1}]'
+    )
+
+    reader = TokenLoader(
+        tokens, global_batch=8, seed=5, options=LoaderOptions(window=2, tail="pad")
+    )
+    for step, read in ((3, 3), (4, 7), (19, 22), (20, 24)):
+        found = json.loads(
+            addp("data", "order", "--run", run, "--step", step, "--count", 8, "--json").stdout
+        )
+        assert [entry.get("label", 0) for entry in found] == reader.batch(
+            read, 0, 8
+        ).labels.tolist()
+        assert found[0].get("data_step", step) == read
+    reader.close()
+
+    other = json.loads(
+        addp("data", "order", tokens, "--step", 7, "--global-batch", 8, "--json").stdout
+    )
+    given = json.loads(
+        addp(
+            "data", "order", "--run", run, "--step", 4, "--seed", 0, "--window", 16, "--json"
+        ).stdout
+    )
+    assert given[0]["row"] == other[0]["row"] and given[0]["shard"] == other[0]["shard"]
+
+    page = tmp_path / "page.png"
+    done = addp("data", "preview", "--run", run, "--page", page)
+    assert done.code == 0 and Image.open(page).size[0] < 100, done.stderr  # 8 samples, not 32
+    speed = json.loads(addp("data", "bench", "--run", run, "--seconds", 0.1, "--json").stdout)
+    assert speed["global_batch"] == 8
+
+
+def test_a_run_on_a_mixture(tmp_path: Path) -> None:
+    few, many = str(tmp_path / "few"), str(tmp_path / "many")
+    write_tokens(LocalStore(Path(few)), [40])
+    write_tokens(LocalStore(Path(many)), [30, 30], first=40)
+    run = make_run(tmp_path / "run", **MAGE, data={"mixture": {few: 1, many: 3}})
+    done = addp("data", "order", "--run", run, "--step", 2, "--count", 8, "--json")
+    found = json.loads(done.stdout)
+    reader = TokenLoader([(few, 1.0), (many, 3.0)], global_batch=8, seed=5)
+    read = samples_of(reader.batch(2, 0, 8).ids)
+    reader.close()
+    assert [entry["label"] for entry in found] == read
+    assert [entry["class"] for entry in found] == [f"class {n}" for n in read]
+    assert [entry["dataset"] for entry in found] == [few if n < 40 else many for n in read]
+    assert len({entry["dataset"] for entry in found}) == 2
+
+
+def test_what_says_not_what_is_read(tokens: Path, tmp_path: Path) -> None:
+    assert addp("data", "bench").code == 2
+    none = addp("data", "order", "--run", tmp_path, "--step", 0)
+    assert none.code == 78 and "has no config.resolved.yaml" in none.stderr
+    images = addp("data", "bench", "--run", make_run(tmp_path / "run", objective="tokenizer"))
+    assert images.code == 78 and "reads no token data set" in images.stderr
+    unnamed = addp(
+        "data",
+        "preview",
+        "--run",
+        make_run(tmp_path / "mage", **MAGE, data={"tokens": str(tokens)}),
+    )
+    assert unnamed.code == 78 and "give --tokenizer FILE" in unnamed.stderr

@@ -1,0 +1,86 @@
+"""The demo's whole road at a thousandth of its length, on the user's own images, interrupted
+once."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from trainer.run_folder import RunFolder
+
+COMMAND = [sys.executable, "-m", "cluster.cli", "demo", "--scale", "0.006"]
+
+
+def test_interrupted_demo_goes_on_to_its_report(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    command = [*COMMAND, "--images", str(images), "--out", str(out)]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a test run in the background ignores it
+    )
+    deadline = time.monotonic() + 200
+    while not RunFolder(out / "tokenizer").metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)  # Ctrl-C
+    process.communicate(timeout=300)
+    assert process.returncode != 0 and not (out / "report.html").exists()
+    assert not ranks_of(out)  # nothing runs on behind the user's back
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (out / "report.html").read_text()
+    assert str((out / "report.html").resolve()) in done.stdout
+    assert (
+        not re.search(r'(src|href)="(?!data:|#)', page)
+        and page.count("data:image/png;base64,") == 5
+    )
+    for name in (
+        "reconstruction PSNR",
+        "codebook in use",
+        "predictor, masked tokens",
+        "linear probe, trained encoder",
+    ):
+        assert name in page and name in done.stdout
+    assert (
+        "MISSED" in done.stdout
+    )  # a hundredth of the training cannot reach the figures, and says so
+    (grid,) = (out / "addp" / "evaluation").glob("step-*/samples.png")
+    assert Image.open(grid).size == (8 * 98 + 2, 8 * 98 + 2)
+
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0 and again.stderr.count("done before") == 5, again.stderr
+
+    other = tmp_path / "other"
+    shutil.copytree(images, other)
+    refused = subprocess.run(
+        [*COMMAND, "--images", str(other), "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 78 and "holds a demo on" in refused.stderr
+
+
+def ranks_of(out: Path) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if str(out) in line:
+                found.append(line)
+    return found

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.launch.launch import RunFailed, run_group, train
+from cluster.launch.postmortem import explain, last_words
+from trainer.run_folder import RunFolder
+
+CHILD = (
+    "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; "
+    "time.sleep(60)']); print(p.pid, flush=True)"
+)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]
+
+
+def test_orphans_are_ended(capfd: pytest.CaptureFixture[str]) -> None:
+    """As when the launcher dies and leaves its ranks behind."""
+    assert run_group([sys.executable, "-c", CHILD]) == (0, False)
+    assert not alive(int(capfd.readouterr().out))
+
+
+def test_a_signal_that_comes_too_late_is_not_forgotten() -> None:
+    """The command ends well all the same; who started it must know, to start nothing else."""
+    child = (
+        "import os, signal, sys, time; [signal.signal(n, lambda *_: sys.exit(0)) for n in "
+        "(signal.SIGINT, 15)]; os.kill(os.getppid(), signal.SIGINT); time.sleep(600)"
+    )
+    assert run_group([sys.executable, "-c", child]) == (0, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_whole_group(number: int, tmp_path: Path) -> None:
+    sleeping = CHILD + "; time.sleep(600)"
+    code = (
+        "from cluster.launch.launch import run_group; import sys; run_group([sys.executable, '-c', "
+        f"{sleeping!r}])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a test run in the background ignores it
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    started = time.monotonic()
+    process.send_signal(number)
+    process.wait(timeout=120)
+    assert time.monotonic() - started < 50 and not alive(
+        child
+    )  # 60: the grace after which all are killed
+
+
+@pytest.mark.parametrize(
+    ("code", "earlier", "words"),
+    [
+        (0, False, r"died \(exit code 0\); the reason stands above. Run it again to go on$"),
+        (247, False, "it died"),
+        (78, False, "it did not start; the reason stands above$"),
+        (
+            78,
+            True,
+            "it did not start; the reason stands above$",
+        ),  # refused in the folder of a run that is done
+    ],
+)
+def test_only_the_run_itself_says_that_it_is_done(
+    code: int, earlier: bool, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deepspeed launcher exits with 0 when its own helper was killed."""
+    if earlier:
+        RunFolder(tmp_path).mark_done({})
+    monkeypatch.setattr(
+        "cluster.launch.launch.launcher_command",
+        lambda *_: [sys.executable, "-c", f"raise SystemExit({code})"],
+    )
+    with pytest.raises(RunFailed, match=words) as caught:
+        train(tmp_path, 2, [])
+    assert caught.value.exit_code == (78 if code == 78 else 1)
+
+
+def test_a_marker_from_before_this_start_counts_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where an extended run dies before its first step."""
+    RunFolder(tmp_path).mark_done({"step": 70, "start": "earlier"})
+    monkeypatch.setattr(
+        "cluster.launch.launch.launcher_command",
+        lambda *_: [sys.executable, "-c", "raise SystemExit(3)"],
+    )
+    with pytest.raises(RunFailed, match=r"died \(exit code 3\)"):
+        train(tmp_path, 2, [])
+    code = (
+        f"from trainer.run_folder import RunFolder as R; R({str(tmp_path)!r}).mark_done({{'step': "
+        "70, 'start': 'x'})"
+    )
+    monkeypatch.setattr(
+        "cluster.launch.launch.launcher_command", lambda *_: [sys.executable, "-c", code]
+    )
+    train(tmp_path, 2, [])
+
+
+def test_who_died_and_how(tmp_path: Path) -> None:
+    """From the ranks' last words; an earlier start's say nothing."""
+    folder = RunFolder(tmp_path)
+    old = {"section": "step", "step": 3, "host": "a", "pid": 1}
+    folder.heartbeats.mkdir(parents=True)
+    for rank in range(3):
+        folder.heartbeat(rank).write_text(json.dumps(old))
+    before = last_words(folder)
+    assert "the reason stands above" in explain(folder, before, 1)
+    lost = {**old, "section": "exit", "code": 1, "reason": "another rank went away at step 7"}
+    folder.heartbeat(0).write_text(json.dumps(lost))
+    folder.heartbeat(2).write_text(json.dumps({**old, "step": 7, "pid": 12, "host": "b"}))
+    assert explain(folder, before, 256 - 9).startswith(
+        "rank 2 (process 12 on b) died at step 7, ended by SIGKILL;"
+    )
+    assert "ended by SIGSEGV. Run it again" in explain(folder, before, 256 - 11)
+    assert "without a word (exit code 1)" in explain(folder, before, 1)
+    folder.heartbeat(1).write_text(json.dumps({**lost, "reason": "unexpected KeyError: 'x'"}))
+    assert explain(folder, before, 1).startswith(
+        "rank 1 on a crashed at step 3: unexpected KeyError: 'x'"
+    )

@@ -1,0 +1,235 @@
+"""Non-finite steps, spikes, rewinds and divergence."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.trainer.comparing import cut_back, incidents, losses, same_end, same_weights
+from tests.trainer.launching import MAGE
+from tests.trainer.sabotage import Sabotage
+from tests.trainer.worlds import World, finish, run_world
+from trainer.checkpointing.format import candidates, verify
+from trainer.checkpointing.saved_state import SavedState
+from trainer.config.schema import HealthSection
+from trainer.resilience.health import Spike, judge, unfit
+from trainer.resilience.state import Row, TrainerState, data_step, rewinds_before
+from trainer.run_folder import RunFolder
+
+REWIND = (
+    "schedule.total=40",
+    "health.spikes=rewind",
+    "health.history=8",
+    "health.consecutive=2",
+    "checkpoint.keep=99",
+    "log_every=2",
+)
+
+
+def rows(values: list[float], norm: float = 1.0) -> list[Row]:
+    return [Row(loss=v, norm=norm, applied=math.isfinite(v)) for v in values]
+
+
+def settled(section: HealthSection) -> TrainerState:
+    progress = TrainerState()
+    assert judge(progress, rows([2.0 + 0.01 * (i % 5) for i in range(32)]), 0, section) is None
+    return progress
+
+
+def test_a_spike_is_several_steps_out_of_line() -> None:
+    section = HealthSection(history=32, consecutive=3)
+    assert judge(settled(section), rows([2.0, 9.0, 9.0, 2.0]), 32, section) is None  # two are none
+    found = judge(settled(section), rows([2.0, 9.0, 9.0, 9.0, 9.0]), 32, section)
+    assert found is not None and (found.first, found.last) == (33, 36) and "loss 9" in found.reason
+    found = judge(settled(section), rows([2.0] * 3, norm=40.0), 32, section)
+    assert found is not None and "gradient norm 40" in found.reason
+
+
+def test_a_spike_may_lie_over_a_metric_line_and_a_checkpoint() -> None:
+    section = HealthSection(history=32, consecutive=3)
+    progress = settled(section)
+    assert judge(progress, rows([2.0, 9.0, 9.0]), 32, section) is None
+    progress = TrainerState.model_validate_json(progress.model_dump_json())
+    assert judge(progress, rows([9.0]), 35, section) == Spike(33, 35, judge_reason(section))
+
+
+def judge_reason(section: HealthSection) -> str:
+    found = judge(settled(section), rows([9.0] * 3), 32, section)
+    assert found is not None
+    return found.reason
+
+
+def test_nothing_is_judged_before_there_are_statistics() -> None:
+    section = HealthSection(history=32)
+    assert judge(TrainerState(), rows([2.0] * 4 + [50.0] * 8), 0, section) is None
+
+
+def test_what_is_only_logged_becomes_the_new_level() -> None:
+    section = HealthSection(history=32, spikes="log")
+    progress = settled(section)
+    found = [judge(progress, rows([9.0] * 8), 32 + 8 * i, section) for i in range(6)]
+    assert found[0] is not None and found[-1] is None
+
+
+def test_non_finite_steps_are_counted_and_end_a_run_that_has_nothing_else() -> None:
+    section = HealthSection(skips=5)
+    progress = settled(section)
+    nan = float("nan")
+    assert judge(progress, rows([nan, 2.0, nan, nan]), 32, section) is None
+    assert (progress.nonfinite, progress.in_a_row) == (3, 2)
+    found = judge(progress, rows([nan, nan, nan]), 36, section)
+    assert found is not None and found.first == 34 and "without a finite gradient" in found.reason
+
+
+def test_a_run_that_ends_without_finite_losses_or_skipped_most_of_its_steps_is_no_success() -> None:
+    section = HealthSection(consecutive=3)
+    for nonfinite, in_a_row, steps, words in (
+        (2, 2, 40, None),
+        (3, 3, 40, "its last 3 steps"),
+        (1, 1, 1, "its last 1 steps"),
+        (20, 0, 40, None),
+        (21, 0, 40, "21 of its 40 steps were skipped"),
+    ):
+        found = unfit(TrainerState(nonfinite=nonfinite, in_a_row=in_a_row), steps, section)
+        assert found is None if words is None else words in str(found)
+
+
+def test_rewinds_move_the_data_from_their_step_on() -> None:
+    rewinds = [{"step": 10, "length": 3}, {"step": 10, "length": 2}, {"step": 20, "length": 1}]
+    assert [data_step(rewinds, s) for s in (9, 10, 19, 20)] == [9, 15, 24, 26]
+    assert rewinds_before(rewinds, 10) == [] and len(rewinds_before(rewinds, 11)) == 2
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
+    stage: int, tokens: Path, tmp_path: Path
+) -> None:
+    """Weights, moments and their average stay as they were; the schedule goes by the step, and the
+    data go on."""
+    run = tmp_path / "run"
+    codes, output = run_world(
+        run,
+        *MAGE,
+        f"data.tokens={tokens}",
+        f"zero_stage={stage}",
+        "ema_decay=0.9",
+        "checkpoint.every=1",
+        "checkpoint.keep=99",
+        sabotage=Sabotage(nan=(5, 6)),
+    )
+    assert codes == [0, 0], output
+    found = {p.name[-2:]: SavedState(p, verify(p)) for p in candidates(run / "checkpoints")}
+    before, after, later = (found[name] for name in ("05", "07", "08"))
+    assert (before.manifest.applied, after.manifest.applied, later.manifest.applied) == (5, 5, 6)
+    for kind in before.manifest.state_keys:
+        for name, shape in before.manifest.parameters.items():
+            size = torch.Size(shape).numel()
+            assert torch.equal(before.read(kind, name, 0, size), after.read(kind, name, 0, size)), (
+                kind,
+                name,
+            )
+    table = RunFolder(run).read_metrics()
+    assert table[-1]["skipped_steps"] == 2 and table[-1]["applied_steps"] == 10
+    assert table[5]["loss"] == "nan" and math.isfinite(table[7]["loss"])
+
+
+def test_a_checkpoint_may_lie_between_a_step_that_is_not_finite_and_its_metric_line(
+    tokens: Path, tmp_path: Path
+) -> None:
+    """The step is in the checkpoint's progress, where JSON has no number for it."""
+    options = (*MAGE, f"data.tokens={tokens}", "log_every=6")
+    codes, output = run_world(tmp_path / "run", *options, sabotage=Sabotage(nan=(2, 3)))
+    assert codes == [0, 0], output
+    cut = cut_back(tmp_path / "run", tmp_path / "cut", 4)
+    assert "resumed at step 4" in finish(cut, *options)
+    assert RunFolder(cut).read_metrics() and RunFolder(cut).read_metrics()[-1]["skipped_steps"] == 2
+    assert same_weights(RunFolder(cut).network, RunFolder(tmp_path / "run").network)
+
+
+def test_progress_of_earlier_versions_has_null_where_a_step_was_not_finite() -> None:
+    row = TrainerState.model_validate(
+        {"rows": [{"loss": None, "norm": None, "applied": False}]}
+    ).rows[0]
+    assert math.isnan(row.loss) and math.isnan(row.norm)
+
+
+def test_a_spike_is_rewound_and_its_data_left_out(tokens: Path, tmp_path: Path) -> None:
+    """Data steps 25 to 29 are bad. The run goes back to a checkpoint before them and on behind
+    them, and being killed right after the rewind changes nothing."""
+    bad, options = Sabotage(spikes=(25, 30)), (*MAGE, f"data.tokens={tokens}", *REWIND)
+    run = tmp_path / "run"
+    codes, output = run_world(run, *options, sabotage=bad)
+    assert codes == [0, 0], output
+    assert "spike at steps 25 to 27: loss" in output and "rewound to step 24" in output
+    first = json.loads((run / "rewinds.json").read_text())
+    assert sum(entry["length"] for entry in first) >= 5 and all(e["step"] == 25 for e in first)
+    assert max(losses_of(run)) < 10
+    assert all(
+        verify(path).skipped == (first if verify(path).step > 25 else [])
+        for path in candidates(run / "checkpoints")
+    )
+    assert [record["action"] for record in incidents(run, "spike")] == ["rewind"] * len(first)
+    assert len(RunFolder(run).read_metrics()) == 20 and RunFolder(run).is_done
+
+    killed = tmp_path / "killed"
+    world = World(killed, options, 2, bad)
+    world.wait_for(killed / "rewinds.json")
+    world.kill()
+    codes, output = run_world(killed, *options, sabotage=bad)
+    assert codes == [0, 0], output
+    assert [row["loss"] for row in RunFolder(killed).read_metrics()] == [
+        row["loss"] for row in RunFolder(run).read_metrics()
+    ]
+
+
+def losses_of(run: Path) -> list[float]:
+    return [row["loss"] for row in RunFolder(run).read_metrics()]
+
+
+def test_a_run_that_spikes_again_and_again_stops_as_diverged(tokens: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    codes, output = run_world(
+        run,
+        *MAGE,
+        f"data.tokens={tokens}",
+        *REWIND,
+        "health.rewinds=2",
+        sabotage=Sabotage(spikes=(25, 999)),
+    )
+    assert codes == [77, 77], output
+    assert "rewound 2 times before" in output and not RunFolder(run).is_done
+    assert [r["action"] for r in incidents(run, "spike")] == ["rewind", "rewind", "stop"]
+    assert RunFolder(run).read_exit()["code"] == 77  # type: ignore[index]
+
+
+def test_a_run_whose_last_losses_are_not_finite_is_not_done(tokens: Path, tmp_path: Path) -> None:
+    run, options = tmp_path / "run", (*MAGE, f"data.tokens={tokens}")
+    codes, output = run_world(run, *options, sabotage=Sabotage(nan=(8, 9, 10, 11)))
+    assert codes == [77, 77] and "its last 4 steps had no finite loss" in output, output
+    assert (
+        not RunFolder(run).is_done
+        and not RunFolder(run).network.exists()
+        and incidents(run, "unfit")
+    )
+    codes, output = run_world(run, *options)
+    assert codes == [77, 77] and "the run is not done" in output, (
+        output
+    )  # nor by being started again
+
+
+def test_an_outlier_of_one_step_is_left_alone(tokens: Path, tmp_path: Path) -> None:
+    bad, options = Sabotage(spikes=(25, 26)), (*MAGE, f"data.tokens={tokens}", *REWIND)
+    codes, output = run_world(tmp_path / "run", *options, sabotage=bad)
+    assert codes == [0, 0] and not (tmp_path / "run" / "rewinds.json").exists(), output
+
+
+def test_watching_for_spikes_changes_no_healthy_run(tokens: Path, tmp_path: Path) -> None:
+    for name, extra in (("ignore", "health.spikes=ignore"), ("rewind", "health.spikes=rewind")):
+        finish(tmp_path / name, *MAGE, f"data.tokens={tokens}", extra)
+    assert losses(tmp_path / "ignore") == losses(tmp_path / "rewind") and same_end(
+        tmp_path / "ignore", tmp_path / "rewind"
+    )

@@ -1,0 +1,353 @@
+"""Asked to stop, a run saves once at a step border, exits with 75, and leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.launch.launch import free_port
+from data_pipeline.storage import open_store
+from tests.s3_server import FaultProxy, environment
+from tests.trainer.comparing import incidents, same_end
+from tests.trainer.launching import MAGE, SMALL, kill_group, start
+from tests.trainer.worlds import World, finish
+from trainer.resilience.stopping import StopRequest
+from trainer.run_folder import RunFolder
+
+LONG = ("schedule.total=4000", "checkpoint.every=100000")  # only a stop saves
+
+
+def ranks_of(run: Path) -> list[int]:
+    """Process ids of the ranks, by rank, found by their command lines."""
+    found = {}
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                arguments = (process / "cmdline").read_bytes().decode().split("\0")
+                environment = (process / "environ").read_bytes()
+            except OSError:
+                continue
+            rank = re.search(rb"(?:^|\0)RANK=(\d+)", environment)
+            if (
+                f"run={run}" in arguments
+                and "trainer.pretrain" in arguments
+                and rank
+                and "-u" in arguments
+            ):
+                found[int(rank[1])] = int(process.name)
+    return [found[r] for r in sorted(found)]
+
+
+def test_rank_0_alone_looks_for_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another host may still see one that is gone, and would stop the next start."""
+    folder = RunFolder(tmp_path)
+    folder.stop.touch()
+    handlers = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    }
+    for rank, expected in (("1", None), ("0", f"{folder.stop} exists")):
+        monkeypatch.setenv("RANK", rank)
+        assert StopRequest(folder).reason() == expected
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def trains(run: Path, alive: Callable[[], bool]) -> None:
+    """Wait until steps are done."""
+    deadline = time.monotonic() + 120
+    while not RunFolder(run).read_metrics():
+        assert alive() and time.monotonic() < deadline, "no step was done"
+        time.sleep(0.01)
+
+
+def gone(run: Path, seconds: float = 60) -> bool:
+    deadline = time.monotonic() + seconds
+    while ranks_of(run) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not ranks_of(run)
+
+
+def saved_once(run: Path) -> int:
+    """The step that was saved, by the one save there was."""
+    (path,) = (run / "checkpoints").glob("step-*")
+    assert re.fullmatch(r"step-\d{8}", path.name)
+    (record,) = incidents(run, "stopped")
+    assert record["step"] == int(path.name[-8:])
+    assert RunFolder(run).read_exit()["code"] == 75  # type: ignore[index]
+    return record["step"]
+
+
+def to_one_rank(process: subprocess.Popen[str], run: Path) -> None:
+    os.kill(ranks_of(run)[1], signal.SIGTERM)
+
+
+def to_the_launcher(process: subprocess.Popen[str], run: Path) -> None:
+    process.send_signal(signal.SIGTERM)
+
+
+def to_the_group(process: subprocess.Popen[str], run: Path) -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+
+
+def killing_the_launcher(process: subprocess.Popen[str], run: Path) -> None:
+    process.kill()
+
+
+@pytest.mark.parametrize(
+    ("how", "codes"),
+    [
+        (to_one_rank, {75}),
+        (to_the_launcher, {-signal.SIGTERM}),  # the deepspeed launcher just dies; its ranks notice
+        pytest.param(to_the_group, {1, 75, -signal.SIGTERM}, marks=pytest.mark.long),
+        pytest.param(killing_the_launcher, {-signal.SIGKILL}, marks=pytest.mark.long),
+    ],
+    ids=["rank", "launcher", "group", "launcher-killed"],
+)
+def test_under_the_deepspeed_launcher(
+    how: Callable[[subprocess.Popen[str], Path], None],
+    codes: set[int],
+    tokens: Path,
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    process = start(run, *MAGE, *LONG, f"data.tokens={tokens}")
+    try:
+        trains(run, lambda: process.poll() is None)
+        how(process, run)
+        assert process.wait(60) in codes
+        assert gone(run)
+    finally:
+        kill_group(process)
+        process.communicate()
+    assert saved_once(run) > 0
+
+
+def test_under_torchrun(tokens: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(free_port()),
+        "-m",
+        "trainer.pretrain",
+        f"run={run}",
+        *SMALL,
+        *MAGE,
+        *LONG,
+        f"data.tokens={tokens}",
+    ]
+    process = subprocess.Popen(
+        command,
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"DS_ACCELERATOR": "cpu"},
+    )
+    try:
+        trains(run, lambda: process.poll() is None)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=300)
+        assert gone(run)
+    finally:
+        kill_group(process)
+    assert saved_once(run) > 0
+
+
+def addp_train(run: Path, tokens: Path) -> subprocess.Popen[str]:
+    file = run.with_name("run.yaml")
+    file.write_text("{}")
+    command = [
+        sys.executable,
+        "-m",
+        "cluster.cli",
+        "train",
+        str(file),
+        f"run={run}",
+        *SMALL,
+        *MAGE,
+        *LONG,
+        f"data.tokens={tokens}",
+        "--processes",
+        "2",
+    ]
+    return subprocess.Popen(
+        command, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def test_addp_train_ends_with_the_run_s_own_code(tokens: Path, tmp_path: Path) -> None:
+    """Although the folder was once complete, as an extended run's is."""
+    run = tmp_path / "run"
+    run.mkdir()
+    RunFolder(run).mark_done({"step": 1})
+    process = addp_train(run, tokens)
+    try:
+        trains(run, lambda: process.poll() is None)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 75 and "Start it again to go on" in output
+        assert gone(run)
+    finally:
+        kill_group(process)
+    assert saved_once(run) > 0
+
+
+def test_addp_train_names_the_rank_that_was_killed(tokens: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = addp_train(run, tokens)
+    try:
+        trains(run, lambda: process.poll() is None)
+        victim = ranks_of(run)[1]
+        os.kill(victim, signal.SIGKILL)
+        output, _ = process.communicate(timeout=300)
+    finally:
+        kill_group(process)
+    last = output.splitlines()[-1]
+    assert (
+        f"rank 1 (process {victim} on " in last
+        and "ended by SIGKILL" in last
+        and last.endswith("go on")
+    ), output
+    assert process.returncode == 1 and "Traceback" not in output
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGUSR1", "STOP"])
+def test_every_way_to_ask(how: str, tokens: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    world = World(run, [*MAGE, *LONG, f"data.tokens={tokens}"], 2, None)
+    trains(run, world.alive)
+    if how == "STOP":
+        (run / "STOP").touch()
+    else:
+        pid = world.ranks[1].pid
+        assert pid is not None
+        os.kill(pid, getattr(signal, how))
+    codes, output = world.wait()
+    assert codes == [75, 75] and "stopped: at step" in output and how in output, output
+    assert saved_once(run) > 0 and not (run / "STOP").exists()
+
+
+def test_stopped_while_it_waits_for_data(
+    bucket: str, proxy: FaultProxy, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store answers the manifest and then nothing more; SIGTERM to one rank ends both within
+    seconds."""
+    store = open_store(f"{bucket}/tokens")
+    for file in sorted(tokens.glob("*.*")):
+        store.create(file.name, file)
+    for name, value in environment(proxy.port).items():
+        monkeypatch.setenv(name, value)
+    run = tmp_path / "run"
+    proxy.silent_about = b".tar"
+    world = World(
+        run, [*MAGE, f"data.tokens={bucket}/tokens", f"data.cache={tmp_path / 'cache'}"], 2, None
+    )
+    for rank in range(2):
+        heartbeat = run / "heartbeats" / f"rank-{rank:05d}.json"
+        world.wait_for(heartbeat)
+        while '"data"' not in heartbeat.read_text():
+            assert world.alive()
+            time.sleep(0.05)
+    pid = world.ranks[1].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    codes, output = world.wait(20)
+    assert codes == [75, 75] and "nothing to save yet" in output, output
+
+
+def test_data_that_fail_are_an_error_with_all_work_saved(tokens: Path, tmp_path: Path) -> None:
+    run, data = tmp_path / "run", tmp_path / "tokens"
+    shutil.copytree(tokens, data)
+    victim = sorted(data.glob("tokens-*.tar"))[-1]
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    options = (
+        *MAGE,
+        f"data.tokens={data}",
+        "data.window=1",
+        "schedule.total=40",
+        "checkpoint.every=1000",
+    )
+    codes, output = World(run, options, 2, None).wait()
+    assert len(set(codes)) == 1 and codes[0] not in (0, 75, None), output
+    assert victim.name in output and "error: " in output
+    (record,) = incidents(run, "stopped")
+    assert (
+        record["step"] > 0
+        and (run / "checkpoints" / f"step-{record['step']:08d}" / "manifest.json").exists()
+    )
+
+
+def test_stopped_while_it_starts_it_saves_nothing_and_goes_on_later(
+    tokens: Path, tmp_path: Path
+) -> None:
+    """Before the first step there is nothing to save; after a restart, no second checkpoint of the
+    same step."""
+    run, options = tmp_path / "run", (*MAGE, f"data.tokens={tokens}")
+    run.mkdir()
+    (run / "STOP").touch()
+    codes, _ = World(run, options, 2, None).wait()
+    assert codes == [75, 75] and not list((run / "checkpoints").glob("step-*"))
+    finish(run, *options)
+
+
+def test_stopped_and_started_again_it_ends_bit_for_bit_the_same(
+    tokens: Path, tmp_path: Path
+) -> None:
+    options = (
+        *MAGE,
+        f"data.tokens={tokens}",
+        "schedule.total=30",
+        "ema_decay=0.9",
+        "checkpoint.every=11",
+    )
+    finish(tmp_path / "whole", *options)
+    run = tmp_path / "run"
+    for _ in range(2):
+        world = World(run, options, 2, None)
+        before = len(RunFolder(run).read_metrics())
+        while len(RunFolder(run).read_metrics()) <= before and any(
+            r.is_alive() for r in world.ranks
+        ):
+            time.sleep(0.005)
+        pid = world.ranks[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGTERM)
+        codes, output = world.wait()
+        assert codes in ([75, 75], [0, 0]), output
+    if not RunFolder(run).is_done:
+        finish(run, *options)
+    assert same_end(run, tmp_path / "whole")
+
+
+def test_a_rank_that_hangs_ends_with_76(tokens: Path, tmp_path: Path) -> None:
+    """Rank 1 is stopped; rank 0 waits for it, and its watchdog ends it with its stacks on
+    record."""
+    run = tmp_path / "run"
+    world = World(run, [*MAGE, *LONG, f"data.tokens={tokens}", "health.hang=2"], 2, None)
+    trains(run, world.alive)
+    pid = world.ranks[1].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    world.ranks[0].join(30)
+    assert world.ranks[0].exitcode == 76
+    world.kill()
+    output = world.log.read_text()
+    assert "no progress for" in output and "stacks follow" in output
+    assert incidents(run, "hang")

@@ -1,0 +1,70 @@
+"""How a command line names a configuration: a run file and key=value, in any order among the
+options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.documents import show
+from model.errors import ConfigError
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """The run file, if one is named, and the overrides, which a command line may mix. Raises
+    ConfigError."""
+    files = [a for a in arguments if "=" not in a or _is_file(a)]
+    for file in files:
+        if not _is_file(file):
+            raise ConfigError(
+                f"{show(file)} is neither a run file (there is no such file) nor an override; "
+                "write key=value, as in batch.micro=32"
+            )
+    _check_one(files)
+    return (Path(files[0]) if files else None), [a for a in arguments if a not in files]
+
+
+def _check_one(files: Sequence[str]) -> None:
+    if len(files) > 1:
+        raise ConfigError(
+            f"{' and '.join(map(show, files))}: one run file only; add differences as key=value"
+        )
+
+
+def _is_file(argument: str) -> bool:
+    return (
+        os.access(argument, os.F_OK) and Path(argument).is_file()
+    )  # access: no error for a name of any length
+
+
+def configured(
+    config: Path | None, arguments: Sequence[str] | None
+) -> tuple[Path | None, list[str]]:
+    """As `split_arguments`, where the run file may also be that of --config, which is not looked
+    for yet."""
+    file, overrides = split_arguments(arguments or [])
+    _check_one([str(path) for path in (config, file) if path is not None])
+    return config or file, overrides
+
+
+def parse_rank(description: str, arguments: Sequence[str] | None) -> tuple[Path | None, list[str]]:
+    """The same, of a module that launchers start as each rank of a run. Raises ConfigError."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config", type=Path, help="run file (YAML), if it is not given as an argument"
+    )
+    parser.add_argument(
+        "--local_rank", type=int, help=argparse.SUPPRESS
+    )  # the deepspeed launcher appends it
+    parser.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="FILE|key=value",
+        help="as in batch.micro=32; see `addp config`",
+    )
+    options = parser.parse_intermixed_args(arguments)
+    return configured(options.config, options.arguments)

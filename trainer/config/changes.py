@@ -1,0 +1,202 @@
+"""What may change in a configuration when a run goes on: each key is free, changes the
+optimisation, or belongs to what a checkpoint is of and cannot change."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from model.errors import ConfigError
+from trainer.config.uses import users
+
+# The run that comes out is the same, or a checkpoint's facts prove that it is (data sets and frozen
+# networks by their fingerprints). A section's name stands for all its keys, also for those that it
+# gets one day.
+FREE = (
+    "run",
+    "log_every",
+    "wandb",
+    "resume.allow",
+    "output_bias",
+    "optimizer.kernel",
+    "zero_stage",
+    "offload",
+    "recompute_every",
+    "deterministic",
+    "expect_ranks",
+    "collective_timeout",
+    "data.tokens",
+    "data.mixture",
+    "data.images",
+    "data.held_out",
+    "data.cache",
+    "data.cache_gib",
+    "data.on_bad_shard",
+    "data.patience",
+    "tokenizer.weights",
+    "predictor.weights",
+    "addp.weights",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "checkpoint.permanent_every",
+    "checkpoint.asynchronous",
+    "checkpoint.upload",
+    "checkpoint.patience",
+    "checkpoint.lease",
+    "health.spikes",
+    "health.loss_deviations",
+    "health.norm_factor",
+    "health.consecutive",
+    "health.history",
+    "health.skip",
+    "health.rewinds",
+    "health.skips",
+    "health.hang",
+)
+# Where things lie on a host, which may be elsewhere on another one: what lies there is compared by
+# its fingerprint.
+PLACES = (
+    "run",
+    "data.tokens",
+    "data.images",
+    "data.cache",
+    "data.cache_gib",
+    "tokenizer.weights",
+    "predictor.weights",
+    "addp.weights",
+    "checkpoint.upload",
+)
+# Needs a permission by name, `resume.allow`.
+TRAINING = (
+    "data.views",
+    "tokenizer.sizes",
+    "predictor.sizes",
+    "addp.sizes.positions",
+    "addp.sizes.dropout",
+    "classifier",
+    "augmentation",
+    "tokenizer_loss",
+    "mask_ratio_scope",
+    "label_smoothing",
+    "batch.micro",
+    "optimizer.base_lr",
+    "optimizer.betas",
+    "optimizer.eps",
+    "optimizer.trust",
+    "optimizer.weight_decay",
+    "optimizer.clip",
+    "schedule",
+    "precision",
+    "ema_decay",
+)
+# A checkpoint's facts refuse another value in every objective that uses the key, so that no
+# permission helps.
+_ORDER = (
+    "the order of the samples depends on it: some would be trained on twice, and others not at all"
+)
+_SHAPE = "the weights of a checkpoint have the sizes that they were trained with"
+FIXED = {
+    "objective": "a checkpoint is of one network",
+    "seed": (
+        "samples, masks and dropout are drawn by it: some samples would be trained on twice, and "
+        "others not at all"
+    ),
+    "batch.global_batch": (
+        "steps are counted in it: the schedule and the place in the data would be others"
+    ),
+    "optimizer.name": "a checkpoint holds the moments of one optimizer",
+    "data.window": _ORDER,
+    "data.stripes": _ORDER,
+    "data.tail": _ORDER,
+    "addp.sizes.dim": _SHAPE,
+    "addp.sizes.depth": _SHAPE,
+    "addp.sizes.heads": _SHAPE,
+    "addp.sizes.decoder_depth": _SHAPE,
+    "addp.sizes.decoder_heads": _SHAPE,
+}
+
+
+class Change(NamedTuple):
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_shown(self.before)} -> {_shown(self.now)}"
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def within(key: str, names: tuple[str, ...]) -> bool:
+    """Whether a key, or a section that holds it, is among the names."""
+    return any(key == name or key.startswith(name + ".") for name in names)
+
+
+def changes(before: dict[str, Any], now: BaseModel) -> list[Change]:
+    """Keys that the objective uses and whose values differ, but for the permission itself. before:
+    a configuration as JSON, maybe of an older version; what it does not have says nothing."""
+    found, values = [], now.model_dump(mode="json")
+    for key, by in users(type(now)).items():
+        if key == "resume.allow" or values["objective"] not in by.objectives:
+            continue
+        old, new = _value(before, key), _value(values, key)
+        if old is not _ABSENT and old != new:
+            found.append(Change(key, old, new))
+    return found
+
+
+def alike(config: BaseModel) -> dict[str, str]:
+    """A short digest of each key's value, by key, of those that all ranks of a run must have
+    alike."""
+    values = config.model_dump(mode="json")
+    values["data"]["mixture"] = list(values["data"]["mixture"].values())  # the names are places
+    keys = (key for key in users(type(config)) if key not in PLACES)
+    return {
+        key: hashlib.sha256(json.dumps(_value(values, key)).encode()).hexdigest()[:16]
+        for key in keys
+    }
+
+
+_ABSENT = object()
+
+
+def _value(values: Any, key: str) -> Any:
+    for name in key.split("."):
+        if not isinstance(values, dict) or name not in values:
+            return _ABSENT
+        values = values[name]
+    return values
+
+
+def forbidden(found: list[Change], allow: tuple[str, ...]) -> list[Change]:
+    """Those that change the optimisation and are not allowed."""
+    return [
+        change for change in found if not within(change.key, FREE) and not within(change.key, allow)
+    ]
+
+
+def check_names(allow: tuple[str, ...], model: type[BaseModel]) -> None:
+    """Raises ConfigError for a name that is neither a key nor a section, or whose value no
+    checkpoint can change."""
+    known = {
+        ".".join(key.split(".")[:depth])
+        for key in users(model)
+        for depth in range(1, key.count(".") + 2)
+    }
+    for name in allow:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            raise ConfigError(
+                f"resume.allow: there is no key {name}; the nearest known one is {near[0]}"
+            )
+        if name in FIXED:
+            raise ConfigError(
+                f"resume.allow: {name} cannot change while a run goes on: {FIXED[name]}. Keep its "
+                "value and take it out of resume.allow, or start another run"
+            )

@@ -1,0 +1,56 @@
+"""Every key of the configuration with its default, its meaning, and the objectives that use it."""
+
+from __future__ import annotations
+
+import types
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from trainer.config.schema import RunConfig
+from trainer.config.uses import ALL, statement
+
+
+def documented_defaults() -> str:
+    """Every key with its default and meaning, as YAML."""
+    lines = [
+        "# Every key with its default. Written by `addp config --defaults`; a run file holds "
+        "differences only.",
+        "",
+    ]
+    _document(RunConfig(), lines, "")
+    return "\n".join(lines) + "\n"
+
+
+def _document(section: BaseModel, lines: list[str], indent: str) -> None:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            meaning = f"{field.description or ''}{_users(field)}".lstrip()
+            lines.append(f"{indent}{name}:" + (f"  # {meaning}" if meaning else ""))
+            _document(value, lines, indent + "  ")
+        else:
+            dumped = yaml.safe_dump(
+                section.model_dump(mode="json")[name], default_flow_style=True
+            ).split("\n")[0]
+            lines.append(
+                f"{indent}{name}: {dumped}  # "
+                f"{field.description}{_choices(field.annotation)}{_users(field)}"
+            )
+
+
+def _users(field: FieldInfo) -> str:
+    stated = statement(field)
+    return "" if stated in (None, ALL) else f" (used by {', '.join(stated.objectives)})"
+
+
+def _choices(annotation: Any) -> str:
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = get_args(annotation)[0]
+    return (
+        f" ({' | '.join(map(str, get_args(annotation)))})"
+        if get_origin(annotation) is Literal
+        else ""
+    )

@@ -1,0 +1,391 @@
+"""The configuration of a run: every key with its default, its bounds and its meaning.
+
+`config_reading.py` makes one of a run file and a command line, and `config_defaults.py` prints the
+keys.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from data_pipeline.images.views import ViewRecipe
+from data_pipeline.storage import is_remote
+from model.config import Geometry, TokenizerConfig, TokenizerLossConfig, TransformerConfig
+from model.documents import Seed, Settings
+from trainer.config.uses import ALL, Objective, UsedBy
+from trainer.engine.precision import Precision
+
+_LONGEST_PATH = 4096  # characters
+# Far beyond what can be meant; they keep arithmetic, memory and loops within bounds.
+YEAR = 366 * 86_400  # the longest wait, in seconds; Python cannot wait for some centuries
+_MOST_STEPS = 10**9
+LARGEST_BATCH = 1 << 24
+MOST_RANKS = 1 << 20
+
+
+def _absolute(place: str) -> str:
+    return place if is_remote(place) else str(Path(place).absolute())
+
+
+def _named(path: Any) -> Any:
+    """An empty one would be the working folder. YAML makes None of `run=`, which other keys take
+    for none."""
+    if path is None or isinstance(path, str | Path):
+        text = str(path or "")
+        if (
+            not text.strip()
+            or len(text) > _LONGEST_PATH
+            or any(ord(c) < 32 or ord(c) == 127 for c in text)
+        ):
+            raise ValueError("it must be a path, not empty, and without control characters")
+    return path
+
+
+# Absolute as soon as they are read, so that a run folder's configuration holds in every working
+# directory.
+Place = Annotated[str, BeforeValidator(_named), AfterValidator(_absolute)]  # a folder or a url
+LocalPath = Annotated[Path, BeforeValidator(_named), AfterValidator(Path.absolute)]
+_Weight = Annotated[float, Field(gt=0, le=1e9)]
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+TOKENS = UsedBy("mage", "addp")
+IMAGES = UsedBy("tokenizer", "classify")
+
+
+class DataSection(Settings):
+    tokens: Annotated[Place | None, TOKENS] = Field(
+        None, description="the token data set, a folder or s3://bucket/prefix"
+    )
+    mixture: Annotated[dict[Place, _Weight], TOKENS] = Field(
+        {},
+        max_length=4096,
+        description="several token data sets and their weights, in place of `tokens`",
+    )
+    images: Annotated[Place | None, UsedBy("tokenizer", "addp", "classify")] = Field(
+        None,
+        description="images, a folder or s3://: class folders or WebDataset shards; of addp's "
+        "evaluations",
+    )
+    held_out: Annotated[float, UsedBy("tokenizer", "addp", "classify")] = Field(
+        0.1, ge=0, lt=1, description="share of the images kept for evaluation, fixed by hash"
+    )
+    views: Annotated[ViewRecipe, IMAGES] = Field(ViewRecipe(), description="crops of the images")
+    window: Annotated[int, TOKENS] = Field(
+        16, gt=0, le=10**6, description="shards whose rows are shuffled together"
+    )
+    stripes: Annotated[int, TOKENS] = Field(
+        1,
+        gt=0,
+        le=10**6,
+        description="parts of the data; a node downloads only those that its ranks read",
+    )
+    tail: Annotated[Literal["drop", "pad"], TOKENS] = Field(
+        "drop", description="samples that fill no batch at the end of an epoch"
+    )
+    cache: Annotated[LocalPath | None, TOKENS] = Field(
+        None, description="folder on a local disk for shards from s3://, shared by a host's ranks"
+    )
+    cache_gib: Annotated[float, TOKENS] = Field(
+        200, gt=0, le=2**30, description="size that the cache may have"
+    )
+    on_bad_shard: Annotated[Literal["stop", "quarantine"], TOKENS] = Field(
+        "stop",
+        description="what a shard does that stays damaged: end the run, or its rows count with "
+        "weight 0",
+    )
+    patience: Annotated[float, TOKENS] = Field(
+        600,
+        ge=0,
+        le=YEAR,
+        description="seconds for which a store that does not answer is tried again",
+    )
+
+
+class TokenizerSection(Settings):
+    sizes: Annotated[TokenizerConfig, ALL] = Field(
+        TokenizerConfig(), description="sizes; `size: published|demo|tiny` takes a named one"
+    )
+    weights: Annotated[LocalPath | None, UsedBy("tokenizer", "mage", "addp")] = Field(
+        None,
+        description="weights file, ours or an official one: what a tokenizer run begins with, "
+        "addp's frozen tokenizer, and what `addp data preview` decodes by",
+    )
+
+
+class TransformerSection(Settings):
+    sizes: TransformerConfig = Field(
+        TransformerConfig(), description="sizes; `size: base|large|demo|tiny` takes a named one"
+    )
+    weights: LocalPath | None = Field(
+        None,
+        description="weights file, ours or an official one: what a run of this network begins "
+        "with, or what another objective takes of it",
+    )
+
+
+class ClassifierSection(Settings):
+    method: Literal["finetune", "linear"] = Field(
+        "finetune",
+        description="train everything from addp.weights (null: from scratch), or a linear head "
+        "only",
+    )
+    tokenizer_norm: bool = Field(
+        False, description="finetune: keep the norm that the reference leaves out"
+    )
+    layer_decay: float = Field(
+        0.65, gt=0, le=1, description="finetune: learning rate of a block over the next one's"
+    )
+    drop_path: float = Field(
+        0.1, ge=0, lt=1, description="finetune: stochastic depth of the last block"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="in place of addp.sizes.dropout")
+
+
+class AugmentationSection(Settings):
+    randaugment: int = Field(9, ge=0, lt=30, description="magnitude; 0: none")
+    operations: int = Field(2, ge=1, le=100, description="operations that RandAugment draws")
+    erasing: float = Field(
+        0.25, ge=0, le=1, description="share of the images with a random rectangle erased"
+    )
+    mixup: float = Field(0.8, ge=0, le=1000, description="alpha of mixup; 0: none")
+    cutmix: float = Field(1.0, ge=0, le=1000, description="alpha of cutmix; 0: none")
+
+
+class BatchSection(Settings):
+    global_batch: int = Field(
+        4096, gt=0, le=LARGEST_BATCH, description="samples of one optimizer step over all ranks"
+    )
+    micro: int = Field(
+        64, gt=0, le=LARGEST_BATCH, description="samples of one forward pass on a rank"
+    )
+
+
+class OptimizerSection(Settings):
+    name: Literal["adamw", "lamb", "lars"] = Field(
+        "adamw", description="LAMB and LARS are layer-wise in every stage"
+    )
+    kernel: Literal["auto", "torch", "apex"] = Field(
+        "auto", description="auto takes NVIDIA apex's where it fits"
+    )
+    base_lr: float = Field(
+        1e-4,
+        gt=0,
+        le=100,
+        description="learning rate for a batch of 256; lr = base_lr * global_batch / 256",
+    )
+    betas: tuple[_Beta, _Beta] = Field(
+        (0.9, 0.95), description="moment decays; LARS takes the first as momentum"
+    )
+    eps: float = Field(
+        1e-8, ge=1e-30, le=1, description="added to the root of the second moment (adamw, lamb)"
+    )
+    trust: float = Field(
+        0.001,
+        gt=0,
+        le=100,
+        description="LARS: step length of a layer over the length of its weights",
+    )
+    weight_decay: float = Field(
+        0.05, ge=0, le=100, description="on tensors of two or more dimensions that are no biases"
+    )
+    clip: float = Field(3.0, ge=0, le=1e9, description="largest gradient norm; 0 does not clip")
+
+
+class ScheduleSection(Settings):
+    unit: Literal["epochs", "steps"] = Field(
+        "epochs", description="what `total` and `warmup` count"
+    )
+    total: float = Field(1600, gt=0, le=_MOST_STEPS, description="length of the run")
+    warmup: float = Field(
+        40, ge=0, le=_MOST_STEPS, description="linear warm-up, then half a cosine to 0"
+    )
+
+
+class CheckpointSection(Settings):
+    every: int = Field(1000, gt=0, le=_MOST_STEPS, description="steps between checkpoints")
+    keep: int = Field(3, gt=0, le=_MOST_STEPS, description="newest checkpoints kept")
+    permanent_every: int = Field(
+        0,
+        ge=0,
+        le=_MOST_STEPS,
+        description="checkpoints at multiples of it are kept for good; 0: none",
+    )
+    asynchronous: bool = Field(
+        True, description="write files while training goes on; needs their size in host memory"
+    )
+    upload: Place | None = Field(
+        None, description="s3://bucket/prefix (or a folder) that each checkpoint is copied to"
+    )
+    patience: float = Field(
+        600,
+        ge=0,
+        le=YEAR,
+        description="seconds for which an upload is tried again, and the end of a run waits",
+    )
+    lease: float = Field(
+        60,
+        ge=0.1,
+        le=YEAR,
+        description="seconds without a sign of life after which another machine's hold on `upload` "
+        "is void",
+    )
+
+
+class ResumeSection(Settings):
+    allow: tuple[str, ...] = Field(
+        (),
+        description="keys (or sections) that may differ from the checkpoint's although they change "
+        "the optimisation",
+    )
+
+
+class HealthSection(Settings):
+    spikes: Literal["ignore", "log", "rewind"] = Field(
+        "log", description="what a spike of loss or gradient norm does"
+    )
+    loss_deviations: float = Field(
+        8.0, gt=0, le=1e6, description="a spike: loss above the median by so many deviations"
+    )
+    norm_factor: float = Field(
+        10.0, gt=1, le=1e6, description="a spike: gradient norm above so many times the median"
+    )
+    consecutive: int = Field(3, gt=0, le=10**6, description="steps in a row that make a spike")
+    history: int = Field(
+        256,
+        ge=8,
+        le=10**6,
+        description="steps of the running statistics; nothing is judged before half of it",
+    )
+    skip: int = Field(
+        0,
+        ge=0,
+        le=_MOST_STEPS,
+        description="steps of data left out beyond the spike's own after a rewind",
+    )
+    rewinds: int = Field(
+        3, ge=0, le=10**6, description="rewinds before the run stops as diverged (exit code 77)"
+    )
+    skips: int = Field(
+        100,
+        gt=0,
+        le=_MOST_STEPS,
+        description="non-finite steps in a row before the run stops as diverged",
+    )
+    hang: float = Field(
+        1800,
+        ge=0,
+        le=YEAR,
+        description="seconds without progress before a rank exits with 76; 0: never",
+    )
+
+
+class RunConfig(Settings):
+    """One training run."""
+
+    objective: Annotated[Objective, ALL] = Field(
+        "addp",
+        description="what is trained: VQ tokenizer, token predictor (MAGE), ADDP, or a classifier "
+        "on its encoder",
+    )
+    run: Annotated[Path, BeforeValidator(_named), ALL] = Field(
+        Path("runs/unnamed"), description="run folder: checkpoints, metrics, resolved configuration"
+    )
+    seed: Annotated[Seed, ALL] = Field(0, description="all randomness is keyed by it")
+    data: DataSection = DataSection()
+    tokenizer: TokenizerSection = TokenizerSection()
+    predictor: Annotated[TransformerSection, TOKENS] = TransformerSection()
+    addp: Annotated[TransformerSection, UsedBy("addp", "classify")] = TransformerSection()
+    classifier: Annotated[ClassifierSection, UsedBy("classify")] = ClassifierSection()
+    augmentation: Annotated[AugmentationSection, UsedBy("classify")] = AugmentationSection()
+    tokenizer_loss: Annotated[TokenizerLossConfig, UsedBy("tokenizer")] = TokenizerLossConfig()
+    mask_ratio_scope: Annotated[Literal["step", "micro"], TOKENS] = Field(
+        "step",
+        description="what shares a mask ratio: all samples of a step, or of a micro batch as "
+        "published",
+    )
+    label_smoothing: Annotated[float, UsedBy("mage", "addp", "classify")] = Field(
+        0.1, ge=0, lt=1, description="over the vocabulary, or over classes"
+    )
+    output_bias: Annotated[Literal["zeros", "frequencies"], TOKENS] = Field(
+        "zeros",
+        description="start of a fresh network's output bias: zeros as published, or the log "
+        "frequencies of the codes in the data",
+    )
+    batch: Annotated[BatchSection, ALL] = BatchSection()
+    optimizer: Annotated[OptimizerSection, ALL] = OptimizerSection()
+    schedule: Annotated[ScheduleSection, ALL] = ScheduleSection()
+    precision: Annotated[Precision, ALL] = Field(
+        "bf16",
+        description="of the whole network, with float32 master weights in the optimizer (fp16 also "
+        "scales the loss); bf16-mixed: of its products only",
+    )
+    zero_stage: Annotated[Literal[0, 1, 2, 3], ALL] = Field(
+        1, description="DeepSpeed ZeRO stage; bf16 and fp16 need 1 or more"
+    )
+    offload: Annotated[Literal["none", "optimizer", "parameters"], ALL] = Field(
+        "none",
+        description="what lies in CPU memory: the optimizer (stages 1 to 3), also the parameters "
+        "(stage 3)",
+    )
+    recompute_every: Annotated[int, UsedBy("mage", "addp", "classify")] = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="activation checkpointing of each n-th transformer block; 0: none",
+    )
+    ema_decay: Annotated[float | None, ALL] = Field(
+        None, gt=0, lt=1, description="average of the weights, saved beside them; null: none"
+    )
+    deterministic: Annotated[bool, ALL] = Field(
+        False, description="only deterministic kernels; slower on CUDA"
+    )
+    checkpoint: Annotated[CheckpointSection, ALL] = CheckpointSection()
+    resume: Annotated[ResumeSection, ALL] = ResumeSection()
+    health: Annotated[HealthSection, ALL] = HealthSection()
+    expect_ranks: Annotated[int | None, ALL] = Field(
+        None,
+        gt=0,
+        le=MOST_RANKS,
+        description="ranks that the launcher has to start, or the run is refused; null: any number",
+    )
+    collective_timeout: Annotated[float, ALL] = Field(
+        2400,
+        gt=0,
+        lt=10**7,
+        description="seconds that a rank waits for the others in one exchange before it ends; "
+        "above health.hang",
+    )
+    log_every: Annotated[int, ALL] = Field(
+        20, gt=0, le=_MOST_STEPS, description="steps between metric lines"
+    )
+    wandb: Annotated[str | None, ALL] = Field(
+        None,
+        pattern=r"^[^\s/\\#?%:]{1,128}$",
+        description="project of Weights & Biases to log to as well (extra `wandb`)",
+    )
+
+    @property
+    def learning_rate(self) -> float:
+        return self.optimizer.base_lr * self.batch.global_batch / 256
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry.of(self.tokenizer.sizes)
+
+    @property
+    def depends_on_micro(self) -> bool:
+        """Whether `batch.micro` changes more than rounding: where something is drawn for a whole
+        micro batch (dropout, augmentation, a mask ratio) or averaged over one (a codebook's usage,
+        a BatchNorm, losses of which some rows do not count)."""
+        if self.objective in ("tokenizer", "classify"):
+            return True
+        sizes = self.predictor.sizes if self.objective == "mage" else self.addp.sizes
+        return (
+            sizes.dropout > 0
+            or self.mask_ratio_scope == "micro"
+            or self.data.tail == "pad"
+            or self.data.on_bad_shard == "quarantine"
+        )

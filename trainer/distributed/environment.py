@@ -1,0 +1,73 @@
+"""Variables that a run's ranks need alike. A launcher brings few of them to other hosts, and what
+is missing there shows late and oddly: a network that is not found, a store that refuses. Names and
+hashes leave a rank, never values. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+_NAMES = re.compile(  # storage, proxies, networks between GPUs and between CPUs
+    r"AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|PROFILE|(DEFAULT_)?REGION|ENDPOINT_URL(_S3)?|CA_BUNDLE|CONFIG_FILE"
+    r"|SHARED_CREDENTIALS_FILE|ROLE_ARN|WEB_IDENTITY_TOKEN_FILE|MAX_ATTEMPTS|RETRY_MODE)"
+    r"|(HTTPS?|NO|ALL)_PROXY|(https?|no|all)_proxy|((TORCH_)?NCCL|GLOO|TP|UCX|FI)_[A-Z0-9_]+"
+)
+_OWN = re.compile(r".*(IFNAME|HCA|FILE|DEVICES?|HOSTID)")  # may well differ between hosts
+
+
+class Settings(NamedTuple):
+    """Of one rank. names: of variables that are set, with a hash of the value where it must be the
+    same everywhere."""
+
+    host: str
+    names: dict[str, str]
+
+
+def settings(host: str, environment: Mapping[str, str] = os.environ) -> Settings:
+    found = {}
+    for name, value in environment.items():
+        if _NAMES.fullmatch(name):
+            compared = "NCCL_" in name and not _OWN.fullmatch(name)
+            found[name] = (
+                hashlib.sha256(value.encode(errors="replace")).hexdigest()[:8] if compared else ""
+            )
+    return Settings(host, found)
+
+
+def differences(ranks: Sequence[Settings]) -> list[str]:
+    """A line for each group of ranks that lack the same variables, or have others than rank 0.
+    ranks: by rank."""
+    missing: dict[tuple[int, ...], list[str]] = {}
+    other: dict[tuple[int, ...], list[str]] = {}
+    for name in sorted({name for rank in ranks for name in rank.names}):
+        values = [rank.names.get(name) for rank in ranks]
+        known = [value for value in values if value is not None]
+        for found, wrong in ((missing, (None,)), (other, set(known) - {known[0]})):
+            if which := tuple(rank for rank, value in enumerate(values) if value in wrong):
+                found.setdefault(which, []).append(name)
+    return [
+        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} set {words} "
+        f"{_named(which, ranks)}"
+        for found, words in (
+            (missing, "on other ranks, but not on"),
+            (other, "to another value on"),
+        )
+        for which, names in found.items()
+    ]
+
+
+def _named(which: Sequence[int], ranks: Sequence[Settings]) -> str:
+    """0, 1, 2, 5 -> ranks 0-2, 5 (their hosts)."""
+    runs: list[list[int]] = []
+    for rank in which:
+        if runs and runs[-1][1] == rank - 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    hosts = list(dict.fromkeys(ranks[rank].host for rank in which))
+    shown = ", ".join(hosts[:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else "")
+    listed = ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)
+    return f"rank{'s' if len(which) > 1 else ''} {listed} ({shown})"

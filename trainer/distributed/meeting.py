@@ -1,0 +1,88 @@
+"""Where the ranks of a world meet, of whatever program: the only place that makes the process group
+of all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed import distributed_c10d
+from torch.distributed.rendezvous import rendezvous
+
+from model.errors import ADDPError
+from trainer import records
+from trainer.distributed.environment import Settings, differences, settings
+from trainer.distributed.world import World, take_world
+
+LONG = 7 * 24 * 3600.0  # where nothing is to be cut off
+_MEETING = 600.0  # seconds for all ranks to start; file systems that are cold may take minutes
+
+
+class NotMet(ADDPError):
+    """Ranks that wait for others in vain, or cannot reach them."""
+
+
+def join_ranks(
+    patience: float = LONG, backend: str = "gloo", device: torch.device | None = None
+) -> World:
+    """Meet the other ranks of a launcher, or of Slurm; a lone process is its own world.
+
+    patience: seconds that any exchange may take, in every group that is made from now on. DeepSpeed
+    makes groups without a word on it, and would leave them PyTorch's half an hour. device: this
+    rank's GPU. Raises ConfigError as `take_world` does, and NotMet.
+    """
+    world = take_world()
+    if dist.is_initialized():
+        return world
+    limit = timedelta(seconds=patience)
+    for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
+        setattr(distributed_c10d, name, limit)
+    try:
+        store = _meet(world, min(patience, _MEETING))
+        store.set_timeout(limit)
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=world.rank,
+            world_size=world.size,
+            timeout=limit,
+            device_id=device if world.size > 1 else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        where = ":".join(
+            os.environ.get(name, f"(no {name})") for name in ("MASTER_ADDR", "MASTER_PORT")
+        )
+        raise NotMet(
+            f"rank {world.rank} on {platform.node()} does not meet the other {world.size - 1} at "
+            f"{where}: {' '.join(str(error).split())[:400]}. Look at the rank that failed first, "
+            "the firewall, MASTER_ADDR (--master-addr), and GLOO_SOCKET_IFNAME or "
+            "NCCL_SOCKET_IFNAME"
+        ) from error
+    return world
+
+
+def _meet(world: World, patience: float) -> Store:
+    if world.size == 1:
+        return HashStore()
+    store, _, _ = next(
+        rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=patience))
+    )
+    _compare(PrefixStore("environment", store), world)
+    return store
+
+
+def _compare(store: Store, world: World) -> None:
+    """Before a network is chosen by what the environment says: rank 0 tells which of it did not
+    come to other hosts."""
+    store.set(str(world.rank), json.dumps(settings(platform.node())))
+    if world.rank:
+        return
+    for line in differences(
+        [Settings(*json.loads(store.get(str(rank)))) for rank in range(world.size)]
+    ):
+        records.say(f"environment: {line}. Launchers pass on little: see docs/several-machines.md")

@@ -1,0 +1,327 @@
+"""The only file that touches DeepSpeed: start, one optimizer step, and the engine's state as named
+tensors."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from model.errors import ConfigError
+from model.precision import keep_float32
+from trainer.checkpointing.format import EMA, WEIGHTS
+from trainer.checkpointing.saved_state import Range
+from trainer.config.schema import RunConfig
+from trainer.distributed.meeting import LONG, join_ranks
+from trainer.distributed.world import take_world
+from trainer.engine.ema import WeightAverage
+from trainer.engine.optimizers import STATE, make_optimizer
+from trainer.engine.partition import Fragment, Partition
+from trainer.engine.precision import MODES, Precision
+from trainer.host_memory import keep_freed_memory
+from trainer.objectives.registry import Inputs
+from trainer.schedule import parameter_groups
+from trainer.timing import Stopwatch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault(
+        "DS_ACCELERATOR", "cpu"
+    )  # otherwise every import probes for accelerators, and warns
+
+_BUCKET = 500_000_000  # elements that are reduced together at most; DeepSpeed's own default
+
+
+def start_distributed(patience: float = LONG) -> tuple[int, int, torch.device]:
+    """(rank, world size, device) of this process, once it has met the others, as `join_ranks`
+    does."""
+    import deepspeed
+
+    keep_float32()
+    world = take_world()
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        device = torch.device("cuda", world.local)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        keep_freed_memory()
+        local = int(os.environ.get("LOCAL_WORLD_SIZE") or world.size)
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+        # DeepSpeed would compile a shared-memory communication kernel for a minute; training does
+        # not need it.
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed calls collectives by names that PyTorch is about to change; that is no news for the
+    # user of a run.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    join_ranks(patience, "nccl" if on_gpu else "gloo", device if on_gpu else None)
+    deepspeed.init_distributed(
+        "nccl" if on_gpu else "gloo", verbose=False
+    )  # takes up the world that there is
+    return world.rank, world.size, device
+
+
+def deepspeed_config(
+    config: RunConfig, accumulation: int, world_size: int, parameters: int
+) -> dict[str, Any]:
+    """Generated from the run's configuration, never written by hand. parameters: how many the
+    network has."""
+    # DeepSpeed allocates a bucket in full, also where the whole network is smaller.
+    zero: dict[str, Any] = {
+        "stage": config.zero_stage,
+        "reduce_bucket_size": min(_BUCKET, max(parameters, 1)),
+    }
+    on_cuda = torch.cuda.is_available()
+    if config.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_cuda}
+    if config.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": on_cuda}
+    result: dict[str, Any] = {
+        "train_batch_size": config.batch.micro * accumulation * world_size,
+        "train_micro_batch_size_per_gpu": config.batch.micro,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": config.optimizer.clip
+        if config.zero_stage
+        else 0.0,  # without ZeRO: see optimizer_step
+        "zero_optimization": zero,
+        # Else gradients are summed over ranks in the precision of the network.
+        "communication_data_type": "fp32",
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+    if config.precision == "bf16":
+        result["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    elif config.precision == "fp16":
+        result["fp16"] = {"enabled": True}
+    mode = MODES[config.precision]
+    if mode.mixed:
+        # The modules that DeepSpeed calls safe are those whose gradients, and in ZeRO-3 weights, it
+        # would send in half precision, whatever communication_data_type says; what is computed in
+        # which precision is PyTorch's choice.
+        safe: list[str] = []
+        result["torch_autocast"] = {
+            "enabled": True,
+            "dtype": mode.products,
+            "lower_precision_safe_modules": safe,
+        }
+    elif mode.width < 4:
+        result["data_types"] = {
+            "grad_accum_dtype": "fp32"
+        }  # else micro batches are added up in half precision
+    return result
+
+
+def check_device(precision: Precision) -> None:
+    """Raises ConfigError."""
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("precision = fp16 needs a GPU; use bf16 or fp32 here")
+
+
+class StepResult(NamedTuple):
+    """loss: this rank's mean over micro batches, a scalar on its device. norm: of the gradient
+    before clipping, the same on all ranks; not finite where nothing was applied."""
+
+    loss: Tensor
+    norm: float
+    applied: bool
+
+
+class Engine:
+    """A DeepSpeed engine over one module whose call returns the loss."""
+
+    def __init__(
+        self, network: nn.Module, config: RunConfig, accumulation: int, world_size: int
+    ) -> None:
+        import deepspeed
+
+        check_device(config.precision)
+        self._stage, self._clip, self._accumulation = (
+            config.zero_stage,
+            config.optimizer.clip,
+            accumulation,
+        )
+        self._state_keys = STATE[config.optimizer.name]
+        self._network = network
+        # Before the engine takes them: half precision would round the first weights, and ZeRO-3
+        # divides them.
+        first = {
+            name: p.detach().float().clone()
+            for name, p in network.named_parameters()
+            if p.requires_grad
+        }
+        groups = parameter_groups(network.named_parameters(), config)
+        self._base = make_optimizer(config, groups, torch.cuda.is_available())
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=network,
+            optimizer=self._base,
+            dist_init_required=False,
+            config=deepspeed_config(
+                config, accumulation, world_size, sum(t.numel() for t in first.values())
+            ),
+        )
+        self._scaler: Any = getattr(self._optimizer, "loss_scaler", None)
+        if self._scaler is not None and hasattr(self._scaler, "raise_error_at_min_scale"):
+            self._scaler.raise_error_at_min_scale = (
+                False  # `health.skips` says how many steps may be skipped
+            )
+        self.device: torch.device = self._engine.device
+        self.partition = Partition(
+            network, self._optimizer, self._stage, dist.get_rank(), world_size
+        )
+        self.partition.connect(self._base)
+        for fragment in self.partition.held:
+            fragment.weights().copy_(
+                first[fragment.name].view(-1)[fragment.start : fragment.start + fragment.length]
+            )
+        self.partition.publish()
+        self.ema = (
+            WeightAverage(self.partition, config.ema_decay)
+            if config.ema_decay is not None
+            else None
+        )
+        self.applied = 0  # updates so far
+        self._engine.train()
+
+    def optimizer_step(
+        self, micro_batches: Iterable[Inputs], learning_rate: float, own: Stopwatch
+    ) -> StepResult:
+        """One optimizer step over all micro batches. A non-finite gradient changes nothing, on any
+        rank.
+
+        own: runs while this rank works alone, from making inputs to the end of the forward pass.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("scale", 1.0)
+        losses = []
+        batches = iter(micro_batches)
+        for index in range(self._accumulation):
+            own.start()
+            loss = self._engine(**next(batches))
+            own.stop()
+            self._engine.backward(loss)
+            if self._stage == 0 and index + 1 == self._accumulation:
+                norm = self._clip_whole_gradients()
+            self._engine.step()
+            losses.append(loss.detach().float())
+        if self._stage:
+            norm = float(self._engine.get_global_grad_norm())
+        applied = math.isfinite(norm) and bool(self._engine.was_step_applied())
+        if not applied:
+            # ZeRO-3 skips a step without gathering again the parameters that it keeps whole.
+            self.partition.publish()
+        if applied:
+            self.applied += 1
+            if self.ema:
+                self.ema.update(self.applied)
+        return StepResult(torch.stack(losses).mean(), norm, applied)
+
+    def _clip_whole_gradients(self) -> float:
+        """What ZeRO does by itself in stages 1 to 3: clip, or drop gradients that are not
+        finite."""
+        trained = [p for p in self._network.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        if not bool(norm.isfinite()):
+            for parameter in trained:
+                parameter.grad = None
+        elif self._clip:
+            torch.nn.utils.clip_grads_with_norm_(trained, self._clip, norm)
+        return float(norm)
+
+    @property
+    def state_keys(self) -> tuple[str, ...]:
+        """Of the tensors that are kept for each parameter."""
+        return (WEIGHTS, *self._state_keys, *((EMA,) if self.ema else ()))
+
+    def owned(self) -> Iterator[tuple[str, Fragment, Tensor]]:
+        """(kind, fragment, its values (length,) float32, a view) of this rank's share of the
+        state."""
+        if self.applied == 0:
+            self.partition.make_state(self._base, self._state_keys, 0)
+        for index, fragment in enumerate(self.partition.owned):
+            yield WEIGHTS, fragment, fragment.weights()
+            for key in self._state_keys:
+                yield key, fragment, fragment.state(self._base, key)
+            if self.ema:
+                yield EMA, fragment, self.ema.values[index]
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What the network keeps beside its trained parameters, the same on all ranks."""
+        return {
+            k: v for k, v in self._network.state_dict().items() if k not in self.partition.shapes
+        }
+
+    def scaler(self) -> dict[str, Any]:
+        """State of fp16's loss scale."""
+        values = vars(self._scaler) if self._scaler is not None else {}
+        return {
+            key: value for key, value in values.items() if type(value) in (int, float)
+        }  # no switches
+
+    def wanted(self, with_ema: bool) -> Iterator[Range]:
+        """What `fill` reads on this rank, but for buffers."""
+        for fragment in self.partition.held:
+            for kind in (WEIGHTS, *self._state_keys):
+                yield Range(kind, fragment.name, fragment.start, fragment.length)
+        for fragment in self.partition.owned if self.ema and with_ema else ():
+            yield Range(EMA, fragment.name, fragment.start, fragment.length)
+
+    def fill(
+        self,
+        read: Callable[[str, str, int, int], Tensor],
+        buffers: dict[str, Tensor],
+        scaler: dict[str, Any],
+        applied: int,
+        with_ema: bool,
+    ) -> None:
+        """All ranks together: take over a saved state, of any stage and number of ranks.
+
+        read(kind, parameter, start, length) -> (length,) float32. averaged: whether the state has
+        an average; where one is wanted and missing, it starts from the weights.
+        """
+        self.applied = applied
+        self.partition.make_state(self._base, self._state_keys, applied)
+        for fragment in self.partition.held:
+            at = (fragment.name, fragment.start, fragment.length)
+            fragment.weights().copy_(read(WEIGHTS, *at))
+            for key in self._state_keys:
+                fragment.state(self._base, key).copy_(read(key, *at))
+        if self.ema and with_ema:
+            for fragment, value in zip(self.partition.owned, self.ema.values, strict=True):
+                value.copy_(read(EMA, fragment.name, fragment.start, fragment.length))
+        elif self.ema:
+            self.ema.reset()
+        state = self._network.state_dict()
+        for name, value in buffers.items():
+            state[name].copy_(value)
+        if self._scaler is not None:
+            vars(self._scaler).update(
+                {key: scaler[key] for key in self.scaler().keys() & scaler.keys()}
+            )
+        self.partition.publish()
+
+    def close(self) -> None:
+        """Free the engine before the process group: otherwise gloo aborts in some runs after all is
+        done."""
+        del (
+            self._engine,
+            self._optimizer,
+            self._scaler,
+            self._base,
+            self.partition,
+            self.ema,
+            self._network,
+        )
+        gc.collect()
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()  # and what DeepSpeed itself remembers of it

@@ -1,0 +1,214 @@
+"""AdamW, LAMB and LARS. The only file that touches NVIDIA apex.
+
+ZeRO hands an optimizer flat pieces of many parameters, so that "the norm of a layer" is no longer
+the norm of a tensor: LAMB and LARS as commonly written scale those pieces instead of layers,
+without a word. Here they know where each layer lies in the pieces (`layers`), and add up its
+squared norms over the ranks.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from model.errors import ConfigError
+from trainer.config.schema import RunConfig
+
+log = logging.getLogger(__name__)
+
+STATE = {
+    "adamw": ("exp_avg", "exp_avg_sq"),
+    "lamb": ("exp_avg", "exp_avg_sq"),
+    "lars": ("momentum",),
+}
+_LARGEST_RATIO = (
+    10.0  # of a LAMB step's length to what Adam would do; as in the paper's released code
+)
+
+
+class Layer(NamedTuple):
+    """Where a part of a parameter lies in a flat piece. number: of the parameter, the same on all
+    ranks."""
+
+    number: int
+    offset: int
+    length: int
+
+
+class Layerwise(Optimizer):
+    """What LAMB and LARS share: each layer's step is scaled by a ratio of norms of the whole layer.
+
+    layers: for each flat piece its layers, and their number on all ranks. A tensor without an entry
+    is one layer of its own, whole on this rank. Parameter groups with `adapt: False` (biases,
+    norms) take ratio 1.
+    """
+
+    layers: dict[Tensor, tuple[list[Layer], int]]
+
+    def __init__(self, groups: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
+        super().__init__(groups, defaults)
+        self.layers = {}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(group, parameter, self.state[parameter])
+
+    def _update(self, group: dict[str, Any], parameter: Tensor, state: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def scale_layers(
+        self, weights: Tensor, step: Tensor, ratio: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        """Multiply each layer's part of `step` by ratio(layer's weight norm, layer's step norm)."""
+        found = self.layers.get(weights)
+        if found is None:
+            step.mul_(ratio(weights.norm(), step.norm()))
+            return
+        layers, count = found
+        squares = torch.zeros(2, count, dtype=torch.float64, device=weights.device)
+        parts = [step[layer.offset : layer.offset + layer.length] for layer in layers]
+        if layers:
+            index = torch.tensor([layer.number for layer in layers], device=weights.device)
+            own = [weights[layer.offset : layer.offset + layer.length] for layer in layers]
+            for row, tensors in enumerate((own, parts)):
+                norms = torch.stack(torch._foreach_norm(tensors)).double()
+                squares[row].index_add_(0, index, norms.square())
+        weight_norms, step_norms = _sum_over_ranks(squares).sqrt()
+        ratios = ratio(weight_norms, step_norms).to(step.dtype)
+        if layers:
+            torch._foreach_mul_(parts, list(ratios[index].unbind()))
+
+
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    """On the device of the communication backend: pieces that are offloaded lie on the CPU."""
+    on = values.cuda() if dist.get_backend() == "nccl" else values
+    dist.all_reduce(on)
+    return on.to(values.device)
+
+
+class LAMB(Layerwise):
+    """Layer-wise Adam for large batches (You et al., ICLR 2020, arXiv 1904.00962), with bias
+    correction."""
+
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        super().__init__(
+            groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "adapt": True}
+        )
+
+    def _update(self, group: dict[str, Any], parameter: Tensor, state: dict[str, Any]) -> None:
+        if not state:
+            state.update(
+                step=torch.tensor(0.0),
+                exp_avg=torch.zeros_like(parameter),
+                exp_avg_sq=torch.zeros_like(parameter),
+            )
+        state["step"] += 1
+        first, second = group["betas"]
+        count = float(state["step"])
+        gradient = parameter.grad
+        assert gradient is not None
+        state["exp_avg"].lerp_(gradient, 1 - first)
+        state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        root = state["exp_avg_sq"].div(1 - second**count).sqrt_().add_(group["eps"])
+        step = (
+            state["exp_avg"]
+            .div(1 - first**count)
+            .div_(root)
+            .add_(parameter, alpha=group["weight_decay"])
+        )
+        if group["adapt"]:
+            self.scale_layers(parameter, step, _lamb_ratio)
+        parameter.add_(step, alpha=-group["lr"])
+
+
+def _lamb_ratio(weights: Tensor, step: Tensor) -> Tensor:
+    return torch.where((weights > 0) & (step > 0), weights / step, 1.0).clamp(max=_LARGEST_RATIO)
+
+
+class LARS(Layerwise):
+    """Layer-wise SGD with momentum for large batches (You et al. 2017, arXiv 1708.03888)."""
+
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, momentum: float, trust: float
+    ) -> None:
+        super().__init__(
+            groups,
+            {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0, "adapt": True},
+        )
+
+    def _update(self, group: dict[str, Any], parameter: Tensor, state: dict[str, Any]) -> None:
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        assert parameter.grad is not None
+        step = parameter.grad.add(parameter, alpha=group["weight_decay"])
+        if group["adapt"]:
+            trust = group["trust"]
+            self.scale_layers(
+                parameter, step, lambda w, s: torch.where((w > 0) & (s > 0), trust * w / s, 1.0)
+            )
+        state["momentum"].mul_(group["momentum"]).add_(step, alpha=group["lr"])
+        parameter.sub_(state["momentum"])
+
+
+def make_optimizer(config: RunConfig, groups: list[dict[str, Any]], on_cuda: bool) -> Optimizer:
+    """The configured optimizer, with the fastest kernels that this machine has; one log line says
+    which.
+
+    Raises ConfigError where `optimizer.kernel: apex` cannot be had.
+    """
+    o, rate = config.optimizer, config.learning_rate
+    apex = _apex(config, on_cuda)
+    if o.name == "lars":
+        optimizer: Optimizer = LARS(groups, rate, o.betas[0], o.trust)
+        kernel = "own, layer-wise on ZeRO's pieces"
+    elif o.name == "lamb":
+        if apex and config.zero_stage == 0:
+            optimizer = apex.FusedLAMB(groups, lr=rate, betas=o.betas, eps=o.eps, max_grad_norm=0.0)
+            kernel = "apex FusedLAMB"
+        else:
+            optimizer = LAMB(groups, rate, o.betas, o.eps)
+            kernel = "own, layer-wise on ZeRO's pieces"
+    elif apex:
+        optimizer, kernel = (
+            apex.FusedAdam(groups, lr=rate, betas=o.betas, eps=o.eps, adam_w_mode=True),
+            "apex FusedAdam",
+        )
+    else:
+        optimizer, kernel = (
+            AdamW(groups, lr=rate, betas=o.betas, eps=o.eps, fused=True),
+            "torch, fused",
+        )
+    log.info("optimizer %s: %s", o.name, kernel)
+    return optimizer
+
+
+def _apex(config: RunConfig, on_cuda: bool) -> Any:
+    """apex.optimizers, or None. The package of that name on PyPI is another one and has no
+    `optimizers`."""
+    wanted = config.optimizer.kernel
+    if wanted == "torch" or (wanted == "auto" and (not on_cuda or config.offload != "none")):
+        return None
+    found = importlib.util.find_spec("apex") and importlib.util.find_spec("apex.optimizers")
+    if not found and wanted == "apex":
+        raise ConfigError(
+            "optimizer.kernel = apex, but NVIDIA apex is not installed (the `apex` of PyPI is "
+            "another project); docs/architecture.md has its install line, or use optimizer.kernel "
+            "= auto"
+        )
+    if not found:
+        return None
+    import apex.optimizers
+
+    return apex.optimizers

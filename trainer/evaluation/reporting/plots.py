@@ -1,0 +1,117 @@
+"""Plots of a report: SVGs that take their colours from the page, so that they are legible in light
+and in dark.
+
+No text of a run goes into them, only numbers: titles and legends are the page's.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.figure import Figure as Canvas
+
+COLORS = 6  # --s0 .. --s5 of the page
+_INK = "#010200"  # stands for the page's text color until the SVG is written
+_STYLES: dict[str, Any] = {"solid": "-", "dashed": "--", "dotted": ":", "fine": (0, (1, 3))}
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "path.simplify_threshold": 0.3,
+    "text.parse_math": False,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "text.color": _INK,
+    "grid.color": _INK,
+    "axes.formatter.useoffset": False,
+    "axes.formatter.limits": (-3, 5),
+}
+
+
+class Line(NamedTuple):
+    """steps, values: of one length; a value may be NaN: a gap. errors: of each value, half the
+    length of its bar, or NaN. style: one of solid, dashed, dotted and fine."""
+
+    label: str
+    color: int
+    style: str
+    steps: list[float]
+    values: list[float]
+    errors: list[float] | None = None
+
+
+class Plot(NamedTuple):
+    """lines: for the legend. note: below it."""
+
+    title: str
+    svg: Markup
+    lines: list[Line]
+    note: str = ""
+
+
+def plot(
+    title: str,
+    lines: list[Line],
+    levels: list[Line] | None = None,
+    *,
+    points: bool = False,
+    note: str = "",
+) -> Plot:
+    """Against the step. levels: lines of one value, drawn from side to side."""
+    with mpl.rc_context({**_SETTINGS, "svg.hashsalt": title}):
+        canvas = Canvas(figsize=(4.0, 2.6), layout="constrained")
+        axis = canvas.add_subplot()
+        steps = [step for line in lines for step in line.steps]
+        apart = (max(steps) - min(steps)) / 150 if any(line.errors for line in lines) else 0.0
+        for place, line in enumerate(lines):
+            beside = [
+                step + apart * (place - (len(lines) - 1) / 2) for step in line.steps
+            ]  # bars do not hide bars
+            drawn: dict[str, Any] = {
+                "color": _stand_in(line.color),
+                "linestyle": _STYLES[line.style],
+                "linewidth": 1.5,
+            }
+            marks: dict[str, Any] = (
+                {"marker": "o", "markersize": 4} if points or len(line.values) == 1 else {}
+            )
+            axis.errorbar(
+                beside, line.values, line.errors, capsize=2.5, elinewidth=1, **drawn, **marks
+            )
+        for level in levels or []:
+            axis.axhline(
+                level.values[0],
+                color=_stand_in(level.color),
+                linestyle=_STYLES[level.style],
+                linewidth=1.2,
+            )
+        axis.set_xlabel("step", fontsize=9)
+        axis.tick_params(labelsize=9)
+        axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
+        axis.grid(alpha=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_alpha(0.5)
+        data = io.StringIO()
+        canvas.savefig(data, format="svg", transparent=True, metadata={"Date": None})
+    return Plot(title, _for_page(data.getvalue()), lines + (levels or []), note)
+
+
+def _stand_in(color: int) -> str:
+    return f"#0101{color % COLORS:02x}"
+
+
+def _for_page(svg: str) -> Markup:
+    """Without what only a file of its own needs, and with the page's colours in place of those that
+    stood for them."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' id="[a-z]+[A-Za-z0-9.]*_\d+"', "", svg)  # of groups, which nothing refers to
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(
+        r"#0101(0\d)", lambda found: f"var(--s{int(found[1])})", svg.replace(_INK, "currentColor")
+    )
+    return Markup(svg)  # of numbers alone

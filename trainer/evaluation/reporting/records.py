@@ -1,0 +1,322 @@
+"""What a run wrote, for its report: read here or on the store that it uploads to, and trusted in
+nothing.
+
+A record that is broken is left out and counted, whatever is wrong with it: a report is wanted most
+where a run went wrong. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from data_pipeline.storage import LocalStore, ObjectMissing, StorageError, open_store
+from model.documents import parse_json, parse_yaml
+from model.errors import ADDPError, ConfigError, DataError
+from trainer.evaluation.course import Course
+from trainer.evaluation.reporting.files import Files, Unfit
+from trainer.evaluation.results import FOLDER
+from trainer.run_folder import DONE, INCIDENTS, TARGETS, Weights, in_time_order, incident_names
+
+_MOST_OF_RESULT = 2**24  # bytes
+_LARGEST = 1e30  # what a figure may be, to be drawn
+_STEPS = 2**53
+T = TypeVar("T", bound=BaseModel)
+Parse = Callable[..., Any]  # of documents: (text, where, error)
+_NUMBERS = (  # of a metric line, what the report takes
+    "loss",
+    "lr",
+    "grad_norm",
+    "images_per_second",
+    "seconds_per_step",
+    "train_seconds",
+    "lost_seconds",
+    "starts",
+    "skipped_steps",
+    "time",
+)
+
+
+class Result(NamedTuple):
+    """Of one part of an evaluation. figures: those that are finite numbers. folder: where its
+    images lie."""
+
+    step: int
+    part: str
+    weights: Weights
+    figures: dict[str, float]
+    images: dict[str, str]
+    files: Files
+    folder: str
+
+
+class _Stated(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    step: int = Field(ge=0, lt=_STEPS)
+    part: str = Field(max_length=100)
+    weights: Literal["raw", "ema"]
+    figures: dict[str, Any]
+    images: dict[str, str] = {}
+    checkpoint: str | None = None
+    left_out: list[dict[str, int]] | None = None
+
+
+class _Rewind(BaseModel):
+    """Of rewinds.json."""
+
+    step: int = Field(ge=0, lt=_STEPS)
+    length: int = Field(ge=0, lt=_STEPS)
+
+
+class Ending(BaseModel):
+    """exit.json."""
+
+    code: int
+    reason: str = ""
+    time: float | None = Field(None, allow_inf_nan=False)
+
+
+class Done(BaseModel):
+    """done.json."""
+
+    step: int = Field(ge=0, lt=_STEPS)
+
+
+class Sign(BaseModel):
+    """A heartbeat."""
+
+    time: float = Field(allow_inf_nan=False)
+    section: str = ""
+
+
+class Goal(BaseModel):
+    """A line of targets.json."""
+
+    name: str
+    value: str
+    target: str = ""
+    met: bool | None = None
+
+
+@dataclass
+class RunRecord:
+    """What a run wrote. metrics: lines by step, with NaN where a figure was not finite. incidents:
+    by time. left_steps: those of results that are not shown, since the run has left the checkpoint
+    that they measured. left_out: how often each fault was met."""
+
+    name: str
+    on_store: bool
+    config: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    incidents: list[dict[str, Any]] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    rewinds: list[dict[str, int]] = field(default_factory=list)
+    left_steps: set[int] = field(default_factory=set)
+    targets: list[Goal] = field(default_factory=list)
+    done: Done | None = None
+    ending: Ending | None = None
+    last_sign: Sign | None = None
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def objective(self) -> str:
+        found = self.setting("objective")
+        return found if isinstance(found, str) else ""
+
+    def setting(self, *keys: str) -> Any:
+        """None where the configuration has no such key."""
+        value: Any = self.settings
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    @property
+    def steps(self) -> int:
+        """So many are recorded."""
+        return int(self.metrics[-1]["step"]) + 1 if self.metrics else 0
+
+
+def number(value: Any) -> float | None:
+    """None for what is no finite number that can be drawn."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
+        return None
+    return float(value)
+
+
+def _is_not_finite(value: Any) -> bool:
+    """As the trainer writes it, and as JSON of Python may have it."""
+    return value in ("nan", "inf", "-inf") or (
+        isinstance(value, float) and not math.isfinite(value)
+    )
+
+
+def read_run(run: str) -> RunRecord:
+    """Raises ConfigError where there is no such run, StorageError where its store does not
+    answer."""
+    store = open_store(run)
+    files = Files(store)
+    record = RunRecord(
+        run.rstrip("/").rpartition("/")[2] or run, on_store=not isinstance(store, LocalStore)
+    )
+
+    def read(name: str) -> str:
+        try:
+            return files.read(name).decode(errors="replace")
+        except ObjectMissing:
+            return ""
+        except Unfit as error:
+            record.left_out[f"{name}: {error}"] += 1
+            return ""
+
+    record.config, metrics = read("config.resolved.yaml"), read("metrics.jsonl")
+    if not (record.config or metrics or record.left_out):
+        raise ConfigError(
+            f"{run} is no run folder: it has no config.resolved.yaml; give the folder that `run=` "
+            "named"
+        )
+    record.settings = _mapping(record, "config.resolved.yaml", record.config, parse_yaml)
+    if not record.config:
+        record.left_out["config.resolved.yaml: not there"] += 1
+    record.environment = _mapping(record, "environment.json", read("environment.json"))
+    for line in _json_lines(record, "metrics.jsonl", metrics):
+        _take_metrics(record, line)
+    record.metrics.sort(key=lambda row: row["step"])
+    record.incidents = in_time_order(
+        row
+        for name in incident_names(files.below(INCIDENTS))
+        for row in _json_lines(record, name, read(name))
+    )
+    record.done, record.ending = (
+        _one(record, Done, DONE, read(DONE)),
+        _one(record, Ending, "exit.json", read("exit.json")),
+    )
+    name = f"{FOLDER}/{TARGETS}"
+    for goal in _parsed(record, name, read(name), parse_json, list) or []:
+        if (found := _valid(record, Goal, name, goal)) is not None:
+            record.targets.append(found)
+    if isinstance(store, LocalStore):
+        signs = [n for n in files.below("heartbeats/rank-") if n.endswith(".json")]
+        alive = [sign for name in signs if (sign := _one(record, Sign, name, read(name)))]
+        record.last_sign = max(alive, key=lambda sign: sign.time, default=None)
+    for rewind in _parsed(record, "rewinds.json", read("rewinds.json"), parse_json, list) or []:
+        if (known := _valid(record, _Rewind, "rewinds.json", rewind)) is not None:
+            record.rewinds.append(known.model_dump())
+    _take_results(record, files)
+    upload = record.setting("checkpoint", "upload")
+    if isinstance(store, LocalStore) and isinstance(upload, str) and upload:
+        _take_uploaded(record, upload)
+    record.results.sort(key=lambda result: result.step)
+    return record
+
+
+def _take_metrics(record: RunRecord, line: dict[str, Any]) -> None:
+    step = line.get("step")
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < _STEPS:
+        record.left_out["metrics.jsonl: a line without a step"] += 1
+        return
+    row: dict[str, float] = {"step": step}
+    for key in _NUMBERS:
+        value = line.get(key)
+        if (found := number(value)) is not None:
+            row[key] = found
+        elif _is_not_finite(value):
+            row[key] = math.nan
+        elif value is not None or key == "loss":
+            record.left_out[f"metrics.jsonl: a line whose {key} is no number"] += 1
+    record.metrics.append(row)
+
+
+def _take_results(record: RunRecord, files: Files) -> None:
+    """Of the evaluations that are not known yet. Raises StorageError where they cannot be
+    listed."""
+    there = {(r.step, r.part, r.weights) for r in record.results}
+    course = Course(record.rewinds, files.plain)
+    for name in files.results():
+        try:
+            text = files.read(name, _MOST_OF_RESULT).decode(errors="replace")
+        except (Unfit, StorageError) as error:
+            record.left_out[f"{name}: {error}"] += 1
+            continue
+        stated = _one(record, _Stated, name, text)
+        if stated is None or (stated.step, stated.part, stated.weights) in there:
+            continue
+        if not course.is_current(stated.model_dump()):
+            record.left_steps.add(stated.step)
+            continue
+        figures = {
+            key: found
+            for key, value in stated.figures.items()
+            if (found := number(value)) is not None
+        }
+        for key, value in stated.figures.items():
+            if key not in figures:
+                what = "not finite" if _is_not_finite(value) else "no number"
+                record.left_out[f"{name}: the figure {key} is {what}"] += 1
+        folder = name.rpartition("/")[0]
+        result = Result(
+            stated.step, stated.part, stated.weights, figures, stated.images, files, folder
+        )
+        record.results.append(result)
+
+
+def _take_uploaded(record: RunRecord, upload: str) -> None:
+    """Evaluators that ran elsewhere left their results on the store."""
+    try:
+        _take_results(record, Files(open_store(upload)))
+    except ADDPError as error:
+        record.left_out[f"the results on {upload}: {error}"] += 1
+
+
+def _parsed(
+    record: RunRecord, name: str, text: str, parse: Parse = parse_json, kind: type = dict
+) -> Any:
+    """None where there is no text, or no such content in it."""
+    if not text.strip():
+        return None
+    try:
+        value = (
+            parse(text, name, DataError, object)
+            if parse is parse_json
+            else parse(text, name, DataError)
+        )
+    except DataError:
+        record.left_out[f"{name}: cannot be parsed"] += 1
+        return None
+    if not isinstance(value, kind):
+        record.left_out[f"{name}: holds a {type(value).__name__}"] += 1
+        return None
+    return value
+
+
+def _mapping(record: RunRecord, name: str, text: str, parse: Parse = parse_json) -> dict[str, Any]:
+    return _parsed(record, name, text, parse, dict) or {}
+
+
+def _json_lines(record: RunRecord, name: str, text: str) -> Iterator[dict[str, Any]]:
+    for line in text.split("\n"):
+        found = _parsed(record, f"{name}: a line", line)
+        if found is not None:
+            yield found
+
+
+def _valid(record: RunRecord, kind: type[T], name: str, content: Any) -> T | None:
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        record.left_out[f"{name}: {place}{': ' if place else ''}{fault['msg']}"] += 1
+        return None
+
+
+def _one(record: RunRecord, kind: type[T], name: str, text: str) -> T | None:
+    content = _parsed(record, name, text)
+    return None if content is None else _valid(record, kind, name, content)

@@ -1,0 +1,90 @@
+"""What fine-tuning does to a batch on its device: RandAugment and random erasing by kornia, mixup
+and cutmix.
+
+All of it draws from PyTorch's generators, which the run seeds for each micro batch by its place in
+the data.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.config.schema import AugmentationSection
+
+# Images that share the operations that RandAugment draws; one at a time would be four times as
+# slow.
+_TOGETHER = 4
+
+
+class Augmentation:
+    """(pixels (B, 3, H, W) in [0, 1], labels (B,)) -> (pixels, target (B, classes))."""
+
+    def __init__(self, section: AugmentationSection, classes: int) -> None:
+        self._section, self._classes = section, classes
+        self._rand: Any = None
+        self._erase: Any = None
+        if section.randaugment:
+            from kornia.augmentation.auto import RandAugment
+
+            self._rand = RandAugment(section.operations, section.randaugment)
+        if section.erasing:
+            from kornia.augmentation import RandomErasing
+
+            self._erase = RandomErasing(
+                scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3), p=section.erasing
+            )
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        # kornia draws the operations from Python's generator
+        random.seed(int(torch.randint(2**31, (1,))))
+        if self._rand is not None:
+            images = self._distorted(images)
+        if self._erase is not None:
+            images = self._erase(images)
+        target = F.one_hot(labels, self._classes).to(images.dtype)
+        return mixed(images, target, self._section.mixup, self._section.cutmix)
+
+    def _distorted(self, images: Tensor) -> Tensor:
+        device = images.device
+        if torch.are_deterministic_algorithms_enabled():
+            images = (
+                images.cpu()
+            )  # kornia's `equalize` makes a running sum, which CUDA makes in no fixed order
+        return (
+            torch.cat([self._rand(part) for part in torch.split(images, _TOGETHER)])
+            .clamp(0, 1)
+            .to(device)
+        )
+
+
+def mixed(images: Tensor, target: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
+    """A whole batch mixed with itself in reverse, by mixup or by cutmix with equal chances where
+    both are wanted.
+
+    mixup, cutmix: the alpha of the Beta distribution of the share that stays (arXiv 1710.09412,
+    1905.04899); 0: none.
+    """
+    if not mixup and not cutmix:
+        return images, target
+    cut = bool(cutmix) and (not mixup or bool(torch.rand(()) < 0.5))
+    alpha = cutmix if cut else mixup
+    share = float(torch.distributions.Beta(alpha, alpha).sample())
+    if cut:
+        height, width = images.shape[-2:]
+        side = math.sqrt(1 - share)
+        y, x = (int(torch.randint(n, (1,))) for n in (height, width))
+        top, bottom = (min(max(y + int(s * height * side / 2), 0), height) for s in (-1, 1))
+        left, right = (min(max(x + int(s * width * side / 2), 0), width) for s in (-1, 1))
+        other = images.flip(0)
+        images = images.clone()
+        images[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
+        share = 1 - (bottom - top) * (right - left) / (height * width)
+    else:
+        images = torch.lerp(images.flip(0), images, share)
+    return images, torch.lerp(target.flip(0), target, share)

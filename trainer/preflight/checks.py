@@ -1,0 +1,361 @@
+"""What would stop a run at its start, or soon after it, found before it waits in a queue. Needs no
+GPU and no launcher.
+
+The checks are those of the trainer itself, made without the values of large networks where their
+headers will do.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+from data_pipeline.storage import LocalStore, Store, is_remote, open_store
+from data_pipeline.storage.output import probe, writable
+from data_pipeline.streaming.epochs import EpochSchedule
+from data_pipeline.streaming.shard_cache import ShardCache
+from model.addp import ADDP
+from model.errors import ADDPError
+from model.weights import Network, fingerprint, load_network
+from trainer import costs
+from trainer.checkpointing.format import candidates
+from trainer.checkpointing.ownership import agreed_run, holder_of, run_of
+from trainer.checkpointing.restore import Expected, foreseen, has_checkpoints, last_config
+from trainer.config.reading import load_config
+from trainer.config.schema import RunConfig
+from trainer.objectives.given import beginning, without_values
+from trainer.objectives.registry import Objective, TokenObjective, load_frozen, make_objective
+from trainer.records import ago
+from trainer.resilience.state import read_rewinds, rewinds_on
+from trainer.run_folder import RunFolder
+from trainer.schedule import accumulation_steps, total_steps
+from trainer.startup import begins, identify_run
+
+State = Literal["ok", "warning", "FAILED"]
+_GIB = 2**30
+
+
+class Check(NamedTuple):
+    """text: what was found, or what is wrong and what to do."""
+
+    name: str
+    state: State
+    text: str
+
+
+class _Found(NamedTuple):
+    """Of an objective what a start needs to know."""
+
+    result: Network
+    epochs: EpochSchedule
+    data_fingerprint: str
+    order: dict[str, Any]
+    frozen: dict[str, str]
+    loader: Any
+
+
+def check_run(file: Path | None, overrides: list[str], gpus: int) -> Iterator[Check]:
+    """Each as soon as it is made. gpus: ranks of the run. Nothing is left behind anywhere."""
+    try:
+        config = load_config(file, overrides)
+    except ADDPError as error:
+        yield Check("configuration", "FAILED", str(error))
+        return
+    text = (
+        f"{file or 'defaults'}: objective {config.objective}, {config.precision}, "
+        f"ZeRO-{config.zero_stage}"
+    )
+    yield Check("configuration", "ok", text)
+    yield from _Checks(config, gpus).all()
+
+
+class _Checks:
+    def __init__(self, config: RunConfig, gpus: int) -> None:
+        self._config, self._gpus = config, gpus
+        self._folder = RunFolder(config.run)
+        self._found: _Found | None = None
+        self._store: Store | None = None
+        self._weights_fit = False
+
+    def all(self) -> Iterator[Check]:
+        for name, check in (
+            ("batch", self._batch),
+            ("weights", self._weights),
+            ("data", self._data),
+            ("cache", self._cache),
+            ("run folder", self._run_folder),
+            ("upload", self._upload),
+            ("resume", self._resume),
+        ):
+            yield from _guarded(name, check)
+
+    def _batch(self) -> Iterator[tuple[State, str]]:
+        batch, accumulation = self._config.batch, accumulation_steps(self._config, self._gpus)
+        yield (
+            "ok",
+            f"{batch.global_batch} = micro {batch.micro} x accumulation {accumulation} x "
+            f"{self._gpus} GPUs",
+        )
+
+    def _weights(self) -> Iterator[tuple[State, str]]:
+        """From headers: on the meta device, tensors have shapes and no values."""
+        config, first = self._config, beginning(self._config)
+        files = {
+            "addp": (config.tokenizer.weights, config.predictor.weights),
+            "classify": (config.addp.weights,),
+        }
+        with without_values():
+            if config.objective == "addp":
+                load_frozen(config)
+            elif config.objective == "classify" and config.addp.weights is not None:
+                load_network(
+                    config.addp.weights, "addp", config=config.addp.sizes, geometry=config.geometry
+                )
+        self._weights_fit = True
+        named = [str(path) for path in files.get(config.objective, ()) if path is not None]
+        if named or first is None:
+            yield (
+                "ok",
+                f"{' and '.join(named)}: of the configured sizes" if named else "none needed",
+            )
+        if first is None:
+            return
+        if begins(config, self._folder):
+            yield "ok", f"the run begins with {first}, of the configured sizes"
+        else:
+            yield "ok", f"{first} is not read: the run goes on from its own checkpoint"
+
+    def _data(self) -> Iterator[tuple[State, str]]:
+        self._found = found = _open(self._config)
+        with closing(found.loader):
+            if self._config.objective in ("mage", "addp"):
+                sets = found.loader.shards
+                for shards in sets:  # that one can read more than the manifest, and to the end
+                    if isinstance(shards.store, LocalStore):
+                        shards.open(0)
+                    else:  # one byte, as nothing shall be downloaded
+                        entry = shards.manifest.shards[0]
+                        shards.store.read(entry.name, entry.bytes - 1, 1)
+                manifest = sets[0].manifest
+                what = (
+                    f"{' and '.join(s.store.url for s in sets)}: "
+                    f"{sum(s.manifest.rows for s in sets):,} images as {manifest.tokens} tokens of "
+                    f"{manifest.codebook_size} codes"
+                )
+            else:
+                what = f"{self._config.data.images}: {found.epochs.samples:,} images"
+        steps, total = (
+            found.epochs.steps_per_epoch,
+            total_steps(self._config.schedule, found.epochs),
+        )
+        yield "ok", f"{what}; {steps:,} steps an epoch, {total:,} in all"
+
+    def _cache(self) -> Iterator[tuple[State, str]]:
+        data = self._config.data
+        places = [data.tokens] if data.tokens else list(data.mixture)
+        if self._config.objective not in ("mage", "addp") or not any(map(is_remote, places)):
+            yield "ok", "not needed: the data lie in folders"
+        elif data.cache is None:
+            yield (
+                "warning",
+                (
+                    "there is none: every rank keeps shards in memory and downloads its own; set "
+                    "data.cache to a folder on a local disk"
+                ),
+            )
+        else:
+            try:
+                parent = writable(data.cache)
+                ShardCache(parent, 0, print).check()
+            except (OSError, ADDPError) as error:
+                yield (
+                    "warning",
+                    f"{data.cache} cannot be used on this machine ({error}); on the run's it must "
+                    "be",
+                )
+                return
+            free, wanted = shutil.disk_usage(parent).free, data.cache_gib * _GIB
+            if self._found is not None:
+                wanted = min(
+                    wanted,
+                    sum(e.bytes for s in self._found.loader.shards for e in s.manifest.shards),
+                )
+            text = (
+                f"{data.cache}: {free / _GIB:.1f} GiB free on this machine, up to "
+                f"{wanted / _GIB:.1f} GiB wanted"
+            )
+            yield ("ok" if free >= wanted else "warning"), text
+
+    def _run_folder(self) -> Iterator[tuple[State, str]]:
+        config, folder = self._config, self._folder.path
+        parent = writable(folder)
+        size = costs.checkpoint_bytes(config)
+        there = sum(f.stat().st_size for f in self._folder.checkpoints.glob("*/*") if f.is_file())
+        free, kept = (
+            shutil.disk_usage(parent).free,
+            config.checkpoint.keep + 1,
+        )  # the newest is written before one goes
+        text = (
+            f"{folder}{'' if folder.exists() else ' (will be made)'}: {free / _GIB:.1f} GiB free; "
+            f"a checkpoint takes {_size(size)}, {kept} of them {_size(kept * size)}"
+        )
+        if free + there < kept * size:
+            yield "FAILED", f"{text}; make room, choose another folder, or lower checkpoint.keep"
+            return
+        yield "ok", text
+        every = config.checkpoint.permanent_every
+        if every and self._found is not None:
+            forever = total_steps(config.schedule, self._found.epochs) // every
+            if free + there < (kept + forever) * size:
+                yield (
+                    "warning",
+                    (
+                        f"checkpoint.permanent_every = {every} keeps {forever} more for good, "
+                        f"{_size(forever * size)}; there is not that much room"
+                    ),
+                )
+
+    def _upload(self) -> Iterator[tuple[State, str]]:
+        url = self._config.checkpoint.upload
+        if url is None:
+            yield "ok", "not configured: checkpoints stay in the run folder"
+            return
+        if not is_remote(url):
+            yield (
+                "ok",
+                f"{url} can be written: {shutil.disk_usage(writable(Path(url))).free / _GIB:.1f} "
+                "GiB free",
+            )
+            self._store = open_store(url) if Path(url).exists() else None
+            return
+        store = open_store(url)
+        probe(store)
+        self._store = store
+        yield "ok", f"{url}: objects are written once, read and removed"
+
+    def _resume(self) -> Iterator[tuple[State, str]]:
+        """By manifests and sizes; a start also takes the files' sha256."""
+        folder = self._folder
+        holder = folder.holder()
+        if holder is not None:
+            yield (
+                "warning",
+                f"{folder.path} is in use by {holder}; a start is refused until that run has ended",
+            )
+        if folder.stop.exists():
+            yield (
+                "warning",
+                f"{folder.stop} is there: the run would save and stop at once; remove it",
+            )
+        if self._store is not None and (other := holder_of(self._store)):
+            yield (
+                "warning",
+                f"{self._store.url} is held by {other}; a start waits for a sign of life of it",
+            )
+        if not has_checkpoints(folder, self._store):
+            foreseen(
+                folder, None, self._expected({}), self._rewinds()
+            )  # none, unless there were some
+            yield "ok", "no checkpoints yet: starts at step 0"
+            return
+        if self._found is None or not self._weights_fit:
+            yield (
+                "warning",
+                "there are checkpoints, which were not compared with data and weights that failed",
+            )
+            return
+        found = foreseen(
+            folder, self._store, self._expected(self._run_identity(self._found)), self._rewinds()
+        )
+        for reason in found.refused:
+            yield "warning", f"refused: {reason}"
+        assert found.manifest is not None
+        total = total_steps(self._config.schedule, self._found.epochs)
+        saved = found.manifest.saved
+        age = f", saved {ago(saved)}" if saved else ""
+        by = f"{found.manifest.world_size} ranks{age}"
+        if found.step >= total:
+            yield (
+                "warning",
+                f"nothing is left to do: step {found.step} of {total} is saved (by {by})",
+            )
+        else:
+            changed = (
+                f"; changed since: {', '.join(map(str, found.changed))}" if found.changed else ""
+            )
+            yield "ok", f"goes on at step {found.step} of {total} (saved by {by}){changed}"
+
+    def _expected(self, run_identity: dict[str, Any]) -> Expected:
+        run = run_of(self._folder)
+        if self._store is not None:
+            run = agreed_run(self._folder, self._store, run)
+        return Expected(run_identity, run or "", self._config, last_config(self._folder))
+
+    def _rewinds(self) -> list[dict[str, int]]:
+        """A start in an empty folder fetches those of the store."""
+        if self._store is not None and not candidates(self._folder.checkpoints):
+            return rewinds_on(self._store)
+        return read_rewinds(self._folder)
+
+    def _run_identity(self, found: _Found) -> dict[str, Any]:
+        config = self._config
+        if (
+            config.objective == "addp"
+        ):  # with a checkpoint to compare with, the predictor is worth reading
+            assert config.predictor.weights is not None
+            predictor = load_network(
+                config.predictor.weights,
+                "predictor",
+                config=config.predictor.sizes,
+                geometry=config.geometry,
+            )
+            found = found._replace(frozen={**found.frozen, "predictor": fingerprint(predictor)})
+        return identify_run(config, cast(Objective, found))
+
+
+def _guarded(name: str, check: Callable[[], Iterator[tuple[State, str]]]) -> Iterator[Check]:
+    try:
+        for state, text in check():
+            yield Check(name, state, text)
+    except ADDPError as error:
+        yield Check(name, "FAILED", str(error))
+    except OSError as error:
+        yield Check(
+            name, "FAILED", f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
+        )
+
+
+def _open(config: RunConfig) -> _Found:
+    """The data, and what a checkpoint would state of the run. An ADDP run's tokenizer is read, to
+    name it; of its predictor and the trained network there are no values. Raises what the objective
+    raises."""
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"cache": None})}
+    )  # it leaves none behind
+    if config.objective != "addp":
+        with without_values() if config.objective == "mage" else nullcontext():
+            made = make_objective(config)
+        loader = cast(Any, made).loader
+        return _Found(
+            made.result, made.epochs, made.data_fingerprint, made.order, made.frozen, loader
+        )
+    frozen = {}
+    if (
+        config.tokenizer.weights is not None and config.tokenizer.weights.is_file()
+    ):  # else `weights` has said so
+        tokenizer = load_network(
+            config.tokenizer.weights, "tokenizer", config=config.tokenizer.sizes
+        )
+        frozen = {"tokenizer": fingerprint(tokenizer)}
+    data = TokenObjective(config, frozen.get("tokenizer"))
+    with without_values():
+        result = ADDP(config.geometry, config.addp.sizes)
+    return _Found(result, data.epochs, data.data_fingerprint, data.order, frozen, data.loader)
+
+
+def _size(count: float) -> str:
+    return f"{count / _GIB:.2f} GiB" if count >= 0.01 * _GIB else f"{math.ceil(count / 2**20)} MiB"

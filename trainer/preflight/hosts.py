@@ -1,0 +1,211 @@
+"""Whether a run would start on these ranks: each says what it has and sees, and nothing is trained.
+
+    addp train CONFIG --hostfile hosts --check
+
+starts it on each host, by the launcher that would start the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+
+from data_pipeline.storage import is_remote, open_store
+from model.errors import ADDPError
+from trainer.config.arguments import parse_rank
+from trainer.config.changes import alike
+from trainer.config.reading import load_config
+from trainer.config.schema import RunConfig
+from trainer.distributed.collectives import Collectives, is_lost_rank, own_device
+from trainer.distributed.meeting import join_ranks
+from trainer.resilience.leaving import leave
+from trainer.run_folder import EXIT_CONFIG
+
+T = TypeVar("T")
+_PATIENCE = 120.0  # seconds for the ranks to meet
+_ALIKE = (
+    "python",
+    "torch",
+    "deepspeed",
+    "numpy",
+    "code",
+    "configuration",
+)  # must be the same on all hosts
+_ROOT = Path(__file__).parents[2]
+
+
+def check(path: Path | None, overrides: list[str]) -> int:
+    """All ranks together. Rank 0 prints a table and what is wrong. Returns the exit code."""
+    join_ranks(_PATIENCE)
+    collectives = Collectives(_PATIENCE)
+    found = {"host": platform.node(), "python": platform.python_version(), "code": _code()}
+    found |= {name: _version(name) for name in ("torch", "deepspeed", "numpy")}
+    problems: list[str] = []
+    config = _tried("the configuration", lambda: load_config(path, overrides), problems)
+    found["configuration"] = (
+        hashlib.sha256(json.dumps(alike(config)).encode()).hexdigest()[:8]
+        if config
+        else "unreadable"
+    )
+    found["run folder"] = _shared_folder(config, collectives, problems)
+    for name, place in _places(config).items() if config else ():
+        found[name] = "seen" if _tried(name, lambda p=place: _look(p), problems) else ("NOT SEEN")  # type: ignore[misc]
+    found["collectives"] = _collectives(problems)
+    rows = collectives.all_gather((found, problems))
+    faults = wrong(rows)
+    if collectives.rank == 0:
+        _print(rows)
+        for line in faults:
+            print(f"- {line}", flush=True)
+        if not faults:
+            print(
+                f"{collectives.world_size} ranks meet, are alike, and see what the run needs",
+                flush=True,
+            )
+    collectives.barrier()  # a launcher ends the others as soon as one ends with an error
+    return EXIT_CONFIG if faults else 0
+
+
+def wrong(rows: list[tuple[dict[str, str], list[str]]]) -> list[str]:
+    """rows: what each rank found, and its problems. Returns all problems, and what differs from the
+    first rank."""
+    first = rows[0][0]
+    lines = [f"{found['host']}: {problem}" for found, problems in rows for problem in problems]
+    for found, _ in rows[1:]:
+        lines += [
+            f"{name} differs: {first[name]} on {first['host']}, {found[name]} on {found['host']}"
+            for name in _ALIKE
+            if found[name] != first[name]
+        ]
+    return lines
+
+
+def _print(rows: list[tuple[dict[str, str], list[str]]]) -> None:
+    table = Table()
+    for name in rows[0][0]:
+        table.add_column(name, overflow="fold")
+    for found, _ in rows:
+        table.add_row(*(found.get(name, "") for name in rows[0][0]))
+    Console(width=None if os.isatty(1) else 160).print(table)
+
+
+def _tried(what: str, work: Callable[[], T], problems: list[str]) -> T | None:
+    try:
+        return work()
+    except (ADDPError, OSError) as error:
+        problems.append(f"{what}: {error}")
+        return None
+
+
+def _code() -> str:
+    """Of this program's files: machines may hold different checkouts."""
+    digest = hashlib.sha256()
+    for package in ("model", "data_pipeline", "trainer", "cluster"):
+        for path in sorted((_ROOT / package).rglob("*.py")):
+            digest.update(path.relative_to(_ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _shared_folder(config: RunConfig | None, collectives: Collectives, problems: list[str]) -> str:
+    """Rank 0 leaves a file in the run folder, which the others must see."""
+    first = collectives.all_gather(
+        config.run / f"check-{uuid.uuid4().hex[:8]}" if config else None
+    )[0]
+    if first is None:
+        return ""
+    mark = (
+        config.run / first.name if config else first
+    )  # hosts may have the storage at different places
+    made = [
+        folder for folder in (mark.parent, *mark.parent.parents) if not folder.exists()
+    ]  # innermost first
+    if collectives.rank == 0:
+        _tried("the run folder", lambda: _leave(mark), problems)
+    collectives.barrier()
+    seen = mark.exists()
+    collectives.barrier()
+    if collectives.rank == 0:
+        mark.unlink(missing_ok=True)
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+    elif not seen:
+        problems.append(
+            f"{mark.parent} is not the run folder that rank 0 sees; put it on storage that all "
+            "hosts share"
+        )
+    return "shared" if seen else "NOT SHARED"
+
+
+def _leave(mark: Path) -> None:
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def _places(config: RunConfig) -> dict[str, str]:
+    data = config.data
+    wanted = {"data.tokens": data.tokens, "data.images": data.images}
+    if config.checkpoint.upload and is_remote(
+        config.checkpoint.upload
+    ):  # a folder is made by the first upload
+        wanted["checkpoint.upload"] = config.checkpoint.upload
+    wanted |= {f"data.mixture {i}": place for i, place in enumerate(data.mixture)}
+    for name in ("tokenizer", "predictor", "addp"):
+        weights = getattr(config, name).weights
+        wanted[f"{name}.weights"] = str(weights) if weights else None
+    return {name: place for name, place in wanted.items() if place}
+
+
+def _look(place: str) -> bool:
+    """On object storage this also needs the credentials. Raises StorageError or OSError."""
+    if is_remote(place):
+        next(iter(open_store(place).list()), None)
+    else:
+        Path(place).stat()
+    return True
+
+
+def _collectives(problems: list[str]) -> str:
+    """A sum over all ranks by what training would use."""
+    device = own_device()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        group = dist.new_group(backend=backend)
+        value = torch.ones(1, device=device)
+        dist.all_reduce(value, group=group)
+    except RuntimeError as error:
+        if is_lost_rank(error) and backend == "gloo":
+            raise
+        problems.append(f"{backend}: {str(error).splitlines()[0]}")
+        return f"{backend} FAILS"
+    return backend
+
+
+def main(arguments: list[str] | None = None) -> int:
+    code = check(*parse_rank(__doc__ or "", arguments))
+    dist.destroy_process_group()
+    return code
+
+
+if __name__ == "__main__":
+    leave(main)

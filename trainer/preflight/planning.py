@@ -1,0 +1,246 @@
+"""What a run will take, before it is started.
+
+addp plan configs/base.yaml --gpus 32 --gpus 64
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from data_pipeline.storage import StorageError
+from data_pipeline.streaming.epochs import epoch_schedule
+from model.documents import show
+from model.errors import ConfigError, DataError
+from trainer import costs
+from trainer.config.arguments import configured
+from trainer.config.options import MOST_STEPS, AsJson, ConfigFile, RunArguments, gpus_option
+from trainer.config.reading import load_config
+from trainer.config.schema import YEAR
+from trainer.engine.precision import MODES
+from trainer.objectives.given import beginning, check_beginning
+from trainer.schedule import accumulation_steps, possible_world_sizes, total_steps
+
+_IMAGENET = 1_281_167
+_FEW = 8  # GPUs of a machine
+_GIB = 2**30
+_PEAKS = {
+    "H100": 989.0,
+    "H200": 989.0,
+    "A100": 312.0,
+    "B200": 2250.0,
+}  # TFLOP/s, bf16, dense: the makers' data sheets
+
+
+def main(
+    arguments: RunArguments = None,
+    config: ConfigFile = None,
+    gpus: Annotated[
+        list[int] | None,
+        gpus_option("GPUs of the run, 8 or what fits the batch if not given; repeat it to compare"),
+    ] = None,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_STEPS,
+            help="images of an epoch, where the data set is not here. Not given: the data set's, "
+            f"or {_IMAGENET:,}",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help=f"your GPU: {', '.join(_PEAKS)}, or its TFLOP/s in dense bf16")
+    ] = "H100",
+    mfu: Annotated[
+        float,
+        typer.Option(min=0.01, max=1, help="share of the device's peak that training reaches"),
+    ] = 0.4,
+    write: Annotated[
+        float,
+        typer.Option(
+            min=0.001, max=1e6, help="GB/s at which one rank writes its part of a checkpoint"
+        ),
+    ] = 1.0,
+    grace: Annotated[
+        float,
+        typer.Option(
+            min=0, max=YEAR, help="seconds that a preempted job has between the signal and the kill"
+        ),
+    ] = 30.0,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run will take: batch arithmetic, parameters, memory in each ZeRO stage, days,
+    checkpoints. Without a run file, of the defaults.
+
+    Memory and days are estimates: memory counts the training's own tensors, and days assume the
+    share of the GPU's peak that --mfu states.
+    """
+    file, overrides = configured(config, arguments)
+    plan = make_plan(file, overrides, gpus or [], images, device, mfu, write, grace)
+    if as_json:
+        print(json.dumps(plan, indent=1))
+    else:
+        _show(plan)
+
+
+def make_plan(
+    file: Path | None,
+    overrides: list[str],
+    gpus: list[int],
+    images: int | None,
+    device: str,
+    mfu: float,
+    write: float,
+    grace: float,
+) -> dict[str, Any]:
+    """All figures. gpus: none for what fits the batch, at most 8.
+
+    Raises ConfigError, and WeightsError where the weights to begin with are here and do not fit."""
+    config, peak = load_config(file, overrides), _peak(device)
+    first = beginning(config)
+    if first is not None and first.path.is_file():
+        check_beginning(config)
+    gpus = gpus or [max((n for n in possible_world_sizes(config) if n <= _FEW), default=_FEW)]
+    accumulation = {world: accumulation_steps(config, world) for world in gpus}
+    epochs = epoch_schedule(
+        _samples(config.data.tokens, images), config.batch.global_batch, config.data.tail
+    )
+    steps = total_steps(config.schedule, epochs)
+    trained, frozen = costs.parameters(config)
+    operations = costs.image_operations(config)
+    size = costs.checkpoint_bytes(config)
+    worlds = []
+    for world in gpus:
+        seconds = steps * config.batch.global_batch * operations.total / (peak * mfu * world)
+        save = size / world / (write * 1e9)
+        worlds.append(
+            {
+                "gpus": world,
+                "accumulation": accumulation[world],
+                "days": seconds / 86400,
+                "memory_gib": {
+                    str(stage): {
+                        k: v / _GIB
+                        for k, v in costs.rank_memory(config, stage, world)._asdict().items()
+                    }
+                    | {"total": costs.rank_memory(config, stage, world).total / _GIB}
+                    for stage in range(4)
+                    if stage >= MODES[config.precision].least_stage
+                },
+                "save_seconds": save,
+                "saves_within_grace": save < grace,
+            }
+        )
+    return {
+        "objective": config.objective,
+        "learning_rate": config.learning_rate,
+        "precision": config.precision,
+        "global_batch": config.batch.global_batch,
+        "micro": config.batch.micro,
+        "steps": steps,
+        "steps_per_epoch": epochs.steps_per_epoch,
+        "images_per_epoch": epochs.samples,
+        "possible_gpus": possible_world_sizes(config),
+        "trained_parameters": trained,
+        "frozen_parameters": frozen,
+        "gflop_per_image": {"trained": operations.trained / 1e9, "frozen": operations.frozen / 1e9},
+        "begins_with": str(first) if first else None,
+        "device": device,
+        "tflops": peak / 1e12,
+        "mfu": mfu,
+        "checkpoint_gib": size / _GIB,
+        "checkpoints_gib": size / _GIB * config.checkpoint.keep,
+        "grace": grace,
+        "worlds": worlds,
+    }
+
+
+def _samples(tokens: str | None, images: int | None) -> int:
+    """As stated, else the rows of the data set. Raises DataError or StorageError where it cannot be
+    read."""
+    if images is not None or tokens is None:
+        return images or _IMAGENET
+    from data_pipeline.shards.manifest import read_manifest
+
+    try:
+        return read_manifest(tokens).rows
+    except DataError as error:
+        raise DataError(f"{error}; or state its images by --images") from error
+    except StorageError as error:
+        raise StorageError(f"{error}; or state its images by --images") from error
+
+
+def _peak(device: str) -> float:
+    try:
+        peak = _PEAKS.get(device) or float(device)
+    except ValueError:
+        peak = math.nan
+    if not 0 < peak <= 1e6:
+        raise ConfigError(f"--device {show(device)}: {', '.join(_PEAKS)}, or a number of TFLOP/s")
+    return peak * 1e12
+
+
+def _show(plan: dict[str, Any]) -> None:
+    console = Console(soft_wrap=True, highlight=False)
+    g, sizes = plan["gflop_per_image"], plan["possible_gpus"]
+    shown = ", ".join(map(str, sizes if len(sizes) <= 16 else [*sizes[:8], "...", *sizes[-7:]]))
+    for name, value in (
+        (
+            "objective",
+            f"{plan['objective']}, {plan['precision']}, learning rate {plan['learning_rate']:.3g}",
+        ),
+        (
+            "batch",
+            f"{plan['global_batch']} = micro {plan['micro']} x accumulation x GPUs; GPUs: {shown}",
+        ),
+        (
+            "steps",
+            f"{plan['steps']:,} ({plan['steps_per_epoch']:,} an epoch of "
+            f"{plan['images_per_epoch']:,} images)",
+        ),
+        (
+            "parameters",
+            f"{plan['trained_parameters'] / 1e6:.1f} M trained, "
+            f"{plan['frozen_parameters'] / 1e6:.1f} M frozen",
+        ),
+        ("operations", f"{g['trained']:.1f} GFLOP an image trained, {g['frozen']:.1f} frozen"),
+        *([("begins with", plan["begins_with"])] if plan["begins_with"] else []),
+        ("checkpoint", f"{plan['checkpoint_gib']:.2f} GiB, {plan['checkpoints_gib']:.2f} GiB kept"),
+    ):
+        console.print(f"[bold]{name:11s}[/] {value}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in (
+        "GPUs",
+        "accumulation",
+        "days",
+        "save",
+        *(f"ZeRO-{s}" for s in plan["worlds"][0]["memory_gib"]),
+    ):
+        table.add_column(column, justify="right")
+    for world in plan["worlds"]:
+        save = f"{world['save_seconds']:.1f} s" + (
+            "" if world["saves_within_grace"] else f" > {plan['grace']:.0f} s!"
+        )
+        memory = [f"{stage['total']:.1f} GiB" for stage in world["memory_gib"].values()]
+        table.add_row(
+            str(world["gpus"]), str(world["accumulation"]), f"{world['days']:.1f}", save, *memory
+        )
+    console.print()
+    console.print(table)
+    console.print(
+        f"days: at {plan['mfu']:.0%} of {plan['tflops']:.0f} TFLOP/s ({plan['device']}). Memory of "
+        "a GPU: weights, gradients, optimizer, frozen networks, activations of a micro batch "
+        "(estimates; offload not counted). save: of one rank's share."
+    )
+
+
+if __name__ == "__main__":
+    from trainer.command import run_command
+
+    run_command(main)

@@ -1,0 +1,120 @@
+"""What a run knows of itself beside tensors: counters, statistics, true times, and which data it
+leaves out.
+
+It is the same on all ranks, and a checkpoint carries it, so that a resumed run decides as the
+undisturbed one does.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+
+from data_pipeline.storage import ObjectMissing, Store
+from model.documents import Count, Record, first_problem, read_file
+from model.errors import DataError
+from trainer.run_folder import RunFolder, write_json
+
+_LARGEST = 1 << 20  # bytes of rewinds.json
+
+
+def _or_nan(value: Any) -> Any:
+    return math.nan if value is None else value
+
+
+_Number = Annotated[
+    float, BeforeValidator(_or_nan)
+]  # earlier versions wrote null where it was not finite
+
+
+class Row(BaseModel):
+    """One step since the last metric line: mean loss over all ranks, gradient norm, and whether it
+    was applied."""
+
+    loss: _Number
+    norm: _Number
+    applied: bool
+
+
+class TrainerState(BaseModel):
+    """rows: steps since the last metric line. losses, norms: running statistics of applied steps.
+    nonfinite: steps that were not applied; in_a_row: the last ones of them. suspects: the last
+    steps, if out of line. train_seconds: in steps that count, lost_seconds: down, starting, and in
+    steps that were done again. seen: wall clock of the checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
+
+    rows: list[Row] = []
+    losses: list[float] = []
+    norms: list[float] = []
+    nonfinite: int = 0
+    in_a_row: int = 0
+    suspects: list[int] = []
+    train_seconds: float = 0.0
+    lost_seconds: float = 0.0
+    starts: int = 0
+    seen: float = 0.0
+
+    def started(self) -> None:
+        """A start of the run from this state: all since it was saved is lost. A clock that went
+        back counts as 0."""
+        now = time.time()
+        if self.seen:
+            self.lost_seconds += max(0.0, now - self.seen)
+        self.starts += 1
+        self.seen = now
+
+
+def read_rewinds(folder: RunFolder) -> list[dict[str, int]]:
+    """[{"step", "length"}]: from that step on, data lie so many steps further. Written before a
+    rewind takes effect."""
+    try:
+        content = read_file(folder.rewinds, _LARGEST, DataError)
+    except FileNotFoundError:
+        return []
+    return _rewinds(content, str(folder.rewinds))
+
+
+def rewinds_on(store: Store) -> list[dict[str, int]]:
+    """As `read_rewinds`, of the store that a run uploads to, or of a run folder as a store. Raises
+    StorageError."""
+    name = RunFolder("").rewinds.name
+    try:
+        content = store.read(name)
+    except ObjectMissing:
+        return []
+    return _rewinds(content, f"{store.url}/{name}")
+
+
+class _Rewind(Record):
+    step: Count
+    length: Count
+
+
+def _rewinds(content: bytes, where: str) -> list[dict[str, int]]:
+    """Raises DataError: without them a run would take other data than it took."""
+    try:
+        return [entry.model_dump() for entry in TypeAdapter(list[_Rewind]).validate_json(content)]
+    except ValidationError as error:
+        raise DataError(
+            f"{where} does not say which data were left out ({first_problem(error)}); restore it "
+            "from a copy"
+        ) from error
+
+
+def add_rewind(folder: RunFolder, step: int, length: int) -> None:
+    write_json(folder.rewinds, [*read_rewinds(folder), {"step": step, "length": length}])
+
+
+def data_step(rewinds: list[dict[str, int]], step: int) -> int:
+    """Which global batch of the data a step takes."""
+    return step + sum(entry["length"] for entry in rewinds if entry["step"] <= step)
+
+
+def rewinds_before(rewinds: list[dict[str, int]], step: int) -> list[dict[str, int]]:
+    """Those that the first `step` steps of a run know of: a checkpoint that knows others was
+    trained on other data."""
+    return [entry for entry in rewinds if entry["step"] < step]

@@ -8,6 +8,7 @@ from model.weights import save_network
 from trainer.checkpointing.format import EMA, WEIGHTS, verify
 from trainer.checkpointing.saved_state import SavedState
 from trainer.config.schema import HealthSection, RunConfig
+from trainer.objectives.registry import objective_class
 from trainer.resilience.health import ADVICE, Diverged, unfit
 from trainer.resilience.state import TrainerState
 from trainer.run_folder import RunFolder, step_folder
@@ -41,13 +42,5 @@ def end_line(config: RunConfig, folder: RunFolder, step: int) -> str:
     """Where the network is, and what comes next."""
     network, run = folder.network, folder.path
     files = f"{network}" + (f", its average {folder.ema}" if folder.ema.exists() else "")
-    measure = f"`addp evaluate {run} --suite"
-    follows = {
-        "tokenizer": f"{measure} held-out`, `addp tokenize plan IMAGES OUT --tokenizer {network}`",
-        "mage": (
-            f"{measure} held-out --tokens TOKENS`, an ADDP run with predictor.weights={network}"
-        ),
-        "addp": f"{measure} knn --images IMAGES`, `addp generate {run}`",
-        "classify": f"{measure} accuracy --images IMAGES --held-out 1`",
-    }[config.objective]
+    follows = objective_class(config.objective).next_steps(run, network)
     return f"done at step {step}: {files}. Next: {follows}"

@@ -27,7 +27,8 @@ from trainer.distributed.collectives import Collectives, Flags
 from trainer.ending import conclude, end_line
 from trainer.engine.engine import Engine
 from trainer.metrics import Metrics
-from trainer.objectives.registry import Inputs, Objective, given_fingerprints
+from trainer.objectives.base import Inputs, Objective
+from trainer.objectives.counting import Operations
 from trainer.prefetch import Prefetch, failure
 from trainer.resilience.health import ADVICE, Diverged, Spike, judge
 from trainer.resilience.heartbeat import Heartbeat
@@ -36,14 +37,7 @@ from trainer.resilience.stopping import Preempted, StopRequest
 from trainer.resilience.threads import ThreadWatch
 from trainer.run_folder import RunFolder
 from trainer.schedule import learning_rate, total_steps
-from trainer.startup import (
-    describe_run,
-    export_prefix,
-    identify_run,
-    make_deterministic,
-    same_on_all,
-    take_up,
-)
+from trainer.startup import describe_run, make_deterministic, same_on_all, take_up
 from trainer.timing import StepTimes, Stopwatch
 
 
@@ -71,18 +65,24 @@ class Run:
         )
         self._heartbeat, self._stop, self._attempt = heartbeat, stop, attempt
         self._folder = RunFolder(config.run)
-        self._run_identity = identify_run(config, objective)
-        same_on_all(collectives, config, {**self._run_identity, **given_fingerprints(objective)})
+        self._run_identity = objective.identity()
+        same_on_all(collectives, config, {**self._run_identity, **objective.read_fingerprints()})
         self._total = total_steps(config.schedule, objective.epochs)
         recompute_blocks(objective.network, config.recompute_every)
-        self._engine = Engine(objective.network, config, accumulation, collectives.world_size)
+        self._engine = Engine(
+            objective.network,
+            config,
+            accumulation,
+            collectives.world_size,
+            groups=objective.parameter_groups(),
+        )
         self._store: Store | None = (
             open_store(config.checkpoint.upload) if config.checkpoint.upload else None
         )
         self._prefetch = Prefetch(objective, collectives.rank, accumulation, config.batch.micro)
         self._own, self._times = Stopwatch(device.type == "cuda"), StepTimes()
         self._operations = (
-            costs.image_operations(config) if collectives.rank == 0 else costs.Operations(0, 0)
+            costs.image_operations(config) if collectives.rank == 0 else Operations(0, 0)
         )
         self._exit = ExitStack()
         self._threads = self._exit.enter_context(ThreadWatch(self._folder))
@@ -145,7 +145,7 @@ class Run:
                 self._total,
                 collectives.world_size,
                 self._say,
-                self._objective.beginning,
+                self._objective.initial_weights,
             )
         )
         if collectives.rank == 0:
@@ -366,7 +366,7 @@ class Run:
                 zero_stage=self._config.zero_stage,
                 run_identity=self._run_identity,
                 parameters={k: list(v) for k, v in self._engine.partition.shapes.items()},
-                export_prefix=export_prefix(self._objective),
+                export_prefix=self._objective.export_prefix,
                 state_keys=list(self._engine.state_keys),
                 applied=self._engine.applied,
                 scaler=self._engine.scaler(),

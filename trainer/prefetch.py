@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from model.errors import ADDPError
-from trainer.objectives.registry import Objective
+from trainer.objectives.base import Objective
 
 
 def failure(future: Future[Any]) -> ADDPError | None:

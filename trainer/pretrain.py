@@ -61,7 +61,7 @@ def train(
     from trainer.loop import Run
     from trainer.objectives.registry import make_objective
     from trainer.schedule import accumulation_steps
-    from trainer.startup import begins, prepare
+    from trainer.startup import prepare, takes_initial_weights
 
     # Before the ranks meet: where one mistake ends them all, none shall find the others gone.
     world = take_world()
@@ -73,7 +73,7 @@ def train(
     stack.enter_context(heartbeat)
     collectives = Collectives(config.collective_timeout)
     attempt = prepare(folder, collectives)
-    fresh = collectives.broadcast_from_rank0(lambda: begins(config, folder))
+    fresh = collectives.broadcast_from_rank0(lambda: takes_initial_weights(config, folder))
     torch.manual_seed(config.seed)  # every rank starts from the same weights
     objective = stack.enter_context(closing(make_objective(config, fresh)))
     run = stack.enter_context(

@@ -22,11 +22,14 @@ from trainer.checkpointing.ownership import new_identity
 from trainer.checkpointing.restore import Restored, has_checkpoints
 from trainer.config.changes import alike
 from trainer.config.schema import RunConfig
-from trainer.costs import Operations
 from trainer.distributed.collectives import Collectives
 from trainer.engine.precision import MODES
-from trainer.objectives.given import Beginning, beginning, check_beginning
-from trainer.objectives.registry import Objective
+from trainer.objectives.counting import Operations
+from trainer.objectives.initial_weights import (
+    InitialWeights,
+    check_initial_weights,
+    initial_weights,
+)
 from trainer.run_folder import RunFolder, replace_text, write_json
 
 
@@ -74,7 +77,7 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def begins(config: RunConfig, folder: RunFolder) -> bool:
+def takes_initial_weights(config: RunConfig, folder: RunFolder) -> bool:
     """Whether the run begins with the weights that it was given: not where it has a checkpoint to
     go on from.
 
@@ -82,33 +85,12 @@ def begins(config: RunConfig, folder: RunFolder) -> bool:
     `checkpoint.upload`, which may have a checkpoint, does not answer.
     """
     upload = config.checkpoint.upload
-    if beginning(config) is None or has_checkpoints(folder, open_store(upload) if upload else None):
+    if initial_weights(config) is None or has_checkpoints(
+        folder, open_store(upload) if upload else None
+    ):
         return False
-    check_beginning(config)
+    check_initial_weights(config)
     return True
-
-
-def export_prefix(objective: Objective) -> str:
-    """Prefix of the exported network's names in the trained one's."""
-    names = [
-        name for name, module in objective.network.named_modules() if module is objective.result
-    ]
-    return names[0] + "." if names[0] else ""
-
-
-def identify_run(config: RunConfig, objective: Objective) -> dict[str, Any]:
-    """What a checkpoint and the run that loads it must share."""
-    return {
-        "objective": config.objective,
-        "network": objective.result.config.model_dump(mode="json"),
-        "geometry": config.geometry.model_dump(mode="json"),
-        "data": objective.data_fingerprint,
-        "order": objective.order,
-        "frozen": objective.frozen,
-        "seed": config.seed,
-        "global_batch": config.batch.global_batch,
-        "optimizer": config.optimizer.name,
-    }
 
 
 def same_on_all(collectives: Collectives, config: RunConfig, run_identity: dict[str, Any]) -> None:
@@ -149,7 +131,7 @@ def take_up(
     total: int,
     world_size: int,
     say: Callable[[str], None],
-    first: Beginning | None = None,
+    first: InitialWeights | None = None,
 ) -> None:
     """Rank 0, once it is certain that the run goes on here: say so, name the run in its folder, and
     take back that it is done where it has work left. first: the weights that it was given.

@@ -59,13 +59,19 @@ class TrainerState(BaseModel):
     seen: float = 0.0
 
     def started(self) -> None:
-        """A start of the run from this state: all since it was saved is lost. A clock that went
-        back counts as 0."""
+        """Count a start of the run from this state: all time since it was saved is lost. Where the
+        clock went back, none is."""
         now = time.time()
         if self.seen:
             self.lost_seconds += max(0.0, now - self.seen)
         self.starts += 1
         self.seen = now
+
+    def after_rewind(self, left: TrainerState) -> None:
+        """Count a rewind to this state: what was trained between it and the state that the run
+        leaves is lost. Starts and clock are the run's own, and not the checkpoint's."""
+        lost = left.train_seconds - self.train_seconds
+        self.lost_seconds, self.seen, self.starts = left.lost_seconds + lost, left.seen, left.starts
 
 
 def read_rewinds(folder: RunFolder) -> list[dict[str, int]]:

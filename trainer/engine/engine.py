@@ -41,9 +41,9 @@ if not torch.cuda.is_available():
 _BUCKET = 500_000_000  # elements that are reduced together at most; DeepSpeed's own default
 
 
-def start_distributed(patience: float = LONG) -> tuple[int, int, torch.device]:
-    """(rank, world size, device) of this process, once it has met the others, as `join_ranks`
-    does."""
+def start_distributed(timeout: float = LONG) -> tuple[int, int, torch.device]:
+    """Meet the other ranks, as `join_ranks` does. Returns (rank, world size, device) of this
+    process."""
     import deepspeed
 
     keep_float32()
@@ -61,7 +61,7 @@ def start_distributed(patience: float = LONG) -> tuple[int, int, torch.device]:
     # DeepSpeed calls collectives by names that PyTorch is about to change; that is no news for the
     # user of a run.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    join_ranks(patience, "nccl" if on_gpu else "gloo", device if on_gpu else None)
+    join_ranks(timeout, "nccl" if on_gpu else "gloo", device if on_gpu else None)
     deepspeed.init_distributed(
         "nccl" if on_gpu else "gloo", verbose=False
     )  # takes up the world that there is
@@ -71,8 +71,8 @@ def start_distributed(patience: float = LONG) -> tuple[int, int, torch.device]:
 def deepspeed_config(
     config: RunConfig, accumulation: int, world_size: int, parameters: int
 ) -> dict[str, Any]:
-    """Generated from the run's configuration, never written by hand. parameters: how many the
-    network has."""
+    """DeepSpeed's configuration, made from the run's and never written by hand. parameters: how
+    many the network has."""
     # DeepSpeed allocates a bucket in full, also where the whole network is smaller.
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
@@ -121,14 +121,14 @@ def deepspeed_config(
 
 
 def check_device(precision: Precision) -> None:
-    """Raises ConfigError."""
+    """Raises ConfigError where this machine cannot compute in the precision."""
     if precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("precision = fp16 needs a GPU; use bf16 or fp32 here")
 
 
 class StepResult(NamedTuple):
-    """loss: this rank's mean over micro batches, a scalar on its device. norm: of the gradient
-    before clipping, the same on all ranks; not finite where nothing was applied."""
+    """loss: this rank's mean over its micro batches, a float32 scalar on its device. norm: of the
+    gradient before it was clipped, the same on all ranks; not finite where nothing was applied."""
 
     loss: Tensor
     norm: float
@@ -229,8 +229,8 @@ class Engine:
         return StepResult(torch.stack(losses).mean(), norm, applied)
 
     def _clip_whole_gradients(self) -> float:
-        """What ZeRO does by itself in stages 1 to 3: clip, or drop gradients that are not
-        finite."""
+        """Do what ZeRO does by itself in stages 1 to 3: clip the gradients, or drop them where they
+        are not finite. Returns their norm."""
         trained = [p for p in self._network.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         if not bool(norm.isfinite()):

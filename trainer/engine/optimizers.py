@@ -129,11 +129,11 @@ class Layerwise(Optimizer):
         self, weights: Tensor, step: Tensor, ratio: Callable[[Tensor, Tensor], Tensor]
     ) -> None:
         """Multiply each layer's part of `step` by ratio(layer's weight norm, layer's step norm)."""
-        found = self.layers.get(weights)
-        if found is None:
+        known = self.layers.get(weights)
+        if known is None:
             step.mul_(ratio(weights.norm(), step.norm()))
             return
-        layers, count = found
+        layers, count = known
         squares = torch.zeros(2, count, dtype=torch.float64, device=weights.device)
         parts = [step[layer.offset : layer.offset + layer.length] for layer in layers]
         if layers:
@@ -259,14 +259,14 @@ def _apex(config: RunConfig, on_cuda: bool) -> Any:
     wanted = config.optimizer.kernel
     if wanted == "torch" or (wanted == "auto" and (not on_cuda or config.offload != "none")):
         return None
-    found = importlib.util.find_spec("apex") and importlib.util.find_spec("apex.optimizers")
-    if not found and wanted == "apex":
+    installed = importlib.util.find_spec("apex") and importlib.util.find_spec("apex.optimizers")
+    if not installed and wanted == "apex":
         raise ConfigError(
             "optimizer.kernel = apex, but NVIDIA apex is not installed (the `apex` of PyPI is "
             "another project); docs/architecture.md has its install line, or use optimizer.kernel "
             "= auto"
         )
-    if not found:
+    if not installed:
         return None
     import apex.optimizers
 

@@ -30,7 +30,7 @@ _PEAKS = {  # dense bf16 operations a second, from the makers' data sheets
 
 
 class Memory(NamedTuple):
-    """Bytes on one rank."""
+    """An estimate of the bytes that a run takes on one rank."""
 
     weights: float
     gradients: float
@@ -45,7 +45,8 @@ class Memory(NamedTuple):
 
 
 def device_peak() -> float | None:
-    """bf16 operations a second of this process's GPU, where it is a known one."""
+    """The bf16 operations that this process's GPU makes in a second; None where the GPU is not
+    known."""
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
@@ -53,7 +54,7 @@ def device_peak() -> float | None:
 
 
 def parameters(config: RunConfig) -> tuple[int, int]:
-    """How many are trained, and how many are frozen."""
+    """How many parameters are trained, and how many are frozen."""
     return _parameters(config.model_dump_json())
 
 
@@ -77,8 +78,8 @@ def image_operations(config: RunConfig) -> Operations:
 
 
 def rank_memory(config: RunConfig, stage: int, world_size: int) -> Memory:
-    """An estimate: what the training's own tensors take, without buffers of communication and the
-    allocator's waste. Offloaded parts lie in host memory."""
+    """What the tensors of the training take in a ZeRO stage, without the buffers of communication
+    and the allocator's waste. What is offloaded lies in host memory."""
     trained, frozen = parameters(config)
     mode = MODES[config.precision]
     divided = world_size if stage >= 1 else 1
@@ -105,7 +106,7 @@ def activation_bytes(config: RunConfig) -> float:
 
 
 def checkpoint_bytes(config: RunConfig) -> float:
-    """Of all ranks' files together."""
+    """The bytes of one checkpoint, all ranks' files together."""
     trained, _ = parameters(config)
     kinds = 1 + len(STATE[config.optimizer.name]) + (config.ema_decay is not None)
     return 4.0 * kinds * trained

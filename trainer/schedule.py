@@ -10,7 +10,7 @@ from trainer.config.schema import RunConfig, ScheduleSection
 
 
 def total_steps(schedule: ScheduleSection, epochs: EpochSchedule) -> int:
-    """Raises ConfigError for a run of one step whose learning rate is 0."""
+    """The length of the run. Raises ConfigError where it is one step, at a learning rate of 0."""
     per_unit = epochs.steps_per_epoch if schedule.unit == "epochs" else 1
     steps = max(1, round(schedule.total * per_unit))
     if steps == 1 and schedule.warmup > 0:
@@ -25,8 +25,8 @@ def total_steps(schedule: ScheduleSection, epochs: EpochSchedule) -> int:
 def learning_rate(
     peak: float, schedule: ScheduleSection, epochs: EpochSchedule, step: int
 ) -> float:
-    """Linear warm-up, then half a cosine to 0, by the step (ADDP table 7). step: 0 for the first. A
-    configuration's warm-up is shorter than its total."""
+    """The learning rate of a step: a linear warm-up to `peak`, then half a cosine to 0 (ADDP table
+    7). step: counts from 0. The warm-up must be shorter than the whole schedule."""
     t = step / epochs.steps_per_epoch if schedule.unit == "epochs" else float(step)
     if t < schedule.warmup:
         return peak * t / schedule.warmup
@@ -38,8 +38,8 @@ def learning_rate(
 
 
 def accumulation_steps(config: RunConfig, world_size: int) -> int:
-    """Micro batches of one optimizer step on a rank. Raises ConfigError that says which values
-    would work."""
+    """How many micro batches a rank goes through in one optimizer step. Raises ConfigError, which
+    says which values would work."""
     global_batch, micro = config.batch.global_batch, config.batch.micro
     steps, rest = divmod(global_batch, micro * world_size)
     if steps and not rest:
@@ -65,7 +65,7 @@ def accumulation_steps(config: RunConfig, world_size: int) -> int:
 
 
 def possible_world_sizes(config: RunConfig) -> list[int]:
-    """Numbers of ranks that make the global batch of whole micro batches."""
+    """The numbers of ranks among which the global batch can be divided in whole micro batches."""
     parts, rest = divmod(config.batch.global_batch, config.batch.micro)
     return [] if rest else _divisors(parts)
 

@@ -8,6 +8,8 @@ an objective's own module is imported when it is needed.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -18,11 +20,13 @@ if TYPE_CHECKING:
 class Entry(NamedTuple):
     """What is known of an objective before its module is imported.
 
-    place: "module:Class". title: what a report calls such a run, and label: what a plot calls its
-    network. network_kind: the kind of the network that its checkpoints export, as `model.weights`
-    names it. sizes: the section of the configuration whose `sizes` are those of the network that is
-    trained. keys: the keys and sections of the configuration that it uses, beside those that no
-    entry names, which every objective uses.
+    place: "module:Class".
+    title: what a report calls such a run. label: what a plot calls its network.
+    network_kind: the kind of the network that its checkpoints export, as `model.weights` names it.
+    sizes: the section of the configuration whose `sizes` are those of the network that is trained.
+    keys: the keys and sections of the configuration that it uses, beside those that no entry names,
+    which every objective uses.
+    variants: a key of the configuration, and the titles for some of its values.
     """
 
     place: str
@@ -31,6 +35,7 @@ class Entry(NamedTuple):
     network_kind: str
     sizes: str
     keys: tuple[str, ...]
+    variants: tuple[str, Mapping[str, str]] = ("", MappingProxyType({}))
 
 
 TOKEN_KEYS = (
@@ -79,11 +84,12 @@ OBJECTIVES: dict[str, Entry] = {
     ),
     "classify": Entry(
         "trainer.objectives.classify:ClassifyObjective",
-        title="Training of a classifier",
+        title="Fine-tuning",
         label="classifier",
         network_kind="classifier",
         sizes="addp",
         keys=(*IMAGE_KEYS, *TRANSFORMER_KEYS, "addp", "classifier", "augmentation"),
+        variants=("classifier.method", {"linear": "Linear probe of ADDP's encoder"}),
     ),
 }
 

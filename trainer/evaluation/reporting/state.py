@@ -79,13 +79,10 @@ def _ending(run: RunRecord, now: float) -> tuple[str, str]:
 
 def _description(run: RunRecord) -> str:
     entry = OBJECTIVES.get(run.objective)
-    title = entry.title if entry else "A run whose objective is not known"
-    if run.objective == "classify":
-        title = (
-            "Linear probe of ADDP's encoder"
-            if run.setting("classifier", "method") == "linear"
-            else "Fine-tuning"
-        )
+    title = "A run whose objective is not known"
+    if entry:
+        key, titles = entry.variants
+        title = titles.get(str(run.setting(*key.split("."))), entry.title)
     blocks, width = (
         run.setting(entry.sizes if entry else "", "sizes", key) for key in ("depth", "dim")
     )

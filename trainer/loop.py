@@ -1,6 +1,6 @@
 """The training loop of one rank: steps, saves, rewinds, the end.
 
-`trainer/startup.py` makes the parts that a `Trainer` works with, and restores the checkpoint that
+`trainer/startup.py` makes the `Setup` that a `Trainer` works with, and restores the checkpoint that
 it goes on from.
 """
 
@@ -44,7 +44,7 @@ _LOOK = 0.5  # seconds between two agreements while data are awaited
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class Setup:
     """What a trainer works with.
 
     run: the run's id. attempt: the name of this start. identity: what checkpoints of the run share.
@@ -92,11 +92,11 @@ class Trainer:
     restored: the checkpoint that the engine holds now.
     """
 
-    def __init__(self, parts: Parts, restored: Restored) -> None:
-        self._parts = parts
-        self._config, self._folder = parts.config, parts.folder
-        self._collectives, self._engine, self._saver = parts.collectives, parts.engine, parts.saver
-        self._forward, self._times = Stopwatch(parts.device.type == "cuda"), StepTimes()
+    def __init__(self, setup: Setup, restored: Restored) -> None:
+        self._setup = setup
+        self._config, self._folder = setup.config, setup.folder
+        self._collectives, self._engine, self._saver = setup.collectives, setup.engine, setup.saver
+        self._forward, self._times = Stopwatch(setup.device.type == "cuda"), StepTimes()
         # Where the run stands; a rewind sets it anew.
         self._step = self._saved_step = restored.step
         self._rewinds = restored.rewinds
@@ -109,7 +109,7 @@ class Trainer:
         Diverged, SaveFailed, and what restoring and the data raise."""
         if self._step == 0 and self._config.health.spikes == "rewind":
             self._save()  # so that there is something to go back to
-        while self._step < self._parts.total:
+        while self._step < self._setup.total:
             batches = self._fetch()
             border = self._wait_at_border(batches)
             if border.ends_run:
@@ -122,15 +122,15 @@ class Trainer:
         self._finish()
 
     def _is_due(self, every: int) -> bool:
-        return self._step % every == 0 or self._step == self._parts.total
+        return self._step % every == 0 or self._step == self._setup.total
 
     # A step.
 
     def _fetch(self) -> Future[list[Any]]:
         """The batches of this step. Those of the next one are fetched behind them."""
         following = self._step + 1
-        ahead = data_step(self._rewinds, following) if following < self._parts.total else None
-        return self._parts.prefetch.get(data_step(self._rewinds, self._step), ahead)
+        ahead = data_step(self._rewinds, following) if following < self._setup.total else None
+        return self._setup.prefetch.get(data_step(self._rewinds, self._step), ahead)
 
     def _wait_at_border(self, batches: Future[list[Any]]) -> Border:
         """Wait until all ranks have their data, or the run has to end.
@@ -149,15 +149,15 @@ class Trainer:
         `waiting` makes all of them agree again, half a second later. Once nobody is `writing`, the
         checkpoint under way is committed. `failed` is the exit code of a rank that cannot go on.
         """
-        parts, started = self._parts, time.perf_counter()
-        parts.heartbeat.beat("data", self._step)
+        setup, started = self._setup, time.perf_counter()
+        setup.heartbeat.beat("data", self._step)
         while True:
             wait([batches], timeout=_LOOK)
-            lost = parts.threads.lost or (parts.uploader.lost if parts.uploader else None)
+            lost = setup.threads.lost or (setup.uploader.lost if setup.uploader else None)
             error = failure(batches) or lost
             flags = self._collectives.agree(
                 Flags(
-                    stop=parts.stop.reason() is not None,
+                    stop=setup.stop.reason() is not None,
                     waiting=not batches.done(),
                     writing=self._saver.writing,
                     failed=error.exit_code if error else 0,
@@ -169,11 +169,11 @@ class Trainer:
             if border.ends_run or not flags.waiting:
                 return border
             # A store that is patiently tried again is no hang.
-            parts.heartbeat.beat("data", self._step)
+            setup.heartbeat.beat("data", self._step)
 
     def _train_step(self, batches: list[Any], waited: float) -> None:
         """waited: seconds for which the step waited for its data."""
-        self._parts.heartbeat.beat("step", self._step)
+        self._setup.heartbeat.beat("step", self._step)
         started = time.perf_counter()
         inputs = self._micro_batches(batches)
         self._unread.append(
@@ -187,34 +187,34 @@ class Trainer:
     def _learning_rate(self, step: int) -> float:
         config = self._config
         return learning_rate(
-            config.learning_rate, config.schedule, self._parts.objective.epochs, step
+            config.learning_rate, config.schedule, self._setup.objective.epochs, step
         )
 
     def _micro_batches(self, batches: list[Any]) -> Iterator[Inputs]:
         """Dropout is seeded by the index of a micro batch in the run's data, so that it depends
         neither on the rank that computes it nor on what was computed before."""
         config, step = self._config, data_step(self._rewinds, self._step)
-        for offset, batch in zip(self._parts.prefetch.offsets, batches, strict=True):
+        for offset, batch in zip(self._setup.prefetch.offsets, batches, strict=True):
             index = step * config.batch.global_batch + offset
             torch.manual_seed(int(raw_bits(config.seed, "dropout", index, 1, 1)[0, 0] >> 1))
-            yield self._parts.objective.inputs(batch, step, self._parts.device)
+            yield self._setup.objective.inputs(batch, step, self._setup.device)
 
     # A metric line, and what it shows.
 
     def _log_and_check_health(self) -> None:
         """Write the metric line of the steps since the last one, and judge them."""
-        parts, rows = self._parts, self._read_losses()
+        setup, rows = self._setup, self._read_losses()
         self._state.rows = []
         spike = judge(self._state, rows, self._step - len(rows), self._config.health)
         times = self._times.summary(self._forward.take(), self._collectives)
-        if parts.metrics:
-            parts.metrics.record(
+        if setup.metrics:
+            setup.metrics.record(
                 metric_row(
                     step=self._step - 1,
                     rate=self._learning_rate(self._step - 1),
                     rows=rows,
                     times=times,
-                    operations=parts.operations,
+                    operations=setup.operations,
                     global_batch=self._config.batch.global_batch,
                     ranks=self._collectives.world_size,
                     applied=self._engine.applied,
@@ -254,12 +254,12 @@ class Trainer:
         self._saver.drain()
         length = spike.last - spike.first + 1 + self._config.health.skip
         self._collectives.broadcast_from_rank0(lambda: leave_out(self._folder, spike.first, length))
-        restored, before = self._parts.restore(spike.first), self._state
+        restored, before = self._setup.restore(spike.first), self._state
         self._step = self._saved_step = restored.step
         self._rewinds, self._state, self._unread = restored.rewinds, _state_of(restored), []
         self._state.after_rewind(before)
-        if self._parts.metrics:
-            self._parts.metrics.rewind(self._step)
+        if self._setup.metrics:
+            self._setup.metrics.rewind(self._step)
         self._incident("spike", **spike._asdict(), action="rewind", to=self._step, left_out=length)
         self._say(
             f"spike at steps {spike}; rewound to step {self._step}, leaving out {length} steps of "
@@ -282,7 +282,7 @@ class Trainer:
         """
         if self._saved_step == self._step and self._step:
             return
-        self._parts.heartbeat.beat("save", self._step)
+        self._setup.heartbeat.beat("save", self._step)
         self._read_losses()
         self._state.seen = time.time()
         self._saver.save(self._manifest())
@@ -290,20 +290,20 @@ class Trainer:
 
     def _manifest(self) -> Manifest:
         """What a checkpoint states of the run, without its files."""
-        parts, engine = self._parts, self._engine
+        setup, engine = self._setup, self._engine
         return Manifest(
             step=self._step,
             world_size=self._collectives.world_size,
             zero_stage=self._config.zero_stage,
-            run_identity=parts.identity,
+            run_identity=setup.identity,
             parameters={name: list(shape) for name, shape in engine.partition.shapes.items()},
-            export_prefix=parts.objective.export_prefix,
+            export_prefix=setup.objective.export_prefix,
             state_keys=list(engine.state_keys),
             applied=engine.applied,
             scaler=engine.scaler(),
             skipped=rewinds_before(self._rewinds, self._step),
             trainer_state=self._state.model_dump(mode="json"),
-            run=parts.run,
+            run=setup.run,
             config=self._config.model_dump(mode="json"),
         )
 
@@ -312,12 +312,12 @@ class Trainer:
     def _complete_save(self) -> bool:
         """Save what is not saved yet, and wait until it stands, here and on the store. Returns on
         rank 0 whether the store has all of it. Raises SaveFailed."""
-        heartbeat, step = self._parts.heartbeat, self._step
+        heartbeat, step = self._setup.heartbeat, self._step
         self._save()
         self._saver.drain(lambda: heartbeat.beat("save", step))
         self._saver.require(step)
         return wait_for_copies(
-            self._parts.uploader,
+            self._setup.uploader,
             self._config.checkpoint,
             self._collectives,
             alive=lambda: heartbeat.beat("end", step),
@@ -327,7 +327,7 @@ class Trainer:
     def _end_early(self, border: Border) -> None:
         """Save, and raise the reason: Preempted where the run was asked to stop, the error of the
         rank that cannot go on elsewhere."""
-        own = str(border.error) if border.error else self._parts.stop.reason()
+        own = str(border.error) if border.error else self._setup.stop.reason()
         reason = next(r for r in self._collectives.all_gather(own) if r is not None)
         if self._step:
             self._complete_save()
@@ -343,14 +343,14 @@ class Trainer:
             self._folder.stop.unlink(missing_ok=True)  # else the next start would stop at once
         state = "saved" if self._step else "nothing to save yet"
         raise Preempted(
-            f"at step {self._step} of {self._parts.total} ({reason}); {state}. Start it again to "
+            f"at step {self._step} of {self._setup.total} ({reason}); {state}. Start it again to "
             "go on"
         )
 
     def _finish(self) -> None:
         """Publish the trained network, and mark the run as done."""
-        uploader, copied = self._parts.uploader, self._complete_save()
-        done = {"step": self._step, "run": self._parts.run, "start": self._parts.attempt}
+        uploader, copied = self._setup.uploader, self._complete_save()
+        done = {"step": self._step, "run": self._setup.run, "start": self._setup.attempt}
 
         def end() -> None:
             if uploader and uploader.lost:

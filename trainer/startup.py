@@ -30,7 +30,7 @@ from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives
 from trainer.engine.engine import Engine
 from trainer.engine.precision import MODES
-from trainer.loop import Parts, Trainer
+from trainer.loop import Setup, Trainer
 from trainer.metrics import Metrics
 from trainer.objectives.base import Objective
 from trainer.objectives.counting import Operations
@@ -181,7 +181,7 @@ def set_up(
         stack.enter_context(metrics)
     prefetch = Prefetch(objective, collectives.rank, accumulation, config.batch.micro)
     stack.callback(prefetch.close)
-    parts = Parts(
+    setup = Setup(
         config=config,
         folder=folder,
         run=run,
@@ -202,7 +202,7 @@ def set_up(
         stop=stop,
         threads=threads,
     )
-    return Trainer(parts, restored)
+    return Trainer(setup, restored)
 
 
 def _closing_after_agreement(

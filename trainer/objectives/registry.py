@@ -117,8 +117,8 @@ def objective_class(name: str) -> type[Objective]:
     """The class of an objective, for what is asked before a run: costs, checks, the next command.
     Imports its module."""
     module, _, class_name = OBJECTIVES[name].place.partition(":")
-    found: type[Objective] = getattr(importlib.import_module(module), class_name)
-    return found
+    chosen: type[Objective] = getattr(importlib.import_module(module), class_name)
+    return chosen
 
 
 def make_objective(config: RunConfig, fresh: bool = False) -> Objective:

@@ -28,10 +28,11 @@ from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from tests.token_sets import write_tokens
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
-from trainer.objectives.registry import MageObjective, Objective, TokenObjective
+from trainer.objectives.base import Objective
+from trainer.objectives.mage import MageObjective
+from trainer.objectives.tokens import TokenObjective
 from trainer.prefetch import Prefetch
 from trainer.resilience.state import data_step
-from trainer.startup import identify_run
 
 ROWS, BATCH, MICRO = 1000, 4096, 64
 
@@ -88,7 +89,7 @@ def measure(folder: Path, repeats: int) -> dict[str, object]:
         ],
     )
     objective = MageObjective(config, fresh=True)
-    run_identity, half = identify_run(config, objective), objective.epochs.steps_per_epoch // 2
+    run_identity, half = objective.identity(), objective.epochs.steps_per_epoch // 2
     objective.close()
     state = {
         "step": half,

@@ -1,5 +1,5 @@
 """The rules of the tree: packages import in one direction, and each outside system is touched in
-one file."""
+one place."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = ["model", "data_pipeline", "trainer", "cluster"]
-ONE_FILE = {
-    "deepspeed": "trainer/engine/engine.py",
+ONE_PLACE = {
+    "deepspeed": "trainer/engine",
     "xformers": "model/attention.py",
     "sklearn": "trainer/evaluation/benchmarks/recognition.py",
     "kornia": "trainer/objectives/augmentation.py",
@@ -41,8 +41,8 @@ def test_imports_go_one_way(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
     tops = {name.split(".")[0] for name in imported(path)}
     assert not tops & set(ORDER[ORDER.index(package) + 1 :])
-    for outside, place in ONE_FILE.items():
-        assert outside not in tops or path == ROOT / place
+    for outside, place in ONE_PLACE.items():
+        assert outside not in tops or path.is_relative_to(ROOT / place)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,7 @@ def test_imports_go_one_way(path: Path) -> None:
         "trainer.run_folder",
         "trainer.config.defaults",
         "trainer.config.reading",
+        "trainer.objectives.registry",
         "trainer.resilience.stopping",
         "trainer.resilience.heartbeat",
         "trainer.distributed.world",

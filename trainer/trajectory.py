@@ -279,7 +279,8 @@ def replay(
     # Only now: DeepSpeed looks for devices where it is imported.
     from trainer.distributed.collectives import Collectives
     from trainer.engine.engine import Engine, start_distributed
-    from trainer.objectives.registry import Inputs, denoising_inputs, frozen_dtype
+    from trainer.objectives.addp import denoising_inputs, frozen_dtype
+    from trainer.objectives.base import Inputs
     from trainer.schedule import accumulation_steps
     from trainer.timing import Stopwatch
 

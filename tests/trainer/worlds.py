@@ -23,6 +23,10 @@ CONTEXT.set_forkserver_preload(
     [
         "trainer.loop",
         "trainer.pretrain",
+        "trainer.objectives.addp",
+        "trainer.objectives.classify",
+        "trainer.objectives.mage",
+        "trainer.objectives.tokenizer",
         "deepspeed",
         "trainer.board",
         "torch._dynamo.eval_frame",

@@ -29,6 +29,7 @@ from trainer.checkpointing.format import (
     Manifest,
     read_bytes,
 )
+from trainer.objectives.registry import OBJECTIVES
 from trainer.run_folder import step_folder
 
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
@@ -252,17 +253,18 @@ class SavedState:
 def _stated_network(manifest: Manifest) -> tuple[str, Sizes]:
     """Kind and sizes of the network that a checkpoint exports. Raises Damaged."""
     run_identity = manifest.run_identity
-    kind = {"mage": "predictor", "classify": "classifier"}.get(
-        objective := run_identity.get("objective", ""), objective
-    )
-    if kind not in CONFIG:
+    objective = run_identity.get("objective")
+    entry = OBJECTIVES.get(objective) if isinstance(objective, str) else None
+    if entry is None:
         raise Damaged(
             f"{step_folder(manifest.step)}: {MANIFEST} states no objective that there is: "
             f"{show(objective)}"
         )
     try:
-        config = CONFIG[kind].model_validate(run_identity.get("network"))
-        return kind, Sizes(config, Geometry.model_validate(run_identity.get("geometry")))
+        config = CONFIG[entry.network_kind].model_validate(run_identity.get("network"))
+        return entry.network_kind, Sizes(
+            config, Geometry.model_validate(run_identity.get("geometry"))
+        )
     except ValidationError as error:
         raise Damaged(
             f"{step_folder(manifest.step)}: {MANIFEST} states sizes that cannot be: "

@@ -143,7 +143,7 @@ def changes(before: dict[str, Any], now: BaseModel) -> list[Change]:
     a configuration as JSON, maybe of an older version; what it does not have says nothing."""
     found, values = [], now.model_dump(mode="json")
     for key, by in users(type(now)).items():
-        if key == "resume.allow" or values["objective"] not in by.objectives:
+        if key == "resume.allow" or values["objective"] not in by:
             continue
         old, new = _value(before, key), _value(values, key)
         if old is not _ABSENT and old != new:

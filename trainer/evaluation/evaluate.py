@@ -48,6 +48,7 @@ from trainer.evaluation.evaluator import Choice, Evaluator
 from trainer.evaluation.results import FOLDER, flattened, read_results
 from trainer.evaluation.task import Options
 from trainer.evaluation.trained import is_lasting, run_config
+from trainer.objectives.registry import OBJECTIVES
 from trainer.resilience.stopping import Preempted
 
 
@@ -207,9 +208,10 @@ def _check(run: str, parts: list[str], options: Options, follow: bool) -> RunCon
         )
     config = _started(run) if follow else run_config(run)
     objective = config.objective
-    wrong = [part for part in parts if objective not in PARTS[part].objectives]
+    kind = OBJECTIVES[objective].network_kind
+    wrong = [part for part in parts if kind not in PARTS[part].network_kinds]
     if wrong:
-        fitting = ", ".join(name for name, part in PARTS.items() if objective in part.objectives)
+        fitting = ", ".join(name for name, part in PARTS.items() if kind in part.network_kinds)
         raise ConfigError(
             f"{run} trained a {objective}, for which there is no {', '.join(wrong)}; there are "
             f"{fitting}"
@@ -227,7 +229,7 @@ def _say_taken(
     used = {"batch", *(name for part in parts for name in settings_of(part, options))}
     shown = {name: value for name, value in taken.items() if name in used}
     if (
-        config.objective == "addp"
+        OBJECTIVES[config.objective].network_kind == "addp"
         and tokenizer is None
         and {"samples", "fid", "proxy", "held-out"} & set(parts)
     ):

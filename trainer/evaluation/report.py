@@ -22,6 +22,7 @@ from trainer.evaluation.reporting.metrics import newest_figures, series_of
 from trainer.evaluation.reporting.plots import Line, Plot, plot
 from trainer.evaluation.reporting.records import RunRecord, read_run
 from trainer.evaluation.reporting.state import duration, state_of, when
+from trainer.objectives.registry import OBJECTIVES
 from trainer.run_folder import RunFolder, replace_text
 
 _CURVES = (
@@ -30,7 +31,6 @@ _CURVES = (
     ("images_per_second", "Images a second"),
     ("grad_norm", "Gradient norm"),
 )
-_KINDS = {"addp": "ADDP", "mage": "token predictor", "classify": "classifier"}
 _SMOOTHED = "The training loss is label-smoothed, which the unigram's cross-entropy is not."
 _VARIANT_STYLES = {"": "solid", "untrained_": "dashed", "pixels_": "dotted"}
 _INCIDENTS = 200  # the latest ones
@@ -51,7 +51,8 @@ def curves(runs: list[RunRecord]) -> list[Plot]:
                     _unigram(index, run, len(chosen)) for index, run in chosen if key == "loss"
                 ]
                 levels = [level for level in found if level is not None]
-                name = f"{title} ({_KINDS.get(kind, kind)})" if len(kinds) > 1 else title
+                label = OBJECTIVES[kind].label if kind in OBJECTIVES else kind
+                name = f"{title} ({label})" if len(kinds) > 1 else title
                 plots.append(plot(name, lines, levels, note=_SMOOTHED if levels else ""))
     return plots
 

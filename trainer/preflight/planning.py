@@ -24,7 +24,7 @@ from trainer.config.options import MOST_STEPS, AsJson, ConfigFile, RunArguments,
 from trainer.config.reading import load_config
 from trainer.config.schema import YEAR
 from trainer.engine.precision import MODES
-from trainer.objectives.given import beginning, check_beginning
+from trainer.objectives.initial_weights import check_initial_weights, initial_weights
 from trainer.schedule import accumulation_steps, possible_world_sizes, total_steps
 
 _IMAGENET = 1_281_167
@@ -103,9 +103,9 @@ def make_plan(
 
     Raises ConfigError, and WeightsError where the weights to begin with are here and do not fit."""
     config, peak = load_config(file, overrides), _peak(device)
-    first = beginning(config)
+    first = initial_weights(config)
     if first is not None and first.path.is_file():
-        check_beginning(config)
+        check_initial_weights(config)
     gpus = gpus or [max((n for n in possible_world_sizes(config) if n <= _FEW), default=_FEW)]
     accumulation = {world: accumulation_steps(config, world) for world in gpus}
     epochs = epoch_schedule(

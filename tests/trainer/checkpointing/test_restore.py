@@ -137,10 +137,11 @@ def test_another_run_s(run_identity: dict[str, Any], run: str, words: str) -> No
 
 def test_a_run_is_not_made_shorter_than_it_is(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
+    restored = Restored(manifest({}), [], [])
     with pytest.raises(
         ConfigError, match=r"has come to step 8, and schedule\.total gives it 4 steps"
     ):
-        take_up(folder, "mine", Restored(manifest({}), [], []), 4, 1, print)
+        take_up(folder, restored, run="mine", total=4, world_size=1, say=print)
     assert folder.read_identity() is None
 
 

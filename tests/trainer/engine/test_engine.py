@@ -23,7 +23,7 @@ from trainer.config.schema import RunConfig
 from trainer.engine import engine as engine_module
 from trainer.engine.engine import Engine, deepspeed_config, start_distributed
 from trainer.engine.precision import Precision
-from trainer.objectives.registry import frozen_dtype
+from trainer.objectives.addp import frozen_dtype
 from trainer.timing import Stopwatch
 
 REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter_tensor", "reduce_scatter")

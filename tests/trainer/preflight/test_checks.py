@@ -22,7 +22,6 @@ from trainer.config.schema import RunConfig
 from trainer.objectives.registry import make_objective
 from trainer.preflight.checks import Check, check_run
 from trainer.run_folder import RunFolder, step_folder
-from trainer.startup import identify_run
 
 TINY = (
     "tokenizer.sizes.size=tiny",
@@ -339,7 +338,7 @@ def _save_manifest(config: RunConfig, skipped: list[dict[str, int]] | None = Non
     """Of a checkpoint without tensors, and its one file, which is empty."""
     file = "rank-00000.safetensors"
     with closing(make_objective(config)) as objective:
-        run_identity = identify_run(config, objective)
+        run_identity = objective.identity()
     manifest = Manifest(
         step=4,
         world_size=2,

@@ -13,6 +13,7 @@ from tests.cluster.calling import addp
 from trainer import costs
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
+from trainer.objectives.registry import objective_class
 from trainer.preflight.planning import make_plan
 
 ROOT = Path(__file__).parents[3]
@@ -124,7 +125,7 @@ def test_operations_of_deep_networks_are_those_of_their_blocks() -> None:
     }
     for objective in ("addp", "mage", "classify"):
         config = RunConfig.model_validate({"objective": objective, **sizes})
-        assert costs.image_operations(config) == costs._counted(costs._Sizes.of(config))
+        assert costs.image_operations(config) == objective_class(objective).counted_flops(config)
 
 
 def test_parameters_and_checkpoint_sizes_are_those_of_a_real_one(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.trainer.worlds import World, finish, run_world
 from trainer.checkpointing.format import candidates, verify
 from trainer.checkpointing.saved_state import SavedState
 from trainer.config.schema import HealthSection
-from trainer.resilience.health import Spike, judge, unfit
+from trainer.resilience.health import Spike, answer_to, judge, unfit
 from trainer.resilience.state import Row, TrainerState, data_step, rewinds_before
 from trainer.run_folder import RunFolder
 
@@ -83,6 +83,31 @@ def test_non_finite_steps_are_counted_and_end_a_run_that_has_nothing_else() -> N
     assert (progress.nonfinite, progress.in_a_row) == (3, 2)
     found = judge(progress, rows([nan, nan, nan]), 36, section)
     assert found is not None and found.first == 34 and "without a finite gradient" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("spikes", "in_a_row", "rewinds", "answer"),
+    [
+        ("log", 4, 0, "none"),
+        ("ignore", 5, 0, "stop"),  # nothing but skipped steps, whatever is done about spikes
+        ("rewind", 0, 1, "rewind"),
+        ("rewind", 5, 1, "rewind"),
+        ("rewind", 0, 2, "stop"),
+    ],
+)
+def test_what_a_run_does_about_a_spike(
+    spikes: str, in_a_row: int, rewinds: int, answer: str
+) -> None:
+    section = HealthSection.model_validate({"spikes": spikes, "rewinds": 2, "skips": 5})
+    assert answer_to(TrainerState(in_a_row=in_a_row), rewinds, section) == answer
+
+
+def test_a_rewind_keeps_the_run_s_own_times() -> None:
+    """What was trained since the checkpoint is lost."""
+    left = TrainerState(train_seconds=10, lost_seconds=1, starts=3, seen=50)
+    state = TrainerState(train_seconds=6, lost_seconds=0, starts=1, seen=20)
+    state.after_rewind(left)
+    assert (state.train_seconds, state.lost_seconds, state.starts, state.seen) == (6, 5, 3, 50)
 
 
 def test_a_run_that_ends_without_finite_losses_or_skipped_most_of_its_steps_is_no_success() -> None:

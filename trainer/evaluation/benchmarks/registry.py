@@ -25,7 +25,7 @@ from model.vq import VQTokenizer
 from trainer.evaluation.benchmarks import fidelity, held_out, recognition
 from trainer.evaluation.sample_set import denoising_grid, read_chunk
 from trainer.evaluation.task import Options, Outcome, Task
-from trainer.objectives.registry import load_frozen
+from trainer.objectives.addp import load_frozen
 
 _SHOWN = 64  # samples of a grid
 _ROWS = 8  # of its denoising steps
@@ -243,11 +243,11 @@ def _accuracy(task: Task) -> Outcome:
 
 
 class Part(NamedTuple):
-    """settings: the options that its result depends on. Those that name data count by their
-    content."""
+    """network_kinds: of the networks that it measures. settings: the options that its result
+    depends on. Those that name data count by their content."""
 
     run: Callable[[Task], Outcome]
-    objectives: tuple[str, ...]
+    network_kinds: tuple[str, ...]
     settings: tuple[str, ...]
 
 
@@ -265,13 +265,15 @@ _SAMPLING = (
     "precision",
 )
 PARTS = {
-    "held-out": Part(_held_out, ("tokenizer", "mage", "addp"), ("tokens", "train_tokens", *_DATA)),
+    "held-out": Part(
+        _held_out, ("tokenizer", "predictor", "addp"), ("tokens", "train_tokens", *_DATA)
+    ),
     "samples": Part(_samples, ("addp",), _SAMPLING),
     "fid": Part(_fid, ("addp",), (*_SAMPLING, *_DATA, "reference", "inception_weights")),
     "proxy": Part(_proxy, ("addp",), (*_SAMPLING, *_DATA, "reference")),
     "knn": Part(_knn, ("addp",), (*_DATA, "baselines")),
     "linear": Part(_linear, ("addp",), (*_DATA, "baselines")),
-    "accuracy": Part(_accuracy, ("classify",), _DATA),
+    "accuracy": Part(_accuracy, ("classifier",), _DATA),
 }
 
 

@@ -23,11 +23,12 @@ from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives
 from trainer.distributed.meeting import join_ranks
-from trainer.objectives.given import begin, beginning, given_network
-from trainer.objectives.registry import load_frozen, make_objective
+from trainer.objectives.addp import load_frozen
+from trainer.objectives.initial_weights import given_network, initial_weights, take_initial_weights
+from trainer.objectives.registry import make_objective
 from trainer.preflight.planning import make_plan
 from trainer.run_folder import RunFolder, step_folder
-from trainer.startup import begins, same_on_all
+from trainer.startup import same_on_all, takes_initial_weights
 
 TINY = ("tokenizer.sizes.size=tiny", "predictor.sizes.size=tiny", "precision=fp32", *SMALL)
 KINDS = {"tokenizer": "tokenizer", "mage": "predictor", "addp": "addp"}
@@ -82,19 +83,22 @@ def test_a_run_begins_with_the_weights_of_its_file(
     config = configured(objective, *data, f"{kind}.weights={file}")
     for fresh in (True, False):
         with closing(make_objective(config, fresh)) as made:
-            assert made.beginning is not None and str(made.beginning) == f"{kind}.weights = {file}"
-            assert made.beginning.fingerprint == (fingerprint(network) if fresh else None)
-            assert (fingerprint(made.result) == fingerprint(network)) is fresh
-            assert made.result.config == getattr(config, kind).sizes
+            assert (
+                made.initial_weights is not None
+                and str(made.initial_weights) == f"{kind}.weights = {file}"
+            )
+            assert made.initial_weights.fingerprint == (fingerprint(network) if fresh else None)
+            assert (fingerprint(made.exported) == fingerprint(network)) is fresh
+            assert made.exported.config == getattr(config, kind).sizes
 
 
 def test_without_a_file_weights_are_random_and_a_classifier_reads_its_encoder_at_every_start() -> (
     None
 ):
     for objective in (*KINDS, "classify"):
-        assert beginning(configured(objective)) is None
-    assert beginning(configured("classify", "addp.weights=here")) is None
-    assert beginning(configured("addp", "predictor.weights=here")) is None
+        assert initial_weights(configured(objective)) is None
+    assert initial_weights(configured("classify", "addp.weights=here")) is None
+    assert initial_weights(configured("addp", "predictor.weights=here")) is None
 
 
 @pytest.mark.parametrize(
@@ -127,18 +131,18 @@ def test_weights_that_do_not_fit_are_named_before_a_network_is_made(
     given = [f"addp.weights={mine}", *(o.format(**files) for o in overrides)]
     config, folder = configured("addp", *given), RunFolder(tmp_path / "run")
     with pytest.raises(WeightsError, match=words):
-        begins(config, folder)
+        takes_initial_weights(config, folder)
     with pytest.raises(WeightsError, match=words):
-        begin(config, network_of("addp"), True)
+        take_initial_weights(config, network_of("addp"), True)
     if "/none" not in words:
         with pytest.raises(WeightsError, match=words):
             make_plan(None, _plan(given), [2], 1000, "H100", 0.4, 1.0, 30.0)
     goes_on = folder.checkpoints / step_folder(4)
     goes_on.mkdir(parents=True)
     (goes_on / MANIFEST).touch()
-    assert not begins(config, folder)
+    assert not takes_initial_weights(config, folder)
     upload = configured("addp", *given, f"checkpoint.upload={folder.path}")
-    assert not begins(upload, RunFolder(tmp_path / "empty"))
+    assert not takes_initial_weights(upload, RunFolder(tmp_path / "empty"))
 
 
 def _plan(given: list[str]) -> list[str]:

@@ -13,7 +13,8 @@ from model.vq import VQTokenizer
 from tests.trainer.evaluation.conftest import addp_options
 from tests.trainer.launching import SMALL
 from trainer.config.reading import load_config
-from trainer.objectives.registry import ADDPObjective, make_objective
+from trainer.objectives.addp import ADDPObjective
+from trainer.objectives.registry import make_objective
 
 
 def test_frozen_networks_are_moved_where_they_are_not_yet(

@@ -23,8 +23,10 @@ def demo(
         typer.Option(min=0.001, max=1000, help="length of the trainings; 1: as in the README"),
     ] = 1.0,
 ) -> None:
-    """Go the whole road on real images: tokenizer, token shards, predictor, ADDP, samples, probes,
-    report."""
+    """Go the whole road on real images, from a tokenizer to a report.
+
+    Trains a tokenizer, makes token shards, trains the predictor and ADDP, samples, probes, reports.
+    """
     from cluster.demo.run import run_demo
     from trainer.distributed.world import refuse_tasks
 

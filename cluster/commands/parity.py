@@ -25,6 +25,7 @@ def parity(
         Path | None,
         typer.Argument(help="weights.safetensors, meta.json; io or trajectory.safetensors"),
     ] = None,
+    *,
     device: Annotated[
         str, typer.Option(help="cpu, cuda; of a single step also cuda:1, ...")
     ] = "cpu",

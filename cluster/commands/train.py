@@ -14,6 +14,7 @@ from trainer.config.options import ConfigFile, RunArguments, processes_option
 def train(
     arguments: RunArguments = None,
     config: ConfigFile = None,
+    *,
     processes: Annotated[
         int | None,
         processes_option("ranks on this machine (1 if not given); with --hostfile: on each host"),
@@ -33,7 +34,7 @@ def train(
         typer.Option("--check", help="train nothing; check each host by a rank, print a table"),
     ] = False,
 ) -> None:
-    """Train under the deepspeed launcher, on this machine or on those of a hostfile."""
+    """Train on this machine, or on those of a hostfile, under the DeepSpeed launcher."""
     from cluster.launch import launch
     from cluster.launch.hosts import choose_hosts, this_machine
     from data_pipeline.storage.output import check_output

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -14,19 +15,20 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # The packages, and the folders and modules of each, from the foundation up: each may import those
-# that stand before it. `model` is flat, and read beside the paper; it only has no circles.
+# that stand before it. A table that is lighter than the rest of its folder has a place of its own,
+# as engine.precision. `model` is flat, and read beside the paper; it only has no circles.
 ORDER = {
     "model": [],
     "data_pipeline": ["progress", "storage", "images", "shards", "streaming", "sharding"],
     "trainer": [
         # What everything else may know: files, names and numbers. No torch.
-        *("records", "host_memory", "run_folder", "recipes", "config"),
+        *("records", "host_memory", "run_folder", "recipes", "engine.precision", "config"),
         # Ranks that work together, and that survive.
         *("distributed", "timing", "resilience", "command"),
         # What is trained, what trains it, and what keeps it.
         *("schedule", "objectives", "engine", "checkpointing"),
         # What a run is made of, and the run.
-        *("board", "metrics", "prefetch", "costs", "startup", "ending", "loop", "pretrain"),
+        *("board", "costs", "metrics", "prefetch", "startup", "ending", "loop", "pretrain"),
         # What looks at runs: before, after, and beside the reference.
         *("preflight", "evaluation", "export", "trajectory"),
     ],
@@ -34,7 +36,6 @@ ORDER = {
 }
 PACKAGES = list(ORDER)
 # Imports that still go up, each with its smallest mend. The list only becomes shorter.
-_PRECISION = "the table of precisions needs no torch: move it to trainer/config/"
 _STATE_KEYS = (
     "the engine names its tensors: define the names and Range there, for the format to import"
 )
@@ -48,9 +49,6 @@ STILL_UPWARD = {
     ("trainer.checkpointing.ownership", "trainer.evaluation.claims"): (
         "a claim knows a store only: move claims.py to trainer/resilience/"
     ),
-    ("trainer.config.reading", "trainer.engine.precision"): _PRECISION,
-    ("trainer.config.schema", "trainer.engine.precision"): _PRECISION,
-    ("trainer.objectives.registry", "trainer.engine.precision"): _PRECISION,
     ("trainer.engine.engine", "trainer.checkpointing.format"): _STATE_KEYS,
     ("trainer.engine.engine", "trainer.checkpointing.saved_state"): _STATE_KEYS,
 }
@@ -76,10 +74,13 @@ MODULES = {module_name(path): path for path in FILES}
 
 
 @cache
-def imported(path: Path) -> frozenset[str]:
-    """Every module that a file imports, at its top or within a function."""
+def imported(path: Path, for_types: bool = False) -> frozenset[str]:
+    """Every module that a file imports, at its top or within a function.
+
+    for_types: also those that it imports for a type checker only.
+    """
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(ast.parse(path.read_text()), for_types):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -90,16 +91,25 @@ def imported(path: Path) -> frozenset[str]:
     return frozenset(names)
 
 
+def nodes(node: ast.AST, for_types: bool) -> Iterator[ast.AST]:
+    """The node and all within it, with or without what only a type checker sees."""
+    yield node
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from nodes(child, for_types)
+
+
 def room(module: str) -> tuple[str, str]:
-    """The package of a module, and the folder or module in it: trainer, engine."""
+    """The package of a module, and its folder or module in ORDER: trainer, engine."""
     package, _, rest = module.partition(".")
-    return package, rest.partition(".")[0]
+    return package, rest if rest in ORDER[package] else rest.partition(".")[0]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_one_way(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
-    tops = {name.split(".")[0] for name in imported(path)}
+    tops = {name.split(".")[0] for name in imported(path, for_types=True)}
     assert not tops & set(PACKAGES[PACKAGES.index(package) + 1 :])
     for outside, place in ONE_FILE.items():
         assert outside not in tops or path == ROOT / place
@@ -166,10 +176,10 @@ RUN_FOLDER = {"trainer", "trainer.run_folder", "trainer.records"}  # records: us
 
 def test_launches_know_the_run_folder_only() -> None:
     for name in LIGHT:
-        direct = {other for other in imported(MODULES[name]) if room(other)[0] == "trainer"}
+        direct = {other for other in imported(MODULES[name]) if other.startswith("trainer")}
         assert direct <= {"trainer.run_folder"}, name
     everything = closure(set(LIGHT))
-    assert {name for name in everything if room(name)[0] == "trainer"} <= RUN_FOLDER
+    assert {name for name in everything if name.split(".")[0] == "trainer"} <= RUN_FOLDER
     assert not everything & {"torch", "deepspeed", "numpy"}
 
 
@@ -180,7 +190,7 @@ def test_launches_load_the_run_folder_only() -> None:
     done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
     loaded = set(done.stdout.split())
     assert loaded >= set(LIGHT)
-    assert {name for name in loaded if room(name)[0] == "trainer"} <= RUN_FOLDER
+    assert {name for name in loaded if name.split(".")[0] == "trainer"} <= RUN_FOLDER
     assert not loaded & {"torch", "deepspeed"}
 
 

@@ -73,8 +73,9 @@ def test_a_signal_that_comes_too_late_is_not_forgotten() -> None:
 def test_a_signal_reaches_the_whole_group(number: int, tmp_path: Path) -> None:
     sleeping = CHILD + "; time.sleep(600)"
     code = (
-        "from tests.cluster.launch.test_launch import python, run_group; "
-        f"run_group(python({sleeping!r}))"
+        "import sys; from cluster.launch.backend import LaunchCommand; "
+        "from cluster.launch.process_group import run_group; "
+        f"run_group(LaunchCommand([sys.executable, '-c', {sleeping!r}]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],

@@ -24,9 +24,9 @@ from pathlib import Path
 import deepspeed
 import torch
 
-from cluster.launch.launch import launcher_command
 from data_pipeline.storage import LocalStore
 from tests.token_sets import write_tokens
+from tests.trainer.launching import launcher_command
 from trainer.checkpointing.format import verify
 from trainer.run_folder import RunFolder
 

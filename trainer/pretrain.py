@@ -1,6 +1,6 @@
 """Train a tokenizer, a token predictor or ADDP. Started by a launcher:
 
-    deepspeed --num_gpus 8 --module trainer.pretrain --config configs/base.yaml
+    deepspeed --num_gpus 8 --module trainer.pretrain --config base
     data.tokens=/data/imagenet
 
 Run it again with the same run folder and it goes on from the newest valid checkpoint, on any number

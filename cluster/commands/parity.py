@@ -3,19 +3,21 @@ training."""
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal
 
 import typer
 
-from cluster.launch.launch import RunFailed, launcher_command, run_group
+from cluster.commands.modules import become
+from cluster.launch.backend import LaunchRequest
+from cluster.launch.hosts import this_machine
+from cluster.launch.launch import RunFailed, start
 from model.errors import ConfigError
-from trainer.command import PROGRAM
 from trainer.config.options import processes_option
 from trainer.distributed.world import refuse_tasks
+
+_PROGRAM = "addp parity"
 
 
 def parity(
@@ -23,6 +25,7 @@ def parity(
         Path | None,
         typer.Argument(help="weights.safetensors, meta.json; io or trajectory.safetensors"),
     ] = None,
+    *,
     device: Annotated[
         str, typer.Option(help="cpu, cuda; of a single step also cuda:1, ...")
     ] = "cpu",
@@ -59,7 +62,7 @@ def parity(
     exits with 0 if all holds, with 1 if not.
     """
     if attention:
-        _become("model.parity", ["--attention", "--device", device, *["--json"] * as_json])
+        become("model.parity", ["--attention", "--device", device, *["--json"] * as_json], _PROGRAM)
     if folder is None:
         raise typer.BadParameter("give a folder, or --attention", param_hint="FOLDER")
     arguments = [str(folder), "--device", device, "--dtype", dtype]
@@ -73,30 +76,23 @@ def parity(
             raise ConfigError(
                 f"--dtype {dtype} is for trajectories, and {folder} has no trajectory.safetensors"
             )
-        _become("model.parity", arguments)
+        become("model.parity", arguments, _PROGRAM)
     arguments += [
         "--zero-stage",
         str(1 if zero_stage is None else zero_stage),
         *["--own-sums"] * own_sums,
     ]
-    if processes in (None, 1):
-        _become("trainer.trajectory", arguments)
-    assert processes is not None
+    if processes is None or processes == 1:
+        become("trainer.trajectory", arguments, _PROGRAM)
     refuse_tasks("addp parity --processes")
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
-        command = launcher_command(
-            processes, "trainer.trajectory", [*arguments, "--report", str(report)]
-        )
-        code = run_group(command, stdout=2).code  # the launcher's own words stay out of the JSON
+        arguments += ["--report", str(report)]
+        request = LaunchRequest("trainer.trajectory", arguments, this_machine(processes))
+        code = start(request, stdout=2).code  # the launcher's own words stay out of the JSON
         if not report.is_file():
             error = RunFailed("the replay ended without a report; the reason stands above")
             error.exit_code = code or RunFailed.exit_code
             raise error
         print(report.read_text(), flush=True)
     raise typer.Exit(code)
-
-
-def _become(module: str, arguments: list[str]) -> NoReturn:
-    os.environ[PROGRAM] = "addp parity"
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

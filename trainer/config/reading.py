@@ -23,6 +23,7 @@ from trainer.config.changes import check_names
 from trainer.config.schema import RunConfig
 from trainer.config.uses import refuse_unused
 from trainer.engine.precision import MODES
+from trainer.recipes import recipe_names
 
 LARGEST_FILE = MIB  # bytes of a run file
 _DEEPEST_KEY = 8  # parts of an override's key
@@ -41,7 +42,10 @@ def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] 
         try:
             content = read_file(path, LARGEST_FILE, ConfigError)
         except FileNotFoundError as error:
-            raise ConfigError(f"there is no configuration file {path}") from error
+            raise ConfigError(
+                f"there is no configuration file {path}, and no recipe of that name; there are "
+                f"{', '.join(recipe_names())}"
+            ) from error
         values = _mapping(content, str(path))
     for override in overrides:
         key, equals, value = override.partition("=")

@@ -5,7 +5,7 @@ A launcher (deepspeed, torchrun) says it in RANK and WORLD_SIZE, and its word wi
 Slurm's `srun` and MPI's `mpirun` say it in variables of their own, from which the launcher's are
 made here, so that
 
-    srun -N2 --ntasks-per-node=8 python -m trainer.pretrain --config configs/base.yaml
+    srun -N2 --ntasks-per-node=8 python -m trainer.pretrain --config base
 
 trains as one world. Many processes without a way to meet are refused: each would train alone, on
 the same run folder.

@@ -1,6 +1,6 @@
 """What a run will take, before it is started.
 
-addp plan configs/base.yaml --gpus 32 --gpus 64
+addp plan base --gpus 32 --gpus 64
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from cluster.launch.launch import free_port
+from cluster.launch.backend import free_port
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import CONTEXT
 

@@ -1,0 +1,20 @@
+"""Ranks on this machine, under the DeepSpeed launcher."""
+
+from __future__ import annotations
+
+import os
+
+from cluster.launch.backend import LaunchCommand, LaunchRequest
+from cluster.launch.deepspeed_launcher import deepspeed_command
+
+
+class LocalBackend:
+    """Starts all ranks on this machine."""
+
+    def check(self, request: LaunchRequest) -> None:
+        """There is nothing to check: this machine can always be reached."""
+
+    def command(self, request: LaunchRequest) -> LaunchCommand:
+        # An empty hostfile: DeepSpeed reads one at a place of its own if it is given none.
+        where = ["--hostfile", os.devnull, "--num_gpus", str(request.hosts.ranks)]
+        return deepspeed_command(request, where, request.arguments)

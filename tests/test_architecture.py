@@ -15,20 +15,22 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # The packages, and the folders and modules of each, from the foundation up: each may import those
-# that stand before it. A table that is lighter than the rest of its folder has a place of its own,
-# as engine.precision. `model` is flat, and read beside the paper; it only has no circles.
+# that stand before it. A table that is lighter than the rest of its folder has a place of its own:
+# engine.precision and objectives.registry. `model` is flat, and read beside the paper; it only has
+# no circles.
 ORDER = {
     "model": [],
     "data_pipeline": ["progress", "storage", "images", "shards", "streaming", "sharding"],
     "trainer": [
         # What everything else may know: files, names and numbers. No torch.
-        *("records", "host_memory", "run_folder", "recipes", "engine.precision", "config"),
+        *("records", "host_memory", "run_folder", "recipes", "engine.precision"),
+        *("objectives.registry", "config"),
         # Ranks that work together, and that survive.
         *("distributed", "timing", "resilience", "command"),
         # What is trained, what trains it, and what keeps it.
-        *("schedule", "objectives", "engine", "checkpointing"),
+        *("schedule", "engine", "objectives", "checkpointing"),
         # What a run is made of, and the run.
-        *("board", "costs", "metrics", "prefetch", "startup", "ending", "loop", "pretrain"),
+        *("board", "costs", "metrics", "prefetch", "ending", "loop", "startup", "pretrain"),
         # What looks at runs: before, after, and beside the reference.
         *("preflight", "evaluation", "export", "trajectory"),
     ],

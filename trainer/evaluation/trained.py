@@ -90,13 +90,15 @@ def load_addp(run: str, weights: Weights = "raw", step: int | None = None, token
 
 
 def in_precision(trained: Trained, precision: InferencePrecision) -> Trained:
-    """Copies to generate with. In bf16 whole, where autocast would keep the residual stream in float32; convolutions
-    with channels last."""
+    """Copies to generate with. In bf16 whole, where autocast would keep the residual stream in
+    float32. On CPUs with channels last; a GPU's GroupNorm converts them, and decoding takes an H200
+    half as long again."""
     if precision == "fp32":
         return trained
     warn_of_bf16(trained.network.pos_embed.device.type, "Use --precision fp32 here, or a GPU")
     network, tokenizer = copy.deepcopy(trained.network).bfloat16(), copy.deepcopy(trained.tokenizer).bfloat16()
-    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if tokenizer.codebook.device.type == "cpu":
+        tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return trained._replace(network=network, tokenizer=tokenizer)
 
 

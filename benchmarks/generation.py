@@ -8,7 +8,6 @@ every image decoded at every step. The same networks, sizes and steps.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import platform
 import statistics
@@ -26,6 +25,8 @@ from model.addp import ADDP
 from model.config import Geometry, TokenizerConfig, TransformerConfig
 from model.sampler import Generation, SamplerConfig, advance, generate
 from model.vq import VQTokenizer
+from trainer.config.schema import RunConfig
+from trainer.evaluation.trained import Trained, in_precision
 from trainer.host_memory import keep_freed_memory
 
 WAYS = ("plain", "fp32", "bf16")
@@ -81,15 +82,12 @@ def seconds(options: argparse.Namespace) -> float:
         .eval()
         .to(options.device)
     )
-    half = (
-        copy.deepcopy(network).bfloat16(),
-        copy.deepcopy(tokenizer).bfloat16().to(memory_format=torch.channels_last),
-    )
+    half = in_precision(Trained(network, tokenizer, RunConfig(), None), "bf16")
     config = SamplerConfig(options.steps, options.schedule)
     ways: dict[str, Callable[[SamplerConfig], Tensor]] = {
         "plain": lambda c: plain_loop(network, tokenizer, options.batch, c),
         "fp32": lambda c: ours(network, tokenizer, options.batch, c),
-        "bf16": lambda c: ours(*half, options.batch, c),
+        "bf16": lambda c: ours(half.network, half.tokenizer, options.batch, c),
     }
     if options.way != "plain" and options.device == "cpu":
         keep_freed_memory()  # as `addp generate` and `addp evaluate` do

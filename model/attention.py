@@ -140,22 +140,36 @@ def _refuse(backend: str, inputs: Inputs) -> None:
 
     unfit = getattr(xformers._cpp_lib, "_cpp_library_load_exception", None)
     if unfit is not None and inputs.device.type == "cuda":
-        raise unfit
+        raise ConfigError(_unfit(unfit))
     if inputs.deterministic and importlib.util.find_spec("flash_attn"):
         raise ConfigError(
             "the package flash_attn, which it takes, adds up gradients in no fixed order"
         )
 
 
+def _unfit(error: Exception) -> str:
+    """What xformers was built for, and which library it lacks; its own words hide the latter."""
+    built, cause = getattr(error, "build_info", None), error.__cause__
+    if built is None or cause is None:
+        return str(error)
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    built_for = f"built for PyTorch {built.torch_version}, not {torch.__version__}"
+    return f"{built_for}, it cannot be loaded: {cause}"
+
+
 def _in_one_line(error: Exception) -> str:
-    """Of xformers' list of operators, each with its reasons, the reasons once."""
+    """Of xformers' list of operators, each with its reasons, the reasons once. A failed lookup,
+    whose text is only what was looked up, is called one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     heads = [i for i, line in enumerate(lines) if line.endswith("is not supported because:")]
     if heads:
         lines = [
             line for line in lines[heads[0] :] if not line.endswith("is not supported because:")
         ]
-    return "; ".join(dict.fromkeys(lines))[:_LONGEST] or type(error).__name__
+    if not lines or isinstance(error, LookupError):
+        lines.insert(0, type(error).__name__)
+    return "; ".join(dict.fromkeys(lines))[:_LONGEST]
 
 
 _chosen: dict[Inputs, str] = {}

@@ -121,7 +121,8 @@ def in_precision(trained: Trained, precision: InferencePrecision) -> Trained:
         copy.deepcopy(trained.network).bfloat16(),
         copy.deepcopy(trained.tokenizer).bfloat16(),
     )
-    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if tokenizer.codebook.device.type == "cpu":
+        tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return trained._replace(network=network, tokenizer=tokenizer)
 
 

@@ -31,10 +31,11 @@ class HostfileBackend:
     """Starts ranks on each host of the request's hostfile."""
 
     def check(self, request: LaunchRequest) -> None:
-        """Raise ConfigError without pdsh, or with secrets in .deepspeed_env.
+        """Raise ConfigError without a hostfile or pdsh, or with secrets in .deepspeed_env.
 
         Raises UnreachableHosts where ssh does not reach a host without asking a question.
         """
+        _hostfile(request)
         _refuse_secrets()
         if shutil.which("pdsh") is None:
             raise ConfigError(
@@ -53,16 +54,20 @@ class HostfileBackend:
             )
 
     def command(self, request: LaunchRequest) -> LaunchCommand:
-        hosts = request.hosts
-        if hosts.hostfile is None:
-            raise ConfigError("the backend hostfile needs a hostfile; give one with --hostfile")
+        hosts, hostfile = request.hosts, _hostfile(request)
         # Without --force_multi, DeepSpeed would start the ranks of a single remote host here.
-        where = ["--hostfile", str(hosts.hostfile.absolute()), "--force_multi", "--no_ssh_check"]
+        where = ["--hostfile", str(hostfile.absolute()), "--force_multi", "--no_ssh_check"]
         if hosts.ranks_per_host is not None:
             where += ["--num_gpus", str(hosts.ranks_per_host)]
         if hosts.address is not None:
             where += ["--master_addr", hosts.address]
         return deepspeed_command(request, where, [_quoted(word) for word in request.arguments])
+
+
+def _hostfile(request: LaunchRequest) -> Path:
+    if request.hosts.hostfile is None:
+        raise ConfigError("the backend hostfile needs a hostfile; give one with --hostfile")
+    return request.hosts.hostfile
 
 
 def _quoted(word: str) -> str:

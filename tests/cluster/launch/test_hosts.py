@@ -82,6 +82,15 @@ def test_ranks_of_a_hostfile(tmp_path: Path) -> None:
     assert str(hostfile) not in BACKENDS["local"].command(LaunchRequest("m", [], here)).words
 
 
+def test_a_backend_refuses_hosts_that_are_not_for_it(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
+    several = LaunchRequest("m", [], choose_hosts(tmp_path / "hosts", None, None))
+    with pytest.raises(ConfigError, match="on this machine only, not on node1, node2"):
+        BACKENDS["local"].check(several)
+    with pytest.raises(ConfigError, match="needs a hostfile"):
+        BACKENDS["hostfile"].check(LaunchRequest("m", [], this_machine(2)))
+
+
 def test_another_number_of_ranks_than_expected_is_refused(tokens: Path, tmp_path: Path) -> None:
     """As where `deepspeed --hostfile` does not find the file, and starts on one machine."""
     codes, output = run_world(

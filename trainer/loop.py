@@ -105,8 +105,8 @@ class Trainer:
         self._state.started()
 
     def train(self) -> None:
-        """To the end of the run. Raises Preempted once it has saved because it was asked to stop;
-        Diverged, SaveFailed, and what restoring and the data raise."""
+        """Go on to the end of the run. Raises Preempted once it has saved because it was asked to
+        stop; Diverged; SaveFailed; and what restoring and the data raise."""
         if self._step == 0 and self._config.health.spikes == "rewind":
             self._save()  # so that there is something to go back to
         while self._step < self._setup.total:
@@ -172,7 +172,7 @@ class Trainer:
             setup.heartbeat.beat("data", self._step)
 
     def _train_step(self, batches: list[Any], waited: float) -> None:
-        """waited: seconds for which the step waited for its data."""
+        """Take one optimizer step. waited: seconds for which it has waited for its data."""
         self._setup.heartbeat.beat("step", self._step)
         started = time.perf_counter()
         inputs = self._micro_batches(batches)
@@ -238,7 +238,7 @@ class Trainer:
         return self._state.rows
 
     def _answer(self, spike: Spike) -> None:
-        """Raises Diverged where the run is to stop by it."""
+        """Rewind, stop, or say that there was a spike. Raises Diverged where the run stops."""
         answer = answer_to(self._state, len(self._rewinds), self._config.health)
         if answer == "rewind":
             self._rewind(spike)

@@ -110,8 +110,8 @@ def set_up(
     device: torch.device,
     stack: ExitStack,
 ) -> Trainer:
-    """All ranks together: make the parts that a run trains with, and restore the checkpoint that it
-    goes on from.
+    """All ranks together: make everything that a run trains with, and restore the checkpoint that
+    it goes on from.
 
     stack: takes what is to be closed. Raises ConfigError where the ranks differ or the folder or
     the store holds another run; what restoring raises.

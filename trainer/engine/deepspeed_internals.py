@@ -28,7 +28,7 @@ class Address(NamedTuple):
 
 
 def groups_and_flats(zero: Any, stage: int) -> list[tuple[list[nn.Parameter], Tensor]]:
-    """Each group of parameters with the flat float32 tensor that holds this rank's share of it.
+    """The groups of parameters, each with the flat float32 tensor that holds this rank's share.
 
     These lists are where ZeRO keeps its shares. Their names differ between its three optimizers.
     """
@@ -42,7 +42,7 @@ def groups_and_flats(zero: Any, stage: int) -> list[tuple[list[nn.Parameter], Te
 
 
 def address(parameter: nn.Parameter) -> Address | None:
-    """In stages 1 and 2: where this rank's share of a parameter stands; None where it has none.
+    """Where this rank's share of a parameter stands in stages 1 and 2; None where it has none.
 
     `_hp_mapping` is made for DeepSpeed's own universal checkpoints, and is the only place where the
     bounds are kept.
@@ -55,20 +55,20 @@ def address(parameter: nn.Parameter) -> Address | None:
 
 
 def shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
-    """In every stage: the whole shape. ZeRO-3 leaves an empty tensor in its place, and remembers
-    the shape as `ds_shape`."""
+    """The whole shape of a parameter, in every stage. ZeRO-3 leaves an empty tensor in its place,
+    and remembers the shape as `ds_shape`."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def share_of(parameter: nn.Parameter) -> tuple[int, int]:
-    """In stage 3: (elements of one rank's share, elements of the whole parameter). The last ranks'
-    shares may be padding."""
+    """The size of a parameter in stage 3: (elements of one rank's share, elements of the whole).
+    The last ranks' shares may be padding."""
     whole: Any = parameter
     return whole.partition_numel(), whole.ds_numel
 
 
 def take_over_weights(zero: Any, stage: int) -> None:
-    """All ranks together: the network computes with what the flat float32 tensors hold now.
+    """All ranks together: make the network compute with what the flat float32 tensors hold now.
 
     ZeRO does so at the end of a step of its own only. A restored checkpoint changes the weights
     without a step, and ZeRO-3 skips a step that is not finite without gathering again what it keeps
@@ -109,8 +109,8 @@ def set_scaler_state(scaler: Any, state: dict[str, Any]) -> None:
 
 
 def without_shared_memory_kernel() -> None:
-    """On CPUs DeepSpeed would compile a kernel for communication in shared memory, for a minute;
-    training does not need it. There is no option to leave it out."""
+    """Leave a kernel out that DeepSpeed would compile on CPUs for a minute, to communicate in
+    shared memory. Training does not need it, and there is no option for it."""
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

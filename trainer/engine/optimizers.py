@@ -63,7 +63,7 @@ def layerwise_groups(
 def _grouped(
     parameters: Parameters,
     weight_decay: float,
-    layer_of: Callable[[str], int],
+    number_of: Callable[[str], int],
     scale_of: Callable[[int], float],
     spared: tuple[str, ...],
 ) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def _grouped(
     for name, parameter in parameters:
         if parameter.requires_grad:
             plain = parameter.ndim < 2 or name.endswith(".bias") or name in spared
-            groups.setdefault((layer_of(name), plain), []).append(parameter)
+            groups.setdefault((number_of(name), plain), []).append(parameter)
     return [
         {
             "params": members,
@@ -93,8 +93,8 @@ def layer_of(name: str, depth: int) -> int:
 
 
 class Layer(NamedTuple):
-    """Where a part of a parameter lies in a flat piece. number: of the parameter, the same on all
-    ranks."""
+    """A part of a parameter in a flat piece: `length` elements from `offset` on. number: that of
+    the parameter, the same on all ranks."""
 
     number: int
     offset: int
@@ -102,7 +102,8 @@ class Layer(NamedTuple):
 
 
 class Layerwise(Optimizer):
-    """What LAMB and LARS share: each layer's step is scaled by a ratio of norms of the whole layer.
+    """The part that LAMB and LARS share: they scale each layer's step by a ratio of norms of the
+    whole layer.
 
     layers: for each flat piece its layers, and their number on all ranks. A tensor without an entry
     is one layer of its own, whole on this rank. Parameter groups with `adapt: False` (biases,
@@ -149,7 +150,8 @@ class Layerwise(Optimizer):
 
 
 def _sum_over_ranks(values: Tensor) -> Tensor:
-    """On the device of the communication backend: pieces that are offloaded lie on the CPU."""
+    """The sum goes by way of the device that the communication backend has: pieces that are
+    offloaded lie on the CPU."""
     on = values.cuda() if dist.get_backend() == "nccl" else values
     dist.all_reduce(on)
     return on.to(values.device)

@@ -48,7 +48,7 @@ class Fragment(NamedTuple):
     layer: int
 
     def weights(self) -> Tensor:
-        """(length,) float32, a view."""
+        """(length,) float32, a view of the master weights."""
         return self.flat.detach().view(-1)[self.offset : self.offset + self.length]
 
     def state(self, optimizer: torch.optim.Optimizer, key: str) -> Tensor:
@@ -120,7 +120,7 @@ class Partition:
             state["step"] = torch.tensor(float(steps), device=flat.device if fused else "cpu")
 
     def publish(self) -> None:
-        """All ranks together: the network computes with what `weights()` views hold now."""
+        """All ranks together: make the network compute with what the views of `weights()` hold."""
         internals.take_over_weights(self._zero, self._stage)
 
 

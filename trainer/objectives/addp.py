@@ -19,7 +19,7 @@ from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
 from trainer.engine.precision import MODES
-from trainer.objectives.base import Inputs, Objective
+from trainer.objectives.base import Inputs, Objective, on_device
 from trainer.objectives.counting import (
     inference_flops,
     logit_activations,
@@ -27,7 +27,7 @@ from trainer.objectives.counting import (
     transformer_activations,
 )
 from trainer.objectives.initial_weights import given_network, take_initial_weights, without_values
-from trainer.objectives.tokens import TokenObjective, on_device, row_weights
+from trainer.objectives.tokens import TokenObjective, row_weights
 
 
 def load_frozen(config: RunConfig) -> FrozenNetworks:
@@ -86,7 +86,7 @@ class ADDPObjective(TokenObjective):
         self.exported = self.network = network
 
     def inputs(self, batch: Batch, step: int, device: torch.device) -> Inputs:
-        """As `denoising_inputs`."""
+        """See `denoising_inputs`."""
         # To go through all tensors takes 10 ms a step, whether one moves or not.
         if self.frozen_networks.device != device:
             self.frozen_networks.to(device)

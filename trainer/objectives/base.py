@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_pipeline.streaming.epochs import EpochSchedule
@@ -85,7 +86,7 @@ class Objective(ABC):
         """End what reads ahead."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the optimizer treats alike: see `trainer.engine.optimizers`."""
+        """The parameters that the optimizer treats alike: see `trainer.engine.optimizers`."""
         return parameter_groups(self.network.named_parameters(), self.config.optimizer.weight_decay)
 
     # What a checkpoint states.
@@ -115,12 +116,12 @@ class Objective(ABC):
         }
 
     def frozen_fingerprints(self) -> dict[str, str]:
-        """Of the frozen networks, by name."""
+        """The fingerprints of the frozen networks, by name."""
         return self.frozen
 
     def read_fingerprints(self) -> dict[str, str]:
-        """Of all networks that this rank has read from files, by name: all ranks must have read the
-        same."""
+        """The fingerprints of all networks that this rank has read from files, by name. All ranks
+        must have read the same."""
         given = self.initial_weights
         if given is None or given.fingerprint is None:
             return self.frozen_fingerprints()
@@ -202,3 +203,10 @@ class Objective(ABC):
     def next_steps(cls, run: Path, network: Path) -> str:
         """Commands for a user whose run has come to its end; network: the exported file."""
         return f"`addp export {run}`"
+
+
+def on_device(device: torch.device, array: NDArray[Any]) -> Tensor:
+    """An array as a tensor on the device. It goes to CUDA by way of pinned memory, so that the copy
+    does not wait for the work before it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -89,7 +89,8 @@ class ClassifyObjective(ImageObjective):
 
     @classmethod
     def networks(cls, config: RunConfig) -> tuple[nn.Module, list[nn.Module]]:
-        """With 1,000 classes: how many there are is known once the data are read."""
+        """The classifier has 1,000 classes here: how many there are shows when the data are
+        read."""
         classes = tuple(map(str, range(1000)))
         sizes = ClassifierConfig(
             encoder=config.addp.sizes, classes=classes, method=config.classifier.method
@@ -103,7 +104,7 @@ class ClassifyObjective(ImageObjective):
 
     @classmethod
     def activation_bytes(cls, config: RunConfig) -> float:
-        """Of a linear probe next to nothing, and 0 here."""
+        """A linear probe keeps next to nothing, which counts as 0."""
         if config.classifier.method == "linear":
             return 0
         return transformer_activations(config, config.addp.sizes, (1 + config.geometry.tokens, 0))

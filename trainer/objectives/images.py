@@ -13,7 +13,7 @@ from data_pipeline.images.images import ImageSource
 from data_pipeline.images.sources import split_of
 from model.errors import ConfigError
 from trainer.config.schema import RunConfig
-from trainer.objectives.base import Objective
+from trainer.objectives.base import Objective, on_device
 
 
 def images_fingerprint(source: ImageSource) -> str:
@@ -50,7 +50,7 @@ class ImageObjective(Objective):
         self.data_fingerprint = images_fingerprint(self.source)
 
     def batch(self, step: int, offset: int, count: int) -> ImageBatch:
-        """Views and labels."""
+        """Views and labels of the samples."""
         return self.loader.batch(step, offset, count)
 
     def close(self) -> None:
@@ -61,9 +61,5 @@ class ImageObjective(Objective):
 
 
 def pixels_on(device: torch.device, batch: ImageBatch) -> Tensor:
-    """(B, 3, H, W) float32 in [0, 1]. On CUDA by way of pinned memory, so that the copy does not
-    wait for the work before it."""
-    pixels = torch.from_numpy(batch.pixels)
-    if device.type == "cuda":
-        pixels = pixels.pin_memory().to(device, non_blocking=True)
-    return pixels.permute(0, 3, 1, 2).float() / 255
+    """The images of a batch on the device: (B, 3, H, W) float32 in [0, 1]."""
+    return on_device(device, batch.pixels).permute(0, 3, 1, 2).float() / 255

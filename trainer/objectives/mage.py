@@ -13,10 +13,10 @@ from data_pipeline.streaming.loader import Batch
 from model.masking import mage_masks
 from model.predictor import TokenPredictor
 from trainer.config.schema import RunConfig
-from trainer.objectives.base import Inputs, Objective
+from trainer.objectives.base import Inputs, Objective, on_device
 from trainer.objectives.counting import logit_activations, transformer_activations
 from trainer.objectives.initial_weights import take_initial_weights, without_values
-from trainer.objectives.tokens import TokenObjective, on_device, row_weights
+from trainer.objectives.tokens import TokenObjective, row_weights
 
 
 class MageObjective(TokenObjective):

@@ -3,17 +3,14 @@ output bias."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.storage import LocalStore
 from data_pipeline.streaming.loader import Batch, LoaderOptions, TokenLoader
 from model.errors import ConfigError
 from trainer.config.schema import RunConfig
-from trainer.objectives.base import Objective
+from trainer.objectives.base import Objective, on_device
 from trainer.objectives.registry import trained_sizes
 from trainer.run_folder import RunFolder
 
@@ -116,12 +113,6 @@ class TokenObjective(Objective):
             or config.data.tail == "pad"
             or config.data.on_bad_shard == "quarantine"
         )
-
-
-def on_device(device: torch.device, array: NDArray[Any]) -> Tensor:
-    """On CUDA by way of pinned memory, so that the copy does not wait for the work before it."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def row_weights(batch: Batch, device: torch.device) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Many small images as one."""
+"""Draws many small images as one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from torch import Tensor
 
 
 def image_grid(images: Tensor, columns: int, zoom: int = 1, gap: int = 2) -> Image.Image:
-    """(N, 3, H, W) in [0, 1] -> one image, row by row, on grey."""
+    """Draw images (N, 3, H, W) in [0, 1] row by row on grey. zoom: screen pixels a pixel; gap:
+    pixels between images."""
     n, _, h, w = images.shape
     pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     rows = -(-n // columns)

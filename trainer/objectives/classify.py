@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_pipeline.images.image_loader import ImageBatch, ImageLoader
 from data_pipeline.images.images import ImageSource
 from data_pipeline.images.sources import split_of
+from data_pipeline.streaming.image_loader import ImageBatch, ImageLoader
 from model.addp import ADDP
 from model.classifier import Classifier
 from model.config import ClassifierConfig

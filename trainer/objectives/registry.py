@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data_pipeline.images.image_loader import ImageBatch, ImageLoader
 from data_pipeline.images.sources import split_of
 from data_pipeline.streaming.epochs import EpochSchedule
+from data_pipeline.streaming.image_loader import ImageBatch, ImageLoader
 from data_pipeline.streaming.loader import Batch, LoaderOptions, TokenLoader
 from model.addp import ADDP
 from model.denoising import FrozenNetworks
@@ -137,7 +137,7 @@ class TokenObjective:
                 cache=data.cache,
                 cache_bytes=int(data.cache_gib * 2**30),
                 on_bad_shard=data.on_bad_shard,
-                patience=data.patience,
+                retry_seconds=data.patience,
             ),
         )
         manifest = self.loader.manifest

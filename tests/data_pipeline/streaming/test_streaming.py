@@ -145,10 +145,10 @@ def test_mixture_slices_agree(weights: list[float], start: int, seed: int) -> No
     whole = mixture.locate(start, 300)
     part = mixture.locate(start + 100, 50)
     assert np.array_equal(part.dataset, whole.dataset[100:150]) and np.array_equal(
-        part.place, whole.place[100:150]
+        part.sample_index, whole.sample_index[100:150]
     )
     for d in range(len(weights)):
-        places = whole.place[whole.dataset == d]
+        places = whole.sample_index[whole.dataset == d]
         assert np.array_equal(np.diff(places), np.ones(max(0, len(places) - 1)))
 
 

@@ -14,11 +14,11 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from data_pipeline.images.image_grid import image_grid
-from data_pipeline.storage import write_atomically
 from model.addp import ADDP
 from model.classifier import Classifier
 from model.denoising import FrozenNetworks
 from model.errors import ConfigError
+from model.files import write_atomically
 from model.predictor import TokenPredictor
 from model.sampler import generate
 from model.vq import VQTokenizer

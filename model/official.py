@@ -17,17 +17,11 @@ from model.documents import first_problem
 from model.encoder import Encoder
 from model.errors import WeightsError
 from model.files import whole_file
+from model.networks import Network
+from model.official_keys import from_official
 from model.official_sizes import PREFIX, Unsaid, Untold, all_sizes, own_tensors
 from model.vq import VQTokenizer
-from model.weights import (
-    OFFICIAL_FORMAT,
-    STATED,
-    Network,
-    from_official,
-    read_state,
-    stated_sizes,
-    write_safetensors,
-)
+from model.weights import OFFICIAL_FORMAT, STATED, read_state, stated_sizes, write_safetensors
 
 
 class Imported(NamedTuple):

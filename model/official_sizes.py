@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.config import UNUSED_CLASS_IDS, Geometry, TokenizerConfig, TransformerConfig
 from model.errors import ConfigError, WeightsError
-from model.weights import Sizes
+from model.networks import Sizes
 
 PREFIX = {"addp": "", "predictor": "token_predictor.", "tokenizer": "vqgan."}
 _HEAD_WIDTH = 64  # of the encoders, Base and Large

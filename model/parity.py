@@ -37,11 +37,13 @@ from model.documents import MIB, Count, Record, first_problem, parse_record, rea
 from model.entry import run_entry
 from model.errors import WeightsError
 from model.masking import DenoisingMasks
+from model.networks import Sizes
+from model.official_keys import from_official
 from model.precision import dtype_name, keep_float32, warn_of_bf16
 from model.predictor import TokenPredictor
 from model.sampler import Generation, SamplerConfig, advance, mask_length, next_image
 from model.vq import VQTokenizer
-from model.weights import Sizes, from_official, read_state
+from model.weights import read_state
 
 # Largest allowed deviation by dtype. float32 and float64 prove the method; half precisions prove
 # that a backend is sane: rounding alone moves them this far from a float32 reference. Gradients of

@@ -17,8 +17,9 @@ from model.addp import ADDP
 from model.classifier import Classifier
 from model.config import ClassifierConfig
 from model.errors import ConfigError
+from model.networks import Network
 from model.transformer import drop_paths
-from model.weights import Network, fingerprint, load_network
+from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
 from trainer.objectives.augmentation import Augmentation
 from trainer.objectives.given import Beginning

@@ -22,10 +22,11 @@ from model.addp import ADDP
 from model.denoising import FrozenNetworks
 from model.errors import ConfigError
 from model.masking import DenoisingMasks, denoising_masks, mage_masks
+from model.networks import Network
 from model.predictor import TokenPredictor
 from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
-from model.weights import Network, fingerprint
+from model.weights import fingerprint
 from trainer.config.schema import RunConfig
 from trainer.engine.precision import MODES
 from trainer.objectives.classify import ClassifyObjective, images_fingerprint

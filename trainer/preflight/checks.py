@@ -20,7 +20,8 @@ from data_pipeline.streaming.epochs import EpochSchedule
 from data_pipeline.streaming.shard_cache import ShardCache
 from model.addp import ADDP
 from model.errors import ADDPError
-from model.weights import Network, fingerprint, load_network
+from model.networks import Network
+from model.weights import fingerprint, load_network
 from trainer import costs
 from trainer.checkpointing.format import candidates
 from trainer.checkpointing.ownership import agreed_run, holder_of, run_of

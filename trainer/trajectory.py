@@ -31,10 +31,10 @@ from model.addp import ADDP
 from model.denoising import FrozenNetworks
 from model.documents import MIB, parse_record, read_file
 from model.errors import ADDPError, ConfigError, WeightsError
+from model.ledger import Ledger, verdict
 from model.masking import DenoisingMasks
 from model.networks import Sizes, outline
 from model.official_keys import from_official, match_official
-from model.parity import Ledger, verdict
 from model.precision import warn_of_bf16
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer

@@ -95,10 +95,10 @@ def compare(folder: Path, device: str = "cpu", dtype: str = "float32") -> dict[s
             f"{folder}: image or token_indices of io.safetensors are not of the sizes in meta.json"
         )
     _compare_tokenizer(ledger, frozen.tokenizer, image, io)
-    _compare_step(ledger, frozen, addp, ids, io, meta)
+    _compare_step(ledger, frozen, addp, ids, io=io, meta=meta)
     if meta.generation:
         state = Generation(image, ids, torch.ones_like(ids, dtype=torch.bool), torch.empty(0))
-        _compare_generation(ledger, frozen.tokenizer, addp, state, io, meta.generation)
+        _compare_generation(ledger, frozen.tokenizer, addp, state, io=io, reference=meta.generation)
     return ledger.report(folder, device, dtype)
 
 
@@ -112,7 +112,7 @@ def _compare_tokenizer(ledger: Ledger, tokenizer: VQTokenizer, image: Tensor, io
 
 
 def _compare_step(
-    ledger: Ledger, frozen: FrozenNetworks, addp: ADDP, ids: Tensor, io: Tensors, meta: Meta
+    ledger: Ledger, frozen: FrozenNetworks, addp: ADDP, ids: Tensor, *, io: Tensors, meta: Meta
 ) -> None:
     mask_t, mask_next = (io[name].bool().to(ids.device) for name in ("mask_t", "mask_t_next"))
     noisy = frozen(ids, DenoisingMasks(mask_t, mask_next, int(mask_t[0].sum())))
@@ -154,6 +154,7 @@ def _compare_generation(
     tokenizer: VQTokenizer,
     addp: ADDP,
     state: Generation,
+    *,
     io: Tensors,
     reference: ReferenceGeneration,
 ) -> None:
@@ -171,7 +172,16 @@ def _compare_generation(
         name = f"gen.{step}."
         sampled = io[name + "sampled_ids"].long().to(device)
         gumbel = io[name + "gumbel"].to(device)
-        state = advance(addp, tokenizer, state, gumbel, gumbel, config, step, sampled)
+        state = advance(
+            addp,
+            tokenizer,
+            state,
+            u=gumbel,  # not used, as the ids are given
+            gumbel=gumbel,
+            config=config,
+            step=step,
+            sampled=sampled,
+        )
         reference_mask = io[name + "mask_next"].bool()
         ledger.tensor(
             name + "logits", "tensor", state.logits[:, ::37, ::41], io[name + "logits_sample"]

@@ -132,7 +132,7 @@ def plan(
             of_split(found.images(), split, held_out),
             recipe,
             lambda: (found.classes.names, found.classes.titles),
-            progress.set,
+            progress=progress.set,
         )
     _print(
         as_json,

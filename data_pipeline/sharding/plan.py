@@ -149,6 +149,7 @@ def make_plan(
     images: Iterable[ImageEntry],
     recipe: PlanRecipe,
     classes: Callable[[], tuple[tuple[str, ...], tuple[str, ...]]],
+    *,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Plan:
     """Freeze the work list in `store`. If a plan of the same images and recipe is there already, it

@@ -116,10 +116,10 @@ class SampleSet:
         for state in generate(
             computing.network,
             computing.tokenizer,
-            self._seed,
-            start,
-            size,
-            self._sampler,
+            seed=self._seed,
+            start=start,
+            count=size,
+            config=self._sampler,
             all_images=False,
         ):
             last = state.image

@@ -109,7 +109,12 @@ def _samples(task: Task) -> Outcome:
     trail = [
         state.image.cpu()
         for state in generate(
-            task.network, task.tokenizer, task.options.seed, 0, min(_ROWS, len(shown)), sampler
+            task.network,
+            task.tokenizer,
+            seed=task.options.seed,
+            start=0,
+            count=min(_ROWS, len(shown)),
+            config=sampler,
         )
     ]
     zoom, columns = _zoom(task.image_size), max(1, round(len(shown) ** 0.5))

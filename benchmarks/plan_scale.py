@@ -1,9 +1,9 @@
-"""A plan of ten million images, and `addp tokenize status` on its ten thousand shards, in a folder
-and on S3.
+"""Measures a plan of ten million images, and `addp tokenize status` on its ten thousand shards, in
+a folder and on S3.
 
     python -m benchmarks.plan_scale [--images 10000000] [--s3]
 
-The listing is synthetic (names as ImageNet's); the parts and shards that `status` finds are
+The listing is synthetic (names as ImageNet's); the receipts and shards that `status` finds are
 stand-ins of a few bytes. With --s3 a SeaweedFS server is started on this machine.
 """
 
@@ -69,8 +69,8 @@ def status(url: str) -> dict[str, object]:
         check=True,
     )
     seconds = time.perf_counter() - started
-    found = json.loads(done.stdout)
-    return {"seconds": round(seconds, 1), "done": found["done"], "missing": found["missing"]}
+    state = json.loads(done.stdout)
+    return {"seconds": round(seconds, 1), "done": state["done"], "missing": state["missing"]}
 
 
 def main() -> None:

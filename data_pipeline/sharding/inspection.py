@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline.images.image_grid import image_grid
+from data_pipeline.images.image_grid import GAP, image_grid
 from data_pipeline.shards.format import numbers
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.storage import Store
@@ -187,7 +187,7 @@ def draw(inspection: Inspection, manifest: Manifest, tokenizer: VQTokenizer | No
         axis.imshow(np.asarray(image_grid(images, columns=views.shape[1])), interpolation="nearest")
         names = manifest.class_titles or manifest.classes
         axis.set_yticks(
-            [2 + (side + 2) * i + side / 2 for i in range(len(views))],
+            [GAP + (side + GAP) * i + side / 2 for i in range(len(views))],
             [names[label][:24] for label in inspection.labels],
         )
         axis.set_xticks([])

@@ -10,7 +10,6 @@ its step.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -289,28 +288,10 @@ class TokenLoader:
             )
         return counts / counts.sum()
 
-    def all_tokens(
-        self, view: int = 0, labels: Collection[int] | None = None, limit: int | None = None
-    ) -> Batch:
-        """Return samples in stored order, for evaluation: all, or those with some labels, and of
-        these at most `limit`."""
-        ids, kept, total = [], [], 0
-        for number in range(len(self.manifest.shards)):
-            records = self.shards[0].open(number).records
-            label = records["label"].astype(np.int64)
-            chosen = (
-                np.arange(len(label))
-                if labels is None
-                else np.nonzero(np.isin(label, list(labels)))[0]
-            )
-            if limit is not None:
-                chosen = chosen[: limit - total]
-            ids.append(records["tokens"][chosen, view])
-            kept.append(label[chosen])
-            total += len(chosen)
-            if limit is not None and total >= limit:
-                break
-        return Batch(np.concatenate(ids), np.concatenate(kept), 0)
+    def all_tokens(self) -> NDArray[np.uint16]:
+        """Return the first view of every sample in stored order, (N, L), for evaluation."""
+        shards = range(len(self.manifest.shards))
+        return np.concatenate([self.shards[0].open(k).records["tokens"][:, 0] for k in shards])
 
     def close(self) -> None:
         """End the threads and drop what they were fetching."""

@@ -215,10 +215,12 @@ class Geometry(Settings):
 
     @property
     def mask_id(self) -> int:
+        """Return the id that stands for a masked token."""
         return self.vocabulary - 1
 
     @property
     def class_slot_id(self) -> int:
+        """Return the id that the predictor reads in the class slot."""
         return self.codebook_size + CLASS_SLOT_OFFSET
 
 

@@ -29,10 +29,12 @@ class Source(Protocol):
     store: Store
 
     @property
-    def kind(self) -> SourceKind: ...
+    def kind(self) -> SourceKind:
+        """The kind of layout that was recognised."""
 
     @property
-    def classes(self) -> ClassNames: ...
+    def classes(self) -> ClassNames:
+        """The classes in the order of their labels."""
 
     def images(self) -> Iterator[ImageEntry]:
         """Yield every image once, with labels that index `classes`. Raises DataError and

@@ -44,6 +44,7 @@ class Inspection(NamedTuple):
     labels: NDArray[np.int64]
 
     def summary(self, manifest: Manifest) -> dict[str, object]:
+        """Return the numbers that `addp tokenize inspect --json` prints."""
         share = self.codes[self.codes > 0] / self.codes.sum()
         return {
             "rows": manifest.rows,

@@ -48,6 +48,7 @@ class JobStatus(NamedTuple):
 
     @property
     def text(self) -> str:
+        """Return the status in lines for people."""
         lines = [
             f"{self.done:,} of {self.shards:,} shards done, {self.missing:,} missing",
             self.totals.text,

@@ -189,6 +189,7 @@ class Survey(NamedTuple):
     finalized: bool
 
     def missing(self, plan: Plan) -> list[int]:
+        """Return the numbers of the shards that are not done, in order."""
         return [k for k in range(plan.shards) if k not in self.done]
 
 

@@ -91,14 +91,17 @@ class Layout:
 
     @property
     def npy_bytes(self) -> int:
+        """Return the size of KEY.tokens.npy."""
         return len(self.npy_header) + 2 * self.views * self.tokens
 
     @property
     def tokens_offset(self) -> int:
+        """Return the byte of a row at which its tokens begin."""
         return _BLOCK + len(self.npy_header)
 
     @property
     def label_offset(self) -> int:
+        """Return the byte of a row at which its label begins."""
         return _BLOCK + _padded(self.npy_bytes) + _BLOCK
 
     @property

@@ -21,6 +21,7 @@ class EpochSchedule(NamedTuple):
 
     @property
     def steps_per_epoch(self) -> int:
+        """Return the number of global batches in an epoch."""
         return (
             -(-self.samples // self.global_batch)
             if self.tail == "pad"

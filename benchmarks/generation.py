@@ -56,14 +56,16 @@ def plain_loop(network: ADDP, tokenizer: VQTokenizer, batch: int, config: Sample
         for step in range(config.steps):
             u = torch.rand(batch, length, device=device)
             gumbel = -torch.log(-torch.log(torch.rand(batch, length, device=device)))
-            state = advance(network, tokenizer, state, u, gumbel, config, step)
+            state = advance(network, tokenizer, state, u=u, gumbel=gumbel, config=config, step=step)
     finally:
         model.transformer.attention = model.attention.attention
     return state.image
 
 
 def ours(network: ADDP, tokenizer: VQTokenizer, batch: int, config: SamplerConfig) -> Tensor:
-    for state in generate(network, tokenizer, 0, 0, batch, config, all_images=False):
+    for state in generate(
+        network, tokenizer, seed=0, start=0, count=batch, config=config, all_images=False
+    ):
         last = state.image
     return last
 

@@ -1,8 +1,9 @@
-"""Time until a run's first batch, at its start and where it is resumed at half of an epoch, and
-what a checkpoint holds of the data.
+"""Measures the time until a run's first batch, at its start and when it goes on at half of an
+epoch, and what a checkpoint holds of the data.
 
     python -m benchmarks.streaming_resume
 
+The path is a run's: `TokenObjective` opens the data set, and `Prefetch` brings the micro batch.
 Shards are hard links to one file, so that data sets of 1.28 and 100 million samples fit on a
 laptop; reading them is real.
 """
@@ -54,7 +55,7 @@ def milliseconds(since: float) -> float:
 
 
 class Times(NamedTuple):
-    """Milliseconds: until the data set is open, until the first batch is there, and the CPU's until
+    """Milliseconds until the data set is open, until the first batch is there, and of the CPU until
     then."""
 
     opened: float
@@ -63,18 +64,18 @@ class Times(NamedTuple):
 
 
 def start(config: RunConfig, step: int) -> Times:
-    """As rank 0 of a run of 64 ranks that goes on with a step: the data set is opened, and the
-    prefetching thread brings the first micro batch."""
+    """Do what rank 0 of 64 does when its run goes on with a step: open the data set, and have the
+    prefetching thread bring the first micro batch."""
     started = time.perf_counter()
     tokens = TokenObjective(config, None)
     opened = milliseconds(started)
     started, before = time.perf_counter(), time.process_time()
     prefetch = Prefetch(cast(Objective, tokens), rank=0, accumulation=1, micro=MICRO)
     prefetch.get(data_step([], step), data_step([], step + 1)).result()
-    found = Times(opened, milliseconds(started), 1000 * (time.process_time() - before))
+    times = Times(opened, milliseconds(started), 1000 * (time.process_time() - before))
     prefetch.close()
     tokens.close()
-    return found
+    return times
 
 
 def measure(folder: Path, repeats: int) -> dict[str, object]:
@@ -96,15 +97,15 @@ def measure(folder: Path, repeats: int) -> dict[str, object]:
         "skipped": [],
         **{key: run_identity[key] for key in ("data", "order", "seed", "global_batch")},
     }
-    found: dict[str, object] = {
+    values: dict[str, object] = {
         "samples": objective.epochs.samples,
         "state_bytes": len(json.dumps(state)),
     }
     for name, step in (("start", 0), ("resume_at_half", half)):
         columns = zip(*(start(config, step) for _ in range(repeats)), strict=True)
         medians = Times(*(round(statistics.median(column), 1) for column in columns))
-        found |= {f"{name}_{key}_ms": value for key, value in medians._asdict().items()}
-    return found
+        values |= {f"{name}_{key}_ms": value for key, value in medians._asdict().items()}
+    return values
 
 
 def memory(folder: Path, epochs: int) -> dict[str, object]:

@@ -1,5 +1,12 @@
 """Unconditional generation (ADDP section 3.4): N alternating steps of predicting tokens and
-decoding pixels."""
+decoding pixels.
+
+    image, ids, mask --network--> logits --draw where masked--> ids
+                                     |                           |
+                                     |   remask the least confident ids (fewer each step)
+                                     v                           v
+                    next image = decode(expected codes where masked, drawn codes elsewhere)
+"""
 
 from __future__ import annotations
 
@@ -18,6 +25,10 @@ from model.vq import VQTokenizer
 
 
 class SamplerConfig(NamedTuple):
+    """How images are generated. schedule: of the share of masked tokens. choice_temperature: weight
+    of the noise in the choice of tokens that stay; "dynamic" lets it fall to 0. top_p: nucleus of
+    the drawn codes, 1 for all."""
+
     steps: int = 20
     schedule: Literal["cosine", "linear"] = "cosine"
     choice_temperature: float = 6.0
@@ -26,8 +37,11 @@ class SamplerConfig(NamedTuple):
 
 
 class Generation(NamedTuple):
-    """State after a step: image (B, 3, H, W), nominally in [0, 1]; ids (B, L), mask (B, L) bool,
-    logits over K codes that led to it (B, L, K)."""
+    """The state after a step.
+
+    image: (B, 3, H, W), nominally in [0, 1]. ids: (B, L). mask: (B, L) bool, True where unknown.
+    logits: (B, L, K) over codes, which led to this state.
+    """
 
     image: Tensor
     ids: Tensor
@@ -36,22 +50,23 @@ class Generation(NamedTuple):
 
 
 def mask_length(config: SamplerConfig, step: int, length: int) -> int:
-    """Tokens that stay masked after step 0..N-1: clip(ceil(L f((s+1)/N)), 1, L)."""
+    """Return how many tokens stay masked after a step 0 .. N-1: clip(ceil(L f((step + 1) / N)), 1,
+    L)."""
     u = (step + 1) / config.steps
     f = math.cos(math.pi / 2 * u) if config.schedule == "cosine" else 1 - u
-    # float32, as the reference: in float64 a rounding error above a whole number would add a token
+    # In float32, as in the reference: in float64, an error above a whole number would add a token.
     return min(max(math.ceil(np.float32(length) * np.float32(f)), 1), length)
 
 
 def noise_scale(config: SamplerConfig, step: int) -> float:
-    """Weight of the Gumbel noise in the confidence."""
+    """Return the weight of the Gumbel noise in the confidence."""
     decay = 1 - (step + 1) / config.steps if config.temperature == "dynamic" else 1.0
     return config.choice_temperature * decay
 
 
 def sample_ids(logits: Tensor, u: Tensor, top_p: float = 1.0) -> Tensor:
-    """Draw ids (B, L) from logits (B, L, K) by inverse CDF of uniforms u (B, L); nucleus top-p
-    below 1."""
+    """Draw ids (B, L) from logits (B, L, K) by the inverse CDF of uniforms u (B, L). top_p below 1
+    keeps the smallest set of codes with this probability."""
     p = logits.float().softmax(-1)
     if top_p < 1.0:
         sorted_p, order = p.sort(-1, descending=True)
@@ -65,10 +80,10 @@ def sample_ids(logits: Tensor, u: Tensor, top_p: float = 1.0) -> Tensor:
 
 
 def remask(
-    logits: Tensor, ids: Tensor, mask: Tensor, gumbel: Tensor, scale: float, count: int
+    logits: Tensor, ids: Tensor, mask: Tensor, *, gumbel: Tensor, scale: float, count: int
 ) -> Tensor:
-    """The `count` least confident positions, (B, L) bool. Confidence: log p(id) + scale * Gumbel;
-    known ones +inf."""
+    """Return the `count` least confident positions, (B, L) bool. The confidence is log p(id) +
+    scale * gumbel; known positions have +inf."""
     logp = logits.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     confidence = (logp + scale * gumbel).masked_fill(~mask, math.inf)
     least = confidence.argsort(dim=1, stable=True)[:, :count]
@@ -76,8 +91,8 @@ def remask(
 
 
 def next_image(tokenizer: VQTokenizer, logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Decode (B, 3, H, W): expected codes under the logits over K where masked, hard codes
-    elsewhere."""
+    """Decode the next image, (B, 3, H, W): expected codes under the logits (B, L, K) where masked,
+    the codes of `ids` elsewhere (section 3.2)."""
     soft = tokenizer.soft_embed(logits.float().softmax(-1))
     return tokenizer.decode(
         torch.where(tokenizer.to_grid(mask.unsqueeze(-1)), soft, tokenizer.embed(ids))
@@ -85,8 +100,11 @@ def next_image(tokenizer: VQTokenizer, logits: Tensor, ids: Tensor, mask: Tensor
 
 
 class Given(NamedTuple):
-    """Where generation starts: image (B, 3, H, W), ids (B, L), mask (B, L) bool, True where tokens
-    are to be generated, as many in each image."""
+    """Where generation starts.
+
+    image: (B, 3, H, W). ids: (B, L). mask: (B, L) bool, True where tokens are to be generated, the
+    same number in each image.
+    """
 
     image: Tensor
     ids: Tensor
@@ -97,8 +115,8 @@ class Given(NamedTuple):
 def given_tokens(
     tokenizer: VQTokenizer, predictor: TokenPredictor | None, ids: Tensor, mask: Tensor
 ) -> Given:
-    """Keep the tokens outside of `mask` and generate the rest (the paper's section 3.4 from a later
-    step).
+    """Return a start that keeps the tokens outside of `mask`, so that the rest is generated
+    (section 3.4 from a later step on).
 
     The first image is what training shows for this state: unreliable tokens are the predictor's
     expected codes (section 3.2). Without a predictor they are the mean code.
@@ -116,6 +134,7 @@ def advance(
     network: ADDP,
     tokenizer: VQTokenizer,
     state: Generation,
+    *,
     u: Tensor,
     gumbel: Tensor,
     config: SamplerConfig,
@@ -125,11 +144,12 @@ def advance(
     next_visible: int | None = None,
     decode: bool = True,
 ) -> Generation:
-    """One step. u, gumbel: (B, L) noise of this step. sampled: ids to take instead of drawing them
-    (for parity).
+    """Do one step.
 
-    visible: unmasked positions now, where known; next_visible: after this step, by the schedule
-    when None. decode: whether the image is wanted; it stays the last one otherwise.
+    u, gumbel: noise of this step, (B, L). sampled: ids to take instead of drawing them (for
+    parity). visible: the number of unmasked positions now, if it is known; next_visible: after this
+    step, as the schedule has it if None. decode: whether the image is needed; otherwise it stays
+    the last one.
     """
     k, length = network.geometry.codebook_size, state.ids.shape[1]
     if visible == 0:  # neither image nor ids matter: the same logits for every image
@@ -140,7 +160,9 @@ def advance(
     drawn = sample_ids(logits, u, config.top_p) if sampled is None else sampled
     ids = torch.where(state.mask, drawn, state.ids)
     count = mask_length(config, step, length) if next_visible is None else length - next_visible
-    mask = remask(logits, ids, state.mask, gumbel, noise_scale(config, step), count)
+    mask = remask(
+        logits, ids, state.mask, gumbel=gumbel, scale=noise_scale(config, step), count=count
+    )
     image = next_image(tokenizer, logits, ids, mask) if decode else state.image
     return Generation(image, ids, mask, logits)
 
@@ -148,6 +170,7 @@ def advance(
 def generate(
     network: ADDP,
     tokenizer: VQTokenizer,
+    *,
     seed: int,
     start: int,
     count: int,
@@ -155,10 +178,12 @@ def generate(
     given: Given | None = None,
     all_images: bool = True,
 ) -> Iterator[Generation]:
-    """Samples start .. start+count-1, all N states in turn; the last image is the sample.
+    """Generate the samples start .. start+count-1, and yield all N states in turn; the last image
+    is the sample.
 
-    The noise of a sample is keyed by (seed, sample index): the same image in any batch and on any
-    rank. all_images: also those that no later step depends on (while all tokens are masked).
+    The noise of a sample is keyed by (seed, sample index), so it is the same image in any batch and
+    on any rank. given: where generation starts; from nothing if None. all_images: whether images
+    are decoded that no later step depends on (while all tokens are masked).
     """
     device = network.pos_embed.device
     length, size = network.geometry.tokens, network.geometry.image_size
@@ -180,10 +205,10 @@ def generate(
             network,
             tokenizer,
             state,
-            u.float().to(device),
-            gumbel.float().to(device),
-            config,
-            step,
+            u=u.float().to(device),
+            gumbel=gumbel.float().to(device),
+            config=config,
+            step=step,
             visible=visible,
             next_visible=following,
             decode=all_images or following > 0 or step + 1 == config.steps,

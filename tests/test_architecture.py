@@ -41,13 +41,7 @@ PACKAGES = list(ORDER)
 _STATE_KEYS = (
     "the engine names its tensors: define the names and Range there, for the format to import"
 )
-STILL_UPWARD = {
-    ("data_pipeline.images.image_loader", "data_pipeline.streaming.epochs"): "move to streaming/",
-    ("data_pipeline.images.image_loader", "data_pipeline.streaming.order"): "move to streaming/",
-    ("data_pipeline.images.source_check", "data_pipeline.sharding.plan"): "move to sharding/",
-    ("data_pipeline.shards.manifest", "data_pipeline.sharding.plan"): (
-        "Classes and check_titles are about images: move them to images/class_names.py"
-    ),
+STILL_UPWARD: dict[tuple[str, str], str] = {
     ("trainer.checkpointing.ownership", "trainer.evaluation.claims"): (
         "a claim knows a store only: move claims.py to trainer/resilience/"
     ),

@@ -11,8 +11,9 @@ from model.addp import ADDP
 from model.classifier import Classifier
 from model.encoder import Encoder
 from model.errors import ConfigError
+from model.networks import Network
 from model.official import official_metadata, official_state, timm_state, write_state
-from model.weights import Network, load_network, read_kind, save_network
+from model.weights import load_network, read_kind, save_network
 from trainer.checkpointing.admin import open_run
 from trainer.config.schema import RunConfig
 from trainer.evaluation.trained import frozen_predictor, frozen_tokenizer, run_config

@@ -31,12 +31,14 @@ from model.addp import ADDP
 from model.denoising import FrozenNetworks
 from model.documents import MIB, parse_record, read_file
 from model.errors import ADDPError, ConfigError, WeightsError
+from model.ledger import Ledger, verdict
 from model.masking import DenoisingMasks
-from model.parity import Ledger, verdict
+from model.networks import Sizes, outline
+from model.official_keys import from_official, match_official
 from model.precision import warn_of_bf16
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
-from model.weights import Sizes, from_official, match_official, outline, read_state
+from model.weights import read_state
 from trainer.checkpointing.format import WEIGHTS
 from trainer.config.reading import checked_config
 from trainer.config.schema import RunConfig
@@ -245,7 +247,7 @@ class Folder:
         predictor = from_official("predictor", Sizes(config.predictor.sizes, geometry), state, path)
         assert isinstance(tokenizer, VQTokenizer) and isinstance(predictor, TokenPredictor)
         wanted = outline("addp", Sizes(config.addp.sizes, geometry), len(state), path)
-        own, _ = match_official("addp", wanted, state, path)
+        own = match_official("addp", wanted, state, path)
         addp = kind(geometry, config.addp.sizes)
         addp.load_state_dict(own)
         return FrozenNetworks(tokenizer, predictor), addp

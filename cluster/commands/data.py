@@ -16,7 +16,7 @@ from data_pipeline.images.images import ImageEntry
 from data_pipeline.sharding.plan import PLAN, Plan, read_plan, shard_images
 from data_pipeline.storage import ObjectMissing
 from data_pipeline.storage.output import IMAGES, check_output
-from data_pipeline.streaming.loader import Place, TokenLoader
+from data_pipeline.streaming.loader import SampleLocation, TokenLoader
 from model.documents import printable
 from model.errors import ConfigError, DataError
 from trainer.config.options import AsJson, Zoom, seed_option, step_option
@@ -214,11 +214,11 @@ def order(
     labels = loader.batch(data_step, offset, count).labels
     entries: list[dict[str, Any]] = []
     for i in range(count):
-        place = loader.where(data_step, offset + i)
+        location = loader.where(data_step, offset + i)
         entry: dict[str, Any] = {"step": step, "offset": offset + i}
         if data_step != step:
             entry["data_step"] = data_step  # where the step's data lie in the order, after rewinds
-        entry |= {"padding": True} if place is None else names.of(place, int(labels[i]))
+        entry |= {"padding": True} if location is None else names.of(location, int(labels[i]))
         entries.append(entry)
     loader.close()
     if as_json:
@@ -239,25 +239,25 @@ class _Names:
             for url, shards in self._sets.items()
         }
 
-    def of(self, place: Place, label: int) -> dict[str, Any]:
-        shards, plan = self._sets[place.dataset], self._plans[place.dataset]
-        entry: dict[str, Any] = {"dataset": place.dataset} if len(self._sets) > 1 else {}
+    def of(self, location: SampleLocation, label: int) -> dict[str, Any]:
+        shards, plan = self._sets[location.dataset], self._plans[location.dataset]
+        entry: dict[str, Any] = {"dataset": location.dataset} if len(self._sets) > 1 else {}
         entry |= {
-            "epoch": place.epoch,
-            "shard": place.shard,
-            "row": place.row,
-            "view": place.view,
+            "epoch": location.epoch,
+            "shard": location.shard,
+            "row": location.row,
+            "view": location.view,
             "label": label,
             "class": shards.manifest.classes[label],
         }
         if plan is not None:
-            number = self._numbers[place.dataset][place.shard]
-            image = int(shards.open(number).records["index"][place.row])
+            number = self._numbers[location.dataset][location.shard]
+            image = int(shards.open(number).records["index"][location.row])
             shard = image // plan.recipe.rows
-            listed = self._listed(place.dataset, shard) if shard < plan.shards else {}
+            listed = self._listed(location.dataset, shard) if shard < plan.shards else {}
             if image not in listed:
                 raise DataError(
-                    f"{place.dataset}/{PLAN} is not the plan of this data set: it has no image "
+                    f"{location.dataset}/{PLAN} is not the plan of this data set: it has no image "
                     f"{image}; remove it, or put back the one that the data set was made by"
                 )
             entry |= {"image": listed[image].id, "source": plan.source}

@@ -135,7 +135,7 @@ def plan(
             of_split(listed.images(), split, held_out),
             recipe,
             lambda: (listed.classes.names, listed.classes.titles),
-            progress.set,
+            progress=progress.set,
         )
     _print(
         as_json,

@@ -63,7 +63,7 @@ def test_generation_is_the_cpus(device: torch.device, say: Say) -> None:
 
     def images(place: torch.device, dtype: torch.dtype) -> torch.Tensor:
         on = (copy.deepcopy(network).to(place, dtype), copy.deepcopy(tokenizer).to(place, dtype))
-        *_, last = generate(*on, 0, 0, 32, SamplerConfig(8))
+        *_, last = generate(*on, seed=0, start=0, count=32, config=SamplerConfig(8))
         return last.image.float().cpu()
 
     expected, found = images(torch.device("cpu"), torch.float32), images(device, torch.float32)

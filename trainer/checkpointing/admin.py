@@ -14,7 +14,7 @@ from rich.progress import track
 
 from data_pipeline.storage import StorageError, Store, is_remote, open_store
 from model.errors import ADDPError, ConfigError
-from model.weights import Network
+from model.networks import Network
 from trainer.checkpointing import upload
 from trainer.checkpointing.format import (
     EMA,

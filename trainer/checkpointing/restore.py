@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
-from data_pipeline.storage import StorageError, Store, sync, write_atomically
+from data_pipeline.storage import StorageError, Store
 from model.documents import first_problem
 from model.errors import ConfigError
+from model.files import sync, write_atomically
 from trainer.checkpointing.format import (
     EMA,
     MANIFEST,

@@ -20,7 +20,7 @@ from torch import Tensor
 from model.config import Geometry
 from model.documents import first_problem, show
 from model.errors import ADDPError
-from model.weights import CONFIG, Network, Sizes, build, outline
+from model.networks import CONFIG, Network, Sizes, build, outline
 from trainer.checkpointing.format import (
     BUFFER,
     DTYPE_NAMES,

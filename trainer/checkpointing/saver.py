@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from data_pipeline.storage import StorageError, sync, write_atomically
+from data_pipeline.storage import StorageError
+from model.files import sync, write_atomically
 from trainer import records
 from trainer.checkpointing.format import (
     BUFFER,

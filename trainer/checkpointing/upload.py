@@ -22,10 +22,10 @@ from data_pipeline.storage import (
     StorageError,
     Store,
     open_store,
-    write_atomically,
 )
 from model.entry import leave_trace, unexpected
 from model.errors import ADDPError, ConfigError
+from model.files import write_atomically
 from trainer import records
 from trainer.checkpointing.format import (
     MANIFEST,

@@ -101,7 +101,13 @@ def completed_images(
         ids = tokenizer.encode(image[None].to(tokenizer.codebook.dtype)).expand(_VARIANTS, -1)
         start = given_tokens(tokenizer, predictor, ids, mask.expand(_VARIANTS, -1))
         for state in generate(
-            network, tokenizer, seed, number * _VARIANTS, _VARIANTS, sampler, start
+            network,
+            tokenizer,
+            seed=seed,
+            start=number * _VARIANTS,
+            count=_VARIANTS,
+            config=sampler,
+            given=start,
         ):
             last = state
         rows.append(

@@ -212,7 +212,14 @@ def _make_grid(
     ) as progress:
         for start in range(0, count, batch):
             size = min(batch, count - start)
-            for state in generate(trained.network, trained.tokenizer, seed, start, size, sampler):
+            for state in generate(
+                trained.network,
+                trained.tokenizer,
+                seed=seed,
+                start=start,
+                count=size,
+                config=sampler,
+            ):
                 if start == 0:
                     trail.append(state.image[:8].float().cpu())
                 progress.advance(size)

@@ -20,8 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipeline.images.image_grid import image_grid
-from data_pipeline.storage import LocalStore, write_atomically
+from data_pipeline.storage import LocalStore
 from model.errors import ConfigError, DataError
+from model.files import write_atomically
 from model.precision import InferencePrecision
 from model.sampler import SamplerConfig, generate
 from model.weights import fingerprint
@@ -115,10 +116,10 @@ class SampleSet:
         for state in generate(
             computing.network,
             computing.tokenizer,
-            self._seed,
-            start,
-            size,
-            self._sampler,
+            seed=self._seed,
+            start=start,
+            count=size,
+            config=self._sampler,
             all_images=False,
         ):
             last = state.image

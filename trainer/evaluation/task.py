@@ -19,10 +19,10 @@ from data_pipeline.progress import Progress
 from model.addp import ADDP
 from model.encoder import Encoder
 from model.errors import ConfigError, DataError
+from model.networks import Network, build
 from model.precision import InferencePrecision
 from model.sampler import SamplerConfig
 from model.vq import VQTokenizer
-from model.weights import Network, build
 from trainer.checkpointing.format import Manifest
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives

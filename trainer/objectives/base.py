@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from data_pipeline.streaming.epochs import EpochSchedule
 from model.config import TransformerConfig
-from model.weights import Network
+from model.networks import Network
 from trainer.config.schema import RunConfig
 from trainer.engine.optimizers import parameter_groups
 from trainer.objectives.counting import Operations, by_blocks, training_flops

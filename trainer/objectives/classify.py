@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.images.image_loader import ImageBatch
+from data_pipeline.streaming.image_loader import ImageBatch
 from model.addp import ADDP
 from model.classifier import Classifier
 from model.config import ClassifierConfig

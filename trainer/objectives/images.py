@@ -8,9 +8,9 @@ import json
 import torch
 from torch import Tensor
 
-from data_pipeline.images.image_loader import ImageBatch, ImageLoader
 from data_pipeline.images.images import ImageSource
 from data_pipeline.images.sources import split_of
+from data_pipeline.streaming.image_loader import ImageBatch, ImageLoader
 from model.errors import ConfigError
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Objective, on_device

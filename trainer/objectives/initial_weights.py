@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 
 from model.errors import WeightsError
-from model.weights import Network, fingerprint, load_network
+from model.networks import Network
+from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
 from trainer.objectives.registry import objective_class
 

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.images.image_loader import ImageBatch
+from data_pipeline.streaming.image_loader import ImageBatch
 from model.errors import ConfigError
 from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer

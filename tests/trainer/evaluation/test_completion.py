@@ -29,8 +29,9 @@ def test_kept_tokens_stay(masked: int, schedule: str, tokenizer: VQTokenizer) ->
     ends = []
     for seed in (0, 1):
         before = mask
+        given = given_tokens(tokenizer, None, ids, mask)
         for state in generate(
-            network, tokenizer, seed, 0, 3, config, given_tokens(tokenizer, None, ids, mask)
+            network, tokenizer, seed=seed, start=0, count=3, config=config, given=given
         ):
             assert torch.equal(state.ids[~mask], ids[~mask])
             assert not (state.mask & ~before).any()  # nothing known becomes unknown
@@ -44,9 +45,9 @@ def test_steps_in_which_nothing_is_known_are_computed_once(tokenizer: VQTokenize
     """The short cut gives what the long way gives."""
     torch.manual_seed(0)
     network = ADDP(Geometry.of(tokenizer.config), TransformerConfig(size="tiny")).eval()  # type: ignore[call-arg]
-    config = SamplerConfig(steps=12)
-    short = list(generate(network, tokenizer, 0, 0, 4, config, all_images=False))
-    long = list(generate(network, tokenizer, 0, 0, 4, config))
+    options = {"seed": 0, "start": 0, "count": 4, "config": SamplerConfig(steps=12)}
+    short = list(generate(network, tokenizer, **options, all_images=False))  # type: ignore[arg-type]
+    long = list(generate(network, tokenizer, **options))  # type: ignore[arg-type]
     assert torch.equal(short[-1].ids, long[-1].ids) and torch.equal(short[-1].image, long[-1].image)
     state = long[0]
     whole = network.logits(

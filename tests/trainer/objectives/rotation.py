@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data_pipeline.images.image_loader import ImageBatch
+from data_pipeline.streaming.image_loader import ImageBatch
 from model.classifier import Classifier
 from model.config import ClassifierConfig
 from trainer.config.schema import RunConfig

@@ -11,10 +11,11 @@ import torch
 
 from model.config import TokenizerConfig, TokenizerLossConfig
 from model.errors import ConfigError, WeightsError
+from model.networks import Network, build
 from model.official import official_state, write_state
 from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
-from model.weights import Network, build, fingerprint, load_network, save_network
+from model.weights import fingerprint, load_network, save_network
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.worlds import Ranks, finish, run_world
 from trainer.checkpointing.format import MANIFEST, WEIGHTS, verify

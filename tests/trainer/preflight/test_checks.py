@@ -13,7 +13,8 @@ import pytest
 
 from data_pipeline.storage import LocalStore, StorageError, open_store
 from data_pipeline.storage.output import probe
-from model.weights import build, save_network
+from model.networks import build
+from model.weights import save_network
 from tests.trainer.launching import MAGE, SMALL
 from trainer.checkpointing.format import MANIFEST, FileEntry, Manifest
 from trainer.checkpointing.upload import upload

@@ -8,7 +8,7 @@ import torch
 
 from data_pipeline.shards.manifest import read_manifest
 from model.errors import ConfigError, DataError
-from model.weights import build
+from model.networks import build
 from tests.cluster.calling import addp
 from trainer import costs
 from trainer.config.reading import load_config

@@ -89,7 +89,7 @@ def predictor_of(network: TokenPredictor | ADDP, frozen: FrozenNetworks | None) 
 
 def token_data(held_out: str, train: str) -> tuple[Tensor, NDArray[np.float64]]:
     """Held-out ids (N, L) int64, and the frequencies of the codes (K,) in the training set."""
-    ids = TokenLoader(held_out, global_batch=1, seed=0).all_tokens().ids
+    ids = TokenLoader(held_out, global_batch=1, seed=0).all_tokens()
     return torch.from_numpy(ids.astype(np.int64)), TokenLoader(
         train, global_batch=1, seed=0
     ).code_frequencies()

@@ -14,11 +14,11 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from data_pipeline.images.image_grid import image_grid
-from data_pipeline.storage import write_atomically
 from model.addp import ADDP
 from model.classifier import Classifier
 from model.denoising import FrozenNetworks
 from model.errors import ConfigError
+from model.files import write_atomically
 from model.predictor import TokenPredictor
 from model.sampler import generate
 from model.vq import VQTokenizer
@@ -109,7 +109,12 @@ def _samples(task: Task) -> Outcome:
     trail = [
         state.image.cpu()
         for state in generate(
-            task.network, task.tokenizer, task.options.seed, 0, min(_ROWS, len(shown)), sampler
+            task.network,
+            task.tokenizer,
+            seed=task.options.seed,
+            start=0,
+            count=min(_ROWS, len(shown)),
+            config=sampler,
         )
     ]
     zoom, columns = _zoom(task.image_size), max(1, round(len(shown) ** 0.5))

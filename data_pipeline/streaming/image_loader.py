@@ -1,5 +1,5 @@
-"""Batches of augmented images for tokenizer training, in the same kind of order as tokens: a
-function of the step."""
+"""Batches of augmented images, for tokenizer training and fine-tuning. As with tokens, their order
+is a function of the step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _CACHE_BYTES = 512 * 2**20
 
 
 class ImageBatch(NamedTuple):
-    """pixels: uint8 (B, H, W, 3). labels: int64 (B,). start: global sample index of the first."""
+    """A slice of a global batch. pixels: uint8 (B, H, W, 3). labels: int64 (B,). start: the global
+    sample index of the first image."""
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -33,9 +34,9 @@ class ImageBatch(NamedTuple):
 class ImageLoader:
     """Random access to batches of seeded views; each epoch sees a new view of every image.
 
-    Images are read by threads and kept in memory, shrunk as far as the smallest crop allows. An
-    unreadable image is reported, and the next one takes its place; more than the share `bad_limit`
-    of them (at least one) raise DataError.
+    Threads read the images and keep them in memory, shrunk as far as the smallest crop allows. An
+    unreadable image is reported, and the next one takes its place. bad_limit: share of the images
+    that may be unreadable, at least one; more raise DataError.
     """
 
     def __init__(
@@ -79,7 +80,8 @@ class ImageLoader:
         return image
 
     def _view(self, row: int, epoch: int) -> tuple[NDArray[np.uint8], int]:
-        """A view of the image at `row`, or of the next one that can be read, and its label."""
+        """Return a view of the image at `row`, or of the next one that can be read, and its
+        label."""
         while True:
             entry = self.images[row % len(self.images)]
             try:
@@ -102,11 +104,12 @@ class ImageLoader:
         return [self._pool.submit(self._view, int(row), epoch) for row in rows]
 
     def close(self) -> None:
+        """Drop what is being read, without waiting."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def batch(self, step: int, offset: int, count: int) -> ImageBatch:
-        """Samples offset .. offset+count-1 of the global batch of a step; the next step's are
-        started as well."""
+        """Return the samples offset .. offset+count-1 of a step's global batch, and start those of
+        the next step. Raises DataError if too many images are unreadable."""
         futures = self._ahead.pop((step, offset, count), None) or self._start(step, offset, count)
         self._ahead[step + 1, offset, count] = self._start(step + 1, offset, count)
         pixels, labels = zip(*(f.result() for f in futures), strict=True)

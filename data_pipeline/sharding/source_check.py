@@ -1,4 +1,4 @@
-"""Whether a job's source is there. While it is not, an image that is gone says nothing about the
+"""Checks that a job's source is there. While it is not, a missing image says nothing about the
 image."""
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from data_pipeline.storage import (
 )
 
 T = TypeVar("T")
-_SHARDS, _IMAGES = 4, 4  # looked for: images of so many shards, so many in each
+_SHARDS, _IMAGES = 4, 4  # the sample: so many shards, and so many images of each
 
 
 class SourceCheck:
-    """out: the store of the plan. source: the store that its images lie in now."""
+    """Looks for a job's source. out: the store of the plan. source: the store that the plan's
+    images lie in now."""
 
     def __init__(self, out: Store, plan: Plan, source: Store) -> None:
         self._out, self._plan, self._source = out, plan, source
 
     def before_work(self) -> None:
-        """Raises StorageError where no image of a sample is there. (`images_store` has looked for
-        the tars.)"""
+        """Raise StorageError if no image of a sample is there. (`images_store` has looked for the
+        tars.)"""
         self._find_source(None)
 
     def confirm(self, absent: Sequence[ImageEntry], present: ImageEntry | None) -> None:
-        """That these images are gone, and not their source: it is looked for before and after each
-        of them.
+        """Confirm that these images are gone, and not their source, which is looked for before and
+        after them.
 
-        present: an image that could be read beside them, if any. Raises StorageError where the
-        source is not there, or one of the images is there after all.
+        present: an image that could be read beside them, if any. Raises StorageError if the source
+        is not there, or one of the images is there after all.
         """
         if not absent:
             return
@@ -56,20 +57,20 @@ class SourceCheck:
 
     @cached_property
     def _witnesses(self) -> list[ImageEntry]:
-        """Planned images that are there, of a sample. Raises StorageError where none is."""
+        """Return the images of a sample that are there. Raises StorageError if none is."""
         sample = [
             image
             for shard in _spread(range(self._plan.shards), _SHARDS)
             for _, image in _spread(shard_images(self._out, self._plan, shard), _IMAGES)
         ]
-        found = [p for p in sample if self._is_there(p.object, p.offset or 0)]
-        if not found:
+        witnesses = [p for p in sample if self._is_there(p.object, p.offset or 0)]
+        if not witnesses:
             raise StorageError(
                 f"{self._source.url}: none of the {len(sample)} planned images that were looked "
                 f"for can be read, as {sample[0].id}: {self._state()}; mount the source, or say "
                 "with --source where it lies now"
             )
-        return found
+        return witnesses
 
     def _find_source(self, present: ImageEntry | None) -> None:
         known = ([present] if present else []) + self._witnesses
@@ -113,7 +114,7 @@ class SourceCheck:
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the items, evenly spread."""
+    """Return at most `count` of the items, evenly spread."""
     return (
         [items[i * len(items) // count] for i in range(count)]
         if len(items) > count

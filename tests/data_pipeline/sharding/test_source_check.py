@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.images.source_check import SourceCheck
 from data_pipeline.images.views import ViewRecipe
 from data_pipeline.sharding.job_status import count
 from data_pipeline.sharding.plan import Plan, shard_images
-from data_pipeline.sharding.receipts import finalize, read_parts, survey
+from data_pipeline.sharding.receipts import finalize, read_receipts, survey
+from data_pipeline.sharding.source_check import SourceCheck
 from data_pipeline.sharding.tokenize import JobSettings, TokenizeJob, run_locally
 from data_pipeline.storage import AccessDenied, LocalStore, ObjectMissing, StorageError, open_store
 from model.errors import DataError
@@ -41,8 +41,8 @@ def small_job(planned: Plan, out: Path, tokenizer: VQTokenizer) -> TokenizeJob:
 
 def stored(out: Path, planned: Plan) -> tuple[int, int]:
     """(rows, quarantined images) of what is vouched for."""
-    parts = list(read_parts(open_store(out), planned, survey(open_store(out), planned).done))
-    return sum(part.shard.rows for part in parts), sum(len(part.quarantined) for part in parts)
+    receipts = list(read_receipts(open_store(out), planned, survey(open_store(out), planned).done))
+    return sum(r.shard.rows for r in receipts), sum(len(r.quarantined) for r in receipts)
 
 
 def finish(out: Path, planned: Plan, tokenizer: VQTokenizer) -> None:
@@ -123,7 +123,7 @@ class ComesAndGoes(LocalStore):
 
 
 @pytest.mark.parametrize("error", [ObjectMissing, AccessDenied])
-def test_a_image_that_is_there_again(
+def test_an_image_that_is_there_again(
     source: Path, tokenizer: VQTokenizer, tmp_path: Path, error: type[StorageError]
 ) -> None:
     planned = plan(source, tmp_path / "out", tokenizer, RECIPE, rows=20)

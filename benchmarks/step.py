@@ -22,7 +22,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,10 +39,10 @@ from trainer import costs
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
 from trainer.engine.engine import Engine, start_distributed
-from trainer.objectives import denoising_inputs, frozen_dtype
+from trainer.objectives.addp import denoising_inputs, frozen_dtype
+from trainer.recipes import recipe
 from trainer.timing import Stopwatch
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 PRODUCT = {"cuda": 8192, "cpu": 1024}  # side of the matrices whose product is the measured peak
 
 
@@ -220,7 +219,7 @@ def main() -> None:
     if options.micro:
         sizes += [f"batch.micro={options.micro}", f"batch.global_batch={options.micro}"]
     config = load_config(
-        str(CONFIGS / f"{options.size if published else 'base'}.yaml"),
+        recipe(options.size if published else "base"),
         [*sizes, f"precision={options.precision}", *options.overrides],
     )
     cuda = torch.cuda.is_available()

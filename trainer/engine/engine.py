@@ -30,7 +30,6 @@ from trainer.engine.optimizers import STATE, make_optimizer, parameter_groups
 from trainer.engine.partition import Fragment, Partition
 from trainer.engine.precision import MODES, Precision
 from trainer.host_memory import keep_freed_memory
-from trainer.objectives.base import Inputs
 from trainer.timing import Stopwatch
 
 if not torch.cuda.is_available():
@@ -196,7 +195,7 @@ class Engine:
         self._engine.train()
 
     def optimizer_step(
-        self, micro_batches: Iterable[Inputs], learning_rate: float, own: Stopwatch
+        self, micro_batches: Iterable[dict[str, Any]], learning_rate: float, own: Stopwatch
     ) -> StepResult:
         """One optimizer step over all micro batches. A non-finite gradient changes nothing, on any
         rank.

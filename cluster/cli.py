@@ -12,7 +12,7 @@ import typer
 
 from cluster.commands import check, checkpoints, data, parity, tokenize, weights
 from model.entry import run_entry
-from trainer.command import PROGRAM
+from trainer.command import PROGRAM, run_app
 from trainer.config.arguments import configured
 from trainer.config.options import ConfigFile, RunArguments, processes_option
 
@@ -211,7 +211,7 @@ def demo(
 
 
 def main() -> None:
-    run_entry(lambda: app(prog_name="addp"))  # however it was started
+    run_entry(lambda: run_app(app, "addp"))  # however it was started
 
 
 if __name__ == "__main__":

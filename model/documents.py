@@ -25,7 +25,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import from_json
+from pydantic_core import ErrorDetails, from_json
 
 from model.errors import ADDPError
 
@@ -263,15 +263,18 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def first_problem(problem: ValidationError) -> str:
-    """What pydantic found first, in one line: the key, what is wrong, and what stood there."""
-    found = problem.errors(include_url=False, include_context=False)[0]
-    key = ".".join(
-        show(part).strip("'") if isinstance(part, str) else str(part) for part in found["loc"]
-    )
-    message = found["msg"].removeprefix("Value error, ")
-    got = (
-        ""
-        if found["type"] in ("missing", "value_error", "json_invalid")
-        else f" (got {show(found['input'])})"
-    )
-    return f"{key}: {message}{got}" if key else message + got
+    """Say in one line what pydantic found first: the key, what is wrong, and what stood there."""
+    return describe_problem(problem.errors(include_url=False, include_context=False)[0])
+
+
+def describe_problem(problem: ErrorDetails) -> str:
+    """Say in one line one of the things that pydantic found, as `first_problem`."""
+    key, message = key_of(problem), problem["msg"].removeprefix("Value error, ")
+    if problem["type"] not in ("missing", "value_error", "json_invalid"):
+        message += f" (got {show(problem['input'])})"
+    return f"{key}: {message}" if key else message
+
+
+def key_of(problem: ErrorDetails) -> str:
+    """The key that a problem is about, as `batch.micro`; "" where it is about the whole."""
+    return ".".join(show(p).strip("'") if isinstance(p, str) else str(p) for p in problem["loc"])

@@ -314,14 +314,14 @@ class Run:
     def _spiked(self, spike: Spike) -> None:
         """Rewind before the spike and leave its data out, or say so only. Raises Diverged."""
         health = self._config.health
-        hopeless = self._state.in_a_row >= health.skips
+        hopeless = self._state.in_a_row >= health.max_nonfinite_steps
         record = {
             "event": "spike",
             "first": spike.first,
             "last": spike.last,
             "reason": spike.reason,
         }
-        if health.spikes != "rewind" or len(self._rewinds) >= health.rewinds:
+        if health.spikes != "rewind" or len(self._rewinds) >= health.max_rewinds:
             if self._collectives.rank == 0:
                 self._folder.incident(
                     {
@@ -336,7 +336,7 @@ class Run:
             self._say(f"spike at steps {spike}")
             return
         self._saver.drain()
-        length = spike.last - spike.first + 1 + health.skip
+        length = spike.last - spike.first + 1 + health.extra_skip_steps
         self._collectives.broadcast_from_rank0(lambda: leave_out(self._folder, spike.first, length))
         before = self._state
         self._restore(spike.first)
@@ -392,7 +392,7 @@ class Run:
         if self._uploader is not None:
             if self._uploader.busy:
                 self._say(f"waits for uploads to {self._config.checkpoint.upload}")
-            missing = self._uploader.close(self._config.checkpoint.patience, still)
+            missing = self._uploader.close(self._config.checkpoint.retry_seconds, still)
             for step in missing:
                 self._say(
                     f"the checkpoint of step {step} is not on {self._config.checkpoint.upload}: "

@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from model.precision import InferencePrecision
-from trainer.config.schema import MOST_RANKS
+from trainer.config.schema import MOST_RANKS, MOST_STEPS
 from trainer.run_folder import Weights
 
 MOST_IMAGES = 100_000_000  # that one command makes
-MOST_STEPS = 10**12  # of a run
 _LARGEST_GRID_BATCH = 65_536
 
 

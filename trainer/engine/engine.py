@@ -172,7 +172,7 @@ class Engine:
         self._scaler: Any = getattr(self._optimizer, "loss_scaler", None)
         if self._scaler is not None and hasattr(self._scaler, "raise_error_at_min_scale"):
             self._scaler.raise_error_at_min_scale = (
-                False  # `health.skips` says how many steps may be skipped
+                False  # `health.max_nonfinite_steps` says how many steps may be skipped
             )
         self.device: torch.device = self._engine.device
         self.partition = Partition(

@@ -137,7 +137,7 @@ class TokenObjective:
                 cache=data.cache,
                 cache_bytes=int(data.cache_gib * 2**30),
                 on_bad_shard=data.on_bad_shard,
-                patience=data.patience,
+                patience=data.retry_seconds,
             ),
         )
         manifest = self.loader.manifest

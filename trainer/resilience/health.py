@@ -47,7 +47,7 @@ def judge(
         if not row.applied or not math.isfinite(row.loss):
             progress.nonfinite += 1
             progress.in_a_row += 1
-            if progress.in_a_row >= section.skips:
+            if progress.in_a_row >= section.max_nonfinite_steps:
                 return Spike(
                     step - progress.in_a_row + 1,
                     step,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -37,6 +38,7 @@ _MOST_NODES = 100_000  # of a YAML document
 _MOST_HOLDERS = 10**6  # mappings and lists of a JSON document; each takes up to 700 bytes of memory
 _MOST_COMMAS = 8 * 10**6  # of a JSON document; a value takes 60 bytes
 _LONGEST_SHOWN = 80  # characters of a value in a message
+_PLAIN_NAME = re.compile(r"[\w./-]{1,64}")  # of a key; a file's name is one, too
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -276,5 +278,8 @@ def describe_problem(problem: ErrorDetails) -> str:
 
 
 def key_of(problem: ErrorDetails) -> str:
-    """The key that a problem is about, as `batch.micro`; "" where it is about the whole."""
-    return ".".join(show(p).strip("'") if isinstance(p, str) else str(p) for p in problem["loc"])
+    """The key that a problem is about, as `batch.micro`; "" where it is about the whole.
+
+    A name that is no plain word is shown as a value from outside is."""
+    names = map(str, problem["loc"])
+    return ".".join(name if _PLAIN_NAME.fullmatch(name) else show(name) for name in names)

@@ -24,7 +24,7 @@ from trainer.config.schema import RunConfig
 from trainer.engine.optimizers import STATE
 from trainer.engine.precision import MODES
 
-_PEAKS = {  # dense bf16 operations a second, from the makers' data sheets
+PEAKS = {  # dense bf16 operations a second, from the makers' data sheets
     "H200": 989e12,
     "H100": 989e12,
     "A100": 312e12,
@@ -72,7 +72,7 @@ def device_peak() -> float | None:
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
-    return next((peak for known, peak in _PEAKS.items() if known in name), None)
+    return next((peak for known, peak in PEAKS.items() if known in name), None)
 
 
 class _Sizes(NamedTuple):

@@ -23,6 +23,7 @@ from cluster.commands import (
 )
 from cluster.commands.modules import PASS_ON, module_command
 from model.entry import run_entry
+from trainer.command import run_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,7 +66,7 @@ app.command(rich_help_panel=_TRY)(parity.parity)
 
 def main() -> None:
     """Run the command line, and exit as every entry point does."""
-    run_entry(lambda: app(prog_name="addp"))  # the same name however it was started
+    run_entry(lambda: run_app(app, "addp"))  # the same name however it was started
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -25,7 +26,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import from_json
+from pydantic_core import ErrorDetails, from_json
 
 from model.errors import ADDPError
 
@@ -37,6 +38,7 @@ _MOST_NODES = 100_000  # of a YAML document
 _MOST_HOLDERS = 10**6  # mappings and lists of a JSON document; each takes up to 700 bytes of memory
 _MOST_COMMAS = 8 * 10**6  # of a JSON document; a value takes 60 bytes
 _LONGEST_SHOWN = 80  # characters of a value in a message
+_PLAIN_NAME = re.compile(r"[\w./-]{1,64}")  # of a key; a file's name is one, too
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -261,15 +263,21 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def first_problem(problem: ValidationError) -> str:
-    """Return pydantic's first finding in one line: the key, what is wrong, and what stood there."""
-    first = problem.errors(include_url=False, include_context=False)[0]
-    key = ".".join(
-        show(part).strip("'") if isinstance(part, str) else str(part) for part in first["loc"]
-    )
-    message = first["msg"].removeprefix("Value error, ")
-    got = (
-        ""
-        if first["type"] in ("missing", "value_error", "json_invalid")
-        else f" (got {show(first['input'])})"
-    )
-    return f"{key}: {message}{got}" if key else message + got
+    """Say in one line what pydantic found first: the key, what is wrong, and what stood there."""
+    return describe_problem(problem.errors(include_url=False, include_context=False)[0])
+
+
+def describe_problem(problem: ErrorDetails) -> str:
+    """Say in one line one of the things that pydantic found, as `first_problem`."""
+    key, message = key_of(problem), problem["msg"].removeprefix("Value error, ")
+    if problem["type"] not in ("missing", "value_error", "json_invalid"):
+        message += f" (got {show(problem['input'])})"
+    return f"{key}: {message}" if key else message
+
+
+def key_of(problem: ErrorDetails) -> str:
+    """The key that a problem is about, as `batch.micro`; "" where it is about the whole.
+
+    A name that is no plain word is shown as a value from outside is."""
+    names = map(str, problem["loc"])
+    return ".".join(name if _PLAIN_NAME.fullmatch(name) else show(name) for name in names)

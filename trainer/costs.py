@@ -18,7 +18,7 @@ from trainer.engine.precision import MODES
 from trainer.objectives.counting import Operations
 from trainer.objectives.registry import objective_class
 
-_PEAKS = {  # dense bf16 operations a second, from the makers' data sheets
+PEAKS = {  # dense bf16 operations a second, from the makers' data sheets
     "H200": 989e12,
     "H100": 989e12,
     "A100": 312e12,
@@ -50,7 +50,7 @@ def device_peak() -> float | None:
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
-    return next((peak for known, peak in _PEAKS.items() if known in name), None)
+    return next((peak for known, peak in PEAKS.items() if known in name), None)
 
 
 def parameters(config: RunConfig) -> tuple[int, int]:

@@ -26,7 +26,7 @@ def wait_for_copies(
     say: Callable[[str], None],
 ) -> bool:
     """All ranks together: wait until the store has the checkpoints that it is to have, at most
-    `checkpoint.patience` seconds. Returns on rank 0 whether it has them all; True on the others.
+    `checkpoint.retry_seconds` seconds. Returns on rank 0 whether it has them all; True on the others.
 
     uploader: on rank 0, where the run uploads. alive: called again and again meanwhile.
     """
@@ -44,7 +44,7 @@ def wait_for_copies(
     if uploader is not None:
         if uploader.busy:
             say(f"waits for uploads to {section.upload}")
-        missing = uploader.close(section.patience, rank0_waits)
+        missing = uploader.close(section.retry_seconds, rank0_waits)
         for step in missing:
             say(f"the checkpoint of step {step} is not on {section.upload}: see incidents/")
     while somebody_waits(False):

@@ -252,7 +252,7 @@ class Trainer:
         """Go back to a checkpoint before the spike, and leave its data out from there on. What was
         trained since is lost, and counted as that."""
         self._saver.drain()
-        length = spike.last - spike.first + 1 + self._config.health.skip
+        length = spike.last - spike.first + 1 + self._config.health.extra_skip_steps
         self._collectives.broadcast_from_rank0(lambda: leave_out(self._folder, spike.first, length))
         restored, before = self._setup.restore(spike.first), self._state
         self._step = self._saved_step = restored.step

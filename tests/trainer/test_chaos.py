@@ -25,7 +25,7 @@ OPTIONS = (
     "checkpoint.permanent_every=10",
     "ema_decay=0.9",
     "health.spikes=rewind",
-    "checkpoint.patience=20",
+    "checkpoint.retry_seconds=20",
 )
 
 

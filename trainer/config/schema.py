@@ -21,7 +21,7 @@ from trainer.objectives.registry import OBJECTIVES, known_objective, objective_c
 _LONGEST_PATH = 4096  # characters
 # Far beyond what can be meant; they keep arithmetic, memory and loops within bounds.
 YEAR = 366 * 86_400  # the longest wait, in seconds; Python cannot wait for some centuries
-_MOST_STEPS = 10**9
+MOST_STEPS = 10**9
 LARGEST_BATCH = 1 << 24
 MOST_RANKS = 1 << 20
 
@@ -89,11 +89,11 @@ class DataSection(Settings):
         description="what a shard does that stays damaged: end the run, or its rows count with "
         "weight 0",
     )
-    patience: float = Field(
+    retry_seconds: float = Field(
         600,
         ge=0,
         le=YEAR,
-        description="seconds for which a store that does not answer is tried again",
+        description="seconds for which a store that does not answer is asked again",
     )
 
 
@@ -191,19 +191,19 @@ class ScheduleSection(Settings):
     unit: Literal["epochs", "steps"] = Field(
         "epochs", description="what `total` and `warmup` count"
     )
-    total: float = Field(1600, gt=0, le=_MOST_STEPS, description="length of the run")
+    total: float = Field(1600, gt=0, le=MOST_STEPS, description="length of the run")
     warmup: float = Field(
-        40, ge=0, le=_MOST_STEPS, description="linear warm-up, then half a cosine to 0"
+        40, ge=0, le=MOST_STEPS, description="linear warm-up, then half a cosine to 0"
     )
 
 
 class CheckpointSection(Settings):
-    every: int = Field(1000, gt=0, le=_MOST_STEPS, description="steps between checkpoints")
-    keep: int = Field(3, gt=0, le=_MOST_STEPS, description="newest checkpoints kept")
+    every: int = Field(1000, gt=0, le=MOST_STEPS, description="steps between checkpoints")
+    keep: int = Field(3, gt=0, le=MOST_STEPS, description="newest checkpoints kept")
     permanent_every: int = Field(
         0,
         ge=0,
-        le=_MOST_STEPS,
+        le=MOST_STEPS,
         description="checkpoints at multiples of it are kept for good; 0: none",
     )
     asynchronous: bool = Field(
@@ -212,11 +212,12 @@ class CheckpointSection(Settings):
     upload: Place | None = Field(
         None, description="s3://bucket/prefix (or a folder) that each checkpoint is copied to"
     )
-    patience: float = Field(
+    retry_seconds: float = Field(
         600,
         ge=0,
         le=YEAR,
-        description="seconds for which an upload is tried again, and the end of a run waits",
+        description="seconds for which a run's end waits for its last uploads; while a run trains, "
+        "a failed upload is tried again without end",
     )
     lease: float = Field(
         60,
@@ -252,20 +253,20 @@ class HealthSection(Settings):
         le=10**6,
         description="steps of the running statistics; nothing is judged before half of it",
     )
-    skip: int = Field(
+    extra_skip_steps: int = Field(
         0,
         ge=0,
-        le=_MOST_STEPS,
-        description="steps of data left out beyond the spike's own after a rewind",
+        le=MOST_STEPS,
+        description="after a rewind: steps whose data are left out beyond those of the spike",
     )
-    rewinds: int = Field(
-        3, ge=0, le=10**6, description="rewinds before the run stops as diverged (exit code 77)"
+    max_rewinds: int = Field(
+        3, ge=0, le=10**6, description="rewinds after which a run stops as diverged (exit code 77)"
     )
-    skips: int = Field(
+    max_nonfinite_steps: int = Field(
         100,
         gt=0,
-        le=_MOST_STEPS,
-        description="non-finite steps in a row before the run stops as diverged",
+        le=MOST_STEPS,
+        description="non-finite steps in a row after which a run stops as diverged",
     )
     hang: float = Field(
         1800,
@@ -349,7 +350,7 @@ class RunConfig(Settings):
         description="seconds that a rank waits for the others in one exchange before it ends; "
         "above health.hang",
     )
-    log_every: int = Field(20, gt=0, le=_MOST_STEPS, description="steps between metric lines")
+    log_every: int = Field(20, gt=0, le=MOST_STEPS, description="steps between metric lines")
     wandb: str | None = Field(
         None,
         pattern=r"^[^\s/\\#?%:]{1,128}$",

@@ -23,7 +23,6 @@ from data_pipeline.storage.output import check_apart, check_output
 from model.errors import ConfigError
 from trainer.config.options import (
     MOST_IMAGES,
-    MOST_STEPS,
     AsJson,
     ChoiceTemperature,
     DenoisingSteps,
@@ -39,7 +38,7 @@ from trainer.config.options import (
     seed_option,
     step_option,
 )
-from trainer.config.schema import YEAR, RunConfig
+from trainer.config.schema import MOST_STEPS, YEAR, RunConfig
 from trainer.distributed.collectives import Collectives, own_device
 from trainer.distributed.meeting import join_ranks
 from trainer.evaluation.benchmarks.registry import PARTS, settings_of

@@ -13,6 +13,7 @@ from typing import Any, get_args
 from data_pipeline.storage import BucketMissing, Store
 from model.documents import parse_json
 from model.errors import DataError
+from trainer.config.renamed import with_new_result_keys
 from trainer.run_folder import Weights, step_folder
 
 FOLDER = "evaluation"
@@ -72,7 +73,7 @@ def read_results(store: Store, step: int | None = None) -> list[dict[str, Any]]:
 
 def _read(store: Store, name: str) -> dict[str, Any]:
     where = f"{store.url}/{name} (remove it, and it is measured again)"
-    found: dict[str, Any] = parse_json(store.read(name), where, DataError)
+    found = with_new_result_keys(parse_json(store.read(name), where, DataError))
     if not (
         isinstance(found.get("part"), str)
         and isinstance(found.get("figures"), dict)

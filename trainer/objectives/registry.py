@@ -47,7 +47,7 @@ TOKEN_KEYS = (
     "data.cache",
     "data.cache_gib",
     "data.on_bad_shard",
-    "data.patience",
+    "data.retry_seconds",
     "mask_ratio_scope",
     "output_bias",
 )

@@ -50,7 +50,7 @@ class TokenObjective(Objective):
                 cache=data.cache,
                 cache_bytes=int(data.cache_gib * 2**30),
                 on_bad_shard=data.on_bad_shard,
-                retry_seconds=data.patience,
+                retry_seconds=data.retry_seconds,
             ),
         )
         manifest = self.loader.manifest

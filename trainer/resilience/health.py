@@ -55,7 +55,7 @@ def judge(
         if not row.applied or not math.isfinite(row.loss):
             state.nonfinite += 1
             state.in_a_row += 1
-            if state.in_a_row >= section.skips:
+            if state.in_a_row >= section.max_nonfinite_steps:
                 return Spike(
                     step - state.in_a_row + 1,
                     step,
@@ -82,8 +82,8 @@ def answer_to(state: TrainerState, rewinds: int, section: HealthSection) -> Answ
     only where too many steps in a row had no finite gradient, and else no more than says so.
     """
     if section.spikes == "rewind":
-        return "rewind" if rewinds < section.rewinds else "stop"
-    return "stop" if state.in_a_row >= section.skips else "none"
+        return "rewind" if rewinds < section.max_rewinds else "stop"
+    return "stop" if state.in_a_row >= section.max_nonfinite_steps else "none"
 
 
 def unfit(state: TrainerState, steps: int, section: HealthSection) -> str | None:

@@ -108,7 +108,7 @@ def test_a_store_that_is_down_does_not_stop_training(
         f"data.tokens={tokens}",
         EMA,
         f"checkpoint.upload={url}",
-        "checkpoint.patience=60",
+        "checkpoint.retry_seconds=60",
     ]
     codes, output = run_world(tmp_path / "fresh", *options, processes=1)
     assert codes == [74] and "no answer" in output
@@ -145,7 +145,7 @@ def test_a_store_that_stays_down_is_reported(
         f"data.tokens={tokens}",
         EMA,
         f"checkpoint.upload={blocked}/x",
-        "checkpoint.patience=1",
+        "checkpoint.retry_seconds=1",
     )
     codes, output = run_world(tmp_path / "fresh", *options, processes=1)
     assert codes == [74] and "cannot be made: Not a directory" in output, output

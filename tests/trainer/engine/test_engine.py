@@ -183,7 +183,7 @@ def overflow(arguments: list[str]) -> int:
 
 def test_float16_bears_as_many_skipped_steps_as_a_run_allows(tmp_path: Path) -> None:
     """DeepSpeed ends with an error of its own once its loss scale is 1, after some 18:
-    `health.skips` decides."""
+    `health.max_nonfinite_steps` decides."""
     codes, output = Ranks(overflow, [], 1, tmp_path / "log").wait()
     assert codes == [0], output
 

@@ -27,7 +27,7 @@ from trainer.distributed.meeting import join_ranks
 from trainer.objectives.addp import load_frozen
 from trainer.objectives.initial_weights import given_network, initial_weights, take_initial_weights
 from trainer.objectives.registry import make_objective
-from trainer.preflight.planning import make_plan
+from trainer.preflight.planning import Assumptions, make_plan
 from trainer.run_folder import RunFolder, step_folder
 from trainer.startup import same_on_all, takes_initial_weights
 
@@ -137,7 +137,7 @@ def test_weights_that_do_not_fit_are_named_before_a_network_is_made(
         take_initial_weights(config, network_of("addp"), True)
     if "/none" not in words:
         with pytest.raises(WeightsError, match=words):
-            make_plan(None, _plan(given), [2], 1000, "H100", 0.4, 1.0, 30.0)
+            make_plan(None, _plan(given), [2], Assumptions(images=1000))
     goes_on = folder.checkpoints / step_folder(4)
     goes_on.mkdir(parents=True)
     (goes_on / MANIFEST).touch()
@@ -153,7 +153,7 @@ def _plan(given: list[str]) -> list[str]:
 def test_a_plan_says_what_the_run_begins_with(tmp_path: Path) -> None:
     file = written(network_of("addp"), tmp_path / "a.safetensors")
     for path in (file, tmp_path / "elsewhere"):
-        plan = make_plan(None, _plan([f"addp.weights={path}"]), [2], 1000, "H100", 0.4, 1.0, 30.0)
+        plan = make_plan(None, _plan([f"addp.weights={path}"]), [2], Assumptions(images=1000))
         assert plan["begins_with"] == f"addp.weights = {path}"
 
 

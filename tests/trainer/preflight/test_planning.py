@@ -14,7 +14,7 @@ from trainer import costs
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
 from trainer.objectives.registry import objective_class
-from trainer.preflight.planning import make_plan
+from trainer.preflight.planning import Assumptions, make_plan
 
 ROOT = Path(__file__).parents[3]
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 def plan(
     file: str = "trainer/recipes/base.yaml", *overrides: str, gpus: tuple[int, ...] = (8, 32)
 ) -> dict[str, object]:
-    return make_plan(ROOT / file, list(overrides), list(gpus), 1_281_167, "H100", 0.4, 1.0, 30.0)
+    return make_plan(ROOT / file, list(overrides), list(gpus), Assumptions(images=1_281_167))
 
 
 def test_the_published_run() -> None:
@@ -41,9 +41,9 @@ def test_impossible_sizes_are_named() -> None:
     with pytest.raises(ConfigError, match="this one on 1, 2, 4, 8, 16, 32 ranks"):
         plan(gpus=(64,))
     with pytest.raises(ConfigError, match="larger than the data set"):
-        make_plan(None, [], [8], 1000, "H100", 0.4, 1.0, 30.0)
+        make_plan(None, [], [8], Assumptions(images=1000))
     with pytest.raises(ConfigError, match="H100"):
-        make_plan(None, [], [8], 10_000, "abacus", 0.4, 1.0, 30.0)
+        make_plan(None, [], [8], Assumptions(images=10_000, device="abacus"))
 
 
 def test_a_demo_is_planned_where_its_data_are_not() -> None:
@@ -64,9 +64,7 @@ def test_images_are_counted_or_stated(tokens: Path, tmp_path: Path) -> None:
 
     def images(place: Path | None, stated: int | None) -> int:
         data = [f"data.tokens={place}"] if place else []
-        return make_plan(None, [*mage, *data], [], stated, "H100", 0.4, 1.0, 30.0)[
-            "images_per_epoch"
-        ]  # type: ignore[no-any-return]
+        return make_plan(None, [*mage, *data], [], Assumptions(images=stated))["images_per_epoch"]  # type: ignore[no-any-return]
 
     assert images(tokens, None) == read_manifest(tokens).rows != images(tokens, 1000) == 1000
     assert images(None, None) == 1_281_167

@@ -76,7 +76,7 @@ def test_what_is_only_logged_becomes_the_new_level() -> None:
 
 
 def test_non_finite_steps_are_counted_and_end_a_run_that_has_nothing_else() -> None:
-    section = HealthSection(skips=5)
+    section = HealthSection(max_nonfinite_steps=5)
     progress = settled(section)
     nan = float("nan")
     assert judge(progress, rows([nan, 2.0, nan, nan]), 32, section) is None
@@ -222,7 +222,7 @@ def test_a_run_that_spikes_again_and_again_stops_as_diverged(tokens: Path, tmp_p
         *MAGE,
         f"data.tokens={tokens}",
         *REWIND,
-        "health.rewinds=2",
+        "health.max_rewinds=2",
         sabotage=Sabotage(spikes=(25, 999)),
     )
     assert codes == [77, 77], output

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from data_pipeline.storage import LocalStore, ObjectMissing, StorageError, open_store
 from model.documents import parse_json, parse_yaml
 from model.errors import ADDPError, ConfigError, DataError
+from trainer.config.renamed import with_new_keys, with_new_result_keys
 from trainer.evaluation.course import Course
 from trainer.evaluation.reporting.files import Files, Unfit
 from trainer.evaluation.results import FOLDER
@@ -182,7 +183,8 @@ def read_run(run: str) -> RunRecord:
             f"{run} is no run folder: it has no config.resolved.yaml; give the folder that `run=` "
             "named"
         )
-    record.settings = _mapping(record, "config.resolved.yaml", record.config, parse_yaml)
+    settings = _mapping(record, "config.resolved.yaml", record.config, parse_yaml)
+    record.settings = with_new_keys(settings)
     if not record.config:
         record.left_out["config.resolved.yaml: not there"] += 1
     record.environment = _mapping(record, "environment.json", read("environment.json"))
@@ -245,7 +247,10 @@ def _take_results(record: RunRecord, files: Files) -> None:
         except (Unfit, StorageError) as error:
             record.left_out[f"{name}: {error}"] += 1
             continue
-        stated = _one(record, _Stated, name, text)
+        content = _parsed(record, name, text)
+        if content is None:
+            continue
+        stated = _valid(record, _Stated, name, with_new_result_keys(content))
         if stated is None or (stated.step, stated.part, stated.weights) in there:
             continue
         if not course.is_current(stated.model_dump()):

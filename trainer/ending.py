@@ -26,7 +26,7 @@ def wait_for_copies(
     say: Callable[[str], None],
 ) -> bool:
     """All ranks together: wait until the store has the checkpoints that it is to have, at most
-    `checkpoint.retry_seconds` seconds. Returns on rank 0 whether it has them all; True on the others.
+    `checkpoint.retry_seconds`. Returns on rank 0 whether it has them all; True on the others.
 
     uploader: on rank 0, where the run uploads. alive: called again and again meanwhile.
     """

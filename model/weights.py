@@ -7,7 +7,7 @@ import argparse
 import hashlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,6 +188,27 @@ def outline(kind: str, sizes: Sizes, tensors: int, path: Path | str) -> dict[str
         ) from error
 
 
+def matching_outline(
+    kind: str, sizes: Sizes, shapes: Mapping[str, Sequence[int]], path: Path | str
+) -> dict[str, Tensor]:
+    """As `outline`, for a network whose tensors have these shapes by name. Raises WeightsError
+    where they are not those of a network of these sizes."""
+    expected = outline(kind, sizes, len(shapes), path)
+    different = [
+        name
+        for name in {*expected, *shapes}
+        if name not in expected
+        or name not in shapes
+        or tuple(shapes[name]) != tuple(expected[name].shape)
+    ]
+    if different:
+        raise WeightsError(
+            f"{path} contradicts its own description: {len(different)} tensors are missing, too "
+            f"many or of another shape, first: {min(different)}"
+        )
+    return expected
+
+
 def check_values(
     own: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path | str
 ) -> None:
@@ -337,15 +358,8 @@ def load_network(
         raise WeightsError(f"{path} was made for {own_geometry!r}, but {geometry!r} is needed here")
     if "kind" not in metadata:
         return from_official(kind, stated[kind], state, path)
-    expected = outline(kind, stated[kind], len(state), path)
-    shapes, held = (
-        {key: value.shape for key, value in tensors.items()} for tensors in (expected, state)
-    )
-    if different := [key for key in {*shapes, *held} if shapes.get(key) != held.get(key)]:
-        raise WeightsError(
-            f"{path} contradicts its own description: {len(different)} tensors are missing, too "
-            f"many or of another shape, first: {min(different)}"
-        )
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    expected = matching_outline(kind, stated[kind], shapes, path)
     check_values(state, expected, path)
     network = build(kind, config, own_geometry)
     network.load_state_dict(state)

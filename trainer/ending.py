@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from model.weights import save_network
-from trainer.checkpointing.format import EMA, WEIGHTS, verify
-from trainer.checkpointing.saved_state import SavedState
+from trainer.checkpointing.catalog import LocalCatalog
+from trainer.checkpointing.exported import exported_network
+from trainer.checkpointing.format import EMA, WEIGHTS
 from trainer.config.schema import HealthSection, RunConfig
 from trainer.resilience.health import ADVICE, Diverged, unfit
 from trainer.resilience.state import TrainerState
@@ -29,12 +30,11 @@ def conclude(
             f"the last step, {step}, is reached, but {reason}: the run is not done. Its "
             f"checkpoints stand. {ADVICE}"
         )
-    path = folder.checkpoints / step_folder(step)
-    state = SavedState(path, verify(path))
-    save_network(state.network(WEIGHTS), folder.network)
-    if EMA in state.manifest.state_keys:
-        save_network(state.network(EMA), folder.ema)
-    folder.mark_done({**done, "checkpoint": path.name})
+    with LocalCatalog(folder).saved_state(step) as state:
+        save_network(exported_network(state, WEIGHTS), folder.network)
+        if EMA in state.manifest.state_keys:
+            save_network(exported_network(state, EMA), folder.ema)
+    folder.mark_done({**done, "checkpoint": step_folder(step)})
 
 
 def end_line(config: RunConfig, folder: RunFolder, step: int) -> str:

@@ -16,9 +16,10 @@ from model.errors import ADDPError
 from model.randomness import raw_bits
 from model.transformer import recompute_blocks
 from trainer import costs, records
+from trainer.checkpointing.expected import Expected, last_config
 from trainer.checkpointing.format import Manifest
 from trainer.checkpointing.ownership import enter
-from trainer.checkpointing.restore import Expected, Restored, last_config, restore
+from trainer.checkpointing.restore import Restored, restore
 from trainer.checkpointing.retention import leave_out
 from trainer.checkpointing.saver import Saver
 from trainer.checkpointing.upload import Uploader
@@ -111,11 +112,11 @@ class Run:
         self._id, owner, self._store = enter(
             self._folder,
             self._store,
-            config.checkpoint.lease,
-            collectives,
-            self._heartbeat,
-            self._attempt,
-            self._say,
+            lease=config.checkpoint.lease,
+            collectives=collectives,
+            heartbeat=self._heartbeat,
+            attempt=self._attempt,
+            say=self._say,
         )
         if owner:
             self._exit.callback(owner.release)
@@ -125,8 +126,8 @@ class Run:
             self._engine,
             collectives,
             config.checkpoint,
-            self._attempt,
-            self._uploader,
+            attempt=self._attempt,
+            uploader=self._uploader,
         )
         self._exit.callback(self._saver.close)
         self._expected = Expected(
@@ -180,9 +181,9 @@ class Run:
             self._engine,
             self._collectives,
             self._expected,
-            self._store,
-            self._attempt,
-            latest,
+            store=self._store,
+            attempt=self._attempt,
+            latest=latest,
         )
         for reason in found.refused:
             self._say(f"refused a checkpoint: {reason}")

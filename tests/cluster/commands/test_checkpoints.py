@@ -66,16 +66,17 @@ def test_list_verify_export_prune(run: Path, tmp_path: Path) -> None:
 def test_on_a_store(run: Path, tmp_path: Path) -> None:
     """A folder stands for a bucket here; tests/trainer/checkpointing/test_upload.py has the
     bucket."""
-    from trainer.checkpointing import admin as admin
+    from trainer.checkpointing import admin
+    from trainer.checkpointing.catalog import open_catalog
 
-    store = admin.Place("store", None, admin.open_store(str(run.parent / "store")))
+    store = open_catalog(str(run.parent / "store"))
     assert admin.verified(store, None)[0]["state"] == "valid"
     assert [row["step"] for row in admin.prunable(store, 1, 8)] == [
         4
     ]  # 12 is the newest, 8 is kept for good
     from trainer.export import export, open_network
 
-    export(open_network(store.store.url, 12, "ema"), "native", tmp_path / "out", "drop", None)
+    export(open_network(store.name, 12, "ema"), "native", tmp_path / "out", "drop", None)
     exported, ema = (
         load_file(tmp_path / "out" / "network.safetensors"),
         load_file(run / "network-ema.safetensors"),

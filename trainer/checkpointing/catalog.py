@@ -196,7 +196,7 @@ class Catalog(ABC):
 
 
 class LocalCatalog(Catalog):
-    """The checkpoints in a run folder. Only the run itself writes there."""
+    """The checkpoints in a run folder. Only the run writes there, and who holds its lock."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._run, self._checkpoints = folder, folder.checkpoints
@@ -257,7 +257,7 @@ class LocalCatalog(Catalog):
             verify_file(folder / file, stated)
         yield folder, manifest
 
-    # What only the run does, which holds the lock of its folder:
+    # What only the run does:
 
     def prepare(self) -> None:
         """Make the folder, and remove what attempts that died have left unfinished. Raises

@@ -218,10 +218,10 @@ def enter(
     say: Callable[[str], None],
 ) -> Entered:
     """All ranks together, before the first checkpoint is looked for: find out which run this is,
-    and take the store's lock. The parameters are those of `Ownership`; say: prints a line once.
+    and take the store's lock.
 
-    Raises OtherOwner; StorageError where the store does not answer and there is no checkpoint at
-    hand.
+    lease, attempt: as `Ownership` has them. say: prints a line for the user, on rank 0. Raises
+    OtherOwner; StorageError where the store does not answer and there is no checkpoint at hand.
     """
     owner = (
         Ownership(folder, store, lease, attempt)

@@ -54,11 +54,11 @@ class Restored(NamedTuple):
 
 
 class _Candidate(NamedTuple):
-    """A checkpoint that may be taken. place: 0 for the run folder, 1 for the store. It stands for a
-    catalog where ranks tell each other of candidates: each has catalogs of its own."""
+    """A checkpoint that may be taken. number: of its catalog, as each rank has them: 0 for the run
+    folder, 1 for the store."""
 
     step: int
-    place: int
+    number: int
 
 
 class _Problem(NamedTuple):
@@ -92,8 +92,8 @@ def restore(
 
     refused: list[str] = []
     rewinds = on_rank0(rewinds_of_run)
-    for step, place in on_rank0(partial(_candidates, folder, catalogs, latest)):
-        catalog, staging = catalogs[place], home.staging(step, attempt)
+    for step, number in on_rank0(partial(_candidates, folder, catalogs, latest)):
+        catalog, staging = catalogs[number], home.staging(step, attempt)
         try:
             manifest, changed, index = on_rank0(partial(_usable, catalog, step, expected, rewinds))
         except (Damaged, StorageError) as error:
@@ -125,8 +125,8 @@ def foreseen(folder: RunFolder, store: Store | None, expected: Expected) -> Rest
     catalogs, home = _catalogs(folder, store), LocalCatalog(folder)
     rewinds = (home if home.steps() else catalogs[-1]).rewinds()
     refused: list[str] = []
-    for step, place in _candidates(folder, catalogs, None):
-        catalog = catalogs[place]
+    for step, number in _candidates(folder, catalogs, None):
+        catalog = catalogs[number]
         try:
             manifest, changed = _fitting(catalog, step, expected, rewinds)
             sizes = catalog.sizes(manifest)
@@ -179,16 +179,16 @@ def _candidates(
     """Newest first, and of one step the copy at hand first. Raises StorageError where the store
     does not answer and there is none at hand: to start from zero then could repeat weeks."""
     candidates: list[_Candidate] = []
-    for place, catalog in enumerate(catalogs):
+    for number, catalog in enumerate(catalogs):
         try:
-            candidates += [_Candidate(step, place) for step in catalog.steps()]
+            candidates += [_Candidate(step, number) for step in catalog.steps()]
         except StorageError as error:
             if not candidates:
                 raise
             folder.incident({"event": "store not asked", "error": str(error)})
     return sorted(
         (c for c in candidates if latest is None or c.step <= latest),
-        key=lambda c: (-c.step, c.place),
+        key=lambda c: (-c.step, c.number),
     )
 
 
@@ -232,13 +232,14 @@ def _bring(
     problems = collectives.all_gather(_first_problem(catalog, manifest, mine, staging))
 
     def reasons() -> list[str]:
-        found = []
+        counted = []
         for rank, problem in enumerate(problems):
-            if problem is not None and rank:
-                found.append(catalog.look_again(manifest, problem.file, problem.reason))
-            elif problem is not None:
-                found.append(problem.reason)
-        return [reason for reason in found if reason is not None]
+            if problem is None:
+                continue
+            reason = problem.reason if rank == 0 else catalog.look_again(manifest, *problem)
+            if reason is not None:
+                counted.append(reason)
+        return counted
 
     return collectives.broadcast_from_rank0(reasons)
 

@@ -30,7 +30,7 @@ def fetch_records(
 ) -> None:
     """Bring the run's records to a machine that has none.
 
-    check: called with the newest readable manifest and its place. What it raises ends the fetch,
+    check: called with the newest readable manifest and its location. What it raises ends the fetch,
     so that another run's records never come into the folder. Raises StorageError.
     """
     newest = remote.newest_manifest()

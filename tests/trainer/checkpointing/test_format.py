@@ -90,9 +90,9 @@ def test_files_are_plain_safetensors_of_every_dtype(tmp_path: Path) -> None:
         "double": torch.rand(2, dtype=torch.float64),
     }
     stated = write_snapshot(tmp_path / "a.safetensors", snapshot(tensors.items(), None))
-    found = load_file(tmp_path / "a.safetensors")
-    assert found.keys() == tensors.keys() and all(
-        torch.equal(found[k], v) for k, v in tensors.items()
+    loaded = load_file(tmp_path / "a.safetensors")
+    assert loaded.keys() == tensors.keys() and all(
+        torch.equal(loaded[k], v) for k, v in tensors.items()
     )
     assert stated.bytes == (tmp_path / "a.safetensors").stat().st_size
 
@@ -174,15 +174,12 @@ def test_no_flipped_bit_of_a_manifest_changes_what_it_says() -> None:
         repr(read.trainer_state) == repr(written.trainer_state)
         and read.fingerprint == written.fingerprint
     )
-    for place in range(len(text)):
+    for at in range(len(text)):
         for bit in range(8):
-            text[place] ^= 1 << bit
+            text[at] ^= 1 << bit
             with suppress(Damaged):
-                assert repr(parse_manifest(bytes(text), "step-00000004")) == repr(read), (
-                    place,
-                    bit,
-                )
-            text[place] ^= 1 << bit
+                assert repr(parse_manifest(bytes(text), "step-00000004")) == repr(read), (at, bit)
+            text[at] ^= 1 << bit
 
 
 def test_a_manifest_of_an_earlier_version_has_no_digest_and_is_read() -> None:

@@ -298,8 +298,8 @@ def test_which_run_it_is(
         return
     assert owner.enter()
     owner.confirm()
-    found: dict[str, Any] = json.loads(store.read(RUN))
-    assert found["run"] == owner.run and (
+    identity: dict[str, Any] = json.loads(store.read(RUN))
+    assert identity["run"] == owner.run and (
         owner.run == expected or (expected == "new" and len(owner.run) == 12)
     )
     owner.release()

@@ -9,7 +9,7 @@ classifier   Classifier       ClassifierConfig    ours only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +94,27 @@ def outline(kind: str, sizes: Sizes, tensors: int, path: Path | str) -> dict[str
         raise WeightsError(
             f"{path} states sizes of its {kind} that no tensor can have: {sizes}"
         ) from error
+
+
+def matching_outline(
+    kind: str, sizes: Sizes, shapes: Mapping[str, Sequence[int]], path: Path | str
+) -> dict[str, Tensor]:
+    """As `outline`, for a network whose tensors have these shapes by name. Raises WeightsError
+    where they are not those of a network of these sizes."""
+    expected = outline(kind, sizes, len(shapes), path)
+    different = [
+        name
+        for name in {*expected, *shapes}
+        if name not in expected
+        or name not in shapes
+        or tuple(shapes[name]) != tuple(expected[name].shape)
+    ]
+    if different:
+        raise WeightsError(
+            f"{path} contradicts its own description: {len(different)} tensors are missing, too "
+            f"many or of another shape, first: {min(different)}"
+        )
+    return expected
 
 
 def check_values(

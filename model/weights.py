@@ -24,7 +24,7 @@ from model.config import Geometry, TokenizerConfig
 from model.documents import first_problem, parse_json
 from model.errors import WeightsError
 from model.files import whole_file
-from model.networks import CONFIG, Config, Network, Sizes, build, check_values, outline
+from model.networks import CONFIG, Config, Network, Sizes, build, check_values, matching_outline
 from model.official_keys import from_official
 from model.vq import VQTokenizer
 
@@ -186,15 +186,8 @@ def load_network(
         raise WeightsError(f"{path} was made for {own_geometry!r}, but {geometry!r} is needed here")
     if "kind" not in metadata:
         return from_official(kind, stated[kind], state, path)
-    expected = outline(kind, stated[kind], len(state), path)
-    shapes, held = (
-        {key: value.shape for key, value in tensors.items()} for tensors in (expected, state)
-    )
-    if different := [key for key in {*shapes, *held} if shapes.get(key) != held.get(key)]:
-        raise WeightsError(
-            f"{path} contradicts its own description: {len(different)} tensors are missing, too "
-            f"many or of another shape, first: {min(different)}"
-        )
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    expected = matching_outline(kind, stated[kind], shapes, path)
     check_values(state, expected, path)
     network = build(kind, config, own_geometry)
     network.load_state_dict(state)

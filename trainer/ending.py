@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from model.weights import save_network
-from trainer.checkpointing.format import EMA, WEIGHTS, verify
-from trainer.checkpointing.saved_state import SavedState
+from trainer.checkpointing.catalog import LocalCatalog
+from trainer.checkpointing.exported import exported_network
+from trainer.checkpointing.format import EMA, WEIGHTS
 from trainer.checkpointing.upload import Uploader
 from trainer.config.schema import CheckpointSection, HealthSection, RunConfig
 from trainer.distributed.collectives import Collectives, Flags
@@ -68,12 +69,11 @@ def conclude(
             f"the last step, {step}, is reached, but {reason}: the run is not done. Its "
             f"checkpoints stand. {ADVICE}"
         )
-    path = folder.checkpoints / step_folder(step)
-    saved = SavedState(path, verify(path))
-    save_network(saved.network(WEIGHTS), folder.network)
-    if EMA in saved.manifest.state_keys:
-        save_network(saved.network(EMA), folder.ema)
-    folder.mark_done({**done, "checkpoint": path.name})
+    with LocalCatalog(folder).saved_state(step) as saved:
+        save_network(exported_network(saved, WEIGHTS), folder.network)
+        if EMA in saved.manifest.state_keys:
+            save_network(exported_network(saved, EMA), folder.ema)
+    folder.mark_done({**done, "checkpoint": step_folder(step)})
 
 
 def end_line(config: RunConfig, folder: RunFolder, step: int) -> str:

@@ -21,8 +21,9 @@ from data_pipeline.storage import StorageError, open_store
 from model.errors import ADDPError, ConfigError
 from model.transformer import recompute_blocks
 from trainer import costs, records
+from trainer.checkpointing.expected import Expected, last_config
 from trainer.checkpointing.ownership import enter, new_identity
-from trainer.checkpointing.restore import Expected, Restored, has_checkpoints, last_config, restore
+from trainer.checkpointing.restore import Restored, has_checkpoints, restore
 from trainer.checkpointing.saver import Saver
 from trainer.checkpointing.upload import Uploader
 from trainer.config.changes import alike
@@ -139,18 +140,28 @@ def set_up(
     heartbeat.beat("restore", 0)
     upload, lease = config.checkpoint.upload, config.checkpoint.lease
     run, owner, store = enter(
-        folder, open_store(upload) if upload else None, lease, collectives, heartbeat, attempt, say
+        folder,
+        open_store(upload) if upload else None,
+        lease=lease,
+        collectives=collectives,
+        heartbeat=heartbeat,
+        attempt=attempt,
+        say=say,
     )
     if owner:
         stack.callback(owner.release)
     uploader = Uploader(folder, config.checkpoint, owner.confirm) if owner else None
-    saver = Saver(folder, engine, collectives, config.checkpoint, attempt, uploader)
+    saver = Saver(
+        folder, engine, collectives, config.checkpoint, attempt=attempt, uploader=uploader
+    )
     stack.callback(saver.close)
     before = collectives.broadcast_from_rank0(lambda: last_config(folder))
     expected = Expected(identity, run, config, before)
 
     def load(latest: int | None) -> Restored:
-        restored = restore(folder, engine, collectives, expected, store, attempt, latest)
+        restored = restore(
+            folder, engine, collectives, expected, store=store, attempt=attempt, latest=latest
+        )
         for reason in restored.refused:
             say(f"refused a checkpoint: {reason}")
             if rank == 0:

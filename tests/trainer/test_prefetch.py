@@ -13,8 +13,8 @@ import pytest
 from data_pipeline.storage import LocalStore
 from model.errors import ConfigError
 from tests.token_sets import samples_of, write_tokens
+from trainer.checkpointing.expected import Expected
 from trainer.checkpointing.format import Manifest
-from trainer.checkpointing.restore import Expected
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
 from trainer.objectives.mage import MageObjective

@@ -3,7 +3,6 @@ done again, another checkpoint comes to stand under the same step. Imports no to
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from data_pipeline.storage import ObjectMissing, Store
+from trainer.checkpointing.format import manifest_name, step_of_manifest
 from trainer.resilience.state import rewinds_before, rewinds_on
-from trainer.run_folder import checkpoint_fingerprint, step_folder
+from trainer.run_folder import checkpoint_fingerprint
 
-_MANIFEST = re.compile(r"checkpoints/step-(\d{8,})/manifest\.json")
 Rewinds = list[dict[str, int]]
 
 
@@ -40,9 +39,7 @@ class Course:
         @cache
         def saved(step: int) -> _Saved | None:
             try:
-                return _Saved.model_validate_json(
-                    read(f"checkpoints/{step_folder(step)}/manifest.json")
-                )
+                return _Saved.model_validate_json(read(manifest_name(step)))
             except (ObjectMissing, ValidationError):
                 return None
 
@@ -81,9 +78,8 @@ class StoredCourse(Course):
 
     def __init__(self, store: Store) -> None:
         super().__init__(rewinds_on(store), store.read)
-        found = [
-            (match, e) for e in store.list("checkpoints/") if (match := _MANIFEST.fullmatch(e.name))
-        ]
         self.marks: dict[int, Any] = {
-            int(match[1]): (e.size, e.modified, self.rewinds) for match, e in found
+            step: (entry.size, entry.modified, self.rewinds)
+            for entry in store.list("checkpoints/")
+            if (step := step_of_manifest(entry.name)) is not None
         }

@@ -15,7 +15,7 @@ import torch
 from data_pipeline.progress import Progress
 from data_pipeline.storage import ObjectMissing, StorageError, Store, open_store
 from model.errors import ConfigError
-from trainer.checkpointing.admin import Place, open_run
+from trainer.checkpointing.catalog import Catalog, open_catalog
 from trainer.checkpointing.format import Damaged
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives
@@ -48,13 +48,15 @@ class Choice:
         self._step, self._every = step, every
         self._newest: int | None = None
 
-    def __call__(self, place: Place, steps: Collection[int], refused: Collection[int]) -> list[int]:
+    def __call__(
+        self, catalog: Catalog, steps: Collection[int], refused: Collection[int]
+    ) -> list[int]:
         """steps: of all checkpoints."""
         if self._step is not None:
-            return [place.known(self._step)] if self._step not in refused else []
+            return [catalog.known(self._step)] if self._step not in refused else []
         if self._every is None:
             if self._newest is None or self._newest in refused:
-                self._newest = place.newest_valid(but=refused)
+                self._newest = catalog.newest_valid(but=refused)
             return [self._newest]
         return sorted(s for s in steps if s % self._every == 0 and s not in refused)
 
@@ -128,12 +130,12 @@ class Evaluator:
     def _look(self) -> tuple[Assignment | None, bool]:
         """(claimed work, whether there will be no more)."""
         done = is_done(self._run)  # before the list: nothing comes after it
-        place = _opened(self._run)
-        if place is None:
+        catalog = _opened(self._run)
+        if catalog is None:
             return None, False
         course, waiting = StoredCourse(self._store), False
         refused = [step for step, mark in self._refused.items() if course.marks.get(step) == mark]
-        for step in self._choose(place, course.marks, refused):
+        for step in self._choose(catalog, course.marks, refused):
             mark = course.marks.get(step)
             if course.is_left(step):
                 self._refuse(step, mark, "it was trained on data that a rewind leaves out")
@@ -220,7 +222,7 @@ class Evaluator:
 
     def _evaluate(self, found: Assignment) -> None:
         def load() -> Any:
-            place = open_run(self._run)
+            catalog = open_catalog(self._run)
             try:
                 self._contents = Contents()  # data may have changed since the last checkpoint
                 settings = {part: self._settings(part) for part in found.parts}
@@ -228,7 +230,7 @@ class Evaluator:
                 self._endure(error)
                 return None
             try:
-                return *place.trained(found.step, self._weights), settings
+                return *catalog.trained(found.step, self._weights), settings
             except (
                 Damaged,
                 ObjectMissing,
@@ -304,9 +306,9 @@ class Evaluator:
             print(f"{self._run}: {line}", file=sys.stderr, flush=True)
 
 
-def _opened(run: str) -> Place | None:
+def _opened(run: str) -> Catalog | None:
     """None while the run has not begun."""
     try:
-        return open_run(run)
+        return open_catalog(run)
     except ConfigError:
         return None

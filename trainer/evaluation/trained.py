@@ -23,7 +23,7 @@ from model.precision import InferencePrecision, warn_of_bf16
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
-from trainer.checkpointing.admin import open_run
+from trainer.checkpointing.catalog import open_catalog
 from trainer.config.reading import LARGEST_FILE, resolved_config
 from trainer.config.schema import RunConfig
 from trainer.run_folder import DONE, RunFolder, Weights
@@ -100,12 +100,10 @@ def load_addp(
     if step is None and not is_remote(run) and RunFolder(run).is_done:
         network = load_network(RunFolder(run).trained(weights), "addp")
     else:
-        place = open_run(run)
-        step = place.newest_valid() if step is None else place.known(step)
-        network, frozen = (
-            place.network(step, weights),
-            place.manifest(step).run_identity.get("frozen"),
-        )
+        catalog = open_catalog(run)
+        step = catalog.newest_valid() if step is None else catalog.known(step)
+        network, manifest = catalog.trained(step, weights)
+        frozen = manifest.run_identity.get("frozen")
         expected = frozen.get("tokenizer") if isinstance(frozen, dict) else None
     assert isinstance(network, ADDP)
     return Trained(network.eval(), frozen_tokenizer(config, tokenizer, expected), config, step)

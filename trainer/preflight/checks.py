@@ -19,16 +19,15 @@ from data_pipeline.storage.output import probe, writable
 from data_pipeline.streaming.shard_cache import ShardCache
 from model.errors import ADDPError
 from trainer import costs
-from trainer.checkpointing.format import candidates
+from trainer.checkpointing.expected import Expected, last_config
 from trainer.checkpointing.ownership import agreed_run, holder_of, run_of
-from trainer.checkpointing.restore import Expected, foreseen, has_checkpoints, last_config
+from trainer.checkpointing.restore import foreseen, has_checkpoints
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Objective
 from trainer.objectives.initial_weights import initial_weights, without_values
 from trainer.objectives.registry import objective_class, users_of
 from trainer.records import ago
-from trainer.resilience.state import read_rewinds, rewinds_on
 from trainer.run_folder import RunFolder
 from trainer.schedule import accumulation_steps, total_steps
 from trainer.startup import takes_initial_weights
@@ -215,9 +214,7 @@ class _Checks:
                 f"{self._store.url} is held by {other}; a start waits for a sign of life of it",
             )
         if not has_checkpoints(folder, self._store):
-            foreseen(
-                folder, None, self._expected({}), self._rewinds()
-            )  # none, unless there were some
+            foreseen(folder, None, self._expected({}))  # none, unless there were some
             yield "ok", "no checkpoints yet: starts at step 0"
             return
         if self._objective is None or not self._weights_fit:
@@ -226,9 +223,7 @@ class _Checks:
                 "there are checkpoints, which were not compared with data and weights that failed",
             )
             return
-        found = foreseen(
-            folder, self._store, self._expected(self._objective.identity()), self._rewinds()
-        )
+        found = foreseen(folder, self._store, self._expected(self._objective.identity()))
         for reason in found.refused:
             yield "warning", f"refused: {reason}"
         assert found.manifest is not None
@@ -252,12 +247,6 @@ class _Checks:
         if self._store is not None:
             run = agreed_run(self._folder, self._store, run)
         return Expected(run_identity, run or "", self._config, last_config(self._folder))
-
-    def _rewinds(self) -> list[dict[str, int]]:
-        """A start in an empty folder fetches those of the store."""
-        if self._store is not None and not candidates(self._folder.checkpoints):
-            return rewinds_on(self._store)
-        return read_rewinds(self._folder)
 
 
 def _guarded(name: str, check: Callable[[], Iterator[tuple[State, str]]]) -> Iterator[Check]:

@@ -18,8 +18,8 @@ from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network, save_network
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.worlds import Ranks, finish, run_world
-from trainer.checkpointing.format import MANIFEST, WEIGHTS, verify
-from trainer.checkpointing.saved_state import SavedState
+from trainer.checkpointing.catalog import LocalCatalog
+from trainer.checkpointing.format import MANIFEST
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives
@@ -240,8 +240,8 @@ def test_a_run_says_what_it_began_with_and_goes_on_without_it(tokens: Path, tmp_
         in output
     )  # type: ignore[index]
     assert f", from predictor.weights = {file}, fingerprint {fingerprint(network)}\n" in output
-    path = RunFolder(run).checkpoints / step_folder(1)
-    assert fingerprint(SavedState(path, verify(path)).network(WEIGHTS)) == fingerprint(network)
+    first, _ = LocalCatalog(RunFolder(run)).trained(1, "raw")
+    assert fingerprint(first) == fingerprint(network)
     file.unlink()
     output = finish(run, *options, "schedule.total=4", "resume.allow=[schedule.total]", processes=1)
     assert (

@@ -13,8 +13,7 @@ from tests.trainer.comparing import cut_back, incidents, losses, same_end, same_
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import World, finish, run_world
-from trainer.checkpointing.format import candidates, verify
-from trainer.checkpointing.saved_state import SavedState
+from trainer.checkpointing.catalog import LocalCatalog
 from trainer.config.schema import HealthSection
 from trainer.resilience.health import Spike, answer_to, judge, unfit
 from trainer.resilience.state import Row, TrainerState, data_step, rewinds_before
@@ -147,16 +146,13 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
         sabotage=Sabotage(nan=(5, 6)),
     )
     assert codes == [0, 0], output
-    found = {p.name[-2:]: SavedState(p, verify(p)) for p in candidates(run / "checkpoints")}
-    before, after, later = (found[name] for name in ("05", "07", "08"))
-    assert (before.manifest.applied, after.manifest.applied, later.manifest.applied) == (5, 5, 6)
-    for kind in before.manifest.state_keys:
-        for name, shape in before.manifest.parameters.items():
-            size = torch.Size(shape).numel()
-            assert torch.equal(before.read(kind, name, 0, size), after.read(kind, name, 0, size)), (
-                kind,
-                name,
-            )
+    catalog = LocalCatalog(RunFolder(run))
+    assert [catalog.verify(step).applied for step in (5, 7, 8)] == [5, 5, 6]
+    with catalog.saved_state(5) as before, catalog.saved_state(7) as after:
+        for key in before.manifest.state_keys:
+            for name, shape in before.manifest.parameters.items():
+                whole = (key, name, 0, torch.Size(shape).numel())
+                assert torch.equal(before.read(*whole), after.read(*whole)), (key, name)
     table = RunFolder(run).read_metrics()
     assert table[-1]["skipped_steps"] == 2 and table[-1]["applied_steps"] == 10
     assert table[5]["loss"] == "nan" and math.isfinite(table[7]["loss"])
@@ -193,9 +189,9 @@ def test_a_spike_is_rewound_and_its_data_left_out(tokens: Path, tmp_path: Path) 
     first = json.loads((run / "rewinds.json").read_text())
     assert sum(entry["length"] for entry in first) >= 5 and all(e["step"] == 25 for e in first)
     assert max(losses_of(run)) < 10
+    catalog = LocalCatalog(RunFolder(run))
     assert all(
-        verify(path).skipped == (first if verify(path).step > 25 else [])
-        for path in candidates(run / "checkpoints")
+        catalog.verify(step).skipped == (first if step > 25 else []) for step in catalog.steps()
     )
     assert [record["action"] for record in incidents(run, "spike")] == ["rewind"] * len(first)
     assert len(RunFolder(run).read_metrics()) == 20 and RunFolder(run).is_done

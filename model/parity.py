@@ -39,7 +39,8 @@ from model.errors import WeightsError
 from model.masking import DenoisingMasks
 from model.precision import dtype_name, keep_float32, warn_of_bf16
 from model.predictor import TokenPredictor
-from model.sampler import Generation, SamplerConfig, advance, mask_length, next_image
+from model.sampler import Generation, advance, mask_length, next_image
+from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 from model.weights import Sizes, from_official, read_state
 
@@ -324,15 +325,22 @@ def _compare_generation(
     meta: dict[str, Any],
 ) -> None:
     g = meta["generation"]
-    config = SamplerConfig(g["num_iter"], g["schedule"], g["choice_temperature"], g["temperature"])
+    sampling = SamplingOptions(
+        steps=g["num_iter"],
+        schedule=g["schedule"],
+        choice_temperature=g["choice_temperature"],
+        temperature=g["temperature"],
+    )
     state = Generation(image, ids, torch.ones_like(ids, dtype=torch.bool), torch.empty(0))
-    lengths = [mask_length(config, s, ids.shape[1]) for s in range(config.steps)]
+    lengths = [mask_length(sampling, s, ids.shape[1]) for s in range(sampling.steps)]
     ledger.add("gen.mask_lengths", "ids", float(lengths != g["mask_lengths"]))
-    for step in range(config.steps):
+    for step in range(sampling.steps):
         name = f"gen.{step}."
         sampled = io[name + "sampled_ids"].long().to(ids.device)
         gumbel = io[name + "gumbel"].to(ids.device)
-        state = advance(addp, tokenizer, state, gumbel, gumbel, config, step, sampled)
+        state = advance(
+            addp, tokenizer, state, sampling, step, u=gumbel, gumbel=gumbel, sampled=sampled
+        )
         reference_mask = io[name + "mask_next"].bool()
         ledger.tensor(
             name + "logits", "tensor", state.logits[:, ::37, ::41], io[name + "logits_sample"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,20 +14,16 @@ from torch import Tensor
 from model.addp import ADDP
 from model.predictor import TokenPredictor
 from model.randomness import uniforms
+from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 
 
-class SamplerConfig(NamedTuple):
-    steps: int = 20
-    schedule: Literal["cosine", "linear"] = "cosine"
-    choice_temperature: float = 6.0
-    temperature: Literal["dynamic", "constant"] = "dynamic"
-    top_p: float = 1.0
-
-
 class Generation(NamedTuple):
-    """State after a step: image (B, 3, H, W), nominally in [0, 1]; ids (B, L), mask (B, L) bool,
-    logits over K codes that led to it (B, L, K)."""
+    """The state after a step.
+
+    image (B, 3, H, W), nominally in [0, 1]; ids (B, L) int64; mask (B, L) bool, True where a token
+    is still masked; logits (B, L, K) over the K codes, from which the step drew.
+    """
 
     image: Tensor
     ids: Tensor
@@ -35,23 +31,25 @@ class Generation(NamedTuple):
     logits: Tensor
 
 
-def mask_length(config: SamplerConfig, step: int, length: int) -> int:
-    """Tokens that stay masked after step 0..N-1: clip(ceil(L f((s+1)/N)), 1, L)."""
-    u = (step + 1) / config.steps
-    f = math.cos(math.pi / 2 * u) if config.schedule == "cosine" else 1 - u
+def mask_length(sampling: SamplingOptions, step: int, length: int) -> int:
+    """How many of L tokens stay masked after step 0..N-1: clip(ceil(L f((s+1)/N)), 1, L)."""
+    u = (step + 1) / sampling.steps
+    f = math.cos(math.pi / 2 * u) if sampling.schedule == "cosine" else 1 - u
     # float32, as the reference: in float64 a rounding error above a whole number would add a token
     return min(max(math.ceil(np.float32(length) * np.float32(f)), 1), length)
 
 
-def noise_scale(config: SamplerConfig, step: int) -> float:
-    """Weight of the Gumbel noise in the confidence."""
-    decay = 1 - (step + 1) / config.steps if config.temperature == "dynamic" else 1.0
-    return config.choice_temperature * decay
+def noise_scale(sampling: SamplingOptions, step: int) -> float:
+    """The weight of the Gumbel noise in the confidence of a token."""
+    decay = 1 - (step + 1) / sampling.steps if sampling.temperature == "dynamic" else 1.0
+    return sampling.choice_temperature * decay
 
 
 def sample_ids(logits: Tensor, u: Tensor, top_p: float = 1.0) -> Tensor:
-    """Draw ids (B, L) from logits (B, L, K) by inverse CDF of uniforms u (B, L); nucleus top-p
-    below 1."""
+    """Draw ids (B, L) from logits (B, L, K) by the inverse CDF of uniforms u (B, L).
+
+    top_p below 1 draws from the nucleus only: the likeliest codes with that probability together.
+    """
     p = logits.float().softmax(-1)
     if top_p < 1.0:
         sorted_p, order = p.sort(-1, descending=True)
@@ -67,8 +65,10 @@ def sample_ids(logits: Tensor, u: Tensor, top_p: float = 1.0) -> Tensor:
 def remask(
     logits: Tensor, ids: Tensor, mask: Tensor, gumbel: Tensor, scale: float, count: int
 ) -> Tensor:
-    """The `count` least confident positions, (B, L) bool. Confidence: log p(id) + scale * Gumbel;
-    known ones +inf."""
+    """The `count` least confident positions, (B, L) bool: the tokens that are masked again.
+
+    The confidence of a token is log p(id) + scale * gumbel; that of a known one is infinite.
+    """
     logp = logits.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     confidence = (logp + scale * gumbel).masked_fill(~mask, math.inf)
     least = confidence.argsort(dim=1, stable=True)[:, :count]
@@ -76,8 +76,10 @@ def remask(
 
 
 def next_image(tokenizer: VQTokenizer, logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Decode (B, 3, H, W): expected codes under the logits over K where masked, hard codes
-    elsewhere."""
+    """Decode the tokens to an image (B, 3, H, W).
+
+    A masked token counts as the expected code under its logits over K, a known one as its own code.
+    """
     soft = tokenizer.soft_embed(logits.float().softmax(-1))
     return tokenizer.decode(
         torch.where(tokenizer.to_grid(mask.unsqueeze(-1)), soft, tokenizer.embed(ids))
@@ -85,8 +87,10 @@ def next_image(tokenizer: VQTokenizer, logits: Tensor, ids: Tensor, mask: Tensor
 
 
 class Given(NamedTuple):
-    """Where generation starts: image (B, 3, H, W), ids (B, L), mask (B, L) bool, True where tokens
-    are to be generated, as many in each image."""
+    """Where generation starts: image (B, 3, H, W), ids (B, L), mask (B, L) bool.
+
+    mask is True where a token is to be generated; every image has the same number of them.
+    """
 
     image: Tensor
     ids: Tensor
@@ -116,20 +120,22 @@ def advance(
     network: ADDP,
     tokenizer: VQTokenizer,
     state: Generation,
+    sampling: SamplingOptions,
+    step: int,
+    *,
     u: Tensor,
     gumbel: Tensor,
-    config: SamplerConfig,
-    step: int,
     sampled: Tensor | None = None,
     visible: int | None = None,
     next_visible: int | None = None,
     decode: bool = True,
 ) -> Generation:
-    """One step. u, gumbel: (B, L) noise of this step. sampled: ids to take instead of drawing them
-    (for parity).
+    """Take step 0..N-1 from `state`.
 
-    visible: unmasked positions now, where known; next_visible: after this step, by the schedule
-    when None. decode: whether the image is wanted; it stays the last one otherwise.
+    u, gumbel: the noise (B, L) of this step. sampled: ids (B, L) to take instead of drawn ones, to
+    compare with the reference. visible: how many positions are unmasked now, where that is known.
+    next_visible: how many are unmasked after this step; None leaves it to the schedule. decode:
+    whether the new image is wanted; without it the state keeps the old one.
     """
     k, length = network.geometry.codebook_size, state.ids.shape[1]
     if visible == 0:  # neither image nor ids matter: the same logits for every image
@@ -137,10 +143,10 @@ def advance(
         logits = one.expand(len(state.ids), -1, -1)
     else:
         logits = network.logits(state.image, state.ids, state.mask, visible)[..., :k]
-    drawn = sample_ids(logits, u, config.top_p) if sampled is None else sampled
+    drawn = sample_ids(logits, u, sampling.top_p) if sampled is None else sampled
     ids = torch.where(state.mask, drawn, state.ids)
-    count = mask_length(config, step, length) if next_visible is None else length - next_visible
-    mask = remask(logits, ids, state.mask, gumbel, noise_scale(config, step), count)
+    count = mask_length(sampling, step, length) if next_visible is None else length - next_visible
+    mask = remask(logits, ids, state.mask, gumbel, noise_scale(sampling, step), count)
     image = next_image(tokenizer, logits, ids, mask) if decode else state.image
     return Generation(image, ids, mask, logits)
 
@@ -148,17 +154,19 @@ def advance(
 def generate(
     network: ADDP,
     tokenizer: VQTokenizer,
+    sampling: SamplingOptions,
+    *,
     seed: int,
     start: int,
     count: int,
-    config: SamplerConfig,
     given: Given | None = None,
     all_images: bool = True,
 ) -> Iterator[Generation]:
-    """Samples start .. start+count-1, all N states in turn; the last image is the sample.
+    """Yield all N states of samples start .. start+count-1; the last image is the sample.
 
-    The noise of a sample is keyed by (seed, sample index): the same image in any batch and on any
-    rank. all_images: also those that no later step depends on (while all tokens are masked).
+    The noise of a sample depends on (seed, index of the sample) alone, so that it comes out the
+    same in any batch and on any rank. all_images=False leaves out the images that no later step
+    depends on, as while all tokens are masked.
     """
     device = network.pos_embed.device
     length, size = network.geometry.tokens, network.geometry.image_size
@@ -171,22 +179,22 @@ def generate(
     unknown = int(given.mask[0].sum())
     state = Generation(*given, torch.empty(0, device=device))
     visible = length - unknown
-    for step in range(config.steps):
+    for step in range(sampling.steps):
         noise = torch.from_numpy(uniforms(seed, f"generate/{step}", start, count, 2 * length))
         u, g = noise.view(count, 2, length).unbind(1)
         gumbel = -torch.log(-torch.log(g))
-        following = length - mask_length(config, step, unknown)
+        following = length - mask_length(sampling, step, unknown)
         state = advance(
             network,
             tokenizer,
             state,
-            u.float().to(device),
-            gumbel.float().to(device),
-            config,
+            sampling,
             step,
+            u=u.float().to(device),
+            gumbel=gumbel.float().to(device),
             visible=visible,
             next_visible=following,
-            decode=all_images or following > 0 or step + 1 == config.steps,
+            decode=all_images or following > 0 or step + 1 == sampling.steps,
         )
         visible = following
         yield state

@@ -1,24 +1,34 @@
 """Options that several commands take: each has one name, one meaning and one range. Imports no
-torch."""
+torch.
+
+A command with many options keeps them in pydantic models, one for each concern. `from_models`
+derives the options of the command line from the models' fields.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
-from model.precision import InferencePrecision
 from trainer.config.schema import MOST_RANKS
 from trainer.run_folder import Weights
 
 MOST_IMAGES = 100_000_000  # that one command makes
 MOST_STEPS = 10**12  # of a run
-_LARGEST_GRID_BATCH = 65_536
+LARGEST_SEED = (1 << 63) - 1
+LARGEST_BATCH = 65_536  # images that are computed together, without a gradient
+Result = TypeVar("Result")
 
 
 def seed_option(meaning: str) -> Any:
-    return typer.Option(min=-(1 << 63), max=(1 << 63) - 1, help=meaning)
+    return typer.Option(min=-LARGEST_SEED - 1, max=LARGEST_SEED, help=meaning)
 
 
 def step_option(meaning: str) -> Any:
@@ -26,7 +36,7 @@ def step_option(meaning: str) -> Any:
 
 
 def batch_option(meaning: str) -> Any:
-    return typer.Option(min=1, max=_LARGEST_GRID_BATCH, help=meaning)
+    return typer.Option(min=1, max=LARGEST_BATCH, help=meaning)
 
 
 def held_out_option(meaning: str) -> Any:
@@ -38,7 +48,7 @@ def gpus_option(meaning: str) -> Any:
 
 
 def processes_option(meaning: str) -> Any:
-    """Of one machine."""
+    """The number of processes on one machine."""
     return typer.Option(min=1, max=1024, help=meaning)
 
 
@@ -62,27 +72,62 @@ LocalTokenizer = Annotated[
 Zoom = Annotated[int, typer.Option(min=1, max=64, help="grid: enlarge each image by this factor")]
 LocalRank = Annotated[int | None, typer.Option("--local_rank", hidden=True)]  # launchers append it
 
-# How images are generated: see model/sampler.py.
-DenoisingSteps = Annotated[
-    int, typer.Option(min=1, max=10_000, help="denoising steps (N in the paper)")
-]
-MaskSchedule = Annotated[
-    Literal["cosine", "linear"],
-    typer.Option(help="how the number of masked tokens falls with the steps"),
-]
-ChoiceTemperature = Annotated[
-    float, typer.Option(min=0, max=1000, help="randomness in choosing the tokens that a step keeps")
-]
-Temperature = Annotated[
-    Literal["dynamic", "constant"],
-    typer.Option(help="dynamic: this randomness falls to 0; constant: it stays"),
-]
-TopP = Annotated[
-    float,
-    typer.Option(
-        min=0.01, max=1, help="draw from the likeliest tokens that have this probability together"
-    ),
-]
-Precision = Annotated[
-    InferencePrecision, typer.Option(help="that the networks that generate compute in")
-]
+
+def from_models(command: Callable[..., Result]) -> Callable[..., Result]:
+    """Turn each parameter that is an options model into one option for each field of the model.
+
+    A field's name, type, default, bounds (`ge`, `le`) and description become those of its option;
+    a field that is true or false becomes a flag. Whoever calls the command, typer or Python, gives
+    the fields by name, and the command receives the models. Raises typer.BadParameter for a value
+    that a model refuses.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    models = {
+        name: hint
+        for name, hint in hints.items()
+        if isinstance(hint, type) and issubclass(hint, BaseModel)
+    }
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in models:
+            parameters += [_option(*field) for field in models[name].model_fields.items()]
+        else:
+            parameters.append(parameter.replace(annotation=hints[name]))
+    signature = inspect.Signature(parameters)
+
+    @functools.wraps(command)
+    def flat(*arguments: Any, **options: Any) -> Result:
+        given = signature.bind(*arguments, **options)
+        given.apply_defaults()
+        values = given.arguments
+        for name, model in models.items():
+            fields = {field: values.pop(field) for field in model.model_fields}
+            try:
+                values[name] = model(**fields)
+            except ValidationError as error:
+                fault = error.errors()[0]
+                hint = f"--{fault['loc'][0]}".replace("_", "-") if fault["loc"] else None
+                raise typer.BadParameter(fault["msg"], param_hint=hint) from error
+        return command(**values)
+
+    flat.__signature__ = signature  # type: ignore[attr-defined]
+    flat.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": hints["return"]}
+    return flat
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """The option of a model's field, as a parameter that typer reads."""
+    bounds = {
+        limit: getattr(m, limit)
+        for m in field.metadata
+        for limit in ("ge", "le")
+        if hasattr(m, limit)
+    }
+    flag = (f"--{name.replace('_', '-')}",) if field.annotation is bool else ()
+    option = typer.Option(*flag, min=bounds.get("ge"), max=bounds.get("le"), help=field.description)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=field.default,
+        annotation=Annotated[field.annotation, option],
+    )

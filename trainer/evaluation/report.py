@@ -1,8 +1,8 @@
 """One self-contained HTML page about a run, or several side by side: how it stands, curves,
-incidents, samples over time, figures.
+incidents, samples over time, metrics.
 
-Reads what the runs wrote, here or on the store that they upload to, and computes nothing; imports
-no torch.
+It reads what the runs wrote, in their folders or on the stores that they upload to, and computes
+nothing. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import typer
 from data_pipeline.storage import is_remote
 from data_pipeline.storage.output import check_output
 from trainer.evaluation.reporting.images import image_groups
-from trainer.evaluation.reporting.metrics import newest_figures, series_of
+from trainer.evaluation.reporting.metrics import newest_metrics, series_of
 from trainer.evaluation.reporting.plots import Line, Plot, plot
 from trainer.evaluation.reporting.records import RunRecord, read_run
 from trainer.evaluation.reporting.state import duration, state_of, when
@@ -30,29 +30,31 @@ _CURVES = (
     ("images_per_second", "Images a second"),
     ("grad_norm", "Gradient norm"),
 )
-_KINDS = {"addp": "ADDP", "mage": "token predictor", "classify": "classifier"}
+_NETWORKS = {"addp": "ADDP", "mage": "token predictor", "classify": "classifier"}
 _SMOOTHED = "The training loss is label-smoothed, which the unigram's cross-entropy is not."
-_VARIANT_STYLES = {"": "solid", "untrained_": "dashed", "pixels_": "dotted"}
+_VARIANT_STYLES = ("solid", "dashed", "dotted")
 _INCIDENTS = 200  # the latest ones
-_FAULTS = 50  # kinds of what was left out
+_FAULTS = 50  # lines on what was left out
 _TEXT = 500  # characters of a value
 
 
 def curves(runs: list[RunRecord]) -> list[Plot]:
-    """What the training loop measured; runs of one kind share a plot."""
+    """What the training loop measured; runs with the same objective share a plot."""
     plots = []
-    kinds = list(dict.fromkeys(run.objective for run in runs))
+    objectives = list(dict.fromkeys(run.objective for run in runs))
     for key, title in _CURVES:
-        for kind in kinds:
-            chosen = [(index, run) for index, run in enumerate(runs) if run.objective == kind]
+        for objective in objectives:
+            chosen = [(index, run) for index, run in enumerate(runs) if run.objective == objective]
             lines = [line for index, run in chosen if (line := _curve(index, run, key)) is not None]
-            if lines:
-                found = [
-                    _unigram(index, run, len(chosen)) for index, run in chosen if key == "loss"
-                ]
-                levels = [level for level in found if level is not None]
-                name = f"{title} ({_KINDS.get(kind, kind)})" if len(kinds) > 1 else title
-                plots.append(plot(name, lines, levels, note=_SMOOTHED if levels else ""))
+            if not lines:
+                continue
+            levels = [
+                level
+                for index, run in chosen
+                if key == "loss" and (level := _unigram(index, run, len(chosen))) is not None
+            ]
+            whose = f" ({_NETWORKS.get(objective, objective)})" if len(objectives) > 1 else ""
+            plots.append(plot(title + whose, lines, levels, note=_SMOOTHED if levels else ""))
     return plots
 
 
@@ -60,51 +62,52 @@ def _curve(index: int, run: RunRecord, key: str) -> Line | None:
     rows = [row for row in run.metrics if key in row]
     if not any(math.isfinite(row[key]) for row in rows):
         return None
-    return Line(
-        run.name, index, "solid", [row["step"] + 1 for row in rows], [row[key] for row in rows]
-    )
+    steps, values = [row["step"] + 1 for row in rows], [row[key] for row in rows]
+    return Line(run.name, index, "solid", steps, values)
 
 
 def _unigram(index: int, run: RunRecord, runs: int) -> Line | None:
-    """What guessing codes by their frequency would cost, by the run's held-out evaluation."""
+    """What a guess of codes by their frequency would cost, by the run's held-out evaluation."""
     values = [
-        r.figures["unigram"] for r in run.results if r.part == "held-out" and "unigram" in r.figures
+        result.metrics["unigram"]
+        for result in run.results
+        if result.benchmark == "held-out" and "unigram" in result.metrics
     ]
     if not values:
         return None
-    whose = f"{run.name}, " if runs > 1 else ""
-    return Line(
-        f"{whose}unigram of the held-out codes", index if runs > 1 else 3, "dashed", [], values[-1:]
-    )
+    whose, color = (f"{run.name}, ", index) if runs > 1 else ("", 3)
+    return Line(f"{whose}unigram of the held-out codes", color, "dashed", [], values[-1:])
 
 
 def measured(runs: list[RunRecord]) -> list[Plot]:
-    """Each figure of the evaluations that several checkpoints have. Runs differ in colour, or,
-    where there is but one, what it is compared with does."""
+    """A plot for each metric that several checkpoints have.
+
+    Runs differ in colour; where there is only one, what it is compared with differs in colour.
+    """
     plots = []
-    for figure, series in series_of(runs):
+    for name, series in series_of(runs):
         lines = []
-        for place, s in enumerate(series):
+        for index, s in enumerate(series):
             values = [v.value for v in s.values]
             errors = [math.nan if v.error is None else v.error for v in s.values]
-            style = "fine" if s.ema else _VARIANT_STYLES[s.variant]
-            color = s.run if len({other.run for other in series}) > 1 else place
+            style = "fine" if s.ema else _VARIANT_STYLES[s.variant % len(_VARIANT_STYLES)]
+            color = s.run if len({other.run for other in series}) > 1 else index
             known = errors if any(map(math.isfinite, errors)) else None
             lines.append(
                 Line(s.label, color, style, [float(v.step) for v in s.values], values, known)
             )
         note = (
             "Bars: one standard error, by the number of images."
-            if figure.is_share
+            if name.metric.counted_by
             else "Bars: one standard deviation."
         )
         note = note if any(line.errors for line in lines) else ""
-        plots.append(plot(figure.title, lines, points=True, note=note))
+        plots.append(plot(name.title, lines, points=True, note=note))
     return plots
 
 
 def summary(run: RunRecord) -> dict[str, Any]:
-    """Of the head of the page."""
+    """The row of a run in the table at the head of the page."""
     last = run.metrics[-1] if run.metrics else {}
 
     def known(key: str, text: str, scale: float = 1.0) -> str:
@@ -126,18 +129,13 @@ def summary(run: RunRecord) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    text = (
-        value
-        if isinstance(value, str)
-        else f"{value:.6g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    """A value of a record as text of a bearable length."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= _TEXT else text[:_TEXT] + " ..."
 
 
 def incident_rows(run: RunRecord) -> list[dict[str, str]]:
-    """The latest; of each when, what, where, and all else that it says."""
+    """The latest incidents: when, what, where, and all else that the record says."""
     return [
         {
             "when": when(row.get("time")),
@@ -154,8 +152,10 @@ def incident_rows(run: RunRecord) -> list[dict[str, str]]:
 
 
 def write_report(names: list[str], out: Path) -> Path:
-    """Whatever is broken in what the runs wrote. Raises ConfigError where there is no such run, and
-    StorageError."""
+    """Write the page, whatever is broken in what the runs wrote.
+
+    Raises ConfigError where there is no such run, and StorageError.
+    """
     runs = [read_run(name) for name in names]
     now = time.time()
     images = [(run.name, image_groups(run)) for run in runs]  # before what is left out is counted
@@ -172,7 +172,7 @@ def write_report(names: list[str], out: Path) -> Path:
         summaries=[summary(run) for run in runs],
         curves=curves(runs),
         measured=measured(runs),
-        newest=newest_figures(runs),
+        newest=newest_metrics(runs),
         images=images,
         incidents=[(run, incident_rows(run)) for run in runs],
         targets=[goal for run in runs for goal in run.targets],
@@ -185,9 +185,8 @@ def write_report(names: list[str], out: Path) -> Path:
         faults=sum(run.left_out.total() for run in runs),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(
-        out, page.encode("utf-8", "replace").decode()
-    )  # JSON may hold halves of characters
+    # JSON may hold halves of characters, which cannot be written.
+    replace_text(out, page.encode("utf-8", "replace").decode())
     return out
 
 
@@ -200,8 +199,8 @@ def main(
         Path | None, typer.Option(help="HTML file; else report.html in the first run's folder")
     ] = None,
 ) -> None:
-    """Write a page with curves, incidents, samples over time, evaluation figures and configuration
-    of runs.
+    """Write a page with curves, incidents, samples over time, metrics of evaluations and
+    configuration of runs.
 
     A run folder whose configuration names `checkpoint.upload` also shows what evaluators left
     there.

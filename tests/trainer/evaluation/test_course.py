@@ -20,7 +20,7 @@ from trainer.checkpointing.admin import open_run
 from trainer.checkpointing.format import MANIFEST, NoValidCheckpoint
 from trainer.checkpointing.upload import object_name, remote_manifest, remote_steps, upload
 from trainer.evaluation.course import StoredCourse
-from trainer.evaluation.report import write_report
+from trainer.evaluation.reporting.page import write_report
 from trainer.evaluation.results import Result, publish, read_results, result_name
 from trainer.resilience.state import read_rewinds, rewinds_before
 from trainer.run_folder import RunFolder, checkpoint_fingerprint

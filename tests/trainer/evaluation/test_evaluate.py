@@ -346,7 +346,9 @@ def test_data_count_by_content(undisturbed: Path, images: Path, tmp_path: Path) 
 
     file = folder / "evaluation" / "step-00000012" / "knn.json"
     old = json.loads(file.read_text())
-    old["settings"]["images"] = old.pop("places")["images"]
+    del old["settings"]["images"]  # which it called pictures
+    old["settings"]["pictures"] = old.pop("places")["images"]
+    old["settings"]["train_pictures"] = old["settings"].pop("train_images")
     file.write_text(json.dumps(old))
     assert codes(start(folder, tmp_path / "old", *options, str(images))) == [0]
     assert codes(start(folder, tmp_path / "old", *options, f"{images}/")) == [78]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_pipeline.storage import LocalStore, open_store
 from model.errors import ConfigError
-from trainer.evaluation.report import write_report
+from trainer.evaluation.reporting.page import write_report
 from trainer.evaluation.reporting.records import read_run
 from trainer.evaluation.reporting.state import state_of
 from trainer.evaluation.results import Result, publish

@@ -15,7 +15,7 @@ from tests.trainer.evaluation.evaluating import QUICK
 from tests.trainer.worlds import Ranks
 from trainer.command import run_command
 from trainer.evaluation.benchmarks.registry import BENCHMARKS
-from trainer.evaluation.report import write_report
+from trainer.evaluation.reporting.page import write_report
 from trainer.evaluation.results import read_results
 
 

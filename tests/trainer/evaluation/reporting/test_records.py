@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.storage import open_store
-from trainer.evaluation.report import write_report
 from trainer.evaluation.reporting.images import image_groups, image_uri
+from trainer.evaluation.reporting.page import write_report
 from trainer.evaluation.reporting.records import read_run
 from trainer.run_folder import RunFolder
 

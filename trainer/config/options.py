@@ -65,7 +65,9 @@ ConfigFile = Annotated[
 ]
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
-TrainedWeights = Annotated[Weights, typer.Option(help="the trained weights, or their average")]
+TrainedWeights = Annotated[
+    Weights, typer.Option(help="the trained weights, or their exponential moving average")
+]
 LocalTokenizer = Annotated[
     Path | None, typer.Option(help="the run's tokenizer, where it lies elsewhere on this machine")
 ]

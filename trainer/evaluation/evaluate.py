@@ -42,7 +42,7 @@ def main(
         str, typer.Argument(help="run folder, or s3://bucket/prefix that a run uploads to")
     ],
     *,
-    suite: Annotated[str, typer.Option(help=f"benchmarks, with commas. {_SUITE}")] = "knn",
+    suite: Annotated[str, typer.Option(help=f"benchmarks, separated by commas. {_SUITE}")] = "knn",
     which: WhichCheckpoints,
     weights: TrainedWeights = "raw",
     options: EvaluationOptions,
@@ -54,7 +54,7 @@ def main(
     """Measure checkpoints of a run, finished or not; several evaluators may share the work.
 
     Each result is RUN/evaluation/step-N/BENCHMARK.json, whole and once; what is there is not
-    measured again. What is not given and the run's configuration says, is taken from there, and
+    measured again. What is not given is taken from the run's configuration where it says it, and
     printed.
     """
     del local_rank

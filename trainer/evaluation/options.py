@@ -20,21 +20,21 @@ from trainer.config.schema import YEAR, RunConfig
 
 Container = Literal["png", "webdataset"]
 KEEP = ("left", "right", "top", "bottom", "border", "center")  # what a completion may keep
-_PRECISION = "that the networks that generate compute in"
+_PRECISION = "precision in which the networks generate"
 
 
 class WhichCheckpoints(Settings):
     """Which checkpoints of a run are measured."""
 
-    follow: bool = Field(False, description="each new checkpoint, until the run is done")
+    follow: bool = Field(False, description="measure each new checkpoint, until the run is done")
     every: int | None = Field(
-        None, ge=1, le=MOST_STEPS, description="all checkpoints at multiples of this step"
+        None, ge=1, le=MOST_STEPS, description="measure all checkpoints at multiples of this step"
     )
     checkpoint: int | None = Field(
         None,
         ge=0,
         le=MOST_STEPS,
-        description="the checkpoint of this step; else the newest valid one",
+        description="measure the checkpoint of this step; else the newest valid one",
     )
 
 
@@ -89,7 +89,9 @@ class MeasuredSamples(Settings):
 class ProbeOptions(Settings):
     """What frozen features are compared with."""
 
-    baselines: bool = Field(False, description="knn, linear: also an untrained encoder, and pixels")
+    baselines: bool = Field(
+        False, description="knn, linear: measure also an untrained encoder, and raw pixels"
+    )
 
 
 class EvaluationOptions(ProbeOptions, SamplingOptions, MeasuredSamples, DataOptions):
@@ -128,7 +130,7 @@ class ResolvedOptions(EvaluationOptions):
 
 
 class WorkOptions(Settings):
-    """Where an evaluator works, and how it shares the work with others."""
+    """The folder that an evaluator works in, and how it shares the work with others."""
 
     work: Path | None = Field(
         None, description="folder for samples and caches; else RUN/evaluation"
@@ -152,7 +154,7 @@ class SetOptions(Settings):
 
 
 class Output(Settings):
-    """Where the images go."""
+    """The files that generated images are written to."""
 
     into: Path | None = Field(None, description="make a set of files in this folder, not a grid")
     out: Path | None = Field(

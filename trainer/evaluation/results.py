@@ -74,7 +74,7 @@ def suffix(weights: str) -> str:
 
 
 def result_name(step: int, benchmark: str, weights: Weights) -> str:
-    """Of the file of a result, from the run's folder or store on."""
+    """The name of a result's file, below the run's folder or on its store."""
     return f"{FOLDER}/{step_folder(step)}/{benchmark}{suffix(weights)}.json"
 
 

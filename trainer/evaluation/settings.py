@@ -46,7 +46,7 @@ class ResultSettings:
         }
 
     def locations(self, benchmark: str) -> dict[str, str | None]:
-        """Where the data of a result lie."""
+        """Where the data lie that a result depends on."""
         return {name: self._values[name] for name in self._names(benchmark) if name in KEYS}
 
     def differences(self, result: Result) -> list[str]:

@@ -66,7 +66,7 @@ class Task:
         self._checkpoint, self._contents, self._tokenizer = checkpoint, contents, tokenizer
         self._sets = work / f"samples{suffix(checkpoint.weights)}"
         self._crops: dict[tuple[str, Split, Crop], Crops] = {}
-        self._known: dict[Hashable, Any] = {}
+        self._computed: dict[Hashable, Any] = {}
 
     @cached_property
     def tokenizer(self) -> VQTokenizer:
@@ -152,9 +152,9 @@ class Task:
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """compute(), once for this checkpoint: benchmarks that need the same thing share it."""
-        if key not in self._known:
-            self._known[key] = compute()
-        return self._known[key]
+        if key not in self._computed:
+            self._computed[key] = compute()
+        return self._computed[key]
 
     def over(self, title: str, chunks: int, work: Callable[[int], T]) -> list[T]:
         """work(0) .. work(chunks-1), divided among the ranks; all results, in order, on rank 0.

@@ -39,7 +39,7 @@ class _Fidelity(Benchmark):
 
 
 class FID(_Fidelity):
-    """On Inception-v3, as published figures are."""
+    """FID, IS, KID, precision and recall on Inception-v3, comparable to published results."""
 
     detail = "beside real images (Inception)"
     summary = "FID, IS, KID, precision and recall"
@@ -61,7 +61,7 @@ class FID(_Fidelity):
                 "Inception-v3 as torch-fidelity distributes it, "
                 "pt_inception-2015-12-05-6726825d.pth. Without it, the benchmark `proxy` gives the "
                 "same formulas on packaged EfficientNet features: good to compare checkpoints, not "
-                "to compare with published figures"
+                "to compare with published results"
             )
 
     def run(self, task: Task) -> Outcome:
@@ -75,10 +75,11 @@ class FID(_Fidelity):
 
 
 class Proxy(_Fidelity):
-    """On packaged EfficientNet features: for self-tests, the demo and comparing checkpoints."""
+    """The same formulas on packaged EfficientNet features: for self-tests, the demo and comparing
+    checkpoints."""
 
     detail = "beside real images (EfficientNet: not FID)"
-    summary = "the same on packaged EfficientNet features"
+    summary = "the same formulas on packaged EfficientNet features"
     metrics: ClassVar = {
         "efficientnet_frechet_distance": Metric("Fréchet distance on EfficientNet features", DOWN),
         "efficientnet_score": Metric("EfficientNet score", UP),

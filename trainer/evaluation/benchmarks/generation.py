@@ -14,7 +14,7 @@ class Samples(Benchmark):
     """A set of generated images, and grids of the first ones."""
 
     title = "Samples"
-    summary = "a set, its grid and steps"
+    summary = "a set of generated images, shown as a grid and step by step"
     objectives = ("addp",)
     options = SAMPLES
     uses_tokenizer = True

@@ -23,7 +23,7 @@ class HeldOut(Benchmark):
     """PSNR of a tokenizer; cross-entropy of masked tokens of the networks that predict them."""
 
     title = "Held-out data"
-    summary = "PSNR, or masked-token cross-entropy"
+    summary = "PSNR of a tokenizer, or masked-token cross-entropy"
     objectives = ("tokenizer", "mage", "addp")
     options = (*TOKENS, *IMAGES)
     uses_tokenizer = True
@@ -49,5 +49,5 @@ class HeldOut(Benchmark):
         from trainer.evaluation.measures import masked_tokens, reconstruction
 
         if task.config.objective == "tokenizer":
-            return Outcome(*reconstruction.measure(task))
-        return Outcome(*masked_tokens.measure(task))
+            return reconstruction.measure(task)
+        return masked_tokens.measure(task)

@@ -19,6 +19,7 @@ from model.errors import ConfigError
 from model.masking import DenoisingMasks, denoising_masks, masked_count
 from model.predictor import TokenPredictor
 from model.randomness import orders
+from trainer.evaluation.benchmarks.base import Outcome
 from trainer.evaluation.measures.grids import png, zoom_of
 from trainer.evaluation.task import Task
 from trainer.objectives.registry import load_frozen
@@ -31,8 +32,8 @@ _SHOWN = 8  # images
 _SEED = 20230609  # of the masks: the same for every network that is compared
 
 
-def measure(task: Task) -> tuple[dict[str, float], dict[str, bytes]]:
-    """(metrics, PNGs) on rank 0, by all ranks together. Raises ADDPError."""
+def measure(task: Task) -> Outcome:
+    """Predict masked tokens of held-out images, by all ranks together. Raises ADDPError."""
     options, network = task.options, task.network
     assert isinstance(network, TokenPredictor | ADDP)
     with_images = isinstance(network, ADDP) and options.images is not None
@@ -52,16 +53,16 @@ def measure(task: Task) -> tuple[dict[str, float], dict[str, bytes]]:
         "masked tokens", _MASK_DRAWS, lambda draw: _masked_nats(predict, on_device, draw, codes)
     )
     if task.collectives.rank:
-        return {}, {}
+        return Outcome({})
     entropy = sum(nats for nats, _ in draws) / sum(tokens for _, tokens in draws)
     unigram = _unigram_cross_entropy(frequencies, ids)
     metrics = {"cross_entropy": entropy, "unigram": unigram, "gain": unigram - entropy}
     if frozen is None or crops is None:
-        return metrics, {}
+        return Outcome(metrics)
     shown = crops.read(0).pixels[:_SHOWN].to(task.device).float() / 255
     noisy = _noisy_images(frozen, shown).cpu()
     grid = image_grid(noisy, columns=len(_RATIOS) + 2, zoom=zoom_of(task.image_size))
-    return metrics, {"x_t": png(grid)}
+    return Outcome(metrics, {"x_t": png(grid)})
 
 
 def _unigram_cross_entropy(frequencies: NDArray[np.float64], ids: Tensor) -> float:

@@ -9,21 +9,22 @@ from torch import Tensor
 
 from data_pipeline.images.image_grid import image_grid
 from model.vq import VQTokenizer
+from trainer.evaluation.benchmarks.base import Outcome
 from trainer.evaluation.measures.grids import png, zoom_of
 from trainer.evaluation.task import Task
 
 _SHOWN = 8  # images, with their reconstructions below
 
 
-def measure(task: Task) -> tuple[dict[str, float], dict[str, bytes]]:
-    """(metrics, PNGs) on rank 0, by all ranks together. Raises ADDPError."""
+def measure(task: Task) -> Outcome:
+    """Reconstruct held-out images, by all ranks together. Raises ADDPError."""
     tokenizer, crops = task.network, task.crops("val")
     assert isinstance(tokenizer, VQTokenizer)
     chunks = task.over(
         "images", crops.chunks, lambda number: _reconstruct(tokenizer, crops.read(number).pixels)
     )
     if task.collectives.rank:
-        return {}, {}
+        return Outcome({})
     squared, values = sum(error for error, _, _ in chunks), sum(count for _, count, _ in chunks)
     used = torch.stack([codes for _, _, codes in chunks]).any(0)
     metrics = {
@@ -34,7 +35,7 @@ def measure(task: Task) -> tuple[dict[str, float], dict[str, bytes]]:
     with torch.no_grad():
         pairs = torch.cat([shown, tokenizer.reconstruct(shown)]).cpu()
     grid = image_grid(pairs, columns=len(shown), zoom=zoom_of(task.image_size))
-    return metrics, {"reconstructions": png(grid)}
+    return Outcome(metrics, {"reconstructions": png(grid)})
 
 
 @torch.no_grad()

@@ -64,14 +64,14 @@ def image_groups(run: RunRecord) -> list[Group]:
 
 
 def _titles() -> Iterator[tuple[str, str, ImageTitle]]:
-    """(benchmark, key, title) of all images; first those that a run is judged by, over time."""
-    found = [
+    """(benchmark, key, title) of all images, first of the benchmarks that show some over time."""
+    titles = [
         (name, key, title)
         for name, benchmark in BENCHMARKS.items()
         for key, title in benchmark.images.items()
     ]
-    over_time = {name for name, _, title in found if title.over_time}
-    return iter(sorted(found, key=lambda image: image[0] not in over_time))
+    over_time = {name for name, _, title in titles if title.over_time}
+    return iter(sorted(titles, key=lambda image: image[0] not in over_time))
 
 
 def _spread(results: list[ReportedResult]) -> list[ReportedResult]:

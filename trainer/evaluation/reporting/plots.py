@@ -113,6 +113,6 @@ def _for_page(svg: str) -> Markup:
     svg = re.sub(r' id="[a-z]+[A-Za-z0-9.]*_\d+"', "", svg)  # of groups, which nothing refers to
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(
-        r"#0101(0\d)", lambda found: f"var(--s{int(found[1])})", svg.replace(_INK, "currentColor")
+        r"#0101(0\d)", lambda match: f"var(--s{int(match[1])})", svg.replace(_INK, "currentColor")
     )
     return Markup(svg)  # of numbers alone

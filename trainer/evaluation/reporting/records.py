@@ -253,13 +253,13 @@ def _take_results(record: RunRecord, files: Files) -> None:
                 record.left_out[f"{name}: the metric {key} is {what}"] += 1
         record.results.append(
             ReportedResult(
-                stated.step,
-                stated.benchmark,
-                stated.weights,
-                metrics,
-                stated.images,
-                files,
-                name.rpartition("/")[0],
+                step=stated.step,
+                benchmark=stated.benchmark,
+                weights=stated.weights,
+                metrics=metrics,
+                images=stated.images,
+                files=files,
+                folder=name.rpartition("/")[0],
             )
         )
 

@@ -59,7 +59,9 @@ def plain_loop(
         for step in range(sampling.steps):
             u = torch.rand(batch, length, device=device)
             gumbel = -torch.log(-torch.log(torch.rand(batch, length, device=device)))
-            state = advance(network, tokenizer, state, sampling, step, u=u, gumbel=gumbel)
+            state = advance(
+                network, tokenizer, state, u=u, gumbel=gumbel, sampling=sampling, step=step
+            )
     finally:
         model.transformer.attention = model.attention.attention
     return state.image
@@ -68,7 +70,7 @@ def plain_loop(
 def ours(network: ADDP, tokenizer: VQTokenizer, batch: int, sampling: SamplingOptions) -> Tensor:
     """Generate a batch as `addp generate` does."""
     for state in generate(
-        network, tokenizer, sampling, seed=0, start=0, count=batch, all_images=False
+        network, tokenizer, seed=0, start=0, count=batch, sampling=sampling, all_images=False
     ):
         last = state.image
     return last

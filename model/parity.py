@@ -339,7 +339,14 @@ def _compare_generation(
         sampled = io[name + "sampled_ids"].long().to(ids.device)
         gumbel = io[name + "gumbel"].to(ids.device)
         state = advance(
-            addp, tokenizer, state, sampling, step, u=gumbel, gumbel=gumbel, sampled=sampled
+            addp,
+            tokenizer,
+            state,
+            u=gumbel,
+            gumbel=gumbel,
+            sampling=sampling,
+            step=step,
+            sampled=sampled,
         )
         reference_mask = io[name + "mask_next"].bool()
         ledger.tensor(

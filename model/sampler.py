@@ -1,5 +1,12 @@
 """Unconditional generation (ADDP section 3.4): N alternating steps of predicting tokens and
-decoding pixels."""
+decoding pixels.
+
+    image, ids, mask --network--> logits --draw where masked--> ids
+                                     |                           |
+                                     |   remask the least confident ids (fewer each step)
+                                     v                           v
+                    next image = decode(expected codes where masked, drawn codes elsewhere)
+"""
 
 from __future__ import annotations
 
@@ -21,8 +28,8 @@ from model.vq import VQTokenizer
 class Generation(NamedTuple):
     """The state after a step.
 
-    image (B, 3, H, W), nominally in [0, 1]; ids (B, L) int64; mask (B, L) bool, True where a token
-    is still masked; logits (B, L, K) over the K codes, from which the step drew.
+    image: (B, 3, H, W), nominally in [0, 1]. ids: (B, L). mask: (B, L) bool, True where unknown.
+    logits: (B, L, K) over codes, which led to this state.
     """
 
     image: Tensor
@@ -32,24 +39,23 @@ class Generation(NamedTuple):
 
 
 def mask_length(sampling: SamplingOptions, step: int, length: int) -> int:
-    """How many of L tokens stay masked after step 0..N-1: clip(ceil(L f((s+1)/N)), 1, L)."""
+    """Return how many tokens stay masked after a step 0 .. N-1: clip(ceil(L f((step + 1) / N)), 1,
+    L)."""
     u = (step + 1) / sampling.steps
     f = math.cos(math.pi / 2 * u) if sampling.schedule == "cosine" else 1 - u
-    # float32, as the reference: in float64 a rounding error above a whole number would add a token
+    # In float32, as in the reference: in float64, an error above a whole number would add a token.
     return min(max(math.ceil(np.float32(length) * np.float32(f)), 1), length)
 
 
 def noise_scale(sampling: SamplingOptions, step: int) -> float:
-    """The weight of the Gumbel noise in the confidence of a token."""
+    """Return the weight of the Gumbel noise in the confidence."""
     decay = 1 - (step + 1) / sampling.steps if sampling.temperature == "dynamic" else 1.0
     return sampling.choice_temperature * decay
 
 
 def sample_ids(logits: Tensor, u: Tensor, top_p: float = 1.0) -> Tensor:
-    """Draw ids (B, L) from logits (B, L, K) by the inverse CDF of uniforms u (B, L).
-
-    top_p below 1 draws from the nucleus only: the likeliest codes with that probability together.
-    """
+    """Draw ids (B, L) from logits (B, L, K) by the inverse CDF of uniforms u (B, L). top_p below 1
+    keeps the smallest set of codes with this probability."""
     p = logits.float().softmax(-1)
     if top_p < 1.0:
         sorted_p, order = p.sort(-1, descending=True)
@@ -63,12 +69,10 @@ def sample_ids(logits: Tensor, u: Tensor, top_p: float = 1.0) -> Tensor:
 
 
 def remask(
-    logits: Tensor, ids: Tensor, mask: Tensor, gumbel: Tensor, scale: float, count: int
+    logits: Tensor, ids: Tensor, mask: Tensor, *, gumbel: Tensor, scale: float, count: int
 ) -> Tensor:
-    """The `count` least confident positions, (B, L) bool: the tokens that are masked again.
-
-    The confidence of a token is log p(id) + scale * gumbel; that of a known one is infinite.
-    """
+    """Return the `count` least confident positions, (B, L) bool. The confidence is log p(id) +
+    scale * gumbel; known positions have +inf."""
     logp = logits.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
     confidence = (logp + scale * gumbel).masked_fill(~mask, math.inf)
     least = confidence.argsort(dim=1, stable=True)[:, :count]
@@ -76,10 +80,8 @@ def remask(
 
 
 def next_image(tokenizer: VQTokenizer, logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Decode the tokens to an image (B, 3, H, W).
-
-    A masked token counts as the expected code under its logits over K, a known one as its own code.
-    """
+    """Decode the next image, (B, 3, H, W): expected codes under the logits (B, L, K) where masked,
+    the codes of `ids` elsewhere (section 3.2)."""
     soft = tokenizer.soft_embed(logits.float().softmax(-1))
     return tokenizer.decode(
         torch.where(tokenizer.to_grid(mask.unsqueeze(-1)), soft, tokenizer.embed(ids))
@@ -87,9 +89,10 @@ def next_image(tokenizer: VQTokenizer, logits: Tensor, ids: Tensor, mask: Tensor
 
 
 class Given(NamedTuple):
-    """Where generation starts: image (B, 3, H, W), ids (B, L), mask (B, L) bool.
+    """Where generation starts.
 
-    mask is True where a token is to be generated; every image has the same number of them.
+    image: (B, 3, H, W). ids: (B, L). mask: (B, L) bool, True where tokens are to be generated, the
+    same number in each image.
     """
 
     image: Tensor
@@ -101,8 +104,8 @@ class Given(NamedTuple):
 def given_tokens(
     tokenizer: VQTokenizer, predictor: TokenPredictor | None, ids: Tensor, mask: Tensor
 ) -> Given:
-    """Keep the tokens outside of `mask` and generate the rest (the paper's section 3.4 from a later
-    step).
+    """Return a start that keeps the tokens outside of `mask`, so that the rest is generated
+    (section 3.4 from a later step on).
 
     The first image is what training shows for this state: unreliable tokens are the predictor's
     expected codes (section 3.2). Without a predictor they are the mean code.
@@ -120,22 +123,22 @@ def advance(
     network: ADDP,
     tokenizer: VQTokenizer,
     state: Generation,
-    sampling: SamplingOptions,
-    step: int,
     *,
     u: Tensor,
     gumbel: Tensor,
+    sampling: SamplingOptions,
+    step: int,
     sampled: Tensor | None = None,
     visible: int | None = None,
     next_visible: int | None = None,
     decode: bool = True,
 ) -> Generation:
-    """Take step 0..N-1 from `state`.
+    """Do one step.
 
-    u, gumbel: the noise (B, L) of this step. sampled: ids (B, L) to take instead of drawn ones, to
-    compare with the reference. visible: how many positions are unmasked now, where that is known.
-    next_visible: how many are unmasked after this step; None leaves it to the schedule. decode:
-    whether the new image is wanted; without it the state keeps the old one.
+    u, gumbel: noise of this step, (B, L). sampled: ids to take instead of drawing them (for
+    parity). visible: the number of unmasked positions now, if it is known; next_visible: after this
+    step, as the schedule has it if None. decode: whether the image is needed; otherwise it stays
+    the last one.
     """
     k, length = network.geometry.codebook_size, state.ids.shape[1]
     if visible == 0:  # neither image nor ids matter: the same logits for every image
@@ -146,7 +149,9 @@ def advance(
     drawn = sample_ids(logits, u, sampling.top_p) if sampled is None else sampled
     ids = torch.where(state.mask, drawn, state.ids)
     count = mask_length(sampling, step, length) if next_visible is None else length - next_visible
-    mask = remask(logits, ids, state.mask, gumbel, noise_scale(sampling, step), count)
+    mask = remask(
+        logits, ids, state.mask, gumbel=gumbel, scale=noise_scale(sampling, step), count=count
+    )
     image = next_image(tokenizer, logits, ids, mask) if decode else state.image
     return Generation(image, ids, mask, logits)
 
@@ -154,19 +159,20 @@ def advance(
 def generate(
     network: ADDP,
     tokenizer: VQTokenizer,
-    sampling: SamplingOptions,
     *,
     seed: int,
     start: int,
     count: int,
+    sampling: SamplingOptions,
     given: Given | None = None,
     all_images: bool = True,
 ) -> Iterator[Generation]:
-    """Yield all N states of samples start .. start+count-1; the last image is the sample.
+    """Generate the samples start .. start+count-1, and yield all N states in turn; the last image
+    is the sample.
 
-    The noise of a sample depends on (seed, index of the sample) alone, so that it comes out the
-    same in any batch and on any rank. all_images=False leaves out the images that no later step
-    depends on, as while all tokens are masked.
+    The noise of a sample is keyed by (seed, sample index), so it is the same image in any batch and
+    on any rank. given: where generation starts; from nothing if None. all_images: whether images
+    are decoded that no later step depends on (while all tokens are masked).
     """
     device = network.pos_embed.device
     length, size = network.geometry.tokens, network.geometry.image_size
@@ -188,10 +194,10 @@ def generate(
             network,
             tokenizer,
             state,
-            sampling,
-            step,
             u=u.float().to(device),
             gumbel=gumbel.float().to(device),
+            sampling=sampling,
+            step=step,
             visible=visible,
             next_visible=following,
             decode=all_images or following > 0 or step + 1 == sampling.steps,

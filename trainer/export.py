@@ -168,7 +168,8 @@ def model_card(source: Source) -> str:
                 "",
                 'tokenizer = load_network("tokenizer.safetensors", "tokenizer").eval()',
                 "sampling = SamplingOptions(steps=20)",
-                "for state in generate(network, tokenizer, sampling, seed=0, start=0, count=4):",
+                "for state in generate(network, tokenizer, seed=0, start=0, count=4, "
+                "sampling=sampling):",
                 "    samples = state.image",
                 'print("samples", tuple(samples.shape))',
             ]

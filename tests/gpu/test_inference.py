@@ -64,7 +64,7 @@ def test_generation_is_the_cpus(device: torch.device, say: Say) -> None:
 
     def images(place: torch.device, dtype: torch.dtype) -> torch.Tensor:
         on = (copy.deepcopy(network).to(place, dtype), copy.deepcopy(tokenizer).to(place, dtype))
-        *_, last = generate(*on, SamplingOptions(steps=8), seed=0, start=0, count=32)
+        *_, last = generate(*on, seed=0, start=0, count=32, sampling=SamplingOptions(steps=8))
         return last.image.float().cpu()
 
     expected, found = images(torch.device("cpu"), torch.float32), images(device, torch.float32)

@@ -54,20 +54,21 @@ def test_remask_takes_the_least_confident_of_the_masked() -> None:
     mask = torch.tensor(
         [[True, True, True, False]]
     )  # the last position is known, and least confident
-    chosen = remask(logits, torch.zeros(1, 4, dtype=torch.int64), mask, torch.zeros(1, 4), 0.0, 2)
+    ids, gumbel = torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4)
+    chosen = remask(logits, ids, mask, gumbel=gumbel, scale=0.0, count=2)
     assert chosen.tolist() == [[False, True, True, False]]
 
 
 def test_a_sample_is_a_function_of_its_index(network: ADDP, tokenizer: VQTokenizer) -> None:
     sampling = SamplingOptions(steps=5)
-    *states, last = generate(network, tokenizer, sampling, seed=3, start=10, count=4)
+    *states, last = generate(network, tokenizer, seed=3, start=10, count=4, sampling=sampling)
     assert [int(s.mask[0].sum()) for s in (*states, last)] == [
         mask_length(sampling, s, 16) for s in range(5)
     ]
     for before, after in zip(states, [*states[1:], last], strict=True):
         assert torch.equal(before.ids[~before.mask], after.ids[~before.mask])  # what is known stays
         assert not (after.mask & ~before.mask).any()
-    *_, alone = generate(network, tokenizer, sampling, seed=3, start=12, count=1)
+    *_, alone = generate(network, tokenizer, seed=3, start=12, count=1, sampling=sampling)
     assert torch.equal(alone.ids[0], last.ids[2])
     torch.testing.assert_close(alone.image[0], last.image[2], atol=1e-5, rtol=1e-4)
     assert len({tuple(row.tolist()) for row in last.ids}) == 4

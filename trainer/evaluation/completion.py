@@ -112,10 +112,10 @@ def completed_images(
         states = generate(
             network,
             tokenizer,
-            sampling,
             seed=seed,
             start=number * _VARIANTS,
             count=_VARIANTS,
+            sampling=sampling,
             given=start,
         )
         for state in states:

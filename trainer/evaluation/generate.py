@@ -188,10 +188,10 @@ def _make_grid(
             states = generate(
                 trained.network,
                 trained.tokenizer,
-                sampling,
                 seed=samples.seed,
                 start=start,
                 count=size,
+                sampling=sampling,
             )
             for state in states:
                 if start == 0:

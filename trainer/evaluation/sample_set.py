@@ -106,10 +106,10 @@ class SampleSet:
         states = generate(
             self._computing.network,
             self._computing.tokenizer,
-            self._sampling,
             seed=self._options.seed,
             start=chunk * self._options.batch,
             count=self._options.batch,
+            sampling=self._sampling,
             all_images=False,
         )
         for state in states:

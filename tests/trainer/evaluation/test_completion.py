@@ -33,7 +33,7 @@ def test_kept_tokens_stay(masked: int, schedule: str, tokenizer: VQTokenizer) ->
     for seed in (0, 1):
         before = mask
         for state in generate(
-            network, tokenizer, sampling, seed=seed, start=0, count=3, given=given
+            network, tokenizer, seed=seed, start=0, count=3, sampling=sampling, given=given
         ):
             assert torch.equal(state.ids[~mask], ids[~mask])
             assert not (state.mask & ~before).any()  # nothing known becomes unknown
@@ -47,9 +47,9 @@ def test_steps_in_which_nothing_is_known_are_computed_once(tokenizer: VQTokenize
     """The short cut gives what the long way gives."""
     torch.manual_seed(0)
     network = ADDP(Geometry.of(tokenizer.config), TransformerConfig(size="tiny")).eval()  # type: ignore[call-arg]
-    sampling, which = SamplingOptions(steps=12), {"seed": 0, "start": 0, "count": 4}
-    short = list(generate(network, tokenizer, sampling, **which, all_images=False))
-    long = list(generate(network, tokenizer, sampling, **which))
+    which = {"seed": 0, "start": 0, "count": 4, "sampling": SamplingOptions(steps=12)}
+    short = list(generate(network, tokenizer, **which, all_images=False))
+    long = list(generate(network, tokenizer, **which))
     assert torch.equal(short[-1].ids, long[-1].ids) and torch.equal(short[-1].image, long[-1].image)
     state = long[0]
     whole = network.logits(

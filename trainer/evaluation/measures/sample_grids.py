@@ -30,10 +30,10 @@ def sample_grids(task: Task) -> dict[str, bytes]:
     steps = generate(
         task.network,
         task.tokenizer,
-        options.sampling,
         seed=options.seed,
         start=0,
         count=min(_ROWS, len(shown)),
+        sampling=options.sampling,
     )
     trail = [state.image.cpu() for state in steps]
     zoom, columns = zoom_of(task.image_size), max(1, round(len(shown) ** 0.5))

@@ -23,7 +23,8 @@ import model.attention
 import model.transformer
 from model.addp import ADDP
 from model.config import Geometry, TokenizerConfig, TransformerConfig
-from model.sampler import Generation, SamplerConfig, advance, generate
+from model.sampler import Generation, advance, generate
+from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 from trainer.config.schema import RunConfig
 from trainer.evaluation.trained import Trained, in_precision
@@ -41,8 +42,11 @@ def explicit_attention(
     return (weights @ v).transpose(1, 2)
 
 
-def plain_loop(network: ADDP, tokenizer: VQTokenizer, batch: int, config: SamplerConfig) -> Tensor:
-    """Every step whole: logits and images of all samples."""
+def plain_loop(
+    network: ADDP, tokenizer: VQTokenizer, batch: int, sampling: SamplingOptions
+) -> Tensor:
+    """Generate a batch as the reference does: each step computes the logits and images of all
+    samples."""
     device, length = network.pos_embed.device, network.geometry.tokens
     size = network.geometry.image_size
     state = Generation(
@@ -53,25 +57,28 @@ def plain_loop(network: ADDP, tokenizer: VQTokenizer, batch: int, config: Sample
     )
     model.transformer.attention = explicit_attention
     try:
-        for step in range(config.steps):
+        for step in range(sampling.steps):
             u = torch.rand(batch, length, device=device)
             gumbel = -torch.log(-torch.log(torch.rand(batch, length, device=device)))
-            state = advance(network, tokenizer, state, u=u, gumbel=gumbel, config=config, step=step)
+            state = advance(
+                network, tokenizer, state, u=u, gumbel=gumbel, sampling=sampling, step=step
+            )
     finally:
         model.transformer.attention = model.attention.attention
     return state.image
 
 
-def ours(network: ADDP, tokenizer: VQTokenizer, batch: int, config: SamplerConfig) -> Tensor:
+def ours(network: ADDP, tokenizer: VQTokenizer, batch: int, sampling: SamplingOptions) -> Tensor:
+    """Generate a batch as `addp generate` does."""
     for state in generate(
-        network, tokenizer, seed=0, start=0, count=batch, config=config, all_images=False
+        network, tokenizer, seed=0, start=0, count=batch, sampling=sampling, all_images=False
     ):
         last = state.image
     return last
 
 
 def seconds(options: argparse.Namespace) -> float:
-    """Of one batch, one way."""
+    """Time one batch, generated one of the `WAYS`."""
     torch.manual_seed(0)
     published = options.size in ("base", "large")
     tokenizer = (
@@ -85,18 +92,18 @@ def seconds(options: argparse.Namespace) -> float:
         .to(options.device)
     )
     half = in_precision(Trained(network, tokenizer, RunConfig(), None), "bf16")
-    config = SamplerConfig(options.steps, options.schedule)
-    ways: dict[str, Callable[[SamplerConfig], Tensor]] = {
-        "plain": lambda c: plain_loop(network, tokenizer, options.batch, c),
-        "fp32": lambda c: ours(network, tokenizer, options.batch, c),
-        "bf16": lambda c: ours(half.network, half.tokenizer, options.batch, c),
+    sampling = SamplingOptions(steps=options.steps, schedule=options.schedule)
+    ways: dict[str, Callable[[SamplingOptions], Tensor]] = {
+        "plain": lambda s: plain_loop(network, tokenizer, options.batch, s),
+        "fp32": lambda s: ours(network, tokenizer, options.batch, s),
+        "bf16": lambda s: ours(half.network, half.tokenizer, options.batch, s),
     }
     if options.way != "plain" and options.device == "cpu":
         keep_freed_memory()  # as `addp generate` and `addp evaluate` do
     with torch.no_grad():
-        ways[options.way](config._replace(steps=2))  # warm-up
+        ways[options.way](sampling.model_copy(update={"steps": 2}))  # warm-up
         started = time.perf_counter()
-        ways[options.way](config)
+        ways[options.way](sampling)
         if options.device != "cpu":
             torch.cuda.synchronize()
     return time.perf_counter() - started
@@ -121,9 +128,8 @@ def main() -> None:
         return
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(options.repeats):
-        for (
-            way
-        ) in WAYS:  # in turn, so that a slow minute is everybody's; each in a process of its own
+        # In turn, so that a slow minute slows all of them; each in a process of its own.
+        for way in WAYS:
             command = [sys.executable, "-m", "benchmarks.generation", *sys.argv[1:], "--way", way]
             found[way].append(
                 float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -33,7 +33,8 @@ from model.ledger import Ledger, verdict
 from model.masking import DenoisingMasks
 from model.parity_folder import Meta, ReferenceGeneration, Tensors, build_networks, read_folder
 from model.precision import dtype_name, keep_float32, warn_of_bf16
-from model.sampler import Generation, SamplerConfig, advance, mask_length, next_image
+from model.sampler import Generation, advance, mask_length, next_image
+from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 
 # Largest allowed deviation by dtype. float32 and float64 prove the method; half precisions prove
@@ -159,16 +160,16 @@ def _compare_generation(
     reference: ReferenceGeneration,
 ) -> None:
     """state: the one before the first step."""
-    config = SamplerConfig(
+    sampling = SamplingOptions(
         steps=reference.num_iter,
         schedule="cosine" if reference.schedule == "cosine" else "linear",
         choice_temperature=reference.choice_temperature,
         temperature="dynamic" if reference.temperature == "dynamic" else "constant",
     )
     device, length = state.ids.device, state.ids.shape[1]
-    lengths = [mask_length(config, step, length) for step in range(config.steps)]
+    lengths = [mask_length(sampling, step, length) for step in range(sampling.steps)]
     ledger.add("gen.mask_lengths", "ids", float(lengths != reference.mask_lengths))
-    for step in range(config.steps):
+    for step in range(sampling.steps):
         name = f"gen.{step}."
         sampled = io[name + "sampled_ids"].long().to(device)
         gumbel = io[name + "gumbel"].to(device)
@@ -178,7 +179,7 @@ def _compare_generation(
             state,
             u=gumbel,  # not used, as the ids are given
             gumbel=gumbel,
-            config=config,
+            sampling=sampling,
             step=step,
             sampled=sampled,
         )

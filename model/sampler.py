@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,19 +21,8 @@ from torch import Tensor
 from model.addp import ADDP
 from model.predictor import TokenPredictor
 from model.randomness import uniforms
+from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
-
-
-class SamplerConfig(NamedTuple):
-    """How images are generated. schedule: of the share of masked tokens. choice_temperature: weight
-    of the noise in the choice of tokens that stay; "dynamic" lets it fall to 0. top_p: nucleus of
-    the drawn codes, 1 for all."""
-
-    steps: int = 20
-    schedule: Literal["cosine", "linear"] = "cosine"
-    choice_temperature: float = 6.0
-    temperature: Literal["dynamic", "constant"] = "dynamic"
-    top_p: float = 1.0
 
 
 class Generation(NamedTuple):
@@ -49,19 +38,19 @@ class Generation(NamedTuple):
     logits: Tensor
 
 
-def mask_length(config: SamplerConfig, step: int, length: int) -> int:
+def mask_length(sampling: SamplingOptions, step: int, length: int) -> int:
     """Return how many tokens stay masked after a step 0 .. N-1: clip(ceil(L f((step + 1) / N)), 1,
     L)."""
-    u = (step + 1) / config.steps
-    f = math.cos(math.pi / 2 * u) if config.schedule == "cosine" else 1 - u
+    u = (step + 1) / sampling.steps
+    f = math.cos(math.pi / 2 * u) if sampling.schedule == "cosine" else 1 - u
     # In float32, as in the reference: in float64, an error above a whole number would add a token.
     return min(max(math.ceil(np.float32(length) * np.float32(f)), 1), length)
 
 
-def noise_scale(config: SamplerConfig, step: int) -> float:
+def noise_scale(sampling: SamplingOptions, step: int) -> float:
     """Return the weight of the Gumbel noise in the confidence."""
-    decay = 1 - (step + 1) / config.steps if config.temperature == "dynamic" else 1.0
-    return config.choice_temperature * decay
+    decay = 1 - (step + 1) / sampling.steps if sampling.temperature == "dynamic" else 1.0
+    return sampling.choice_temperature * decay
 
 
 def sample_ids(logits: Tensor, u: Tensor, top_p: float = 1.0) -> Tensor:
@@ -137,7 +126,7 @@ def advance(
     *,
     u: Tensor,
     gumbel: Tensor,
-    config: SamplerConfig,
+    sampling: SamplingOptions,
     step: int,
     sampled: Tensor | None = None,
     visible: int | None = None,
@@ -157,11 +146,11 @@ def advance(
         logits = one.expand(len(state.ids), -1, -1)
     else:
         logits = network.logits(state.image, state.ids, state.mask, visible)[..., :k]
-    drawn = sample_ids(logits, u, config.top_p) if sampled is None else sampled
+    drawn = sample_ids(logits, u, sampling.top_p) if sampled is None else sampled
     ids = torch.where(state.mask, drawn, state.ids)
-    count = mask_length(config, step, length) if next_visible is None else length - next_visible
+    count = mask_length(sampling, step, length) if next_visible is None else length - next_visible
     mask = remask(
-        logits, ids, state.mask, gumbel=gumbel, scale=noise_scale(config, step), count=count
+        logits, ids, state.mask, gumbel=gumbel, scale=noise_scale(sampling, step), count=count
     )
     image = next_image(tokenizer, logits, ids, mask) if decode else state.image
     return Generation(image, ids, mask, logits)
@@ -174,7 +163,7 @@ def generate(
     seed: int,
     start: int,
     count: int,
-    config: SamplerConfig,
+    sampling: SamplingOptions,
     given: Given | None = None,
     all_images: bool = True,
 ) -> Iterator[Generation]:
@@ -196,22 +185,22 @@ def generate(
     unknown = int(given.mask[0].sum())
     state = Generation(*given, torch.empty(0, device=device))
     visible = length - unknown
-    for step in range(config.steps):
+    for step in range(sampling.steps):
         noise = torch.from_numpy(uniforms(seed, f"generate/{step}", start, count, 2 * length))
         u, g = noise.view(count, 2, length).unbind(1)
         gumbel = -torch.log(-torch.log(g))
-        following = length - mask_length(config, step, unknown)
+        following = length - mask_length(sampling, step, unknown)
         state = advance(
             network,
             tokenizer,
             state,
             u=u.float().to(device),
             gumbel=gumbel.float().to(device),
-            config=config,
+            sampling=sampling,
             step=step,
             visible=visible,
             next_visible=following,
-            decode=all_images or following > 0 or step + 1 == config.steps,
+            decode=all_images or following > 0 or step + 1 == sampling.steps,
         )
         visible = following
         yield state

@@ -51,9 +51,9 @@ STILL_UPWARD: dict[tuple[str, str], str] = {
 ONE_PLACE = {
     "deepspeed": "trainer/engine",
     "xformers": "model/attention.py",
-    "sklearn": "trainer/evaluation/benchmarks/recognition.py",
+    "sklearn": "trainer/evaluation/measures/recognition.py",
     "kornia": "trainer/objectives/augmentation.py",
-    "torch_fidelity": "trainer/evaluation/benchmarks/fidelity.py",
+    "torch_fidelity": "trainer/evaluation/measures/fidelity.py",
     "apex": "trainer/engine/optimizers.py",
     "boto3": "data_pipeline/storage/s3.py",
     "botocore": "data_pipeline/storage/s3.py",
@@ -209,6 +209,7 @@ NO_TORCH = [
     "cluster.cli",
     "cluster.launch.launch",
     "trainer.evaluation.report",
+    "trainer.evaluation.benchmarks.registry",
 ]
 
 

@@ -174,11 +174,13 @@ def model_card(source: Source) -> str:
         if source.config is not None:
             lines += [
                 "",
-                "from model.sampler import SamplerConfig, generate",
+                "from model.sampler import generate",
+                "from model.sampling_options import SamplingOptions",
                 "",
                 'tokenizer = load_network("tokenizer.safetensors", "tokenizer").eval()',
+                "sampling = SamplingOptions(steps=20)",
                 "for state in generate(network, tokenizer, seed=0, start=0, count=4, "
-                "config=SamplerConfig(steps=20)):",
+                "sampling=sampling):",
                 "    samples = state.image",
                 'print("samples", tuple(samples.shape))',
             ]

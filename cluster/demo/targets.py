@@ -1,4 +1,4 @@
-"""What the demo must reach, beside what it reached: printed at its end, and kept for its report."""
+"""What the demo must reach and what it reached: printed at its end, and kept for its report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.run_folder import TARGETS, RunFolder, write_json
 
 
 class Target(NamedTuple):
-    """A figure beside what it must reach, both as text; met is None where nothing is asked."""
+    """A value and what it must reach, both as text; met is None where nothing is asked."""
 
     name: str
     value: str
@@ -22,14 +22,14 @@ class Target(NamedTuple):
 
 
 def collect_targets(out: Path) -> list[Target]:
-    """From the evaluations and metrics of the demo's runs."""
+    """The targets of the demo, by the evaluations and training metrics of its runs."""
     tokenizer, predictor, addp = (
         _newest(out / name) for name in ("tokenizer", "predictor", "addp")
     )
     psnr, used = tokenizer("held-out", "psnr"), tokenizer("held-out", "codebook_used")
     losses = [float(row["loss"]) for row in RunFolder(out / "addp").read_metrics()]
-    first, last = (sum(part) / len(part) for part in (losses[:3], losses[-3:]))
-    found = [
+    first, last = (sum(few) / len(few) for few in (losses[:3], losses[-3:]))
+    targets = [
         Target("reconstruction PSNR", f"{psnr:.2f} dB", ">= 19 dB", psnr >= 19),
         Target("codebook in use", f"{used:.0%}", ">= 50 %", used >= 0.5),
         Target("unigram cross-entropy of the codes", f"{predictor('held-out', 'unigram'):.3f} nat"),
@@ -42,17 +42,14 @@ def collect_targets(out: Path) -> list[Target]:
             last < 0.95 * first,
         ),
     ]
-    for name, part, key in (
+    for name, benchmark, key in (
         ("kNN (k = 20)", "knn", "top1_k20"),
         ("linear probe", "linear", "top1"),
     ):
-        trained, untrained, pixels = (
-            addp(part, prefix + key) for prefix in ("", "untrained_", "pixels_")
-        )
-        reached, other, raw = (
-            _percent(share, addp(part, "images")) for share in (trained, untrained, pixels)
-        )
-        found += [
+        shares = [addp(benchmark, prefix + key) for prefix in ("", "untrained_", "pixels_")]
+        trained, untrained, pixels = shares
+        reached, other, raw = (_percent(share, addp(benchmark, "images")) for share in shares)
+        targets += [
             Target(
                 f"{name}, trained encoder", reached, f"> untrained ({other})", trained > untrained
             ),
@@ -60,14 +57,15 @@ def collect_targets(out: Path) -> list[Target]:
         ]
     frechet = addp("proxy", "efficientnet_frechet_distance")
     return [
-        *found,
+        *targets,
         Target("most common class", f"{addp('knn', 'majority_class'):.1%}"),
         Target("samples, Fréchet distance on EfficientNet features", f"{frechet:.1f}"),
     ]
 
 
-def _nats(name: str, figure: Callable[[str, str], float], least: float) -> Target:
-    entropy, gain = figure("held-out", "cross_entropy"), figure("held-out", "gain")
+def _nats(name: str, measured: Callable[[str, str], float], least: float) -> Target:
+    """How far masked tokens are under the unigram."""
+    entropy, gain = measured("held-out", "cross_entropy"), measured("held-out", "gain")
     return Target(
         name,
         f"{entropy:.3f} nat ({gain:.3f} under the unigram)",
@@ -77,30 +75,29 @@ def _nats(name: str, figure: Callable[[str, str], float], least: float) -> Targe
 
 
 def _percent(share: float, images: float) -> str:
-    """With its standard error, where the count of images is known."""
+    """A share in percent, with its standard error where the count of images is known."""
     error = standard_error(share, images)
     return f"{100 * share:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "") + " %"
 
 
 def _newest(run: Path) -> Callable[[str, str], float]:
-    """(part, figure) -> its value at the newest checkpoint that has it."""
+    """(benchmark, metric) -> its value at the newest checkpoint that has it."""
     results = read_results(LocalStore(run))
 
-    def value(part: str, figure: str) -> float:
-        figures = next(r for r in reversed(results) if r["part"] == part)["figures"]
-        return float(
-            figures.get(figure, 0) if figure == "images" else figures[figure]
-        )  # earlier ones did not count
+    def value(benchmark: str, metric: str) -> float:
+        metrics = next(r for r in reversed(results) if r.benchmark == benchmark).metrics
+        if metric == "images":
+            return float(metrics.get(metric, 0))  # earlier versions did not count them
+        return float(metrics[metric])
 
     return value
 
 
 def show_targets(out: Path) -> None:
-    """Print them, and keep them with the ADDP run."""
+    """Print the targets, and keep them with the ADDP run."""
     targets = collect_targets(out)
     for t in targets:
         verdict = {True: "met", False: "MISSED", None: ""}[t.met]
-        print(
-            f"{verdict:6s}  {t.name:52s} {t.value:36s} {t.target}".rstrip()
-        )  # the verdict first: narrow terminals cut
+        # The verdict stands first: narrow terminals cut lines.
+        print(f"{verdict:6s}  {t.name:52s} {t.value:36s} {t.target}".rstrip())
     write_json(RunFolder(out / "addp").evaluation / TARGETS, [t._asdict() for t in targets])

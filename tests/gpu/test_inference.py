@@ -12,7 +12,8 @@ import torch
 from data_pipeline.sharding.encoder import TokenEncoder
 from model.addp import ADDP
 from model.config import Geometry, TokenizerConfig, TransformerConfig
-from model.sampler import SamplerConfig, generate
+from model.sampler import generate
+from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 from tests.conftest import fresh_tokenizer
 from trainer.config.schema import AugmentationSection
@@ -63,7 +64,7 @@ def test_generation_is_the_cpus(device: torch.device, say: Say) -> None:
 
     def images(place: torch.device, dtype: torch.dtype) -> torch.Tensor:
         on = (copy.deepcopy(network).to(place, dtype), copy.deepcopy(tokenizer).to(place, dtype))
-        *_, last = generate(*on, seed=0, start=0, count=32, config=SamplerConfig(8))
+        *_, last = generate(*on, seed=0, start=0, count=32, sampling=SamplingOptions(steps=8))
         return last.image.float().cpu()
 
     expected, found = images(torch.device("cpu"), torch.float32), images(device, torch.float32)

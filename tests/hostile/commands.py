@@ -296,9 +296,9 @@ _OUTPUTS = [
         _run_folder,
     ),
     Case(
-        "an evaluation of no such part",
+        "an evaluation of no such benchmark",
         ("evaluate", "run", "--suite", "a$x^$"),
-        ("no such part",),
+        ("no such benchmark",),
         78,
         _run_folder,
     ),

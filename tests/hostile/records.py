@@ -13,7 +13,7 @@ from tests.hostile.case import Case
 from tests.hostile.weights import run_folder
 from trainer.run_folder import RUN
 
-_RESULT = {"step": 4, "part": "knn", "weights": "raw", "figures": {"top1_k20": 0.5}, "images": {}}
+_RESULT = {"step": 4, "part": "knn", "weights": "raw", "figures": {"top1_k20": 0.5}, "pictures": {}}
 _BOMB = "a: &a [1]\n" + "".join(
     f"{c}: &{c} [{', '.join(['*' + b] * 9)}]\n" for b, c in zip("abcdefgh", "bcdefghi", strict=True)
 )
@@ -84,11 +84,11 @@ CASES = [
         "incidents that hold HTML",
         {"incidents.jsonl": json.dumps({"event": "<script>", "reason": "<img>"})},
     ),
-    _report("a result of infinite figures", _result(figures={"fid": float("inf"), "is": 1e300})),
+    _report("a result of infinite metrics", _result(figures={"fid": float("inf"), "is": 1e300})),
     _report(
-        "a result whose images lie elsewhere", _result(images={"": "../../../../outside/x.png"})
+        "a result whose images lie elsewhere", _result(pictures={"": "../../../../outside/x.png"})
     ),
-    _report("a result of a part named like a path", _result(part="../../x")),
+    _report("a result of a benchmark named like a path", _result(part="../../x")),
     _report("a result of an absurd step", _result(step=10**40)),
     _report(
         "an end at an absurd time", {"exit.json": '{"code": 75, "reason": "x", "time": 1e300}'}

@@ -16,12 +16,13 @@ from model.addp import ADDP
 from model.config import Geometry, TransformerConfig
 from model.parity import compare
 from model.precision import cpu_flags, emulates_bf16
-from model.sampler import SamplerConfig
+from model.sampling_options import SamplingOptions
 from tests.conftest import FIXTURES, fresh_tokenizer
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import SMALL, Ranks
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import own_device
+from trainer.evaluation.options import SetOptions
 from trainer.evaluation.sample_set import SampleSet
 from trainer.evaluation.trained import Trained
 from trainer.pretrain import main
@@ -80,7 +81,8 @@ def generated(folder: Path) -> None:
     tokenizer = fresh_tokenizer()
     network = ADDP(Geometry.of(tokenizer.config), TransformerConfig(size="tiny")).eval()  # type: ignore[call-arg]
     trained = Trained(network, tokenizer, RunConfig(), None)
-    SampleSet(folder / "set", trained, 1, 0, SamplerConfig(2), "png", 1, "bf16").make_chunk(0)
+    options = SetOptions(count=1, batch=1, precision="bf16")
+    SampleSet(folder / "set", trained, options, SamplingOptions(steps=2)).make_chunk(0)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import torch
 
 from model.addp import ADDP
 from model.config import Geometry, TransformerConfig
-from model.sampler import SamplerConfig, generate, mask_length, noise_scale, remask, sample_ids
+from model.sampler import generate, mask_length, noise_scale, remask, sample_ids
+from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 
 
@@ -19,8 +20,12 @@ def network(tokenizer: VQTokenizer) -> ADDP:
 
 def test_mask_lengths_are_the_references(schedules: dict[str, Any]) -> None:
     expected = schedules["generation_masked_after_step"]
-    assert [mask_length(SamplerConfig(20), s, 256) for s in range(20)] == expected["cosine_20"]
-    linear = [mask_length(SamplerConfig(256, "linear"), s, 256) for s in range(256)]
+    assert [mask_length(SamplingOptions(steps=20), s, 256) for s in range(20)] == expected[
+        "cosine_20"
+    ]
+    linear = [
+        mask_length(SamplingOptions(steps=256, schedule="linear"), s, 256) for s in range(256)
+    ]
     assert (
         linear[:10] == expected["linear_256_first10"]
         and linear[-3:] == expected["linear_256_last3"]
@@ -28,8 +33,9 @@ def test_mask_lengths_are_the_references(schedules: dict[str, Any]) -> None:
 
 
 def test_temperature() -> None:
-    assert noise_scale(SamplerConfig(4), 0) == 4.5 and noise_scale(SamplerConfig(4), 3) == 0
-    assert noise_scale(SamplerConfig(4, temperature="constant"), 3) == 6
+    sampling = SamplingOptions(steps=4)
+    assert noise_scale(sampling, 0) == 4.5 and noise_scale(sampling, 3) == 0
+    assert noise_scale(SamplingOptions(steps=4, temperature="constant"), 3) == 6
 
 
 def test_ids_are_drawn_from_the_distribution() -> None:
@@ -53,15 +59,15 @@ def test_remask_takes_the_least_confident_of_the_masked() -> None:
 
 
 def test_a_sample_is_a_function_of_its_index(network: ADDP, tokenizer: VQTokenizer) -> None:
-    config = SamplerConfig(5)
-    *states, last = generate(network, tokenizer, seed=3, start=10, count=4, config=config)
+    sampling = SamplingOptions(steps=5)
+    *states, last = generate(network, tokenizer, seed=3, start=10, count=4, sampling=sampling)
     assert [int(s.mask[0].sum()) for s in (*states, last)] == [
-        mask_length(config, s, 16) for s in range(5)
+        mask_length(sampling, s, 16) for s in range(5)
     ]
     for before, after in zip(states, [*states[1:], last], strict=True):
         assert torch.equal(before.ids[~before.mask], after.ids[~before.mask])  # what is known stays
         assert not (after.mask & ~before.mask).any()
-    *_, alone = generate(network, tokenizer, seed=3, start=12, count=1, config=config)
+    *_, alone = generate(network, tokenizer, seed=3, start=12, count=1, sampling=sampling)
     assert torch.equal(alone.ids[0], last.ids[2])
     torch.testing.assert_close(alone.image[0], last.image[2], atol=1e-5, rtol=1e-4)
     assert len({tuple(row.tolist()) for row in last.ids}) == 4

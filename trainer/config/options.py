@@ -11,23 +11,24 @@ import functools
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from model.precision import InferencePrecision
-from trainer.config.schema import MOST_RANKS, MOST_STEPS
+from trainer.config.schema import MOST_RANKS
 from trainer.run_folder import Weights
 
 MOST_IMAGES = 100_000_000  # that one command makes
-_LARGEST_GRID_BATCH = 65_536
+MOST_STEPS = 10**12  # of a run
+LARGEST_SEED = (1 << 63) - 1
+LARGEST_BATCH = 65_536  # images that are computed together, without a gradient
 Result = TypeVar("Result")
 
 
 def seed_option(meaning: str) -> Any:
-    return typer.Option(min=-(1 << 63), max=(1 << 63) - 1, help=meaning)
+    return typer.Option(min=-LARGEST_SEED - 1, max=LARGEST_SEED, help=meaning)
 
 
 def step_option(meaning: str) -> Any:
@@ -35,7 +36,7 @@ def step_option(meaning: str) -> Any:
 
 
 def batch_option(meaning: str) -> Any:
-    return typer.Option(min=1, max=_LARGEST_GRID_BATCH, help=meaning)
+    return typer.Option(min=1, max=LARGEST_BATCH, help=meaning)
 
 
 def held_out_option(meaning: str) -> Any:
@@ -65,37 +66,14 @@ ConfigFile = Annotated[
 ]
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]
-TrainedWeights = Annotated[Weights, typer.Option(help="the trained weights, or their average")]
+TrainedWeights = Annotated[
+    Weights, typer.Option(help="the trained weights, or their exponential moving average")
+]
 LocalTokenizer = Annotated[
     Path | None, typer.Option(help="the run's tokenizer, where it lies elsewhere on this machine")
 ]
 Zoom = Annotated[int, typer.Option(min=1, max=64, help="grid: enlarge each image by this factor")]
 LocalRank = Annotated[int | None, typer.Option("--local_rank", hidden=True)]  # launchers append it
-
-# How images are generated: see model/sampler.py.
-DenoisingSteps = Annotated[
-    int, typer.Option(min=1, max=10_000, help="denoising steps (N in the paper)")
-]
-MaskSchedule = Annotated[
-    Literal["cosine", "linear"],
-    typer.Option(help="how the number of masked tokens falls with the steps"),
-]
-ChoiceTemperature = Annotated[
-    float, typer.Option(min=0, max=1000, help="randomness in choosing the tokens that a step keeps")
-]
-Temperature = Annotated[
-    Literal["dynamic", "constant"],
-    typer.Option(help="dynamic: this randomness falls to 0; constant: it stays"),
-]
-TopP = Annotated[
-    float,
-    typer.Option(
-        min=0.01, max=1, help="draw from the likeliest tokens that have this probability together"
-    ),
-]
-Precision = Annotated[
-    InferencePrecision, typer.Option(help="that the networks that generate compute in")
-]
 
 
 def from_models(command: Callable[..., Result]) -> Callable[..., Result]:

@@ -22,7 +22,7 @@ KEYS = {
     "health.rewinds": "health.max_rewinds",
 }
 OPTIONS = {"--pictures": "--images", "--train-pictures": "--train-images"}
-# In a result of an evaluation: its settings, the places of its data, its metrics, its images.
+# In a result of an evaluation: its settings, the locations of its data, and its metrics.
 RESULT_KEYS = {
     "pictures": "images",
     "train_pictures": "train_images",
@@ -57,12 +57,3 @@ def with_new_keys(config: dict[str, Any]) -> dict[str, Any]:
             value = values.pop(old_name)
             values.setdefault(new_name, value)
     return config
-
-
-def with_new_result_keys(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the result of an evaluation from disk, as JSON, under the keys of today."""
-    named = {RESULT_KEYS.get(key, key): value for key, value in result.items()}
-    for part in ("settings", "places", "figures"):
-        if isinstance(values := named.get(part), dict):
-            named[part] = {RESULT_KEYS.get(key, key): value for key, value in values.items()}
-    return named

@@ -1,2 +1,1 @@
-"""What a checkpoint is worth: samples and their quality, recognition, held-out figures, the
-report."""
+"""What a checkpoint is worth: benchmarks and their metrics, generated images, the report."""

@@ -1,10 +1,14 @@
-"""Who evaluates what, where several evaluators watch one run: a claim is an object on the run's own
-store.
+"""Claims: they settle who evaluates what when several evaluators watch one run.
 
-A claim NAME.K is created, never overwritten by another: of those who want it, one wins. Its holder
-renews it; one that does not change for a lease's time, or whose process is gone from this machine,
-is taken over by creating NAME.K+1. No clocks are compared. A holder that was only asleep loses
-nothing: results appear whole and once, whoever makes them.
+A claim is an object on the run's own store:
+
+    evaluation/claims/step-8.1   created by evaluator A, which renews it while it works
+    evaluation/claims/step-8.2   created by B, once step-8.1 has not changed for a lease's time
+
+An object NAME.K is created, never overwritten: of those who want it, one wins. A claim is taken
+over, by creating NAME.K+1, when it has not changed for a lease's time, or when its process is gone
+from this machine. No clocks are compared. A holder that was only asleep does no harm: results
+appear whole and once, whoever makes them.
 """
 
 from __future__ import annotations
@@ -28,8 +32,11 @@ FOLDER = "evaluation/claims"
 
 
 class Claims:
-    """lease: seconds without a renewal after which a claim is free. folder: of the claims on the
-    store."""
+    """The claims of a run, as one evaluator sees them.
+
+    lease: seconds without a renewal after which a claim is free. folder: of the claims on the
+    store.
+    """
 
     def __init__(self, store: Store, lease: float, folder: str = FOLDER) -> None:
         self._store, self._lease, self._folder = store, lease, folder
@@ -40,26 +47,24 @@ class Claims:
             "started": psutil.Process().create_time(),
             "holder": uuid.uuid4().hex,
         }
-        self._seen: dict[
-            str, tuple[bytes, float]
-        ] = {}  # object -> its content, and since when it is that
+        # By object: its content, and since when we have seen that content.
+        self._seen: dict[str, tuple[bytes, float]] = {}
         self._beats = 0
 
     def take(self, name: str) -> Claim | None:
-        """The claim, held until it is released; None while another evaluator holds it. Raises
-        StorageError."""
+        """Take a claim, which is held until it is released; None while another evaluator holds it.
+
+        Raises StorageError.
+        """
         prefix, attempts = f"{self._folder}/{name}.", self._attempts(name)
         newest = f"{prefix}{attempts[-1]}" if attempts else ""
-        if newest and self._is_ours(
-            newest
-        ):  # of an earlier try, which the store did not answer to its end
+        if newest and self._is_ours(newest):  # of an earlier try, whose answer was lost
             return Claim(self, name, newest)
         if newest and not self._is_free(newest):
             return None
         target = f"{prefix}{attempts[-1] + 1 if attempts else 1}"
-        if not self._store.create(target, self._content()) and not self._is_ours(
-            target
-        ):  # ours: an answer was lost
+        created = self._store.create(target, self._content())
+        if not created and not self._is_ours(target):  # it may be ours: an answer was lost
             return None
         for old in attempts:
             self._store.remove(f"{prefix}{old}")
@@ -68,9 +73,8 @@ class Claims:
     def _attempts(self, name: str) -> list[int]:
         prefix = f"{self._folder}/{name}."
         numbers = (entry.name.removeprefix(prefix) for entry in self._store.list(prefix))
-        return sorted(
-            int(number) for number in numbers if number.isdigit()
-        )  # else: a renewal on its way
+        # What is no number is a renewal on its way.
+        return sorted(int(number) for number in numbers if number.isdigit())
 
     def _read(self, target: str) -> bytes:
         try:
@@ -79,7 +83,7 @@ class Claims:
             return b""
 
     def holder(self, name: str) -> dict[str, Any] | None:
-        """Who holds a claim; None where nobody does, or it is released this moment. Raises
+        """Who holds a claim; None where nobody does, or where it is just being released. Raises
         StorageError."""
         attempts = self._attempts(name)
         content = self._read(f"{self._folder}/{name}.{attempts[-1]}") if attempts else b""
@@ -111,15 +115,16 @@ class Claims:
         return owner is not None and owner.get("holder") == self.owner["holder"]
 
     def renew(self, target: str) -> None:
-        """Raises StorageError."""
+        """Show that the holder is alive. Raises StorageError."""
         self._store.replace(target, self._content())
 
     def remove(self, target: str) -> None:
-        """Raises StorageError."""
+        """Remove the object of a claim. Raises StorageError."""
         self._store.remove(target)
 
     @property
     def pause(self) -> float:
+        """Seconds between two renewals."""
         return self._lease / 4
 
 
@@ -129,20 +134,16 @@ def _record(content: bytes) -> dict[str, Any] | None:
         owner = json.loads(content)
     except ValueError:
         return None
-    return (
-        owner
-        if isinstance(owner, dict) and {"host", "process", "started", "beat"} <= owner.keys()
-        else None
-    )
+    is_claim = isinstance(owner, dict) and {"host", "process", "started", "beat"} <= owner.keys()
+    return owner if is_claim else None
 
 
 def _machine() -> str:
-    """Where a process id means what it means here: this start of the kernel, this name space of
-    processes."""
+    """Identifies where a process id means what it means here: this start of the kernel, and this
+    name space of processes."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(
-            Path("/proc/self/ns/pid").readlink()
-        )
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return boot + str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return ""
 
@@ -167,9 +168,11 @@ def _is_gone(owner: dict[str, Any]) -> bool:
 
 
 class Claim:
-    """Held, and renewed by a thread, until it is released. Once lost it stays lost, also where
-    nobody holds it any more: its holder slept while others worked, and must not put its name over
-    theirs."""
+    """A claim that is held, and renewed by a thread, until it is released.
+
+    Once lost it stays lost, also where nobody holds it any more: its holder slept while others
+    worked, and must not put its name over theirs.
+    """
 
     def __init__(self, claims: Claims, name: str, target: str) -> None:
         self._claims, self._name, self._target = claims, name, target
@@ -190,7 +193,7 @@ class Claim:
                 said = True
 
     def renew(self) -> None:
-        """Also where what a claim says of its holder has changed. Raises StorageError."""
+        """Write the claim again, with what it says of its holder now. Raises StorageError."""
         if not self.is_lost():
             self._claims.renew(self._target)
 
@@ -200,6 +203,8 @@ class Claim:
         return self._lost
 
     def release(self) -> None:
+        """Stop renewing the claim, and remove it unless it was lost. A store that is away is
+        warned of."""
         self._ended.set()
         self._thread.join()
         try:

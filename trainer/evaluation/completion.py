@@ -14,17 +14,21 @@ from data_pipeline.images.images import ImageEntry, is_image, read_image
 from data_pipeline.images.views import ViewRecipe, make_view
 from data_pipeline.storage import LocalStore
 from model.errors import ConfigError, DataError
-from model.sampler import SamplerConfig, generate, given_tokens
+from model.sampler import generate, given_tokens
+from model.sampling_options import SamplingOptions
+from trainer.evaluation.options import KEEP
 from trainer.evaluation.trained import Trained, frozen_predictor
 
-KEEP = ("left", "right", "top", "bottom", "border", "center")
 _MOST = 8  # images
 _VARIANTS = 4  # of each
 
 
 def generated_mask(keep: str, grid: int) -> Tensor:
-    """(L,) bool, True where tokens are generated. keep: one of `KEEP`, or a mask image: a token is
-    generated where any pixel of its patch is white. Raises ConfigError."""
+    """(L,) bool for a grid of L = grid * grid tokens, True where a token is generated.
+
+    keep: one of `KEEP`, or a mask image: a token is generated where any pixel of its patch is
+    white. Raises ConfigError.
+    """
     mask = torch.ones(grid, grid, dtype=torch.bool)
     half, quarter = grid // 2, max(1, grid // 4)
     inner = (slice(quarter, grid - quarter),) * 2
@@ -58,19 +62,22 @@ def generated_mask(keep: str, grid: int) -> Tensor:
 
 
 def read_images(path: Path, size: int) -> Tensor:
-    """An image, or the first few of a folder, cropped to (N, 3, size, size) in [0, 1]. Raises
-    DataError."""
+    """An image, or the first few images of a folder, cropped to (N, 3, size, size) in [0, 1].
+
+    Raises DataError.
+    """
     files = (
         sorted(p for p in path.iterdir() if is_image(p.name))[:_MOST] if path.is_dir() else [path]
     )
     if not files:
         raise DataError(f"{path} holds no images")
     try:
-        listed = [
+        entries = [
             (LocalStore(f.parent), ImageEntry(f.name, 0, f.name, f.stat().st_size)) for f in files
         ]
         views = [
-            make_view(read_image(store, p), p.id, 0, ViewRecipe.center(size)) for store, p in listed
+            make_view(read_image(store, entry), entry.id, 0, ViewRecipe.center(size))
+            for store, entry in entries
         ]
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
@@ -79,10 +86,12 @@ def read_images(path: Path, size: int) -> Tensor:
 
 @torch.no_grad()
 def completed_images(
-    trained: Trained, path: Path, keep: str, seed: int, sampler: SamplerConfig, zoom: int
+    trained: Trained, path: Path, keep: str, *, seed: int, sampling: SamplingOptions, zoom: int
 ) -> Image.Image:
-    """One row an image: the image, what is kept of it, and a few completions. Raises ConfigError,
-    DataError."""
+    """A grid with one row an image: the image, what is kept of it, and a few completions.
+
+    path, keep: as `read_images` and `generated_mask` take them. Raises ConfigError or DataError.
+    """
     network, tokenizer, config = trained.network, trained.tokenizer, trained.config
     device, geometry = network.pos_embed.device, network.geometry
     images = read_images(path, geometry.image_size).to(device)
@@ -100,15 +109,16 @@ def completed_images(
     for number, image in enumerate(images):
         ids = tokenizer.encode(image[None].to(tokenizer.codebook.dtype)).expand(_VARIANTS, -1)
         start = given_tokens(tokenizer, predictor, ids, mask.expand(_VARIANTS, -1))
-        for state in generate(
+        states = generate(
             network,
             tokenizer,
             seed=seed,
             start=number * _VARIANTS,
             count=_VARIANTS,
-            config=sampler,
+            sampling=sampling,
             given=start,
-        ):
+        )
+        for state in states:
             last = state
         rows.append(
             torch.cat([image[None], image[None].masked_fill(hidden, 0.5), last.image]).cpu()

@@ -1,9 +1,12 @@
-"""Which checkpoints and results are of the run as it is now: behind a rewind, or where a save was
-done again, another checkpoint comes to stand under the same step. Imports no torch."""
+"""Which checkpoints and results belong to the run as it is now.
+
+After a rewind, or when a save is done again, another checkpoint comes to stand under the same step;
+results of the one before it no longer count. Imports no torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -11,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from data_pipeline.storage import ObjectMissing, Store
 from trainer.checkpointing.format import manifest_name, step_of_manifest
+from trainer.evaluation.results import Result
 from trainer.resilience.state import rewinds_before, rewinds_on
 from trainer.run_folder import checkpoint_fingerprint
 
@@ -22,7 +26,7 @@ class _File(BaseModel):
 
 
 class _Saved(BaseModel):
-    """Of a manifest, what tells one checkpoint from another. skipped: data that it was trained
+    """What tells one checkpoint from another, in its manifest. skipped: data that it was trained
     without."""
 
     skipped: Rewinds
@@ -30,8 +34,11 @@ class _Saved(BaseModel):
 
 
 class Course:
-    """rewinds: of the run. read: an object of the run's folder or store by its name, ObjectMissing
-    where there is none; what else it raises, methods raise."""
+    """The course of a run: its rewinds, and the checkpoints that stand now.
+
+    read: returns an object of the run's folder or store by its name, and raises ObjectMissing where
+    there is none. What else it raises, methods raise.
+    """
 
     def __init__(self, rewinds: Rewinds, read: Callable[[str], bytes]) -> None:
         self.rewinds = rewinds
@@ -50,31 +57,26 @@ class Course:
         saved = self._saved(step)
         return saved is not None and saved.skipped != rewinds_before(self.rewinds, step)
 
-    def is_current(self, result: Mapping[str, Any]) -> bool:
-        """Whether a result ("step", "checkpoint": a fingerprint, "left_out": data that it was
-        trained without) measured the checkpoint of its step; of one that has expired, whether the
-        run went through it."""
-        step, left_out, passed = (
-            result["step"],
-            result.get("left_out"),
-            rewinds_before(self.rewinds, result["step"]),
-        )
+    def is_current(self, result: Result) -> bool:
+        """Whether a result measured the checkpoint that stands under its step; where that one has
+        expired, whether the run went through the checkpoint that was measured."""
+        left_out, passed = result.left_out, rewinds_before(self.rewinds, result.step)
         if left_out is not None and left_out != passed:
             return False
-        saved = self._saved(step)
+        saved = self._saved(result.step)
         if saved is None or saved.skipped != passed:
-            return (
-                left_out is not None or not passed
-            )  # results of earlier versions do not say what was left out
-        return bool(
-            result.get("checkpoint")
-            == checkpoint_fingerprint({n: file.sha256 for n, file in saved.files.items()})
-        )
+            # Results of earlier versions do not say what was left out.
+            return left_out is not None or not passed
+        hashes = {name: file.sha256 for name, file in saved.files.items()}
+        return result.checkpoint == checkpoint_fingerprint(hashes)
 
 
 class StoredCourse(Course):
-    """Of a run folder or of the store that a run uploads to, as it is now. marks: what changes when
-    a checkpoint comes to stand in the place of another, by step. Raises StorageError."""
+    """The course of a run by its folder, or by the store that it uploads to, as it is now.
+
+    marks: by step, what changes when another checkpoint comes to stand under it. Raises
+    StorageError.
+    """
 
     def __init__(self, store: Store) -> None:
         super().__init__(rewinds_on(store), store.read)

@@ -1,5 +1,5 @@
-"""Images as evaluation sees them: centre crops, read in chunks that do not depend on who reads
-them."""
+"""Images as evaluation sees them: centre crops, in chunks that are the same for any number of
+ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from data_pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 _THREADS = 4
-Crop = Literal["own", "published"]  # as our held-out tokens are made; or as `resized_crop`
+Crop = Literal["own", "published"]  # as our held-out tokens are made, or as `resized_crop`
 
 
 class Chunk(NamedTuple):
@@ -32,14 +32,18 @@ class Chunk(NamedTuple):
 
 
 class Crops:
-    """images: of `store`. classes: names, which their labels index. An image that cannot be read is
-    left out, and said."""
+    """Images of a store, cropped to `size` pixels a side and read `chunk` at a time.
+
+    classes: names, which the labels of the images index. An image that cannot be read is left out,
+    with a warning.
+    """
 
     def __init__(
         self,
         store: Store,
         images: Sequence[ImageEntry],
         classes: tuple[str, ...],
+        *,
         size: int,
         chunk: int,
         crop: Crop = "own",
@@ -52,14 +56,15 @@ class Crops:
 
     @property
     def chunks(self) -> int:
+        """How many chunks there are."""
         return -(-len(self) // self._chunk)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of what the images are, not of their bytes: names, sizes, labels, crop."""
+        """A hash of names, labels, sizes in bytes, and the crop; no image is opened."""
         digest = hashlib.sha256(f"{self._crop} {self._size}\n".encode())
-        for p in self._images:
-            digest.update(f"{p.id}\n{p.label} {p.size}\n".encode())
+        for image in self._images:
+            digest.update(f"{image.id}\n{image.label} {image.size}\n".encode())
         return digest.hexdigest()
 
     def _view(self, entry: ImageEntry) -> NDArray[np.uint8] | None:
@@ -73,17 +78,21 @@ class Crops:
             return None
 
     def read(self, number: int) -> Chunk:
-        """Chunk 0 .. chunks-1."""
+        """Read chunk 0 .. chunks-1."""
         return self._read(self._images[number * self._chunk : (number + 1) * self._chunk])
 
     def spread(self, count: int) -> Chunk:
-        """At most `count`, evenly over all: a source has its classes one after another."""
+        """Read at most `count` images, spread evenly: a source lists one class after another."""
         return self._read(self._images[:: max(1, -(-len(self) // count))][:count])
 
     def _read(self, images: Sequence[ImageEntry]) -> Chunk:
         with ThreadPoolExecutor(_THREADS) as pool:
             views = list(pool.map(self._view, images))
-        good = [(view, p.label) for view, p in zip(views, images, strict=True) if view is not None]
+        good = [
+            (view, image.label)
+            for view, image in zip(views, images, strict=True)
+            if view is not None
+        ]
         nothing = np.zeros((0, self._size, self._size, 3), np.uint8)
         pixels = np.stack([view for view, _ in good]) if good else nothing
         return Chunk(

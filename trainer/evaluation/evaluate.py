@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,165 +21,64 @@ from rich.table import Table
 from data_pipeline.storage import StorageError, file_name, is_remote, open_store
 from data_pipeline.storage.output import check_apart, check_output
 from model.errors import ConfigError
-from trainer.config.options import (
-    MOST_IMAGES,
-    AsJson,
-    ChoiceTemperature,
-    DenoisingSteps,
-    LocalRank,
-    LocalTokenizer,
-    MaskSchedule,
-    Precision,
-    Temperature,
-    TopP,
-    TrainedWeights,
-    batch_option,
-    held_out_option,
-    seed_option,
-    step_option,
-)
-from trainer.config.schema import MOST_STEPS, YEAR, RunConfig
+from trainer.config.options import AsJson, LocalRank, LocalTokenizer, TrainedWeights, from_models
+from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives, own_device
 from trainer.distributed.meeting import join_ranks
-from trainer.evaluation.benchmarks.registry import PARTS, settings_of
+from trainer.evaluation.benchmarks.registry import BENCHMARKS, fitting
 from trainer.evaluation.course import StoredCourse
-from trainer.evaluation.evaluator import Choice, Evaluator
-from trainer.evaluation.results import FOLDER, flattened, read_results
-from trainer.evaluation.task import Options
+from trainer.evaluation.evaluator import Evaluator, Request
+from trainer.evaluation.options import EvaluationOptions, WhichCheckpoints, WorkOptions
+from trainer.evaluation.results import FOLDER, Result, read_results
 from trainer.evaluation.trained import is_lasting, run_config
 from trainer.objectives.registry import OBJECTIVES
 from trainer.resilience.stopping import Preempted
 
+_SUITE = "; ".join(f"{name}: {benchmark.summary}" for name, benchmark in BENCHMARKS.items())
 
+
+@from_models
 def main(
     run: Annotated[
         str, typer.Argument(help="run folder, or s3://bucket/prefix that a run uploads to")
     ],
-    suite: Annotated[str, typer.Option(help=f"parts, with commas: {', '.join(PARTS)}")] = "knn",
-    follow: Annotated[
-        bool, typer.Option("--follow", help="each new checkpoint, until the run is done")
-    ] = False,
-    every: Annotated[
-        int | None,
-        typer.Option(min=1, max=MOST_STEPS, help="all checkpoints at multiples of this step"),
-    ] = None,
-    checkpoint: Annotated[
-        int | None, step_option("the checkpoint of this step; else the newest valid one")
-    ] = None,
+    *,
+    suite: Annotated[str, typer.Option(help=f"benchmarks, separated by commas. {_SUITE}")] = "knn",
+    which: WhichCheckpoints,
     weights: TrainedWeights = "raw",
-    images: Annotated[
-        str | None,
-        typer.Option(help="class folders or WebDataset shards; else what the run itself reads"),
-    ] = None,
-    train_images: Annotated[
-        str | None,
-        typer.Option(
-            help="training images, where they stand apart; all of --images is then held out"
-        ),
-    ] = None,
-    held_out: Annotated[
-        float | None, held_out_option("share of held-out images, by hash; else the run's")
-    ] = None,
-    reference: Annotated[
-        Literal["published", "held-out"],
-        typer.Option(
-            help="fid, proxy: all of --images, the shorter side resized bilinearly; or the "
-            "held-out ones, bicubic"
-        ),
-    ] = "published",
-    tokens: Annotated[str | None, typer.Option(help="held-out: held-out token data set")] = None,
-    train_tokens: Annotated[
-        str | None,
-        typer.Option(help="held-out: training token data set; else what the run itself reads"),
-    ] = None,
-    count: Annotated[
-        int, typer.Option(min=2, max=MOST_IMAGES, help="samples, fid, proxy: images to generate")
-    ] = 50_000,
-    seed: Annotated[
-        int | None, seed_option("image i depends on (seed, i) only; else the run's")
-    ] = None,
-    steps: DenoisingSteps = 20,
-    schedule: MaskSchedule = "cosine",
-    choice_temperature: ChoiceTemperature = 6.0,
-    temperature: Temperature = "dynamic",
-    top_p: TopP = 1.0,
-    batch: Annotated[
-        int | None, batch_option("images that are computed together; else the run's micro batch")
-    ] = None,
-    precision: Precision = "fp32",
-    inception_weights: Annotated[
-        Path | None, typer.Option(help="fid: Inception-v3, pt_inception-2015-12-05-6726825d.pth")
-    ] = None,
-    baselines: Annotated[
-        bool, typer.Option("--baselines", help="knn, linear: also an untrained encoder, and pixels")
-    ] = False,
+    options: EvaluationOptions,
     tokenizer: LocalTokenizer = None,
-    work: Annotated[
-        Path | None, typer.Option(help="folder for samples and caches; else RUN/evaluation")
-    ] = None,
-    keep_samples: Annotated[
-        bool, typer.Option("--keep-samples", help="leave generated sets in the work folder")
-    ] = False,
-    lease: Annotated[
-        float,
-        typer.Option(min=0.1, max=YEAR, help="seconds after which a dead evaluator's work is free"),
-    ] = 60,
+    working: WorkOptions,
     as_json: AsJson = False,
     local_rank: LocalRank = None,
 ) -> None:
     """Measure checkpoints of a run, finished or not; several evaluators may share the work.
 
-    held-out: PSNR, or masked-token cross-entropy. samples: a set, its grid and steps. fid: FID, IS,
-    KID, precision and recall. proxy: the same on packaged EfficientNet features. knn, linear:
-    frozen features. accuracy: of a classifier. Each result is RUN/evaluation/step-N/PART.json,
-    whole and once; what is there is not done again. What is not given and the run's configuration
-    says, is taken from there, and printed.
+    Each result is RUN/evaluation/step-N/BENCHMARK.json, whole and once; what is there is not
+    measured again. What is not given is taken from the run's configuration where it says it, and
+    printed.
     """
     del local_rank
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, _stop)
-    parts = [part.strip() for part in suite.split(",") if part.strip()]
-    options = Options.model_validate(
-        {
-            name: value
-            for name, value in locals().items()
-            if name in Options.model_fields and value is not None
-        }
+    request = Request(
+        benchmarks=[name.strip() for name in suite.split(",") if name.strip()],
+        options=options,
+        which=which,
+        weights=weights,
+        work=_work_folder(run, working.work, options.images),
+        lease=working.lease,
+        keep_samples=working.keep_samples,
+        tokenizer=tokenizer,
     )
-    if work is not None:
-        check_output(work)
-        if images is not None:
-            check_apart(work, images, "--work")
-    else:
-        work = Path("evaluation") / file_name(run) if is_remote(run) else Path(run) / FOLDER
     join_ranks()
     collectives = Collectives()
-    config = collectives.broadcast_from_rank0(lambda: _check(run, parts, options, follow))
+    config = collectives.broadcast_from_rank0(lambda: _check(run, request))
     if collectives.rank == 0:
-        _say_taken(*options.with_run(config), parts, config, tokenizer)
-    if follow and every is None:
-        every = 1
-    choose = Choice(checkpoint, every)
-    Evaluator(
-        run,
-        collectives,
-        own_device(),
-        parts,
-        options,
-        weights,
-        choose,
-        follow,
-        lease,
-        work,
-        keep_samples,
-        tokenizer,
-        config,
-    ).go()
+        _say_taken(request, config)
+    Evaluator(run, config, request, collectives, own_device()).evaluate()
     if collectives.rank == 0:
-        store = open_store(run)
-        course = StoredCourse(store)
-        wanted = (r for r in read_results(store) if r["part"] in parts and r["weights"] == weights)
-        _show([r for r in wanted if course.is_current(r)], as_json)
+        _show(_results(run, request), as_json)
 
 
 def _stop(number: int, _: object) -> None:
@@ -188,49 +87,48 @@ def _stop(number: int, _: object) -> None:
     )
 
 
-def _check(run: str, parts: list[str], options: Options, follow: bool) -> RunConfig:
-    """Before anything is computed; the run's configuration. Raises ConfigError."""
-    unknown = [part for part in parts if part not in PARTS]
-    if unknown or not parts:
+def _work_folder(run: str, work: Path | None, images: str | None) -> Path:
+    """The folder for samples and caches. Raises ConfigError where --work cannot be it."""
+    if work is None:
+        return Path("evaluation") / file_name(run) if is_remote(run) else Path(run) / FOLDER
+    check_output(work)
+    if images is not None:
+        check_apart(work, images, "--work")
+    return work
+
+
+def _check(run: str, request: Request) -> RunConfig:
+    """The run's configuration, once it is clear that the run can be measured so. Raises
+    ConfigError."""
+    names = request.benchmarks
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown or not names:
         raise ConfigError(
-            f"--suite {','.join(unknown)}: no such part; there are {', '.join(PARTS)}"
+            f"--suite {','.join(unknown)}: no such benchmark; there are {', '.join(BENCHMARKS)}"
         )
-    if "fid" in parts and (
-        options.inception_weights is None or not options.inception_weights.is_file()
-    ):
-        raise ConfigError(
-            f"fid needs --inception-weights FILE ({options.inception_weights or 'none given'}): "
-            "the standard Inception-v3 as torch-fidelity distributes it, "
-            "pt_inception-2015-12-05-6726825d.pth. Without it, the part `proxy` gives the same "
-            "formulas on packaged EfficientNet features: good to compare checkpoints, not to "
-            "compare with published figures"
-        )
-    config = _started(run) if follow else run_config(run)
-    objective = config.objective
-    kind = OBJECTIVES[objective].network_kind
-    wrong = [part for part in parts if kind not in PARTS[part].network_kinds]
+    for name in names:
+        BENCHMARKS[name].check(request.options)
+    config = _started(run) if request.which.follow else run_config(run)
+    fit = fitting(OBJECTIVES[config.objective].network_kind)
+    wrong = [name for name in names if name not in fit]
     if wrong:
-        fitting = ", ".join(name for name, part in PARTS.items() if kind in part.network_kinds)
         raise ConfigError(
-            f"{run} trained a {objective}, for which there is no {', '.join(wrong)}; there are "
-            f"{fitting}"
+            f"{run} has the objective {config.objective}, which {', '.join(wrong)} cannot measure; "
+            f"the benchmarks for it are {', '.join(fit)}"
         )
     return config
 
 
-def _say_taken(
-    options: Options,
-    taken: dict[str, Any],
-    parts: list[str],
-    config: RunConfig,
-    tokenizer: Path | None,
-) -> None:
-    used = {"batch", *(name for part in parts for name in settings_of(part, options))}
+def _say_taken(request: Request, config: RunConfig) -> None:
+    """Print what was not given and is taken from the run's configuration."""
+    options, taken = request.options.resolved(config)
+    benchmarks = [BENCHMARKS[name] for name in request.benchmarks]
+    used = {"batch", *(name for b in benchmarks for name in b.depends_on(options))}
     shown = {name: value for name, value in taken.items() if name in used}
     if (
         OBJECTIVES[config.objective].network_kind == "addp"
-        and tokenizer is None
-        and {"samples", "fid", "proxy", "held-out"} & set(parts)
+        and request.tokenizer is None
+        and any(b.uses_tokenizer for b in benchmarks)
     ):
         shown["tokenizer"] = config.tokenizer.weights
     if shown:
@@ -239,8 +137,7 @@ def _say_taken(
 
 
 def _started(run: str) -> RunConfig:
-    """The configuration, once the run has begun; its store is waited for as well, unless it refuses
-    us."""
+    """Wait until the run has begun, and for its store unless it refuses us; the configuration."""
     said = ""
     while True:
         try:
@@ -257,16 +154,30 @@ def _started(run: str) -> RunConfig:
         time.sleep(2)
 
 
-def _show(results: list[dict[str, Any]], as_json: bool) -> None:
+def _results(run: str, request: Request) -> list[Result]:
+    """The results that were asked for, of the run as it is now."""
+    store = open_store(run)
+    course = StoredCourse(store)
+    return [
+        result
+        for result in read_results(store)
+        if result.benchmark in request.benchmarks
+        and result.weights == request.weights
+        and course.is_current(result)
+    ]
+
+
+def _show(results: list[Result], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(results, indent=1))
+        documents: list[dict[str, Any]] = [result.document() for result in results]
+        print(json.dumps(documents, indent=1))
         return
     table = Table(box=None, pad_edge=False)
-    for name in ("step", "part", "figure", "value"):
+    for name in ("step", "benchmark", "metric", "value"):
         table.add_column(name, justify="right" if name in ("step", "value") else "left")
     for result in results:
-        for name, value in flattened(result["figures"]):
-            table.add_row(str(result["step"]), result["part"], name, f"{value:.4g}")
+        for name, value in result.numbers:
+            table.add_row(str(result.step), result.benchmark, name, f"{value:.4g}")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 

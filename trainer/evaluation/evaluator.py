@@ -19,39 +19,61 @@ from trainer.checkpointing.catalog import Catalog, open_catalog
 from trainer.checkpointing.format import Damaged
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives
-from trainer.evaluation.benchmarks.registry import PARTS, settings_of
+from trainer.evaluation.benchmarks.registry import BENCHMARKS
 from trainer.evaluation.claims import Claim, Claims
-from trainer.evaluation.contents import KEYS, Contents
 from trainer.evaluation.course import Course, StoredCourse
-from trainer.evaluation.results import FOLDER, publish, read_results, suffix
-from trainer.evaluation.task import Options, Task
+from trainer.evaluation.options import EvaluationOptions, WhichCheckpoints
+from trainer.evaluation.results import FOLDER, Result, publish, read_results, suffix
+from trainer.evaluation.settings import ResultSettings
+from trainer.evaluation.task import Checkpoint, Task
 from trainer.evaluation.trained import is_done, is_lasting
 from trainer.run_folder import Weights, step_folder
 
-_OF_EARLIER = {"reference": "held-out"}  # settings that earlier results do not say
+_LONGEST_WAIT = 15.0  # seconds between two looks for work
+
+
+class Request(NamedTuple):
+    """What an evaluator is asked to do.
+
+    benchmarks: their names. work: the folder for samples and caches. lease: seconds after which a
+    dead evaluator's work is free. tokenizer: a copy of the run's tokenizer on this machine.
+    """
+
+    benchmarks: list[str]
+    options: EvaluationOptions
+    which: WhichCheckpoints
+    weights: Weights
+    work: Path
+    lease: float
+    keep_samples: bool = False
+    tokenizer: Path | None = None
 
 
 class Assignment(NamedTuple):
-    """What all ranks do next. parts: those of the suite without a result. mark: of the checkpoint,
-    on its store."""
+    """What all ranks do next.
+
+    benchmarks: those asked for that have no result. mark: what tells the checkpoint from another
+    one under the same step.
+    """
 
     step: int
-    parts: tuple[str, ...]
+    benchmarks: tuple[str, ...]
     mark: Any
 
 
 class Choice:
-    """Which checkpoints: one step; the newest valid one; or all, or those at multiples of `every`,
-    oldest first."""
+    """Which checkpoints are measured: one step, the newest valid one, or all at multiples of a
+    step, oldest first."""
 
-    def __init__(self, step: int | None, every: int | None) -> None:
-        self._step, self._every = step, every
+    def __init__(self, which: WhichCheckpoints) -> None:
+        self._step = which.checkpoint
+        self._every = 1 if which.follow and which.every is None else which.every
         self._newest: int | None = None
 
     def __call__(
         self, catalog: Catalog, steps: Collection[int], refused: Collection[int]
     ) -> list[int]:
-        """steps: of all checkpoints."""
+        """steps: of all checkpoints. refused: those that cannot be measured."""
         if self._step is not None:
             return [catalog.known(self._step)] if self._step not in refused else []
         if self._every is None:
@@ -62,73 +84,67 @@ class Choice:
 
 
 class Evaluator:
-    """Rank 0 decides, all ranks compute. As many evaluators as there are may watch one run.
+    """Measures the checkpoints of a run: rank 0 decides, all ranks compute.
 
-    choose: which of the checkpoints there are. follow: wait for more until the run is done.
+    Any number of evaluators may watch one run: a claim on the run's store keeps two of them from
+    doing the same work.
     """
 
     def __init__(
         self,
         run: str,
+        config: RunConfig,
+        request: Request,
         collectives: Collectives,
         device: torch.device,
-        parts: list[str],
-        options: Options,
-        weights: Weights,
-        choose: Choice,
-        follow: bool,
-        lease: float,
-        work: Path,
-        keep_samples: bool,
-        tokenizer: Path | None,
-        config: RunConfig,
     ) -> None:
-        self._run, self._collectives, self._device = run, collectives, device
-        self._parts, self._given, self._weights = parts, options, weights
-        self._options, _ = options.with_run(config)
-        self._contents, self._config = Contents(), config
-        self._choose, self._follow, self._work = choose, follow, work
-        self._keep_samples, self._tokenizer = keep_samples, tokenizer
+        self._run, self._config, self._request = run, config, request
+        self._collectives, self._device = collectives, device
+        self._settings = ResultSettings(request.options, config)
+        self._choose = Choice(request.which)
         self._store: Store = open_store(run)
-        self._claims = Claims(self._store, lease)
+        self._claims = Claims(self._store, request.lease)
         self._claim: Claim | None = None
-        # Of checkpoints their marks, for as long as these last: then another one stands under that
-        # step.
+        self._pause = min(request.lease / 4, _LONGEST_WAIT)
+        # The marks of checkpoints, by step. They count as long as the mark stays the same: with
+        # another mark, another checkpoint stands under that step.
         self._refused: dict[int, Any] = {}  # damaged, removed meanwhile, or left by a rewind
         self._complete: dict[int, Any] = {}  # with all results
-        self._poll = min(lease / 4, 15.0)
 
-    def go(self) -> None:
-        """Until nothing is left to do. Raises ADDPError."""
+    def evaluate(self) -> None:
+        """Work until nothing is left to do. Raises ADDPError."""
         while True:
-            found = self._collectives.broadcast_from_rank0(self._next)
-            if found is None:
+            assignment = self._collectives.broadcast_from_rank0(self._next)
+            if assignment is None:
                 return
             try:
-                self._evaluate(found)
+                self._measure(assignment)
             finally:
                 if self._claim is not None:
                     self._claim.release()
                     self._claim = None
 
     def _next(self) -> Assignment | None:
-        """On rank 0: wait for, and claim, a checkpoint that lacks results."""
-        what = "a checkpoint" if self._follow else "another evaluator"
+        """Wait for a checkpoint that lacks results, and claim it. On rank 0.
+
+        Returns None when there will be no more.
+        """
+        what = "a checkpoint" if self._request.which.follow else "another evaluator"
         with Progress(f"{self._run}: waiting for {what}", None, "measured") as progress:
             while True:
                 try:
-                    found, finished = self._look()
+                    assignment, finished = self._look()
                 except StorageError as error:
                     self._endure(error)
                     continue
-                if found is not None or finished:
-                    return found
+                if assignment is not None or finished:
+                    return assignment
                 progress.set(len(self._complete))
-                self._contents.forget_listings()
-                time.sleep(self._poll)
+                self._settings.contents.forget_listings()
+                time.sleep(self._pause)
 
     def _look(self) -> tuple[Assignment | None, bool]:
-        """(claimed work, whether there will be no more)."""
+        """(work that is claimed now, whether there will be no more)."""
         done = is_done(self._run)  # before the list: nothing comes after it
         catalog = _opened(self._run)
         if catalog is None:
@@ -144,170 +160,142 @@ class Evaluator:
             if self._complete.get(step) == mark or not self._missing(step, course):
                 self._complete[step] = mark
                 continue
-            self._claim = self._claims.take(f"{step_folder(step)}{suffix(self._weights)}")
+            self._claim = self._claims.take(f"{step_folder(step)}{suffix(self._request.weights)}")
             if self._claim is None:
                 waiting = True  # for another evaluator: should it die, the work is ours
                 continue
-            missing = self._missing(step, course)  # it may just have ended
+            missing = self._missing(step, course)  # again: another evaluator may just have ended
             if missing:
                 return Assignment(step, missing, mark), False
             self._claim.release()
             self._claim = None
-        return None, not waiting and (done or not self._follow)
-
-    def _refuse(self, step: int, mark: Any, reason: str) -> None:
-        self._refused[step] = mark
-        self._say(f"step {step} is left out: {reason}")
-
-    def _endure(self, error: StorageError) -> None:
-        """Who follows a run waits for its store; nobody else does, and nobody for other
-        credentials. Raises the error."""
-        if not self._follow or is_lasting(self._run, error):
-            raise error
-        self._say(f"{error}; tries again")
-        time.sleep(self._poll)
+        return None, not waiting and (done or not self._request.which.follow)
 
     def _missing(self, step: int, course: Course) -> tuple[str, ...]:
-        """Parts without a result of this checkpoint. Raises ConfigError where one was made with
-        other options."""
-        found = [
-            r
-            for r in read_results(self._store, step)
-            if r["step"] == step and r["weights"] == self._weights
-        ]
-        there = {r["part"]: r for r in found if course.is_current(r)}
-        for part in self._parts:
-            if part in there and (different := self._different(part, there[part])):
-                raise ConfigError(
-                    f"{self._run}: {FOLDER}/{step_folder(step)} has a result of {part} with other "
-                    f"options ({', '.join(different)}); remove it to measure anew, or use the same "
-                    "options"
-                )
-        return tuple(part for part in self._parts if part not in there)
-
-    def _different(self, part: str, result: dict[str, Any]) -> list[str]:
-        """What a result was made with, where it is not what is asked for now."""
-        found: dict[str, Any] = _OF_EARLIER | result["settings"]
-        if (
-            "places" not in result
-        ):  # of a version that knew data by the spelling of their path, and nothing of the run
-            by_name = self._given.model_dump(mode="json")
-            return [
-                f"{name}: {found.get(name)!r} there, now {by_name[name]!r}"
-                for name in settings_of(part, self._options)
-                if found.get(name) != by_name[name]
-            ]
-        wanted, places = self._settings(part), self._places(part)
-        return [
-            f"{name}: other data there, {result['places'].get(name)}, than now, {places[name]}"
-            if name in KEYS
-            else f"{name}: {found.get(name)!r} there, now {value!r}"
-            for name, value in wanted.items()
-            if found.get(name) != value
-        ]
-
-    def _settings(self, part: str) -> dict[str, Any]:
-        """What a result depends on: data by their content. Raises ADDPError where they cannot be
-        reached."""
-        values = self._options.model_dump(mode="json")
-        return {
-            name: self._contents.key(name, values[name]) if name in KEYS else values[name]
-            for name in settings_of(part, self._options)
+        """The benchmarks that have no result of this checkpoint. Raises ConfigError where a result
+        was made with other options."""
+        results = {
+            result.benchmark: result
+            for result in read_results(self._store, step)
+            if result.step == step
+            and result.weights == self._request.weights
+            and course.is_current(result)
         }
+        wanted = self._request.benchmarks
+        for name in wanted:
+            if name in results and (differences := self._settings.differences(results[name])):
+                raise ConfigError(
+                    f"{self._run}: {FOLDER}/{step_folder(step)} has a result of {name} with other "
+                    f"options ({', '.join(differences)}); remove it to measure anew, or use the "
+                    "same options"
+                )
+        return tuple(name for name in wanted if name not in results)
 
-    def _places(self, part: str) -> dict[str, str | None]:
-        """Where the data lie, for people."""
-        values = self._options.model_dump(mode="json")
-        return {name: values[name] for name in settings_of(part, self._options) if name in KEYS}
-
-    def _evaluate(self, found: Assignment) -> None:
-        def load() -> Any:
-            catalog = open_catalog(self._run)
-            try:
-                self._contents = Contents()  # data may have changed since the last checkpoint
-                settings = {part: self._settings(part) for part in found.parts}
-            except StorageError as error:
-                self._endure(error)
-                return None
-            try:
-                return *catalog.trained(found.step, self._weights), settings
-            except (
-                Damaged,
-                ObjectMissing,
-                OSError,
-            ) as error:  # or removed by the run since it was listed
-                self._refuse(found.step, found.mark, str(error))
-            except StorageError as error:
-                self._endure(error)
-            return None
-
-        loaded = self._collectives.broadcast_from_rank0(load)
+    def _measure(self, assignment: Assignment) -> None:
+        """Run the benchmarks of an assignment and publish each result, on all ranks."""
+        step, request = assignment.step, self._request
+        loaded = self._collectives.broadcast_from_rank0(lambda: self._load(assignment))
         if loaded is None:
             return
-        network, manifest, settings = loaded
+        checkpoint, settings = loaded
         task = Task(
-            self._collectives,
-            self._device,
-            self._options,
-            self._config,
-            found.step,
-            network,
-            manifest,
-            self._weights,
-            self._work / step_folder(found.step),
-            self._contents,
-            self._tokenizer,
+            checkpoint,
+            config=self._config,
+            options=self._settings.options,
+            collectives=self._collectives,
+            device=self._device,
+            work=request.work / step_folder(step),
+            contents=self._settings.contents,
+            tokenizer=request.tokenizer,
         )
-        for number, part in enumerate(found.parts, 1):
+        for number, name in enumerate(assignment.benchmarks, 1):
+            self._say(f"step {step}: {name}, benchmark {number} of {len(assignment.benchmarks)}")
             started = time.time()
-            self._say(f"step {found.step}: {part}, part {number} of {len(found.parts)}")
-            outcome = PARTS[part].run(task)
-            result = {
-                "step": found.step,
-                "part": part,
-                "weights": self._weights,
-                "figures": outcome.figures,
-                "checkpoint": manifest.fingerprint,
-                "left_out": manifest.skipped,
-                "settings": settings[part],
-                "places": self._places(part),
-                "made": {
-                    "host": os.uname().nodename,
-                    "process": os.getpid(),
-                    "ranks": self._collectives.world_size,
-                    "seconds": round(time.time() - started, 2),
-                    "time": time.time(),
-                    "torch": torch.__version__,
-                },
-            }
+            outcome = BENCHMARKS[name].run(task)
+            result = Result(
+                step=step,
+                benchmark=name,
+                weights=request.weights,
+                metrics=outcome.metrics,
+                checkpoint=checkpoint.manifest.fingerprint,
+                left_out=checkpoint.manifest.skipped,
+                settings=settings[name],
+                locations=self._settings.locations(name),
+                made=self._maker(started),
+            )
             self._collectives.broadcast_from_rank0(partial(self._publish, result, outcome.images))
-        if not self._keep_samples:
+        if not request.keep_samples:
             task.remove_samples()
 
-    def _publish(self, result: dict[str, Any], images: dict[str, bytes]) -> None:
-        """On rank 0."""
-        step, part = result["step"], result["part"]
+    def _load(self, assignment: Assignment) -> tuple[Checkpoint, dict[str, dict[str, Any]]] | None:
+        """The checkpoint, and the settings of each result. On rank 0.
+
+        Returns None where the checkpoint cannot be had, now or ever.
+        """
+        step, weights = assignment.step, self._request.weights
+        catalog = open_catalog(self._run)
+        try:
+            self._settings.look_again()
+            settings = {name: self._settings.of(name) for name in assignment.benchmarks}
+        except StorageError as error:
+            self._endure(error)
+            return None
+        try:
+            network, manifest = catalog.trained(step, weights)
+            return Checkpoint(step, weights, network, manifest), settings
+        except (Damaged, ObjectMissing, OSError) as error:  # or the run has removed it since
+            self._refuse(step, assignment.mark, str(error))
+        except StorageError as error:
+            self._endure(error)
+        return None
+
+    def _maker(self, started: float) -> dict[str, Any]:
+        return {
+            "host": os.uname().nodename,
+            "process": os.getpid(),
+            "ranks": self._collectives.world_size,
+            "seconds": round(time.time() - started, 2),
+            "time": time.time(),
+            "torch": torch.__version__,
+        }
+
+    def _publish(self, result: Result, images: dict[str, bytes]) -> None:
+        """Write a result, unless the run has left its checkpoint meanwhile. On rank 0."""
+        step, name = result.step, result.benchmark
         while True:
             try:
                 if not StoredCourse(self._store).is_current(result):
                     self._say(
-                        f"step {step}: the run has left this checkpoint; the result of {part} is "
+                        f"step {step}: the run has left this checkpoint; the result of {name} is "
                         "dropped"
                     )
                 elif not publish(self._store, result, images):
-                    self._say(f"step {step}: another evaluator published {part} meanwhile")
+                    self._say(f"step {step}: another evaluator published {name} meanwhile")
                 return
             except StorageError as error:
                 self._endure(error)
 
+    def _refuse(self, step: int, mark: Any, reason: str) -> None:
+        """Leave a checkpoint out for as long as it stands under its step."""
+        self._refused[step] = mark
+        self._say(f"step {step} is left out: {reason}")
+
+    def _endure(self, error: StorageError) -> None:
+        """Wait a while where a run is followed and its store may come back; raise the error
+        otherwise, as for refused credentials."""
+        if not self._request.which.follow or is_lasting(self._run, error):
+            raise error
+        self._say(f"{error}; tries again")
+        time.sleep(self._pause)
+
     def _say(self, line: str) -> None:
-        """Once, by rank 0."""
+        """Print a line once, by rank 0."""
         if self._collectives.rank == 0:
             print(f"{self._run}: {line}", file=sys.stderr, flush=True)
 
 
 def _opened(run: str) -> Catalog | None:
-    """None while the run has not begun."""
+    """The run's checkpoints; None while the run has not begun."""
     try:
         return open_catalog(run)
     except ConfigError:

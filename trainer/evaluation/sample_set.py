@@ -1,8 +1,9 @@
 """A set of generated images on disk: image i is a function of (network, seed, i), whoever makes it.
 
-The unit of work is a chunk of `batch` images, always computed as one batch, so that the files are
-the same for any number of processes. There is nothing to coordinate: process r of R makes every
-R-th chunk, leaves out what is there, and a set that was cut off is finished by the same command.
+The unit of work is a chunk of `batch` images. A chunk is always computed as one batch, so that the
+files are the same for any number of processes. Nothing is coordinated: process r of R makes chunks
+r, r + R, r + 2 R, ... and leaves out what is there. The same command finishes a set that was cut
+off.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import tarfile
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,59 +24,47 @@ from data_pipeline.images.image_grid import image_grid
 from data_pipeline.storage import LocalStore
 from model.errors import ConfigError, DataError
 from model.files import write_atomically
-from model.precision import InferencePrecision
-from model.sampler import SamplerConfig, generate
+from model.sampler import generate
+from model.sampling_options import SamplingOptions
 from model.weights import fingerprint
+from trainer.evaluation.options import SetOptions
 from trainer.evaluation.trained import Trained, in_precision
 
-Container = Literal["png", "webdataset"]
 SETTINGS = "samples.json"
 _COLUMNS = 8  # of a grid of denoising steps
 
 
 class SampleSet:
-    """`folder` holds samples.json (what the images are a function of) and either NNNNNN.png or
-    samples-NNNNN.tar, a WebDataset shard of PNGs a chunk. Raises ConfigError where the folder holds
-    another set."""
+    """A folder with samples.json, which says what the images are a function of, and the images.
+
+    They are NNNNNN.png, or samples-NNNNN.tar: a WebDataset shard of PNGs for each chunk. Raises
+    ConfigError where the folder holds another set.
+    """
 
     def __init__(
-        self,
-        folder: Path,
-        trained: Trained,
-        count: int,
-        seed: int,
-        sampler: SamplerConfig,
-        container: Container,
-        batch: int,
-        precision: InferencePrecision,
+        self, folder: Path, trained: Trained, options: SetOptions, sampling: SamplingOptions
     ) -> None:
-        self._folder, self._trained, self._count, self._seed = folder, trained, count, seed
-        self._sampler, self._container, self._batch, self._precision = (
-            sampler,
-            container,
-            batch,
-            precision,
-        )
+        self._folder, self._trained = folder, trained
+        self._options, self._sampling = options, sampling
         settings: dict[str, Any] = {
-            "count": count,
-            "seed": seed,
-            "sampler": sampler._asdict(),
-            "container": container,
-            "batch": batch,
-            "precision": precision,
+            "count": options.count,
+            "seed": options.seed,
+            "sampler": sampling.model_dump(),
+            "container": options.container,
+            "batch": options.batch,
+            "precision": options.precision,
             "network": fingerprint(trained.network),
             "tokenizer": fingerprint(trained.tokenizer),
             "step": trained.step,
         }
         store = LocalStore(folder)
-        store.create(
-            SETTINGS, (json.dumps(settings, indent=1) + "\n").encode()
-        )  # the first of all processes wins
+        # The first of all processes to create the file decides; the others compare.
+        store.create(SETTINGS, (json.dumps(settings, indent=1) + "\n").encode())
         there = json.loads(store.read(SETTINGS))
         different = [
-            f"{k}: {there.get(k)!r} there, now {v!r}"
-            for k, v in settings.items()
-            if there.get(k) != v
+            f"{key}: {there.get(key)!r} there, now {value!r}"
+            for key, value in settings.items()
+            if there.get(key) != value
         ]
         if different:
             raise ConfigError(
@@ -85,49 +74,52 @@ class SampleSet:
 
     @property
     def chunks(self) -> int:
-        return -(-self._count // self._batch)
+        """How many chunks the set has."""
+        return -(-self._options.count // self._options.batch)
 
     def size(self, chunk: int) -> int:
-        return min(self._batch, self._count - chunk * self._batch)
+        """How many images a chunk keeps."""
+        return min(self._options.batch, self._options.count - chunk * self._options.batch)
 
     def is_made(self, chunk: int) -> bool:
+        """Whether all files of a chunk are there."""
         return all(path.exists() for path in self._files(chunk))
 
     def _files(self, chunk: int) -> list[Path]:
-        if self._container == "webdataset":
+        if self._options.container == "webdataset":
             return [self._folder / f"samples-{chunk:05d}.tar"]
-        first = chunk * self._batch
+        first = chunk * self._options.batch
         return [self._folder / f"{i:06d}.png" for i in range(first, first + self.size(chunk))]
 
     def file(self, chunk: int) -> Path:
-        """Of a WebDataset set."""
-        assert self._container == "webdataset"
+        """The file of a chunk, in a set of WebDataset shards."""
+        assert self._options.container == "webdataset"
         return self._files(chunk)[0]
 
     def make_chunk(self, chunk: int) -> None:
-        """Where it is missing."""
+        """Make a chunk where it is missing."""
         if not self.is_made(chunk):
             self._write(chunk, self._images(chunk))
 
     def _images(self, chunk: int) -> Tensor:
         """(size, 3, H, W). The last chunk computes as many as the others: no image depends on how
         many are kept."""
-        computing, start, size = self._computing, chunk * self._batch, self._batch
-        for state in generate(
-            computing.network,
-            computing.tokenizer,
-            seed=self._seed,
-            start=start,
-            count=size,
-            config=self._sampler,
+        states = generate(
+            self._computing.network,
+            self._computing.tokenizer,
+            seed=self._options.seed,
+            start=chunk * self._options.batch,
+            count=self._options.batch,
+            sampling=self._sampling,
             all_images=False,
-        ):
+        )
+        for state in states:
             last = state.image
         return last[: self.size(chunk)]
 
     @cached_property
     def _computing(self) -> Trained:
-        return in_precision(self._trained, self._precision)
+        return in_precision(self._trained, self._options.precision)
 
     def _write(self, chunk: int, images: Tensor) -> None:
         pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -137,24 +129,24 @@ class SampleSet:
             Image.fromarray(image).save(data, "PNG")
             encoded.append(data.getvalue())
         files = self._files(chunk)
-        if self._container == "png":
+        if self._options.container == "png":
             for path, content in zip(files, encoded, strict=True):
                 write_atomically(path, content)
             return
         tar = BytesIO()
         with tarfile.open(fileobj=tar, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for index, content in enumerate(encoded, chunk * self._batch):
-                member = tarfile.TarInfo(
-                    f"{index:06d}.png"
-                )  # its mtime is 0: the same bytes each time
+            for index, content in enumerate(encoded, chunk * self._options.batch):
+                member = tarfile.TarInfo(f"{index:06d}.png")  # mtime 0: the same bytes each time
                 member.size = len(content)
                 archive.addfile(member, BytesIO(content))
         write_atomically(files[0], tar.getvalue())
 
 
 def step_of_set(folder: Path) -> int | None:
-    """Of the checkpoint that the set in a folder is made from; None where it is the finished
-    network, or no set."""
+    """The step of the checkpoint that the set in a folder is made from.
+
+    None where it is made from the finished network, or where there is no set.
+    """
     try:
         step = json.loads((folder / SETTINGS).read_bytes())["step"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -163,8 +155,10 @@ def step_of_set(folder: Path) -> int | None:
 
 
 def denoising_grid(states: list[Tensor], zoom: int) -> Image.Image:
-    """states: images (N, 3, H, W) after each step. One row an image, some of its steps from left to
-    right."""
+    """A grid with one row an image, some of its steps from left to right.
+
+    states: images (N, 3, H, W) after each step.
+    """
     last = len(states) - 1
     chosen = sorted({round(i * last / (_COLUMNS - 1)) for i in range(_COLUMNS)})
     rows = torch.stack([states[i] for i in chosen], 1).flatten(0, 1)
@@ -172,7 +166,7 @@ def denoising_grid(states: list[Tensor], zoom: int) -> Image.Image:
 
 
 def read_chunk(path: Path) -> Tensor:
-    """Images of a WebDataset set's file, uint8 (N, 3, H, W). Raises DataError where it is
+    """The images of a WebDataset shard of a set, uint8 (N, 3, H, W). Raises DataError where it is
     damaged."""
     images = []
     try:

@@ -1,5 +1,5 @@
-"""A run, finished or not, here or on the store that it uploads to: its configuration and its
-trained networks."""
+"""The configuration and the trained networks of a run, finished or not, in its folder or on the
+store that it uploads to."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ from model.weights import fingerprint, load_network
 from trainer.checkpointing.catalog import open_catalog
 from trainer.config.reading import LARGEST_FILE, resolved_config
 from trainer.config.schema import RunConfig
+from trainer.objectives.registry import OBJECTIVES
 from trainer.run_folder import DONE, RunFolder, Weights
 
 
 class Trained(NamedTuple):
-    """Both networks in eval mode. step: of the checkpoint; None for the network of a finished
-    run."""
+    """An ADDP network and its tokenizer, both in eval mode.
+
+    step: of the checkpoint; None for the network of a finished run.
+    """
 
     network: ADDP
     tokenizer: VQTokenizer
@@ -40,8 +43,10 @@ class Trained(NamedTuple):
 
 
 def run_config(run: str) -> RunConfig:
-    """The resolved configuration of a run folder, or of the store that a run uploads to. Raises
-    ConfigError."""
+    """The resolved configuration of a run, from its folder or the store that it uploads to.
+
+    Raises ConfigError where there is none, or StorageError.
+    """
     try:
         text = open_store(run).read("config.resolved.yaml")
     except ObjectMissing as error:
@@ -54,10 +59,10 @@ def run_config(run: str) -> RunConfig:
 
 
 def frozen_tokenizer(config: RunConfig, file: Path | None, expected: str | None) -> VQTokenizer:
-    """The tokenizer that an ADDP run was trained with: `file`, or where its configuration says.
+    """The tokenizer that an ADDP run was trained with, in eval mode.
 
-    expected: its fingerprint, by the run's checkpoint. Raises WeightsError where it is missing or
-    another one.
+    file: a copy of it; None for the file that the configuration names. expected: its fingerprint,
+    by the run's checkpoint. Raises WeightsError where it is missing or another one.
     """
     path = file or config.tokenizer.weights
     assert path is not None
@@ -73,8 +78,8 @@ def frozen_tokenizer(config: RunConfig, file: Path | None, expected: str | None)
 
 
 def frozen_predictor(config: RunConfig) -> TokenPredictor | None:
-    """The predictor that an ADDP run was trained with; None where its file is not on this
-    machine."""
+    """The predictor that an ADDP run was trained with, in eval mode; None where its file is not on
+    this machine."""
     path = config.predictor.weights
     if path is None or not path.is_file():
         return None
@@ -88,14 +93,16 @@ def frozen_predictor(config: RunConfig) -> TokenPredictor | None:
 def load_addp(
     run: str, weights: Weights = "raw", step: int | None = None, tokenizer: Path | None = None
 ) -> Trained:
-    """step: that checkpoint, verified; without one the finished run's network, or else its newest
-    valid checkpoint.
+    """Load the networks of an ADDP run.
+
+    step: the checkpoint to take, verified. None takes the finished run's network, or else the
+    newest valid checkpoint. tokenizer: a copy of the run's tokenizer on this machine.
 
     Raises ConfigError, WeightsError, StorageError, Damaged or NoValidCheckpoint.
     """
     config = run_config(run)
-    if config.objective != "addp":
-        raise ConfigError(f"{run} trained a {config.objective}; an ADDP run is needed here")
+    if OBJECTIVES[config.objective].network_kind != "addp":
+        raise ConfigError(f"{run} has the objective {config.objective}; an ADDP run is needed here")
     expected = None
     if step is None and not is_remote(run) and RunFolder(run).is_done:
         network = load_network(RunFolder(run).trained(weights), "addp")
@@ -110,28 +117,29 @@ def load_addp(
 
 
 def in_precision(trained: Trained, precision: InferencePrecision) -> Trained:
-    """Copies to generate with. In bf16 whole, where autocast would keep the residual stream in
-    float32; convolutions with channels last."""
+    """The networks to generate with: themselves in fp32, copies in bf16.
+
+    In bf16 the whole networks are converted: autocast would keep the residual stream in float32.
+    Convolutions take channels last.
+    """
     if precision == "fp32":
         return trained
     warn_of_bf16(trained.network.pos_embed.device.type, "Use --precision fp32 here, or a GPU")
-    network, tokenizer = (
-        copy.deepcopy(trained.network).bfloat16(),
-        copy.deepcopy(trained.tokenizer).bfloat16(),
-    )
+    network = copy.deepcopy(trained.network).bfloat16()
+    tokenizer = copy.deepcopy(trained.tokenizer).bfloat16()
     if tokenizer.codebook.device.type == "cpu":
         tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return trained._replace(network=network, tokenizer=tokenizer)
 
 
 def is_lasting(run: str, error: StorageError) -> bool:
-    """Whether to wait for the store that a run uploads to is of no use: it refuses us, or there is
-    none."""
+    """Whether it is of no use to wait for the store that a run uploads to, since it refuses us or
+    does not exist."""
     return isinstance(error, AccessDenied) or (isinstance(error, BucketMissing) and is_remote(run))
 
 
 def is_done(run: str) -> bool:
-    """Whether the run has come to its end. Raises StorageError."""
+    """Whether the run has finished. Raises StorageError."""
     try:
         open_store(run).read(DONE)
     except ObjectMissing:

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
 
 from cluster.launch.backend import free_port
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import CONTEXT
+from trainer.evaluation.results import Result
 
 QUICK = ("--count", "16", "--batch", "8", "--steps", "3", "--lease", "1.5")
 
@@ -72,6 +72,6 @@ def kill(ranks: list[ForkServerProcess]) -> None:
         rank.join()
 
 
-def without_maker(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_maker(results: list[Result]) -> list[Result]:
     """What must be the same, whoever made it."""
-    return [{key: value for key, value in result.items() if key != "made"} for result in results]
+    return [result.model_copy(update={"made": {}}) for result in results]

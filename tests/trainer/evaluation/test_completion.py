@@ -11,9 +11,11 @@ from PIL import Image
 from model.addp import ADDP
 from model.config import Geometry, TransformerConfig
 from model.errors import ConfigError, DataError
-from model.sampler import SamplerConfig, generate, given_tokens
+from model.sampler import generate, given_tokens
+from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
-from trainer.evaluation.completion import KEEP, generated_mask, read_images
+from trainer.evaluation.completion import generated_mask, read_images
+from trainer.evaluation.options import KEEP
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
@@ -25,13 +27,14 @@ def test_kept_tokens_stay(masked: int, schedule: str, tokenizer: VQTokenizer) ->
     mask = torch.zeros(16, dtype=torch.bool)
     mask[torch.randperm(16)[:masked]] = True
     mask = mask.expand(3, -1)
-    config = SamplerConfig(steps=5, schedule=schedule)  # type: ignore[arg-type]
+    sampling = SamplingOptions(steps=5, schedule=schedule)  # type: ignore[arg-type]
+    given = given_tokens(tokenizer, None, ids, mask)
     ends = []
     for seed in (0, 1):
         before = mask
         given = given_tokens(tokenizer, None, ids, mask)
         for state in generate(
-            network, tokenizer, seed=seed, start=0, count=3, config=config, given=given
+            network, tokenizer, seed=seed, start=0, count=3, sampling=sampling, given=given
         ):
             assert torch.equal(state.ids[~mask], ids[~mask])
             assert not (state.mask & ~before).any()  # nothing known becomes unknown
@@ -45,9 +48,9 @@ def test_steps_in_which_nothing_is_known_are_computed_once(tokenizer: VQTokenize
     """The short cut gives what the long way gives."""
     torch.manual_seed(0)
     network = ADDP(Geometry.of(tokenizer.config), TransformerConfig(size="tiny")).eval()  # type: ignore[call-arg]
-    options = {"seed": 0, "start": 0, "count": 4, "config": SamplerConfig(steps=12)}
-    short = list(generate(network, tokenizer, **options, all_images=False))  # type: ignore[arg-type]
-    long = list(generate(network, tokenizer, **options))  # type: ignore[arg-type]
+    which = {"seed": 0, "start": 0, "count": 4, "sampling": SamplingOptions(steps=12)}
+    short = list(generate(network, tokenizer, **which, all_images=False))
+    long = list(generate(network, tokenizer, **which))
     assert torch.equal(short[-1].ids, long[-1].ids) and torch.equal(short[-1].image, long[-1].image)
     state = long[0]
     whole = network.logits(

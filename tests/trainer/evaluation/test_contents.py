@@ -12,11 +12,11 @@ from model.errors import ConfigError, DataError
 from tests.conftest import draw_images
 from trainer.config.reading import load_config
 from trainer.evaluation.contents import Contents, listing_of
-from trainer.evaluation.task import Options
+from trainer.evaluation.options import EvaluationOptions
 
 
-def images_key(place: str) -> str:
-    return listing_of(place).key
+def images_key(location: str) -> str:
+    return listing_of(location).key
 
 
 def test_a_place_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_what_is_not_given_is_the_runs() -> None:
             "data.tokens=s3://b/train",
         ],
     )
-    options, taken = Options(batch=7, images="there").with_run(config)
+    options, taken = EvaluationOptions(batch=7, images="there").resolved(config)
     assert taken == {"held_out": 0.3, "train_tokens": "s3://b/train", "seed": 5}
     assert (options.batch, options.images, options.seed, options.held_out) == (7, "there", 5, 0.3)
-    assert Options().with_run(load_config(None))[0].images is None
+    assert EvaluationOptions().resolved(load_config(None))[0].images is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,8 +18,8 @@ from tests.trainer.worlds import World, run_world
 from trainer.checkpointing.catalog import LocalCatalog, RemoteCatalog, open_catalog
 from trainer.checkpointing.format import MANIFEST, NoValidCheckpoint, object_name
 from trainer.evaluation.course import StoredCourse
-from trainer.evaluation.report import write_report
-from trainer.evaluation.results import publish, read_results, result_name
+from trainer.evaluation.reporting.page import write_report
+from trainer.evaluation.results import Result, publish, read_results, result_name
 from trainer.resilience.state import read_rewinds, rewinds_before
 from trainer.run_folder import RunFolder, checkpoint_fingerprint
 
@@ -54,7 +53,7 @@ def test_a_run_that_is_rewound(tokens: Path, held_out_tokens: Path, tmp_path: Pa
         str(tmp_path / "work"),
     )
     assert codes(start(store.url, log, *measure, "--every", "2")) == [0], log.read_text()
-    before = {result["step"]: result for result in read_results(store)}
+    before = {result.step: result for result in read_results(store)}
 
     world = World(run, [*options, "log_every=2"], 1, Sabotage(spikes=(5, 7)))
     follower = start(store.url, log, *measure, "--follow", "--every", "2")
@@ -62,20 +61,20 @@ def test_a_run_that_is_rewound(tokens: Path, held_out_tokens: Path, tmp_path: Pa
     assert done.codes == [0] and "rewound to step 4," in done.output, done.output
     assert codes(follower) == [0], log.read_text()
     rewinds = read_rewinds(RunFolder(run))
-    after = {result["step"]: result for result in read_results(store)}
     copies = RemoteCatalog(store)
+    after = {result.step: result for result in read_results(store)}
     assert sorted(after) == sorted(copies.steps()) == list(range(0, 13, 2))
     for step, result in after.items():
         manifest = copies.manifest(step)
-        assert result["checkpoint"] == manifest.fingerprint
-        assert result["left_out"] == manifest.skipped == rewinds_before(rewinds, step)
+        assert result.checkpoint == manifest.fingerprint
+        assert result.left_out == manifest.skipped == rewinds_before(rewinds, step)
         there = {e.name.rpartition("/")[2] for e in store.list(f"checkpoints/step-{step:08d}/")} - {
             MANIFEST
         }
         assert there == {
             object_name(step, n, f).rpartition("/")[2] for n, f in manifest.files.items()
         }
-    assert after[4] == before[4] and after[6]["checkpoint"] != before[6]["checkpoint"]
+    assert after[4] == before[4] and after[6].checkpoint != before[6].checkpoint
     (removed,) = incidents(run, "copies removed")
     assert removed["steps"] in ([8], [6])  # the other one was replaced
 
@@ -103,15 +102,19 @@ def lay(store: Store, step: int, sha256: str, skipped: list[dict[str, int]]) -> 
 
 
 def result(
-    step: int, checkpoint: str | None, left_out: list[dict[str, int]] | None
-) -> dict[str, Any]:
-    return {
-        "step": step,
-        "part": "knn",
-        "weights": "raw",
-        "checkpoint": checkpoint,
-        "left_out": left_out,
-    }
+    step: int,
+    checkpoint: str | None,
+    left_out: list[dict[str, int]] | None,
+    metrics: dict[str, float] | None = None,
+) -> Result:
+    return Result(
+        step=step,
+        benchmark="knn",
+        weights="raw",
+        metrics=metrics or {},
+        checkpoint=checkpoint,
+        left_out=left_out,
+    )
 
 
 @pytest.mark.parametrize("on_s3", [False, True])
@@ -148,8 +151,8 @@ def test_which_results_are_current(on_s3: bool, bucket: str, tmp_path: Path) -> 
 
 def test_a_result_of_another_checkpoint_is_replaced_and_of_the_same_kept(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
-    for checkpoint, figures, published in (("a", 1, True), ("a", 2, False), ("b", 3, True)):
-        made = result(4, checkpoint, []) | {"figures": {"top1": figures}}
+    for checkpoint, top1, published in (("a", 1, True), ("a", 2, False), ("b", 3, True)):
+        made = result(4, checkpoint, [], {"top1": top1})
         assert publish(store, made, {}) is published
     assert json.loads(store.read(result_name(4, "knn", "raw")))["figures"] == {"top1": 3}
 

@@ -45,17 +45,17 @@ def undisturbed(run: Path, images: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def test_every_checkpoint_has_every_figure(undisturbed: Path) -> None:
+def test_every_checkpoint_has_every_metric(undisturbed: Path) -> None:
     results = read_results(LocalStore(undisturbed))
-    assert [(r["step"], r["part"]) for r in results] == [
-        (step, part) for step in (4, 8, 12) for part in ("knn", "linear", "proxy", "samples")
+    assert [(r.step, r.benchmark) for r in results] == [
+        (step, name) for step in (4, 8, 12) for name in ("knn", "linear", "proxy", "samples")
     ]
-    figures = {r["part"]: r["figures"] for r in results if r["step"] == 12}
-    assert figures["proxy"].keys() >= {"efficientnet_frechet_distance", "efficientnet_precision"}
-    assert not any("fid" in key.lower() or "inception" in key for key in figures["proxy"])
+    metrics = {r.benchmark: r.metrics for r in results if r.step == 12}
+    assert metrics["proxy"].keys() >= {"efficientnet_frechet_distance", "efficientnet_precision"}
+    assert not any("fid" in key.lower() or "inception" in key for key in metrics["proxy"])
     assert (
-        figures["proxy"]["efficientnet_frechet_distance"] > 1
-        and figures["proxy"]["reference_images"] > 5
+        metrics["proxy"]["efficientnet_frechet_distance"] > 1
+        and metrics["proxy"]["reference_images"] > 5
     )
     assert {
         "top1_k10",
@@ -63,8 +63,8 @@ def test_every_checkpoint_has_every_figure(undisturbed: Path) -> None:
         "pixels_top1_k10",
         "majority_class",
         "images",
-    } <= figures["knn"].keys()
-    assert figures["linear"]["top1"] > figures["linear"]["majority_class"]
+    } <= metrics["knn"].keys()
+    assert metrics["linear"]["top1"] > metrics["linear"]["majority_class"]
     step = undisturbed / "evaluation" / "step-00000012"
     assert sorted(p.name for p in step.glob("*.png")) == [
         "samples-real.png",
@@ -88,16 +88,14 @@ def test_two_ranks_of_the_launcher_find_the_same(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     ours = without_maker(read_results(LocalStore(folder)))
-    theirs = [r for r in without_maker(read_results(LocalStore(undisturbed))) if r["step"] == 12]
+    theirs = [r for r in without_maker(read_results(LocalStore(undisturbed))) if r.step == 12]
     for mine, other in zip(ours, theirs, strict=True):
-        assert mine["figures"] == pytest.approx(
-            other["figures"], rel=1e-4
-        )  # float32, other threads
-        assert {**mine, "figures": 0} == {**other, "figures": 0}
+        assert mine.metrics == pytest.approx(other.metrics, rel=1e-4)  # float32, other threads
+        assert mine.model_copy(update={"metrics": {}}) == other.model_copy(update={"metrics": {}})
 
 
 def test_ranks_divide_the_list_of_the_first(run: Path, images: Path, tmp_path: Path) -> None:
-    """Hosts see another state of shared storage; divided by lists of their own, the figures would
+    """Hosts see another state of shared storage; divided by lists of their own, the metrics would
     be of neither."""
     folder, log = copy_of(run, tmp_path / "run"), tmp_path / "log"
     hidden = Sabotage(rank=1, unlisted=(next(images.glob("*/*")).name,))
@@ -107,8 +105,8 @@ def test_ranks_divide_the_list_of_the_first(run: Path, images: Path, tmp_path: P
     )
     alone = copy_of(run, tmp_path / "alone")
     assert codes(start(alone, log, *options)) == [0], log.read_text()
-    expected = [result["figures"] for result in read_results(LocalStore(alone))]
-    assert [result["figures"] for result in read_results(LocalStore(folder))] == expected != []
+    expected = [result.metrics for result in read_results(LocalStore(alone))]
+    assert [result.metrics for result in read_results(LocalStore(folder))] == expected != []
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.long)])
@@ -187,16 +185,16 @@ def test_following_a_run_on_a_store(
     assert codes(ranks) == [0], log.read_text()
     assert "tries again" in log.read_text()
     results = read_results(open_store(upload))
-    assert [(r["step"], r["part"]) for r in results] == [
+    assert [(r.step, r.benchmark) for r in results] == [
         (s, p) for s in (4, 8, 12) for p in ("knn", "samples")
     ]
     assert codes(start(upload, log, *options)) == [0]
     assert read_results(open_store(upload)) == results
 
 
-@pytest.mark.parametrize("place", ["run", "images"])
+@pytest.mark.parametrize("refused", ["run", "images"])
 def test_credentials_that_are_refused_are_not_waited_for(
-    place: str,
+    refused: str,
     run: Path,
     bucket: str,
     s3_port: int,
@@ -207,7 +205,7 @@ def test_credentials_that_are_refused_are_not_waited_for(
     folder, log = copy_of(run, tmp_path / "run"), tmp_path / "log"
     for name, value in environment(s3_port, AWS_SECRET_ACCESS_KEY="wrong-secret").items():
         monkeypatch.setenv(name, value)
-    names = (f"{bucket}/run",) if place == "run" else (folder, "--images", f"{bucket}/images")
+    names = (f"{bucket}/run",) if refused == "run" else (folder, "--images", f"{bucket}/images")
     assert codes(
         start(names[0], log, "--follow", *map(str, names[1:]), "--work", str(tmp_path / "work"))
     ) == [74]
@@ -242,19 +240,17 @@ def test_the_published_reference_is_every_image(run: Path, images: Path, tmp_pat
     done = Ranks(evaluate_and_count, [str(folder), *QUICK, *options], 1, log).wait()
     assert done.codes == [0] and "listed 1 times" in done.output, done.output
     knn, proxy = read_results(LocalStore(folder))
+    assert proxy.metrics["reference_images"] == 120 and proxy.settings["reference"] == "published"
     assert (
-        proxy["figures"]["reference_images"] == 120
-        and proxy["settings"]["reference"] == "published"
-    )
-    assert (
-        knn["figures"]["images"] < 20
-        and "held_out" in knn["settings"]
-        and "held_out" not in proxy["settings"]
+        knn.metrics["images"] < 20
+        and "held_out" in knn.settings
+        and "held_out" not in proxy.settings
     )
 
     file = folder / "evaluation" / "step-00000012" / "proxy.json"
-    del proxy["settings"]["reference"]
-    file.write_text(json.dumps(proxy))
+    document = json.loads(file.read_text())
+    del document["settings"]["reference"]
+    file.write_text(json.dumps(document))
     done = Ranks(evaluate_and_count, [str(folder), *QUICK, *options], 1, log).wait()
     assert done.codes == [78] and "reference: 'held-out' there, now 'published'" in done.output, (
         done.output
@@ -273,7 +269,7 @@ def test_a_damaged_checkpoint_is_left_out(run: Path, images: Path, tmp_path: Pat
     assert codes(ranks) == [0]
     assert "step 8 is left out" in (tmp_path / "log").read_text()
     found = read_results(LocalStore(folder))
-    assert [(r["step"], r["weights"]) for r in found] == [(4, "ema"), (12, "ema")]
+    assert [(r.step, r.weights) for r in found] == [(4, "ema"), (12, "ema")]
 
 
 def test_asked_to_stop_while_it_waits(
@@ -297,7 +293,7 @@ def test_asked_to_stop_while_it_waits(
     )
     log = (tmp_path / "log").read_text()
     assert (
-        all(f"step {step}: knn, part 1 of 1" in log for step in (4, 8, 12))
+        all(f"step {step}: knn, benchmark 1 of 1" in log for step in (4, 8, 12))
         and "3 measured stopped after" in log
     )
 
@@ -306,8 +302,8 @@ def test_asked_to_stop_while_it_waits(
     ("options", "message"),
     [
         (("--suite", "fid"), "fid needs --inception-weights FILE"),
-        (("--suite", "knn,nonsense"), "no such part"),
-        (("--suite", "accuracy"), "trained a addp, for which there is no accuracy"),
+        (("--suite", "knn,nonsense"), "no such benchmark"),
+        (("--suite", "accuracy"), "has the objective addp, which accuracy cannot measure"),
         (("--suite", "knn"), "needs --images"),
         (("--checkpoint", "5"), "no checkpoint of step 5"),
         (("--suite", "held-out"), "need --tokens, a token data set of held-out images"),
@@ -331,9 +327,9 @@ def test_other_options_do_not_pass_for_the_same(
 def test_data_count_by_content(undisturbed: Path, images: Path, tmp_path: Path) -> None:
     """The same images by another name are the same result; others by the same name are not. A
     result of an older version, which says the name only, is held to it."""
-    folder, place = tmp_path / "run", tmp_path / "moved"
+    folder, moved = tmp_path / "run", tmp_path / "moved"
     shutil.copytree(undisturbed, folder)
-    shutil.copytree(images, place)
+    shutil.copytree(images, moved)
     options = ("--suite", "knn", "--checkpoint", "12", "--baselines", "--images")
     before = read_results(LocalStore(folder))
     assert codes(start(folder, tmp_path / "log", *options, f"{tmp_path}/./moved/")) == [0], (
@@ -341,16 +337,18 @@ def test_data_count_by_content(undisturbed: Path, images: Path, tmp_path: Path) 
     ).read_text()
     assert read_results(LocalStore(folder)) == before
 
-    (place / "line" / "000.png").unlink()
-    assert codes(start(folder, tmp_path / "changed", *options, str(place))) == [78]
+    (moved / "line" / "000.png").unlink()
+    assert codes(start(folder, tmp_path / "changed", *options, str(moved))) == [78]
     assert (
-        f"images: other data there, {images}, than now, {place}"
+        f"images: other data there, {images}, than now, {moved}"
         in (tmp_path / "changed").read_text()
     )
 
     file = folder / "evaluation" / "step-00000012" / "knn.json"
     old = json.loads(file.read_text())
-    old["settings"]["images"] = old.pop("places")["images"]
+    del old["settings"]["images"]  # which it called pictures
+    old["settings"]["pictures"] = old.pop("places")["images"]
+    old["settings"]["train_pictures"] = old["settings"].pop("train_images")
     file.write_text(json.dumps(old))
     assert codes(start(folder, tmp_path / "old", *options, str(images))) == [0]
     assert codes(start(folder, tmp_path / "old", *options, f"{images}/")) == [78]
@@ -370,6 +368,6 @@ def test_what_the_run_says_is_not_asked_for(
     )
     assert said in log.read_text()
     (result,) = read_results(LocalStore(folder))
-    assert result["settings"]["train_tokens"] == read_manifest(tokens).fingerprint
-    assert result["places"]["train_tokens"] == str(tokens)
-    assert 0 < result["figures"]["cross_entropy"] < 20
+    assert result.settings["train_tokens"] == read_manifest(tokens).fingerprint
+    assert (result.locations or {})["train_tokens"] == str(tokens)
+    assert 0 < result.metrics["cross_entropy"] < 20

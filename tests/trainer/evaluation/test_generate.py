@@ -11,7 +11,6 @@ import shutil
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import webdataset as wds
@@ -19,9 +18,10 @@ from PIL import Image
 
 from data_pipeline.progress import SECONDS
 from model.errors import ConfigError
-from model.sampler import SamplerConfig
+from model.sampling_options import SamplingOptions
 from tests.trainer.worlds import CONTEXT
 from trainer.evaluation.generate import _same_step_for_all, main
+from trainer.evaluation.options import SetOptions
 from trainer.evaluation.sample_set import SETTINGS, SampleSet, step_of_set
 from trainer.evaluation.trained import Trained, load_addp
 
@@ -133,7 +133,7 @@ def test_the_first_process_chooses_the_checkpoint(run: Path, tmp_path: Path) -> 
             SampleSet(tmp_path / "late", trained[0], *args)
         return trained[step == 4 or step is None]
 
-    args: Any = (24, 0, SamplerConfig(4), "png", 8, "fp32")
+    args = (SetOptions(count=24, batch=8), SamplingOptions(steps=4))
     found = _same_step_for_all(
         load, lambda t: SampleSet(tmp_path / "late", t, *args), None, tmp_path / "late"
     )

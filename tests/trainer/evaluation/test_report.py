@@ -17,10 +17,10 @@ from PIL import Image
 
 from data_pipeline.storage import LocalStore, open_store
 from model.errors import ConfigError
-from trainer.evaluation.report import write_report
+from trainer.evaluation.reporting.page import write_report
 from trainer.evaluation.reporting.records import read_run
 from trainer.evaluation.reporting.state import state_of
-from trainer.evaluation.results import publish
+from trainer.evaluation.results import Result, publish
 from trainer.run_folder import RunFolder, write_json
 
 PROBE = """<script>addEventListener("load", () => {
@@ -82,15 +82,8 @@ def image(seed: int) -> bytes:
     return data.getvalue()
 
 
-def result(step: int, part: str, figures: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "step": step,
-        "part": part,
-        "weights": "raw",
-        "figures": figures,
-        "settings": {},
-        "made": {},
-    }
+def result(step: int, benchmark: str, metrics: dict[str, Any]) -> Result:
+    return Result(step=step, benchmark=benchmark, weights="raw", metrics=metrics)
 
 
 @pytest.fixture
@@ -106,7 +99,7 @@ def two_runs(run: Path, tmp_path: Path) -> list[Path]:
         store = LocalStore(folder)
         for step in (4, 8, 12):
             accuracies = {f"{v}top1_k{k}": 0.5 for v in ("", "untrained_") for k in (100, 20)}
-            for part, figures, images in (
+            for benchmark, metrics, images in (
                 ("proxy", {"efficientnet_frechet_distance": 200.0 / step + number}, {}),
                 ("knn", {**accuracies, "images": 100}, {}),
                 ("held-out", {"cross_entropy": 6.0, "unigram": 6.5, "gain": 0.5}, {}),
@@ -116,7 +109,7 @@ def two_runs(run: Path, tmp_path: Path) -> list[Path]:
                     {"": image(step), "steps": image(step + 1), "real": image(0)},
                 ),
             ):
-                assert publish(store, result(step, part, figures), images)
+                assert publish(store, result(step, benchmark, metrics), images)
         folders.append(folder)
     RunFolder(folders[0]).incident({"event": "spike", "reason": "<b>loss</b> 9.5 above the median"})
     asked = [{"name": "PSNR", "value": "20 dB", "target": ">= 19 dB", "met": True}]
@@ -229,9 +222,9 @@ def test_what_lies_on_a_store_only(bucket: str, tmp_path: Path) -> None:
     url, folder = f"{bucket}/runs/base", tmp_path / "run"
     store = open_store(url)
     config = f"objective: addp\ncheckpoint: {{upload: '{url}'}}\n"
-    for place in (store, LocalStore(folder)):
-        place.replace("config.resolved.yaml", config.encode())
-        place.replace("metrics.jsonl", b'{"step": 11, "loss": 5.5}\n')
+    for target in (store, LocalStore(folder)):
+        target.replace("config.resolved.yaml", config.encode())
+        target.replace("metrics.jsonl", b'{"step": 11, "loss": 5.5}\n')
     assert publish(store, result(4, "fid", {"fid": 33.5}), {})
     assert publish(store, result(4, "samples", {"samples": 64}), {"": image(4)})
     assert publish(store, result(8, "fid", {"fid": 99.0}), {})
@@ -245,7 +238,7 @@ def test_what_lies_on_a_store_only(bucket: str, tmp_path: Path) -> None:
         'alt="FID' not in here and ">22.5 <small>step 8" in here and 'alt="Samples, step 4"' in here
     )
     assert "1 record could not be read" in here and "knn.json: cannot be parsed" in here
-    assert [r.step for r in read_run(str(folder)).results if r.part == "fid"] == [4, 8]
+    assert [r.step for r in read_run(str(folder)).results if r.benchmark == "fid"] == [4, 8]
 
     LocalStore(folder).replace(
         "config.resolved.yaml", config.replace(bucket, f"{bucket}-gone").encode()

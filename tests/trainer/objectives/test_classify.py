@@ -115,9 +115,7 @@ def test_accuracy_goes_by_class_names(
     assert codes(start(tmp_path / "run", log, "--suite", "accuracy")) == [0], log.read_text()
     (whole,) = read_results(LocalStore(tmp_path / "run"))
     assert (
-        whole["figures"]["top1"] > 0.5
-        and whole["figures"]["top5"] == 1
-        and whole["figures"]["images"] > 20
+        whole.metrics["top1"] > 0.5 and whole.metrics["top5"] == 1 and whole.metrics["images"] > 20
     )
 
     apart = tmp_path / "apart"
@@ -127,7 +125,7 @@ def test_accuracy_goes_by_class_names(
     options = ("--suite", "accuracy", "--images", str(apart), "--held-out", "1")
     assert codes(start(tmp_path / "run", log, *options)) == [0], log.read_text()
     (part,) = read_results(LocalStore(tmp_path / "run"))
-    assert part["figures"]["images"] == 80 and part["figures"]["top1"] > 0.5
+    assert part.metrics["images"] == 80 and part.metrics["top1"] > 0.5
     (apart / "line").rename(apart / "zebra")
     assert codes(start(tmp_path / "run", log, *options, "--checkpoint", "148")) == [78]
     assert "knows no class zebra" in log.read_text()

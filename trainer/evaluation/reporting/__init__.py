@@ -1,0 +1,1 @@
+"""What `trainer.evaluation.report` makes its page from. Imports no torch."""

@@ -5,106 +5,110 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from PIL import Image
 
 from data_pipeline.storage import StorageError
+from trainer.evaluation.benchmarks.base import ImageTitle
+from trainer.evaluation.benchmarks.registry import BENCHMARKS
 from trainer.evaluation.reporting.files import Unfit
-from trainer.evaluation.reporting.records import Result, RunRecord
+from trainer.evaluation.reporting.records import ReportedResult, RunRecord
 from trainer.run_folder import Weights
 
 _FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
-_NAME = re.compile(
-    rf"[\w][\w .=+-]*\.({'|'.join(_FORMATS)})", re.ASCII
-)  # no separator: a file of that very folder
+# No separator: a file of that very folder.
+_NAME = re.compile(rf"[\w][\w .=+-]*\.({'|'.join(_FORMATS)})", re.ASCII)
 _MOST = 2**26  # bytes of a file
 _PIXELS = 2**26
 _LARGE = 3 * 2**20  # bytes; a larger one is compressed with loss
 _GRIDS = 6  # samples over time: at most so many checkpoints
-_TITLES = {  # in the order of the page
-    ("samples", ""): ("Samples", "Generated from nothing but masked tokens; none was chosen."),
-    ("samples", "steps"): (
-        "How they come about",
-        "One sample a row, its denoising steps from left to right.",
-    ),
-    ("held-out", "x_t"): (
-        "What ADDP sees",
-        "Held-out images, from left: the image; decoded with 99, 90, 75, 60 and 51 % of its tokens "
-        "unreliable (the predictor's expected codes); decoded from all its own tokens.",
-    ),
-    ("held-out", "reconstructions"): (
-        "Reconstructions",
-        "Held-out images; below, what the tokenizer keeps.",
-    ),
-}
-_REAL = "real"  # key of the real images beside samples
 
 
 class Shown(NamedTuple):
-    """data: the image as URI."""
+    """An image on the page. data: its URI."""
 
     caption: str
     data: str
 
 
 class Group(NamedTuple):
+    """Images of one kind, with a title and a note on what they show."""
+
     title: str
     note: str
     shown: list[Shown]
 
 
 def image_groups(run: RunRecord) -> list[Group]:
-    """By what they show: samples over time and real images beside them, of the others the latest.
-    What is no image is counted in run.left_out."""
+    """Images by what they show, in the order of the registry.
+
+    An image that its benchmark shows over time is taken from several checkpoints, another from the
+    newest. What is no image is counted in run.left_out.
+    """
     groups = []
-    for (part, key), (title, note) in _TITLES.items():
+    for benchmark, key, title in _titles():
         for weights in ("raw", "ema"):
-            found = _with_image(run, part, key, weights)
-            last, most = len(found) - 1, 1 if key else _GRIDS
-            chosen = (
-                sorted({last - round(i * last / max(1, most - 1)) for i in range(most)})
-                if found
-                else []
-            )
-            shown = _embedded(run, [(f"step {found[i].step:,}", found[i]) for i in chosen], key)
-            if shown and not key:
-                shown += _embedded(
-                    run,
-                    [
-                        ("real images, held out", r)
-                        for r in _with_image(run, part, _REAL, weights)[-1:]
-                    ],
-                    _REAL,
-                )
+            results = _with_image(run, benchmark, key, weights)
+            chosen = _spread(results) if title.over_time else results[-1:]
+            shown = _embedded(run, [(f"step {r.step:,}", r) for r in chosen], key)
+            if shown and title.beside is not None:
+                other, caption = title.beside
+                newest = _with_image(run, benchmark, other, weights)[-1:]
+                shown += _embedded(run, [(caption, r) for r in newest], other)
             if shown:
-                groups.append(
-                    Group(title + (" of the average" if weights == "ema" else ""), note, shown)
-                )
+                whose = " of the EMA" if weights == "ema" else ""
+                groups.append(Group(title.title + whose, title.note, shown))
     return groups
 
 
-def _with_image(run: RunRecord, part: str, key: str, weights: Weights) -> list[Result]:
-    return [r for r in run.results if r.part == part and r.weights == weights and key in r.images]
+def _titles() -> Iterator[tuple[str, str, ImageTitle]]:
+    """(benchmark, key, title) of all images, first of the benchmarks that show some over time."""
+    titles = [
+        (name, key, title)
+        for name, benchmark in BENCHMARKS.items()
+        for key, title in benchmark.images.items()
+    ]
+    over_time = {name for name, _, title in titles if title.over_time}
+    return iter(sorted(titles, key=lambda image: image[0] not in over_time))
 
 
-def _embedded(run: RunRecord, wanted: list[tuple[str, Result]], key: str) -> list[Shown]:
+def _spread(results: list[ReportedResult]) -> list[ReportedResult]:
+    """At most `_GRIDS` results, evenly spread; the last one is among them."""
+    if not results:
+        return []
+    last = len(results) - 1
+    chosen = {last - round(i * last / (_GRIDS - 1)) for i in range(_GRIDS)}
+    return [results[i] for i in sorted(chosen)]
+
+
+def _with_image(run: RunRecord, benchmark: str, key: str, weights: Weights) -> list[ReportedResult]:
+    return [
+        result
+        for result in run.results
+        if result.benchmark == benchmark and result.weights == weights and key in result.images
+    ]
+
+
+def _embedded(run: RunRecord, wanted: list[tuple[str, ReportedResult]], key: str) -> list[Shown]:
     shown = []
     for caption, result in wanted:
         name = result.images[key]
         try:
             if not _NAME.fullmatch(name):
                 raise Unfit("is no name of an image beside its result")
-            shown.append(
-                Shown(caption, image_uri(result.files.read(f"{result.folder}/{name}", _MOST)))
-            )
+            content = result.files.read(f"{result.folder}/{name}", _MOST)
+            shown.append(Shown(caption, image_uri(content)))
         except (Unfit, StorageError) as error:
-            run.left_out[f"{result.folder}/{result.part}: the image {name[:200]!r}: {error}"] += 1
+            where = f"{result.folder}/{result.benchmark}"
+            run.left_out[f"{where}: the image {name[:200]!r}: {error}"] += 1
     return shown
 
 
 def image_uri(content: bytes) -> str:
-    """Raises Unfit for what cannot be decoded as an image of a bearable size."""
+    """An image as a data URI, encoded anew. Raises Unfit for what cannot be decoded as an image of
+    a bearable size."""
     data = io.BytesIO()
     try:
         with Image.open(io.BytesIO(content), formats=sorted(set(_FORMATS.values()))) as opened:

@@ -1,7 +1,6 @@
-"""Plots of a report: SVGs that take their colours from the page, so that they are legible in light
-and in dark.
+"""The plots of a report: SVGs that take their colours from the page, legible in light and in dark.
 
-No text of a run goes into them, only numbers: titles and legends are the page's.
+Only numbers of a run go into them, never its text: titles and legends are the page's.
 """
 
 from __future__ import annotations
@@ -33,8 +32,11 @@ _SETTINGS: dict[Any, Any] = {
 
 
 class Line(NamedTuple):
-    """steps, values: of one length; a value may be NaN: a gap. errors: of each value, half the
-    length of its bar, or NaN. style: one of solid, dashed, dotted and fine."""
+    """A line of a plot.
+
+    steps, values: of the same length; a NaN among the values is a gap. errors: half the length of
+    each value's bar, or NaN for none. style: solid, dashed, dotted or fine.
+    """
 
     label: str
     color: int
@@ -45,7 +47,7 @@ class Line(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """lines: for the legend. note: below it."""
+    """A plot on the page. lines: for its legend. note: for its caption."""
 
     title: str
     svg: Markup
@@ -61,16 +63,15 @@ def plot(
     points: bool = False,
     note: str = "",
 ) -> Plot:
-    """Against the step. levels: lines of one value, drawn from side to side."""
+    """Draw lines against the step. levels: lines of one value, drawn from side to side."""
     with mpl.rc_context({**_SETTINGS, "svg.hashsalt": title}):
         canvas = Canvas(figsize=(4.0, 2.6), layout="constrained")
         axis = canvas.add_subplot()
         steps = [step for line in lines for step in line.steps]
         apart = (max(steps) - min(steps)) / 150 if any(line.errors for line in lines) else 0.0
-        for place, line in enumerate(lines):
-            beside = [
-                step + apart * (place - (len(lines) - 1) / 2) for step in line.steps
-            ]  # bars do not hide bars
+        for index, line in enumerate(lines):
+            # Side by side, so that bars do not hide bars.
+            beside = [step + apart * (index - (len(lines) - 1) / 2) for step in line.steps]
             drawn: dict[str, Any] = {
                 "color": _stand_in(line.color),
                 "linestyle": _STYLES[line.style],
@@ -105,13 +106,13 @@ def _stand_in(color: int) -> str:
 
 
 def _for_page(svg: str) -> Markup:
-    """Without what only a file of its own needs, and with the page's colours in place of those that
-    stood for them."""
+    """The SVG with the page's colours in place of those that stood for them, and without what only
+    a file of its own needs."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' id="[a-z]+[A-Za-z0-9.]*_\d+"', "", svg)  # of groups, which nothing refers to
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(
-        r"#0101(0\d)", lambda found: f"var(--s{int(found[1])})", svg.replace(_INK, "currentColor")
+        r"#0101(0\d)", lambda match: f"var(--s{int(match[1])})", svg.replace(_INK, "currentColor")
     )
     return Markup(svg)  # of numbers alone

@@ -1,8 +1,7 @@
-"""What a run wrote, for its report: read here or on the store that it uploads to, and trusted in
-nothing.
+"""What a run wrote, for its report: read from its folder or its store, and trusted in nothing.
 
-A record that is broken is left out and counted, whatever is wrong with it: a report is wanted most
-where a run went wrong. Imports no torch.
+A broken record is left out and counted, whatever is wrong with it: a report is wanted most where a
+run went wrong. Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,21 +10,21 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from data_pipeline.storage import LocalStore, ObjectMissing, StorageError, open_store
 from model.documents import parse_json, parse_yaml
 from model.errors import ADDPError, ConfigError, DataError
-from trainer.config.renamed import with_new_keys, with_new_result_keys
+from trainer.config.renamed import with_new_keys
 from trainer.evaluation.course import Course
 from trainer.evaluation.reporting.files import Files, Unfit
-from trainer.evaluation.results import FOLDER
+from trainer.evaluation.results import FOLDER, Result
 from trainer.run_folder import DONE, INCIDENTS, TARGETS, Weights, in_time_order, incident_names
 
 _MOST_OF_RESULT = 2**24  # bytes
-_LARGEST = 1e30  # what a figure may be, to be drawn
+_LARGEST = 1e30  # what a number may be, to be drawn
 _STEPS = 2**53
 T = TypeVar("T", bound=BaseModel)
 Parse = Callable[..., Any]  # of documents: (text, where, error)
@@ -43,40 +42,30 @@ _NUMBERS = (  # of a metric line, what the report takes
 )
 
 
-class Result(NamedTuple):
-    """Of one part of an evaluation. figures: those that are finite numbers. folder: where its
-    images lie."""
+class ReportedResult(NamedTuple):
+    """What a benchmark found on one checkpoint.
+
+    metrics: those that are finite numbers. images: file names, by name, in `folder` of `files`.
+    """
 
     step: int
-    part: str
+    benchmark: str
     weights: Weights
-    figures: dict[str, float]
+    metrics: dict[str, float]
     images: dict[str, str]
     files: Files
     folder: str
 
 
-class _Stated(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    step: int = Field(ge=0, lt=_STEPS)
-    part: str = Field(max_length=100)
-    weights: Literal["raw", "ema"]
-    figures: dict[str, Any]
-    images: dict[str, str] = {}
-    checkpoint: str | None = None
-    left_out: list[dict[str, int]] | None = None
-
-
 class _Rewind(BaseModel):
-    """Of rewinds.json."""
+    """An entry of rewinds.json."""
 
     step: int = Field(ge=0, lt=_STEPS)
     length: int = Field(ge=0, lt=_STEPS)
 
 
 class Ending(BaseModel):
-    """exit.json."""
+    """exit.json: how the run ended."""
 
     code: int
     reason: str = ""
@@ -84,20 +73,20 @@ class Ending(BaseModel):
 
 
 class Done(BaseModel):
-    """done.json."""
+    """done.json: the run has finished."""
 
     step: int = Field(ge=0, lt=_STEPS)
 
 
 class Sign(BaseModel):
-    """A heartbeat."""
+    """A heartbeat of a rank."""
 
     time: float = Field(allow_inf_nan=False)
     section: str = ""
 
 
 class Goal(BaseModel):
-    """A line of targets.json."""
+    """An entry of targets.json: a value, and what it was to be."""
 
     name: str
     value: str
@@ -107,9 +96,12 @@ class Goal(BaseModel):
 
 @dataclass
 class RunRecord:
-    """What a run wrote. metrics: lines by step, with NaN where a figure was not finite. incidents:
-    by time. left_steps: those of results that are not shown, since the run has left the checkpoint
-    that they measured. left_out: how often each fault was met."""
+    """What a run wrote.
+
+    metrics: the lines of its training, by step, with NaN where a number was not finite. incidents:
+    by time. left_steps: steps whose results are not shown, since the run has left the checkpoint
+    that they measured. left_out: how often each fault was met.
+    """
 
     name: str
     on_store: bool
@@ -118,7 +110,7 @@ class RunRecord:
     environment: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, float]] = field(default_factory=list)
     incidents: list[dict[str, Any]] = field(default_factory=list)
-    results: list[Result] = field(default_factory=list)
+    results: list[ReportedResult] = field(default_factory=list)
     rewinds: list[dict[str, int]] = field(default_factory=list)
     left_steps: set[int] = field(default_factory=set)
     targets: list[Goal] = field(default_factory=list)
@@ -129,11 +121,12 @@ class RunRecord:
 
     @property
     def objective(self) -> str:
-        found = self.setting("objective")
-        return found if isinstance(found, str) else ""
+        """Its name; nothing where the configuration does not say."""
+        name = self.setting("objective")
+        return name if isinstance(name, str) else ""
 
     def setting(self, *keys: str) -> Any:
-        """None where the configuration has no such key."""
+        """A value of the configuration; None where it has no such key."""
         value: Any = self.settings
         for key in keys:
             value = value.get(key) if isinstance(value, dict) else None
@@ -141,27 +134,30 @@ class RunRecord:
 
     @property
     def steps(self) -> int:
-        """So many are recorded."""
+        """How many steps are recorded."""
         return int(self.metrics[-1]["step"]) + 1 if self.metrics else 0
 
 
 def number(value: Any) -> float | None:
-    """None for what is no finite number that can be drawn."""
+    """The value as a float; None for what is no finite number that can be drawn."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
         return None
     return float(value)
 
 
 def _is_not_finite(value: Any) -> bool:
-    """As the trainer writes it, and as JSON of Python may have it."""
+    """Whether a value stands for a number that is not finite, as the trainer or Python's JSON
+    writes it."""
     return value in ("nan", "inf", "-inf") or (
         isinstance(value, float) and not math.isfinite(value)
     )
 
 
 def read_run(run: str) -> RunRecord:
-    """Raises ConfigError where there is no such run, StorageError where its store does not
-    answer."""
+    """Read what a run wrote.
+
+    Raises ConfigError where there is no such run, StorageError where its store does not answer.
+    """
     store = open_store(run)
     files = Files(store)
     record = RunRecord(
@@ -196,14 +192,12 @@ def read_run(run: str) -> RunRecord:
         for name in incident_names(files.below(INCIDENTS))
         for row in _json_lines(record, name, read(name))
     )
-    record.done, record.ending = (
-        _one(record, Done, DONE, read(DONE)),
-        _one(record, Ending, "exit.json", read("exit.json")),
-    )
+    record.done = _one(record, Done, DONE, read(DONE))
+    record.ending = _one(record, Ending, "exit.json", read("exit.json"))
     name = f"{FOLDER}/{TARGETS}"
     for goal in _parsed(record, name, read(name), parse_json, list) or []:
-        if (found := _valid(record, Goal, name, goal)) is not None:
-            record.targets.append(found)
+        if (valid := _valid(record, Goal, name, goal)) is not None:
+            record.targets.append(valid)
     if isinstance(store, LocalStore):
         signs = [n for n in files.below("heartbeats/rank-") if n.endswith(".json")]
         alive = [sign for name in signs if (sign := _one(record, Sign, name, read(name)))]
@@ -227,8 +221,8 @@ def _take_metrics(record: RunRecord, line: dict[str, Any]) -> None:
     row: dict[str, float] = {"step": step}
     for key in _NUMBERS:
         value = line.get(key)
-        if (found := number(value)) is not None:
-            row[key] = found
+        if (finite := number(value)) is not None:
+            row[key] = finite
         elif _is_not_finite(value):
             row[key] = math.nan
         elif value is not None or key == "loss":
@@ -237,9 +231,8 @@ def _take_metrics(record: RunRecord, line: dict[str, Any]) -> None:
 
 
 def _take_results(record: RunRecord, files: Files) -> None:
-    """Of the evaluations that are not known yet. Raises StorageError where they cannot be
-    listed."""
-    there = {(r.step, r.part, r.weights) for r in record.results}
+    """Add the results that are not known yet. Raises StorageError where they cannot be listed."""
+    there = {(r.step, r.benchmark, r.weights) for r in record.results}
     course = Course(record.rewinds, files.plain)
     for name in files.results():
         try:
@@ -247,33 +240,34 @@ def _take_results(record: RunRecord, files: Files) -> None:
         except (Unfit, StorageError) as error:
             record.left_out[f"{name}: {error}"] += 1
             continue
-        content = _parsed(record, name, text)
-        if content is None:
+        stated = _one(record, Result, name, text)
+        if stated is None or (stated.step, stated.benchmark, stated.weights) in there:
             continue
-        stated = _valid(record, _Stated, name, with_new_result_keys(content))
-        if stated is None or (stated.step, stated.part, stated.weights) in there:
-            continue
-        if not course.is_current(stated.model_dump()):
+        if not course.is_current(stated):
             record.left_steps.add(stated.step)
             continue
-        figures = {
-            key: found
-            for key, value in stated.figures.items()
-            if (found := number(value)) is not None
-        }
-        for key, value in stated.figures.items():
-            if key not in figures:
+        metrics: dict[str, float] = {}
+        for key, value in stated.metrics.items():
+            if (finite := number(value)) is not None:
+                metrics[key] = finite
+            else:
                 what = "not finite" if _is_not_finite(value) else "no number"
-                record.left_out[f"{name}: the figure {key} is {what}"] += 1
-        folder = name.rpartition("/")[0]
-        result = Result(
-            stated.step, stated.part, stated.weights, figures, stated.images, files, folder
+                record.left_out[f"{name}: the metric {key} is {what}"] += 1
+        record.results.append(
+            ReportedResult(
+                step=stated.step,
+                benchmark=stated.benchmark,
+                weights=stated.weights,
+                metrics=metrics,
+                images=stated.images,
+                files=files,
+                folder=name.rpartition("/")[0],
+            )
         )
-        record.results.append(result)
 
 
 def _take_uploaded(record: RunRecord, upload: str) -> None:
-    """Evaluators that ran elsewhere left their results on the store."""
+    """Add the results that evaluators elsewhere left on the store."""
     try:
         _take_results(record, Files(open_store(upload)))
     except ADDPError as error:
@@ -281,9 +275,9 @@ def _take_uploaded(record: RunRecord, upload: str) -> None:
 
 
 def _parsed(
-    record: RunRecord, name: str, text: str, parse: Parse = parse_json, kind: type = dict
+    record: RunRecord, name: str, text: str, parse: Parse = parse_json, wanted: type = dict
 ) -> Any:
-    """None where there is no text, or no such content in it."""
+    """The content of a document; None where there is no text, or content of another type."""
     if not text.strip():
         return None
     try:
@@ -295,7 +289,7 @@ def _parsed(
     except DataError:
         record.left_out[f"{name}: cannot be parsed"] += 1
         return None
-    if not isinstance(value, kind):
+    if not isinstance(value, wanted):
         record.left_out[f"{name}: holds a {type(value).__name__}"] += 1
         return None
     return value
@@ -307,21 +301,21 @@ def _mapping(record: RunRecord, name: str, text: str, parse: Parse = parse_json)
 
 def _json_lines(record: RunRecord, name: str, text: str) -> Iterator[dict[str, Any]]:
     for line in text.split("\n"):
-        found = _parsed(record, f"{name}: a line", line)
-        if found is not None:
-            yield found
+        content = _parsed(record, f"{name}: a line", line)
+        if content is not None:
+            yield content
 
 
-def _valid(record: RunRecord, kind: type[T], name: str, content: Any) -> T | None:
+def _valid(record: RunRecord, model: type[T], name: str, content: Any) -> T | None:
     try:
-        return kind.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
         fault = error.errors()[0]
-        place = ".".join(map(str, fault["loc"]))
-        record.left_out[f"{name}: {place}{': ' if place else ''}{fault['msg']}"] += 1
+        key = ".".join(map(str, fault["loc"]))
+        record.left_out[f"{name}: {key}{': ' if key else ''}{fault['msg']}"] += 1
         return None
 
 
-def _one(record: RunRecord, kind: type[T], name: str, text: str) -> T | None:
+def _one(record: RunRecord, model: type[T], name: str, text: str) -> T | None:
     content = _parsed(record, name, text)
-    return None if content is None else _valid(record, kind, name, content)
+    return None if content is None else _valid(record, model, name, content)

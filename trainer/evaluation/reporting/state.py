@@ -1,4 +1,4 @@
-"""What a run is, and how it stands: one sentence, from what it left behind."""
+"""What a run is and how it stands, in one sentence, by what it wrote."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ _FRESH = 120.0  # seconds for which a sign of life counts, or several steps of a
 
 
 class State(NamedTuple):
-    """word: finished, running, stopped, diverged, failed, died, unfinished or not begun. sentence:
-    on the run."""
+    """How a run stands.
+
+    word: finished, running, stopped, diverged, failed, died, unfinished or not begun. sentence:
+    what the run is, and more on how it stands.
+    """
 
     word: str
     sentence: str
 
 
 def state_of(run: RunRecord, now: float) -> State:
-    """now: seconds since 1970. A run on a store is known as far as its last upload."""
+    """The state of a run. now: seconds since 1970.
+
+    A run on a store is known as far as its last upload.
+    """
     word, how = _ending(run, now)
     if run.metrics and math.isnan(run.metrics[-1].get("loss", 0.0)):
         how += "; its last recorded loss is not finite"
@@ -113,18 +119,17 @@ def _recorded(row: dict[str, float]) -> str:
 
 def when(seconds: object) -> str:
     """Local time; nothing for what is no time."""
-    found = number(seconds)
+    time = number(seconds)
+    if time is None:
+        return ""
     try:
-        return (
-            datetime.fromtimestamp(found).strftime("%-d %B %Y, %H:%M:%S")
-            if found is not None
-            else ""
-        )
+        return datetime.fromtimestamp(time).strftime("%-d %B %Y, %H:%M:%S")
     except (ValueError, OverflowError, OSError):
         return ""
 
 
 def duration(seconds: float) -> str:
+    """A time span in words, as "2.5 hours"."""
     for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.1f} {unit}"

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.storage import open_store
-from trainer.evaluation.report import write_report
 from trainer.evaluation.reporting.images import image_groups, image_uri
+from trainer.evaluation.reporting.page import write_report
 from trainer.evaluation.reporting.records import read_run
 from trainer.run_folder import RunFolder
 
@@ -32,7 +32,7 @@ RESULT = {
     "part": "samples",
     "weights": "raw",
     "figures": {"samples": 4},
-    "images": {"": "samples.png"},
+    "pictures": {"": "samples.png"},
 }
 RECORDS: dict[str, Any] = {
     "config.resolved.yaml": {
@@ -53,7 +53,7 @@ RECORDS: dict[str, Any] = {
         **RESULT,
         "part": "knn",
         "figures": {"top1_k20": 0.5, "images": 185},
-        "images": {},
+        "pictures": {},
     },
 }
 
@@ -131,8 +131,8 @@ def test_broken_records_are_left_out_and_counted(tmp_path: Path) -> None:
         "targets.json: name: ",
         f"{STEP}/samples.json: cannot be parsed",
         "linear.json: step: ",
-        "the figure top1_k20 is no number",
-        "the figure kid is not finite",
+        "the metric top1_k20 is no number",
+        "the metric kid is not finite",
     ):
         assert fault in text, fault
     assert "18 records could not be read" in text
@@ -189,7 +189,7 @@ def test_only_images_of_the_evaluation_are_embedded(tmp_path: Path) -> None:
     ]
     for name in refused:
         (folder / "samples.json").write_text(
-            json.dumps({**RESULT, "images": {"": "samples.png", "steps": name}})
+            json.dumps({**RESULT, "pictures": {"": "samples.png", "steps": name}})
         )
         record = read_run(str(run))
         (group,) = image_groups(record)
@@ -197,7 +197,7 @@ def test_only_images_of_the_evaluation_are_embedded(tmp_path: Path) -> None:
 
     (run / "evaluation" / "step-00000005").symlink_to(tmp_path)
     (tmp_path / "samples.json").write_text(
-        json.dumps({**RESULT, "step": 5, "images": {"": "secret.png"}})
+        json.dumps({**RESULT, "step": 5, "pictures": {"": "secret.png"}})
     )
     (run / "config.resolved.yaml").unlink()
     (run / "config.resolved.yaml").symlink_to("/etc/passwd")

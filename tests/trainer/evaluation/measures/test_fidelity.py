@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import ConfigError
-from trainer.evaluation.benchmarks.fidelity import (
+from trainer.evaluation.measures.fidelity import (
     EfficientNet,
     FeatureSet,
     Inception,
     Moments,
     _library,
-    figures,
+    fidelity_metrics,
 )
 
 
@@ -56,7 +56,7 @@ def test_streaming_is_one_pass(seed: int, parts: int, shift: float) -> None:
 
 def test_formulas_are_torch_fidelitys() -> None:
     ours, theirs = drawn(0, 300, 16, 0.0), drawn(1, 200, 16, 0.4)
-    found = figures(Inception.labels, feature_set(ours, 7), feature_set(theirs, 11))
+    found = fidelity_metrics(Inception.labels, feature_set(ours, 7), feature_set(theirs, 11))
     a, b = torch.from_numpy(ours), torch.from_numpy(theirs)
     of = _library("metric_fid")
     fid = of.fid_statistics_to_metric(
@@ -87,7 +87,7 @@ def test_formulas_are_torch_fidelitys() -> None:
 
 def test_equal_sets_have_no_distance() -> None:
     x = feature_set(drawn(2, 150, 16, 0.0), 5)
-    found = figures(EfficientNet.labels, x, x)
+    found = fidelity_metrics(EfficientNet.labels, x, x)
     assert (
         abs(found["efficientnet_frechet_distance"]) < 1e-3 and found["efficientnet_precision"] == 1
     )

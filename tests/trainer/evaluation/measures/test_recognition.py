@@ -6,7 +6,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import normalize
 
-from trainer.evaluation.benchmarks.recognition import knn, linear
+from trainer.evaluation.measures.recognition import knn, linear
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,45 @@
+"""A checkpoint's first samples, the steps by which some came about, and real images beside them."""
+
+from __future__ import annotations
+
+import torch
+
+from data_pipeline.images.image_grid import image_grid
+from model.addp import ADDP
+from model.sampler import generate
+from trainer.evaluation.measures.grids import png, zoom_of
+from trainer.evaluation.sample_set import denoising_grid, read_chunk
+from trainer.evaluation.task import Task
+
+_SHOWN = 64  # samples of a grid
+_ROWS = 8  # of the grid of denoising steps
+
+
+def sample_grids(task: Task) -> dict[str, bytes]:
+    """PNGs by name on rank 0, by all ranks together; the whole set is made first. Raises
+    ADDPError."""
+    options, samples = task.options, task.samples
+    crops = task.crops("val") if options.images is not None else None
+    first = min(samples.chunks, -(-_SHOWN // options.batch))
+    # Each chunk is read by the rank that made it: it may lie on that host's own disk.
+    chunks = task.collectives.divide(first, lambda number: read_chunk(samples.file(number)))
+    if task.collectives.rank:
+        return {}
+    shown = torch.cat(chunks)[:_SHOWN].float() / 255
+    assert isinstance(task.network, ADDP)
+    steps = generate(
+        task.network,
+        task.tokenizer,
+        seed=options.seed,
+        start=0,
+        count=min(_ROWS, len(shown)),
+        sampling=options.sampling,
+    )
+    trail = [state.image.cpu() for state in steps]
+    zoom, columns = zoom_of(task.image_size), max(1, round(len(shown) ** 0.5))
+    grids = {"": png(image_grid(shown, columns, zoom)), "steps": png(denoising_grid(trail, zoom))}
+    if crops is not None:
+        real = crops.spread(len(shown)).pixels.float() / 255
+        if len(real):
+            grids["real"] = png(image_grid(real, columns, zoom))
+    return grids

@@ -1,0 +1,182 @@
+"""The options of `evaluate` and `generate`, one model for each concern.
+
+A field's default, bounds and description stand here and nowhere else: the command lines are derived
+from these models (`trainer.config.options.from_models`). How images come about, step by step, is
+`model.sampling_options`. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from model.documents import Settings
+from model.precision import InferencePrecision
+from model.sampling_options import SamplingOptions
+from trainer.config.options import LARGEST_BATCH, LARGEST_SEED, MOST_IMAGES, MOST_STEPS
+from trainer.config.schema import YEAR, RunConfig
+
+Container = Literal["png", "webdataset"]
+KEEP = ("left", "right", "top", "bottom", "border", "center")  # what a completion may keep
+_PRECISION = "precision in which the networks generate"
+
+
+class WhichCheckpoints(Settings):
+    """Which checkpoints of a run are measured."""
+
+    follow: bool = Field(False, description="measure each new checkpoint, until the run is done")
+    every: int | None = Field(
+        None, ge=1, le=MOST_STEPS, description="measure all checkpoints at multiples of this step"
+    )
+    checkpoint: int | None = Field(
+        None,
+        ge=0,
+        le=MOST_STEPS,
+        description="measure the checkpoint of this step; else the newest valid one",
+    )
+
+
+class DataOptions(Settings):
+    """The data that a checkpoint is measured on."""
+
+    images: str | None = Field(
+        None, description="class folders or WebDataset shards; else what the run itself reads"
+    )
+    train_images: str | None = Field(
+        None,
+        description="training images, where they stand apart; all of --images is then held out",
+    )
+    held_out: float | None = Field(
+        None, ge=0, le=1, description="share of held-out images, by hash; else the run's"
+    )
+    reference: Literal["published", "held-out"] = Field(
+        "published",
+        description="fid, proxy: all of --images, the shorter side resized bilinearly; or the "
+        "held-out ones, bicubic",
+    )
+    tokens: str | None = Field(None, description="held-out: held-out token data set")
+    train_tokens: str | None = Field(
+        None, description="held-out: training token data set; else what the run itself reads"
+    )
+    inception_weights: Path | None = Field(
+        None, description="fid: Inception-v3, pt_inception-2015-12-05-6726825d.pth"
+    )
+
+
+class MeasuredSamples(Settings):
+    """The set of images that a checkpoint generates in order to be measured."""
+
+    count: int = Field(
+        50_000, ge=2, le=MOST_IMAGES, description="samples, fid, proxy: images to generate"
+    )
+    seed: int | None = Field(
+        None,
+        ge=-LARGEST_SEED - 1,
+        le=LARGEST_SEED,
+        description="image i depends on (seed, i) only; else the run's",
+    )
+    batch: int | None = Field(
+        None,
+        ge=1,
+        le=LARGEST_BATCH,
+        description="images that are computed together; else the run's micro batch",
+    )
+    precision: InferencePrecision = Field("fp32", description=_PRECISION)
+
+
+class ProbeOptions(Settings):
+    """What frozen features are compared with."""
+
+    baselines: bool = Field(
+        False, description="knn, linear: measure also an untrained encoder, and raw pixels"
+    )
+
+
+class EvaluationOptions(ProbeOptions, SamplingOptions, MeasuredSamples, DataOptions):
+    """All that results depend on, beside the checkpoint. None stands for what the run says."""
+
+    def resolved(self, config: RunConfig) -> tuple[ResolvedOptions, dict[str, Any]]:
+        """Take what was not given from the run's configuration.
+
+        Returns the options, and those of their values that came from the configuration.
+        """
+        of_run = {
+            "images": config.data.images,
+            "held_out": config.data.held_out,
+            "train_tokens": config.data.tokens,
+            "seed": config.seed,
+            "batch": config.batch.micro,
+        }
+        taken = {
+            name: value
+            for name, value in of_run.items()
+            if getattr(self, name) is None and value is not None
+        }
+        return ResolvedOptions.model_validate(self.model_dump() | taken), taken
+
+
+class ResolvedOptions(EvaluationOptions):
+    """The options of an evaluation, with nothing left to the run."""
+
+    held_out: float
+    seed: int
+    batch: int
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        return SamplingOptions(**{name: getattr(self, name) for name in names_of(SamplingOptions)})
+
+
+class WorkOptions(Settings):
+    """The folder that an evaluator works in, and how it shares the work with others."""
+
+    work: Path | None = Field(
+        None, description="folder for samples and caches; else RUN/evaluation"
+    )
+    keep_samples: bool = Field(False, description="leave generated sets in the work folder")
+    lease: float = Field(
+        60, ge=0.1, le=YEAR, description="seconds after which a dead evaluator's work is free"
+    )
+
+
+class SetOptions(Settings):
+    """A set of generated images: how many, from which noise, computed and stored how."""
+
+    count: int = Field(64, ge=1, le=MOST_IMAGES, description="how many images")
+    seed: int = Field(
+        0, ge=-LARGEST_SEED - 1, le=LARGEST_SEED, description="image i depends on (seed, i) only"
+    )
+    batch: int = Field(64, ge=1, le=LARGEST_BATCH, description="images that are computed together")
+    precision: InferencePrecision = Field("fp32", description=_PRECISION)
+    container: Container = Field("png", description="with --into: PNG files, or WebDataset tars")
+
+
+class Output(Settings):
+    """The files that generated images are written to."""
+
+    into: Path | None = Field(None, description="make a set of files in this folder, not a grid")
+    out: Path | None = Field(
+        None, description="PNG file of the grid; if not given, in RUN/samples/"
+    )
+
+
+class Completion(Settings):
+    """Images that are given, and what is kept of them."""
+
+    complete: Path | None = Field(
+        None,
+        description="keep a part of this image, or of the first ones in this folder, and generate "
+        "the rest",
+    )
+    keep: str = Field(
+        "left",
+        description=f"with --complete, the part to keep: {', '.join(KEEP)}, or a mask PNG, white "
+        "where to generate",
+    )
+
+
+def names_of(*models: type[Settings]) -> tuple[str, ...]:
+    """The names of all fields of some models."""
+    return tuple(name for model in models for name in model.model_fields)

@@ -37,17 +37,6 @@ ORDER = {
     "cluster": ["launch", "supervise", "sharding", "demo", "commands", "cli"],
 }
 PACKAGES = list(ORDER)
-# Imports that still go up, each with its smallest mend. The list only becomes shorter.
-_STATE_KEYS = (
-    "the engine names its tensors: define the names and Range there, for the format to import"
-)
-STILL_UPWARD: dict[tuple[str, str], str] = {
-    ("trainer.checkpointing.ownership", "trainer.evaluation.claims"): (
-        "a claim knows a store only: move claims.py to trainer/resilience/"
-    ),
-    ("trainer.engine.engine", "trainer.checkpointing.format"): _STATE_KEYS,
-    ("trainer.engine.engine", "trainer.checkpointing.saved_state"): _STATE_KEYS,
-}
 ONE_PLACE = {
     "deepspeed": "trainer/engine",
     "xformers": "model/attention.py",
@@ -131,10 +120,7 @@ def test_folders_import_one_way() -> None:
                 and order.index(other_room) > order.index(own)
             ):
                 upward.add((name, other))
-    new = upward - STILL_UPWARD.keys()
-    assert not new, f"these import what stands above them in ORDER: {sorted(new)}"
-    mended = STILL_UPWARD.keys() - upward
-    assert not mended, f"these are mended; take them off STILL_UPWARD: {sorted(mended)}"
+    assert not upward, f"these import what stands above them in ORDER: {sorted(upward)}"
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 from model.weights import save_network
 from trainer.checkpointing.catalog import LocalCatalog
 from trainer.checkpointing.exported import exported_network
-from trainer.checkpointing.format import EMA, WEIGHTS
 from trainer.checkpointing.upload import Uploader
 from trainer.config.schema import CheckpointSection, HealthSection, RunConfig
 from trainer.distributed.collectives import Collectives, Flags
+from trainer.engine.state_keys import EMA, WEIGHTS
 from trainer.objectives.registry import objective_class
 from trainer.resilience.health import ADVICE, Diverged, unfit
 from trainer.resilience.state import TrainerState

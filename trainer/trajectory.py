@@ -39,11 +39,11 @@ from model.precision import warn_of_bf16
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import read_state
-from trainer.checkpointing.format import WEIGHTS
 from trainer.config.reading import checked_config
 from trainer.config.schema import RunConfig
 from trainer.distributed.world import take_world
 from trainer.engine.precision import MODES
+from trainer.engine.state_keys import WEIGHTS
 from trainer.resilience.leaving import leave
 
 if TYPE_CHECKING:

@@ -29,10 +29,8 @@ from model.files import sync, write_atomically
 from model.networks import Network
 from trainer.checkpointing.exported import exported_network
 from trainer.checkpointing.format import (
-    EMA,
     MANIFEST,
     PUBLISHED,
-    WEIGHTS,
     Damaged,
     Manifest,
     NoValidCheckpoint,
@@ -48,6 +46,7 @@ from trainer.checkpointing.format import (
     verify_file,
 )
 from trainer.checkpointing.saved_state import Index, SavedState, read_index
+from trainer.engine.state_keys import EMA, WEIGHTS
 from trainer.resilience.state import read_rewinds, rewinds_before, rewinds_on
 from trainer.run_folder import RunFolder, Weights, step_folder
 

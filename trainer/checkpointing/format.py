@@ -39,7 +39,6 @@ from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT, checkpoint_fingerprint,
 
 MANIFEST = "manifest.json"
 PUBLISHED = "published"
-WEIGHTS, EMA, BUFFER = "weights", "ema", "buffer"  # state keys beside those of the optimizer
 _LARGEST_MANIFEST = 16 * MIB  # the manifest of a thousand ranks takes 0.2 MiB
 _LATEST = 1e11  # seconds since 1970: the year 5138
 

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from data_pipeline.storage import LocalStore, ObjectMissing, StorageError, Store
 from model.errors import ConfigError
 from trainer.checkpointing.catalog import LocalCatalog, RemoteCatalog
+from trainer.distributed.claims import Claim, Claims, is_here
 from trainer.distributed.collectives import Collectives
-from trainer.evaluation.claims import Claim, Claims, is_here
 from trainer.resilience.heartbeat import Heartbeat
 from trainer.run_folder import RUN, RunFolder
 

@@ -24,12 +24,13 @@ from data_pipeline.storage import StorageError, Store
 from model.documents import first_problem
 from trainer.checkpointing.catalog import Catalog, LocalCatalog, RemoteCatalog, is_left
 from trainer.checkpointing.expected import Expected
-from trainer.checkpointing.format import EMA, MANIFEST, Damaged, Manifest, NoValidCheckpoint
+from trainer.checkpointing.format import MANIFEST, Damaged, Manifest, NoValidCheckpoint
 from trainer.checkpointing.run_records import fetch_records
 from trainer.checkpointing.saved_state import Index, SavedState, files_of
 from trainer.config.changes import Change
 from trainer.distributed.collectives import Collectives
 from trainer.engine.engine import Engine
+from trainer.engine.state_keys import EMA
 from trainer.resilience.state import TrainerState
 from trainer.run_folder import RunFolder, step_folder
 

@@ -22,8 +22,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from trainer.checkpointing.format import BUFFER, Damaged, Manifest
+from trainer.checkpointing.format import Damaged, Manifest
 from trainer.checkpointing.snapshot import DTYPES
+from trainer.engine.state_keys import BUFFER, Range
 from trainer.run_folder import step_folder
 
 _FIRST = 2**16  # bytes that are read at first: most headers are shorter
@@ -46,15 +47,6 @@ class Piece(NamedTuple):
     @property
     def length(self) -> int:
         return math.prod(self.shape)
-
-
-class Range(NamedTuple):
-    """Elements start .. start+length-1 of a flattened parameter, or of a state of it."""
-
-    state_key: str
-    parameter: str
-    start: int
-    length: int
 
 
 Index = dict[tuple[str, str], list[Piece]]  # by state key and parameter

@@ -27,13 +27,14 @@ from torch import Tensor
 from data_pipeline.storage import StorageError
 from trainer import records
 from trainer.checkpointing.catalog import LocalCatalog
-from trainer.checkpointing.format import BUFFER, MANIFEST, FileEntry, Manifest, rank_file
+from trainer.checkpointing.format import MANIFEST, FileEntry, Manifest, rank_file
 from trainer.checkpointing.retention import prune
 from trainer.checkpointing.snapshot import snapshot, write_snapshot
 from trainer.checkpointing.upload import Uploader
 from trainer.config.schema import CheckpointSection
 from trainer.distributed.collectives import Collectives, Flags
 from trainer.engine.engine import Engine
+from trainer.engine.state_keys import BUFFER
 from trainer.run_folder import RunFolder
 
 

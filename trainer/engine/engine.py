@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from model.errors import ConfigError
 from model.precision import keep_float32
-from trainer.checkpointing.format import EMA, WEIGHTS
-from trainer.checkpointing.saved_state import Range
 from trainer.config.schema import RunConfig
 from trainer.distributed.meeting import LONG, join_ranks
 from trainer.distributed.world import take_world
@@ -29,6 +27,7 @@ from trainer.engine.ema import WeightEMA
 from trainer.engine.optimizers import STATE, make_optimizer, parameter_groups
 from trainer.engine.partition import Fragment, Partition
 from trainer.engine.precision import MODES, Precision
+from trainer.engine.state_keys import EMA, WEIGHTS, Range
 from trainer.host_memory import keep_freed_memory
 from trainer.timing import Stopwatch
 

@@ -18,9 +18,9 @@ from model.errors import ConfigError
 from trainer.checkpointing.catalog import Catalog, open_catalog
 from trainer.checkpointing.format import Damaged
 from trainer.config.schema import RunConfig
+from trainer.distributed.claims import Claim, Claims
 from trainer.distributed.collectives import Collectives
 from trainer.evaluation.benchmarks.registry import BENCHMARKS
-from trainer.evaluation.claims import Claim, Claims
 from trainer.evaluation.course import Course, StoredCourse
 from trainer.evaluation.options import EvaluationOptions, WhichCheckpoints
 from trainer.evaluation.results import FOLDER, Result, publish, read_results, suffix

@@ -22,8 +22,9 @@ from trainer.checkpointing.catalog import LocalCatalog, RemoteCatalog
 from trainer.checkpointing.expected import Expected, last_config
 from trainer.checkpointing.format import FileEntry, Manifest
 from trainer.checkpointing.restore import Restored, shares
-from trainer.checkpointing.saved_state import Piece, Range, files_of
+from trainer.checkpointing.saved_state import Piece, files_of
 from trainer.config.reading import load_config
+from trainer.engine.state_keys import Range
 from trainer.pretrain import run_and_leave
 from trainer.run_folder import RunFolder
 from trainer.startup import take_up

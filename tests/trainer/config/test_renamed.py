@@ -12,16 +12,10 @@ import pytest
 from model.errors import ConfigError
 from trainer.config.changes import changes
 from trainer.config.reading import load_config, resolved_config
-from trainer.config.renamed import (
-    KEYS,
-    OPTIONS,
-    RenamedOption,
-    refuse_old_options,
-    with_new_keys,
-    with_new_result_keys,
-)
+from trainer.config.renamed import KEYS, OPTIONS, RenamedOption, refuse_old_options, with_new_keys
 from trainer.config.schema import RunConfig
 from trainer.config.uses import users
+from trainer.evaluation.results import Result
 
 
 def test_every_new_key_exists_and_no_old_one() -> None:
@@ -60,13 +54,19 @@ def test_a_change_of_a_renamed_key_is_seen() -> None:
 
 
 def test_results_on_disk() -> None:
-    new = {"settings": {"images": "a", "seed": 0}, "figures": {"images": 9}, "images": {"": "x"}}
     old = {
+        "step": 4,
+        "part": "knn",
+        "weights": "raw",
         "settings": {"pictures": "a", "seed": 0},
+        "places": {"train_pictures": "b"},
         "figures": {"pictures": 9},
         "pictures": {"": "x"},
     }
-    assert with_new_result_keys(old) == new == with_new_result_keys(new)
+    result = Result.model_validate(old)
+    assert result.settings == {"images": "a", "seed": 0} and result.metrics == {"images": 9}
+    assert result.locations == {"train_images": "b"} and result.images == {"": "x"}
+    assert Result.model_validate(result.document()) == result
 
 
 @pytest.mark.parametrize("option", OPTIONS)

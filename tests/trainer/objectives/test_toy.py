@@ -15,17 +15,18 @@ from tests.trainer.launching import SMALL
 from tests.trainer.objectives.rotation import ANGLES, ENTRY
 from tests.trainer.worlds import Ranks
 from trainer import costs
-from trainer.checkpointing.format import WEIGHTS, verify
-from trainer.checkpointing.saved_state import SavedState
+from trainer.checkpointing.catalog import LocalCatalog
+from trainer.checkpointing.exported import exported_network
 from trainer.config.defaults import documented_defaults
 from trainer.config.reading import load_config
-from trainer.evaluation.benchmarks.registry import PARTS
+from trainer.engine.state_keys import WEIGHTS
+from trainer.evaluation.benchmarks.registry import fitting
 from trainer.evaluation.reporting.records import read_run
 from trainer.evaluation.reporting.state import state_of
 from trainer.objectives.registry import OBJECTIVES
 from trainer.preflight.checks import check_run
 from trainer.pretrain import run_and_leave
-from trainer.run_folder import RunFolder, step_folder
+from trainer.run_folder import RunFolder
 
 
 def registered(arguments: list[str]) -> None:
@@ -64,8 +65,8 @@ def test_a_new_objective_trains_and_goes_on(
     assert same_end(whole, cut)
 
     monkeypatch.setitem(OBJECTIVES, "rotation", ENTRY)
-    path = RunFolder(whole).checkpoints / step_folder(8)
-    assert isinstance(SavedState(path, verify(path)).network(WEIGHTS), Classifier)
+    with LocalCatalog(RunFolder(whole)).saved_state(8) as saved:
+        assert isinstance(exported_network(saved, WEIGHTS), Classifier)
     sentence = state_of(read_run(str(whole)), 0.0).sentence
     assert sentence.startswith("Training to tell rotations (2 blocks of width 32")
     checks = list(check_run(None, [f"run={whole}", *options], 2))
@@ -85,4 +86,4 @@ def test_commands_know_it_by_its_entry(options: list[str], monkeypatch: pytest.M
     trained, frozen = costs.parameters(config)
     operations = costs.image_operations(config)
     assert trained > 0 and frozen == 0 and operations.trained > 6 * trained
-    assert [name for name, part in PARTS.items() if ENTRY.network_kind in part.network_kinds]
+    assert fitting(ENTRY.network_kind)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.storage import LocalStore, Store, open_store
-from trainer.evaluation.claims import FOLDER, Claim, Claims
+from trainer.distributed.claims import FOLDER, Claim, Claims
 
 
 @pytest.fixture(params=["folder", "s3"])

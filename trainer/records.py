@@ -1,9 +1,11 @@
-"""What a run writes down about itself, without ever ending by it. A record that cannot be written
-(full or read-only disk, lost mount) is said on the console once, kept in memory, tried again with
-each next record of this process, and said again once it is written. Imports no torch.
+"""What a run writes down about itself; a run never ends because this fails.
 
-Checkpoints, networks and the completion marker are no records: what stands in for a run's work
-fails by name.
+Where a record cannot be written (a full or read-only disk, a lost mount), the console says so once.
+The record stays in memory, and each later record of this process tries it again. Once it is
+written, the console says that, too.
+
+Checkpoints, networks and the mark that a run is complete are no records: they hold the work of the
+run, and a failure to write them is an error. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from pathlib import Path
 from model.files import write_atomically
 
 _KEPT = 100_000  # pieces of one record that wait in memory; later ones are lost, and counted
-_QUIET = 60.0  # seconds in which a record that comes and goes is not said again
+_QUIET = 60.0  # seconds in which the console says nothing new of a record that comes and goes
 _lock = threading.RLock()
 _records: dict[Path, _Record] = {}
 
 
 def say(line: str) -> None:
-    """On the console; that too may be a file on a full disk, or a pipe that was closed."""
+    """Print a line on the console, which may itself be a file on a full disk, or a closed pipe."""
     try:
         print(line, file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -32,7 +34,7 @@ def say(line: str) -> None:
 
 
 def ago(moment: float) -> str:
-    """A wall-clock time in words: its age, and when it was."""
+    """Return a time in words: its age, and when it was. moment: seconds since 1970."""
     seconds = max(0, round(time.time() - moment))
     hours, minutes = divmod(seconds // 60, 60)
     age = f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
@@ -40,14 +42,14 @@ def ago(moment: float) -> str:
 
 
 def append(path: Path, content: bytes) -> None:
-    """At the end of the file, after what waits to be written there."""
+    """Add to the end of a file, after what waits to be written there."""
     with _lock:
         _of(path).pieces.append(content)
         _write_all()
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Whole or not at all, in place of what is there and of what waits."""
+    """Replace a file, whole or not at all, and what waits to be written there."""
     with _lock:
         record = _of(path)
         record.whole = content
@@ -56,9 +58,11 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def read(path: Path) -> bytes:
-    """What the file holds, or will hold once what waits is written; nothing where there is no file.
-    Raises OSError; also where more waits for a file that is not there, since its folder may only be
-    lost for a while."""
+    """Return what a file holds, or will hold once what waits is written; b"" where there is none.
+
+    Raises OSError, also where something waits for the end of a file that is not there: its folder
+    may be lost only for a while.
+    """
     with _lock:
         record = _of(path)
         if record.whole is not None:
@@ -69,7 +73,7 @@ def read(path: Path) -> bytes:
 
 
 def finish() -> None:
-    """A last try. Says what is lost for good."""
+    """Try a last time to write what waits, and say what is lost for good."""
     with _lock:
         _write_all()
         for path, record in _records.items():
@@ -89,9 +93,11 @@ def _write_all() -> None:
 
 
 class _Record:
+    """A file, and what waits to be written to it: at first `whole`, if any, and then `pieces`."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.whole: bytes | None = None  # comes before the pieces
+        self.whole: bytes | None = None
         self.pieces: deque[bytes] = deque()
         self._lost = 0
         self._fails, self._told = False, False
@@ -118,10 +124,10 @@ class _Record:
         self._told, self._lost = False, 0
 
     def _append(self) -> None:
-        """A piece that was cut short goes on exactly where it was cut."""
+        """Write the pieces; one that was cut short goes on exactly where it was cut."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # One write of a short piece to a file opened so: the appends of several processes do not
-        # mix.
+        # One write of a short piece to a file that is open for appending: the lines of several
+        # processes do not mix.
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             while self.pieces:

@@ -49,19 +49,18 @@ from model.errors import ConfigError, DataError
 from model.files import write_atomically
 from trainer import records
 
-Weights = Literal["raw", "ema"]  # the trained weights, or their average
+Weights = Literal["raw", "ema"]  # the trained weights, or the moving average of them
 Format = Literal["native", "addp", "timm", "huggingface"]  # of an export
 log = logging.getLogger(__name__)
 
-TARGETS = "targets.json"  # below evaluation/: figures beside what they must reach, for the report
+TARGETS = "targets.json"  # below evaluation/: metrics and what they must reach, for the report
 
-LOST_RANK = (
-    "another rank went away"  # begins the last word of a rank that ends only since another did
-)
+# The last word of a rank that ends only because another one did begins with this.
+LOST_RANK = "another rank went away"
 DONE = "done.json"
 RUN = "run.json"
 INCIDENTS = "incidents"  # a folder
-OLD_INCIDENTS = "incidents.jsonl"  # of earlier versions, by all ranks
+OLD_INCIDENTS = "incidents.jsonl"  # one file for all ranks, which earlier versions wrote
 EXIT_DONE = 0
 EXIT_STORAGE = 74
 EXIT_PREEMPTED = 75
@@ -74,8 +73,10 @@ OWN_CODES = range(74, 80)  # any other code is a crash
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:
-    """Of metrics.jsonl or a file of incidents; what is no record, as a line that a kill cut short,
-    is left out."""
+    """Return the records of metrics.jsonl or of a file of incidents, one a line.
+
+    A line that holds no record is left out, as one that a kill cut short.
+    """
     rows = []
     for line in text.splitlines():
         try:
@@ -88,16 +89,16 @@ def json_lines(text: str) -> list[dict[str, Any]]:
 
 
 def incident_names(names: Iterable[str]) -> list[str]:
-    """Those of a run's files that hold incidents, sorted."""
-    return sorted(
-        n
-        for n in names
-        if n == OLD_INCIDENTS or re.fullmatch(rf"{INCIDENTS}/rank-[0-9]+\.jsonl", n)
-    )
+    """Return those of a run's files that hold incidents, sorted."""
+    of_a_rank = re.compile(rf"{INCIDENTS}/rank-[0-9]+\.jsonl")
+    return sorted(name for name in names if name == OLD_INCIDENTS or of_a_rank.fullmatch(name))
 
 
 def in_time_order(incidents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Incidents of several files; those that do not say when they were come first."""
+    """Return the incidents of several files in the order of time.
+
+    Those that do not say when they were come first.
+    """
 
     def moment(record: dict[str, Any]) -> float:
         time = record.get("time")
@@ -107,17 +108,23 @@ def in_time_order(incidents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def step_folder(step: int) -> str:
-    """Name of a folder about a step, below checkpoints/ and evaluation/."""
+    """Return the name of the folder of a step, below checkpoints/ and evaluation/."""
     return f"step-{step:08d}"
 
 
 def checkpoint_fingerprint(hashes: Mapping[str, str]) -> str:
-    """Of what the files of a checkpoint hold: {name: sha256}."""
+    """Return a short digest of a checkpoint's content. hashes: the sha256 of its files, by name."""
     stated = sorted(f"{name} {sha256}" for name, sha256 in hashes.items())
     return hashlib.sha256("\n".join(stated).encode()).hexdigest()[:16]
 
 
 class RunFolder:
+    """The files of a run by name, and how they are read and written.
+
+    Nothing is made before it is written. What only records the run (`incident`, `write_exit`,
+    `rewind_metrics`) never raises: see `trainer/records.py`.
+    """
+
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
@@ -138,21 +145,25 @@ class RunFolder:
 
     @property
     def is_done(self) -> bool:
+        """Whether the run is complete."""
         return self._done.is_file()
 
     def read_done(self) -> dict[str, Any] | None:
-        """{"step", "checkpoint", "run", "start"}: the end of the run, and the start that came to
-        it; None before."""
+        """Return {"step", "checkpoint", "run", "start"}: where the run ended, and the start that
+        came to the end. None before."""
         return _read_json(self._done, "step", int)
 
     def read_identity(self) -> dict[str, Any] | None:
-        """{"run", "host", "made"}; None before the first step, and in folders of earlier
+        """Return {"run", "host", "made"}. None before the first step, and in folders of earlier
         versions."""
         return _read_json(self.identity, "run", str)
 
     def reopen(self) -> None:
-        """A complete run has work again: it is not done, and its networks are named after their
-        step. Networks first: a kill in between is made good by the next start."""
+        """Take back that the run is complete, since it has work again.
+
+        Its networks get the name of their step. They are renamed first, so that the next start
+        makes a kill in between good.
+        """
         if done := self.read_done():
             for path in (self.network, self.ema):
                 if path.exists():
@@ -162,17 +173,23 @@ class RunFolder:
         self._done.unlink(missing_ok=True)
 
     def heartbeat(self, rank: int) -> Path:
+        """The file with a rank's sign of life."""
         return self.heartbeats / f"rank-{rank:05d}.json"
 
     def trace(self, rank: int) -> Path:
+        """The file with the traceback of a rank that crashed."""
         return self.path / "traces" / f"rank-{rank:05d}.txt"
 
     def write_exit(self, code: int, reason: str) -> None:
+        """Record how this attempt ends. code: an exit code."""
         content = {"code": code, "reason": reason, "time": time.time()}
         records.replace(self.exit, (json.dumps(content, indent=1) + "\n").encode())
 
     def read_exit(self) -> dict[str, Any] | None:
-        """How the last start ended; None where it was killed, runs, or was never started."""
+        """Return how the last attempt ended: {"code", "reason", "time"}.
+
+        None where it was killed, where it still runs, and before the first one.
+        """
         return _read_json(self.exit, "code", int)
 
     @property
@@ -181,12 +198,12 @@ class RunFolder:
         return self._lock is not None
 
     def holder(self) -> str | None:
-        """The process that holds the lock now, None where there is none. Changes nothing."""
+        """Return the name of the process that holds the lock, None where none does."""
         try:
             file = (self.path / "lock").open("r+")
         except OSError:
             return None
-        with file:  # what is locked here is let go of at once
+        with file:  # a lock that is taken here is given back at once
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -195,11 +212,10 @@ class RunFolder:
         return None
 
     def lock(self, patience: float = 5.0) -> None:
-        """Hold RUN/lock until this process ends, however it ends. Raises ConfigError while another
-        run holds it.
+        """Hold RUN/lock until this process ends, however it ends.
 
-        patience: seconds to wait for it; the ranks of a run that was just killed may still be
-        ending.
+        patience: seconds to wait for the lock; the ranks of a run that was just killed may still be
+        ending. Raises ConfigError where another process holds it for longer.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         file = (self.path / "lock").open("a+")
@@ -228,48 +244,49 @@ class RunFolder:
         self._lock = file  # closed, and so released, with the process
 
     def trained(self, weights: Weights = "raw") -> Path:
-        """File of the trained network, or of the average of its weights. Raises ConfigError where
-        there is none."""
+        """Return the file of the trained network, or of the moving average of its weights.
+
+        Raises ConfigError where there is none.
+        """
         path = self.ema if weights == "ema" else self.network
         if not path.is_file():
-            raise ConfigError(
-                f"{self.path} has no {path.name}"
-                + (
-                    "; the run kept no average (ema_decay was not set)"
-                    if weights == "ema"
-                    else "; let the run finish"
-                )
-            )
+            why = "let the run finish"
+            if weights == "ema":
+                why = "the run kept no average (ema_decay was not set)"
+            raise ConfigError(f"{self.path} has no {path.name}; {why}")
         return path
 
     def mark_done(self, content: dict[str, Any]) -> None:
+        """State that the run is complete. content: as `read_done` returns it."""
         write_json(self._done, content)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Metric lines, as `json_lines`."""
+        """Return the metric lines, oldest first."""
         return json_lines(self.metrics.read_text()) if self.metrics.exists() else []
 
     def incident(self, record: dict[str, Any]) -> None:
-        """Append a fault, with its time and rank, to this rank's file. May be called by any thread
-        and rank."""
+        """Append a fault, with its time and rank, to this rank's file.
+
+        Any thread and any rank may call it.
+        """
         rank = int(os.environ.get("RANK", 0))
         line = json.dumps({"time": time.time(), "rank": rank, **record}) + "\n"
         records.append(self.incidents / f"rank-{rank:05d}.jsonl", line.encode())
 
     def incident_files(self) -> list[str]:
-        """Their names below the run folder. Raises OSError."""
+        """Return the names of the files of incidents, from the run folder on. Raises OSError."""
         there = [path.relative_to(self.path).as_posix() for path in self.incidents.glob("*")]
         return incident_names(
             [*there, *([OLD_INCIDENTS] if (self.path / OLD_INCIDENTS).exists() else [])]
         )
 
     def read_incidents(self) -> list[dict[str, Any]]:
-        """Of all ranks, in the order of time."""
+        """Return the incidents of all ranks, in the order of time."""
         texts = [(self.path / name).read_text(errors="replace") for name in self.incident_files()]
         return in_time_order(row for text in texts for row in json_lines(text))
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop the lines of steps that a resumed run will do again."""
+        """Drop the metric lines of `step` and later ones, which a resumed run does again."""
         try:
             rows = json_lines(records.read(self.metrics).decode(errors="replace"))
         except OSError as error:
@@ -287,21 +304,22 @@ class RunFolder:
             records.replace(self.metrics, "".join(kept).encode())
 
 
-def _read_json(path: Path, key: str, kind: type) -> dict[str, Any] | None:
-    """None where there is none, or none that can be read and says this."""
+def _read_json(path: Path, key: str, type_of_key: type) -> dict[str, Any] | None:
+    """None where there is no such record, or none that can be read and has this key."""
     try:
         record: dict[str, Any] = parse_json(
             read_file(path, _LARGEST_RECORD, DataError), str(path), DataError
         )
     except (OSError, DataError):
         return None
-    return record if isinstance(record.get(key), kind) else None
+    return record if isinstance(record.get(key), type_of_key) else None
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Write a file whole or not at all. Raises OSError."""
     write_atomically(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
+    """Write a file of JSON whole or not at all. Raises OSError."""
     replace_text(path, json.dumps(content, indent=1) + "\n")

@@ -1,5 +1,4 @@
-"""Configurations and overrides: YAML that means harm, numbers that cannot be, keys that are
-none."""
+"""Configurations and overrides: YAML that means harm, impossible numbers, unknown keys."""
 
 from __future__ import annotations
 
@@ -65,6 +64,13 @@ CASES = [
     _file("an unfinished quote", "run: 'runs/x\n", "line"),
     _file("a tab as indentation", "batch:\n\tmicro: 1\n", "line 2"),
     _file("a key of 90,000 letters", "? " + "k" * 90_000 + "\n: 1\n", "unknown key"),
+    _file(
+        "a key that has another name now",
+        "health: {skips: 3}\n",
+        "health.skips is called health.max_nonfinite_steps now",
+    ),
+    _key("an override of a key that has another name now", "data.pictures=x", "data.images now"),
+    _key("a permission for a key of old", "resume.allow=[data.patience]", "data.retry_seconds now"),
     _key("an infinite learning rate", "optimizer.base_lr=.inf"),
     _key("a learning rate that overflows", "optimizer.base_lr=1e30"),
     _key("a learning rate that is true", "optimizer.base_lr=true"),

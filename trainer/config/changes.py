@@ -1,5 +1,8 @@
-"""What may change in a configuration when a run goes on: each key is free, changes the
-optimisation, or belongs to what a checkpoint is of and cannot change."""
+"""What may change in a configuration when a run goes on.
+
+Each key is one of three: free; part of the training, so that a change needs a permission; or fixed,
+since a checkpoint belongs to one value.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from model.errors import ConfigError
 from trainer.config import renamed
 from trainer.config.uses import users
 
-# The run that comes out is the same, or a checkpoint's facts prove that it is (data sets and frozen
-# networks by their fingerprints). A section's name stands for all its keys, also for those that it
-# gets one day.
+# A change of these gives the same run, or the run's identity in a checkpoint proves that it does
+# (data sets and frozen networks have fingerprints). A section's name stands for all its keys, also
+# for those that it gets one day.
 FREE = (
     "run",
     "log_every",
@@ -58,7 +61,7 @@ FREE = (
     "health.max_nonfinite_steps",
     "health.hang",
 )
-# Where things lie on a host, which may be elsewhere on another one: what lies there is compared by
+# Where things lie on a host. They may lie elsewhere on another one: what lies there is compared, by
 # its fingerprint.
 PLACES = (
     "run",
@@ -71,7 +74,7 @@ PLACES = (
     "addp.weights",
     "checkpoint.upload",
 )
-# Needs a permission by name, `resume.allow`.
+# A change of these gives another run. `resume.allow` permits it, by the name of the key.
 TRAINING = (
     "data.views",
     "tokenizer.sizes",
@@ -94,8 +97,8 @@ TRAINING = (
     "precision",
     "ema_decay",
 )
-# A checkpoint's facts refuse another value in every objective that uses the key, so that no
-# permission helps.
+# The run's identity in a checkpoint refuses another value of these, in every objective that uses
+# the key, so that no permission helps.
 _ORDER = (
     "the order of the samples depends on it: some would be trained on twice, and others not at all"
 )
@@ -122,6 +125,8 @@ FIXED = {
 
 
 class Change(NamedTuple):
+    """A key whose value has changed."""
+
     key: str
     before: Any
     now: Any
@@ -135,7 +140,7 @@ def _shown(value: Any) -> str:
 
 
 def within(key: str, names: tuple[str, ...]) -> bool:
-    """Whether a key, or a section that holds it, is among the names."""
+    """Return whether a key, or a section that holds it, is among the names."""
     return any(key == name or key.startswith(name + ".") for name in names)
 
 
@@ -145,19 +150,19 @@ def changes(before: dict[str, Any], now: BaseModel) -> list[Change]:
     before: a configuration from disk, as JSON, maybe of an earlier version. A key that it does not
     have has not changed.
     """
-    before, found, values = renamed.with_new_keys(before), [], now.model_dump(mode="json")
+    changed, values = [], now.model_dump(mode="json")
+    before = renamed.with_new_keys(before)
     for key, by in users(type(now)).items():
         if key == "resume.allow" or values["objective"] not in by:
             continue
         old, new = _value(before, key), _value(values, key)
         if old is not _ABSENT and old != new:
-            found.append(Change(key, old, new))
-    return found
+            changed.append(Change(key, old, new))
+    return changed
 
 
 def alike(config: BaseModel) -> dict[str, str]:
-    """A short digest of each key's value, by key, of those that all ranks of a run must have
-    alike."""
+    """Return a short digest of the value of each key that must be the same on all ranks."""
     values = config.model_dump(mode="json")
     values["data"]["mixture"] = list(values["data"]["mixture"].values())  # the names are places
     keys = (key for key in users(type(config)) if key not in PLACES)
@@ -178,16 +183,17 @@ def _value(values: Any, key: str) -> Any:
     return values
 
 
-def forbidden(found: list[Change], allow: tuple[str, ...]) -> list[Change]:
-    """Those that change the optimisation and are not allowed."""
-    return [
-        change for change in found if not within(change.key, FREE) and not within(change.key, allow)
-    ]
+def forbidden(changed: list[Change], allow: tuple[str, ...]) -> list[Change]:
+    """Return the changes that give another run and are not allowed."""
+    return [change for change in changed if not within(change.key, (*FREE, *allow))]
 
 
 def check_names(allow: tuple[str, ...], model: type[BaseModel]) -> None:
-    """Raises ConfigError for a name that is neither a key nor a section, or whose value no
-    checkpoint can change."""
+    """Check the names of `resume.allow`.
+
+    Raises ConfigError for one that is neither a key nor a section, and for a key that cannot change
+    while a run goes on.
+    """
     known = {
         ".".join(key.split(".")[:depth])
         for key in users(model)

@@ -1,7 +1,7 @@
 """The configuration of a run: every key with its default, its bounds and its meaning.
 
-`config_reading.py` makes one of a run file and a command line, and `config_defaults.py` prints the
-keys.
+`reading.py` makes a configuration of a run file and a command line, `defaults.py` prints the keys,
+`changes.py` says which may change while a run goes on, and `renamed.py` knows their old names.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ def _absolute(place: str) -> str:
 
 
 def _named(path: Any) -> Any:
-    """An empty one would be the working folder. YAML makes None of `run=`, which other keys take
-    for none."""
+    """Refuse a path that is empty, which would be the working folder, and one that cannot be meant.
+
+    YAML makes null of `run=`, which other keys take for "none".
+    """
     if path is None or isinstance(path, str | Path):
         text = str(path or "")
         if (
@@ -359,10 +361,12 @@ class RunConfig(Settings):
 
     @property
     def learning_rate(self) -> float:
+        """The highest learning rate, at the end of the warm-up."""
         return self.optimizer.base_lr * self.batch.global_batch / 256
 
     @property
     def geometry(self) -> Geometry:
+        """What ties the networks together: image, grid and vocabulary."""
         return Geometry.of(self.tokenizer.sizes)
 
     @property

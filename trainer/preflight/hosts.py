@@ -1,8 +1,8 @@
-"""Whether a run would start on these ranks: each says what it has and sees, and nothing is trained.
+"""Find out whether a run would start on these ranks: each says what it has and sees; none trains.
 
     addp train CONFIG --hostfile hosts --check
 
-starts it on each host, by the launcher that would start the run.
+starts this module on each host, by the launcher that would start the run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import platform
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,36 +36,40 @@ from trainer.resilience.leaving import leave
 from trainer.run_folder import EXIT_CONFIG
 
 T = TypeVar("T")
-_PATIENCE = 120.0  # seconds for the ranks to meet
-_ALIKE = (
+_MEETING = 120.0  # seconds in which the ranks must meet, and then answer each other
+_SAME = (  # on all hosts
     "python",
     "torch",
     "deepspeed",
     "numpy",
     "code",
     "configuration",
-)  # must be the same on all hosts
+)
 _ROOT = Path(__file__).parents[2]
 
 
 def check(path: Path | None, overrides: list[str]) -> int:
-    """All ranks together. Rank 0 prints a table and what is wrong. Returns the exit code."""
-    join_ranks(_PATIENCE)
-    collectives = Collectives(_PATIENCE)
-    found = {"host": platform.node(), "python": platform.python_version(), "code": _code()}
-    found |= {name: _version(name) for name in ("torch", "deepspeed", "numpy")}
+    """Compare what all ranks have and see; all of them call this together.
+
+    Rank 0 prints a table of the ranks, and what is wrong. Returns the exit code of the process.
+    """
+    join_ranks(_MEETING)
+    collectives = Collectives(_MEETING)
+    row = {"host": platform.node(), "python": platform.python_version(), "code": _code_digest()}
+    row |= {name: _version(name) for name in ("torch", "deepspeed", "numpy")}
     problems: list[str] = []
     config = _tried("the configuration", lambda: load_config(path, overrides), problems)
-    found["configuration"] = (
+    row["configuration"] = (
         hashlib.sha256(json.dumps(alike(config)).encode()).hexdigest()[:8]
         if config
         else "unreadable"
     )
-    found["run folder"] = _shared_folder(config, collectives, problems)
+    row["run folder"] = _shared_folder(config, collectives, problems)
     for name, place in _places(config).items() if config else ():
-        found[name] = "seen" if _tried(name, lambda p=place: _look(p), problems) else ("NOT SEEN")  # type: ignore[misc]
-    found["collectives"] = _collectives(problems)
-    rows = collectives.all_gather((found, problems))
+        is_seen = _tried(name, partial(_look, place), problems)
+        row[name] = "seen" if is_seen else "NOT SEEN"
+    row["collectives"] = _try_collectives(problems)
+    rows = collectives.all_gather((row, problems))
     faults = wrong(rows)
     if collectives.rank == 0:
         _print(rows)
@@ -80,15 +85,17 @@ def check(path: Path | None, overrides: list[str]) -> int:
 
 
 def wrong(rows: list[tuple[dict[str, str], list[str]]]) -> list[str]:
-    """rows: what each rank found, and its problems. Returns all problems, and what differs from the
-    first rank."""
+    """Return all problems of all ranks, and what differs from rank 0.
+
+    rows: for each rank, its row of the table by the columns' names, and its problems.
+    """
     first = rows[0][0]
-    lines = [f"{found['host']}: {problem}" for found, problems in rows for problem in problems]
-    for found, _ in rows[1:]:
+    lines = [f"{row['host']}: {problem}" for row, problems in rows for problem in problems]
+    for row, _ in rows[1:]:
         lines += [
-            f"{name} differs: {first[name]} on {first['host']}, {found[name]} on {found['host']}"
-            for name in _ALIKE
-            if found[name] != first[name]
+            f"{name} differs: {first[name]} on {first['host']}, {row[name]} on {row['host']}"
+            for name in _SAME
+            if row[name] != first[name]
         ]
     return lines
 
@@ -97,12 +104,13 @@ def _print(rows: list[tuple[dict[str, str], list[str]]]) -> None:
     table = Table()
     for name in rows[0][0]:
         table.add_column(name, overflow="fold")
-    for found, _ in rows:
-        table.add_row(*(found.get(name, "") for name in rows[0][0]))
+    for row, _ in rows:
+        table.add_row(*(row.get(name, "") for name in rows[0][0]))
     Console(width=None if os.isatty(1) else 160).print(table)
 
 
 def _tried(what: str, work: Callable[[], T], problems: list[str]) -> T | None:
+    """Return what `work` returns; None, and one more problem, where it fails."""
     try:
         return work()
     except (ADDPError, OSError) as error:
@@ -110,8 +118,8 @@ def _tried(what: str, work: Callable[[], T], problems: list[str]) -> T | None:
         return None
 
 
-def _code() -> str:
-    """Of this program's files: machines may hold different checkouts."""
+def _code_digest() -> str:
+    """A short digest of this program's files: machines may hold different checkouts."""
     digest = hashlib.sha256()
     for package in ("model", "data_pipeline", "trainer", "cluster"):
         for path in sorted((_ROOT / package).rglob("*.py")):
@@ -127,18 +135,16 @@ def _version(name: str) -> str:
 
 
 def _shared_folder(config: RunConfig | None, collectives: Collectives, problems: list[str]) -> str:
-    """Rank 0 leaves a file in the run folder, which the others must see."""
+    """Find out whether all ranks see the same run folder: rank 0 leaves a file for the others."""
     first = collectives.all_gather(
         config.run / f"check-{uuid.uuid4().hex[:8]}" if config else None
     )[0]
     if first is None:
         return ""
-    mark = (
-        config.run / first.name if config else first
-    )  # hosts may have the storage at different places
-    made = [
-        folder for folder in (mark.parent, *mark.parent.parents) if not folder.exists()
-    ]  # innermost first
+    # Hosts may have the storage at different places.
+    mark = config.run / first.name if config else first
+    # What rank 0 is about to make, innermost first, so that it can be removed again.
+    made = [folder for folder in (mark.parent, *mark.parent.parents) if not folder.exists()]
     if collectives.rank == 0:
         _tried("the run folder", lambda: _leave(mark), problems)
     collectives.barrier()
@@ -163,12 +169,11 @@ def _leave(mark: Path) -> None:
 
 
 def _places(config: RunConfig) -> dict[str, str]:
-    data = config.data
+    """What the run reads, or needs to be there, by the keys of the configuration."""
+    data, upload = config.data, config.checkpoint.upload
     wanted = {"data.tokens": data.tokens, "data.images": data.images}
-    if config.checkpoint.upload and is_remote(
-        config.checkpoint.upload
-    ):  # a folder is made by the first upload
-        wanted["checkpoint.upload"] = config.checkpoint.upload
+    if upload and is_remote(upload):  # a folder is made by the first upload
+        wanted["checkpoint.upload"] = upload
     wanted |= {f"data.mixture {i}": place for i, place in enumerate(data.mixture)}
     for name in ("tokenizer", "predictor", "addp"):
         weights = getattr(config, name).weights
@@ -177,7 +182,8 @@ def _places(config: RunConfig) -> dict[str, str]:
 
 
 def _look(place: str) -> bool:
-    """On object storage this also needs the credentials. Raises StorageError or OSError."""
+    """Return True where something is there; on object storage that also needs the credentials.
+    Raises StorageError or OSError."""
     if is_remote(place):
         next(iter(open_store(place).list()), None)
     else:
@@ -185,8 +191,8 @@ def _look(place: str) -> bool:
     return True
 
 
-def _collectives(problems: list[str]) -> str:
-    """A sum over all ranks by what training would use."""
+def _try_collectives(problems: list[str]) -> str:
+    """Sum a number over all ranks by the library that training would use, and name the library."""
     device = own_device()
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
@@ -202,6 +208,7 @@ def _collectives(problems: list[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the check on this rank. Returns the exit code."""
     code = check(*parse_rank(__doc__ or "", arguments))
     dist.destroy_process_group()
     return code

@@ -267,9 +267,8 @@ def _image_size(
         unit, unfit = stride, f"the stride {stride}"
     else:
         unit = _grid(transformers[0])
-        patches = [
-            own[_PATCH].shape[-1] for own in transformers if _PATCH in own
-        ]  # MAGE's, unused, tells it as well
+        # MAGE's, unused, tells it as well.
+        patches = [own[_PATCH].shape[-1] for own in transformers if _PATCH in own]
         patch = patches[0] if patches else stride
         if patch is not None:
             unsaid.agree("image_size", unit * patch, "by its tensors, image_size =")

@@ -137,9 +137,8 @@ def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, obje
         "ratios": [round(j / b, 3) for b, j in pairs],
     }
     if shards > 1:
-        result["rss_mib_every_5th_shard"] = [
-            round(m) for m in memory[4::5]
-        ]  # of all repeats, one after the other
+        # Of all repeats, one after the other.
+        result["rss_mib_every_5th_shard"] = [round(m) for m in memory[4::5]]
     return result
 
 

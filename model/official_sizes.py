@@ -178,7 +178,7 @@ def own_tensors(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor] | None
 
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:
-    """How many parts there are, numbered from 0."""
+    """Count the modules that a pattern numbers from 0."""
     numbers = {int(m[1]) for key in state if (m := re.match(pattern, key))}
     if numbers != set(range(len(numbers))):
         raise ValueError(f"{pattern} is not numbered without gaps: {sorted(numbers)[:5]}")
@@ -186,7 +186,7 @@ def _count(state: dict[str, Tensor], pattern: str) -> int:
 
 
 def _told(kind: str, own: dict[str, Tensor]) -> dict[str, Any]:
-    """What the tensors of a network tell of its configuration. Raises KeyError, ValueError,
+    """Return what the tensors of a network tell of its configuration. Raises KeyError, ValueError,
     IndexError or ZeroDivisionError for tensors that are none of it."""
     if kind != "tokenizer":
         depths = (_count(own, r"blocks\.(\d+)\."), _count(own, r"decoder_blocks\.(\d+)\."))
@@ -267,9 +267,8 @@ def _image_size(
         unit, unfit = stride, f"the stride {stride}"
     else:
         unit = _grid(transformers[0])
-        patches = [
-            own[_PATCH].shape[-1] for own in transformers if _PATCH in own
-        ]  # MAGE's, unused, tells it as well
+        # MAGE's, unused, tells it as well.
+        patches = [own[_PATCH].shape[-1] for own in transformers if _PATCH in own]
         patch = patches[0] if patches else stride
         if patch is not None:
             unsaid.agree("image_size", unit * patch, "by its tensors, image_size =")

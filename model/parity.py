@@ -105,6 +105,7 @@ def compare(folder: Path, device: str = "cpu", dtype: str = "float32") -> dict[s
 
 @torch.no_grad()
 def _compare_tokenizer(ledger: Ledger, tokenizer: VQTokenizer, image: Tensor, io: Tensors) -> None:
+    """Compare ids, their codes, and the reconstruction."""
     ids = tokenizer.encode(image)
     ledger.ids("token_indices", ids, io["token_indices"])
     z0 = tokenizer.embed(io["token_indices"].long().to(image.device))
@@ -115,6 +116,7 @@ def _compare_tokenizer(ledger: Ledger, tokenizer: VQTokenizer, image: Tensor, io
 def _compare_step(
     ledger: Ledger, frozen: FrozenNetworks, addp: ADDP, ids: Tensor, *, io: Tensors, meta: Meta
 ) -> None:
+    """Compare a training step: x_t, target, features, logits, loss and gradients."""
     mask_t, mask_next = (io[name].bool().to(ids.device) for name in ("mask_t", "mask_t_next"))
     noisy = frozen(ids, DenoisingMasks(mask_t, mask_next, int(mask_t[0].sum())))
     ledger.tensor(
@@ -159,7 +161,7 @@ def _compare_generation(
     io: Tensors,
     reference: ReferenceGeneration,
 ) -> None:
-    """state: the one before the first step."""
+    """Compare the generation from `state` on, step by step."""
     sampling = SamplingOptions(
         steps=reference.num_iter,
         schedule="cosine" if reference.schedule == "cosine" else "linear",

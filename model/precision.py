@@ -21,7 +21,7 @@ BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """torch.bfloat16 -> bfloat16."""
+    """Return a dtype's short name: bfloat16 for torch.bfloat16."""
     return str(dtype).removeprefix("torch.")
 
 

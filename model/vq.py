@@ -142,7 +142,7 @@ class Quantizer(nn.Module):
         return z.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * z @ codes.t()
 
     def forward(self, z: Tensor) -> Tensor:
-        """z: (B, Dz, h, w) -> ids (B, L), int64, raster order."""
+        """Return the nearest codes of z (B, Dz, h, w): ids (B, L), int64, in raster order."""
         flat = z.flatten(2).transpose(1, 2)
         return self.distances(flat.reshape(-1, z.shape[1])).argmin(1).view(flat.shape[:2])
 
@@ -161,31 +161,32 @@ class VQTokenizer(nn.Module):
 
     @property
     def codebook(self) -> Tensor:
-        """(K, Dz)."""
+        """Return the code vectors, (K, Dz)."""
         return self.quantize.embedding.weight
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> ids (B, L)."""
+        """Encode images (B, 3, H, W) to ids (B, L)."""
         return self.quantize(self.encoder(images))
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Hard codes: ids (B, L) -> z (B, Dz, h, w)."""
+        """Return the codes of ids (B, L) on the grid, z (B, Dz, h, w)."""
         return self.to_grid(self.codebook[ids])
 
     def soft_embed(self, probabilities: Tensor) -> Tensor:
-        """Expected codes: probabilities (B, L, K) -> z (B, Dz, h, w)."""
+        """Return the expected codes under probabilities (B, L, K) on the grid, z (B, Dz, h, w)
+        (section 3.2)."""
         return self.to_grid(probabilities.to(self.codebook.dtype) @ self.codebook)
 
     def to_grid(self, codes: Tensor) -> Tensor:
-        """(B, L, Dz) -> (B, Dz, h, w)."""
+        """Lay codes (B, L, Dz) out on the grid: (B, Dz, h, w)."""
         b, n, d = codes.shape
         side = int(n**0.5)
         return codes.transpose(1, 2).reshape(b, d, side, side)
 
     def decode(self, z: Tensor) -> Tensor:
-        """z (B, Dz, h, w) -> images (B, 3, H, W), nominally in [0, 1]."""
+        """Decode z (B, Dz, h, w) to images (B, 3, H, W), nominally in [0, 1]."""
         return self.decoder(z)
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """The image that survives quantisation; same shape as `images`."""
+        """Return what of images (B, 3, H, W) survives quantisation, in the same shape."""
         return self.decode(self.embed(self.encode(images)))

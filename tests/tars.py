@@ -34,10 +34,8 @@ def add(tar: tarfile.TarFile, name: str, content: bytes | tarfile.TarInfo) -> No
         tar.addfile(content)
         return
     info = tarfile.TarInfo(name)
-    info.size, info.mtime = (
-        len(content),
-        1.5,
-    )  # a fraction makes a PAX header, as WebDataset's writer does
+    # A fraction makes a PAX header, as WebDataset's writer does.
+    info.size, info.mtime = (len(content), 1.5)
     tar.addfile(info, io.BytesIO(content))
 
 

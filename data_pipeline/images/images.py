@@ -155,9 +155,8 @@ def decode_image(data: bytes) -> Image.Image:
         raise
     except UnidentifiedImageError as error:
         raise DataError("empty file" if not data else "cannot identify image file") from error
-    except (
-        Exception
-    ) as error:  # a damaged file may raise anything; within these limits, it is at fault
+    # A damaged file may raise anything; within these limits, the file is at fault.
+    except Exception as error:
         text = " ".join(str(error).split())
         text = re.sub(r" at 0x[0-9a-f]+", "", text)[:200]  # the same on every machine
         expected = isinstance(error, OSError | SyntaxError | ValueError)

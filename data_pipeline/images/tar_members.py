@@ -83,10 +83,8 @@ class ObjectReader(io.RawIOBase):
         begin = self._at - self._buffer_at
         if not 0 <= begin <= begin + count <= len(self._buffer):
             length = min(left, max(count, _READ_AHEAD))
-            self._buffer, self._buffer_at = (
-                self._store.read(self._name, self._start + self._at, length),
-                self._at,
-            )
+            self._buffer = self._store.read(self._name, self._start + self._at, length)
+            self._buffer_at = self._at
             begin = 0
         self._at += count
         return self._buffer[begin : begin + count]

@@ -74,10 +74,8 @@ class Inspection(NamedTuple):
         """Return lines (what, its number, shares and remarks) for people. Classes and codes are
         counted in the rows that were read."""
         rows, bad, views = manifest.rows, len(manifest.quarantined), manifest.views.views
-        size, overhead = (
-            sum(s.bytes for s in manifest.shards) / 2**20,
-            manifest.stride / (2 * views * manifest.tokens),
-        )
+        size = sum(s.bytes for s in manifest.shards) / 2**20
+        overhead = manifest.stride / (2 * views * manifest.tokens)
         used = self.codes[self.codes > 0] / self.codes.sum()
         names = manifest.class_titles or manifest.classes
         largest = np.argsort(-self.classes, kind="stable")[:_CLASSES]

@@ -85,7 +85,7 @@ class Plan(Record):
     """`plan.json`. Its keys on disk are the aliases, where a field has one."""
 
     format: Literal["addp-plan-2"] = "addp-plan-2"
-    source: str  # where the images lie; `run --source` reads the same ones from another place
+    source: str  # where the images lie; `run --source` reads them elsewhere
     recipe: PlanRecipe
     classes: Classes
     class_titles: tuple[str, ...] = ()

@@ -36,6 +36,7 @@ from data_pipeline.storage.base import (
 )
 
 T = TypeVar("T")
+_FAULTS = (botocore_errors.BotoCoreError, botocore_errors.ClientError, urllib3.exceptions.HTTPError)
 _PART = 32 * 2**20  # objects above this size are uploaded in parts
 _DENIED = {
     "AccessDenied",
@@ -75,10 +76,9 @@ _BROKEN_BODY = (
 
 
 def _client() -> Any:
-    timeout, attempts = (
-        _number("ADDP_STORAGE_TIMEOUT", "30"),
-        max(1, int(_number("AWS_MAX_ATTEMPTS", "8"))),
-    )
+    """Return boto3's client, and how often it tries a request. Raises StorageError."""
+    timeout = _number("ADDP_STORAGE_TIMEOUT", "30")
+    attempts = max(1, int(_number("AWS_MAX_ATTEMPTS", "8")))
     config = Config(
         connect_timeout=timeout,
         read_timeout=timeout,
@@ -103,6 +103,7 @@ def _client() -> Any:
 
 
 def _number(name: str, default: str) -> float:
+    """Read a positive number of the environment. Raises StorageError."""
     text = os.environ.get(name, default)
     try:
         number = float(text)
@@ -144,16 +145,11 @@ class S3Store:
     def _call(self, name: str, function: Callable[[], T]) -> T:
         try:
             return function()
-        except (
-            botocore_errors.BotoCoreError,
-            botocore_errors.ClientError,
-            urllib3.exceptions.HTTPError,
-        ) as error:
-            raise self._typed(
-                error, name
-            ) from None  # botocore's own text may carry the request's headers
+        except _FAULTS as error:  # without its context: botocore's text may carry headers
+            raise self._typed(error, name) from None
 
     def _typed(self, error: Exception, name: str) -> StorageError:
+        """Return the named error for what boto3 said about an object."""
         what = f"{self.url}/{name}" if name else self.url
         if isinstance(error, botocore_errors.ClientError):
             code = str(error.response.get("Error", {}).get("Code", ""))

@@ -108,17 +108,17 @@ class SampleOrder:
         assert start >= 0 and start + count <= self.samples, (start, count, self.samples)
         bounds = self.bounds(epoch)
         first = int(np.searchsorted(bounds, start, side="right")) - 1
-        parts = []
+        pieces = []
         while count > 0:
             rows, offset = self.window_rows(epoch, first), start - int(bounds[first])
             taken = min(count, len(rows.row) - offset)
             at = slice(offset, offset + taken)
-            parts.append(Rows(rows.shards[rows.shard_index[at]], rows.row[at]))
+            pieces.append(Rows(rows.shards[rows.shard_index[at]], rows.row[at]))
             start, count, first = start + taken, count - taken, first + 1
-        if len(parts) == 1:
-            return parts[0]
+        if len(pieces) == 1:
+            return pieces[0]
         return Rows(
-            np.concatenate([p.shard for p in parts]), np.concatenate([p.row for p in parts])
+            np.concatenate([p.shard for p in pieces]), np.concatenate([p.row for p in pieces])
         )
 
 

@@ -5,13 +5,13 @@ Every sample of a window has a memory address, so a batch is one gather: no loop
 shards, and no copy but the one into the batch. The shards of a window are mapped wherever the
 kernel put them; one array spans them all, from the lowest mapped byte to the highest:
 
-    address   low                   + a                      + b
-              |                     |                        |
-    memory    [ shard 5 .......... ]   (not ours)  [ shard 2 ][ shard 9 ....... ]
-                        |-- stride --|
-    offset of a sample            = (base of its shard - low) + row * stride
-    offset of its view's tokens   = that + tokens_offset + view * 2 L
-    offset of its label           = that + label_offset
+    low
+    [ shard 5: row 0 | row 1 | ... ]  not ours  [ shard 2: row 0 | ... ][ shard 9: row 0 | ... ]
+    ^ base of shard 5                           ^ base of shard 2       ^ base of shard 9
+
+    offset of a sample            base of its shard - low + row * stride
+    offset of its view's tokens   the sample's + tokens_offset + view * 2 L
+    offset of its label           the sample's + label_offset
 
 The gather reads at offsets inside of rows only, so what lies between the shards is never touched.
 Rows of a quarantined shard read a blank row instead, and are marked as not sound.

@@ -32,9 +32,8 @@ def test_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     with Progress(
         "tokenizing", 4000, "images", done=1000, console=Console(file=log, width=20)
     ) as progress:
-        assert "ETA" not in log.wait_for(
-            "tokenizing: 1,000 of 4,000 images (25%)\n"
-        )  # a line though nothing moves
+        # A line though nothing moves.
+        assert "ETA" not in log.wait_for("tokenizing: 1,000 of 4,000 images (25%)\n")
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: progress.advance(), range(2000)))
         progress.note("3 quarantined")

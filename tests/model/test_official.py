@@ -102,9 +102,8 @@ def test_any_sizes_come_back(
             network
         )
         assert getattr(again[kind], "geometry", None) == getattr(network, "geometry", None)
-        assert fingerprint(load_network(path, kind)) == fingerprint(
-            network
-        )  # as a run takes it, without `addp import`
+        # As a run takes it, without `addp import`.
+        assert fingerprint(load_network(path, kind)) == fingerprint(network)
 
 
 def test_round_trip_of_an_official_file(tmp_path: Path) -> None:

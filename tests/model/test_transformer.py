@@ -17,6 +17,5 @@ def test_samples_of_weight_0_do_not_count() -> None:
     torch.testing.assert_close(smoothed_cross_entropy(logits, ids, mask, 0.1, weights), expected)
     ones = smoothed_cross_entropy(logits, ids, mask, 0.1, torch.ones(4))
     torch.testing.assert_close(ones, smoothed_cross_entropy(logits, ids, mask, 0.1))
-    assert (
-        smoothed_cross_entropy(logits, ids, mask, 0.1, torch.zeros(4)) == 0
-    )  # no sample: no loss, no NaN
+    # No sample: no loss, no NaN.
+    assert smoothed_cross_entropy(logits, ids, mask, 0.1, torch.zeros(4)) == 0

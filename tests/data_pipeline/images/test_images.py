@@ -79,10 +79,8 @@ def test_unreadable(tmp_path: Path) -> None:
             read(tmp_path / name)
         assert reason in caught.value.reason and str(tmp_path) not in caught.value.reason
     sent = pickle.loads(pickle.dumps(caught.value))
-    assert (str(sent), sent.reason) == (
-        str(caught.value),
-        caught.value.reason,
-    )  # engines send it between processes
+    # Engines send it between processes.
+    assert (str(sent), sent.reason) == (str(caught.value), caught.value.reason)
 
 
 @pytest.mark.parametrize("where", ["folder", "s3"])
@@ -117,9 +115,8 @@ def test_bounds(tmp_path: Path) -> None:
         BadImage, match="1,099,511,627,776 bytes, more than the limit of 67,108,864"
     ):
         read(tmp_path / "long.jpg")
-    with pytest.raises(
-        BadImage, match="more than 99 bytes, but 99 when"
-    ):  # it has grown since it was listed
+    # It has grown since it was listed.
+    with pytest.raises(BadImage, match="more than 99 bytes, but 99 when"):
         read_image(LocalStore(tmp_path), ImageEntry("long.jpg", 0, "long.jpg", 99))
     with pytest.raises(DataError, match="more than the limit"):
         decode_image(bytes(2**26 + 1))

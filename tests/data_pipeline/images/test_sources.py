@@ -65,9 +65,8 @@ def test_imagenet_val(place: str, tmp_path: Path) -> None:
     assert [(p.id, p.label) for p in source.images()] == list(zip(names, (2, 0, 1, 0), strict=True))
     with pytest.raises(DataError, match=r"has 4 images, but 3 labels"):
         open_source(f"{place}/val.tar", labels=read_labels(labels)[:3])
-    with pytest.raises(
-        DataError, match=r"has no label.* from --devkit or --labels"
-    ):  # without labels it is taken for WebDataset
+    # Without labels it is taken for WebDataset.
+    with pytest.raises(DataError, match=r"has no label.* from --devkit or --labels"):
         list(open_source(f"{place}/val.tar").images())
 
 

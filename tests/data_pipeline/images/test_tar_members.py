@@ -102,14 +102,12 @@ def test_damaged_headers(tmp_path: Path) -> None:
     refused = 0
     for _ in range(300):
         content = bytearray(chance.choice(tars))
-        header = (
-            chance.randrange(len(content) // 512 - 18) * 512
-        )  # behind them is the end of the tar
+        # Behind them is the end of the tar.
+        header = chance.randrange(len(content) // 512 - 18) * 512
         for _ in range(chance.randint(1, 3)):
             content[header + chance.randrange(512)] = chance.randrange(256)
-        if (
-            chance.random() < 0.7 and content[header + 257 : header + 262] == b"ustar"
-        ):  # a checksum that fits
+        # A checksum that fits.
+        if chance.random() < 0.7 and content[header + 257 : header + 262] == b"ustar":
             content[header + 148 : header + 156] = b" " * 8
             content[header + 148 : header + 156] = b"%06o\0 " % sum(content[header : header + 512])
         (tmp_path / "x.tar").write_bytes(content)

@@ -73,9 +73,8 @@ def test_a_second_worker_changes_nothing(
 def test_a_shard_of_a_machine_that_rounds_differently_stands(made: tuple[LocalStore, Plan]) -> None:
     store, planned = made
     stored = store.read(shard_name(1))
-    layout = (
-        planned.recipe.tokens
-    )  # any token: the stored bytes win, and the receipt describes them
+    # Any token: the stored bytes win, and the receipt describes them.
+    layout = planned.recipe.tokens
     ours = bytearray(stored)
     ours[512 + 128] ^= 1
     assert layout and commit(store, planned, 1, bytes(ours), ()) == read_receipt(store, planned, 1)

@@ -224,9 +224,8 @@ def test_a_tar_that_is_gone(
     settings = JobSettings(str(tmp_path / "out"), str(tokenizer_file), batch=1, bad_limit=1.0)
     with pytest.raises(StorageError, match=r"there is no tar .*1\.tar"):
         settings.open()
-    with pytest.raises(
-        StorageError, match=r"1\.tar: this tar of planned images cannot be read"
-    ):  # away meanwhile
+    # Away meanwhile.
+    with pytest.raises(StorageError, match=r"1\.tar: this tar of planned images cannot be read"):
         list(running.run(range(20)))
     assert stored(tmp_path / "out", planned)[1] == 0
     (tmp_path / "1.tar").rename(tars / "1.tar")

@@ -32,9 +32,8 @@ def test_paths_that_will_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             check_output(tmp_path / name, IMAGES)
     with pytest.raises(ConfigError, match="it is a file; name a folder"):
         check_output(tmp_path / "file")
-    monkeypatch.setattr(
-        "os.access", lambda path, mode: mode == os.F_OK and Path(path).exists()
-    )  # tests may run as root
+    # Tests may run as root.
+    monkeypatch.setattr("os.access", lambda path, mode: mode == os.F_OK and Path(path).exists())
     with pytest.raises(StorageError, match="check its owner and mode"):
         check_output(tmp_path / "new" / "page.png", IMAGES)
 

@@ -217,9 +217,8 @@ def test_places_on_a_server_are_not_mixed_up(bucket: str) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_random_keys_on_a_server(bucket: str, text: str) -> None:
-    key = "/".join(
-        part for part in text.replace("\\", "").split("/") if part.strip(".")
-    )  # SeaweedFS folds the others
+    # SeaweedFS folds the others.
+    key = "/".join(part for part in text.replace("\\", "").split("/") if part.strip("."))
     store = open_store(f"{bucket}/{uuid.uuid4().hex}{key}")
     assert (
         store.create("x#?", b"1")
@@ -318,9 +317,8 @@ def test_latency(through: tuple[Store, FaultProxy, bytes]) -> None:
     store, proxy, content = through
     proxy.latency = 0.02
     assert store.read("x") == content
-    store.create(
-        "slow", content
-    )  # may be slower than the time-out, and then be taken for lost once
+    # May be slower than the time-out, and then be taken for lost once.
+    store.create("slow", content)
     assert store.read("slow") == content
 
 
@@ -355,9 +353,8 @@ def test_an_upload_whose_answer_is_lost_is_not_stored_twice(
     proxy.cut_after, proxy.cut_probability = 0, 0.7
     for i in range(6):
         try:
-            store.create(
-                f"lost-{i}", content[:1000]
-            )  # True, or False where its own first try had arrived
+            # True, or False where its own first try had arrived.
+            store.create(f"lost-{i}", content[:1000])
         except (Truncated, Unreachable):
             continue
         proxy.heal()

@@ -120,9 +120,8 @@ def test_a_harmed_shard(
     with reading(url, on_bad_shard="quarantine", **options) as (reader, incidents):
         counted, lost = epoch_of(reader)
     expected = [s for s in range(180) if s // 30 != BAD]
-    assert (
-        sorted(counted) == expected and len(lost) == 30
-    )  # nothing else is lost, nothing is shifted
+    # Nothing else is lost, nothing is shifted.
+    assert sorted(counted) == expected and len(lost) == 30
     quarantined = [i for i in incidents if i["event"] == "shard quarantined"]
     assert quarantined and quarantined[0]["shard"] == NAME and quarantined[0]["rows"] == 30
     record_property(

@@ -48,9 +48,8 @@ def test_each_image_once_an_epoch_in_another_view_each_time(tokens: Path) -> Non
             for row in ids
         ]
         seen.append(views)
-    assert (
-        len({tuple(row.tobytes() for row in stored[i]) for i in range(n)}) == n
-    )  # so that rows can be told apart
+    # So that rows can be told apart.
+    assert len({tuple(row.tobytes() for row in stored[i]) for i in range(n)}) == n
     assert all({i for i, _ in views} == set(range(n)) for views in seen)
     assert {v for views in seen for v in views} == {(i, v) for i in range(n) for v in range(3)}
 

@@ -63,9 +63,8 @@ def test_ranks_of_a_host_download_each_byte_once(
     manifests = 2 * len(open_store(url).read("dataset.json"))
     assert size < proxy.response_bytes < size + manifests + 40_000  # headers of the answers
     before = proxy.response_bytes
-    again = rank(
-        url, tmp_path / "again", 0, 1, 20, tmp_path / "cache", env
-    )  # a later run finds them
+    # A later run finds them.
+    again = rank(url, tmp_path / "again", 0, 1, 20, tmp_path / "cache", env)
     assert again.wait(60) == 0 and proxy.response_bytes - before < manifests + 5_000
 
 
@@ -90,9 +89,8 @@ def test_killed_ranks_consume_each_position_once(bucket: str, tmp_path: Path, ki
         codes = [p.wait(120) for p in processes]
         if hit >= kills and codes == [0, 0]:
             break
-        done = min(
-            len(records(log)) for log in logs
-        )  # the state that both ranks agree on, as a checkpoint would
+        # The state that both ranks agree on, as a checkpoint would.
+        done = min(len(records(log)) for log in logs)
         for log in logs:
             log.write_text("".join(json.dumps(r) + "\n" for r in records(log)[:done]))
     assert hit >= kills and not list(cache.glob("??/*.part"))

@@ -106,9 +106,8 @@ def test_with_stripes_a_node_reads_only_its_own(data: Path, stripes: int, tail: 
                 if (place := reader.where(step, offset)) is not None:
                     shards[offset // share].add(place.shard)
         assert set(seen.values()) == {1} and (tail == "drop" or len(seen) == 194)
-    assert (
-        sum(len(s) for s in shards) == 8 and len(set.union(*shards)) == 8
-    )  # no shard in two stripes
+    # No shard in two stripes.
+    assert sum(len(s) for s in shards) == 8 and len(set.union(*shards)) == 8
 
 
 def test_mixtures_are_exact(data: Path, tmp_path: Path) -> None:

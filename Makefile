@@ -34,10 +34,12 @@ browser:
 test: lint browser
 	$(BIN)/pytest -m "not long and not gpu" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# On a machine with one CUDA device: docs/gpu.md.
+# On a machine with one CUDA device: docs/gpu.md. The recipes have it to themselves, to be timed.
+PROCESSES ?= 8
 test-gpu: GPU := 1
 test-gpu: environment
-	$(BIN)/pytest -m gpu tests/gpu
+	$(BIN)/pytest -m gpu tests/gpu --deselect tests/gpu/test_recipes.py -n $(PROCESSES) --dist worksteal
+	$(BIN)/pytest -m gpu tests/gpu/test_recipes.py
 
 format: environment
 	$(BIN)/ruff check --fix .

@@ -24,10 +24,10 @@ from pathlib import Path
 import deepspeed
 import torch
 
-from cluster.launch.launch import launcher_command
 from data_pipeline.storage import LocalStore
 from tests.token_sets import write_tokens
-from trainer.checkpointing.format import verify
+from tests.trainer.launching import launcher_command
+from trainer.checkpointing.catalog import LocalCatalog
 from trainer.run_folder import RunFolder
 
 OPTIONS = (
@@ -139,8 +139,8 @@ def main() -> None:
                     f"{kind:13s} {', '.join(f'{1000 * w:.0f}' for w in found)} ms a save; a step "
                     f"{1000 * step:.0f} ms"
                 )
-        newest = max((folder / "True-0" / "checkpoints").glob("step-*"))
-        size = sum(f.bytes for f in verify(newest).files.values())
+        catalog = LocalCatalog(RunFolder(folder / "True-0"))
+        size = catalog.verify(catalog.steps()[0]).size
         detected, resumed = zip(
             *(recovery(folder / f"r{i}", folder / "tokens") for i in range(options.repeats)),
             strict=True,

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parents[1]
 ADDP = [sys.executable, "-m", "cluster.cli"]
 SCRATCH = (
     "addp.weights=null",
@@ -36,14 +35,7 @@ def measure(demo: Path, run: Path, overrides: list[str]) -> float:
         f"data.images={demo / 'images'}",
         f"addp.weights={demo / 'addp' / 'network.safetensors'}",
     ]
-    command = [
-        *ADDP,
-        "train",
-        str(ROOT / "configs" / "demo-finetune.yaml"),
-        f"run={run}",
-        *files,
-        *overrides,
-    ]
+    command = [*ADDP, "train", "demo-finetune", f"run={run}", *files, *overrides]
     subprocess.run([*command, "--processes", "2"], check=True, capture_output=True)
     evaluate = [*ADDP, "evaluate", str(run), "--suite", "accuracy", "--held-out", "0.1", "--json"]
     found = json.loads(subprocess.run(evaluate, check=True, capture_output=True).stdout)

@@ -8,7 +8,6 @@ every image decoded at every step. The same networks, sizes and steps.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import platform
 import statistics
@@ -27,6 +26,8 @@ from model.config import Geometry, TokenizerConfig, TransformerConfig
 from model.sampler import Generation, advance, generate
 from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
+from trainer.config.schema import RunConfig
+from trainer.evaluation.trained import Trained, in_precision
 from trainer.host_memory import keep_freed_memory
 
 WAYS = ("plain", "fp32", "bf16")
@@ -90,15 +91,12 @@ def seconds(options: argparse.Namespace) -> float:
         .eval()
         .to(options.device)
     )
-    half = (
-        copy.deepcopy(network).bfloat16(),
-        copy.deepcopy(tokenizer).bfloat16().to(memory_format=torch.channels_last),
-    )
+    half = in_precision(Trained(network, tokenizer, RunConfig(), None), "bf16")
     sampling = SamplingOptions(steps=options.steps, schedule=options.schedule)
     ways: dict[str, Callable[[SamplingOptions], Tensor]] = {
         "plain": lambda s: plain_loop(network, tokenizer, options.batch, s),
         "fp32": lambda s: ours(network, tokenizer, options.batch, s),
-        "bf16": lambda s: ours(*half, options.batch, s),
+        "bf16": lambda s: ours(half.network, half.tokenizer, options.batch, s),
     }
     if options.way != "plain" and options.device == "cpu":
         keep_freed_memory()  # as `addp generate` and `addp evaluate` do

@@ -18,7 +18,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
 ADDP = [sys.executable, "-m", "cluster.cli"]
 BATCH, MICRO = 8, 2  # four ratios a step
 RATE = 0.032  # base_lr: the demo's rate of 0.001, at half of its batch
@@ -33,16 +32,7 @@ def measure(demo: Path, run: Path, overrides: list[str]) -> dict[str, float]:
         f"tokenizer.weights={demo / 'tokenizer/network.safetensors'}",
         f"predictor.weights={demo / 'predictor/network.safetensors'}",
     ]
-    train = [
-        *ADDP,
-        "train",
-        str(ROOT / "configs/demo-addp.yaml"),
-        "--processes",
-        "1",
-        f"run={run}",
-        *files,
-        *overrides,
-    ]
+    train = [*ADDP, "train", "demo-addp", "--processes", "1", f"run={run}", *files, *overrides]
     subprocess.run(train, check=True, capture_output=True)
     evaluate = [
         *ADDP,

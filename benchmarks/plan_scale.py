@@ -1,9 +1,9 @@
-"""A plan of ten million images, and `addp tokenize status` on its ten thousand shards, in a folder
-and on S3.
+"""Measures a plan of ten million images, and `addp tokenize status` on its ten thousand shards, in
+a folder and on S3.
 
     python -m benchmarks.plan_scale [--images 10000000] [--s3]
 
-The listing is synthetic (names as ImageNet's); the parts and shards that `status` finds are
+The listing is synthetic (names as ImageNet's); the receipts and shards that `status` finds are
 stand-ins of a few bytes. With --s3 a SeaweedFS server is started on this machine.
 """
 
@@ -28,7 +28,7 @@ import numpy as np
 from data_pipeline.images.images import ImageEntry
 from data_pipeline.images.views import ViewRecipe
 from data_pipeline.sharding.plan import Plan, PlanRecipe, make_plan, shard_images
-from data_pipeline.sharding.receipts import Part, layout_of, part_name, shard_name
+from data_pipeline.sharding.receipts import ShardReceipt, layout_of, receipt_name, shard_name
 from data_pipeline.shards.manifest import ShardEntry
 from data_pipeline.storage import Store, open_store
 from tests.s3_server import client, environment, s3_server
@@ -52,7 +52,9 @@ def finish_shards(store: Store, plan: Plan) -> None:
             name=shard_name(k), rows=plan.rows_of(k), bytes=size, sha256="0" * 64, xxh3="0" * 32
         )
         store.replace(entry.name, b"x")
-        store.replace(part_name(k), Part(plan=identity, shard=entry).model_dump_json().encode())
+        store.replace(
+            receipt_name(k), ShardReceipt(plan=identity, shard=entry).model_dump_json().encode()
+        )
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(finish, range(plan.shards - 3)))
@@ -67,8 +69,8 @@ def status(url: str) -> dict[str, object]:
         check=True,
     )
     seconds = time.perf_counter() - started
-    found = json.loads(done.stdout)
-    return {"seconds": round(seconds, 1), "done": found["done"], "missing": found["missing"]}
+    state = json.loads(done.stdout)
+    return {"seconds": round(seconds, 1), "done": state["done"], "missing": state["missing"]}
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""Samples/s of this loader beside webdataset, MosaicML streaming and litdata, in one process, warm,
-shuffled.
+"""Measures samples/s of this loader beside webdataset, MosaicML streaming and litdata: in one
+process, warm, shuffled.
 
     pip install 'addp[peers]' && python -m benchmarks.streaming [--plot docs/streaming.png]
 
 The same 20,000 samples (256 uint16 tokens and a label), written in each system's own format by its
 own writer, are read in interleaved repeats; every system ends at the same NumPy batch (B, 256).
-Medians; per second of wall and of CPU time. A peer that is not installed is left out, and that is
-said.
+The results are medians, per second of wall time and of CPU time. A peer that is not installed is
+left out, and the first line of output says so.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def write_addp(folder: Path) -> None:
 def read_addp(folder: Path, batch: int, labels: bool) -> Batches:
     loader = TokenLoader(folder, global_batch=batch, seed=0, options=LoaderOptions(labels=labels))
     for step in range(EPOCHS * loader.schedule.steps_per_epoch):
-        found = loader.batch(step, 0, batch)
-        yield found.ids, found.labels if labels else None
+        samples = loader.batch(step, 0, batch)
+        yield samples.ids, samples.labels if labels else None
     loader.close()
 
 
@@ -115,13 +115,13 @@ def read_litdata(folder: Path, batch: int, labels: bool) -> Batches:
 
 
 def _collated(samples: Iterator[Any], batch: int, labels: bool) -> Batches:
-    ids, found = [], []
+    ids, kept = [], []
     for sample in samples:
         ids.append(sample[0])
-        found.append(sample[1] if labels else 0)
+        kept.append(sample[1] if labels else 0)
         if len(ids) == batch:
-            yield np.stack(ids), np.array(found) if labels else None
-            ids, found = [], []
+            yield np.stack(ids), np.array(kept) if labels else None
+            ids, kept = [], []
 
 
 SYSTEMS: dict[str, tuple[str, Callable[[Path], None], Reader]] = {
@@ -133,7 +133,7 @@ SYSTEMS: dict[str, tuple[str, Callable[[Path], None], Reader]] = {
 
 
 def measure(reader: Reader, folder: Path, batch: int, labels: bool) -> tuple[float, float]:
-    """(samples per second of wall time, of CPU time), the first batch left out."""
+    """Return samples per second of wall time and of CPU time, without the first batch."""
     batches = reader(folder, batch, labels)
     next(batches)
     samples, started, used = 0, time.perf_counter(), time.process_time()
@@ -210,13 +210,13 @@ def main() -> None:
         rows: list[dict[str, Any]] = []
         for batch in (64, 1024):
             for labels in (False, True):
-                found: dict[str, list[tuple[float, float]]] = {name: [] for name in present}
+                measured: dict[str, list[tuple[float, float]]] = {name: [] for name in present}
                 for repeat in range(-1, options.repeats):  # the first one warms up
                     for name, (_, read) in present.items():
                         result = measure(read, folders[name], batch, labels)
                         if repeat >= 0:
-                            found[name].append(result)
-                for name, results in found.items():
+                            measured[name].append(result)
+                for name, results in measured.items():
                     wall, cpu = (statistics.median(r[i] for r in results) for i in (0, 1))
                     size = sum(p.stat().st_size for p in folders[name].rglob("*") if p.is_file())
                     rows.append(

@@ -1,8 +1,9 @@
-"""Time until a run's first batch, at its start and where it is resumed at half of an epoch, and
-what a checkpoint holds of the data.
+"""Measures the time until a run's first batch, at its start and when it goes on at half of an
+epoch, and what a checkpoint holds of the data.
 
     python -m benchmarks.streaming_resume
 
+The path is a run's: `TokenObjective` opens the data set, and `Prefetch` brings the micro batch.
 Shards are hard links to one file, so that data sets of 1.28 and 100 million samples fit on a
 laptop; reading them is real.
 """
@@ -28,10 +29,11 @@ from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from tests.token_sets import write_tokens
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
-from trainer.objectives.registry import MageObjective, Objective, TokenObjective
+from trainer.objectives.base import Objective
+from trainer.objectives.mage import MageObjective
+from trainer.objectives.tokens import TokenObjective
 from trainer.prefetch import Prefetch
 from trainer.resilience.state import data_step
-from trainer.startup import identify_run
 
 ROWS, BATCH, MICRO = 1000, 4096, 64
 
@@ -53,7 +55,7 @@ def milliseconds(since: float) -> float:
 
 
 class Times(NamedTuple):
-    """Milliseconds: until the data set is open, until the first batch is there, and the CPU's until
+    """Milliseconds until the data set is open, until the first batch is there, and of the CPU until
     then."""
 
     opened: float
@@ -62,18 +64,18 @@ class Times(NamedTuple):
 
 
 def start(config: RunConfig, step: int) -> Times:
-    """As rank 0 of a run of 64 ranks that goes on with a step: the data set is opened, and the
-    prefetching thread brings the first micro batch."""
+    """Do what rank 0 of 64 does when its run goes on with a step: open the data set, and have the
+    prefetching thread bring the first micro batch."""
     started = time.perf_counter()
     tokens = TokenObjective(config, None)
     opened = milliseconds(started)
     started, before = time.perf_counter(), time.process_time()
     prefetch = Prefetch(cast(Objective, tokens), rank=0, accumulation=1, micro=MICRO)
     prefetch.get(data_step([], step), data_step([], step + 1)).result()
-    found = Times(opened, milliseconds(started), 1000 * (time.process_time() - before))
+    times = Times(opened, milliseconds(started), 1000 * (time.process_time() - before))
     prefetch.close()
     tokens.close()
-    return found
+    return times
 
 
 def measure(folder: Path, repeats: int) -> dict[str, object]:
@@ -88,22 +90,22 @@ def measure(folder: Path, repeats: int) -> dict[str, object]:
         ],
     )
     objective = MageObjective(config, fresh=True)
-    run_identity, half = identify_run(config, objective), objective.epochs.steps_per_epoch // 2
+    run_identity, half = objective.identity(), objective.epochs.steps_per_epoch // 2
     objective.close()
     state = {
         "step": half,
         "skipped": [],
         **{key: run_identity[key] for key in ("data", "order", "seed", "global_batch")},
     }
-    found: dict[str, object] = {
+    values: dict[str, object] = {
         "samples": objective.epochs.samples,
         "state_bytes": len(json.dumps(state)),
     }
     for name, step in (("start", 0), ("resume_at_half", half)):
         columns = zip(*(start(config, step) for _ in range(repeats)), strict=True)
         medians = Times(*(round(statistics.median(column), 1) for column in columns))
-        found |= {f"{name}_{key}_ms": value for key, value in medians._asdict().items()}
-    return found
+        values |= {f"{name}_{key}_ms": value for key, value in medians._asdict().items()}
+    return values
 
 
 def memory(folder: Path, epochs: int) -> dict[str, object]:

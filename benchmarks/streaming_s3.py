@@ -1,4 +1,5 @@
-"""A cold cache on S3 with 20 ms of latency: does a consumer at an 8-GPU node's rate ever wait?
+"""Measures whether a consumer at an 8-GPU node's rate ever waits for a cold cache on S3 with 20 ms
+of latency.
 
     python -m benchmarks.streaming_s3
 
@@ -30,7 +31,7 @@ BATCH, RANKS = 256, 2
 
 
 def consume(rank: int, cache: str, rate: float, results: Any) -> None:
-    """Ask for each step's slice when it is due; report how late the answers were."""
+    """Ask for each step's slice when it is due, and report how late the answers were."""
     started = time.perf_counter()
     loader = TokenLoader(
         URL,

@@ -1,11 +1,11 @@
-"""What a sharding job costs beside the encoder: job images/s against a bare loop of the encoder on
-ready tensors.
+"""Measures what a sharding job costs beside the encoder: its images/s against those of a bare loop
+of the encoder on ready tensors.
 
     python -m benchmarks.tokenize_overhead      # small and full-size tokenizer, CPU or CUDA
     python -m benchmarks.tokenize_overhead --sizes small --shards 50    # memory over 50 shards
 
-Same batch, dtype and threads; job and bare loop alternate in one process, medians of the repeats.
-Images are JPEGs of 500 x 375 pixels, about 75 kB.
+Job and bare loop have the same batch, dtype and threads, and alternate in one process; the results
+are medians of the repeats. Images are JPEGs of 500 x 375 pixels, about 75 kB.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ SIZES = {
 
 
 def photograph(rng: np.random.Generator) -> bytes:
-    """A JPEG with the pixels of an average ImageNet image: soft shapes under some grain."""
+    """Make a JPEG as large as an average ImageNet image: soft shapes under some grain."""
     coarse = Image.fromarray(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8)).resize(
         (500, 375), Image.BICUBIC
     )
@@ -94,12 +94,12 @@ def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, obje
 
         @torch.inference_mode()
         def bare() -> float:
-            """Images/s of the encoder alone, over as many views as the job has, padding
+            """Return images/s of the encoder alone, over as many views as the job has, padding
             included."""
             batches = -(-rows * views // batch) * shards
             started = time.perf_counter()
             for _ in range(batches):
-                ids = encoder._quantize(encoder._encoder(ready).float())
+                ids = tokenizer.encode(ready)
             ids.cpu()
             return rows * shards / (time.perf_counter() - started)
 

@@ -1,2 +1,1 @@
-"""Where work is started on machines: the `addp` command line and launches. Of `trainer`, only the
-light contract."""
+"""Where work is started on machines: the `addp` command line, launches, and the demo."""

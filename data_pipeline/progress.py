@@ -1,5 +1,5 @@
-"""How far a long piece of work is: a bar on a terminal, a plain line a minute where there is none
-(a queue, a log)."""
+"""Shows how far a long piece of work is: with a bar on a terminal, else (in a queue, a log) with a
+plain line a minute."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rich.console import Console
 from model.errors import ConfigError
 
 SECONDS = "ADDP_PROGRESS_SECONDS"  # between two lines where there is no terminal
-_FIRST = 5.0  # seconds until the first line: what takes less says nothing on its way
+_FIRST = 5.0  # seconds until the first line; shorter work prints none
 
 
 class Progress:
     """A context manager around the work; any thread may call its methods.
 
-    title: what is done, as "tokenizing". total: in `unit`, None where it is not known. done: there
-    at the start. console: standard error if not given. shown: False on ranks that stay silent.
-
-    Raises ConfigError where the environment's ADDP_PROGRESS_SECONDS is no number of seconds.
+    title: what is done, such as "tokenizing". total: how much there is in all, in `unit`s; None if
+    nobody knows. done: how much is there at the start. console: standard error if None. shown:
+    False on ranks that stay silent. Raises ConfigError if ADDP_PROGRESS_SECONDS of the environment
+    is no number of seconds.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Progress:
             self._set(done)
 
     def note(self, text: str) -> None:
-        """Shown behind the numbers from now on, as "3 quarantined"."""
+        """Show a text behind the numbers from now on, such as "3 quarantined"."""
         with self._lock:
             self._note = text
             self._set(self._done)

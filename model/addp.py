@@ -1,6 +1,15 @@
 """The ADDP network (section 3.3): an encoder that sees pixels only, and a decoder that predicts
 tokens.
 
+    images (B, 3, H, W) --encoder--> features (B, 1 + L, D)
+                                          |
+        class slot          mask token + its position
+        masked              mask token + its position   (another table)
+        visible             feature    + its position
+        visible, appended   token      + its position   (a third table)
+                                          |
+                                      decoder --> logits (B, L, V)
+
 Names follow the official checkpoint. `mask` is bool, (B, L), and True means masked (unknown, to be
 predicted).
 """
@@ -24,6 +33,8 @@ from model.transformer import (
 
 
 class ADDP(Encoder):
+    """The network that is pre-trained. Its encoder half is what transfers to recognition."""
+
     kind = "addp"
 
     def __init__(self, geometry: Geometry, config: TransformerConfig) -> None:
@@ -43,10 +54,10 @@ class ADDP(Encoder):
     def decode(
         self, features: Tensor, ids: Tensor, mask: Tensor, visible_count: int | None = None
     ) -> Tensor:
-        """features (B, 1 + L, D), ids (B, L), mask (B, L) -> logits (B, L, V).
+        """Predict tokens: features (B, 1 + L, D), ids (B, L), mask (B, L) -> logits (B, L, V).
 
-        visible_count: number of unmasked positions, the same for every image. Pass it where it is
-        known: reading it from the mask waits for the device.
+        visible_count: the number of unmasked positions, which is the same for every image. Pass it
+        if it is known: reading it from the mask waits for the device.
         """
         if visible_count is None:
             counts = (~mask).sum(1)
@@ -54,9 +65,8 @@ class ADDP(Encoder):
             assert bool((counts == visible_count).all()), (
                 "every image of a batch needs the same number of masked tokens"
             )
-        hidden = F.pad(mask, (1, 0), value=True).unsqueeze(
-            -1
-        )  # the class position is hidden like a masked one
+        # The class slot is hidden like a masked position.
+        hidden = F.pad(mask, (1, 0), value=True).unsqueeze(-1)
         x = self.decoder_embed(features)
         x = torch.where(hidden, self.mask_token.to(x.dtype), x)
         masked = F.pad(mask, (1, 0), value=False).unsqueeze(-1)
@@ -75,6 +85,8 @@ class ADDP(Encoder):
     def logits(
         self, images: Tensor, ids: Tensor, mask: Tensor, visible_count: int | None = None
     ) -> Tensor:
+        """Encode images (B, 3, H, W) and predict tokens: logits (B, L, V); the rest as in
+        `decode`."""
         return self.decode(self.encode(images), ids, mask, visible_count)
 
     def forward(
@@ -84,10 +96,12 @@ class ADDP(Encoder):
         mask: Tensor,
         target: Tensor,
         smoothing: float,
+        *,
         visible_count: int | None = None,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """The pre-training loss (eq. 8), a scalar. target: probabilities (B, L, K); weights: of the
-        samples, (B,), or None; the rest as in `logits`."""
+        """Return the pre-training loss (eq. 8), a scalar. target: probabilities (B, L, K).
+        smoothing: of the target. weights: of the samples, (B,), or None. The rest is as in
+        `logits`."""
         logits = self.logits(images, ids, mask, visible_count)
         return smoothed_cross_entropy(logits, target, mask, smoothing, weights)

@@ -1,9 +1,9 @@
-"""Attention, in one function with three backends: xformers, PyTorch's SDPA, and the formula as it
-is written.
+"""Attention: one function with three backends, xformers, PyTorch's SDPA, and the formula as it is
+written.
 
-Which of them computes is found out by trying, once for each kind of input: an installed xformers
-may have been built for another CUDA than PyTorch, and refuses at its first call. The only file that
-touches xformers.
+A trial, once for each kind of input, decides which of them computes: an installed xformers may have
+been built for another CUDA than PyTorch, and refuses at its first call. No other file imports
+xformers.
 """
 
 from __future__ import annotations
@@ -52,16 +52,17 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     return memory_efficient_attention(q, k, v, p=dropout)
 
 
+# Best first.
 BACKENDS: dict[str, AttentionFunction] = {
     "xformers": _xformers,
     "sdpa": _sdpa,
     "explicit": _explicit,
-}  # best first
+}
 
 
 class Inputs(NamedTuple):
-    """What a choice depends on. width: of a head. deterministic: whether PyTorch is asked for equal
-    bits each time."""
+    """The kind of input that a choice depends on. width: of a head. deterministic: whether PyTorch
+    must give equal bits each time."""
 
     device: torch.device
     dtype: torch.dtype
@@ -70,8 +71,11 @@ class Inputs(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """forward, backward: deviations as in `TOLERANCES`, None where nothing was computed. reason:
-    why the backend is not to be used, empty where it works."""
+    """The outcome of a trial.
+
+    forward, backward: deviations as in `TOLERANCES`, None if nothing was computed. reason: why the
+    backend is not used; empty if it works.
+    """
 
     backend: str
     forward: float | None
@@ -85,8 +89,8 @@ class Probe(NamedTuple):
 
 @cache
 def probe(backend: str, inputs: Inputs) -> Probe:
-    """A tiny forward and backward pass, compared with explicit attention in float64 on the CPU.
-    Draws nothing from PyTorch's generators, and works in any mode of gradients and precision."""
+    """Compare a tiny forward and backward pass with explicit attention in float64 on the CPU. It
+    draws nothing from PyTorch's generators, and works in any mode of gradients and precision."""
     with ExitStack() as stack:
         for mode in (
             torch.inference_mode(False),
@@ -101,11 +105,11 @@ def probe(backend: str, inputs: Inputs) -> Probe:
         expected = _both_ways(_explicit, qkv.double(), weight[:, :, 0].double())
         try:
             _refuse(backend, inputs)
-            found = _both_ways(
+            results = _both_ways(
                 BACKENDS[backend], qkv.to(inputs.device), weight[:, :, 0].to(inputs.device)
             )
             forward, backward = (
-                _deviation(ours, theirs) for ours, theirs in zip(found, expected, strict=True)
+                _deviation(ours, theirs) for ours, theirs in zip(results, expected, strict=True)
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, the backend does not work here
             return Probe(backend, None, None, _in_one_line(error))
@@ -115,7 +119,7 @@ def probe(backend: str, inputs: Inputs) -> Probe:
 
 
 def _both_ways(function: AttentionFunction, qkv: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(result, gradient), for q, k and v that are parts of one tensor, as in the networks."""
+    """Return (result, gradient) for q, k, v that are slices of one tensor, as in the networks."""
     qkv.requires_grad_(True)
     q, k, v = qkv.unbind(2)
     result = function(q, k, v, 0.0)
@@ -133,37 +137,50 @@ def _refuse(backend: str, inputs: Inputs) -> None:
         return
     if importlib.util.find_spec("xformers") is None:
         raise ConfigError("it is not installed")
-    logging.getLogger("xformers").setLevel(
-        logging.ERROR
-    )  # what it warns of in six lines is the reason given here
+    # What it warns of in six lines is the reason given here.
+    logging.getLogger("xformers").setLevel(logging.ERROR)
     import xformers._cpp_lib
 
     unfit = getattr(xformers._cpp_lib, "_cpp_library_load_exception", None)
     if unfit is not None and inputs.device.type == "cuda":
-        raise unfit
+        raise ConfigError(_unfit(unfit))
     if inputs.deterministic and importlib.util.find_spec("flash_attn"):
         raise ConfigError(
             "the package flash_attn, which it takes, adds up gradients in no fixed order"
         )
 
 
+def _unfit(error: Exception) -> str:
+    """What xformers was built for, and which library it lacks; its own words hide the latter."""
+    built, cause = getattr(error, "build_info", None), error.__cause__
+    if built is None or cause is None:
+        return str(error)
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    built_for = f"built for PyTorch {built.torch_version}, not {torch.__version__}"
+    return f"{built_for}, it cannot be loaded: {cause}"
+
+
 def _in_one_line(error: Exception) -> str:
-    """Of xformers' list of operators, each with its reasons, the reasons once."""
+    """Shorten an error. Of xformers' list of operators, each with its reasons, it keeps each reason
+    once. A failed lookup, whose text is only what was looked up, is called one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     heads = [i for i, line in enumerate(lines) if line.endswith("is not supported because:")]
     if heads:
         lines = [
             line for line in lines[heads[0] :] if not line.endswith("is not supported because:")
         ]
-    return "; ".join(dict.fromkeys(lines))[:_LONGEST] or type(error).__name__
+    if not lines or isinstance(error, LookupError):
+        lines.insert(0, type(error).__name__)
+    return "; ".join(dict.fromkeys(lines))[:_LONGEST]
 
 
 _chosen: dict[Inputs, str] = {}
 
 
 def backend_for(device: torch.device, dtype: torch.dtype, width: int) -> str:
-    """Name of the first backend that works for such inputs. The first call for them tries, and logs
-    what it found. Raises ConfigError where none does."""
+    """Return the name of the first backend that works for such inputs. The first call for them
+    tries it, and logs the outcome. Raises ConfigError if none works."""
     inputs = Inputs(device, dtype, width, torch.are_deterministic_algorithms_enabled())
     if inputs not in _chosen:
         _chosen[inputs] = _choose(inputs)
@@ -171,7 +188,7 @@ def backend_for(device: torch.device, dtype: torch.dtype, width: int) -> str:
 
 
 def in_use(device_type: str) -> list[str]:
-    """Backends that computed in this process, on devices of that type."""
+    """Return the backends that computed in this process on devices of that type."""
     return sorted({name for inputs, name in _chosen.items() if inputs.device.type == device_type})
 
 
@@ -179,15 +196,14 @@ def _choose(inputs: Inputs) -> str:
     refused = []
     for name in BACKENDS:
         if name == "xformers" and inputs.device.type == "cpu":
-            refused.append(
-                "xformers has no operator for CPUs"
-            )  # known without its import, which takes seconds
+            # This is known without its import, which takes seconds.
+            refused.append("xformers has no operator for CPUs")
             continue
-        found = probe(name, inputs)
-        if found.works:
+        outcome = probe(name, inputs)
+        if outcome.works:
             _announce(inputs.device.type, dtype_name(inputs.dtype), name, "; ".join(refused))
             return name
-        refused.append(f"{name} does not work: {found.reason}")
+        refused.append(f"{name} does not work: {outcome.reason}")
     raise ConfigError(
         f"no attention backend works on {inputs.device} in {dtype_name(inputs.dtype)}: "
         f"{'; '.join(refused)}"
@@ -200,7 +216,7 @@ def _announce(device: str, dtype: str, name: str, refused: str) -> None:
 
 
 def table(device: torch.device, width: int = 64) -> dict[str, list[Probe]]:
-    """What every backend does on a device, by dtype."""
+    """Try every backend on a device, by dtype. width: of a head."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     return {
         dtype_name(dtype): [
@@ -213,17 +229,16 @@ def table(device: torch.device, width: int = 64) -> dict[str, list[Probe]]:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, backend: str | None = None
 ) -> Tensor:
-    """softmax(q k^T / sqrt(head width)) v, no mask.
+    """Return softmax(q k^T / sqrt(head width)) v, without a mask, in the shape of q.
 
-    q, k, v: (B, M, heads, head width), any floating dtype, on one device. Returns the shape of q.
-    dropout: probability with which attention weights are dropped (0 in evaluation).
-    backend: one of `BACKENDS`; the first that works when None.
+    q, k, v: (B, M, heads, head width), of any floating dtype, on one device. dropout: probability
+    with which attention weights are dropped (0 in evaluation). backend: one of `BACKENDS`; the
+    first that works if None. Raises ConfigError if none works.
     """
     if q.is_meta:  # only shapes and operations are counted
         return _sdpa(q, k, v, dropout)
-    if torch.is_autocast_enabled(
-        q.device.type
-    ):  # the residual stream is float32 there; the products need not be
+    # Under autocast the residual stream is float32; the products need not be.
+    if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     return BACKENDS[backend or backend_for(q.device, q.dtype, q.shape[-1])](q, k, v, dropout)

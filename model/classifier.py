@@ -1,6 +1,6 @@
 """Recognition (ADDP section 4.2, MAE appendix A): the encoder with mean pooling and a head.
 
-Fine-tuned, its names are timm's `vit_base_patch16` with `global_pool="avg"`.
+A fine-tuned classifier has the names of timm's `vit_base_patch16` with `global_pool="avg"`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from model.transformer import initialise
 
 
 class _FeatureNorm(nn.BatchNorm1d):
-    """BatchNorm without weights, whose running statistics are averaged over ranks, so that they
-    stay equal."""
+    """BatchNorm without weights. Its running statistics are averaged over ranks, so that they stay
+    equal."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, eps=1e-6, affine=False)
@@ -33,9 +33,13 @@ class _FeatureNorm(nn.BatchNorm1d):
 
 
 class Classifier(Encoder):
-    """finetune: blocks -> mean of the patch tokens -> LayerNorm -> linear; everything is trained,
+    """An encoder with a head, by the config's method.
+
+    finetune: blocks -> mean of the patch features -> LayerNorm -> linear. Everything is trained,
     and `tokenizer_norm` is left out as in the reference, or kept. linear: the pre-trained encoder,
-    frozen and in eval mode -> mean of the patch tokens -> BatchNorm without weights -> linear."""
+    frozen and in eval mode -> mean of the patch features -> BatchNorm without weights -> linear.
+    Only the last linear layer is trained.
+    """
 
     kind = "classifier"
 
@@ -56,15 +60,16 @@ class Classifier(Encoder):
             self.head.requires_grad_(True)
 
     def train(self, mode: bool = True) -> Classifier:
+        """Set the mode; with a linear head, the encoder stays in eval mode."""
         super().train(mode)
         if self.config.method == "linear":
-            for part in (self.blocks, self.norm, self.tokenizer_norm):
-                part.eval()
+            for module in (self.blocks, self.norm, self.tokenizer_norm):
+                module.eval()
             self.dropout = 0.0
         return self
 
     def take(self, pretrained: Encoder) -> None:
-        """Start from a pre-trained encoder's weights. Raises ConfigError where the sizes differ."""
+        """Take a pre-trained encoder's weights. Raises ConfigError if the sizes differ."""
         own = self.state_dict()
         given = {k: v for k, v in pretrained.state_dict().items() if k in own}
         wanted = [k for k in own if not k.startswith(("fc_norm.", "head."))]
@@ -77,11 +82,11 @@ class Classifier(Encoder):
         self.load_state_dict(own | {k: given[k] for k in wanted})
 
     def logits(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1] -> (B, classes)."""
+        """Classify images (B, 3, H, W) in [0, 1]: logits (B, classes)."""
         x: Tensor = self.head(self.fc_norm(self.encode(images)[:, 1:].mean(1)))
         return x
 
     def forward(self, images: Tensor, target: Tensor, smoothing: float) -> Tensor:
-        """Cross-entropy, a scalar. target: (B, classes), probabilities; smoothing: of the
+        """Return the cross-entropy, a scalar. target: probabilities (B, classes). smoothing: of the
         target."""
         return F.cross_entropy(self.logits(images).float(), target, label_smoothing=smoothing)

@@ -1,5 +1,5 @@
-"""Sizes of the three networks, as published and small, and the one geometry of all: patch =
-tokenizer stride."""
+"""Sizes of the networks, as published and small, and the geometry that they share: a patch of the
+transformers is a token of the tokenizer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pydantic import Field, model_validator
 
 from model.documents import Settings, show
 
-UNUSED_CLASS_IDS = (
-    1000  # the official vocabulary keeps ImageNet's class ids between the codes and the mask id
-)
-CLASS_SLOT_OFFSET = (
-    76  # the class slot's id is K + 76 (1100 for K = 1024), one of the unused class ids
-)
+# The vocabulary of the official networks, V = K + 1001 ids:
+#
+#     0 .. K-1          codes
+#     K .. K+999        ImageNet's classes, not used; K + 76 (1100 for K = 1024) is the class slot
+#     K+1000            the mask
+UNUSED_CLASS_IDS = 1000
+CLASS_SLOT_OFFSET = 76
 
-# Far beyond any network that can be trained: they bound arithmetic, and networks that are made
+# Far beyond any network that can be trained. They bound arithmetic, and networks that are made
 # without values.
 LARGEST_IMAGE = 8192  # pixels of a side
 _MOST_TOKENS = 65_536  # of an image
@@ -27,7 +28,7 @@ WIDEST = 32_768
 
 
 class _Sizes(Settings):
-    """Frozen sizes; a `size` key takes the values of a named size, other keys override them."""
+    """Frozen sizes. A `size` key takes the values of a named size; other keys override them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -42,7 +43,7 @@ class _Sizes(Settings):
 
 
 class TokenizerConfig(_Sizes):
-    """VQ tokenizer (ADDP section 3.1; the MaskGIT VQGAN). Stride is 2 ** (levels - 1)."""
+    """The VQ tokenizer (ADDP section 3.1; the MaskGIT VQGAN)."""
 
     image_size: int = Field(
         256, gt=0, le=LARGEST_IMAGE, description="side of the square images, pixels"
@@ -85,21 +86,22 @@ class TokenizerConfig(_Sizes):
 
     @property
     def stride(self) -> int:
+        """Return the pixels of a token's side: 2 ** (levels - 1)."""
         return 1 << (len(self.channel_multipliers) - 1)
 
     @property
     def grid(self) -> int:
-        """Side of the square token grid."""
+        """Return h = w, the side of the square token grid."""
         return self.image_size // self.stride
 
     @property
     def tokens(self) -> int:
-        """L, tokens of one image."""
+        """Return L, the tokens of one image."""
         return self.grid**2
 
 
 class TransformerConfig(_Sizes):
-    """Sizes shared by the ADDP network and the token predictor: a ViT encoder and a ViT decoder."""
+    """The ADDP network and the token predictor: a ViT encoder and a ViT decoder."""
 
     dim: int = Field(768, gt=0, le=WIDEST, description="D, network width")
     depth: int = Field(12, gt=0, le=_MOST_BLOCKS, description="encoder blocks")
@@ -137,7 +139,7 @@ class ClassifierConfig(Settings):
 
 
 class TokenizerLossConfig(Settings):
-    """Terms of tokenizer training (model/tokenizer_training.py)."""
+    """The terms of tokenizer training (model/tokenizer_training.py)."""
 
     reconstruction: Literal["l1", "l2"] = Field(
         "l2", description="distance of the reconstruction to the image"
@@ -172,7 +174,7 @@ class TokenizerLossConfig(Settings):
 
 
 class Geometry(Settings):
-    """What ties the networks together: image, grid and vocabulary."""
+    """What the networks share: image, grid and vocabulary."""
 
     image_size: int = Field(256, gt=0, le=LARGEST_IMAGE)
     patch_size: int = Field(16, gt=0, le=LARGEST_IMAGE)
@@ -189,6 +191,7 @@ class Geometry(Settings):
 
     @classmethod
     def of(cls, tokenizer: TokenizerConfig) -> Geometry:
+        """Return the geometry of networks that work with this tokenizer."""
         return cls(
             image_size=tokenizer.image_size,
             patch_size=tokenizer.stride,
@@ -197,24 +200,27 @@ class Geometry(Settings):
 
     @property
     def grid(self) -> int:
+        """Return h = w, the side of the grid of patches."""
         return self.image_size // self.patch_size
 
     @property
     def tokens(self) -> int:
-        """L = h * w."""
+        """Return L = h * w, the patches, and so the tokens, of an image."""
         return self.grid**2
 
     @property
     def vocabulary(self) -> int:
-        """V = K + 1000 + 1."""
+        """Return V = K + 1000 + 1."""
         return self.codebook_size + UNUSED_CLASS_IDS + 1
 
     @property
     def mask_id(self) -> int:
+        """Return the id that stands for a masked token."""
         return self.vocabulary - 1
 
     @property
     def class_slot_id(self) -> int:
+        """Return the id that the predictor reads in the class slot."""
         return self.codebook_size + CLASS_SLOT_OFFSET
 
 

@@ -1,5 +1,13 @@
-"""One ADDP training step up to the loss: tokens in, (x_t, target) out. Steps 2 to 4 of algorithm 1;
-all frozen."""
+"""An ADDP training step up to the loss (algorithm 1, steps 2 to 4), by frozen networks: tokens in,
+(x_t, target) out.
+
+    ids, mask_next --predictor--> expected codes            unreliable tokens
+                                      |
+                                      |   where masked in mask_t; the codes of ids elsewhere
+                                      v
+                                     z_t --tokenizer--> image x_t
+    ids, mask_t ----predictor--> target q(z_{t-1} | z_t)    counts where masked in mask_t
+"""
 
 from __future__ import annotations
 
@@ -14,10 +22,11 @@ from model.vq import VQTokenizer
 
 
 class NoisyImage(NamedTuple):
-    """x_t: (B, 3, H, W), decoded from reliable and unreliable tokens. target: (B, L, K), q(z_{t-1}
-    | z_t).
+    """What the network learns from.
 
-    soft_embedding: (B, Dz, h, w), the expected codes under the prediction from mask_next.
+    x_t: (B, 3, H, W), decoded from reliable and unreliable tokens (section 3.2). target: (B, L, K),
+    q(z_{t-1} | z_t). soft_embedding: (B, Dz, h, w), the expected codes under the prediction from
+    mask_next.
     """
 
     x_t: Tensor
@@ -26,11 +35,11 @@ class NoisyImage(NamedTuple):
 
 
 class FrozenNetworks(nn.Module):
-    """Tokenizer and predictor, in eval mode and without gradients; they are in no optimizer and in
-    no checkpoint.
+    """Tokenizer and predictor, in eval mode and without gradients. No optimizer and no checkpoint
+    holds them.
 
-    The paper describes a fixed predictor (the reference leaves its dropout on); here eval mode
-    cannot be left.
+    The paper describes a fixed predictor, so eval mode cannot be left here (the reference leaves
+    its dropout on).
     """
 
     def __init__(self, tokenizer: VQTokenizer, predictor: TokenPredictor) -> None:
@@ -45,12 +54,13 @@ class FrozenNetworks(nn.Module):
         return self.tokenizer.codebook.device
 
     def train(self, mode: bool = True) -> FrozenNetworks:
+        """Stay in eval mode."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, ids: Tensor, masks: DenoisingMasks) -> NoisyImage:
-        """ids: (B, L). Token-to-pixel decoding of z_t and the target at the positions masked in
-        mask_t."""
+        """Decode z_t of tokens ids (B, L) to pixels, and predict the target at the positions masked
+        in mask_t."""
         both = self.predictor.probabilities(
             torch.cat([ids, ids]), torch.cat([masks.mask_next, masks.mask_t])
         )

@@ -9,8 +9,8 @@ from model.errors import ConfigError
 
 
 def usable_device(name: str) -> torch.device:
-    """By making a tensor there. Raises ConfigError for what is no device, or none that this machine
-    has."""
+    """Return the device of this name after making a tensor on it. Raises ConfigError for a name
+    that is none, and for a device that this machine lacks."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -21,11 +21,8 @@ def usable_device(name: str) -> torch.device:
         raise ConfigError(f"--device {name}: PyTorch sees no CUDA device here; use --device cpu")
     try:
         torch.ones(1, device=device).sum().item()
-    except (
-        RuntimeError,
-        AssertionError,
-        ImportError,
-    ) as error:  # which one depends on how torch was built
+    # Which error it is depends on how torch was built.
+    except (RuntimeError, AssertionError, ImportError) as error:
         first = (str(error).splitlines() or ["no reason given"])[0][:200]
         raise ConfigError(f"--device {name} cannot be used on this machine: {first}") from error
     return device

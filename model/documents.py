@@ -2,15 +2,16 @@
 code uses it.
 
 A file is opened only if it is a regular one, read only up to a stated number of bytes, and parsed
-into a typed record or a plain mapping with bounds on depth, count and the length of numbers. What
-fails is one line that names the file and the key, in the exception that the caller chooses. Imports
-no torch.
+into a typed record or a plain mapping, with bounds on depth, count and the length of numbers. A
+failure is one line that names the file and the key, in the exception that the caller chooses. This
+module imports no torch.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -25,7 +26,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_core import from_json
+from pydantic_core import ErrorDetails, from_json
 
 from model.errors import ADDPError
 
@@ -37,16 +38,16 @@ _MOST_NODES = 100_000  # of a YAML document
 _MOST_HOLDERS = 10**6  # mappings and lists of a JSON document; each takes up to 700 bytes of memory
 _MOST_COMMAS = 8 * 10**6  # of a JSON document; a value takes 60 bytes
 _LONGEST_SHOWN = 80  # characters of a value in a message
+_PLAIN_NAME = re.compile(r"[\w./-]{1,64}")  # of a key; a file's name is one, too
 
 R = TypeVar("R", bound=BaseModel)
 
 
 class Record(BaseModel):
-    """Base of the records that are stored as JSON: frozen; unknown keys, NaN and values of another
-    type are refused.
+    """The base of records that are stored as JSON. They are frozen, and refuse unknown keys, NaN
+    and values of another type.
 
-    A field that was renamed keeps its key on disk as its alias: what was written before is still
-    read.
+    A field that was renamed keeps its key on disk as its alias, so that old files can be read.
     """
 
     model_config = ConfigDict(
@@ -60,15 +61,15 @@ class Record(BaseModel):
 
 
 class Settings(BaseModel):
-    """Base of what people write: frozen; unknown keys and NaN are refused, and true where a number
-    is meant."""
+    """The base of settings that people write. They are frozen, and refuse unknown keys, NaN, and
+    true or false where a number is meant."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_flag(cls, value: Any, info: ValidationInfo) -> Any:
-        """Pydantic would take true for 1, and YAML takes `on` and `yes` for true."""
+        """Refuse a flag: pydantic would take true for 1, and YAML takes `on` and `yes` for true."""
         assert info.field_name is not None
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
             raise ValueError("it takes no true or false")
@@ -89,14 +90,12 @@ def _check_name(name: str) -> str:
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]  # what torch.manual_seed takes
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT, strict=True)]
 Positive = Annotated[int, Field(gt=0, le=LARGEST_COUNT, strict=True)]
-RelativeName = Annotated[
-    str, AfterValidator(_check_name)
-]  # of a file or object below a root, and nowhere else
+RelativeName = Annotated[str, AfterValidator(_check_name)]  # of a file below a root
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def show(value: Any) -> str:
-    """A value from outside as part of a message: in one line, short, without control characters."""
+    """Return a value from outside for a message: in one line, short, without control characters."""
     try:
         text = ascii(value) if isinstance(value, str | bytes) else repr(value)
     except ValueError:  # an integer of more digits than Python prints
@@ -105,15 +104,15 @@ def show(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """A name from outside as a line shows it: itself, or escaped where it holds what moves a
-    terminal's cursor."""
+    """Return a name from outside for a line of output: itself, or escaped if it holds characters
+    that would move a terminal's cursor."""
     return text if text.isprintable() else ascii(text)
 
 
 def read_file(path: Path | str, limit: int, error: type[ADDPError]) -> bytes:
-    """The bytes of a regular file, at most `limit` of them.
+    """Read a regular file of at most `limit` bytes.
 
-    Raises FileNotFoundError where there is none, and `error` for a folder, a device, a FIFO (which
+    Raises FileNotFoundError if there is none, and `error` for a folder, a device, a FIFO (which
     would never end), a larger file, and one that cannot be read.
     """
     try:
@@ -141,8 +140,8 @@ def read_file(path: Path | str, limit: int, error: type[ADDPError]) -> bytes:
 def parse_record(
     kind: type[R], content: bytes | str | dict[str, Any], where: str, error: type[ADDPError]
 ) -> R:
-    """JSON, or a mapping that `parse_json` made of it, as a record. Raises `error` that names the
-    document, and the key that is wrong. where: names it."""
+    """Make a record of JSON, or of a mapping that `parse_json` made of it. where: names the
+    document. Raises `error`, which names the document and the key that is wrong."""
     try:
         if isinstance(content, dict):
             return kind.model_validate(content)
@@ -153,26 +152,27 @@ def parse_record(
 
 
 def parse_json(content: bytes | str, where: str, error: type[ADDPError], kind: type = dict) -> Any:
-    """JSON that is no record: a mapping, or of another `kind`. NaN and infinities are read, as
-    metrics hold them.
+    """Parse JSON that is no record: a mapping, or a value of another `kind`. NaN and infinities are
+    read, since metrics hold them. where: names the document.
 
-    Raises `error` for what is no JSON, too deep (pydantic-core stops at some 200), or of another
-    kind.
+    Raises `error` for what is no JSON, too deep (pydantic-core stops at some 200 levels), or of
+    another kind.
     """
     _check_amount(content, where, error)
     try:
-        found = from_json(content, allow_inf_nan=True)
+        value = from_json(content, allow_inf_nan=True)
     except ValueError as problem:
         raise error(f"{where} is no readable JSON: {str(problem)[:_LONGEST_SHOWN]}") from problem
-    if not isinstance(found, kind):
+    if not isinstance(value, kind):
         raise error(
-            f"{where} holds a {type(found).__name__}, not a {_KINDS.get(kind) or kind.__name__}"
+            f"{where} holds a {type(value).__name__}, not a {_KINDS.get(kind) or kind.__name__}"
         )
-    return found
+    return value
 
 
 def _check_amount(content: bytes | str, where: str, error: type[ADDPError]) -> None:
-    """Before anything is made of it. Those in texts count too; no document of ours comes near."""
+    """Bound the size of what JSON would become, before anything is made of it. Brackets in texts
+    count too; no document of ours comes near the bounds."""
     of_lists, of_mappings, comma = (
         ("[", "{", ",") if isinstance(content, str) else (b"[", b"{", b",")
     )
@@ -188,11 +188,11 @@ _KINDS: dict[type, str] = {dict: "mapping of keys to values", list: "list"}
 
 
 def parse_yaml(content: bytes | str, where: str, error: type[ADDPError]) -> Any:
-    """One YAML document of plain values: no aliases, tags, duplicate keys, deep nesting or endless
-    numbers.
+    """Parse one YAML document of plain values: no aliases, tags, duplicate keys, deep nesting or
+    endless numbers.
 
     An alias can make a document of 300 bytes hold billions of values, and no configuration needs
-    one. Raises `error` with the line.
+    one. where: names the document. Raises `error` with the line.
     """
     try:
         text = content.decode() if isinstance(content, bytes) else content
@@ -215,7 +215,7 @@ def parse_yaml(content: bytes | str, where: str, error: type[ADDPError]) -> Any:
 
 
 def _check_events(text: str) -> None:
-    """Before anything is built of it. Raises yaml.MarkedYAMLError."""
+    """Check a document before anything is built of it. Raises yaml.MarkedYAMLError."""
     depth = 0
     for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
         problem = None
@@ -242,7 +242,7 @@ def _is_long_number(event: Any) -> bool:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would take the last in silence."""
+    """Refuses a key that stands twice, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -263,15 +263,21 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def first_problem(problem: ValidationError) -> str:
-    """What pydantic found first, in one line: the key, what is wrong, and what stood there."""
-    found = problem.errors(include_url=False, include_context=False)[0]
-    key = ".".join(
-        show(part).strip("'") if isinstance(part, str) else str(part) for part in found["loc"]
-    )
-    message = found["msg"].removeprefix("Value error, ")
-    got = (
-        ""
-        if found["type"] in ("missing", "value_error", "json_invalid")
-        else f" (got {show(found['input'])})"
-    )
-    return f"{key}: {message}{got}" if key else message + got
+    """Say in one line what pydantic found first: the key, what is wrong, and what stood there."""
+    return describe_problem(problem.errors(include_url=False, include_context=False)[0])
+
+
+def describe_problem(problem: ErrorDetails) -> str:
+    """Say in one line one of the things that pydantic found, as `first_problem`."""
+    key, message = key_of(problem), problem["msg"].removeprefix("Value error, ")
+    if problem["type"] not in ("missing", "value_error", "json_invalid"):
+        message += f" (got {show(problem['input'])})"
+    return f"{key}: {message}" if key else message
+
+
+def key_of(problem: ErrorDetails) -> str:
+    """The key that a problem is about, as `batch.micro`; "" where it is about the whole.
+
+    A name that is no plain word is shown as a value from outside is."""
+    names = map(str, problem["loc"])
+    return ".".join(name if _PLAIN_NAME.fullmatch(name) else show(name) for name in names)

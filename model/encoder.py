@@ -1,6 +1,6 @@
 """ADDP's encoder (section 3.3): a ViT that sees pixels only. It is what transfers to recognition.
 
-Names follow the official checkpoint.
+Names follow the official checkpoint. Shapes: B images, L patches, D wide.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ STRIDES = (4, 8, 16, 32)  # of the four maps that detectors and segmenters expec
 
 
 class PatchEmbedding(nn.Module):
+    """A linear map of each patch, in raster order."""
+
     def __init__(self, patch: int, dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, dim, patch, stride=patch)
@@ -30,8 +32,11 @@ class PatchEmbedding(nn.Module):
 
 
 class Encoder(nn.Module):
-    """tokenizer_norm: LayerNorm before the blocks, as ADDP pre-trains with; the reference
-    fine-tunes without it. norm: LayerNorm after them."""
+    """A ViT with a class slot and learned positions.
+
+    tokenizer_norm: whether there is a LayerNorm before the blocks, as in ADDP's pre-training; the
+    reference fine-tunes without it. norm: whether there is one after them.
+    """
 
     mean: Tensor
     std: Tensor
@@ -60,9 +65,7 @@ class Encoder(nn.Module):
     def _embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1 + L, D), before the blocks."""
         x = (images.clamp(0, 1).to(self.mean.dtype) - self.mean) / self.std
-        x = x.to(
-            self.cls_token.dtype
-        )  # an engine may keep buffers in another precision than weights
+        x = x.to(self.cls_token.dtype)  # an engine may keep buffers in another precision
         at = self._positions(
             images.shape[-2] // self.geometry.patch_size,
             images.shape[-1] // self.geometry.patch_size,
@@ -71,8 +74,8 @@ class Encoder(nn.Module):
         return F.dropout(self.tokenizer_norm(x), self.dropout, self.training)
 
     def _positions(self, height: int, width: int) -> Tensor:
-        """(1, 1 + height * width, D); those of another grid than the trained one by bicubic
-        interpolation."""
+        """Return the positions of a grid, (1, 1 + height * width, D); for another grid than the
+        trained one, they are interpolated (bicubic)."""
         grid = self.geometry.grid
         if (height, width) == (grid, grid):
             return self.pos_embed
@@ -83,32 +86,32 @@ class Encoder(nn.Module):
         )
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), clamped to [0, 1] -> features (B, 1 + L, D); index 0 is the class
-        token."""
+        """Encode images (B, 3, H, W), clamped to [0, 1], to features (B, 1 + L, D); index 0 is the
+        class slot."""
         x = self._embed(images)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
     def feature_maps(self, images: Tensor, at: Sequence[int] | None = None) -> list[Tensor]:
-        """Four maps (B, D, H / s, W / s) with s = 4, 8, 16, 32: what detectors and segmenters build
-        on.
+        """Return four maps (B, D, H / s, W / s) with s = 4, 8, 16, 32, for detectors and
+        segmenters.
 
-        images: (B, 3, H, W) in [0, 1], H and W multiples of the patch, any size. at: four block
-        numbers, 1 for the first; the quarters of the depth when None (3, 6, 9 and 12 of Base), as
-        UperNet takes them from plain ViTs. Resized without weights: bilinear up, average down.
-        Gradients flow.
+        images: (B, 3, H, W) in [0, 1], H and W multiples of the patch, of any size. at: the numbers
+        of four blocks, counted from 1; the quarters of the depth if None (3, 6, 9 and 12 of Base),
+        as UperNet takes them from plain ViTs. The maps are resized without weights: bilinear up,
+        average down. Gradients flow.
         """
         depth, patch = len(self.blocks), self.geometry.patch_size
         at = at or [max(1, round(depth * (i + 1) / len(STRIDES))) for i in range(len(STRIDES))]
         height, width = images.shape[-2] // patch, images.shape[-1] // patch
-        x, found = self._embed(images), {}
+        x, outputs = self._embed(images), {}
         for number, block in enumerate(self.blocks, 1):
             x = block(x)
-            found[number] = self.norm(x) if number == depth else x
+            outputs[number] = self.norm(x) if number == depth else x
         maps = []
         for number, stride in zip(at, STRIDES, strict=True):
-            grid = found[number][:, 1:].transpose(1, 2).reshape(len(x), -1, height, width)
+            grid = outputs[number][:, 1:].transpose(1, 2).reshape(len(x), -1, height, width)
             size = (max(1, height * patch // stride), max(1, width * patch // stride))
             larger = size[0] >= height
             maps.append(

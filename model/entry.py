@@ -1,6 +1,6 @@
-"""How every entry point ends. A user's mistake is one paragraph; an error that nobody foresaw is
-one line that says where its trace lies, and the trace itself where ADDP_DEBUG=1 is set; Ctrl-C is
-one line. Imports no torch."""
+"""How every entry point ends. A user's mistake is one paragraph. An error that nobody foresaw is
+one line that says where its trace lies, or the trace itself if ADDP_DEBUG=1 is set. Ctrl-C is one
+line. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ _LONGEST = 500  # characters of a message that was not written for people
 
 
 def run_entry(function: Callable[[], Any]) -> NoReturn:
-    """Call it and exit: with what it returns (an exit code; None is 0), or with the code of what it
-    raises.
-
-    A thread that dies meanwhile is one line."""
+    """Call a function and exit, with the code that it returns (None is 0) or that its error has. A
+    thread that dies meanwhile is reported in one line."""
     before, threading.excepthook = threading.excepthook, _thread_died
     try:
         code = function()
@@ -35,9 +33,8 @@ def run_entry(function: Callable[[], Any]) -> NoReturn:
         code = error.exit_code
     except KeyboardInterrupt:
         code = _interrupted()
-    except (
-        SystemExit
-    ) as end:  # the command-line library makes one of a Ctrl-C, and of a broken pipe
+    # The command-line library makes one of a Ctrl-C, and of a broken pipe.
+    except SystemExit as end:
         if not _is_interrupt(end):
             raise
         code = _interrupted()
@@ -59,19 +56,20 @@ def _thread_died(end: threading.ExceptHookArgs) -> None:
 
 
 def debugging() -> bool:
+    """Whether the user asked for traces, with ADDP_DEBUG=1."""
     return os.environ.get("ADDP_DEBUG", "") not in ("", "0")
 
 
 def unexpected(error: BaseException, trace: Path | None) -> str:
-    """What and where, in one line. trace: from `leave_trace`."""
+    """Say in one line what happened, and where its trace is. trace: from `leave_trace`."""
     first = (str(error).strip().splitlines() or ["no message"])[0][:_LONGEST]
     where = f"; the trace is in {trace} (ADDP_DEBUG=1 shows it here)" if trace else ""
     return f"unexpected {type(error).__name__}: {first}{where}"
 
 
 def leave_trace(error: BaseException, wanted: Path | None = None) -> Path | None:
-    """Write the trace to a file of its own: `wanted`, else one among the temporary files. None
-    where it is on standard error instead, as that was asked for or no file could be written."""
+    """Write an error's trace to the file `wanted`, or else to a temporary one, and return its path.
+    None if it went to standard error, since that was asked for or no file could be written."""
     text = "".join(traceback.format_exception(error))
     if not debugging():
         if wanted is not None:

@@ -2,21 +2,22 @@
 
 
 class ADDPError(Exception):
-    """Base of every error that a user can cause and mend. Command lines print it as one paragraph,
-    without a trace."""
+    """The base of every error that a user can cause and mend. Command lines print it as one
+    paragraph, without a trace."""
 
     exit_code = 1
 
 
 class ConfigError(ADDPError):
-    """A configuration that cannot be run: unknown key, impossible batch arithmetic, wrong value."""
+    """A configuration cannot be run: it has an unknown key, impossible batch arithmetic, or a wrong
+    value."""
 
     exit_code = 78
 
 
 class WeightsError(ADDPError):
-    """A weights file that does not fit the network it was meant for."""
+    """A weights file is unreadable, or does not fit the network it was meant for."""
 
 
 class DataError(ADDPError):
-    """Images, token shards or manifests that are missing, damaged or do not belong together."""
+    """Images, token shards or manifests are missing, damaged, or do not belong together."""

@@ -1,5 +1,10 @@
-"""How every file of ours gets its name: whole or not at all, and with the mode that the umask
-gives."""
+"""How files get their names: whole or not at all, and with the mode that the umask gives.
+
+write     FILE.PID.tmp          beside FILE, so that a rename needs no copy
+fsync     FILE.PID.tmp          the bytes survive a power cut
+rename    FILE.PID.tmp -> FILE  readers see the old file or the new one, nothing between
+fsync     the folder            the new name survives a power cut, too
+"""
 
 from __future__ import annotations
 
@@ -11,19 +16,18 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to: when the context ends it is synced and takes its place; on
-    an error it goes.
+    """Yield a path beside `path` to write to; at the end of the context, it takes the place of
+    `path`. After an error it is removed, and `path` stays as it was.
 
-    The file has the mode of any new file, also where a library writes it that makes private ones.
+    The file has the mode of any new file, even if a library writes it that makes private files.
     Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         partial.open("wb").close()
-        mode = (
-            partial.stat().st_mode
-        )  # the umask cannot be read without changing it under other threads
+        # A new file shows the umask, which cannot be read without changing it for other threads.
+        mode = partial.stat().st_mode
         yield partial
         if partial.stat().st_mode != mode:
             partial.chmod(mode)
@@ -33,6 +37,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, as `whole_file` does. Raises OSError."""
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
 
 
 def sync(path: Path) -> None:

@@ -1,8 +1,13 @@
 """The mask law (ADDP section 3.2 and addendum; MAGE section 3.2): how many tokens are masked, and
 which.
 
+    order of a sample's positions   7 2 9 4 | 0 3 | 8 1 5 6     random, keyed by the sample index
+    masked in mask_t                -------
+    masked in mask_next             -------------               a superset, of more noise
+
 Ratios are keyed by a draw's index, which the caller makes of the global step or of a micro batch's
-place in the run, orders by the global sample index: so masks are the same on any number of ranks.
+index in the run; orders are keyed by the global sample index. So masks are the same on any number
+of ranks.
 """
 
 from __future__ import annotations
@@ -20,12 +25,12 @@ from model.randomness import orders, uniforms
 
 MEAN, STD, LOW, HIGH = 0.55, 0.25, 0.5, 1.0  # the truncated normal of mask ratios
 _NORMAL = NormalDist(MEAN, STD)
-DROPPED = 0.5  # share of the tokens that MAGE leaves out of its encoder while it trains
+DROPPED = 0.5  # share of the tokens that MAGE keeps out of its encoder while it trains
 
 
 class DenoisingMasks(NamedTuple):
-    """mask_t is a subset of mask_next; both (B, L) bool, True = masked. masked: tokens masked in
-    mask_t."""
+    """The masks of a step: (B, L) bool, True where masked. mask_t is a subset of mask_next. masked:
+    how many tokens of a sample mask_t masks."""
 
     mask_t: Tensor
     mask_next: Tensor
@@ -33,8 +38,8 @@ class DenoisingMasks(NamedTuple):
 
 
 class MageMasks(NamedTuple):
-    """mask: (B, L) bool, True = masked. kept: (B, N) int64 ascending, positions that enter the
-    encoder."""
+    """The mask of a step of MAGE: (B, L) bool, True where masked. kept: (B, N) int64, ascending,
+    the positions that enter the encoder."""
 
     mask: Tensor
     kept: Tensor
@@ -42,8 +47,8 @@ class MageMasks(NamedTuple):
 
 @cache
 def ratio_table() -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The 66 mask ratios cos(pi/2 * k/100) in [0.5, 1), ascending, and the probability of each
-    (float32 values)."""
+    """Return the 66 mask ratios cos(pi/2 * k/100) in [0.5, 1), ascending, as float32 values, and
+    the probability of each."""
     ratios = np.cos(np.pi / 2 * np.arange(101) / 100).astype(np.float32)[::-1]
     ratios = ratios[(ratios >= LOW) & (ratios < HIGH)]
     weights = np.array([_NORMAL.pdf(float(r)) for r in ratios])
@@ -51,13 +56,13 @@ def ratio_table() -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def masked_count(length: int, ratio: float) -> int:
-    """ceil(L * r)."""
+    """Return how many of `length` tokens a ratio masks: ceil(L * r)."""
     return math.ceil(length * ratio)
 
 
 def denoising_ratios(seed: int, draw: int) -> tuple[float, float]:
-    """(r_t, r_next) of a draw, by its index: r_next lies 1 to 5 places further in the table, at
-    most at its end."""
+    """Return (r_t, r_next) of a draw, by its index. r_next lies 1 to 5 entries further in the
+    table, or at its end."""
     ratios, weights = ratio_table()
     u = uniforms(seed, "mask-ratio", draw, 1, 2)[0]
     i = min(int(np.searchsorted(np.cumsum(weights), u[0], side="right")), len(ratios) - 1)
@@ -66,14 +71,14 @@ def denoising_ratios(seed: int, draw: int) -> tuple[float, float]:
 
 
 def _ranks(seed: int, start: int, count: int, length: int) -> Tensor:
-    """(count, length): the place of each position in its image's random masking order."""
+    """Return the rank of each position in its sample's random masking order, (count, length)."""
     order = torch.from_numpy(orders(seed, "mask-order", start, count, length))
     return order.argsort(1)
 
 
 def denoising_masks(seed: int, draw: int, start: int, count: int, length: int) -> DenoisingMasks:
-    """Masks of the samples with global indices start .. start+count-1, with the ratios of one
-    draw."""
+    """Return the masks of the samples with global indices start .. start+count-1, with the ratios
+    of one draw. length: L, tokens of a sample."""
     r_t, r_next = denoising_ratios(seed, draw)
     ranks = _ranks(seed, start, count, length)
     n_t, n_next = masked_count(length, r_t), masked_count(length, r_next)
@@ -81,8 +86,8 @@ def denoising_masks(seed: int, draw: int, start: int, count: int, length: int) -
 
 
 def mage_masks(seed: int, draw: int, start: int, count: int, length: int) -> MageMasks:
-    """As `denoising_masks`, with a continuous ratio, and half of the tokens (all of them masked)
-    left out."""
+    """Return MAGE's masks, as `denoising_masks` does, with a continuous ratio; half of the tokens,
+    all of them masked, stay out of the encoder."""
     u = float(uniforms(seed, "mage-ratio", draw, 1, 1)[0, 0])
     low, high = _NORMAL.cdf(LOW), _NORMAL.cdf(HIGH)
     ratio = _NORMAL.inv_cdf(low + u * (high - low))

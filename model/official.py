@@ -1,5 +1,5 @@
-"""The official files whole: sizes read from the tensors, import into our networks, export in the
-official layout; and a plain ViT under timm's names."""
+"""Whole official files: import into our networks, with sizes read from the tensors, and export in
+the official layout; also export of a plain ViT under timm's names."""
 
 from __future__ import annotations
 
@@ -17,32 +17,26 @@ from model.documents import first_problem
 from model.encoder import Encoder
 from model.errors import WeightsError
 from model.files import whole_file
+from model.networks import Network
+from model.official_keys import from_official
 from model.official_sizes import PREFIX, Unsaid, Untold, all_sizes, own_tensors
 from model.vq import VQTokenizer
-from model.weights import (
-    OFFICIAL_FORMAT,
-    STATED,
-    Network,
-    from_official,
-    read_state,
-    stated_sizes,
-    write_safetensors,
-)
+from model.weights import OFFICIAL_FORMAT, STATED, read_state, stated_sizes, write_safetensors
 
 
 class Imported(NamedTuple):
-    """networks: by kind. guesses: sentences, one for each size that was assumed."""
+    """The networks of a file, by kind. guesses: a sentence for each size that was assumed."""
 
     networks: dict[str, Network]
     guesses: list[str]
 
 
 def import_official(path: Path, given: Untold = Untold()) -> Imported:  # noqa: B008 - it is immutable
-    """Every network of an official ADDP, MAGE or VQGAN file, or of a file of ours.
+    """Import every network of an official ADDP, MAGE or VQGAN file, or of a file of ours.
 
     Sizes that the file states must agree with its tensors and with `given`. What neither says is
-    the published size where that fits, and a guess. Raises WeightsError for the file, ConfigError
-    for what is given.
+    guessed: it is the published size, where that fits. Raises WeightsError if the file is at fault,
+    ConfigError if what is given is.
     """
     state, metadata = read_state(path)
     stated = stated_sizes(metadata, path)
@@ -65,12 +59,12 @@ def import_official(path: Path, given: Untold = Untold()) -> Imported:  # noqa: 
             f"{path}: the sizes of its networks cannot be told from its tensors ({error})"
         ) from error
     unsaid.settle()
-    networks = {kind: from_official(kind, found, state, path) for kind, found in sizes.items()}
+    networks = {kind: from_official(kind, own, state, path) for kind, own in sizes.items()}
     return Imported(networks, unsaid.guesses)
 
 
 def official_state(networks: Mapping[str, Network]) -> dict[str, Tensor]:
-    """The tensors of networks, by kind, under the names of one official ADDP file."""
+    """Return the tensors of networks, given by kind, under the names of one official ADDP file."""
     return {
         PREFIX[kind] + key: value.detach().cpu().contiguous()
         for kind, network in networks.items()
@@ -79,12 +73,13 @@ def official_state(networks: Mapping[str, Network]) -> dict[str, Tensor]:
 
 
 def timm_state(encoder: Encoder, tokenizer_norm: Literal["drop", "keep"]) -> dict[str, Tensor]:
-    """An encoder, or a classifier with its head, under the names of timm's `vit_base_patch16`.
+    """Return an encoder, or a classifier with its head, under the names of timm's
+    `vit_base_patch16`.
 
-    drop: without `tokenizer_norm`, as the reference fine-tunes; the features are then not the
-    pre-trained ones before some fine-tuning. keep: it becomes `norm_pre` of `pre_norm=True`, where
-    timm has no bias of the patch embedding: it is added to the positions, and the features are the
-    same.
+    tokenizer_norm: "drop" leaves it out, as the reference fine-tunes; until then, the features are
+    not the pre-trained ones. "keep" makes it `norm_pre` of a timm model with `pre_norm=True`. That
+    model has no bias in its patch embedding, so the bias is added to the positions, and the
+    features are the same.
     """
     state = {key: value.detach().cpu().clone() for key, value in encoder.state_dict().items()}
     wanted: tuple[str, ...] = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
@@ -101,8 +96,8 @@ def timm_state(encoder: Encoder, tokenizer_norm: Literal["drop", "keep"]) -> dic
 
 
 def official_metadata(networks: Mapping[str, Network]) -> dict[str, str]:
-    """The sizes of networks, by kind, for `write_state`: what no tensor of the official layout
-    tells."""
+    """Return the sizes of networks, given by kind, which no tensor of the official layout tells, as
+    metadata for `write_state`."""
     content = {
         kind: {
             "config": network.config.model_dump(mode="json"),
@@ -118,10 +113,10 @@ def official_metadata(networks: Mapping[str, Network]) -> dict[str, str]:
 def write_state(
     state: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """`.safetensors`, or a `.pth` that wraps the tensors in `model`, as the official files do;
-    whole or not at all.
+    """Write a `.safetensors`, or a `.pth` that wraps the tensors in `model`, as the official files
+    do; whole or not at all.
 
-    metadata: in a `.pth` an entry beside `model`, which the official code does not look at.
+    metadata: in a `.pth`, an entry beside `model`, which the official code ignores. Raises OSError.
     """
     if path.suffix == ".safetensors":
         write_safetensors(state, path, metadata)

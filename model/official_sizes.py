@@ -1,5 +1,12 @@
-"""Sizes of the networks in an official file: what its tensors tell, what is stated or given, and
-what is guessed."""
+"""Sizes of the networks in an official file: what its tensors tell, what the file states or the
+user gives, and what is guessed.
+
+    by tensors          tokenizer: channels, multipliers, blocks, code_dim, codebook_size
+                        predictor, addp: dim, depth, decoder_depth, and the grid of patches
+    stated, given, or   tokenizer: norm_groups
+    else as published   predictor, addp: heads, decoder_heads
+                        image_size, if no tensor tells both a patch and the grid
+"""
 
 from __future__ import annotations
 
@@ -12,7 +19,7 @@ from torch import Tensor
 
 from model.config import UNUSED_CLASS_IDS, Geometry, TokenizerConfig, TransformerConfig
 from model.errors import ConfigError, WeightsError
-from model.weights import Sizes
+from model.networks import Sizes
 
 PREFIX = {"addp": "", "predictor": "token_predictor.", "tokenizer": "vqgan."}
 _HEAD_WIDTH = 64  # of the encoders, Base and Large
@@ -21,9 +28,11 @@ _DECODER_HEADS, _NORM_GROUPS, _IMAGE_SIZE = 16, 32, 256  # of all published netw
 
 
 class Untold(NamedTuple):
-    """Sizes that no tensor tells, as a user gives them. heads, decoder_heads: of the ADDP network;
-    the predictor has its own. norm_groups: of the tokenizer. image_size: pixels, where no tensor
-    tells a patch's size or the grid."""
+    """Sizes that no tensor tells, as a user gives them.
+
+    heads, decoder_heads: of the ADDP network; the predictor has its own. norm_groups: of the
+    tokenizer. image_size: in pixels, needed if no tensor tells a patch's size or the grid.
+    """
 
     heads: int | None = None
     decoder_heads: int | None = None
@@ -34,8 +43,8 @@ class Untold(NamedTuple):
 
 
 class Unsaid:
-    """Answers what no tensor tells: as the file states, as it is given, or else by a guess that is
-    written down."""
+    """Answers what no tensor tells: with what is given, or else with a guess that is written down
+    in `guesses`."""
 
     def __init__(self, path: Path, given: Untold, held: Mapping[str, Any]) -> None:
         self.path, self._given, self._asked = path, given, dict[str, str]()
@@ -53,7 +62,7 @@ class Unsaid:
                     )
 
     def agree(self, option: str, stated: int, source: str) -> None:
-        """Raises ConfigError where something else is given."""
+        """Raise ConfigError if another value is given than the stated one, by `source`."""
         value = getattr(self._given, option)
         if value is not None and value != stated:
             raise ConfigError(
@@ -65,14 +74,19 @@ class Unsaid:
         self,
         kind: str,
         option: str,
+        *,
         guess: int,
         published: str,
         fits: bool,
         unfit: str,
         instead: int,
     ) -> int:
-        """guess: what is published. fits: whether it is possible here; where not, `settle` will
-        ask, because of `unfit`, and `instead` is what to go on with until then."""
+        """Return the given value of an option, or else the published one.
+
+        guess: the published value here. published: the rule, for people. fits: whether the guess is
+        possible for this network; if not, `settle` will ask for the option, naming `unfit`, and
+        `instead` serves until then.
+        """
         value: int | None = getattr(self._given, option)
         if value is not None:
             return value
@@ -88,7 +102,7 @@ class Unsaid:
         return guess
 
     def settle(self) -> None:
-        """Raises ConfigError where something must be given."""
+        """Raise ConfigError if something must be given."""
         if self._asked:
             raise ConfigError(
                 f"{self.path} does not say {', nor '.join(self._asked.values())}: give "
@@ -110,15 +124,15 @@ def _option(name: str) -> str:
 def all_sizes(
     held: Mapping[str, dict[str, Tensor]], stated: Mapping[str, Sizes], unsaid: Unsaid
 ) -> dict[str, Sizes]:
-    """Of each network of the file.
+    """Return the sizes of each network of a file, by kind.
 
-    held: tensors without prefix, by kind. stated: what the file itself says. Raises ConfigError or
-    WeightsError; also pydantic's ValidationError, KeyError, ValueError, IndexError or
-    ZeroDivisionError for tensors that are none of it.
+    held: the networks' tensors without prefix, by kind. stated: what the file itself says. Raises
+    ConfigError or WeightsError; also pydantic's ValidationError, KeyError, ValueError, IndexError
+    or ZeroDivisionError for tensors that belong to no such network.
     """
     told = {kind: _told(kind, own) for kind, own in held.items()}
     image_size = _image_size(held, told, stated, unsaid)
-    found: dict[str, Sizes] = {}
+    sizes: dict[str, Sizes] = {}
     for kind, own in held.items():
         if kind in stated:
             config = stated[kind].config
@@ -131,25 +145,25 @@ def all_sizes(
             for option in _OPTIONS[kind]:
                 name = option.removeprefix("predictor_")
                 unsaid.agree(option, getattr(config, name), f"it states {name} =")
-            found[kind] = stated[kind]
+            sizes[kind] = stated[kind]
         elif kind == "tokenizer":
-            found[kind] = Sizes(_tokenizer(told[kind], image_size, unsaid), None)
+            sizes[kind] = Sizes(_tokenizer(told[kind], image_size, unsaid), None)
         else:
-            found[kind] = Sizes(_transformer(kind, told[kind], unsaid), _geometry(own, image_size))
+            sizes[kind] = Sizes(_transformer(kind, told[kind], unsaid), _geometry(own, image_size))
     geometries = {
         kind: geometry or Geometry.of(config)  # type: ignore[arg-type]
-        for kind, (config, geometry) in found.items()
+        for kind, (config, geometry) in sizes.items()
     }
     if len(set(geometries.values())) > 1:
         raise WeightsError(
             f"the networks of {unsaid.path} do not belong together: "
             + ", ".join(f"{kind} ({geometry})" for kind, geometry in geometries.items())
         )
-    return found
+    return sizes
 
 
 def own_tensors(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """A network's tensors without prefix; None where the file has none of it."""
+    """Return a network's tensors without prefix; None if the file does not hold it."""
     marker = {
         "addp": "decoder_pos_mask_embed",
         "predictor": "token_emb.word_embeddings.weight",
@@ -165,10 +179,10 @@ def own_tensors(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor] | None
 
 def _count(state: dict[str, Tensor], pattern: str) -> int:
     """How many parts there are, numbered from 0."""
-    found = {int(m[1]) for key in state if (m := re.match(pattern, key))}
-    if found != set(range(len(found))):
-        raise ValueError(f"{pattern} is not numbered without gaps: {sorted(found)[:5]}")
-    return len(found)
+    numbers = {int(m[1]) for key in state if (m := re.match(pattern, key))}
+    if numbers != set(range(len(numbers))):
+        raise ValueError(f"{pattern} is not numbered without gaps: {sorted(numbers)[:5]}")
+    return len(numbers)
 
 
 def _told(kind: str, own: dict[str, Tensor]) -> dict[str, Any]:
@@ -198,20 +212,20 @@ def _transformer(kind: str, told: dict[str, Any], unsaid: Unsaid) -> Transformer
         heads=unsaid.answer(
             kind,
             heads,
-            dim // _HEAD_WIDTH,
-            f"width / {_HEAD_WIDTH}",
-            not dim % _HEAD_WIDTH,
-            unfit,
-            1,
+            guess=dim // _HEAD_WIDTH,
+            published=f"width / {_HEAD_WIDTH}",
+            fits=not dim % _HEAD_WIDTH,
+            unfit=unfit,
+            instead=1,
         ),
         decoder_heads=unsaid.answer(
             kind,
             decoder_heads,
-            _DECODER_HEADS,
-            str(_DECODER_HEADS),
-            not dim % _DECODER_HEADS,
-            unfit,
-            1,
+            guess=_DECODER_HEADS,
+            published=str(_DECODER_HEADS),
+            fits=not dim % _DECODER_HEADS,
+            unfit=unfit,
+            instead=1,
         ),
     )
 
@@ -221,11 +235,11 @@ def _tokenizer(told: dict[str, Any], image_size: int, unsaid: Unsaid) -> Tokeniz
     groups = unsaid.answer(
         "tokenizer",
         "norm_groups",
-        _NORM_GROUPS,
-        str(_NORM_GROUPS),
-        not channels % _NORM_GROUPS,
-        f"its {channels} channels",
-        1,
+        guess=_NORM_GROUPS,
+        published=str(_NORM_GROUPS),
+        fits=not channels % _NORM_GROUPS,
+        unfit=f"its {channels} channels",
+        instead=1,
     )
     return TokenizerConfig(**told, image_size=image_size, norm_groups=groups)
 
@@ -240,8 +254,8 @@ def _image_size(
     stated: Mapping[str, Sizes],
     unsaid: Unsaid,
 ) -> int:
-    """Of all networks of a file, pixels: as it is stated; a grid of patches, where both are there;
-    or an answer."""
+    """Return the image size of all networks of a file, in pixels: the stated one; the grid times
+    the patch, if tensors tell both; or an answer."""
     for config, geometry in stated.values():
         size = geometry.image_size if geometry is not None else config.image_size  # type: ignore[union-attr]
         unsaid.agree("image_size", size, "it states image_size =")
@@ -263,7 +277,13 @@ def _image_size(
         unfit = f"the grid of {unit} x {unit}"
     kind = next(iter(held))
     size = unsaid.answer(
-        kind, "image_size", _IMAGE_SIZE, str(_IMAGE_SIZE), not _IMAGE_SIZE % unit, unfit, unit
+        kind,
+        "image_size",
+        guess=_IMAGE_SIZE,
+        published=str(_IMAGE_SIZE),
+        fits=not _IMAGE_SIZE % unit,
+        unfit=unfit,
+        instead=unit,
     )
     if size % unit:
         raise ConfigError(

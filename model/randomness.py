@@ -1,8 +1,8 @@
 """Counter-based random numbers: everything drawn is a pure function of (seed, purpose, index), on
 any number of ranks.
 
-Philox's raw output is fixed by its definition; numpy's distributions and permutations may change
-between releases, so only raw bits are used.
+Only Philox's raw bits are used, as its definition fixes them; numpy's distributions and
+permutations may change between releases.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 def raw_bits(seed: int, purpose: str, start: int, count: int, per_item: int) -> NDArray[np.uint64]:
-    """Uniform 64-bit words of items start .. start+count-1, shape (count, per_item).
+    """Return uniform 64-bit words of the items start .. start+count-1, (count, per_item).
 
     Item i's words depend on (seed, purpose, i, per_item) alone, and any item is reached in O(1).
     """
@@ -25,18 +25,16 @@ def raw_bits(seed: int, purpose: str, start: int, count: int, per_item: int) -> 
 
 
 def uniforms(seed: int, purpose: str, start: int, count: int, per_item: int) -> NDArray[np.float64]:
-    """As `raw_bits`, as numbers strictly inside (0, 1)."""
+    """Return numbers strictly inside (0, 1), (count, per_item), made of `raw_bits`."""
     bits = raw_bits(seed, purpose, start, count, per_item) >> np.uint64(11)
     return (bits.astype(np.float64) + 0.5) * 2.0**-53
 
 
 def orders(seed: int, purpose: str, start: int, count: int, length: int) -> NDArray[np.int64]:
-    """Independent uniform permutations of range(length) for each item, shape (count, length)."""
+    """Return an independent uniform permutation of range(length) for each item, (count, length)."""
     index_bits = np.uint64(max(1, length - 1).bit_length())
     keys = raw_bits(seed, purpose, start, count, length) >> index_bits << index_bits | np.arange(
         length, dtype=np.uint64
     )
-    keys.sort(
-        axis=1
-    )  # no two are equal, so any sort gives this order, and plain sorts are the fast ones
+    keys.sort(axis=1)  # no two are equal, so any sort gives this order, and a plain one is fastest
     return (keys & ((np.uint64(1) << index_bits) - np.uint64(1))).astype(np.int64)

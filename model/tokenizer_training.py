@@ -16,7 +16,7 @@ from model.vq import VQTokenizer
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Real or reconstructed, one verdict for each patch: (B, 3, H, W) -> (B, 1, h, w)."""
+    """Judges each patch as real or reconstructed: images (B, 3, H, W) -> verdicts (B, 1, h, w)."""
 
     def __init__(self, channels: int = 64) -> None:
         layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, 1), nn.LeakyReLU(0.2)]
@@ -28,9 +28,9 @@ class PatchDiscriminator(nn.Sequential):
 class TokenizerTraining(nn.Module):
     """The module that is optimised: images (B, 3, H, W) in [0, 1] -> scalar loss.
 
-    Usage averages, the micro-batch counter and all weights are in its state, so a resumed run goes
-    on exactly. Statistics are summed over ranks; revived codes come from rank 0's batch and are
-    sent to all.
+    Its state holds usage averages, the counter of micro batches and all weights, so a resumed run
+    goes on exactly. Statistics are summed over ranks; revived codes come from rank 0's batch, which
+    sends them to all.
     """
 
     usage: Tensor
@@ -52,13 +52,14 @@ class TokenizerTraining(nn.Module):
 
     @torch.no_grad()
     def keep_codebook(self, samples: int) -> None:
-        """Begin with the tokenizer's own codes, as if all were used equally often, and not with
+        """Begin with the tokenizer's own codes, as if all were used equally often, instead of
         vectors of the first batch. samples: of a micro batch on a rank."""
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         self.usage.fill_(samples * ranks * self.tokenizer.config.tokens / self.usage.numel())
         self.vector_sum.copy_(self.usage.unsqueeze(1) * self.tokenizer.codebook)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the loss, a scalar (VQ-VAE eq. 3); in training, also update the codebook."""
         c, tokenizer = self.config, self.tokenizer
         z = tokenizer.encoder(images)
         if self.training and int(self.batches) % c.revive_every == 0:
@@ -81,9 +82,9 @@ class TokenizerTraining(nn.Module):
         return loss
 
     def _adversarial(self, restored: Tensor, images: Tensor) -> Tensor:
-        """Hinge losses of both players in one backward: the discriminator's weights are constants
-        to the decoder, and the reconstruction is a constant to the discriminator, so one optimizer
-        trains both."""
+        """Return the hinge losses of both players, for one backward pass: the discriminator's
+        weights are constants to the decoder, and the reconstruction is a constant to the
+        discriminator. So one optimizer trains both."""
         assert self.discriminator is not None
         frozen = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         fooled = -torch.func.functional_call(self.discriminator, frozen, (restored,)).mean()
@@ -94,7 +95,8 @@ class TokenizerTraining(nn.Module):
 
     @torch.no_grad()
     def _observe(self, z: Tensor, ids: Tensor) -> None:
-        """Moving averages of usage and vector sums; with `ema`, the codebook follows them."""
+        """Update the moving averages of usage and vector sums; with `ema`, the codebook follows
+        them. z: (B, Dz, h, w), ids: (B, L)."""
         k = self.usage.numel()
         flat = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]).float()
         counts = torch.bincount(ids.flatten(), minlength=k).float()
@@ -147,8 +149,8 @@ class TokenizerTraining(nn.Module):
 
     @staticmethod
     def _spread(flat: Tensor, u: Tensor) -> Tensor:
-        """k-means++ seeds: each new one is drawn in proportion to the squared distance to those
-        before it."""
+        """Return k-means++ seeds: each new one is drawn in proportion to the squared distance to
+        those before it. flat: (N, Dz), u: (K,) uniforms -> (K, Dz)."""
         chosen = [flat[int(u[0] * len(flat))]]
         nearest = (flat - chosen[0]).square().sum(1)
         for draw in u[1:]:
@@ -158,8 +160,8 @@ class TokenizerTraining(nn.Module):
 
 
 def _drawn(weights: Tensor, u: Tensor) -> Tensor:
-    """Indices, of the shape of u and on the device of the weights (N,), drawn in proportion to
-    these by uniforms u.
+    """Draw indices in proportion to weights (N,) by uniforms u. They have the shape of u, and are
+    on the device of the weights.
 
     The running sum is made on the CPU: on CUDA its order is not fixed, and deterministic runs
     refuse it.

@@ -1,4 +1,8 @@
-"""Building blocks of the two transformers, under the names of the official checkpoints."""
+"""Building blocks of the transformers, under the names of the official checkpoints (ViT, arXiv
+2010.11929; MAE, arXiv 2111.06377).
+
+Shapes: B images, M positions (the class slot and L patches, fewer where some are left out), D wide.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,8 @@ from model.attention import attention
 
 
 class Attention(nn.Module):
+    """Multi-head self-attention with biases on queries, keys and values."""
+
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
@@ -27,6 +33,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Linear -> exact GELU -> linear, with dropout after both."""
+
     def __init__(self, dim: int, dropout: float, ratio: int = 4) -> None:
         super().__init__()
         self.dropout = dropout
@@ -34,16 +42,17 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(ratio * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (B, M, D) -> (B, M, D)."""
         x = F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training)
         return F.dropout(self.fc2(x), self.dropout, self.training)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: LayerNorm eps 1e-6, qkv bias, MLP ratio 4, exact GELU.
+    """A pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
 
-    recompute: keep no activations for the backward pass, but compute them again there (see
-    `recompute_blocks`). drop_path: probability with which, in training, an image takes no part in a
-    branch (stochastic depth).
+    recompute: whether the activations are computed again in the backward pass instead of being kept
+    (see `recompute_blocks`). drop_path: the probability with which, in training, an image skips a
+    branch (stochastic depth, see `drop_paths`).
     """
 
     recompute = False
@@ -57,6 +66,7 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x: (B, M, D) -> (B, M, D)."""
         if self.recompute and torch.is_grad_enabled():
             # The reentrant form: the other one compares shapes that ZeRO-3 changes in between.
             result: Tensor = checkpoint(self._forward, x, use_reentrant=True)
@@ -75,8 +85,8 @@ class Block(nn.Module):
 
 
 class MlmHead(nn.Module):
-    """Logits over the vocabulary: linear -> GELU -> LayerNorm (eps 1e-5) -> dot with word
-    embeddings, plus a bias.
+    """Logits over the vocabulary, as in MAGE: linear -> GELU -> LayerNorm (eps 1e-5) -> dot product
+    with the word embeddings, plus a bias.
 
     No gradient flows into the word embeddings here; they learn as inputs only.
     """
@@ -93,67 +103,78 @@ class MlmHead(nn.Module):
 
 
 def blocks(depth: int, dim: int, heads: int, dropout: float) -> nn.ModuleList:
+    """Return `depth` blocks of width `dim`."""
     return nn.ModuleList(Block(dim, heads, dropout) for _ in range(depth))
 
 
 def recompute_blocks(network: nn.Module, every: int) -> int:
-    """Activation checkpointing of each `every`-th block of a network; 0: of none. Returns of how
-    many."""
-    found = [part for part in network.modules() if isinstance(part, Block)]
-    for index, block in enumerate(found):
+    """Turn on activation checkpointing in each `every`-th block of a network (0: in none), and
+    return the number of these blocks."""
+    all_blocks = [module for module in network.modules() if isinstance(module, Block)]
+    for index, block in enumerate(all_blocks):
         block.recompute = every > 0 and index % every == 0
-    return sum(block.recompute for block in found)
+    return sum(block.recompute for block in all_blocks)
 
 
-def drop_paths(found: nn.ModuleList, rate: float) -> None:
-    """Stochastic depth (arXiv 1603.09382): a probability that grows linearly from 0 to `rate` at
-    the last block."""
-    for index, block in enumerate(found):
+def drop_paths(layers: nn.ModuleList, rate: float) -> None:
+    """Turn on stochastic depth (arXiv 1603.09382), with a probability that grows linearly from 0 to
+    `rate` at the last block."""
+    for index, block in enumerate(layers):
         assert isinstance(block, Block)
-        block.drop_path = rate * index / max(1, len(found) - 1)
+        block.drop_path = rate * index / max(1, len(layers) - 1)
 
 
 def initialise(module: nn.Module) -> None:
-    """Xavier-uniform linears and convolutions (as one matrix), zero biases, N(0, 0.02)
-    embeddings."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(part.weight.view(part.weight.shape[0], -1))
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-        elif isinstance(part, nn.Embedding):
-            nn.init.normal_(part.weight, std=0.02)
+    """Fill a network with its first weights: Xavier-uniform linears and convolutions (as one
+    matrix), zero biases, N(0, 0.02) embeddings."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight.view(layer.weight.shape[0], -1))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.Embedding):
+            nn.init.normal_(layer.weight, std=0.02)
 
 
 def learned(*shape: int) -> nn.Parameter:
-    """A learned token, N(0, 0.02)."""
-    return nn.Parameter(torch.randn(*shape) * 0.02)
+    """Return a learned tensor of this shape that starts as N(0, 0.02)."""
+    values = torch.empty(*shape)
+    # On the meta device only shapes count (`networks.outline`), and drawing there takes seconds.
+    return nn.Parameter(values if values.is_meta else torch.randn(*shape) * 0.02)
 
 
 def positions(kind: str, grid: int, dim: int) -> nn.Parameter:
-    """A learned table (1, 1 + grid * grid, D), index 0 for the class slot.
+    """Return a learned table of positions, (1, 1 + grid * grid, D), with index 0 for the class
+    slot.
 
-    kind "normal": N(0, 0.02). "sincos": two-dimensional sines, so that neighbours are alike from
-    the start.
+    kind: how it starts. "normal": N(0, 0.02). "sincos": two-dimensional sines, so that neighbours
+    are alike from the start.
     """
     if kind == "normal":
         return learned(1, 1 + grid * grid, dim)
+    table = torch.empty(1, 1 + grid * grid, dim)
+    return nn.Parameter(table if table.is_meta else _sines(grid, dim))
+
+
+def _sines(grid: int, dim: int) -> Tensor:
+    """Return (1, 1 + grid * grid, D): for each patch sines and cosines of y, then of x, D / 4 of
+    each at falling frequencies; zeros for the class slot."""
     assert dim % 4 == 0, dim
     y, x = torch.meshgrid(torch.arange(grid).float(), torch.arange(grid).float(), indexing="ij")
     frequencies = 1000.0 ** -(torch.arange(dim // 4) / (dim // 4))
     waves = [f(p.reshape(-1, 1) * frequencies) for p in (y, x) for f in (torch.sin, torch.cos)]
-    return nn.Parameter(0.5 * torch.cat([torch.zeros(1, dim), torch.cat(waves, 1)]).unsqueeze(0))
+    return 0.5 * torch.cat([torch.zeros(1, dim), torch.cat(waves, 1)]).unsqueeze(0)
 
 
 def smoothed_cross_entropy(
     logits: Tensor, target: Tensor, mask: Tensor, smoothing: float, weights: Tensor | None = None
 ) -> Tensor:
-    """Mean over masked positions of the cross-entropy with label smoothing over all V entries, in
-    float32.
+    """Return the mean, over masked positions, of the cross-entropy with label smoothing over all V
+    entries: a float32 scalar (ADDP eq. 8, with the smoothing of the reference).
 
     logits: (B, L, V). target: token ids (B, L), or probabilities (B, L, K) with K <= V, zero beyond
-    K. mask: (B, L) bool. weights: of the samples, (B,); all 1 when None. Returns a scalar, 0 where
-    no sample counts. (ADDP eq. 8, with the smoothing of the reference.)
+    K. mask: (B, L) bool. weights: of the samples, (B,); all 1 if None. If no sample counts, the
+    result is 0.
     """
     logp = F.log_softmax(logits.float(), dim=-1)
     if target.dtype.is_floating_point:

@@ -1,5 +1,11 @@
-"""VQ tokenizer: images <-> discrete codes (the MaskGIT VQGAN, PyTorch layout). Names follow the
-official file."""
+"""The VQ tokenizer: images <-> discrete codes (ADDP section 3.1; the MaskGIT VQGAN, PyTorch
+layout).
+
+    images (B, 3, H, W) --encoder--> z (B, Dz, h, w) --nearest code--> ids (B, L), L = h * w
+    images (B, 3, H, W) <--decoder-- z (B, Dz, h, w) <--codebook------ ids (B, L)
+
+Names follow the official file.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +21,14 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 def _silu(x: Tensor) -> Tensor:
-    """In place where nothing is kept for a backward pass: fresh memory costs a CPU more than the
+    """SiLU, in place if nothing is kept for a backward pass: fresh memory costs a CPU more than the
     function itself."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions, each after GroupNorm and SiLU, and a shortcut around them."""
+
     def __init__(self, c_in: int, c_out: int, groups: int) -> None:
         super().__init__()
         self.norm1 = _norm(c_in, groups)
@@ -31,6 +39,7 @@ class ResidualBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(c_out, c_out, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, H, W) -> (B, c_out, H, W)."""
         h = self.conv1(_silu(self.norm1(x)))
         h = self.conv2(_silu(self.norm2(h)))
         # An oddity of the original weights: where the width changes, the shortcut starts from the
@@ -64,6 +73,8 @@ def _middle(channels: int, groups: int) -> nn.ModuleDict:
 
 
 class Encoder(nn.Module):
+    """Levels of residual blocks, each but the last followed by an average pool of stride 2."""
+
     def __init__(self, c: TokenizerConfig) -> None:
         super().__init__()
         widths = [c.channels * m for m in c.channel_multipliers]
@@ -89,6 +100,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """The encoder's mirror image, with nearest-neighbour upsampling."""
+
     def __init__(self, c: TokenizerConfig) -> None:
         super().__init__()
         widths = [c.channels * m for m in c.channel_multipliers]
@@ -114,7 +127,7 @@ class Decoder(nn.Module):
 
 
 class Quantizer(nn.Module):
-    """Nearest code in squared Euclidean distance."""
+    """The codebook; finds the nearest code in squared Euclidean distance."""
 
     def __init__(self, codebook_size: int, code_dim: int) -> None:
         super().__init__()
@@ -122,7 +135,7 @@ class Quantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1 / codebook_size, 1 / codebook_size)
 
     def distances(self, z: Tensor) -> Tensor:
-        """z: (N, Dz) -> squared distances (N, K), float32 at least."""
+        """Return the squared distances of z (N, Dz) to the codes, (N, K), in float32 at least."""
         codes = self.embedding.weight
         dtype = torch.promote_types(z.dtype, torch.float32)
         z, codes = z.to(dtype), codes.to(dtype)

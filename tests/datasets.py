@@ -23,6 +23,7 @@ def plan(
     out: Path | str,
     tokenizer: VQTokenizer,
     recipe: ViewRecipe,
+    *,
     rows: int = 1024,
     split: Split = "all",
 ) -> Plan:
@@ -40,6 +41,7 @@ def job(
     planned: Plan,
     out: Path | str,
     tokenizer: VQTokenizer,
+    *,
     batch: int = 32,
     on_bad: OnBad = "quarantine",
     bad_limit: float = 0.01,
@@ -62,12 +64,13 @@ def tokenize(
     out: Path | str,
     tokenizer: VQTokenizer,
     recipe: ViewRecipe,
+    *,
     rows: int = 1024,
     split: Split = "all",
     batch: int = 32,
 ) -> Manifest:
     """Plan, make what is missing, finalize."""
-    planned = plan(images, out, tokenizer, recipe, rows, split)
+    planned = plan(images, out, tokenizer, recipe, rows=rows, split=split)
     store = open_store(out)
-    list(job(planned, out, tokenizer, batch).run(survey(store, planned).missing(planned)))
+    list(job(planned, out, tokenizer, batch=batch).run(survey(store, planned).missing(planned)))
     return finalize(store, planned)

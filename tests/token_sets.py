@@ -28,6 +28,7 @@ def tokens_of(sample: int, view: int, length: int = TOKENS) -> np.ndarray:
 def write_tokens(
     store: Store,
     rows_per_shard: list[int],
+    *,
     views: int = 2,
     first: int = 0,
     length: int = TOKENS,

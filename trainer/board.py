@@ -1,5 +1,5 @@
-"""TensorBoard's event files, by way of `trainer.records`: TensorBoard's own writer ends the run
-with its disk."""
+"""TensorBoard's event files, written by `trainer.records`: TensorBoard's own writer would end the
+run when its disk is full."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _opened = 0  # files of this process: their names must differ within a second
 
 
 class Board:
-    """One event file below `folder`. first_step: what older files hold of it and later steps is not
-    shown any more."""
+    """One event file below `folder`. first_step: what older files hold of this step and of later
+    ones is no longer shown."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         global _opened
@@ -37,6 +37,7 @@ class Board:
         )
 
     def record(self, step: int, numbers: dict[str, float]) -> None:
+        """Add the numbers of a step, by name."""
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
         self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 

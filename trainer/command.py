@@ -4,12 +4,14 @@ for its end."""
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import typer
 
 from model.entry import run_entry
+from trainer.config.renamed import refuse_old_options
 from trainer.resilience.leaving import leave
 
 # In the environment: what the user typed for `python -m MODULE`, for help and usage errors.
@@ -30,4 +32,12 @@ def run_ranks(function: Callable[..., Any]) -> NoReturn:
 def _called(function: Callable[..., Any]) -> Callable[[], Any]:
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     app.command()(function)
-    return lambda: app(prog_name=os.environ.pop(PROGRAM, None))
+    return lambda: run_app(app, os.environ.pop(PROGRAM, None))
+
+
+def run_app(app: typer.Typer, program: str | None) -> Any:
+    """Run a command line on the arguments of this process. Raises RenamedOption for an old option.
+
+    program: its name in help and usage errors; None for that of the module."""
+    refuse_old_options(sys.argv[1:])
+    return app(prog_name=program)

@@ -11,16 +11,18 @@ from model.addp import ADDP
 from model.classifier import Classifier
 from model.encoder import Encoder
 from model.errors import ConfigError
+from model.networks import Network
 from model.official import official_metadata, official_state, timm_state, write_state
-from model.weights import Network, load_network, read_kind, save_network
-from trainer.checkpointing.admin import open_run
+from model.weights import load_network, read_kind, save_network
+from trainer.checkpointing.catalog import open_catalog
 from trainer.config.schema import RunConfig
 from trainer.evaluation.trained import frozen_predictor, frozen_tokenizer, run_config
 from trainer.run_folder import Format, Weights, write_json
 
 
 class Source(NamedTuple):
-    """step, config: of a run; None for a file."""
+    """A network to export. step, config: the checkpoint's and the run's; None where the network
+    comes from a file."""
 
     network: Network
     name: str
@@ -29,14 +31,18 @@ class Source(NamedTuple):
 
 
 def open_network(source: str, step: int | None, weights: Weights) -> Source:
-    """source: a run folder, the store that a run uploads to, or a file of ours. Raises
-    ADDPError."""
+    """The network of a run, or of a file of ours.
+
+    source: a run folder, the store that a run uploads to, or a file. step: of the checkpoint; None
+    for the newest valid one. Raises ADDPError.
+    """
     path = Path(source)
     if path.is_file():
         return Source(load_network(path, read_kind(path)), path.name, None, None)
-    place = open_run(source)
-    number = place.newest_valid() if step is None else place.known(step)
-    return Source(place.network(number, weights), place.name, number, run_config(source))
+    catalog = open_catalog(source)
+    number = catalog.newest_valid() if step is None else catalog.known(step)
+    network, _ = catalog.trained(number, weights)
+    return Source(network, catalog.name, number, run_config(source))
 
 
 def export(
@@ -46,8 +52,12 @@ def export(
     tokenizer_norm: Literal["drop", "keep"],
     tokenizer: Path | None,
 ) -> Path:
-    """A new file or folder, whole or not at all. Raises ConfigError where it is there, or the
-    format does not fit."""
+    """Write a network as a new file or folder, whole or not at all, and return its path.
+
+    tokenizer_norm: whether the "timm" format keeps the normalisation for tokens. tokenizer: a copy
+    of the frozen tokenizer, where it does not lie where the run's configuration says. Raises
+    ConfigError where `out` exists, or the format does not fit the network.
+    """
     if out.exists():
         raise ConfigError(f"{out} exists; give a name that is free")
     network = source.network
@@ -81,7 +91,8 @@ def export(
 
 
 def _with_frozen(source: Source, tokenizer: Path | None) -> dict[str, Network]:
-    """The official layout holds an ADDP network together with its frozen ones."""
+    """The networks of a file in the official layout, by kind: an ADDP network lies together with
+    its frozen ones."""
     networks: dict[str, Network] = {source.network.kind: source.network}
     if isinstance(source.network, Classifier):
         raise ConfigError(
@@ -116,7 +127,7 @@ def _description(source: Source) -> dict[str, Any]:
 
 
 def model_card(source: Source) -> str:
-    """README.md of a Hugging Face folder; its code loads the folder's files."""
+    """The README.md of a Hugging Face folder. The code in it loads the folder's files."""
     network = source.network
     size = network.geometry.image_size if isinstance(network, Encoder) else None
     lines = [

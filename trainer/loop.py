@@ -1,450 +1,382 @@
-"""The training loop of one rank: restore, steps, saves, rewinds, the end."""
+"""The training loop of one rank: steps, saves, rewinds, the end.
+
+`trainer/startup.py` makes the `Setup` that a `Trainer` works with, and restores the checkpoint that
+it goes on from.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from concurrent.futures import wait
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from data_pipeline.storage import Store, open_store
 from model.errors import ADDPError
 from model.randomness import raw_bits
-from model.transformer import recompute_blocks
-from trainer import costs, records
+from trainer import records
 from trainer.checkpointing.format import Manifest
-from trainer.checkpointing.ownership import enter
-from trainer.checkpointing.restore import Expected, Restored, last_config, restore
+from trainer.checkpointing.restore import Restored
 from trainer.checkpointing.retention import leave_out
 from trainer.checkpointing.saver import Saver
 from trainer.checkpointing.upload import Uploader
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives, Flags
-from trainer.ending import conclude, end_line
-from trainer.engine.engine import Engine
-from trainer.metrics import Metrics
-from trainer.objectives.registry import Inputs, Objective, given_fingerprints
+from trainer.ending import conclude, end_line, wait_for_copies
+from trainer.engine.engine import Engine, StepResult
+from trainer.metrics import Metrics, metric_row
+from trainer.objectives.base import Inputs, Objective
+from trainer.objectives.counting import Operations
 from trainer.prefetch import Prefetch, failure
-from trainer.resilience.health import ADVICE, Diverged, Spike, judge
+from trainer.resilience.health import ADVICE, Diverged, Spike, answer_to, judge
 from trainer.resilience.heartbeat import Heartbeat
 from trainer.resilience.state import Row, TrainerState, data_step, rewinds_before
 from trainer.resilience.stopping import Preempted, StopRequest
 from trainer.resilience.threads import ThreadWatch
 from trainer.run_folder import RunFolder
-from trainer.schedule import learning_rate, total_steps
-from trainer.startup import (
-    describe_run,
-    export_prefix,
-    identify_run,
-    make_deterministic,
-    same_on_all,
-    take_up,
-)
+from trainer.schedule import learning_rate
 from trainer.timing import StepTimes, Stopwatch
 
+_LOOK = 0.5  # seconds between two agreements while data are awaited
 
-class Run:
-    """Use as a context."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        objective: Objective,
-        collectives: Collectives,
-        accumulation: int,
-        heartbeat: Heartbeat,
-        stop: StopRequest,
-        attempt: str,
-        device: torch.device,
-    ) -> None:
-        if config.deterministic:
-            make_deterministic()
-        self._config, self._objective, self._collectives, self._device = (
-            config,
-            objective,
-            collectives,
-            device,
-        )
-        self._heartbeat, self._stop, self._attempt = heartbeat, stop, attempt
-        self._folder = RunFolder(config.run)
-        self._run_identity = identify_run(config, objective)
-        same_on_all(collectives, config, {**self._run_identity, **given_fingerprints(objective)})
-        self._total = total_steps(config.schedule, objective.epochs)
-        recompute_blocks(objective.network, config.recompute_every)
-        self._engine = Engine(objective.network, config, accumulation, collectives.world_size)
-        self._store: Store | None = (
-            open_store(config.checkpoint.upload) if config.checkpoint.upload else None
-        )
-        self._prefetch = Prefetch(objective, collectives.rank, accumulation, config.batch.micro)
-        self._own, self._times = Stopwatch(device.type == "cuda"), StepTimes()
-        self._operations = (
-            costs.image_operations(config) if collectives.rank == 0 else costs.Operations(0, 0)
-        )
-        self._exit = ExitStack()
-        self._threads = self._exit.enter_context(ThreadWatch(self._folder))
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a trainer works with.
 
-    def __enter__(self) -> Run:
-        return self
+    run: the run's id. attempt: the name of this start. identity: what checkpoints of the run share.
+    total: steps of the whole run. operations: of one image. restore: loads the newest valid
+    checkpoint of at most that step. uploader, metrics: on rank 0 alone.
+    """
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._prefetch.close()
-        self._exit.__exit__(kind, value, trace)
-        if value is None or isinstance(
-            value, ADDPError
-        ):  # else other ranks may be in the middle of an exchange
-            self._engine.close()
+    config: RunConfig
+    folder: RunFolder
+    run: str
+    attempt: str
+    identity: dict[str, Any]
+    total: int
+    objective: Objective
+    operations: Operations
+    device: torch.device
+    collectives: Collectives
+    engine: Engine
+    prefetch: Prefetch
+    restore: Callable[[int], Restored]
+    saver: Saver
+    uploader: Uploader | None
+    metrics: Metrics | None
+    heartbeat: Heartbeat
+    stop: StopRequest
+    threads: ThreadWatch
 
-    def go(self) -> None:
-        """To the end of the run. Raises Preempted, Diverged, SaveFailed and what restoring and the
-        data raise."""
-        config, collectives = self._config, self._collectives
-        self._heartbeat.beat("restore", 0)
-        self._id, owner, self._store = enter(
-            self._folder,
-            self._store,
-            config.checkpoint.lease,
-            collectives,
-            self._heartbeat,
-            self._attempt,
-            self._say,
-        )
-        if owner:
-            self._exit.callback(owner.release)
-        self._uploader = Uploader(self._folder, config.checkpoint, owner.confirm) if owner else None
-        self._saver = Saver(
-            self._folder,
-            self._engine,
-            collectives,
-            config.checkpoint,
-            self._attempt,
-            self._uploader,
-        )
-        self._exit.callback(self._saver.close)
-        self._expected = Expected(
-            self._run_identity,
-            self._id,
-            config,
-            collectives.broadcast_from_rank0(lambda: last_config(self._folder)),
-        )
-        found = self._restore(None)
+
+class Border(NamedTuple):
+    """What the ranks have agreed on between two steps. error: why this rank cannot go on. waited:
+    seconds until all ranks had their data."""
+
+    flags: Flags
+    error: ADDPError | None
+    waited: float
+
+    @property
+    def ends_run(self) -> bool:
+        return self.flags.stop or self.flags.failed != 0
+
+
+class Trainer:
+    """One rank of a run. Every method is called on all ranks together.
+
+    restored: the checkpoint that the engine holds now.
+    """
+
+    def __init__(self, setup: Setup, restored: Restored) -> None:
+        self._setup = setup
+        self._config, self._folder = setup.config, setup.folder
+        self._collectives, self._engine, self._saver = setup.collectives, setup.engine, setup.saver
+        self._forward, self._times = Stopwatch(setup.device.type == "cuda"), StepTimes()
+        # Where the run stands; a rewind sets it anew.
+        self._step = self._saved_step = restored.step
+        self._rewinds = restored.rewinds
+        self._state = _state_of(restored)
+        self._unread: list[StepResult] = []  # of the latest steps; their losses are on the device
         self._state.started()
-        collectives.broadcast_from_rank0(
-            lambda: take_up(
-                self._folder,
-                self._id,
-                found,
-                self._total,
-                collectives.world_size,
-                self._say,
-                self._objective.beginning,
-            )
-        )
-        if collectives.rank == 0:
-            describe_run(self._folder, config, collectives.world_size, self._operations)
-        if self._uploader and self._step < self._total:
-            self._uploader.withdraw_end()
-        if self._uploader and self._step:
-            self._uploader.offer(
-                self._step
-            )  # where the last start did not bring it; what is there is not sent again
-        self._metrics = (
-            Metrics(self._folder, config, self._step, self._total)
-            if collectives.rank == 0
-            else None
-        )
-        if self._metrics:
-            self._exit.enter_context(self._metrics)
-        if self._step == 0 and config.health.spikes == "rewind":
+
+    def train(self) -> None:
+        """Go on to the end of the run. Raises Preempted once it has saved because it was asked to
+        stop; Diverged; SaveFailed; and what restoring and the data raise."""
+        if self._step == 0 and self._config.health.spikes == "rewind":
             self._save()  # so that there is something to go back to
-        while self._step < self._total:
-            batches = self._next_data()
-            self._train_step(batches)
-            if self._step % config.log_every == 0 or self._step == self._total:
-                self._look_back()
-            if self._step % config.checkpoint.every == 0 or self._step == self._total:
+        while self._step < self._setup.total:
+            batches = self._fetch()
+            border = self._wait_at_border(batches)
+            if border.ends_run:
+                self._end_early(border)
+            self._train_step(batches.result(), border.waited)
+            if self._is_due(self._config.log_every):
+                self._log_and_check_health()
+            if self._is_due(self._config.checkpoint.every):
                 self._save()
         self._finish()
 
-    def _restore(self, latest: int | None) -> Restored:
-        found = restore(
-            self._folder,
-            self._engine,
-            self._collectives,
-            self._expected,
-            self._store,
-            self._attempt,
-            latest,
-        )
-        for reason in found.refused:
-            self._say(f"refused a checkpoint: {reason}")
-            if self._collectives.rank == 0:
-                self._folder.incident({"event": "checkpoint refused", "reason": reason})
-        self._step, self._rewinds = found.step, found.rewinds
-        self._saved = self._step
-        self._state = (
-            TrainerState.model_validate(found.manifest.trainer_state)
-            if found.manifest
-            else TrainerState()
-        )
-        self._losses: list[
-            torch.Tensor
-        ] = []  # of steps that are not in progress.rows yet, on their device
-        self._norms: list[tuple[float, bool]] = []
-        return found
+    def _is_due(self, every: int) -> bool:
+        return self._step % every == 0 or self._step == self._setup.total
 
-    def _say(self, line: str) -> None:
-        if self._collectives.rank == 0:
-            records.say(f"{self._config.run.name}: {line}")
+    # A step.
 
-    def _next_data(self) -> list[Any]:
-        """The next step's batches, once all ranks have theirs. Saves and raises where a rank was
-        asked to stop, or its data failed."""
-        self._heartbeat.beat("data", self._step)
-        started = time.perf_counter()
-        ahead = data_step(self._rewinds, self._step + 1) if self._step + 1 < self._total else None
-        future = self._prefetch.get(data_step(self._rewinds, self._step), ahead)
+    def _fetch(self) -> Future[list[Any]]:
+        """The batches of this step. Those of the next one are fetched behind them."""
+        following = self._step + 1
+        ahead = data_step(self._rewinds, following) if following < self._setup.total else None
+        return self._setup.prefetch.get(data_step(self._rewinds, self._step), ahead)
+
+    def _wait_at_border(self, batches: Future[list[Any]]) -> Border:
+        """Wait until all ranks have their data, or the run has to end.
+
+        No rank decides alone: one that stopped, saved or failed by itself would leave the others in
+        an exchange that is never answered. Each says what it knows, and all take the largest of
+        each flag. One such agreement, of four numbers, happens at every border between two steps:
+
+                        stop   waiting   writing   failed
+            rank 0       1        0         0         0      SIGTERM came here
+            rank 1       0        1         0         0      its data are not here yet
+            rank 2       0        0         1         0      its file of a checkpoint is not written
+                       ------------------------------------
+            all ranks    1        1         1         0      so all save and stop
+
+        `waiting` makes all of them agree again, half a second later. Once nobody is `writing`, the
+        checkpoint under way is committed. `failed` is the exit code of a rank that cannot go on.
+        """
+        setup, started = self._setup, time.perf_counter()
+        setup.heartbeat.beat("data", self._step)
         while True:
-            wait([future], timeout=0.5)
-            failed = (
-                failure(future)
-                or self._threads.lost
-                or (self._uploader.lost if self._uploader else None)
-            )
+            wait([batches], timeout=_LOOK)
+            lost = setup.threads.lost or (setup.uploader.lost if setup.uploader else None)
+            error = failure(batches) or lost
             flags = self._collectives.agree(
                 Flags(
-                    stop=self._stop.reason() is not None,
-                    waiting=not future.done(),
+                    stop=setup.stop.reason() is not None,
+                    waiting=not batches.done(),
                     writing=self._saver.writing,
-                    failed=failed.exit_code if failed else 0,
+                    failed=error.exit_code if error else 0,
                 )
             )
             if not flags.writing:
                 self._saver.commit()
-            if flags.stop or flags.failed:
-                self._end_early(flags, failed)
-            if not flags.waiting:
-                self._waited = time.perf_counter() - started
-                return future.result()
-            self._heartbeat.beat(
-                "data", self._step
-            )  # a store that is patiently tried again is no hang
+            border = Border(flags, error, time.perf_counter() - started)
+            if border.ends_run or not flags.waiting:
+                return border
+            # A store that is patiently tried again is no hang.
+            setup.heartbeat.beat("data", self._step)
 
-    def _train_step(self, batches: list[Any]) -> None:
-        self._heartbeat.beat("step", self._step)
+    def _train_step(self, batches: list[Any], waited: float) -> None:
+        """Take one optimizer step. waited: seconds for which it has waited for its data."""
+        self._setup.heartbeat.beat("step", self._step)
         started = time.perf_counter()
-        rate = learning_rate(
-            self._config.learning_rate, self._config.schedule, self._objective.epochs, self._step
+        inputs = self._micro_batches(batches)
+        self._unread.append(
+            self._engine.optimizer_step(inputs, self._learning_rate(self._step), self._forward)
         )
-        result = self._engine.optimizer_step(self._micro_batches(batches), rate, self._own)
-        self._losses.append(result.loss)
-        self._norms.append((result.norm, result.applied))
         self._step += 1
-        seconds = time.perf_counter() - started + self._waited
-        self._times.add(seconds, self._waited)
+        seconds = time.perf_counter() - started + waited
+        self._times.add(seconds, waited)
         self._state.train_seconds += seconds
 
-    def _micro_batches(self, batches: list[Any]) -> Iterator[Inputs]:
-        """Dropout is keyed by the place of a micro batch in the run's data, so that it does not
-        depend on who computes it, nor on what was computed before."""
-        step = data_step(self._rewinds, self._step)
-        for offset, batch in zip(self._prefetch.parts, batches, strict=True):
-            place = step * self._config.batch.global_batch + offset
-            torch.manual_seed(int(raw_bits(self._config.seed, "dropout", place, 1, 1)[0, 0] >> 1))
-            yield self._objective.inputs(batch, step, self._device)
-
-    def _collect(self) -> list[Row]:
-        """All ranks together: bring the latest steps' losses, averaged over ranks, to the host."""
-        losses = (
-            self._collectives.mean(torch.stack(self._losses).double().tolist())
-            if self._losses
-            else []
+    def _learning_rate(self, step: int) -> float:
+        config = self._config
+        return learning_rate(
+            config.learning_rate, config.schedule, self._setup.objective.epochs, step
         )
-        rows = [
-            Row(loss=loss, norm=n, applied=a)
-            for loss, (n, a) in zip(losses, self._norms, strict=True)
-        ]
-        self._losses, self._norms = [], []
-        self._state.rows += rows
-        return self._state.rows
 
-    def _look_back(self) -> None:
-        """At a metric line: judge the steps since the last one, and write it."""
-        rows = self._collect()
+    def _micro_batches(self, batches: list[Any]) -> Iterator[Inputs]:
+        """Dropout is seeded by the index of a micro batch in the run's data, so that it depends
+        neither on the rank that computes it nor on what was computed before."""
+        config, step = self._config, data_step(self._rewinds, self._step)
+        for offset, batch in zip(self._setup.prefetch.offsets, batches, strict=True):
+            index = step * config.batch.global_batch + offset
+            torch.manual_seed(int(raw_bits(config.seed, "dropout", index, 1, 1)[0, 0] >> 1))
+            yield self._setup.objective.inputs(batch, step, self._setup.device)
+
+    # A metric line, and what it shows.
+
+    def _log_and_check_health(self) -> None:
+        """Write the metric line of the steps since the last one, and judge them."""
+        setup, rows = self._setup, self._read_losses()
         self._state.rows = []
-        first = self._step - len(rows)
-        spike = judge(self._state, rows, first, self._config.health)
-        times = self._times.summary(self._own.take(), self._collectives)
-        if self._metrics:
-            finite = [row.loss for row in rows if row.applied]
-            images = self._config.batch.global_batch / times["seconds_per_step"]
-            peak, each = costs.device_peak(), images / self._collectives.world_size
-            p, schedule = self._state, self._config.schedule
-            self._metrics.record(
-                {
-                    "step": self._step - 1,
-                    "loss": sum(finite) / len(finite) if finite else float("nan"),
-                    "lr": learning_rate(
-                        self._config.learning_rate, schedule, self._objective.epochs, self._step - 1
-                    ),
-                    "grad_norm": rows[-1].norm,
-                    "images_per_second": images,
-                    **times,
-                    "tflops": self._operations.total * each / 1e12,
-                    "mfu": self._operations.total * each / peak if peak else None,
-                    "applied_steps": self._engine.applied,
-                    "skipped_steps": p.nonfinite,
-                    "train_seconds": p.train_seconds,
-                    "lost_seconds": p.lost_seconds,
-                    "starts": p.starts,
-                    "save_stall_seconds": self._saver.stalled,
-                }
+        spike = judge(self._state, rows, self._step - len(rows), self._config.health)
+        times = self._times.summary(self._forward.take(), self._collectives)
+        if setup.metrics:
+            setup.metrics.record(
+                metric_row(
+                    step=self._step - 1,
+                    rate=self._learning_rate(self._step - 1),
+                    rows=rows,
+                    times=times,
+                    operations=setup.operations,
+                    global_batch=self._config.batch.global_batch,
+                    ranks=self._collectives.world_size,
+                    applied=self._engine.applied,
+                    state=self._state,
+                    stalled=self._saver.stalled,
+                )
             )
         if spike:
-            self._spiked(spike)
+            self._answer(spike)
 
-    def _spiked(self, spike: Spike) -> None:
-        """Rewind before the spike and leave its data out, or say so only. Raises Diverged."""
-        health = self._config.health
-        hopeless = self._state.in_a_row >= health.skips
-        record = {
-            "event": "spike",
-            "first": spike.first,
-            "last": spike.last,
-            "reason": spike.reason,
-        }
-        if health.spikes != "rewind" or len(self._rewinds) >= health.rewinds:
-            if self._collectives.rank == 0:
-                self._folder.incident(
-                    {
-                        **record,
-                        "action": "stop" if hopeless or health.spikes == "rewind" else "none",
-                    }
-                )
-            if hopeless or health.spikes == "rewind":
-                raise Diverged(
-                    f"steps {spike}; rewound {len(self._rewinds)} times before. {ADVICE}"
-                )
-            self._say(f"spike at steps {spike}")
+    def _read_losses(self) -> list[Row]:
+        """Bring the losses of the latest steps to the host, averaged over ranks. Returns the steps
+        since the last metric line."""
+        results, self._unread = self._unread, []
+        if results:
+            own: Tensor = torch.stack([result.loss for result in results]).double()
+            self._state.rows += [
+                Row(loss=loss, norm=result.norm, applied=result.applied)
+                for loss, result in zip(self._collectives.mean(own.tolist()), results, strict=True)
+            ]
+        return self._state.rows
+
+    def _answer(self, spike: Spike) -> None:
+        """Rewind, stop, or say that there was a spike. Raises Diverged where the run stops."""
+        answer = answer_to(self._state, len(self._rewinds), self._config.health)
+        if answer == "rewind":
+            self._rewind(spike)
             return
+        self._incident("spike", **spike._asdict(), action=answer)
+        if answer == "stop":
+            raise Diverged(f"steps {spike}; rewound {len(self._rewinds)} times before. {ADVICE}")
+        self._say(f"spike at steps {spike}")
+
+    def _rewind(self, spike: Spike) -> None:
+        """Go back to a checkpoint before the spike, and leave its data out from there on. What was
+        trained since is lost, and counted as that."""
         self._saver.drain()
-        length = spike.last - spike.first + 1 + health.skip
+        length = spike.last - spike.first + 1 + self._config.health.extra_skip_steps
         self._collectives.broadcast_from_rank0(lambda: leave_out(self._folder, spike.first, length))
-        before = self._state
-        self._restore(spike.first)
-        lost = before.train_seconds - self._state.train_seconds
-        self._state.lost_seconds, self._state.seen = before.lost_seconds + lost, before.seen
-        self._state.starts = before.starts
-        if self._metrics:
-            self._metrics.rewind(self._step)
-            self._folder.incident(
-                {**record, "action": "rewind", "to": self._step, "left_out": length}
-            )
+        restored, before = self._setup.restore(spike.first), self._state
+        self._step = self._saved_step = restored.step
+        self._rewinds, self._state, self._unread = restored.rewinds, _state_of(restored), []
+        self._state.after_rewind(before)
+        if self._setup.metrics:
+            self._setup.metrics.rewind(self._step)
+        self._incident("spike", **spike._asdict(), action="rewind", to=self._step, left_out=length)
         self._say(
             f"spike at steps {spike}; rewound to step {self._step}, leaving out {length} steps of "
             "data"
         )
 
+    # A save.
+
     def _save(self) -> None:
-        if self._saved == self._step and self._step:
+        """Begin to save the state as it is, unless it is saved already. Training waits for a copy
+        to host memory and no longer:
+
+            step border     n                       n+1        n+2        n+3
+            training        |copy|=== step n+1 ====|== n+2 ==|commit|== n+3 ==|
+            each rank's thread   |-- write, sync, hash --|
+            rank 0's thread                                  |-- publish: manifest last, rename --|
+
+        It is committed at the first border where no rank is writing (`_wait_at_border`). Until rank
+        0 has renamed the folder there is no checkpoint.
+        """
+        if self._saved_step == self._step and self._step:
             return
-        self._heartbeat.beat("save", self._step)
-        self._collect()
+        self._setup.heartbeat.beat("save", self._step)
+        self._read_losses()
         self._state.seen = time.time()
-        self._saver.save(
-            Manifest(
-                step=self._step,
-                world_size=self._collectives.world_size,
-                zero_stage=self._config.zero_stage,
-                run_identity=self._run_identity,
-                parameters={k: list(v) for k, v in self._engine.partition.shapes.items()},
-                export_prefix=export_prefix(self._objective),
-                state_keys=list(self._engine.state_keys),
-                applied=self._engine.applied,
-                scaler=self._engine.scaler(),
-                skipped=rewinds_before(self._rewinds, self._step),
-                trainer_state=self._state.model_dump(mode="json"),
-                run=self._id,
-                config=self._config.model_dump(mode="json"),
-            )
+        self._saver.save(self._manifest())
+        self._saved_step = self._step
+
+    def _manifest(self) -> Manifest:
+        """What a checkpoint states of the run, without its files."""
+        setup, engine = self._setup, self._engine
+        return Manifest(
+            step=self._step,
+            world_size=self._collectives.world_size,
+            zero_stage=self._config.zero_stage,
+            run_identity=setup.identity,
+            parameters={name: list(shape) for name, shape in engine.partition.shapes.items()},
+            export_prefix=setup.objective.export_prefix,
+            state_keys=list(engine.state_keys),
+            applied=engine.applied,
+            scaler=engine.scaler(),
+            skipped=rewinds_before(self._rewinds, self._step),
+            trainer_state=self._state.model_dump(mode="json"),
+            run=setup.run,
+            config=self._config.model_dump(mode="json"),
         )
-        self._saved = self._step
+
+    # The end.
 
     def _complete_save(self) -> bool:
-        """Save what is not saved yet, and wait until it stands, here and on the store. Returns
-        whether the store has it all. Raises SaveFailed."""
+        """Save what is not saved yet, and wait until it stands, here and on the store. Returns on
+        rank 0 whether the store has all of it. Raises SaveFailed."""
+        heartbeat, step = self._setup.heartbeat, self._step
         self._save()
-        self._saver.drain(lambda: self._heartbeat.beat("save", self._step))
-        self._saver.require(self._step)
-        missing: list[int] = []
+        self._saver.drain(lambda: heartbeat.beat("save", step))
+        self._saver.require(step)
+        return wait_for_copies(
+            self._setup.uploader,
+            self._config.checkpoint,
+            self._collectives,
+            alive=lambda: heartbeat.beat("end", step),
+            say=self._say,
+        )
 
-        def still() -> None:
-            self._uploading(True)
-
-        if self._uploader is not None:
-            if self._uploader.busy:
-                self._say(f"waits for uploads to {self._config.checkpoint.upload}")
-            missing = self._uploader.close(self._config.checkpoint.patience, still)
-            for step in missing:
-                self._say(
-                    f"the checkpoint of step {step} is not on {self._config.checkpoint.upload}: "
-                    "see incidents/"
-                )
-        while self._uploading(False):
-            pass
-        return not missing
-
-    def _uploading(self, here: bool) -> bool:
-        """All ranks together, again and again: whether rank 0 still waits for its copies. So nobody
-        is silent, and no exchange is long, however patient it is."""
-        self._heartbeat.beat("end", self._step)
-        return self._collectives.agree(Flags(waiting=here)).waiting
-
-    def _end_early(self, flags: Flags, failed: ADDPError | None) -> None:
-        reasons = self._collectives.all_gather(str(failed) if failed else self._stop.reason())
-        reason = next(r for r in reasons if r is not None)
+    def _end_early(self, border: Border) -> None:
+        """Save, and raise the reason: Preempted where the run was asked to stop, the error of the
+        rank that cannot go on elsewhere."""
+        own = str(border.error) if border.error else self._setup.stop.reason()
+        reason = next(r for r in self._collectives.all_gather(own) if r is not None)
         if self._step:
             self._complete_save()
-        if self._collectives.rank == 0:
-            self._folder.incident({"event": "stopped", "step": self._step, "reason": reason})
+        self._incident("stopped", step=self._step, reason=reason)
         self._collectives.barrier()
-        if failed:
-            raise failed
-        if flags.failed:
+        if border.error:
+            raise border.error
+        if border.flags.failed:
             error = ADDPError(f"another rank ended: {reason}")
-            error.exit_code = flags.failed
+            error.exit_code = border.flags.failed
             raise error
         if self._collectives.rank == 0:
             self._folder.stop.unlink(missing_ok=True)  # else the next start would stop at once
         state = "saved" if self._step else "nothing to save yet"
         raise Preempted(
-            f"at step {self._step} of {self._total} ({reason}); {state}. Start it again to go on"
+            f"at step {self._step} of {self._setup.total} ({reason}); {state}. Start it again to "
+            "go on"
         )
 
     def _finish(self) -> None:
-        copied = self._complete_save()
-        done = {"step": self._step, "run": self._id, "start": self._attempt}
+        """Publish the trained network, and mark the run as done."""
+        uploader, copied = self._setup.uploader, self._complete_save()
+        done = {"step": self._step, "run": self._setup.run, "start": self._setup.attempt}
 
         def end() -> None:
-            if self._uploader and self._uploader.lost:
-                raise self._uploader.lost
+            if uploader and uploader.lost:
+                raise uploader.lost
             conclude(self._folder, self._config.health, self._state, done)
 
         self._collectives.broadcast_from_rank0(end)
-        if self._uploader and copied:
-            self._uploader.announce_end()
-        elif self._uploader:
+        if uploader and copied:
+            uploader.announce_end()
+        elif uploader:
             self._say(
                 f"{self._config.checkpoint.upload} does not call the run complete; run it again to "
                 "copy the rest"
             )
         if self._collectives.rank == 0:
             self._say(end_line(self._config, self._folder, self._step))
+
+    def _say(self, line: str) -> None:
+        if self._collectives.rank == 0:
+            records.say(f"{self._config.run.name}: {line}")
+
+    def _incident(self, event: str, **details: Any) -> None:
+        if self._collectives.rank == 0:
+            self._folder.incident({"event": event, **details})
+
+
+def _state_of(restored: Restored) -> TrainerState:
+    saved = restored.manifest
+    return TrainerState.model_validate(saved.trainer_state) if saved else TrainerState()

@@ -1,5 +1,5 @@
-"""Metrics of a run, on rank 0: one good line on the console, a progress bar with ETA, JSONL,
-TensorBoard, W&B."""
+"""Metrics of a run, on rank 0: one good line on the console, a progress bar, metrics.jsonl,
+TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -24,11 +24,54 @@ from model.errors import ConfigError
 from trainer import records
 from trainer.board import Board
 from trainer.config.schema import RunConfig
+from trainer.costs import device_peak
+from trainer.objectives.counting import Operations
+from trainer.resilience.state import Row, TrainerState
 from trainer.run_folder import RunFolder
 
 
+def metric_row(
+    *,
+    step: int,
+    rate: float,
+    rows: list[Row],
+    times: dict[str, Any],
+    operations: Operations,
+    global_batch: int,
+    ranks: int,
+    applied: int,
+    state: TrainerState,
+    stalled: float,
+) -> dict[str, Any]:
+    """A line of metrics.jsonl, as docs/recovery.md lists its keys.
+
+    step: the last one done, from 0. rate: its learning rate. rows: the steps since the last line.
+    times: as `StepTimes.summary`. operations: of one image. applied: optimizer updates so far.
+    stalled: seconds for which training has waited for saves.
+    """
+    finite = [row.loss for row in rows if row.applied]
+    images = global_batch / times["seconds_per_step"]
+    flops, peak = operations.total * images / ranks, device_peak()
+    return {
+        "step": step,
+        "loss": sum(finite) / len(finite) if finite else math.nan,
+        "lr": rate,
+        "grad_norm": rows[-1].norm,
+        "images_per_second": images,
+        **times,
+        "tflops": flops / 1e12,
+        "mfu": flops / peak if peak else None,
+        "applied_steps": applied,
+        "skipped_steps": state.nonfinite,
+        "train_seconds": state.train_seconds,
+        "lost_seconds": state.lost_seconds,
+        "starts": state.starts,
+        "save_stall_seconds": stalled,
+    }
+
+
 class Metrics:
-    """Use as a context. `record` is called every `log_every` steps."""
+    """Takes a row every `log_every` steps. A context: it ends the progress bar and W&B."""
 
     def __init__(self, folder: RunFolder, config: RunConfig, first_step: int, total: int) -> None:
         self._folder, self._name, self._total = folder, config.run.name, total
@@ -48,7 +91,7 @@ class Metrics:
         self.rewind(first_step)
 
     def rewind(self, step: int) -> None:
-        """Drop what was recorded of this step and later ones: they are done again."""
+        """Drop what was recorded of this step and of later ones, which are done again."""
         self._folder.rewind_metrics(step)
         self._board = Board(self._folder.tensorboard, step)
         self._progress.update(self._task, completed=step)
@@ -72,7 +115,7 @@ class Metrics:
         records.say(f"{self._name}: {line}")
 
     def record(self, row: dict[str, Any]) -> None:
-        """row["step"]: the last one done, from 0; the rest as docs/recovery.md lists it."""
+        """row: as `metric_row`."""
         row = {**row, "time": time.time()}
         line = json.dumps({k: v if _finite(v) else str(v) for k, v in row.items()}) + "\n"
         records.append(self._folder.metrics, line.encode())

@@ -1,5 +1,4 @@
-"""One step's data ahead of the run, by a thread, so that waiting for data can be watched and
-left."""
+"""A thread reads data one step ahead, so that waiting for them can be watched, and given up."""
 
 from __future__ import annotations
 
@@ -7,11 +6,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from model.errors import ADDPError
-from trainer.objectives.registry import Objective
+from trainer.objectives.base import Objective
 
 
 def failure(future: Future[Any]) -> ADDPError | None:
-    """What a finished fetch failed of, if the user can mend it; raises what is no such error."""
+    """The error of a finished fetch that a user can mend; None where there is none. Raises any
+    other error."""
     error = future.exception() if future.done() else None
     if error is not None and not isinstance(error, ADDPError):
         raise error
@@ -19,18 +19,20 @@ def failure(future: Future[Any]) -> ADDPError | None:
 
 
 class Prefetch:
-    """Batches of this rank: the micro batches of its slice of a step's global batch."""
+    """The batches of this rank: the micro batches of its slice of a step's global batch.
+
+    offsets: where each micro batch begins in the global batch.
+    """
 
     def __init__(self, objective: Objective, rank: int, accumulation: int, micro: int) -> None:
         self._objective, self._micro = objective, micro
-        self.parts = [
-            (rank * accumulation + part) * micro for part in range(accumulation)
-        ]  # offsets in the batch
+        self.offsets = [(rank * accumulation + number) * micro for number in range(accumulation)]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._futures: dict[int, Future[list[Any]]] = {}
 
     def get(self, step: int, ahead: int | None) -> Future[list[Any]]:
-        """The batches of a data step; those of `ahead` are started behind them."""
+        """The batches of a data step. Those of the data step `ahead` are fetched behind them, and
+        what was fetched for others is dropped."""
         for other in [s for s in self._futures if s not in (step, ahead)]:
             self._futures.pop(other).cancel()
         for wanted in (step, ahead):
@@ -39,8 +41,8 @@ class Prefetch:
         return self._futures[step]
 
     def _fetch(self, step: int) -> list[Any]:
-        return [self._objective.batch(step, offset, self._micro) for offset in self.parts]
+        return [self._objective.batch(step, offset, self._micro) for offset in self.offsets]
 
     def close(self) -> None:
-        """Does not wait for a batch that does not come."""
+        """End the thread, without waiting for a batch that does not come."""
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -1,6 +1,6 @@
 """Train a tokenizer, a token predictor or ADDP. Started by a launcher:
 
-    deepspeed --num_gpus 8 --module trainer.pretrain --config configs/base.yaml
+    deepspeed --num_gpus 8 --module trainer.pretrain --config base
     data.tokens=/data/imagenet
 
 Run it again with the same run folder and it goes on from the newest valid checkpoint, on any number
@@ -37,8 +37,8 @@ _LAUNCHER_LOOKS = 1.5
 
 
 def check_ranks(expected: int | None, started: int) -> None:
-    """Raises ConfigError where a launcher starts another number of ranks than the run is meant
-    for."""
+    """Raises ConfigError where a launcher has started another number of ranks than `expect_ranks`
+    says."""
     if expected is not None and started != expected:
         raise ConfigError(
             f"expect_ranks = {expected}, but the launcher starts {started}; look whether the "
@@ -50,7 +50,7 @@ def check_ranks(expected: int | None, started: int) -> None:
 def train(
     config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: StopRequest, stack: ExitStack
 ) -> None:
-    """The whole run on this rank. Raises Preempted, once saved, where it was asked to stop.
+    """The whole run on this rank. Raises Preempted, once it has saved, where it was asked to stop.
 
     stack: takes what is to be closed.
     """
@@ -58,10 +58,9 @@ def train(
 
     from trainer.distributed.collectives import Collectives
     from trainer.engine.engine import start_distributed
-    from trainer.loop import Run
     from trainer.objectives.registry import make_objective
     from trainer.schedule import accumulation_steps
-    from trainer.startup import begins, prepare
+    from trainer.startup import prepare, set_up, takes_initial_weights
 
     # Before the ranks meet: where one mistake ends them all, none shall find the others gone.
     world = take_world()
@@ -73,16 +72,26 @@ def train(
     stack.enter_context(heartbeat)
     collectives = Collectives(config.collective_timeout)
     attempt = prepare(folder, collectives)
-    fresh = collectives.broadcast_from_rank0(lambda: begins(config, folder))
+    fresh = collectives.broadcast_from_rank0(lambda: takes_initial_weights(config, folder))
     torch.manual_seed(config.seed)  # every rank starts from the same weights
     objective = stack.enter_context(closing(make_objective(config, fresh)))
-    run = stack.enter_context(
-        Run(config, objective, collectives, accumulation, heartbeat, stop, attempt, device)
+    trainer = set_up(
+        config,
+        folder,
+        objective,
+        collectives,
+        accumulation=accumulation,
+        attempt=attempt,
+        heartbeat=heartbeat,
+        stop=stop,
+        device=device,
+        stack=stack,
     )
-    run.go()
+    trainer.train()
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """One rank of a run. Returns its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     rank = take_world().rank
     if rank == 0:
@@ -93,9 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_config(*parse_rank(__doc__ or "", arguments))
         folder = RunFolder(config.run)
         heartbeat = Heartbeat(folder, rank, config.health.hang)
-        train(
-            config, folder, heartbeat, StopRequest(folder), stack
-        )  # a signal counts before torch is imported
+        stop = StopRequest(folder)  # before torch is imported, so that no signal is missed
+        train(config, folder, heartbeat, stop, stack)
         stack.close()
     except Exception as error:  # noqa: BLE001 - the last place that can say anything
         return _end(error, folder, heartbeat, stack, rank)
@@ -113,8 +121,8 @@ def _end(
     stack: ExitStack,
     rank: int,
 ) -> int:
-    """Say why this rank ends, then write it down and close what is open, for seconds only. Returns
-    the exit code."""
+    """Say why this rank ends, write it down, and close what is open, within seconds. Returns the
+    exit code."""
     code = error.exit_code if isinstance(error, ADDPError) else EXIT_CRASH
     of_rank = "" if rank == 0 else f"rank {rank}: "
     unsaid = True
@@ -142,7 +150,8 @@ def _end(
 def _crash(
     error: Exception, folder: RunFolder | None, heartbeat: Heartbeat | None, rank: int
 ) -> str:
-    """What to say of it, once its trace lies in a file; an incident where the run had begun."""
+    """Write the traceback to a file, and an incident where the run had begun. Returns what to say
+    of the error."""
     from trainer.distributed.collectives import is_late, is_lost_rank
 
     trace = leave_trace(
@@ -170,7 +179,7 @@ def _crash(
 
 
 def run_and_leave(arguments: list[str] | None = None) -> NoReturn:
-    """`main`, and the end of this process."""
+    """Run `main`, and end this process with its exit code."""
     leave(lambda: main(arguments))
 
 

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from data_pipeline.storage import write_atomically
+from model.files import write_atomically
 
 _KEPT = 100_000  # pieces of one record that wait in memory; later ones are lost, and counted
 _QUIET = 60.0  # seconds in which a record that comes and goes is not said again

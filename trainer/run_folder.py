@@ -44,9 +44,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from data_pipeline.storage import write_atomically
 from model.documents import parse_json, read_file
 from model.errors import ConfigError, DataError
+from model.files import write_atomically
 from trainer import records
 
 Weights = Literal["raw", "ema"]  # the trained weights, or their average

@@ -1,12 +1,8 @@
-"""Pure functions of the step: learning rate, batch arithmetic, parameter groups."""
+"""Learning rate and batch arithmetic: pure functions of the step and the configuration."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
-
-from torch import nn
 
 from data_pipeline.streaming.epochs import EpochSchedule
 from model.errors import ConfigError
@@ -14,7 +10,7 @@ from trainer.config.schema import RunConfig, ScheduleSection
 
 
 def total_steps(schedule: ScheduleSection, epochs: EpochSchedule) -> int:
-    """Raises ConfigError for a run of one step whose learning rate is 0."""
+    """The length of the run. Raises ConfigError where it is one step, at a learning rate of 0."""
     per_unit = epochs.steps_per_epoch if schedule.unit == "epochs" else 1
     steps = max(1, round(schedule.total * per_unit))
     if steps == 1 and schedule.warmup > 0:
@@ -29,8 +25,8 @@ def total_steps(schedule: ScheduleSection, epochs: EpochSchedule) -> int:
 def learning_rate(
     peak: float, schedule: ScheduleSection, epochs: EpochSchedule, step: int
 ) -> float:
-    """Linear warm-up, then half a cosine to 0, by the step (ADDP table 7). step: 0 for the first. A
-    configuration's warm-up is shorter than its total."""
+    """The learning rate of a step: a linear warm-up to `peak`, then half a cosine to 0 (ADDP table
+    7). step: counts from 0. The warm-up must be shorter than the whole schedule."""
     t = step / epochs.steps_per_epoch if schedule.unit == "epochs" else float(step)
     if t < schedule.warmup:
         return peak * t / schedule.warmup
@@ -42,8 +38,8 @@ def learning_rate(
 
 
 def accumulation_steps(config: RunConfig, world_size: int) -> int:
-    """Micro batches of one optimizer step on a rank. Raises ConfigError that says which values
-    would work."""
+    """How many micro batches a rank goes through in one optimizer step. Raises ConfigError, which
+    says which values would work."""
     global_batch, micro = config.batch.global_batch, config.batch.micro
     steps, rest = divmod(global_batch, micro * world_size)
     if steps and not rest:
@@ -69,7 +65,7 @@ def accumulation_steps(config: RunConfig, world_size: int) -> int:
 
 
 def possible_world_sizes(config: RunConfig) -> list[int]:
-    """Numbers of ranks that make the global batch of whole micro batches."""
+    """The numbers of ranks among which the global batch can be divided in whole micro batches."""
     parts, rest = divmod(config.batch.global_batch, config.batch.micro)
     return [] if rest else _divisors(parts)
 
@@ -82,47 +78,3 @@ def _divisors(n: int) -> list[int]:
 def _list(values: list[int]) -> str:
     shown = values if len(values) <= 12 else [*values[:6], *values[-6:]]
     return ", ".join(map(str, shown))
-
-
-def parameter_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], config: RunConfig
-) -> list[dict[str, Any]]:
-    """Weight decay, and the adaptation of LAMB and LARS, on tensors of two or more dimensions that
-    are no biases.
-
-    The reference takes timm's rule, for which a bias is what is named so: the vocabulary's has the
-    shape (1, 1, V).
-
-    A classifier that is fine-tuned also has a group for each layer, with its `scale` of the
-    learning rate, and no decay on positions and class token (BEiT, arXiv 2106.08254, and MAE, arXiv
-    2111.06377).
-    """
-    depth = config.addp.sizes.depth if config.objective == "classify" else None
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in parameters:
-        if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and not name.endswith(".bias")
-            decays = decays and not (depth is not None and name in ("pos_embed", "cls_token"))
-            groups.setdefault(
-                (layer_of(name, depth) if depth is not None else 0, not decays), []
-            ).append(parameter)
-    return [
-        {
-            "params": found,
-            "weight_decay": 0.0 if plain else config.optimizer.weight_decay,
-            "adapt": not plain,  # LAMB and LARS
-            "scale": 1.0 if depth is None else config.classifier.layer_decay ** (depth + 1 - layer),
-        }
-        for (layer, plain), found in sorted(groups.items(), key=lambda item: item[0])
-    ]
-
-
-def layer_of(name: str, depth: int) -> int:
-    """0 for what stands before the blocks, 1 to depth for a block, depth + 1 for the head."""
-    if name.startswith("blocks."):
-        return int(name.split(".")[1]) + 1
-    return (
-        0
-        if name.startswith(("cls_token", "pos_embed", "patch_embed.", "tokenizer_norm."))
-        else depth + 1
-    )

@@ -1,5 +1,5 @@
-"""What comes before the first step: the lock of the run folder, and what a run writes down about
-itself."""
+"""What comes before the first step: the run folder's lock, proof that all ranks start the same run,
+the engine, the checkpoint to go on from, and what the run writes down about itself."""
 
 from __future__ import annotations
 
@@ -10,30 +10,48 @@ import platform
 import sys
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
 from typing import Any
 
 import torch
 import yaml
 
 from data_pipeline.storage import StorageError, open_store
-from model.errors import ConfigError
-from trainer import records
-from trainer.checkpointing.ownership import new_identity
-from trainer.checkpointing.restore import Restored, has_checkpoints
+from model.errors import ADDPError, ConfigError
+from model.transformer import recompute_blocks
+from trainer import costs, records
+from trainer.checkpointing.expected import Expected, last_config
+from trainer.checkpointing.ownership import enter, new_identity
+from trainer.checkpointing.restore import Restored, has_checkpoints, restore
+from trainer.checkpointing.saver import Saver
+from trainer.checkpointing.upload import Uploader
 from trainer.config.changes import alike
 from trainer.config.schema import RunConfig
-from trainer.costs import Operations
 from trainer.distributed.collectives import Collectives
+from trainer.engine.engine import Engine
 from trainer.engine.precision import MODES
-from trainer.objectives.given import Beginning, beginning, check_beginning
-from trainer.objectives.registry import Objective
+from trainer.loop import Setup, Trainer
+from trainer.metrics import Metrics
+from trainer.objectives.base import Objective
+from trainer.objectives.counting import Operations
+from trainer.objectives.initial_weights import (
+    InitialWeights,
+    check_initial_weights,
+    initial_weights,
+)
+from trainer.prefetch import Prefetch
+from trainer.resilience.heartbeat import Heartbeat
+from trainer.resilience.stopping import StopRequest
+from trainer.resilience.threads import ThreadWatch
 from trainer.run_folder import RunFolder, replace_text, write_json
+from trainer.schedule import total_steps
 
 
 def prepare(folder: RunFolder, collectives: Collectives) -> str:
-    """Lock the run folder, and prove that all ranks see it. Returns the name of this start. Raises
-    ConfigError where another run holds it or a rank does not see it, StorageError where it cannot
-    be written."""
+    """All ranks together: lock the run folder, and prove that all ranks see it. Returns the name of
+    this attempt. Raises ConfigError where another run holds the folder or a rank does not see it,
+    StorageError where it cannot be written."""
 
     def first() -> str:
         try:
@@ -64,6 +82,155 @@ def prepare(folder: RunFolder, collectives: Collectives) -> str:
     return attempt
 
 
+def takes_initial_weights(config: RunConfig, folder: RunFolder) -> bool:
+    """Whether the run begins with the weights that the configuration names: not where it has a
+    checkpoint to go on from.
+
+    Raises WeightsError where they do not fit, by their file's header; StorageError where
+    `checkpoint.upload`, which may have a checkpoint, does not answer.
+    """
+    if initial_weights(config) is None:
+        return False
+    upload = config.checkpoint.upload
+    if has_checkpoints(folder, open_store(upload) if upload else None):
+        return False
+    check_initial_weights(config)
+    return True
+
+
+def set_up(
+    config: RunConfig,
+    folder: RunFolder,
+    objective: Objective,
+    collectives: Collectives,
+    *,
+    accumulation: int,
+    attempt: str,
+    heartbeat: Heartbeat,
+    stop: StopRequest,
+    device: torch.device,
+    stack: ExitStack,
+) -> Trainer:
+    """All ranks together: make everything that a run trains with, and restore the checkpoint that
+    it goes on from.
+
+    stack: takes what is to be closed. Raises ConfigError where the ranks differ or the folder or
+    the store holds another run; what restoring raises.
+    """
+    if config.deterministic:
+        make_deterministic()
+    identity, rank = objective.identity(), collectives.rank
+    same_on_all(collectives, config, {**identity, **objective.read_fingerprints()})
+    total = total_steps(config.schedule, objective.epochs)
+    recompute_blocks(objective.network, config.recompute_every)
+    engine = Engine(
+        objective.network,
+        config,
+        accumulation,
+        collectives.world_size,
+        groups=objective.parameter_groups(),
+    )
+    stack.push(_closing_after_agreement(engine))
+    threads = stack.enter_context(ThreadWatch(folder))
+
+    def say(line: str) -> None:
+        if rank == 0:
+            records.say(f"{config.run.name}: {line}")
+
+    heartbeat.beat("restore", 0)
+    upload, lease = config.checkpoint.upload, config.checkpoint.lease
+    run, owner, store = enter(
+        folder,
+        open_store(upload) if upload else None,
+        lease=lease,
+        collectives=collectives,
+        heartbeat=heartbeat,
+        attempt=attempt,
+        say=say,
+    )
+    if owner:
+        stack.callback(owner.release)
+    uploader = Uploader(folder, config.checkpoint, owner.confirm) if owner else None
+    saver = Saver(
+        folder, engine, collectives, config.checkpoint, attempt=attempt, uploader=uploader
+    )
+    stack.callback(saver.close)
+    before = collectives.broadcast_from_rank0(lambda: last_config(folder))
+    expected = Expected(identity, run, config, before)
+
+    def load(latest: int | None) -> Restored:
+        restored = restore(
+            folder, engine, collectives, expected, store=store, attempt=attempt, latest=latest
+        )
+        for reason in restored.refused:
+            say(f"refused a checkpoint: {reason}")
+            if rank == 0:
+                folder.incident({"event": "checkpoint refused", "reason": reason})
+        return restored
+
+    restored = load(None)
+    operations = costs.image_operations(config) if rank == 0 else Operations(0, 0)
+    collectives.broadcast_from_rank0(
+        lambda: take_up(
+            folder,
+            restored,
+            run=run,
+            total=total,
+            world_size=collectives.world_size,
+            say=say,
+            given=objective.initial_weights,
+        )
+    )
+    if rank == 0:
+        describe_run(folder, config, collectives.world_size, operations)
+    if uploader and restored.step < total:
+        uploader.withdraw_end()
+    if uploader and restored.step:  # the last start may not have brought it; no copy is sent twice
+        uploader.offer(restored.step)
+    metrics = Metrics(folder, config, restored.step, total) if rank == 0 else None
+    if metrics:
+        stack.enter_context(metrics)
+    prefetch = Prefetch(objective, collectives.rank, accumulation, config.batch.micro)
+    stack.callback(prefetch.close)
+    setup = Setup(
+        config=config,
+        folder=folder,
+        run=run,
+        attempt=attempt,
+        identity=identity,
+        total=total,
+        objective=objective,
+        operations=operations,
+        device=device,
+        collectives=collectives,
+        engine=engine,
+        prefetch=prefetch,
+        restore=load,
+        saver=saver,
+        uploader=uploader,
+        metrics=metrics,
+        heartbeat=heartbeat,
+        stop=stop,
+        threads=threads,
+    )
+    return Trainer(setup, restored)
+
+
+def _closing_after_agreement(
+    engine: Engine,
+) -> Callable[[type[BaseException] | None, BaseException | None, TracebackType | None], None]:
+    """Close the engine at the end, which all ranks do together. Not after a crash, when other ranks
+    may be in the middle of an exchange."""
+
+    def close(
+        kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if value is None or isinstance(value, ADDPError):
+            engine.close()
+
+    return close
+
+
 def make_deterministic() -> None:
     """Only kernels that give the same bits each time, or an error that names the one that does
     not."""
@@ -74,67 +241,23 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def begins(config: RunConfig, folder: RunFolder) -> bool:
-    """Whether the run begins with the weights that it was given: not where it has a checkpoint to
-    go on from.
-
-    Raises WeightsError where they do not fit, by their file's header; StorageError where
-    `checkpoint.upload`, which may have a checkpoint, does not answer.
-    """
-    upload = config.checkpoint.upload
-    if beginning(config) is None or has_checkpoints(folder, open_store(upload) if upload else None):
-        return False
-    check_beginning(config)
-    return True
-
-
-def export_prefix(objective: Objective) -> str:
-    """Prefix of the exported network's names in the trained one's."""
-    names = [
-        name for name, module in objective.network.named_modules() if module is objective.result
-    ]
-    return names[0] + "." if names[0] else ""
-
-
-def identify_run(config: RunConfig, objective: Objective) -> dict[str, Any]:
-    """What a checkpoint and the run that loads it must share."""
-    return {
-        "objective": config.objective,
-        "network": objective.result.config.model_dump(mode="json"),
-        "geometry": config.geometry.model_dump(mode="json"),
-        "data": objective.data_fingerprint,
-        "order": objective.order,
-        "frozen": objective.frozen,
-        "seed": config.seed,
-        "global_batch": config.batch.global_batch,
-        "optimizer": config.optimizer.name,
+def same_on_all(collectives: Collectives, config: RunConfig, identity: dict[str, Any]) -> None:
+    """All ranks together: compare the configuration, but for places, and what was read. Each rank
+    reads and lists files by itself, and what hosts see of shared storage may differ. Raises
+    ConfigError that names the rank that differs from rank 0, and in what."""
+    digests = {
+        key: hashlib.sha256(json.dumps(value).encode()).hexdigest()
+        for key, value in identity.items()
     }
-
-
-def same_on_all(collectives: Collectives, config: RunConfig, run_identity: dict[str, Any]) -> None:
-    """All ranks together. Raises ConfigError where one has another configuration than rank 0, but
-    for places, or read other data or weights: each reads and lists them by itself, and what hosts
-    see of shared storage may differ."""
-    mine = (
-        alike(config),
-        {
-            key: hashlib.sha256(json.dumps(value).encode()).hexdigest()
-            for key, value in run_identity.items()
-        },
-    )
-    (keys, read), *others = collectives.all_gather(mine)
+    (keys, read), *others = collectives.all_gather((alike(config), digests))
     for rank, (other_keys, other_read) in enumerate(others, 1):
-        if different := [
-            key for key in {**keys, **other_keys} if other_keys.get(key) != keys.get(key)
-        ]:
+        if different := _different(keys, other_keys):
             raise ConfigError(
                 f"rank {rank} has another configuration than rank 0: {', '.join(different)} "
                 "differ; look whether their hosts have the same run file, command line and "
                 "program, and start again"
             )
-        if different := [
-            key for key in {**read, **other_read} if other_read.get(key) != read.get(key)
-        ]:
+        if different := _different(read, other_read):
             raise ConfigError(
                 f"rank {rank} sees other files than rank 0: {', '.join(different)} differ; look "
                 "whether their hosts see the same storage, and whether its files are being "
@@ -142,66 +265,75 @@ def same_on_all(collectives: Collectives, config: RunConfig, run_identity: dict[
             )
 
 
+def _different(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    return [key for key in {**one, **other} if one.get(key) != other.get(key)]
+
+
 def take_up(
     folder: RunFolder,
+    restored: Restored,
+    *,
     run: str,
-    found: Restored,
     total: int,
     world_size: int,
     say: Callable[[str], None],
-    first: Beginning | None = None,
+    given: InitialWeights | None = None,
 ) -> None:
     """Rank 0, once it is certain that the run goes on here: say so, name the run in its folder, and
-    take back that it is done where it has work left. first: the weights that it was given.
+    take back that it is done where it has work left. given: the weights that it begins with.
 
-    Raises ConfigError where it is configured to be shorter than it is, StorageError where the
-    checkpoint is gone for which those weights were not read.
+    Raises ConfigError where the run has come further than its configured length, StorageError where
+    the checkpoint is gone for which the weights were not read.
     """
-    if found.step > total:
+    if restored.step > total:
         raise ConfigError(
-            f"the run has come to step {found.step}, and schedule.total gives it {total} steps; "
+            f"the run has come to step {restored.step}, and schedule.total gives it {total} steps; "
             "set a longer schedule.total, or use another run folder (and another checkpoint.upload)"
         )
-    unread = first is not None and first.fingerprint is None
-    if found.manifest is None and unread:
+    unread = given is not None and given.fingerprint is None
+    if restored.manifest is None and unread:
         raise StorageError(
             "the checkpoint that was there when this start began is gone; start the run again"
         )
     if folder.read_identity() is None:
         write_json(folder.identity, new_identity(run))
-    if found.step < total:
+    if restored.step < total:
         folder.reopen()
-    if found.manifest is None:
-        begun = f", from {first}, fingerprint {first.fingerprint}" if first else ""
+    if restored.manifest is None:
+        begun = f", from {given}, fingerprint {given.fingerprint}" if given else ""
         say(f"starts at step 0 of {total} on {world_size} ranks as run {run}{begun}")
         return
-    saved = f", saved {records.ago(found.manifest.saved)}" if found.manifest.saved else ""
-    say(f"resumed at step {found.step} of {total} on {world_size} ranks from {found.source}{saved}")
+    saved = restored.manifest.saved
+    age = f", saved {records.ago(saved)}" if saved else ""
+    say(
+        f"resumed at step {restored.step} of {total} on {world_size} ranks from "
+        f"{restored.source}{age}"
+    )
     if unread:
-        say(f"{first} is not read: the run goes on from its own checkpoint")
-    for change in found.changed:
+        say(f"{given} is not read: the run goes on from its own checkpoint")
+    for change in restored.changed:
         say(f"changed since that checkpoint: {change}")
 
 
 def describe_run(
     folder: RunFolder, config: RunConfig, world_size: int, operations: Operations
 ) -> None:
-    """Rank 0: what it computes in, on the console; the rest in the run folder."""
+    """Rank 0: say what the run computes in, and write its resolved configuration and its
+    environment into the run folder."""
     records.say(f"{config.run.name}: precision {config.precision}: {MODES[config.precision]}")
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     records.replace(folder.path / "config.resolved.yaml", resolved.encode())
-    versions = {}
-    for name in ("torch", "deepspeed", "numpy", "xformers"):
-        module = sys.modules.get(name)
-        versions[name] = getattr(module, "__version__", None)
+    versions = {
+        name: getattr(sys.modules.get(name), "__version__", None)
+        for name in ("torch", "deepspeed", "numpy", "xformers")
+    }
+    on_gpu = torch.cuda.is_available()
     environment = {
         "command": sys.argv,
         "host": platform.node(),
         "python": platform.python_version(),
         "versions": versions,
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu",
         "world_size": world_size,
         "gflop_per_image": {k: v / 1e9 for k, v in operations._asdict().items()},
         "threads": torch.get_num_threads(),

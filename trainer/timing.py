@@ -1,4 +1,4 @@
-"""Where the time of steps goes, and which rank the others wait for."""
+"""Where the time of a step goes, and which rank the others wait for."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch
 
 from trainer.distributed.collectives import Collectives
 
-_STRAGGLER = 1.25  # times the median rank's own time,
-_NOTICEABLE = 0.05  # and so much of a step more than it
+# A straggler's own time is so many times that of the median rank, and longer by so much of a step.
+_STRAGGLER = 1.25
+_NOTICEABLE = 0.05
 
 
 class Stopwatch:
-    """Seconds between `start` and `stop`, added up. On CUDA by events, which wait for nothing until
-    `take`."""
+    """Adds up the seconds between `start` and `stop`. On CUDA it does so by events, and waits for
+    the device in `take` alone."""
 
     def __init__(self, on_cuda: bool) -> None:
         self._on_cuda = on_cuda
@@ -38,7 +39,7 @@ class Stopwatch:
             self._seconds += time.perf_counter() - self._started
 
     def take(self) -> float:
-        """The sum, which starts again from 0."""
+        """The sum so far. It starts again from 0."""
         for first, last in self._events:
             last.synchronize()
             self._seconds += first.elapsed_time(last) / 1000
@@ -48,23 +49,24 @@ class Stopwatch:
 
 
 class StepTimes:
-    """Of the steps since the last metric line, on this rank."""
+    """The times of the steps since the last metric line, on this rank."""
 
     def __init__(self) -> None:
         self._steps: list[float] = []
         self._waited = 0.0
 
     def add(self, seconds: float, waited: float) -> None:
-        """seconds: of the whole step; waited: of these, for data."""
+        """Count a step. seconds: the whole of it; waited: how much of that it waited for data."""
         self._steps.append(seconds)
         self._waited += waited
 
     def summary(self, own: float, collectives: Collectives) -> dict[str, Any]:
-        """All ranks together. own: seconds in forward passes and frozen networks, in which a rank
-        waits for no other.
+        """All ranks together: the part of a metric line that is about time and memory. It starts
+        again with no steps.
 
-        A straggler is a rank whose own time is well above the median rank's; the others wait for it
-        in every step.
+        own: seconds in forward passes and frozen networks, in which a rank waits for no other. A
+        straggler is a rank whose own time is well above that of the median rank: the others wait
+        for it in every step.
         """
         steps = np.array(self._steps)
         mean = float(steps.mean())

@@ -31,17 +31,19 @@ from model.addp import ADDP
 from model.denoising import FrozenNetworks
 from model.documents import MIB, parse_record, read_file
 from model.errors import ADDPError, ConfigError, WeightsError
+from model.ledger import Ledger, verdict
 from model.masking import DenoisingMasks
-from model.parity import Ledger, verdict
+from model.networks import Sizes, outline
+from model.official_keys import from_official, match_official
 from model.precision import warn_of_bf16
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
-from model.weights import Sizes, from_official, match_official, outline, read_state
-from trainer.checkpointing.format import WEIGHTS
+from model.weights import read_state
 from trainer.config.reading import checked_config
 from trainer.config.schema import RunConfig
 from trainer.distributed.world import take_world
 from trainer.engine.precision import MODES
+from trainer.engine.state_keys import WEIGHTS
 from trainer.resilience.leaving import leave
 
 if TYPE_CHECKING:
@@ -245,7 +247,7 @@ class Folder:
         predictor = from_official("predictor", Sizes(config.predictor.sizes, geometry), state, path)
         assert isinstance(tokenizer, VQTokenizer) and isinstance(predictor, TokenPredictor)
         wanted = outline("addp", Sizes(config.addp.sizes, geometry), len(state), path)
-        own, _ = match_official("addp", wanted, state, path)
+        own = match_official("addp", wanted, state, path)
         addp = kind(geometry, config.addp.sizes)
         addp.load_state_dict(own)
         return FrozenNetworks(tokenizer, predictor), addp
@@ -279,7 +281,8 @@ def replay(
     # Only now: DeepSpeed looks for devices where it is imported.
     from trainer.distributed.collectives import Collectives
     from trainer.engine.engine import Engine, start_distributed
-    from trainer.objectives.registry import Inputs, denoising_inputs, frozen_dtype
+    from trainer.objectives.addp import denoising_inputs, frozen_dtype
+    from trainer.objectives.base import Inputs
     from trainer.schedule import accumulation_steps
     from trainer.timing import Stopwatch
 

@@ -22,7 +22,9 @@ def check(
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a run before it waits in a queue: batch, weights, data, cache, disk, store, and what a
+    """Check a run before it waits in a queue.
+
+    Looks at the batch, the weights, the data, the cache, the disk and the store, and says what a
     resume would do.
 
     Needs no GPU and starts nothing; run it where the run folder and the data can be seen, as on a
@@ -33,19 +35,19 @@ def check(
 
     file, overrides = configured(config, arguments)
     console = Console(soft_wrap=True, highlight=False)
-    found = []
+    items = []
     for item in check_run(file, overrides, gpus):
-        found.append(item)
+        items.append(item)
         if not as_json:
             color = _COLORS[item.state]
             console.print(f"{item.name:14s} [{color}]{item.state:8s}[/] {escape(item.text)}")
     failed, warnings = (
-        sum(item.state == state for item in found) for state in ("FAILED", "warning")
+        sum(item.state == state for item in items) for state in ("FAILED", "warning")
     )
     if as_json:
         print(
             json.dumps(
-                {"ready": not failed, "checks": [item._asdict() for item in found]}, indent=1
+                {"ready": not failed, "checks": [item._asdict() for item in items]}, indent=1
             )
         )
     elif not failed:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from model.errors import ADDPError
-from trainer.config.options import MOST_STEPS, AsJson, step_option
+from trainer.config.options import AsJson, step_option
+from trainer.config.schema import MOST_STEPS
 
 
 class Action(StrEnum):
@@ -39,15 +40,16 @@ def checkpoints(
     as_json: AsJson = False,
 ) -> None:
     """List, verify or prune checkpoints; `addp export` takes a network out of one."""
-    from trainer.checkpointing import admin as admin
+    from trainer.checkpointing import admin
+    from trainer.checkpointing.catalog import open_catalog
 
     if dry_run and action is not Action.prune:
         raise typer.BadParameter("goes with prune only", param_hint="--dry-run")
-    place = admin.open_run(run)
+    catalog = open_catalog(run)
     if action is Action.list:
-        _show(admin.listed(place), as_json)
+        _show(admin.listed(catalog), as_json)
     elif action is Action.verify:
-        rows = admin.verified(place, step)
+        rows = admin.verified(catalog, step)
         _show(rows, as_json)
         if any(row["state"] != "valid" for row in rows):
             raise ADDPError(
@@ -55,16 +57,16 @@ def checkpoints(
                 "not valid"
             )
     elif dry_run:
-        rows = admin.prunable(place, keep, permanent_every)
+        rows = admin.prunable(catalog, keep, permanent_every)
         _show(rows, as_json, f"{run}: prune would remove nothing")
         if rows and not as_json:
-            size, total = sum(row["bytes"] or 0 for row in rows) / 2**20, len(place.steps())
+            size, total = sum(row["bytes"] or 0 for row in rows) / 2**20, len(catalog.steps())
             print(
                 f"{run}: prune would remove {len(rows)} of {total} checkpoints, {size:.1f} MiB; "
                 "nothing was removed"
             )
     else:
-        gone = admin.pruned(place, keep, permanent_every)
+        gone = admin.pruned(catalog, keep, permanent_every)
         print(
             f"{run}: removed {len(gone)} checkpoints"
             + (f": steps {', '.join(map(str, gone))}" if gone else "")

@@ -16,7 +16,7 @@ from data_pipeline.images.images import ImageEntry
 from data_pipeline.sharding.plan import PLAN, Plan, read_plan, shard_images
 from data_pipeline.storage import ObjectMissing
 from data_pipeline.storage.output import IMAGES, check_output
-from data_pipeline.streaming.loader import Place, TokenLoader
+from data_pipeline.streaming.loader import SampleLocation, TokenLoader
 from model.documents import printable
 from model.errors import ConfigError, DataError
 from trainer.config.options import AsJson, Zoom, seed_option, step_option
@@ -25,8 +25,8 @@ from trainer.config.schema import LARGEST_BATCH, YEAR
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Look at a token data set as a run reads it: speed, contents of a batch, place of a "
-    "sample.",
+    help="Look at a token data set as a run reads it: its speed, the contents of a batch, and "
+    "where a sample lies.",
 )
 _console = Console(stderr=True)
 
@@ -68,6 +68,7 @@ def _open(asked: Reading) -> TokenLoader:
 def bench(
     tokens: Tokens = None,
     run: OfRun = None,
+    *,
     global_batch: GlobalBatch = None,
     seconds: Annotated[float, typer.Option(help="how long to read", min=0.1, max=YEAR)] = 10.0,
     seed: Seed = None,
@@ -76,9 +77,16 @@ def bench(
     cache: Cache = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read batches as fast as they come, in one process, and say how many samples a second that
-    is."""
-    asked = reading(tokens, run, global_batch, seed, window, stripes, cache)
+    """Read batches as fast as they come, in one process, and say how many samples a second."""
+    asked = reading(
+        tokens,
+        run,
+        global_batch=global_batch,
+        seed=seed,
+        window=window,
+        stripes=stripes,
+        cache=cache,
+    )
     loader, batch = _open(asked), asked.global_batch
     started = time.perf_counter()
     loader.batch(0, 0, batch)
@@ -113,6 +121,7 @@ def bench(
 def preview(
     tokens: Tokens = None,
     run: OfRun = None,
+    *,
     tokenizer: Annotated[
         Path | None,
         typer.Option(help="weights of the tokenizer that made the tokens; else the run's"),
@@ -131,7 +140,15 @@ def preview(
 ) -> None:
     """Decode the first samples of a step back to images: what the network saw there."""
     check_output(page, IMAGES)
-    asked = reading(tokens, run, global_batch, seed, window, stripes, cache)
+    asked = reading(
+        tokens,
+        run,
+        global_batch=global_batch,
+        seed=seed,
+        window=window,
+        stripes=stripes,
+        cache=cache,
+    )
     weights = tokenizer or asked.tokenizer
     if weights is None:
         raise ConfigError(
@@ -160,6 +177,7 @@ def order(
     step: Annotated[int, step_option("step of the run, as in its metrics.jsonl")],
     tokens: Tokens = None,
     run: OfRun = None,
+    *,
     offset: Annotated[
         int, typer.Option(help="first sample in the global batch", min=0, max=LARGEST_BATCH)
     ] = 0,
@@ -177,7 +195,15 @@ def order(
     With --run, data that the run left out after a rewind are taken into account: what is listed is
     what the step read in the end.
     """
-    asked = reading(tokens, run, global_batch, seed, window, stripes, cache)
+    asked = reading(
+        tokens,
+        run,
+        global_batch=global_batch,
+        seed=seed,
+        window=window,
+        stripes=stripes,
+        cache=cache,
+    )
     if offset + count > asked.global_batch:
         raise ConfigError(
             f"--offset {offset} --count {count} reach beyond the global batch of "
@@ -186,24 +212,24 @@ def order(
     loader, data_step = _open(asked), asked.data_step(step)
     names = _Names(loader)
     labels = loader.batch(data_step, offset, count).labels
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for i in range(count):
-        place = loader.where(data_step, offset + i)
+        location = loader.where(data_step, offset + i)
         entry: dict[str, Any] = {"step": step, "offset": offset + i}
         if data_step != step:
             entry["data_step"] = data_step  # where the step's data lie in the order, after rewinds
-        entry |= {"padding": True} if place is None else names.of(place, int(labels[i]))
-        found.append(entry)
+        entry |= {"padding": True} if location is None else names.of(location, int(labels[i]))
+        entries.append(entry)
     loader.close()
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(entries))
     else:
-        for entry in found:
+        for entry in entries:
             print("  ".join(f"{key} {printable(str(value))}" for key, value in entry.items()))
 
 
 class _Names:
-    """What people call a sample: of its data set, class and image."""
+    """Describes where a sample lies in the words of its data set, its class and its image."""
 
     def __init__(self, loader: TokenLoader) -> None:
         self._sets = {shards.store.url: shards for shards in loader.shards}
@@ -213,25 +239,25 @@ class _Names:
             for url, shards in self._sets.items()
         }
 
-    def of(self, place: Place, label: int) -> dict[str, Any]:
-        shards, plan = self._sets[place.dataset], self._plans[place.dataset]
-        entry: dict[str, Any] = {"dataset": place.dataset} if len(self._sets) > 1 else {}
+    def of(self, location: SampleLocation, label: int) -> dict[str, Any]:
+        shards, plan = self._sets[location.dataset], self._plans[location.dataset]
+        entry: dict[str, Any] = {"dataset": location.dataset} if len(self._sets) > 1 else {}
         entry |= {
-            "epoch": place.epoch,
-            "shard": place.shard,
-            "row": place.row,
-            "view": place.view,
+            "epoch": location.epoch,
+            "shard": location.shard,
+            "row": location.row,
+            "view": location.view,
             "label": label,
             "class": shards.manifest.classes[label],
         }
         if plan is not None:
-            number = self._numbers[place.dataset][place.shard]
-            image = int(shards.open(number).records["index"][place.row])
+            number = self._numbers[location.dataset][location.shard]
+            image = int(shards.open(number).records["index"][location.row])
             shard = image // plan.recipe.rows
-            listed = self._listed(place.dataset, shard) if shard < plan.shards else {}
+            listed = self._listed(location.dataset, shard) if shard < plan.shards else {}
             if image not in listed:
                 raise DataError(
-                    f"{place.dataset}/{PLAN} is not the plan of this data set: it has no image "
+                    f"{location.dataset}/{PLAN} is not the plan of this data set: it has no image "
                     f"{image}; remove it, or put back the one that the data set was made by"
                 )
             entry |= {"image": listed[image].id, "source": plan.source}

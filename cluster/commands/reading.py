@@ -16,8 +16,12 @@ from model.errors import ConfigError
 
 @dataclass(frozen=True)
 class Reading:
-    """data: a data set, or several with their weights. rewinds: of the run, as in its
-    rewinds.json."""
+    """How data are read.
+
+    data: a data set, or several with their weights.
+    tokenizer: weights of the tokenizer that made the tokens, where they are known.
+    rewinds: what the run left out of its data after spikes, as in its rewinds.json.
+    """
 
     data: str | list[tuple[str, float]]
     global_batch: int = 1024
@@ -27,7 +31,7 @@ class Reading:
     rewinds: tuple[dict[str, int], ...] = ()
 
     def open(self, incident: Incident) -> TokenLoader:
-        """Raises what opening the data raises."""
+        """Open the data. Raises what opening a data set raises."""
         return TokenLoader(
             self.data,
             global_batch=self.global_batch,
@@ -37,7 +41,7 @@ class Reading:
         )
 
     def data_step(self, step: int) -> int:
-        """Which global batch of the data a step of the run read."""
+        """Return which global batch of the data a step of the run read."""
         from trainer.resilience.state import data_step
 
         return data_step(list(self.rewinds), step) if self.rewinds else step
@@ -46,35 +50,38 @@ class Reading:
 def reading(
     tokens: str | None,
     run: str | None,
+    *,
     global_batch: int | None,
     seed: int | None,
     window: int | None,
     stripes: int | None,
     cache: Path | None,
 ) -> Reading:
-    """What was given on the command line, and the rest from the run, or the defaults. Raises
-    ConfigError where there is no such run, or it reads no token data set."""
+    """Take what was given on the command line, and the rest from the run, or the defaults.
+
+    Raises ConfigError where there is no such run, or it reads no token data set.
+    """
     if run is None and tokens is None:
         raise typer.BadParameter(
             "name the data set, or a run that reads it: --run RUN", param_hint="TOKENS"
         )
-    found = _of_run(run, tokens) if run is not None else Reading(tokens or "")
-    before = found.options
+    usual = _of_run(run, tokens) if run is not None else Reading(tokens or "")
     options = replace(
-        before,
-        window=window or before.window,
-        stripes=stripes or before.stripes,
-        cache=cache or before.cache,
+        usual.options,
+        window=window or usual.options.window,
+        stripes=stripes or usual.options.stripes,
+        cache=cache or usual.options.cache,
     )
     return replace(
-        found,
-        global_batch=global_batch or found.global_batch,
-        seed=found.seed if seed is None else seed,
+        usual,
+        global_batch=global_batch or usual.global_batch,
+        seed=usual.seed if seed is None else seed,
         options=options,
     )
 
 
 def _of_run(run: str, tokens: str | None) -> Reading:
+    """Read as the run does; from `tokens` in place of its own data where they are given."""
     from trainer.evaluation.trained import run_config
     from trainer.resilience.state import rewinds_on
 
@@ -98,6 +105,6 @@ def _of_run(run: str, tokens: str | None) -> Reading:
         config.batch.global_batch,
         config.seed,
         options,
-        config.tokenizer.weights,
-        tuple(rewinds_on(open_store(run))),
+        tokenizer=config.tokenizer.weights,
+        rewinds=tuple(rewinds_on(open_store(run))),
     )

@@ -65,6 +65,7 @@ def plan(
     ],
     out: Out,
     tokenizer: Tokenizer,
+    *,
     split: Annotated[
         Literal["all", "train", "val"],
         typer.Option(help="which images; train: all but the held-out ones, val: those"),
@@ -101,8 +102,10 @@ def plan(
     seed: Annotated[int, seed_option("seed of the shuffle and of the views")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """List the images and fix which one goes to which shard and row. Run again, it must give the
-    same plan."""
+    """List the images and fix which one goes to which shard and row.
+
+    Run again, it must give the same plan.
+    """
     from data_pipeline.images.class_names import read_class_names, read_devkit, read_labels
     from data_pipeline.images.images import of_split
     from data_pipeline.images.sources import open_source
@@ -125,14 +128,14 @@ def plan(
     names, val_labels = read_devkit(devkit) if devkit else (None, None)
     names = read_class_names(class_names) if class_names else names
     with Progress("listing", None, "images") as progress:
-        found = open_source(source, names, read_labels(labels) if labels else val_labels)
+        listed = open_source(source, names, read_labels(labels) if labels else val_labels)
         made = make_plan(
             open_store(out, closed=True),
             absolute(source),
-            of_split(found.images(), split, held_out),
+            of_split(listed.images(), split, held_out),
             recipe,
-            lambda: (found.classes.names, found.classes.titles),
-            progress.set,
+            lambda: (listed.classes.names, listed.classes.titles),
+            progress=progress.set,
         )
     _print(
         as_json,
@@ -143,7 +146,7 @@ def plan(
             "plan": made.identity,
         },
         f"{out}: {made.images:,} images of {len(made.classes)} classes in {made.shards:,} shards "
-        f"({found.kind}); next: addp tokenize run {out} --tokenizer {tokenizer}",
+        f"({listed.kind}); next: addp tokenize run {out} --tokenizer {tokenizer}",
     )
 
 
@@ -151,6 +154,7 @@ def plan(
 def run(
     out: Out,
     tokenizer: Tokenizer,
+    *,
     shards: Annotated[
         str, typer.Option(help="i/N: every N-th shard from the i-th, i = 0..N-1 (Slurm arrays)")
     ] = "0/1",
@@ -183,16 +187,18 @@ def run(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the missing shards. Start it on as many machines as you like, kill it, start it again:
-    same bytes."""
+    """Make the missing shards.
+
+    Start it on as many machines as you like, kill it, start it again: the bytes are the same.
+    """
     from data_pipeline.sharding.tokenize import JobSettings
 
     store = open_store(out, closed=True)
     planned = read_plan(store)
     i, n = _share(shards)
-    found = survey(store, planned)
+    present = survey(store, planned)
     known: Known = {}
-    before = count(store, planned, found, known)
+    before = count(store, planned, present, known)
     settings = JobSettings(
         absolute(out),
         str(tokenizer.resolve()),
@@ -205,20 +211,21 @@ def run(
         bad_limit=bad_limit,
         before=before,
     )
-    mine = [k for k in found.missing(planned) if k % n == i]
+    mine = [k for k in present.missing(planned) if k % n == i]
     started, rows, bad, made = time.monotonic(), 0, 0, 0
     with Progress("tokenizing", sum(planned.rows_of(k) for k in mine), "images") as progress:
-        for part in _parts(engine, settings, mine, ray_address, progress.advance):
-            made, rows, bad = made + 1, rows + part.shard.rows, bad + len(part.quarantined)
-            if part.quarantined:
+        for receipt in _make_shards(engine, settings, mine, ray_address, progress.advance):
+            made += 1
+            rows += receipt.shard.rows
+            bad += len(receipt.quarantined)
+            if receipt.quarantined:
                 progress.note(f"{bad:,} quarantined")
-                check_bad(
-                    planned, before.quarantined + bad, part.quarantined, bad_limit
-                )  # of all workers on Ray
+                # A worker checks its own images; here are those of all workers on Ray.
+                check_bad(planned, before.quarantined + bad, receipt.quarantined, bad_limit)
     seconds = time.monotonic() - started
-    left = survey(store, planned)
-    missing = left.missing(planned)
-    totals = count(store, planned, left, known)
+    present = survey(store, planned)
+    missing = present.missing(planned)
+    totals = count(store, planned, present, known)
     values: dict[str, Any] = {
         "made": made,
         "images": rows,
@@ -249,6 +256,7 @@ def _finalized(store: Store, planned: Plan, bad_limit: float) -> Manifest:
 
 
 def _share(text: str) -> tuple[int, int]:
+    """Read `i/N`. Raises ConfigError."""
     try:
         i, n = (int(part) for part in text.split("/"))
     except ValueError:
@@ -260,13 +268,14 @@ def _share(text: str) -> tuple[int, int]:
     return i, n
 
 
-def _parts(
+def _make_shards(
     engine: str,
     settings: Any,
     shards: list[int],
     ray_address: str | None,
     progress: Callable[[int], None],
 ) -> Any:
+    """Make the shards by an engine; yields the receipt of each as it is stored."""
     if engine == "ray":
         from cluster.sharding.ray_engine import run_on_ray
 
@@ -287,27 +296,31 @@ def status(
     ] = 10.0,
     as_json: AsJson = False,
 ) -> None:
-    """What is done, missing and quarantined, at what rate, and when it will end (--json --watch: a
-    line a look)."""
+    """Say what is done, missing and quarantined, at what rate, and when it will end.
+
+    With --json and --watch it prints a line at each look.
+    """
     store = open_store(out, closed=True)
     planned = read_plan(store)
     known: Known = {}
-    found = job_status(store, planned, survey(store, planned), known)
-    with Progress("tokenizing", planned.shards, "shards", done=found.done, shown=watch) as progress:
-        while watch and found.missing:
+    job = job_status(store, planned, survey(store, planned), known)
+    with Progress("tokenizing", planned.shards, "shards", done=job.done, shown=watch) as progress:
+        while watch and job.missing:
             if as_json:
-                print(json.dumps(found._asdict()), flush=True)
+                print(json.dumps(job._asdict()), flush=True)
             time.sleep(every)
-            found = job_status(store, planned, survey(store, planned), known)
-            progress.set(found.done)
-            progress.note(f"{found.quarantined:,} quarantined")
-    _print(as_json, found._asdict(), f"{out}: {found.text}")
+            job = job_status(store, planned, survey(store, planned), known)
+            progress.set(job.done)
+            progress.note(f"{job.quarantined:,} quarantined")
+    _print(as_json, job._asdict(), f"{out}: {job.text}")
 
 
 @app.command("finalize")
 def finalize_command(out: Out, bad_limit: BadLimit = 0.01, as_json: AsJson = False) -> None:
-    """Merge the parts into dataset.json. Refuses gaps, duplicates, and shards of other tokenizers
-    or views."""
+    """Merge the receipts of all shards into dataset.json.
+
+    Refuses gaps, duplicates, and shards of other tokenizers or views.
+    """
     store = open_store(out, closed=True)
     planned = read_plan(store)
     manifest = _finalized(store, planned, bad_limit)
@@ -329,8 +342,10 @@ def finalize_command(out: Out, bad_limit: BadLimit = 0.01, as_json: AsJson = Fal
 
 @app.command()
 def verify(out: Out, as_json: AsJson = False) -> None:
-    """Read every byte and check it against dataset.json. Exits with 1 where something does not
-    match."""
+    """Read every byte and check it against dataset.json.
+
+    Exits with 1 where something does not match.
+    """
     from data_pipeline.sharding.verify import totals as totals_of
     from data_pipeline.sharding.verify import verify as checks
 
@@ -373,6 +388,7 @@ def verify(out: Out, as_json: AsJson = False) -> None:
 @app.command()
 def inspect(
     out: Out,
+    *,
     tokenizer: Annotated[
         Path | None, typer.Option(help="its weights, to decode rows back to images")
     ] = None,
@@ -386,8 +402,10 @@ def inspect(
     rows: Annotated[int, typer.Option(help="rows to decode", min=1, max=64)] = 6,
     as_json: AsJson = False,
 ) -> None:
-    """A table of counts and shares; class and code-usage histograms and a few rows decoded back to
-    images, as PNG."""
+    """Print a table of counts and shares, and draw a page of what the data set holds.
+
+    The page has histograms of classes and code usage, and a few rows decoded back to images.
+    """
     from data_pipeline.sharding.inspection import draw, tokenizer_of
     from data_pipeline.sharding.inspection import inspect as look
     from data_pipeline.storage.output import IMAGES, check_output
@@ -397,16 +415,16 @@ def inspect(
     manifest = read_manifest(store)
     network = tokenizer_of(manifest, tokenizer) if tokenizer else None
     with _console.status("reading shards"):
-        found = look(store, manifest, shards, rows)
+        contents = look(store, manifest, shards, rows)
         page.parent.mkdir(parents=True, exist_ok=True)
-        draw(found, manifest, network).savefig(page, dpi=110)
+        draw(contents, manifest, network).savefig(page, dpi=110)
     if as_json:
-        print(json.dumps({**found.summary(manifest), "page": str(page)}))
+        print(json.dumps({**contents.summary(manifest), "page": str(page)}))
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     for justify in ("left", "right", "left"):
         table.add_column(justify=justify)
-    for row in found.table(manifest):
+    for row in contents.table(manifest):
         table.add_row(*(Text(cell) for cell in row))
     Console(width=None if sys.stdout.isatty() else 240).print(table)
     print(f"drawn: {page}")

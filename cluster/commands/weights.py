@@ -22,7 +22,8 @@ def export(
     out: Annotated[
         Path, typer.Argument(help="file (addp, timm: .pth or .safetensors) or folder to make")
     ],
-    form: Annotated[Format, typer.Option("--format", help="see above")] = "native",
+    *,
+    form: Annotated[Format, typer.Option("--format", help="described above")] = "native",
     step: Annotated[
         int | None, step_option("of a run: this checkpoint; else the newest valid one")
     ] = None,
@@ -58,6 +59,7 @@ def import_weights(
     out: Annotated[
         Path, typer.Argument(help="folder for tokenizer.safetensors, predictor.safetensors, ...")
     ],
+    *,
     heads: Annotated[
         int | None, typer.Option(min=1, max=MOST_HEADS, help="encoder heads of the ADDP network")
     ] = None,

@@ -1,134 +1,45 @@
-"""Start a training run under the deepspeed launcher, and see it through."""
+"""Start ranks by a backend, see them through, and explain how they ended."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from cluster.launch.backend import LaunchRequest
+from cluster.launch.backends import BACKENDS, usual_backend
 from cluster.launch.hosts import Hosts
 from cluster.launch.postmortem import explain, last_words
+from cluster.launch.process_group import Ended, run_group
 from model.errors import ADDPError
-from trainer.distributed.world import refuse_tasks
 from trainer.run_folder import EXIT_CONFIG, OWN_CODES, RunFolder
-
-_GRACE_SECONDS = 60  # for ranks to save, once they were asked to stop
 
 
 class RunFailed(ADDPError):
     """A command that was started did not do its work."""
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
+def start(
+    request: LaunchRequest, *, backend: str | None = None, stdout: int | None = None
+) -> Ended:
+    """Start the ranks of a request, wait for their end, and leave no process behind.
 
+    backend: a name in BACKENDS; None: the usual one for the hosts.
+    stdout: a file descriptor in place of ours.
 
-def launcher_command(processes: int, module: str, arguments: Sequence[str]) -> list[str]:
-    """On this machine, also where there is a hostfile at the place where DeepSpeed looks for one by
-    itself."""
-    return [
-        sys.executable,
-        "-m",
-        "deepspeed.launcher.runner",
-        "--hostfile",
-        os.devnull,
-        "--num_gpus",
-        str(processes),
-        "--master_port",
-        str(free_port()),
-        "--module",
-        module,
-        *arguments,
-    ]
-
-
-class Ended(NamedTuple):
-    """signalled: whether somebody wanted an end meanwhile; the command may have come to its own all
-    the same."""
-
-    code: int
-    signalled: bool
-
-
-def run_group(command: Sequence[str], stdout: int | None = None) -> Ended:
-    """Run a command in a process group of its own, and take the whole group down with us. stdout:
-    in place of ours.
-
-    The deepspeed launcher leaves its ranks behind when it is signalled itself; the group reaches
-    them.
+    Raises ADDPError where the backend cannot start them from here.
     """
-    environment = os.environ.copy()
-    if shutil.which("nvidia-smi") is None:
-        environment.setdefault("DS_ACCELERATOR", "cpu")
-    group: list[int] = []
-    stopped_at: list[float] = []
-
-    def forward(number: int, _: object) -> None:
-        stopped_at.append(time.monotonic())
-        for pid in group:
-            _signal_group(
-                pid, signal.SIGTERM if number == signal.SIGUSR1 else number
-            )  # launchers know no SIGUSR1
-
-    # Before the start: a signal in between would otherwise end us and leave the group behind.
-    previous = {
-        number: signal.signal(number, forward)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    }
-    try:
-        process = subprocess.Popen(
-            list(command), start_new_session=True, env=environment, stdout=stdout
-        )
-        group.append(process.pid)
-        if stopped_at:
-            _signal_group(process.pid, signal.SIGTERM)
-        while True:
-            try:
-                return Ended(process.wait(timeout=0.5), bool(stopped_at))
-            except subprocess.TimeoutExpired:
-                if stopped_at and time.monotonic() - stopped_at[0] > _GRACE_SECONDS:
-                    _signal_group(process.pid, signal.SIGKILL)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        for pid in group:
-            _end_group(pid)
+    way = BACKENDS[backend or usual_backend(request.hosts)]
+    way.check(request)
+    return run_group(way.command(request), stdout)
 
 
-def _signal_group(group: int, number: int) -> bool:
-    """Whether there was still someone to signal."""
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return False
-    return True
+def check_hosts(arguments: Sequence[str], hosts: Hosts, *, backend: str | None = None) -> None:
+    """Run the checks of `trainer.preflight.hosts` where a training would run.
 
-
-def _end_group(group: int) -> None:
-    """End ranks that outlived their launcher."""
-    deadline = time.monotonic() + _GRACE_SECONDS
-    number: int = signal.SIGTERM
-    while _signal_group(group, number) and time.monotonic() < deadline:
-        time.sleep(0.1)
-        number = 0
-    _signal_group(group, signal.SIGKILL)
-
-
-def check_hosts(processes: int, arguments: Sequence[str], hosts: Hosts | None = None) -> None:
-    """`trainer.preflight.hosts` in place of a training. Raises RunFailed where it found something;
-    ConfigError."""
-    refuse_tasks("addp train --check")
-    if run_group(_command("trainer.preflight.hosts", processes, arguments, hosts)).code:
+    Raises RunFailed with exit code 78 where they find something, and what `start` raises.
+    """
+    request = LaunchRequest("trainer.preflight.hosts", arguments, hosts)
+    if start(request, backend=backend).code:
         error = RunFailed(
             "these machines cannot train this configuration yet; the reason stands above"
         )
@@ -136,39 +47,32 @@ def check_hosts(processes: int, arguments: Sequence[str], hosts: Hosts | None = 
         raise error
 
 
-def _command(
-    module: str, processes: int, arguments: Sequence[str], hosts: Hosts | None
-) -> list[str]:
-    return (
-        hosts.command(module, arguments)
-        if hosts
-        else launcher_command(processes, module, arguments)
-    )
+def train(run: Path, arguments: Sequence[str], hosts: Hosts, *, backend: str | None = None) -> bool:
+    """Start `trainer.pretrain` and wait for its end.
 
+    run: the run folder, which the arguments name as well. Only what this attempt writes there
+    counts: a launcher's exit code alone proves nothing. DeepSpeed's may exit with 0 although its
+    ranks are gone, or with 1 although they saved.
 
-def train(run: Path, processes: int, arguments: Sequence[str], hosts: Hosts | None = None) -> bool:
-    """`trainer.pretrain` on `processes` ranks of this machine, or on several. Raises RunFailed,
-    with the run's own exit code, unless this start said that the run is done: the deepspeed
-    launcher may exit with 0 although its ranks are gone, or with 1 although they saved. Raises
-    ConfigError where several processes call it, as under srun.
+    Returns whether a signal came too late to stop the run. The run is done then, and whatever was
+    to follow should not start.
 
-    Returns whether a signal came too late to stop the run: it is done, and whatever was to follow
-    should not start.
+    Raises RunFailed, with the run's own exit code if it has one, unless this attempt finished the
+    run; and what `start` raises.
     """
-    refuse_tasks("addp train")
     folder = RunFolder(run)
-    before, done_before, words = folder.read_exit(), folder.read_done(), last_words(folder)
-    code, signalled = run_group(_command("trainer.pretrain", processes, arguments, hosts))
-    after = folder.read_exit()
-    own = after["code"] if after is not None and after != before else None
-    done = folder.read_done()  # a marker from before this start counts for nothing
-    if own == 0 or (own is None and code == 0 and done is not None and done != done_before):
+    exit_before, done_before, words = folder.read_exit(), folder.read_done(), last_words(folder)
+    code, signalled = start(LaunchRequest("trainer.pretrain", arguments, hosts), backend=backend)
+    last_exit, done = folder.read_exit(), folder.read_done()
+    own = last_exit["code"] if last_exit is not None and last_exit != exit_before else None
+    finished = done is not None and done != done_before
+    if own == 0 or (own is None and code == 0 and finished):
         return signalled
-    if after is not None and own in OWN_CODES:
-        error = RunFailed(f"training in {run} ended: {after['reason']}")
+    if last_exit is not None and own in OWN_CODES:
+        reason = str(last_exit["reason"])
     else:
-        error = RunFailed(f"training in {run} ended: {explain(folder, words, code)}")
-    error.exit_code = next(
-        (c for c in (own, code) if c is not None and c in OWN_CODES), RunFailed.exit_code
-    )
+        reason = explain(folder, words, code)
+    error = RunFailed(f"training in {run} ended: {reason}")
+    stated = [c for c in (own, code) if c is not None and c in OWN_CODES]
+    error.exit_code = stated[0] if stated else RunFailed.exit_code
     raise error

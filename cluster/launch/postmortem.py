@@ -22,57 +22,63 @@ _NOT_AGAIN = (EXIT_CONFIG, EXIT_DIVERGED, EXIT_NO_VALID_CHECKPOINT)
 
 
 def last_words(folder: RunFolder) -> dict[Path, dict[str, Any]]:
-    """The newest heartbeat of each rank."""
-    found = {}
+    """Return the newest heartbeat of each rank, by its file."""
+    words = {}
     for path in sorted(folder.heartbeats.glob("rank-*.json")):
         try:
             record = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
         if isinstance(record, dict):
-            found[path] = record
-    return found
+            words[path] = record
+    return words
 
 
 def explain(folder: RunFolder, before: dict[Path, dict[str, Any]], code: int) -> str:
-    """before: `last_words` at the start, which tells this start's ranks from those of an earlier
-    one."""
+    """Return why an attempt ended, in one sentence, and whether to run it again.
+
+    before: `last_words` at the start of the attempt; ranks that still say the same did not start.
+    code: the launcher's exit code.
+
+    The ranks are asked in this order: one that crashed and said so; those that went silent; one
+    that ended with an exit code of ours. Ranks that ended only because another one went away
+    explain nothing.
+    """
     started = {
         path: words for path, words in last_words(folder).items() if before.get(path) != words
     }
-    again = (
-        ""
-        if code in _NOT_AGAIN
-        else f". Run it again{' once that is mended' if code == EXIT_STORAGE else ''} to go on"
-    )
-    crashed = {p: w for p, w in started.items() if w.get("code") is not None and _is_crash(w)}
-    for path, words in crashed.items():
-        return (
-            f"{_rank(path)} on {words.get('host')} crashed at step {words.get('step')}: "
-            f"{words.get('reason')}{again}"
-        )
-    silent = {p: w for p, w in started.items() if "code" not in w}
+    again = _advice(code)
+    for path, words in started.items():
+        if words.get("code") is not None and _is_crash(words):
+            return (
+                f"{_rank(path)} on {words.get('host')} crashed at step {words.get('step')}: "
+                f"{words.get('reason')}{again}"
+            )
+    silent = {path: words for path, words in started.items() if "code" not in words}
     if silent:
-        how = _signal(code)
         who = ", ".join(
-            f"{_rank(path)} (process {w.get('pid')} on {w.get('host')})"
-            for path, w in silent.items()
+            f"{_rank(path)} (process {words.get('pid')} on {words.get('host')})"
+            for path, words in silent.items()
         )
-        step = max(int(w.get("step", 0)) for w in silent.values())
-        return f"{who} died at step {step}, {how}{again}"
+        step = max(int(words.get("step", 0)) for words in silent.values())
+        return f"{who} died at step {step}, {_signal(code)}{again}"
     for words in started.values():
         if words.get("code") in OWN_CODES:
             return str(words.get("reason"))
-    what = (
-        "it did not start" if code in (EXIT_CONFIG, EXIT_STORAGE) else f"it died (exit code {code})"
-    )
-    return f"{what}; the reason stands above{again}"
+    if code in (EXIT_CONFIG, EXIT_STORAGE):
+        return f"it did not start; the reason stands above{again}"
+    return f"it died (exit code {code}); the reason stands above{again}"
+
+
+def _advice(code: int) -> str:
+    if code in _NOT_AGAIN:
+        return ""
+    return f". Run it again{' once that is mended' if code == EXIT_STORAGE else ''} to go on"
 
 
 def _is_crash(words: dict[str, Any]) -> bool:
-    return words["code"] not in (0, *OWN_CODES) and not str(words.get("reason")).startswith(
-        LOST_RANK
-    )
+    lost = str(words.get("reason")).startswith(LOST_RANK)
+    return words["code"] not in (0, *OWN_CODES) and not lost
 
 
 def _rank(path: Path) -> str:
@@ -80,14 +86,14 @@ def _rank(path: Path) -> str:
 
 
 def _signal(code: int) -> str:
-    """A launcher exits with a rank's own code, of which a shell sees eight bits: -9 is 247."""
+    """Name the signal that ended a rank.
+
+    A launcher exits with a rank's own code, of which a shell sees eight bits: -9 is 247.
+    """
     number = -code if code < 0 else 256 - code
     if code in (0, 255) or number not in set(signal.Signals):
         return f"without a word (exit code {code})"
     name = signal.Signals(number).name
-    memory = (
-        "; the kernel does so where memory runs out, and says it in `dmesg`"
-        if name == "SIGKILL"
-        else ""
-    )
-    return f"ended by {name}{memory}"
+    if name == "SIGKILL":
+        return f"ended by {name}; the kernel does so where memory runs out, and says it in `dmesg`"
+    return f"ended by {name}"

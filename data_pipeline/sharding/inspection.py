@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_pipeline.images.image_grid import image_grid
+from data_pipeline.images.image_grid import GAP, image_grid
 from data_pipeline.shards.format import numbers
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.storage import Store
@@ -30,8 +30,11 @@ _CLASSES = 10  # the largest, shown one by one
 
 
 class Inspection(NamedTuple):
-    """classes (C,), codes (K,): counts in the rows that were read. rows: a few of them: (N, V, L).
-    labels: (N,)."""
+    """What was read of a data set.
+
+    classes (C,), codes (K,): how often each occurs in the rows that were read. rows: a few of these
+    rows, uint16 (N, V, L). labels: their labels, (N,).
+    """
 
     shards_read: int
     rows_read: int
@@ -41,6 +44,7 @@ class Inspection(NamedTuple):
     labels: NDArray[np.int64]
 
     def summary(self, manifest: Manifest) -> dict[str, object]:
+        """Return the numbers that `addp tokenize inspect --json` prints."""
         share = self.codes[self.codes > 0] / self.codes.sum()
         return {
             "rows": manifest.rows,
@@ -67,8 +71,8 @@ class Inspection(NamedTuple):
         }
 
     def table(self, manifest: Manifest) -> list[tuple[str, str, str]]:
-        """(what, its number, shares and remarks), for people. Classes and codes: in the rows that
-        were read."""
+        """Return lines (what, its number, shares and remarks) for people. Classes and codes are
+        counted in the rows that were read."""
         rows, bad, views = manifest.rows, len(manifest.quarantined), manifest.views.views
         size, overhead = (
             sum(s.bytes for s in manifest.shards) / 2**20,
@@ -118,16 +122,13 @@ def _share(part: int | np.int64, whole: int) -> str:
 
 
 def _perplexity(shares: NDArray[np.float64]) -> float:
-    """Of shares above 0 that sum to 1."""
+    """Return the perplexity of shares above 0 that sum to 1."""
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def inspect(store: Store, manifest: Manifest, shards: int, shown: int) -> Inspection:
     """Read `shards` shards (0: all), spread evenly, and keep `shown` rows, spread evenly over the
-    first of them.
-
-    Raises ShardDamaged for a shard that a run would not read, and StorageError.
-    """
+    first of them. Raises ShardDamaged for a shard that a run would refuse, and StorageError."""
     count = len(manifest.shards)
     chosen = (
         range(count)
@@ -139,26 +140,26 @@ def inspect(store: Store, manifest: Manifest, shards: int, shown: int) -> Inspec
     kept: list[NDArray[np.uint16]] = []
     labels: list[NDArray[np.int64]] = []
     rows = 0
-    with closing(Fetcher(patience=0.0, incident=lambda record: None)) as fetcher:
-        reader = Shards(store, manifest, "", None, fetcher, keep=1)
+    with closing(Fetcher(retry_seconds=0.0, incident=lambda record: None)) as fetcher:
+        reader = Shards(store, manifest, fingerprint="", cache=None, fetcher=fetcher, keep=1)
         for k in chosen:
             records = reader.open(k).records
-            found = numbers(records["label"])
-            classes += np.bincount(found, minlength=len(classes))
+            shard_labels = numbers(records["label"])
+            classes += np.bincount(shard_labels, minlength=len(classes))
             codes += np.bincount(records["tokens"].ravel(), minlength=len(codes))
             rows += len(records)
             if not kept:
                 at = np.unique(
                     np.linspace(0, len(records) - 1, min(shown, len(records))).astype(int)
                 )
-                kept, labels = [records["tokens"][at]], [found[at]]
+                kept, labels = [records["tokens"][at]], [shard_labels[at]]
     return Inspection(
         len(chosen), rows, classes, codes, np.concatenate(kept), np.concatenate(labels)
     )
 
 
 def tokenizer_of(manifest: Manifest, path: Path) -> VQTokenizer:
-    """The tokenizer at `path`. Raises ConfigError where the data set was not made with it."""
+    """Load the tokenizer at `path`. Raises ConfigError if the data set was not made with it."""
     network = load_tokenizer(path)
     if fingerprint(network) != manifest.tokenizer:
         raise ConfigError(
@@ -170,24 +171,24 @@ def tokenizer_of(manifest: Manifest, path: Path) -> VQTokenizer:
 
 @torch.no_grad()
 def draw(inspection: Inspection, manifest: Manifest, tokenizer: VQTokenizer | None) -> Figure:
-    """The page: rows decoded to images, a row's views side by side (with a tokenizer); histograms
-    below."""
+    """Draw the page: with a tokenizer, rows decoded to images, a row's views side by side; below
+    them the histograms."""
     figure = plt.figure(figsize=(11, 9 if tokenizer else 4), layout="constrained")
     below: Any = figure
     if tokenizer:
-        parts: Any = figure.subfigures(2, 1, height_ratios=(5, 4))
-        top, below = parts
+        halves: Any = figure.subfigures(2, 1, height_ratios=(5, 4))
+        top, below = halves
         views = inspection.rows[:, :_MOST_VIEWS].astype(np.int64)
         ids = torch.from_numpy(views.reshape(-1, manifest.tokens))
         images = torch.cat(
-            [tokenizer.decode(tokenizer.embed(part)) for part in torch.split(ids, 16)]
+            [tokenizer.decode(tokenizer.embed(chunk)) for chunk in torch.split(ids, 16)]
         )
         axis = top.subplots()
         side = images.shape[-1]
         axis.imshow(np.asarray(image_grid(images, columns=views.shape[1])), interpolation="nearest")
         names = manifest.class_titles or manifest.classes
         axis.set_yticks(
-            [2 + (side + 2) * i + side / 2 for i in range(len(views))],
+            [GAP + (side + GAP) * i + side / 2 for i in range(len(views))],
             [names[label][:24] for label in inspection.labels],
         )
         axis.set_xticks([])

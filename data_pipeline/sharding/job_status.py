@@ -1,4 +1,4 @@
-"""How far a sharding job is, read off the store's listing: whoever works on it, and wherever."""
+"""How far a sharding job is, as the store's listing shows it, wherever its workers run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from data_pipeline.sharding.plan import Plan
 from data_pipeline.sharding.quarantine import Totals, is_doubtful
 from data_pipeline.sharding.receipts import (
     Survey,
-    read_parts,
+    read_receipts,
     rows_in,
     shard_name,
-    sound_part_bytes,
+    sound_receipt_bytes,
 )
 from data_pipeline.shards.manifest import Quarantined
 from data_pipeline.storage import Store
@@ -21,11 +21,11 @@ _RECENT = 50  # shards that the rate is taken from
 
 
 class JobStatus(NamedTuple):
-    """shards_per_hour, images_per_second, eta_seconds: from the latest shards; None where there are
-    too few.
+    """How far a job is.
 
-    images: planned. images_done: planned for the shards that are done, and so either stored or
-    quarantined.
+    images: the number of planned images. images_done: those planned for the finished shards; each
+    of them is stored or quarantined. shards_per_hour, images_per_second, eta_seconds: estimated
+    from the latest shards; None if there are too few.
     """
 
     shards: int
@@ -48,6 +48,7 @@ class JobStatus(NamedTuple):
 
     @property
     def text(self) -> str:
+        """Return the status in lines for people."""
         lines = [
             f"{self.done:,} of {self.shards:,} shards done, {self.missing:,} missing",
             self.totals.text,
@@ -67,46 +68,50 @@ class JobStatus(NamedTuple):
         return "\n".join([*lines, f"first missing: {', '.join(map(str, self.first_missing))}"])
 
 
-Known = dict[int, tuple[Quarantined, ...]]  # shard -> its images that could not be read
+Known = dict[int, tuple[Quarantined, ...]]  # shard number -> its images that could not be read
 
 
-def count(store: Store, plan: Plan, found: Survey, known: Known) -> Totals:
-    """What became of the planned images, by the sizes of shards and the lists of parts.
+def count(store: Store, plan: Plan, state: Survey, known: Known) -> Totals:
+    """Count what became of the planned images, from the sizes of the stored shards and the lists in
+    the receipts.
 
-    known: of the shards seen so far, which never change; new ones are added. Only parts that name
-    some are read.
+    state: the latest survey of the store. known: the unreadable images of the shards seen so far,
+    which never change; this call adds the new ones. It reads only receipts that name such images.
     """
     new = [
         k
-        for k, part in found.done.items()
-        if k not in known and part.size != sound_part_bytes(plan, k)
+        for k, receipt in state.done.items()
+        if k not in known and receipt.size != sound_receipt_bytes(plan, k)
     ]
     known.update(
-        {k: part.quarantined for k, part in zip(new, read_parts(store, plan, new), strict=True)}
+        {
+            k: receipt.quarantined
+            for k, receipt in zip(new, read_receipts(store, plan, new), strict=True)
+        }
     )
     bad = [q for quarantined in known.values() for q in quarantined]
     sizes = (
-        found.shards[shard_name(k)].size if shard_name(k) in found.shards else 0 for k in found.done
+        state.shards[shard_name(k)].size if shard_name(k) in state.shards else 0 for k in state.done
     )
     return Totals(
         plan.images,
         sum(rows_in(plan, size) for size in sizes),
         len(bad),
-        sum(plan.rows_of(k) for k in found.missing(plan)),
+        sum(plan.rows_of(k) for k in state.missing(plan)),
         sum(map(is_doubtful, bad)),
     )
 
 
-def job_status(store: Store, plan: Plan, found: Survey, known: Known) -> JobStatus:
-    """known: as `count` has it."""
-    totals = count(store, plan, found, known)
-    times = sorted(entry.modified for entry in found.done.values())[-_RECENT:]
+def job_status(store: Store, plan: Plan, state: Survey, known: Known) -> JobStatus:
+    """Say how far the job is. state, known: as in `count`."""
+    totals = count(store, plan, state, known)
+    times = sorted(entry.modified for entry in state.done.values())[-_RECENT:]
     span = times[-1] - times[0] if times else 0.0
     rate = (len(times) - 1) / span if span > 0 else None
-    missing = found.missing(plan)
+    missing = state.missing(plan)
     return JobStatus(
         shards=plan.shards,
-        done=len(found.done),
+        done=len(state.done),
         missing=len(missing),
         first_missing=missing[:8],
         images=plan.images,
@@ -117,5 +122,5 @@ def job_status(store: Store, plan: Plan, found: Survey, known: Known) -> JobStat
         images_per_second=round(plan.recipe.rows * rate, 1) if rate else None,
         eta_seconds=round(len(missing) / rate) if rate else None,
         last_shard_seconds_ago=round(time.time() - times[-1]) if times else None,
-        finalized=found.finalized,
+        finalized=state.finalized,
     )

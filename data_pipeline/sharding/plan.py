@@ -1,11 +1,19 @@
 """The plan: which image goes to which shard and row, frozen before any work starts and stored
 beside the data.
 
-    plan.json               everything but the images, and where each shard's list lies in ...
-    plan-HASH.jsonl.gz      ... one gzip member a shard, one image a line; `zcat` shows it whole
+    plan.json                     all but the images, and where each shard's slice lies in ...
+    plan-HASH.jsonl.gz            ... the list of images, one gzip member a shard, one image a line
 
-A worker reads its shard's list by one ranged read, so a plan of ten million images costs it
-nothing.
+    byte of the list   slices[0] = 0        slices[1]            slices[2]         slices[3] = end
+                       | gzip member 0      | gzip member 1      | gzip member 2   |
+    image (= key)        0 .. rows-1          rows .. 2 rows-1     2 rows .. images-1
+
+    line of an image   ["cat/1.jpg",3,90210]                  a file: id, label, bytes
+                       ["cat/1.jpg",3,90210,"a/cat/1.jpg"]    ... whose object is not called as it
+                       ["cat/1.jpg",3,90210,0,1536]           in tar objects[0] at byte 1536
+
+A worker reads its shard's slice by one ranged read, so a plan of ten million images costs it
+nothing. Concatenated gzip members are a gzip file: `zcat` shows the whole list.
 """
 
 from __future__ import annotations
@@ -26,12 +34,13 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import from_json
 
 from data_pipeline.images.images import ImageEntry
 from data_pipeline.images.views import ViewRecipe
 from data_pipeline.shards.format import MOST_ROWS, CodeCount, Layout, TokenCount
+from data_pipeline.shards.manifest import Classes, check_titles
 from data_pipeline.storage import NoRegularFile, ObjectMissing, Store, read_document
 from model.documents import (
     LARGEST_COUNT,
@@ -50,35 +59,19 @@ from model.precision import InferencePrecision
 
 PLAN = "plan.json"
 _LONGEST_LINE = 2**16  # bytes of an image in the list: its name, and that of its object
-_LARGEST_SLICE = 2**28  # bytes of a shard's part of the list
-
-
-def _no_name_twice(names: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(names)) < len(names):
-        raise ValueError("a name stands twice")
-    return names
-
-
-Classes = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_no_name_twice)]
-
-
-def check_titles(classes: tuple[str, ...], titles: tuple[str, ...]) -> None:
-    """Raises ValueError."""
-    if titles and len(titles) != len(classes):
-        raise ValueError(f"class_titles: {len(titles)} for {len(classes)} classes")
+_LARGEST_SLICE = 2**28  # bytes of a shard's slice of the list
 
 
 class PlanRecipe(Record):
-    """What the data set will be, but for its images. Plans that agree here and in the images give
-    equal bytes."""
+    """What the data set will be, but for its images. Plans that agree in this and in the images
+    give equal bytes."""
 
     views: ViewRecipe
     tokenizer: Sha256  # fingerprint of the tokenizer's weights (model.weights.fingerprint)
     codebook_size: CodeCount
     tokens: TokenCount  # L
-    precision: InferencePrecision = (
-        "fp32"  # of the encoder: tokens near a border between codes depend on it
-    )
+    # Of the encoder: tokens near a border between two codes depend on it.
+    precision: InferencePrecision = "fp32"
     rows: Positive = 1024  # images a shard
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64, strict=True)] = 0  # of the shuffle
 
@@ -89,6 +82,8 @@ class PlanRecipe(Record):
 
 
 class Plan(Record):
+    """`plan.json`. Its keys on disk are the aliases, where a field has one."""
+
     format: Literal["addp-plan-2"] = "addp-plan-2"
     source: str  # where the images lie; `run --source` reads the same ones from another place
     recipe: PlanRecipe
@@ -98,9 +93,8 @@ class Plan(Record):
     images: Positive = Field(alias="pictures")
     images_sha256: Sha256 = Field(alias="pictures_sha256")  # of the list, uncompressed
     list: RelativeName
-    slices: Annotated[
-        tuple[Count, ...], Field(min_length=2)
-    ]  # shard k's part of it: bytes slices[k] .. slices[k+1]-1
+    # Shard k's slice of the list is bytes slices[k] .. slices[k+1]-1.
+    slices: Annotated[tuple[Count, ...], Field(min_length=2)]
 
     @field_validator("objects")
     @classmethod
@@ -109,14 +103,14 @@ class Plan(Record):
 
     @field_validator("source")
     @classmethod
-    def _a_place(cls, source: str) -> str:
+    def _no_zero(cls, source: str) -> str:
         if "\0" in source:
-            raise ValueError(f"{show(source)} is no place")
+            raise ValueError(f"{show(source)} names no source")
         return source
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        """Raises ValueError where numbers contradict each other, so that no reader has to look."""
+        """Raise ValueError if numbers contradict each other, so that no reader has to look."""
         check_titles(self.classes, self.class_titles)
         rows = min(self.recipe.rows, self.images)
         if rows > MOST_ROWS:
@@ -139,13 +133,13 @@ class Plan(Record):
 
     @cached_property
     def identity(self) -> str:
-        """The same for the same work, wherever the images lie and however the list was
-        compressed."""
+        """Return a hash that is the same for the same work, wherever the images lie and however the
+        list was compressed."""
         content = self.model_dump(mode="json", exclude={"source", "list", "slices"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def rows_of(self, shard: int) -> int:
-        """Images planned for a shard; the last one may have fewer."""
+        """Return the number of images planned for a shard; the last one may have fewer."""
         return min(self.recipe.rows, self.images - shard * self.recipe.rows)
 
 
@@ -155,15 +149,16 @@ def make_plan(
     images: Iterable[ImageEntry],
     recipe: PlanRecipe,
     classes: Callable[[], tuple[tuple[str, ...], tuple[str, ...]]],
+    *,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Plan:
-    """Freeze the work list in `store`. Made again with the same images and recipe, it is the plan
-    that is there.
+    """Freeze the work list in `store`. If a plan of the same images and recipe is there already, it
+    is returned.
 
-    The order is by a keyed hash of the images' ids: a shuffle that does not depend on how they were
-    listed. classes: names and titles, asked for once all images were listed. progress: called with
-    the number listed so far. Raises DataError where there is no image, one is listed twice, or
-    `store` holds another plan.
+    The images are ordered by a keyed hash of their ids: a shuffle that does not depend on the order
+    of the listing. classes: returns names and titles, and is called once all images were listed.
+    progress: called with the number of images listed so far. Raises DataError if there is no image,
+    one is listed twice, or `store` holds another plan.
     """
     lines, keys, objects = _listed(images, recipe.seed, progress)
     if not lines:
@@ -195,9 +190,8 @@ def make_plan(
             raise DataError(f"{source} makes no plan: {first_problem(error)}") from error
         if (existing := _existing(store)) is not None:
             return _agreed(store, existing, plan)
-        store.create(
-            plan.list, Path(file.name)
-        )  # the list first: a plan never names a list that is not there
+        # The list first: a plan never names a list that is not there.
+        store.create(plan.list, Path(file.name))
     if not store.create(PLAN, plan.model_dump_json(indent=1).encode()):
         return _agreed(store, read_plan(store), plan)  # another planner was faster
     return plan
@@ -206,7 +200,7 @@ def make_plan(
 def _listed(
     images: Iterable[ImageEntry], seed: int, progress: Callable[[int], None]
 ) -> tuple[list[bytes], NDArray[np.uint64], dict[str, int]]:
-    """(a line for each image, the key that it is ordered by, tars by their numbers)."""
+    """Return (a line for each image, the keys that order them, tars by number)."""
     lines: list[bytes] = []
     keys = array("Q")
     objects: dict[str, int] = {}
@@ -230,9 +224,8 @@ def _order(keys: NDArray[np.uint64], lines: list[bytes]) -> NDArray[np.intp]:
         first, second = (json.loads(lines[order[at + i]])[0] for i in (0, 1))
         if first == second:
             raise DataError(f"the image {printable(first)} is listed twice")
-        if (
-            first > second
-        ):  # two ids with one hash (about 1 in 400,000 plans of ten millions): by name
+        # Two ids with one hash (in about 1 of 400,000 plans of ten million images) go by name.
+        if first > second:
             order[at], order[at + 1] = order[at + 1], order[at]
     return order
 
@@ -260,8 +253,8 @@ def _agreed(store: Store, existing: Plan, plan: Plan) -> Plan:
 
 
 def read_plan(store: Store) -> Plan:
-    """Raises ObjectMissing where there is none, DataError where it is not readable or cannot be
-    true."""
+    """Read the plan of a data set. Raises ObjectMissing if there is none, DataError if it is not
+    readable or cannot be true."""
     try:
         content = read_document(store, PLAN)
     except ObjectMissing as error:
@@ -277,8 +270,8 @@ def read_plan(store: Store) -> Plan:
 
 
 def shard_images(store: Store, plan: Plan, shard: int) -> list[tuple[int, ImageEntry]]:
-    """(index in the plan, image) of a shard's rows, in order. Raises DataError where the list is
-    damaged."""
+    """Return (index in the plan, image) of a shard's rows, in order. Raises DataError if the list
+    is damaged."""
     start, end = plan.slices[shard], plan.slices[shard + 1]
     try:
         lines = _lines(store.read(plan.list, start, end - start), plan.rows_of(shard))
@@ -287,7 +280,7 @@ def shard_images(store: Store, plan: Plan, shard: int) -> list[tuple[int, ImageE
         raise DataError(str(error)) from error
     except (EOFError, zlib.error, ValueError) as error:
         raise DataError(
-            f"{store.url}/{plan.list} is damaged in the part of shard {shard}: {error}"
+            f"{store.url}/{plan.list} is damaged in the slice of shard {shard}: {error}"
         ) from error
     if len(images) != plan.rows_of(shard):
         raise DataError(f"{store.url}/{plan.list} lists {len(images)} images for shard {shard}")
@@ -295,8 +288,8 @@ def shard_images(store: Store, plan: Plan, shard: int) -> list[tuple[int, ImageE
 
 
 def _lines(member: bytes, most: int) -> Iterator[bytes]:
-    """At most so many lines, however large the gzip member would become. Raises ValueError,
-    EOFError, zlib.error."""
+    """Yield at most `most` lines, however large the gzip member would become. Raises ValueError,
+    EOFError or zlib.error."""
     unpacker = zlib.decompressobj(wbits=31)
     begun = b""
     while not unpacker.eof:
@@ -316,15 +309,15 @@ def _lines(member: bytes, most: int) -> Iterator[bytes]:
 
 
 def _parsed(fields: Any, classes: int, objects: tuple[str, ...]) -> ImageEntry:
-    """Raises ValueError."""
+    """Parse a line of the list. Raises ValueError."""
     if type(fields) is not list or not 3 <= len(fields) <= 5 or type(fields[0]) is not str:
         raise ValueError(f"{show(fields)} is no image")
-    image_id, place = fields[0], fields[3:]
+    image_id, location = fields[0], fields[3:]
     label, size = _number(fields[1], classes), _number(fields[2], LARGEST_COUNT)
-    if len(place) == 2:
-        tar, offset = _number(place[0], len(objects)), _number(place[1], LARGEST_COUNT)
+    if len(location) == 2:
+        tar, offset = _number(location[0], len(objects)), _number(location[1], LARGEST_COUNT)
         return ImageEntry(image_id, label, objects[tar], size, offset)
-    return ImageEntry(image_id, label, _inside(place[0] if place else image_id), size)
+    return ImageEntry(image_id, label, _inside(location[0] if location else image_id), size)
 
 
 def _number(value: Any, limit: int) -> int:
@@ -334,7 +327,7 @@ def _number(value: Any, limit: int) -> int:
 
 
 def _inside(name: Any) -> str:
-    """The name of an object of the source, which lies nowhere else. Raises ValueError."""
+    """Return the name of an object if it lies inside the source; else raise ValueError."""
     if (
         type(name) is not str
         or not name

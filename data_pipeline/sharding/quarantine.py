@@ -1,5 +1,5 @@
-"""Images that a data set has to do without: how many may be, and the sums in which no image may be
-lost."""
+"""Images that a data set has to do without: how many there may be, and the sums in which no image
+may be lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data_pipeline.shards.manifest import Quarantined
 from model.documents import printable
 from model.errors import DataError
 
-# Where that worker died before it could say more.
+# The reason where a worker died before it could say more.
 UNREADABLE = "unreadable to the worker that made the shard"
 # Reasons as read_image gives them. They stand in data sets.
 _ABSENT = re.compile(r"gone since it was listed|its mode forbids reading it")
@@ -20,8 +20,11 @@ _OTHER_FILE = re.compile(r"no regular file|(\d+|more than \d+) bytes, but \d+ wh
 
 
 class Totals(NamedTuple):
-    """What became of the planned images. to_come: those of shards that are not made yet. doubtful:
-    those of the quarantined for which the source may be to blame (`is_doubtful`)."""
+    """What became of the planned images.
+
+    to_come: those of shards that are not made yet. doubtful: the quarantined ones for which the
+    source may be to blame (`is_doubtful`).
+    """
 
     planned: int
     stored: int
@@ -31,8 +34,8 @@ class Totals(NamedTuple):
 
     @property
     def lost(self) -> int:
-        """Images that no shard and no list accounts for, although their shards are made; below 0:
-        too many."""
+        """Return the number of images that neither a finished shard nor a list accounts for; below
+        0 if there are too many."""
         return self.planned - self.stored - self.quarantined - self.to_come
 
     @property
@@ -53,28 +56,30 @@ NOTHING = Totals(0, 0, 0)
 
 
 def is_absent(bad: Quarantined) -> bool:
-    """Whether the image could not be had at all: gone or forbidden, as all are where a source is
-    not mounted."""
+    """Whether the image was gone or forbidden, as all images are when a source is not mounted."""
     return _ABSENT.fullmatch(bad.reason) is not None
 
 
 def is_doubtful(bad: Quarantined) -> bool:
-    """Whether the source may be to blame, and not the image: absent, another file than was planned,
-    as all are where another source is given, or for a reason that nobody knows."""
+    """Whether the source may be to blame, and not the image.
+
+    So it is if the image is absent, if it is another file than was planned, as all images are in
+    another source, or if nobody knows the reason.
+    """
     return (
         is_absent(bad) or bad.reason == UNREADABLE or _OTHER_FILE.fullmatch(bad.reason) is not None
     )
 
 
 def bad_allowed(images: int, limit: float) -> int:
-    """Unreadable images let pass among so many: a share, but one in any case, unless the share is
-    0."""
+    """Return how many unreadable images may pass among so many: the share `limit` of them, but at
+    least one, unless the share is 0."""
     return max(1, int(limit * images)) if limit else 0
 
 
 def check_bad(plan: Plan, count: int, named: Sequence[Quarantined], limit: float) -> None:
-    """Raises DataError, naming some, where `count` unreadable images are more than a whole job may
-    have."""
+    """Raise DataError if `count` unreadable images are more than a whole job may have; the message
+    shows some of `named`."""
     if count > bad_allowed(plan.images, limit):
         raise DataError(
             f"{count} of {plan.images} images cannot be read, more than the limit {limit:.1%}: "
@@ -83,12 +88,13 @@ def check_bad(plan: Plan, count: int, named: Sequence[Quarantined], limit: float
 
 
 class BadCount:
-    """The unreadable images of a job, shard by shard, before each is stored: what is stored is
-    never made again.
+    """Counts the unreadable images of a job, shard by shard, before each shard is stored; what is
+    stored is never made again.
 
-    limit: share of all planned images. Doubtful ones (`is_doubtful`) are also held to that share of
-    their shard, and of the images so far: few are lost one by one, and many at once speak of a
-    source that is not whole, or another. before: of the shards that were made when this job began.
+    limit: share of all planned images that may be unreadable. Doubtful images (`is_doubtful`) are
+    also held to that share of their shard, and of the images so far: images get lost one by one,
+    and many at once point to a source that is not whole, or to another source. before: the counts
+    of the shards that were made when this job began.
     """
 
     def __init__(self, plan: Plan, limit: float, before: Totals) -> None:
@@ -97,7 +103,7 @@ class BadCount:
         self._bad, self._doubtful = before.quarantined, before.doubtful
 
     def add(self, shard: int, bad: Sequence[Quarantined]) -> None:
-        """Raises DataError where the shard must not be stored."""
+        """Count a shard's unreadable images. Raises DataError if the shard must not be stored."""
         doubtful = [q for q in bad if is_doubtful(q)]
         rows = self._plan.rows_of(shard)
         self._done += rows

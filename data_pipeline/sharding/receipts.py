@@ -1,10 +1,14 @@
-"""What is done of a data set, and its end: each finished shard has a part, and `finalize` makes
-`dataset.json` of them.
+"""Receipts of finished shards, and `finalize`, which makes `dataset.json` of them.
 
-    tokens-000123.tar    a shard. It is created, never replaced: the first worker wins.
+    tokens-000123.tar    a shard; it is created, never replaced: the first worker wins
     parts/000123.json    its receipt, stored after it: rows, bytes, checksums, unreadable images
 
-A job's state is this listing and nothing else, so any number of workers may die, start and race.
+    worker A   encode 123 ... create tar ... create receipt            123 is done
+    worker B      encode 123 ......... tar is taken: read it back,
+                                       write its receipt if A died before it could
+
+The state of a job is this listing and nothing else, so any number of workers may die, start and
+race.
 """
 
 from __future__ import annotations
@@ -33,11 +37,14 @@ from model.documents import Record, Sha256, parse_record
 from model.errors import DataError
 
 _READERS = 32  # small objects read at a time: on S3 each costs a round trip
-_PART = re.compile(r"parts/([0-9]{6,19})\.json")
+_RECEIPT = re.compile(r"parts/([0-9]{6,19})\.json")
 
 
-class Part(Record):
-    """One finished shard. plan: identity of the plan that it belongs to."""
+class ShardReceipt(Record):
+    """Vouches for one finished shard: its bytes, and the images that it lacks.
+
+    plan: `Plan.identity` of the plan that the shard belongs to.
+    """
 
     plan: Sha256
     shard: ShardEntry
@@ -48,42 +55,46 @@ def shard_name(shard: int) -> str:
     return f"tokens-{shard:06d}.tar"
 
 
-def part_name(shard: int) -> str:
-    return f"parts/{shard:06d}.json"
+def receipt_name(shard: int) -> str:
+    return f"parts/{shard:06d}.json"  # data sets on disk have this name
 
 
 def layout_of(plan: Plan) -> Layout:
+    """Return the byte layout of the plan's shards."""
     return Layout(plan.recipe.views.views, plan.recipe.tokens)
 
 
 def shard_bytes(plan: Plan, rows: int) -> int:
-    """Size of a shard of so many rows; one of none has no file."""
+    """Return the size in bytes of a shard of `rows` rows; a shard without rows has no file."""
     return rows * layout_of(plan).stride + len(END) if rows else 0
 
 
 def rows_in(plan: Plan, size: int) -> int:
-    """Rows of a shard of so many bytes."""
+    """Return the number of rows in a shard of `size` bytes."""
     return max(0, size - len(END)) // layout_of(plan).stride
 
 
-def sound_part_bytes(plan: Plan, shard: int) -> int:
-    """Size of the part of a shard all of whose images could be read; any other part is longer. So a
-    listing tells."""
+def sound_receipt_bytes(plan: Plan, shard: int) -> int:
+    """Return the size in bytes of the shard's receipt if all of its images could be read.
+
+    Every other receipt is longer, so a listing tells which shards lack images.
+    """
     rows = plan.rows_of(shard)
     size = shard_bytes(plan, rows)
     entry = ShardEntry(
         name=shard_name(shard), rows=rows, bytes=size, sha256="0" * 64, xxh3="0" * 32
     )
-    return len(Part(plan=plan.identity, shard=entry).model_dump_json())
+    return len(ShardReceipt(plan=plan.identity, shard=entry).model_dump_json())
 
 
 def commit(
     store: Store, plan: Plan, shard: int, content: bytes, bad: tuple[Quarantined, ...]
-) -> Part:
-    """Store a made shard and its part; what another worker stored before stands.
+) -> ShardReceipt:
+    """Store a shard and its receipt, and return the receipt that is stored in the end.
 
-    content: the shard's bytes, empty where none of its images could be read. Raises DataError where
-    the stored shard is not one of this plan.
+    What another worker stored before stands. content: the shard's bytes, empty if none of its
+    images could be read. bad: its unreadable images. Raises DataError if the stored shard is not
+    one of this plan.
     """
     name = shard_name(shard)
     if content and not store.create(name, content):
@@ -97,21 +108,23 @@ def commit(
         sha256=hashlib.sha256(content).hexdigest(),
         xxh3=xxhash.xxh3_128_hexdigest(content),
     )
-    part = Part(plan=plan.identity, shard=entry, quarantined=bad)
-    if store.create(part_name(shard), part.model_dump_json().encode()):
-        return part
-    stored_part = read_part(store, plan, shard)
-    if stored_part.shard != part.shard:
+    receipt = ShardReceipt(plan=plan.identity, shard=entry, quarantined=bad)
+    if store.create(receipt_name(shard), receipt.model_dump_json().encode()):
+        return receipt
+    stored_receipt = read_receipt(store, plan, shard)
+    if stored_receipt.shard != receipt.shard:
         raise DataError(
-            f"{store.url}/{part_name(shard)} vouches for other bytes than {name} holds; remove "
+            f"{store.url}/{receipt_name(shard)} vouches for other bytes than {name} holds; remove "
             "both, and run again"
         )
-    return stored_part
+    return stored_receipt
 
 
 def _stored(store: Store, plan: Plan, shard: int) -> bytes:
-    """What lies under a shard's name, up to a byte more than a shard may have. Raises DataError for
-    no regular file."""
+    """Read what lies under a shard's name, up to one byte more than a shard may have.
+
+    Raises DataError if it is no regular file.
+    """
     name = shard_name(shard)
     try:
         return store.read(name, 0, shard_bytes(plan, plan.rows_of(shard)) + 1)
@@ -124,8 +137,11 @@ def _stored(store: Store, plan: Plan, shard: int) -> bytes:
 def _checked(
     store: Store, plan: Plan, shard: int, content: bytes, bad: tuple[Quarantined, ...]
 ) -> tuple[Quarantined, ...]:
-    """The quarantined images of a stored shard: those planned that it lacks. Raises DataError where
-    it is no shard of this plan."""
+    """Return the quarantined images of a stored shard: the planned images that it lacks.
+
+    bad: what we ourselves could not read; it gives the reasons. Raises DataError if `content` is no
+    shard of this plan.
+    """
     planned = dict(shard_images(store, plan, shard))
     try:
         present = image_indices(content, layout_of(plan))
@@ -140,72 +156,82 @@ def _checked(
     return tuple(Quarantined(id=i, reason=reasons.get(i, UNREADABLE)) for i in missing)
 
 
-def read_part(store: Store, plan: Plan, shard: int) -> Part:
-    """Raises DataError for a part that is damaged or belongs to another plan."""
-    where = f"{store.url}/{part_name(shard)}"
-    content = read_document(store, part_name(shard))
-    part = parse_record(Part, content, f"{where} is damaged (remove it, and run again)", DataError)
-    if part.plan != plan.identity or part.shard.name != shard_name(shard):
+def read_receipt(store: Store, plan: Plan, shard: int) -> ShardReceipt:
+    """Read a shard's receipt. Raises DataError if it is damaged or belongs to another plan."""
+    where = f"{store.url}/{receipt_name(shard)}"
+    content = read_document(store, receipt_name(shard))
+    receipt = parse_record(
+        ShardReceipt, content, f"{where} is damaged (remove it, and run again)", DataError
+    )
+    if receipt.plan != plan.identity or receipt.shard.name != shard_name(shard):
         raise DataError(
             f"{where} was made for another plan (other images, views or tokenizer); remove it and "
             "its shard, and run again"
         )
-    return part
+    return receipt
 
 
-def read_parts(store: Store, plan: Plan, shards: Iterable[int]) -> Iterator[Part]:
+def read_receipts(store: Store, plan: Plan, shards: Iterable[int]) -> Iterator[ShardReceipt]:
+    """Read the receipts of `shards` in this order, many at a time; raises as `read_receipt`."""
     with ThreadPoolExecutor(_READERS) as pool:
-        yield from pool.map(lambda k: read_part(store, plan, k), shards)
+        yield from pool.map(lambda k: read_receipt(store, plan, k), shards)
 
 
 class Survey(NamedTuple):
-    """What a store holds of a plan. done: shards by number, with the listing of their parts."""
+    """What a store holds of a plan.
+
+    done: the receipts of the finished shards, by shard number. shards: the stored shards, by name.
+    finalized: whether `dataset.json` is there.
+    """
 
     done: dict[int, Entry]
     shards: dict[str, Entry]
     finalized: bool
 
     def missing(self, plan: Plan) -> list[int]:
+        """Return the numbers of the shards that are not done, in order."""
         return [k for k in range(plan.shards) if k not in self.done]
 
 
 def survey(store: Store, plan: Plan) -> Survey:
-    """One listing. A part whose shard is gone does not count."""
-    parts: dict[int, Entry] = {}
+    """List the store once, and say what of the plan is done.
+
+    A receipt whose shard is gone does not count. Raises DataError for receipts of another plan.
+    """
+    receipts: dict[int, Entry] = {}
     shards: dict[str, Entry] = {}
     finalized = False
     for entry in store.list():
-        if (match := _PART.fullmatch(entry.name)) and entry.name == part_name(int(match[1])):
-            parts[int(match[1])] = entry
+        if (match := _RECEIPT.fullmatch(entry.name)) and entry.name == receipt_name(int(match[1])):
+            receipts[int(match[1])] = entry
         elif entry.name.startswith("tokens-"):
             shards[entry.name] = entry
         finalized |= entry.name == MANIFEST
-    strays = [k for k in parts if k >= plan.shards]
+    strays = [k for k in receipts if k >= plan.shards]
     if strays:
         raise DataError(
-            f"{store.url} holds parts of another plan, as {part_name(strays[0])}; use a folder of "
-            "its own"
+            f"{store.url} holds receipts of another plan, as {receipt_name(strays[0])}; use a "
+            "folder of its own"
         )
-    alone = [k for k in parts if shard_name(k) not in shards]
+    alone = [k for k in receipts if shard_name(k) not in shards]
     empty = {
         k
-        for k, part in zip(alone, read_parts(store, plan, alone), strict=True)
-        if part.shard.rows == 0
+        for k, receipt in zip(alone, read_receipts(store, plan, alone), strict=True)
+        if receipt.shard.rows == 0
     }
-    done = {k: entry for k, entry in parts.items() if shard_name(k) in shards or k in empty}
+    done = {k: entry for k, entry in receipts.items() if shard_name(k) in shards or k in empty}
     return Survey(done, shards, finalized)
 
 
 def unclaimed(store: Store, shards: Sequence[int], start: int) -> Iterator[int]:
-    """Those of `shards` that have no part when their turn comes, from place `start` on, round to
-    it.
+    """Yield those of `shards` that have no receipt when their turn comes.
 
-    Workers that know nothing of each other share the work by starting at different places; where
-    two meet, both make the same bytes.
+    The turns begin at index `start` of `shards` and wrap around. Workers that know nothing of each
+    other share the work by starting at different indices; where two meet, both make the same bytes.
     """
     for i in range(len(shards)):
         shard = shards[(start + i) % len(shards)]
-        if not any(entry.name == part_name(shard) for entry in store.list(part_name(shard))):
+        if not any(entry.name == receipt_name(shard) for entry in store.list(receipt_name(shard))):
             yield shard
 
 
@@ -215,15 +241,16 @@ def finalize(
     bad_limit: float = 0.01,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Manifest:
-    """Merge the parts into `dataset.json`, without reading the shards again; then sweep away
+    """Merge the receipts into `dataset.json` without reading the shards again; then sweep away
     leftovers.
 
-    Raises DataError for missing shards, sizes that are not as vouched for, parts of another plan,
-    images that are neither in a shard nor quarantined, too many unreadable ones, or another
-    `dataset.json`.
+    bad_limit: share of unreadable images that may be missing. progress: called with the number of
+    receipts read so far. Raises DataError for missing shards, sizes that no receipt vouches for,
+    receipts of another plan, images that are neither in a shard nor quarantined, too many
+    unreadable images, or another `dataset.json`.
     """
-    found = survey(store, plan)
-    if missing := found.missing(plan):
+    state = survey(store, plan)
+    if missing := state.missing(plan):
         raise DataError(
             f"{store.url}: {len(missing)} of {plan.shards} shards are missing "
             f"({_numbers(missing)}); make them with `addp tokenize run`"
@@ -231,27 +258,28 @@ def finalize(
     entries: list[ShardEntry] = []
     bad: list[Quarantined] = []
     wrong: list[int] = []
-    for k, part in enumerate(read_parts(store, plan, range(plan.shards))):
-        entry = part.shard
-        size = found.shards[entry.name].size if entry.name in found.shards else 0
+    for k, receipt in enumerate(read_receipts(store, plan, range(plan.shards))):
+        entry = receipt.shard
+        size = state.shards[entry.name].size if entry.name in state.shards else 0
         if size == 0 and entry.rows:
-            _stored(store, plan, k)  # says so where it is no regular file
+            _stored(store, plan, k)  # raises if it is no regular file
         expected = shard_bytes(plan, entry.rows)
         if not size == entry.bytes == expected:
             raise DataError(
                 f"{store.url}/{entry.name} has {size} bytes instead of {expected} for {entry.rows} "
-                f"rows; remove it and {part_name(k)}, and run again"
+                f"rows; remove it and {receipt_name(k)}, and run again"
             )
-        if entry.rows + len(part.quarantined) != plan.rows_of(k):
+        if entry.rows + len(receipt.quarantined) != plan.rows_of(k):
             wrong.append(k)
         entries += [entry] if entry.rows else []
-        bad += part.quarantined
+        bad += receipt.quarantined
         progress(k + 1)
     totals = Totals(plan.images, sum(entry.rows for entry in entries), len(bad))
     if wrong:
         raise DataError(
             f"{store.url} does not add up: {totals.text}; remove the files of shard "
-            f"{_numbers(wrong)} ({part_name(wrong[0])}, {shard_name(wrong[0])}, ...), and run again"
+            f"{_numbers(wrong)} ({receipt_name(wrong[0])}, {shard_name(wrong[0])}, ...), and run "
+            "again"
         )
     assert not totals.lost
     check_bad(plan, len(bad), bad, bad_limit)

@@ -1,8 +1,11 @@
 """Images -> V seeded views -> token shards: the work of a sharding job on one machine.
 
+    plan's list -> threads: read, decode, V views -> batches -> encoder -> shard -> store, receipt
+                   (ahead, across shards)            (full)                (in the background)
+
 Threads read images and make views ahead of the encoder, across the borders of shards, and finished
 shards are stored in the background, so that the encoder does not wait. A shard is a pure function
-of the plan: any worker makes the same.
+of the plan: any worker makes the same bytes.
 """
 
 from __future__ import annotations
@@ -22,12 +25,12 @@ from numpy.typing import NDArray
 
 from data_pipeline.images.images import BadImage, ImageEntry, read_image
 from data_pipeline.images.location import images_store
-from data_pipeline.images.source_check import SourceCheck
 from data_pipeline.images.views import ViewRecipe, make_view
 from data_pipeline.sharding.encoder import BatchFiller, TokenEncoder
 from data_pipeline.sharding.plan import Plan, PlanRecipe, read_plan, shard_images
 from data_pipeline.sharding.quarantine import NOTHING, BadCount, Totals, is_absent
-from data_pipeline.sharding.receipts import Part, commit, layout_of, unclaimed
+from data_pipeline.sharding.receipts import ShardReceipt, commit, layout_of, unclaimed
+from data_pipeline.sharding.source_check import SourceCheck
 from data_pipeline.shards.format import Sample, write_shard
 from data_pipeline.shards.manifest import Quarantined
 from data_pipeline.storage import Store, open_store
@@ -40,8 +43,12 @@ OnBad = Literal["quarantine", "fail"]
 
 
 class JobSettings(NamedTuple):
-    """A sharding job as it can be sent to another machine. tokenizer: weights file. source: in
-    place of the plan's. before: what was made when the job began."""
+    """A sharding job as it can be sent to another machine.
+
+    out: the data set. tokenizer: its weights file. source: where the images lie now, if not where
+    they were planned. before: the counts of the shards that were made when the job began. The rest
+    is as for `TokenEncoder` and `TokenizeJob`.
+    """
 
     out: str
     tokenizer: str
@@ -55,8 +62,8 @@ class JobSettings(NamedTuple):
     before: Totals = NOTHING
 
     def open(self) -> TokenizeJob:
-        """Read the plan, load the tokenizer, reach both stores. Raises ADDPError where one of them
-        does not fit, and StorageError where the source is not there."""
+        """Read the plan, load the tokenizer, and reach both stores. Raises ADDPError if one of them
+        does not fit, StorageError if the source is not there."""
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -87,17 +94,18 @@ class JobSettings(NamedTuple):
 
 
 class Viewed(NamedTuple):
-    """An image of a shard, its number in the plan, and its views, uint8 (V, H, W, 3), or why it has
+    """An image of a shard, its index in the plan, and its views, uint8 (V, H, W, 3), or why it has
     none."""
 
     shard: int
-    number: int
+    image_index: int
     entry: ImageEntry
     views: NDArray[np.uint8] | Quarantined
 
 
 def plan_recipe(tokenizer: VQTokenizer, views: ViewRecipe, **options: object) -> PlanRecipe:
-    """Raises DataError where the views do not fit the tokenizer."""
+    """Return the recipe of a data set of these views by this tokenizer; options: further fields of
+    `PlanRecipe`. Raises DataError if the views do not fit the tokenizer."""
     config = tokenizer.config
     if views.size != config.image_size:
         raise DataError(
@@ -115,22 +123,23 @@ def plan_recipe(tokenizer: VQTokenizer, views: ViewRecipe, **options: object) ->
 
 
 def check_tokenizer(tokenizer: VQTokenizer, plan: Plan) -> None:
-    """Raises DataError where the plan was made for other weights."""
-    if (found := fingerprint(tokenizer)) != plan.recipe.tokenizer:
+    """Raise DataError if the plan was made for other weights."""
+    if (given := fingerprint(tokenizer)) != plan.recipe.tokenizer:
         raise DataError(
             f"the plan was made for another tokenizer ({plan.recipe.tokenizer[:12]}) than the one "
-            f"given ({found[:12]}); give the one that it was planned with, or plan anew in an "
+            f"given ({given[:12]}); give the one that it was planned with, or plan anew in an "
             "empty folder"
         )
 
 
 class TokenizeJob:
-    """Makes shards of a plan. `encoder` must hold the plan's tokenizer, in the plan's precision
-    (`check_tokenizer`).
+    """Makes shards of a plan.
 
-    source: the store that the plan's images lie in. threads: read and decode ahead. on_bad: what an
-    unreadable image does. bad_limit: share of unreadable images above which it stops. before: what
-    was made when it began.
+    out: the store of the plan and the shards. source: the store that the plan's images lie in.
+    encoder: must hold the plan's tokenizer, in the plan's precision (`check_tokenizer`). threads:
+    how many read and decode images; one a core if None. on_bad: whether an unreadable image is
+    quarantined or ends the job. bad_limit: share of unreadable images above which the job stops.
+    before: the counts of the shards that were made when it began.
     """
 
     def __init__(
@@ -153,15 +162,14 @@ class TokenizeJob:
 
     def run(
         self, shards: Iterable[int], progress: Callable[[int], None] = lambda images: None
-    ) -> Iterator[Part]:
-        """Make and store these shards; yields each one's part once it is stored. progress: images
-        just encoded.
+    ) -> Iterator[ShardReceipt]:
+        """Make and store these shards, and yield each one's receipt once it is stored.
 
-        Raises DataError for too many unreadable images (the first, with on_bad "fail") and
-        StorageError where reading or storing fails for good, or the source goes away; shards stored
-        until then stay.
+        progress: called with the number of images that were just encoded. Raises DataError for too
+        many unreadable images (for the first, with on_bad "fail"), and StorageError if reading or
+        storing fails for good, or the source goes away; shards stored until then stay.
         """
-        storing: Future[Part] | None = None
+        storing: Future[ShardReceipt] | None = None
         with (
             ThreadPoolExecutor(self.threads, "views") as readers,
             ThreadPoolExecutor(1, "store") as writer,
@@ -177,8 +185,8 @@ class TokenizeJob:
                 yield storing.result()
 
     def _viewed(self, shards: Iterable[int], readers: ThreadPoolExecutor) -> Iterator[Viewed]:
-        """All images of the shards in order, made ahead by at most two batches and one image a
-        thread."""
+        """Yield all images of the shards in order; threads work ahead by at most two batches and
+        one image each."""
         ahead = self.threads + -(-2 * self.encoder.batch // self.plan.recipe.views.views)
         waiting: deque[Future[Viewed]] = deque()
         listed = ((k, i, p) for k in shards for i, p in shard_images(self.out, self.plan, k))
@@ -209,7 +217,7 @@ class TokenizeJob:
     def _make(
         self, images: Iterable[Viewed], progress: Callable[[int], None]
     ) -> tuple[bytes, tuple[Quarantined, ...]]:
-        """One shard's bytes (none where no image can be read), and its unreadable images."""
+        """Return one shard's bytes (none if no image can be read), and its unreadable images."""
         good: list[Viewed] = []
         bad: list[Quarantined] = []
         absent: list[ImageEntry] = []
@@ -230,7 +238,7 @@ class TokenizeJob:
         file = BytesIO()
         write_shard(
             file,
-            (Sample(v.number, v.entry.label, t) for v, t in zip(good, tokens, strict=True)),
+            (Sample(v.image_index, v.entry.label, t) for v, t in zip(good, tokens, strict=True)),
             layout,
         )
         return file.getvalue(), tuple(bad)
@@ -238,10 +246,11 @@ class TokenizeJob:
 
 def run_locally(
     settings: JobSettings, shards: Sequence[int], progress: Callable[[int], None]
-) -> Iterator[Part]:
-    """Make these shards in this process, but for those that other workers finish meanwhile."""
+) -> Iterator[ShardReceipt]:
+    """Make these shards in this process, except those that other workers finish meanwhile, and
+    yield their receipts. Raises as `TokenizeJob.run`."""
     if not shards:
         return
     job = settings.open()
-    start = uuid.uuid4().int % len(shards)  # workers of one plan begin at different places
+    start = uuid.uuid4().int % len(shards)  # workers of one plan begin at different shards
     yield from job.run(unclaimed(job.out, shards, start), progress)

@@ -1,4 +1,5 @@
-"""Check every byte of a finished data set against its manifest, and every row against its rules."""
+"""Checks every byte of a finished data set against its manifest, and every row against its
+rules."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _READERS = 4  # shards read at a time
 
 
 class ShardCheck(NamedTuple):
-    """keys: images of the rows. problems: nothing where the shard is sound."""
+    """What was found in a shard. keys: the images of its rows, as indices in the plan. problems:
+    empty if the shard is sound."""
 
     name: str
     keys: list[int]
@@ -30,8 +32,8 @@ class ShardCheck(NamedTuple):
 
 
 def check_shard(store: Store, manifest: Manifest, entry: ShardEntry) -> ShardCheck:
-    """Read in pieces of whole rows, so that what is stored under the shard's name may be as large
-    as it will."""
+    """Check one shard. It is read in pieces of whole rows, so that what is stored under its name
+    may be of any size."""
     sha256, xxh3, size, rows = hashlib.sha256(), xxhash.xxh3_128(), 0, 0
     keys: list[int] = []
     problems: list[str] = []
@@ -46,15 +48,15 @@ def check_shard(store: Store, manifest: Manifest, entry: ShardEntry) -> ShardChe
             rows += whole
             problem = row_problem(records, manifest.codebook_size, len(manifest.classes))
             problems += [problem] if problem and problem not in problems else []
-            with suppress(ValueError):  # of which the problem speaks
+            with suppress(ValueError):  # `row_problem` has reported it
                 keys += numbers(records["index"]).tolist()
     except NoRegularFile as error:
         return ShardCheck(entry.name, [], [error.reason])
     except ObjectMissing:
         return ShardCheck(entry.name, [], ["is missing"])
     if size != entry.bytes:
-        found = f"{size}" if size < entry.bytes else f"more than {entry.bytes}"
-        return ShardCheck(entry.name, [], [f"has {found} bytes instead of {entry.bytes}"])
+        stored = f"{size}" if size < entry.bytes else f"more than {entry.bytes}"
+        return ShardCheck(entry.name, [], [f"has {stored} bytes instead of {entry.bytes}"])
     if sha256.hexdigest() != entry.sha256:
         problems.append("does not match its sha256")
     if xxh3.hexdigest() != entry.xxh3:
@@ -65,7 +67,7 @@ def check_shard(store: Store, manifest: Manifest, entry: ShardEntry) -> ShardChe
 
 
 def _pieces(store: Store, entry: ShardEntry, size: int) -> Iterator[bytes]:
-    """A shard's bytes, and one more where it has more than it should."""
+    """Yield a shard's bytes, and one more if it has more than it should."""
     for start in range(0, entry.bytes + 1, size):
         try:
             yield store.read(entry.name, start, min(size, entry.bytes + 1 - start))
@@ -75,8 +77,8 @@ def _pieces(store: Store, entry: ShardEntry, size: int) -> Iterator[bytes]:
 
 
 def verify(store: Store, manifest: Manifest) -> Iterator[ShardCheck]:
-    """Every shard in order. An image that also lies in an earlier shard is a problem of the later
-    one."""
+    """Check every shard, in order. An image that also lies in an earlier shard is a problem of the
+    later one."""
     last = -1
     with ThreadPoolExecutor(_READERS) as pool:
         remaining = iter(manifest.shards)
@@ -94,11 +96,8 @@ def verify(store: Store, manifest: Manifest) -> Iterator[ShardCheck]:
 
 
 def totals(store: Store, manifest: Manifest) -> Totals | None:
-    """What became of the planned images; None where no plan lies beside the data set, as in a copy
-    without it.
-
-    Raises DataError for a plan that is not readable.
-    """
+    """Say what became of the planned images; None if no plan lies beside the data set, as in a copy
+    without it. Raises DataError for a plan that is not readable."""
     try:
         plan = read_plan(store)
     except ObjectMissing:

@@ -1,14 +1,26 @@
 """Token shards: plain ustar files in which every sample takes the same number of bytes, so that a
 tar is also an array.
 
-Row r lies at r * stride and holds two members, in this order (docs/data-format.md):
+Row r begins at byte r * stride and holds two members (docs/data-format.md):
 
     KEY.tokens.npy   uint16 (V, L), NumPy format 1.0
     KEY.cls          the label, ten ASCII digits
 
-KEY is the image's index in the data set's list of images, twelve digits. Any WebDataset reader
-reads a shard as usual; `ShardReader` maps it as a strided record array: no tar parsing, no index
-file, any row in O(1).
+KEY is the image's index in the plan's list of images, twelve digits. All lengths are fixed by V and
+L, and tar pads each member to 512 bytes, so all rows have the same shape:
+
+    byte of the row
+    0               tar header of KEY.tokens.npy; it begins with its name, and so with KEY
+    512             NumPy header
+    tokens_offset   V * L tokens, 2 bytes each, little endian; view v begins at + v * 2 L
+                    zeros up to a multiple of 512
+    ...             tar header of KEY.cls
+    label_offset    ten digits
+                    zeros up to a multiple of 512
+    stride          the next row; after the last one, 1,024 zeros end the tar
+
+Any WebDataset reader reads a shard as usual. `ShardReader` maps it as a strided array of records:
+no tar parsing, no index file, any row in O(1).
 """
 
 from __future__ import annotations
@@ -34,14 +46,14 @@ _MOST_ROW = 2**26  # bytes of a row
 KEY_DIGITS, LABEL_DIGITS = 12, 10
 END = bytes(2 * _BLOCK)  # two zero blocks close a tar
 
-# Of records: rows of a shard, tokens of a view, codes of a codebook (a token is a uint16).
+# Types of fields: rows of a shard, tokens of a view, codes of a codebook (a token is a uint16).
 Rows = Annotated[Count, Field(le=MOST_ROWS)]
 TokenCount = Annotated[Positive, Field(le=2**16)]
 CodeCount = Annotated[Positive, Field(le=2**16)]
 
 
 class Sample(NamedTuple):
-    """image: its index in the data set's list. label: class. tokens: uint16 (V, L)."""
+    """A row. image: its index in the plan's list. label: its class. tokens: uint16 (V, L)."""
 
     image: int
     label: int
@@ -54,13 +66,13 @@ def _padded(size: int) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """Byte layout of a row, a function of V and L alone."""
+    """The byte layout of a row, which V (views) and L (tokens) determine."""
 
     views: int
     tokens: int
 
     def check(self) -> None:
-        """Raises ValueError for rows that no shard of ours has."""
+        """Raise ValueError for rows that are too large for a shard."""
         if self.stride > _MOST_ROW:
             raise ValueError(
                 f"{self.views} views of {self.tokens} tokens take more than {_MOST_ROW >> 20} MiB "
@@ -69,7 +81,8 @@ class Layout:
 
     @property
     def npy_header(self) -> bytes:
-        """NumPy format 1.0, written here so that no NumPy release can change a shard's bytes."""
+        """Return the header of NumPy's format 1.0. It is written here so that no NumPy release can
+        change a shard's bytes."""
         shape = f"({self.views}, {self.tokens})"
         description = f"{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}, }}".encode()
         fill = -(10 + len(description) + 1) % 64
@@ -78,23 +91,26 @@ class Layout:
 
     @property
     def npy_bytes(self) -> int:
+        """Return the size of KEY.tokens.npy."""
         return len(self.npy_header) + 2 * self.views * self.tokens
 
     @property
     def tokens_offset(self) -> int:
+        """Return the byte of a row at which its tokens begin."""
         return _BLOCK + len(self.npy_header)
 
     @property
     def label_offset(self) -> int:
+        """Return the byte of a row at which its label begins."""
         return _BLOCK + _padded(self.npy_bytes) + _BLOCK
 
     @property
     def stride(self) -> int:
-        """Bytes of a row."""
+        """Return the number of bytes of a row."""
         return self.label_offset + _padded(LABEL_DIGITS)
 
     def fields(self) -> dict[str, dict[str, object]]:
-        """The layout as it stands in `dataset.json`."""
+        """Return the layout as it stands in `dataset.json`."""
         return {
             "index": {"offset": 0, "bytes": KEY_DIGITS, "encoding": "ascii digits"},
             "tokens": {
@@ -110,8 +126,8 @@ class Layout:
         }
 
     def row(self, sample: Sample) -> bytes:
-        """A row's bytes. The two members' tar headers fix mode, owner and time, so equal samples
-        give equal bytes."""
+        """Return the bytes of a sample's row. The tar headers fix mode, owner and time, so equal
+        samples give equal bytes."""
         assert sample.tokens.shape == (self.views, self.tokens) and sample.tokens.dtype == np.uint16
         key = f"{sample.image:0{KEY_DIGITS}d}"
         npy = self.npy_header + sample.tokens.astype("<u2", copy=False).tobytes()
@@ -131,7 +147,7 @@ def _member(name: str, body: bytes) -> bytes:
 
 
 def write_shard(file: BytesIO, samples: Iterable[Sample], layout: Layout) -> int:
-    """Write a whole shard; returns its number of rows."""
+    """Write a whole shard, and return its number of rows."""
     rows = 0
     for sample in samples:
         file.write(layout.row(sample))
@@ -141,8 +157,8 @@ def write_shard(file: BytesIO, samples: Iterable[Sample], layout: Layout) -> int
 
 
 def image_indices(content: bytes, layout: Layout) -> list[int]:
-    """Each row's image in the data set's list, from a whole shard. Raises ValueError where it is no
-    such shard."""
+    """Return each row's image, as its index in the plan's list, from a whole shard. Raises
+    ValueError if the bytes are no such shard."""
     rows, rest = divmod(len(content) - len(END), layout.stride)
     if rows < 1 or rest or not content.endswith(END):
         raise ValueError(f"{len(content)} bytes are no whole number of rows")
@@ -150,8 +166,8 @@ def image_indices(content: bytes, layout: Layout) -> list[int]:
 
 
 def shard_records(raw: NDArray[np.uint8], rows: int, layout: Layout) -> NDArray[np.void]:
-    """A shard's bytes as an array of rows with the fields index, tokens (V, L) and label, without a
-    copy."""
+    """View a shard's bytes, without a copy, as an array (rows,) of records with the fields index,
+    tokens (V, L) and label."""
     fields = {
         "names": ["index", "tokens", "label"],
         "formats": [f"S{KEY_DIGITS}", ("<u2", (layout.views, layout.tokens)), f"S{LABEL_DIGITS}"],
@@ -162,7 +178,7 @@ def shard_records(raw: NDArray[np.uint8], rows: int, layout: Layout) -> NDArray[
 
 
 def numbers(texts: NDArray[np.bytes_]) -> NDArray[np.int64]:
-    """Keys or labels (N,) as numbers. Raises ValueError where one is not made of ASCII digits
+    """Return keys or labels (N,) as numbers. Raises ValueError if one is not made of ASCII digits
     alone."""
     digits = np.ascontiguousarray(texts).view(np.uint8).reshape(len(texts), -1) - np.uint8(ord("0"))
     if digits.size and digits.max() > 9:
@@ -171,8 +187,8 @@ def numbers(texts: NDArray[np.bytes_]) -> NDArray[np.int64]:
 
 
 def row_problem(records: NDArray[np.void], codes: int, classes: int) -> str | None:
-    """What is wrong with the rows of a shard, whose bytes may be as vouched for; None where nothing
-    is."""
+    """Say what is wrong with a shard's rows, whose bytes may match their checksum; None if nothing
+    is. codes, classes: how many there are."""
     try:
         numbers(records["index"])
         labels = numbers(records["label"])
@@ -189,7 +205,8 @@ class ShardReader:
     """A shard as arrays that read straight from its bytes: an open file, which stays open and is
     mapped, or memory.
 
-    Raises DataError where it has not `rows` rows of this layout, or (with `checksum`) other bytes.
+    raw: all bytes, uint8. records: the rows, as `shard_records` gives them. Raises DataError if the
+    shard has not `rows` rows of this layout, or not the xxh3 `checksum`, if one is given.
     """
 
     def __init__(
@@ -197,11 +214,11 @@ class ShardReader:
     ) -> None:
         self._source = source  # keeps a lock on the file
         expected = rows * layout.stride + len(END)
-        found = len(source) if isinstance(source, bytes) else os.fstat(source.fileno()).st_size
+        size = len(source) if isinstance(source, bytes) else os.fstat(source.fileno()).st_size
         name = "in memory" if isinstance(source, bytes) else source.name
-        if found != expected:
+        if size != expected:
             raise DataError(
-                f"the shard {name} has {found} bytes instead of {expected}; fetch or make it again"
+                f"the shard {name} has {size} bytes instead of {expected}; fetch or make it again"
             )
         self.raw: NDArray[np.uint8] = (
             np.frombuffer(source, np.uint8)

@@ -1,5 +1,5 @@
-"""`dataset.json`: what a token data set holds, byte for byte. Written last; a folder without it is
-no data set."""
+"""`dataset.json`: what a token data set holds, byte for byte. It is written last, so a folder
+without it is no data set."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from data_pipeline.images.views import ViewRecipe
-from data_pipeline.sharding.plan import Classes, check_titles
 from data_pipeline.shards.format import END, CodeCount, Layout, Rows, TokenCount
 from data_pipeline.storage import BucketMissing, ObjectMissing, Store, open_store, read_document
 from model.documents import (
@@ -30,7 +29,24 @@ from model.precision import InferencePrecision
 MANIFEST = "dataset.json"
 
 
+def _no_name_twice(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("a name stands twice")
+    return names
+
+
+Classes = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_no_name_twice)]
+
+
+def check_titles(classes: tuple[str, ...], titles: tuple[str, ...]) -> None:
+    """Raise ValueError if there are titles, but not one for each class."""
+    if titles and len(titles) != len(classes):
+        raise ValueError(f"class_titles: {len(titles)} for {len(classes)} classes")
+
+
 class ShardEntry(Record):
+    """A shard of the data set, and the checksums of its bytes."""
+
     name: RelativeName
     rows: Rows
     bytes: Count
@@ -39,13 +55,15 @@ class ShardEntry(Record):
 
 
 class Quarantined(Record):
-    """An image that could not be read, and why."""
+    """An image that could not be read. reason: as `BadImage` gives it."""
 
     id: str
     reason: str
 
 
 class Manifest(Record):
+    """`dataset.json`. Two manifests with one fingerprint describe the same bytes."""
+
     format: Literal["addp-tokens-1"] = "addp-tokens-1"
     shards: Annotated[tuple[ShardEntry, ...], Field(min_length=1)]
     stride: Positive
@@ -61,7 +79,7 @@ class Manifest(Record):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        """Raises ValueError where sizes contradict each other, so that no reader has to look."""
+        """Raise ValueError if sizes contradict each other, so that no reader has to look."""
         layout = self.layout
         layout.check()
         if (self.stride, self.fields) != (layout.stride, layout.fields()):
@@ -91,28 +109,28 @@ class Manifest(Record):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the manifest's canonical JSON: two data sets with one fingerprint hold the
-        same bytes."""
+        """Return the sha256 of the manifest's canonical JSON."""
         return hashlib.sha256(
             json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()
         ).hexdigest()
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
+    """Return the content of `dataset.json`, with the fingerprint."""
     content = {**manifest.model_dump(mode="json"), "fingerprint": manifest.fingerprint}
     return json.dumps(content, indent=1).encode()
 
 
-def read_manifest(place: Store | Path | str) -> Manifest:
-    """Raises DataError where there is no finished data set, or its manifest was altered or cannot
-    be true."""
-    return read_fingerprinted(place)[0]
+def read_manifest(data: Store | Path | str) -> Manifest:
+    """Read the manifest of a data set (its store, folder or url). Raises DataError if it is not
+    finished, or its manifest was altered or cannot be true."""
+    return read_fingerprinted(data)[0]
 
 
-def read_fingerprinted(place: Store | Path | str) -> tuple[Manifest, str]:
-    """As `read_manifest`, with the fingerprint, which takes long to take of a hundred thousand
-    shards."""
-    store = open_store(place, closed=True) if isinstance(place, Path | str) else place
+def read_fingerprinted(data: Store | Path | str) -> tuple[Manifest, str]:
+    """Read the manifest as `read_manifest` does, and return its fingerprint, too, which takes long
+    to compute for a hundred thousand shards."""
+    store = open_store(data, closed=True) if isinstance(data, Path | str) else data
     where = f"{store.url}/{MANIFEST}"
     try:
         document = read_document(store, MANIFEST)

@@ -1,4 +1,4 @@
-"""Where data sets and images lie: `open_store` gives a folder and a bucket one interface."""
+"""Where data sets and images lie: a folder or a bucket, behind one interface (`open_store`)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from pathlib import Path
 
 from data_pipeline.storage.base import (
     CHUNK,
-    MOST_DOCUMENT,
     AccessDenied,
     BucketMissing,
     Entry,
     NoRegularFile,
     ObjectMissing,
     StorageError,
-    StorageFull,
     Store,
     Throttled,
     TooShort,
@@ -21,18 +19,13 @@ from data_pipeline.storage.base import (
     Unreachable,
     file_name,
     is_remote,
-    local_error,
-    parse_s3,
     read_document,
     split_url,
 )
-from data_pipeline.storage.local import SCRATCH, LocalStore, write_atomically
-from model.files import sync
+from data_pipeline.storage.local import LocalStore
 
 __all__ = [
     "CHUNK",
-    "MOST_DOCUMENT",
-    "SCRATCH",
     "AccessDenied",
     "BucketMissing",
     "Entry",
@@ -40,7 +33,6 @@ __all__ = [
     "NoRegularFile",
     "ObjectMissing",
     "StorageError",
-    "StorageFull",
     "Store",
     "Throttled",
     "TooShort",
@@ -48,20 +40,19 @@ __all__ = [
     "Unreachable",
     "file_name",
     "is_remote",
-    "local_error",
     "open_store",
-    "parse_s3",
     "read_document",
     "split_url",
-    "sync",
-    "write_atomically",
 ]
 
 
 def open_store(url: str | Path, *, closed: bool = False) -> Store:
-    """A local folder (need not exist yet) or `s3://bucket/prefix`. closed: see `LocalStore`."""
+    """Open a local folder, which need not exist yet, or `s3://bucket/prefix`.
+
+    closed: no link in a local folder may lead out of it (see `LocalStore`).
+    """
     if is_remote(url):
-        from data_pipeline.storage.s3 import S3Store
+        from data_pipeline.storage.s3 import S3Store  # boto3 takes a second to import
 
         return S3Store(str(url))
-    return LocalStore(Path(url), closed)
+    return LocalStore(Path(url), closed=closed)

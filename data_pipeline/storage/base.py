@@ -1,8 +1,7 @@
-"""Where data sets and images lie: a local folder or `s3://bucket/prefix`, behind one small
-interface.
+"""The interface of a store, which is a local folder or `s3://bucket/prefix`, and its errors.
 
 A name is a relative path with forward slashes. An object is whole or absent: `create` and `replace`
-never show a part of one, and `create` never overwrites, so of several writers racing for a name
+never show half of one, and `create` never overwrites, so of several writers racing for a name
 exactly one wins.
 """
 
@@ -18,26 +17,26 @@ from urllib.parse import quote
 from model.documents import MIB
 from model.errors import ADDPError, DataError
 
-CHUNK = 8 * 2**20
-MOST_DOCUMENT = (
-    64 * MIB
-)  # bytes of a document: a data set of a hundred thousand shards takes 23 MiB
+CHUNK = 8 * MIB  # bytes read at a time from a large object
+# Bytes of a document; `dataset.json` of a hundred thousand shards takes 23 MiB.
+MOST_DOCUMENT = 64 * MIB
 
 
 class StorageError(ADDPError):
-    """Something between us and the stored bytes. The message names the object, what happened and
-    what to do."""
+    """Something stands between us and the stored bytes. The message names the object, what happened
+    and what to do."""
 
     exit_code = 74
 
 
 class ObjectMissing(StorageError):
-    """No object of that name."""
+    """There is no object of that name."""
 
 
 class NoRegularFile(ObjectMissing):
     """The name is that of a folder, a pipe or a device, or of a link that leads out of a closed
-    folder. reason: what the message says of it, without its name."""
+    folder. reason: what the message says of it, without its name.
+    """
 
     def __init__(self, message: str, reason: str = "is no regular file") -> None:
         super().__init__(message)
@@ -45,7 +44,7 @@ class NoRegularFile(ObjectMissing):
 
 
 class BucketMissing(StorageError):
-    """No such bucket, or folder to list."""
+    """There is no such bucket, or no such folder to list."""
 
 
 class AccessDenied(StorageError):
@@ -57,15 +56,15 @@ class Throttled(StorageError):
 
 
 class Unreachable(StorageError):
-    """No answer after all retries: refused, reset or timed out."""
+    """The server gave no answer after all retries: it refused, reset or timed out."""
 
 
 class Truncated(StorageError):
-    """Fewer bytes than were asked for, although the object has them."""
+    """Fewer bytes came than were asked for, although the object has them."""
 
 
 class TooShort(Truncated):
-    """The object itself ends before the bytes that were asked for. content: what it has of them."""
+    """The object itself ends before the bytes that were asked for. content: the bytes it has."""
 
     def __init__(self, message: str, content: bytes = b"") -> None:
         super().__init__(message)
@@ -73,11 +72,11 @@ class TooShort(Truncated):
 
 
 class StorageFull(StorageError):
-    """No space left, or a read-only file system."""
+    """No space is left, or the file system is read-only."""
 
 
 class Entry(NamedTuple):
-    """size: bytes. modified: seconds since 1970."""
+    """An object in a listing. size: in bytes. modified: in seconds since 1970."""
 
     name: str
     size: int
@@ -85,6 +84,7 @@ class Entry(NamedTuple):
 
 
 def local_error(error: OSError, what: str) -> StorageError:
+    """Return the named error for what the file system said. what: the path that it is about."""
     reason = error.strerror or str(error)
     missing = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
     if missing or error.errno == errno.ELOOP:
@@ -99,41 +99,48 @@ def local_error(error: OSError, what: str) -> StorageError:
 
 
 class Store(Protocol):
-    """Every method raises one of the errors above; retries are done inside."""
+    """A folder or a bucket with a prefix. Every method retries by itself, and raises one of the
+    errors above.
+
+    url: opens the same store again.
+    """
 
     url: str
 
     def folders(self) -> list[str]:
-        """First components of the names that have more than one, sorted."""
+        """Return the first components of the names that have more than one, sorted."""
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Objects whose names start with `prefix`, at any depth, in no particular order."""
+        """Yield the objects whose names start with `prefix`, at any depth, in no particular
+        order."""
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
-        """Bytes start .. start+length-1, to the end when None. Never fewer than asked for: raises
-        TooShort."""
+        """Return the bytes start .. start+length-1, or all from `start` on if `length` is None.
+
+        Raises TooShort where the object has fewer.
+        """
 
     def create(self, name: str, content: bytes | Path) -> bool:
-        """Store a new object; False, with nothing changed, where the name is taken.
+        """Store a new object; return False, with nothing changed, if the name is taken.
 
-        True is certain, False is not: after a lost answer the object that is in the way may be this
-        very one.
+        True is certain. False is not: after a lost answer, the object that is in the way may be
+        this very one.
         """
 
     def replace(self, name: str, content: bytes) -> None:
         """Store an object, whatever was there."""
 
     def remove(self, name: str) -> None:
-        """Remove an object; nothing where there is none."""
+        """Remove an object; do nothing if there is none."""
 
     def sweep(self) -> None:
-        """Remove what killed writers left behind. Only where no one else writes."""
+        """Remove what killed writers left behind. Call it only if nobody else writes."""
 
 
-def is_remote(place: str | Path) -> bool:
-    """Whether it is a url of S3, and no path. Raises StorageError for a url that is none of S3's,
-    or not whole."""
-    text = str(place)
+def is_remote(url: str | Path) -> bool:
+    """Whether `url` is a url of S3, and no path. Raises StorageError for a url of another scheme,
+    or one that is not whole."""
+    text = str(url)
     if text.startswith("s3://"):
         parse_s3(text)
         return True
@@ -144,17 +151,17 @@ def is_remote(place: str | Path) -> bool:
         )
     if re.match(r"[sS]3:", text):
         raise StorageError(
-            "s3: with less than two slashes is no place; write s3://bucket/prefix where a store is "
-            "asked for, and ./s3:... for a folder of that name"
+            "s3: with less than two slashes is no url; write s3://bucket/prefix for a store, and "
+            "./s3:... for a folder of that name"
         )
     return False
 
 
 def parse_s3(url: str) -> tuple[str, str]:
-    """(bucket, prefix of the keys below: empty, or with a slash at its end).
+    """Split a url of S3 into (bucket, prefix of the keys: empty, or with a slash at its end).
 
-    Every character stands for itself; only `s3://b/x` and `s3://b/x/` are one place. Raises
-    StorageError, which never repeats a credential.
+    Every character stands for itself; only `s3://b/x` and `s3://b/x/` are the same store. Raises
+    StorageError, whose message never repeats a credential.
     """
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if not bucket:
@@ -172,23 +179,23 @@ def parse_s3(url: str) -> tuple[str, str]:
 
 
 def split_url(url: str | Path) -> tuple[str, str]:
-    """(its folder's url, last name) of an object. Raises StorageError for a url that is none."""
+    """Split an object's path or url into (its folder's, its last name). Raises StorageError for a
+    url that is none."""
     folder, _, name = str(url).rstrip("/").rpartition("/")
     if is_remote(url):
-        return folder + "/" * (
-            folder.endswith("/") and folder != "s3:/"
-        ), name  # s3:/ of a bucket alone: no place
+        # A key may have an empty component; "s3:/" is what is left of the url of a bucket alone.
+        return folder + "/" * (folder.endswith("/") and folder != "s3:/"), name
     return folder or ("/" if str(url).startswith("/") else "."), name
 
 
 def file_name(url: str) -> str:
-    """A name of a file for a url of S3: each place has one, and no other place has it."""
+    """Return a file name for a url of S3; no two stores have the same."""
     return quote("/".join(parse_s3(url)).removesuffix("/"), safe="")
 
 
 def read_document(store: Store, name: str) -> bytes:
-    """A whole object, of at most `MOST_DOCUMENT` bytes. Raises DataError for a larger one and for
-    what is no regular file; ObjectMissing; StorageError."""
+    """Read a whole object of at most `MOST_DOCUMENT` bytes. Raises DataError if it is larger or no
+    regular file, ObjectMissing if there is none, StorageError if it cannot be read."""
     try:
         store.read(name, 0, MOST_DOCUMENT + 1)
     except TooShort as short:

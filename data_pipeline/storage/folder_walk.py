@@ -1,4 +1,4 @@
-"""The files below a folder, through links too, in a time that no arrangement of links can
+"""Lists the files below a folder, through links too, in a time that no arrangement of links can
 stretch."""
 
 from __future__ import annotations
@@ -14,35 +14,39 @@ from data_pipeline.storage.base import Entry, StorageError, local_error
 from model.documents import show
 
 _DEEPEST = 200  # folders in each other
-# By which one folder is reached through links: ten that all link to each other have a million.
-_MOST_WAYS = 100
+_MOST_WAYS = 100  # to one folder through links; ten folders that link to each other have a million
 
 
 def leads_out(root: Path, path: Path) -> bool:
-    """Whether a path, its links followed, lies outside of the root. The root may be a link
-    itself."""
+    """Whether a path, with its links followed, lies outside of the root. The root may be a link."""
     top = os.path.realpath(root)
     return os.path.commonpath((top, os.path.realpath(path))) != top
 
 
 class FolderWalk:
-    """closed: a link that leads out of the root is listed with no bytes, and not entered. skip: a
-    folder below the root that holds nothing to list."""
+    """A walk below `root`.
+
+    closed: a link that leads out of the root is listed with no bytes, and not entered. skip: the
+    name of a folder below the root that is left out.
+    """
 
     def __init__(self, root: Path, closed: bool, skip: str) -> None:
         self._root, self._closed, self._skip = root, closed, skip
         self._ways: Counter[tuple[int, int]] = Counter()
 
     def entries(self, folder: str, prefix: str) -> Iterator[Entry]:
-        """Those below `folder` whose names start with `prefix`. A link to nothing, a pipe and a
-        device have no bytes: reading them says what they are. Raises StorageError."""
+        """Yield the files below `folder` whose names start with `prefix`.
+
+        A link to nothing, a pipe and a device are listed with no bytes: reading them says what they
+        are. Raises StorageError.
+        """
         return self._below(folder, prefix, (), linked=False)
 
     def _below(
         self, folder: str, prefix: str, above: tuple[tuple[int, int], ...], linked: bool
     ) -> Iterator[Entry]:
-        """above: folders that this one lies in (device, inode): a link back to one of them holds
-        nothing new."""
+        """above: the folders that this one lies in, as (device, inode). A link back to one of them
+        holds nothing new."""
         path = self._root / folder
         try:
             status = path.stat()
@@ -57,15 +61,14 @@ class FolderWalk:
                     else f"is reached in over {_MOST_WAYS:,} ways by links"
                 )
                 raise StorageError(f"{show(str(path))} {how}; name a folder without such links")
-            with os.scandir(path) as found:
-                entries = list(found)
+            with os.scandir(path) as scan:
+                entries = list(scan)
         except OSError as error:
             raise local_error(error, f"{path}") from error
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
-            if not name.startswith(
-                prefix
-            ):  # jobs ask for one of thousands of parts, again and again
+            # A job asks for one of thousands of receipts, again and again.
+            if not name.startswith(prefix):
                 continue
             link = entry.is_symlink()
             try:

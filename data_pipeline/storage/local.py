@@ -21,17 +21,17 @@ from data_pipeline.storage.base import (
 )
 from data_pipeline.storage.folder_walk import FolderWalk, leads_out
 from model.documents import show
-from model.files import sync, whole_file
+from model.files import sync, write_atomically
 
-SCRATCH = ".tmp"  # below the root of a local store: files on their way to their names
+SCRATCH = ".tmp"  # a folder below the root of a local store: files on their way to their names
 
 
 class LocalStore:
-    """A folder. Objects appear by a link from a synced temporary file, which fails where the name
-    is taken.
+    """A folder as a store. An object appears as a hard link to a synced temporary file; linking
+    fails if the name is taken.
 
-    Only regular files are opened. closed: no link in the folder leads out of it, neither for
-    reading nor for writing; the folder itself may be a link.
+    Only regular files are opened. closed: links that lead out of the folder are followed neither
+    for reading nor for writing; the folder itself may be a link.
     """
 
     def __init__(self, root: Path, closed: bool = False) -> None:
@@ -55,10 +55,11 @@ class LocalStore:
         yield from FolderWalk(self.root, self.closed, SCRATCH).entries(folder, prefix)
 
     def open(self, name: str) -> BinaryIO:
-        """Raises NoRegularFile, ObjectMissing, AccessDenied and StorageError."""
+        """Open an object for reading. Raises NoRegularFile, ObjectMissing, AccessDenied or another
+        StorageError."""
         path = self.root / name
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # to open a device may do something
+            if not stat.S_ISREG(path.stat().st_mode):  # opening a device may do something
                 raise NoRegularFile(f"{path} is no regular file")
             if self.closed and leads_out(self.root, path):
                 reason = (
@@ -92,8 +93,8 @@ class LocalStore:
         return content
 
     def _target(self, name: str) -> Path:
-        """Where an object is written to. Raises StorageError where that is out of a closed
-        folder."""
+        """Return the path that an object is written to. Raises StorageError if it leads out of a
+        closed folder."""
         target = self.root / name
         if self.closed and leads_out(self.root, target.parent):
             raise StorageError(
@@ -117,9 +118,7 @@ class LocalStore:
                 scratch.unlink(missing_ok=True)
             sync(target.parent)
         except FileNotFoundError:
-            if (
-                target.exists()
-            ):  # a finished job swept our temporary file away: the name was taken before
+            if target.exists():  # a finished job swept our temporary file away: the name was taken
                 return False
             raise ObjectMissing(
                 f"{target}: its folder went away while it was stored; run it again"
@@ -149,14 +148,8 @@ class LocalStore:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """A pipe that took a file's place would be waited for without end."""
+    """Open without waiting: a pipe that took the file's name would block without end."""
     return os.open(path, flags | os.O_NONBLOCK)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Whole or not at all: a temporary file beside it, fsync, rename, fsync of the folder."""
-    with whole_file(path) as partial:
-        partial.write_bytes(content)
 
 
 def _write_synced(path: Path, content: bytes | Path) -> None:
@@ -165,8 +158,8 @@ def _write_synced(path: Path, content: bytes | Path) -> None:
         with path.open("wb") as file:
             if isinstance(content, Path):
                 with content.open("rb") as source:
-                    while part := source.read(CHUNK):
-                        file.write(part)
+                    while piece := source.read(CHUNK):
+                        file.write(piece)
             else:
                 file.write(content)
             file.flush()

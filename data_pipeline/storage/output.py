@@ -1,5 +1,5 @@
-"""Whether a file, a folder or a store can be written: asked before the work, not after it. Nothing
-is left behind."""
+"""Checks that a file, a folder or a store can be written, before the work and not after it. A check
+leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def check_output(path: Path, suffixes: Collection[str] = ()) -> None:
-    """By modes alone: no file is made. suffixes: those of the formats that can be written; none for
-    a folder.
+    """Check by modes alone, without making a file, that `path` can be written.
 
-    Raises ConfigError for another suffix, or a file or folder in the way, StorageError where nobody
-    may write.
+    suffixes: those of the formats that can be written; none for a folder. Raises ConfigError for
+    another suffix, or a file or folder in the way; StorageError if the mode forbids writing.
     """
     if suffixes and path.suffix.lower() not in suffixes:
         raise ConfigError(f"{path} cannot be written: its name must end in {' or '.join(suffixes)}")
@@ -36,8 +35,7 @@ def check_output(path: Path, suffixes: Collection[str] = ()) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What `check_output` cannot foresee, as a full disk or a file system that takes no files:
-    StorageError."""
+    """Turn what `check_output` cannot foresee, such as a full disk, into a StorageError."""
     try:
         yield
     except OSError as error:
@@ -46,15 +44,17 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def is_within(place: str | Path, folder: str | Path) -> bool:
-    """Whether a path is that of a folder, or of something in it, links followed."""
-    there, root = os.path.realpath(place), os.path.realpath(folder)
+def is_within(path: str | Path, folder: str | Path) -> bool:
+    """Whether a path, with its links followed, is that of a folder or of something in it."""
+    there, root = os.path.realpath(path), os.path.realpath(folder)
     return there == root or there.startswith(root.rstrip("/") + "/")
 
 
 def check_apart(out: str | Path, images: str | Path, name: str = "OUT") -> None:
-    """Raises ConfigError where what is written would lie among the images, and be taken for some.
-    name: of `out`."""
+    """Raise ConfigError if what is written would lie among the images, and be taken for some.
+
+    name: what the message calls `out`.
+    """
     if is_remote(out) != is_remote(images):
         return
     if is_remote(out):
@@ -69,10 +69,10 @@ def check_apart(out: str | Path, images: str | Path, name: str = "OUT") -> None:
 
 
 def writable(folder: Path) -> Path:
-    """The nearest folder that is there, if `folder` can be made in it: by writing to it, as a store
-    does.
+    """Check that `folder` can be made, by writing beside it as a store does, and return the nearest
+    folder that exists.
 
-    Raises ConfigError where a file is in the way, StorageError where it cannot be written.
+    Raises ConfigError if a file is in the way, StorageError if that folder cannot be written.
     """
     there = _nearest_folder(folder)
     try:
@@ -84,7 +84,8 @@ def writable(folder: Path) -> Path:
 
 
 def probe(store: Store) -> None:
-    """Put an object, see that it cannot be put again, read it, remove it. Raises StorageError."""
+    """Put an object, see that it cannot be put again, read it, remove it. Raises StorageError if
+    the store does not behave as one."""
     name = f"addp-check-{uuid.uuid4().hex}"
     content = os.urandom(32)
     store.create(name, content)
@@ -101,7 +102,8 @@ def probe(store: Store) -> None:
 
 
 def _nearest_folder(path: Path) -> Path:
-    """That `path` is, or would be made in. Raises ConfigError where a file is in the way."""
+    """Return the nearest folder that exists: `path`, or one that it would be made in. Raises
+    ConfigError if a file is in the way."""
     there = path.absolute()
     # Unlike Path.exists, os.access raises no error where a folder may not be entered.
     while not os.access(there, os.F_OK) and there != there.parent:

@@ -1,9 +1,9 @@
-"""The only file that touches boto3: a store on S3 or a server that speaks its protocol.
+"""A store on S3, or on a server that speaks its protocol. No other file imports boto3.
 
 Credentials, region and endpoint come from boto3's usual chain (environment, profile, instance role;
-AWS_ENDPOINT_URL_S3 for other servers) and from nowhere else. Requests are retried by botocore with
-back-off and jitter; a body that breaks off is read on from where it broke, and only if the object
-is still the same one.
+AWS_ENDPOINT_URL_S3 for other servers) and from nowhere else. botocore retries requests with
+back-off and jitter. A body that breaks off is read on from where it broke, if the object is still
+the same.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _number(name: str, default: str) -> float:
 
 
 def _check_endpoint() -> None:
-    """Raises StorageError for an endpoint in the environment that boto3 would not understand."""
+    """Raise StorageError for an endpoint in the environment that boto3 would not understand."""
     if os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true":
         return
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
@@ -129,13 +129,13 @@ def _check_endpoint() -> None:
 
 
 class S3Store:
-    """`s3://bucket/prefix`. May be shared by threads. url: opens the same place again."""
+    """The objects below `s3://bucket/prefix`. Threads may share it."""
 
     def __init__(self, url: str) -> None:
         self._bucket, self._prefix = parse_s3(url)
-        place = f"s3://{self._bucket}/{self._prefix}"
-        shorter = place[:-1]
-        self.url = shorter if shorter.count("/") == 2 or not shorter.endswith("/") else place
+        url = f"s3://{self._bucket}/{self._prefix}"
+        shorter = url[:-1]
+        self.url = shorter if shorter.count("/") == 2 or not shorter.endswith("/") else url
         self._s3, self._attempts = _client()
 
     def _key(self, name: str) -> dict[str, str]:
@@ -199,10 +199,10 @@ class S3Store:
         pages = self._s3.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"
         )
-        found = self._call(
+        prefixes = self._call(
             "", lambda: [p["Prefix"] for page in pages for p in page.get("CommonPrefixes", ())]
         )
-        return sorted(prefix[len(self._prefix) :].rstrip("/") for prefix in found)
+        return sorted(prefix[len(self._prefix) :].rstrip("/") for prefix in prefixes)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         pages = self._s3.get_paginator("list_objects_v2").paginate(
@@ -228,8 +228,8 @@ class S3Store:
         return content
 
     def _stream(self, name: str, start: int, length: int | None) -> Iterator[bytes]:
-        """Bytes of a range, read on after each break. A break without progress counts as a failed
-        attempt."""
+        """Yield the bytes of a range, and read on after each break. A break without progress counts
+        as a failed attempt."""
         at, end, tag, failures = start, None if length is None else start + length, "", 0
         while end is None or at < end:
             arguments = {**self._key(name), "Range": f"bytes={at}-{'' if end is None else end - 1}"}
@@ -251,9 +251,9 @@ class S3Store:
             began = at
             try:
                 with contextlib.closing(response["Body"]) as body:
-                    while at < end and (part := body.read(min(CHUNK, end - at))):
-                        at += len(part)
-                        yield part
+                    while at < end and (piece := body.read(min(CHUNK, end - at))):
+                        at += len(piece)
+                        yield piece
             except _BROKEN_BODY as error:
                 cause = type(error).__name__
             else:
@@ -291,8 +291,8 @@ class S3Store:
         raise AssertionError("unreachable")
 
     def _create_in_parts(self, name: str, content: bytes | Path) -> None:
-        """Multipart upload; the name appears by its last request, under the same condition, or not
-        at all."""
+        """Upload in several requests; the last one makes the name appear, under the same condition
+        as a single request, or not at all."""
         upload = self._s3.create_multipart_upload(**self._key(name))["UploadId"]
         try:
             parts = []
@@ -321,10 +321,10 @@ class S3Store:
     def sweep(self) -> None:
         """Abort multipart uploads of killed writers below our prefix: they cost money and never
         appear."""
-        found = self._call(
+        listing = self._call(
             "", lambda: self._s3.list_multipart_uploads(Bucket=self._bucket, Prefix=self._prefix)
         )
-        for upload in found.get("Uploads", ()):
+        for upload in listing.get("Uploads", ()):
             with contextlib.suppress(botocore_errors.ClientError):
                 self._s3.abort_multipart_upload(
                     Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]

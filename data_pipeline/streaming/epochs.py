@@ -10,8 +10,10 @@ Tail = Literal["drop", "pad"]
 
 
 class EpochSchedule(NamedTuple):
-    """How steps map onto epochs. An epoch's tail that fills no global batch is dropped, or
-    padded."""
+    """The steps of an epoch. What fills no global batch at its end is dropped, or padded.
+
+    samples: of the data. global_batch: samples of a step over all ranks.
+    """
 
     samples: int
     global_batch: int
@@ -19,6 +21,7 @@ class EpochSchedule(NamedTuple):
 
     @property
     def steps_per_epoch(self) -> int:
+        """Return the number of global batches in an epoch."""
         return (
             -(-self.samples // self.global_batch)
             if self.tail == "pad"
@@ -26,13 +29,13 @@ class EpochSchedule(NamedTuple):
         )
 
     def locate(self, step: int) -> tuple[int, int]:
-        """(epoch, position) of a step's first sample."""
+        """Return (epoch, position) of a step's first sample."""
         epoch, step = divmod(step, self.steps_per_epoch)
         return epoch, step * self.global_batch
 
 
 def epoch_schedule(samples: int, global_batch: int, tail: Tail = "drop") -> EpochSchedule:
-    """Raises ConfigError where not even one batch fits into an epoch."""
+    """Return the schedule. Raises ConfigError if not even one global batch fits into an epoch."""
     if global_batch > samples and tail == "drop":
         raise ConfigError(
             f"global_batch = {global_batch} is larger than the data set ({samples} samples); use "

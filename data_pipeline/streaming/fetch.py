@@ -1,5 +1,5 @@
-"""One shard's bytes from a store: in parallel ranges, with a second request for a straggler,
-checked on arrival."""
+"""Fetches one shard's bytes from a store: in parallel ranges, with a second request for a
+straggler, and with its checksum compared on arrival."""
 
 from __future__ import annotations
 
@@ -28,12 +28,8 @@ from model.errors import DataError
 
 _RANGE = 4 * 2**20
 _REQUESTS = 16  # at a time, of one process
-_PASSING = (
-    Unreachable,
-    Throttled,
-    Truncated,
-    AccessDenied,
-)  # what may be over when it is tried again
+# What may be over when it is tried again.
+_PASSING = (Unreachable, Throttled, Truncated, AccessDenied)
 
 Incident = Callable[[dict[str, Any]], None]
 
@@ -43,22 +39,28 @@ class ShardDamaged(DataError):
 
 
 class Fetcher:
-    """hedge_after: seconds after which a range is asked for a second time; the first answer counts.
-    patience: seconds for which a store that does not answer is tried again. incident: told of every
-    fault, also of those that passed."""
+    """Fetches shards; threads may share it.
+
+    hedge_after: seconds after which a range is asked for a second time; the first answer counts.
+    retry_seconds: how long a store that does not answer is tried again. incident: told of every
+    fault, also of those that passed.
+    """
 
     def __init__(
-        self, *, hedge_after: float = 5.0, patience: float = 600.0, incident: Incident
+        self, *, hedge_after: float = 5.0, retry_seconds: float = 600.0, incident: Incident
     ) -> None:
-        self.hedge_after, self.patience, self.incident = hedge_after, patience, incident
+        self.hedge_after, self.retry_seconds, self.incident = hedge_after, retry_seconds, incident
         self._pool = ThreadPoolExecutor(_REQUESTS, "fetch")
         self._closing = Event()
 
     def fetch(self, store: Store, entry: ShardEntry) -> bytes:
-        """The shard's bytes, whose checksum matches. Raises ShardDamaged where they do not, twice,
-        and the store's error where it does not answer for longer than `patience`."""
+        """Return the shard's bytes, whose checksum matches.
+
+        Raises ShardDamaged if it does not match twice, or if the shard is gone or cut; the store's
+        error if the store does not answer for longer than `retry_seconds`.
+        """
         for attempt in range(2):
-            content = self._patiently(store, entry)
+            content = self._retried(store, entry)
             if len(content) == entry.bytes and xxhash.xxh3_128_hexdigest(content) == entry.xxh3:
                 return content
             self.incident(
@@ -68,7 +70,7 @@ class Fetcher:
             f"{store.url}/{entry.name} does not match its checksum; make it again, or restore it"
         )
 
-    def _patiently(self, store: Store, entry: ShardEntry) -> bytes:
+    def _retried(self, store: Store, entry: ShardEntry) -> bytes:
         started, pause = time.monotonic(), 0.2
         while True:
             try:
@@ -76,7 +78,7 @@ class Fetcher:
             except TooShort as error:
                 raise ShardDamaged(f"{error}; the stored shard is cut") from error
             except _PASSING as error:
-                if self._closing.is_set() or time.monotonic() - started > self.patience:
+                if self._closing.is_set() or time.monotonic() - started > self.retry_seconds:
                     raise
                 self.incident({"event": "storage fault", "shard": entry.name, "error": str(error)})
                 if isinstance(error, AccessDenied):
@@ -87,7 +89,7 @@ class Fetcher:
             pause = min(2 * pause, 30.0)
 
     def close(self) -> None:
-        """No further tries: whoever waits gets the last error."""
+        """Try no further: whoever waits gets the last error."""
         self._closing.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 

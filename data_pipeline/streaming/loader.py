@@ -1,13 +1,15 @@
 """Batches of token data sets. Batch b of a run holds the same samples, in the same order, on any
 number of ranks.
 
-A rank reads its slices of the global batch. A loader has no state: what a run goes on with is its
-step.
+A rank reads its slices of the global batch. A loader has no state: a run that goes on needs only
+its step.
+
+    step, offset --> sample index --> (epoch, window, position) --> (shard, row, view)
+                     mixture.py       epochs.py, windows.py         order.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.shards.manifest import Manifest, read_fingerprinted
 from data_pipeline.storage import LocalStore, open_store
-from data_pipeline.streaming.epochs import Tail, epoch_schedule
+from data_pipeline.streaming.epochs import EpochSchedule, Tail, epoch_schedule
 from data_pipeline.streaming.fetch import Fetcher, Incident
 from data_pipeline.streaming.mixture import Mixture
 from data_pipeline.streaming.order import SampleOrder, stripes_of
@@ -27,10 +29,11 @@ from model.errors import ConfigError, DataError
 
 
 class Batch(NamedTuple):
-    """ids: uint16 (B, L). labels: int64 (B,), or (0,) where they are not read.
+    """A slice of a global batch.
 
-    start: global sample index of the first; the rest follow.
-    weights: float32 (B,), 0 for rows of quarantined shards and for padding; None where all are 1.
+    ids: uint16 (B, L). labels: int64 (B,), or (0,) if they are not read. start: the global sample
+    index of the first sample; the rest follow it. weights: float32 (B,), 0 for rows of quarantined
+    shards and for padding; None if all are 1.
     """
 
     ids: NDArray[np.uint16]
@@ -39,8 +42,9 @@ class Batch(NamedTuple):
     weights: NDArray[np.float32] | None = None
 
 
-class Place(NamedTuple):
-    """Where a sample lies: row and view in a shard of a data set, in which epoch of it."""
+class SampleLocation(NamedTuple):
+    """Where a sample lies: its row and view in a shard of a data set (a url), and the epoch of that
+    data set."""
 
     dataset: str
     epoch: int
@@ -51,12 +55,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How data are read; none of it but `window`, `stripes` and `tail` changes the order.
+    """How data are read. Only `window`, `stripes` and `tail` change the order.
 
-    labels: read them too; pre-training needs none.
-
-    cache: folder for shards of remote data sets, shared by all ranks of a host (kept in memory when
-    None). on_bad_shard: what a shard does that stays damaged. patience, hedge_after: see Fetcher.
+    labels: whether labels are read; pre-training needs none. cache: a folder for the shards of
+    remote data sets, which all ranks of a host share; without it, shards are kept in memory.
+    on_bad_shard: what happens to a shard that stays damaged. retry_seconds, hedge_after: see
+    `Fetcher`.
     """
 
     window: int = 16
@@ -66,17 +70,18 @@ class LoaderOptions:
     cache: Path | None = None
     cache_bytes: int = 200 * 2**30
     on_bad_shard: OnBadShard = "stop"
-    patience: float = 600.0
+    retry_seconds: float = 600.0
     hedge_after: float = 5.0
 
 
 class TokenLoader:
-    """Random access to the batches of a run, fast in order.
+    """Random access to the batches of a run; fast if they are read in order.
 
-    folder: of the data set, or several with their weights, to be mixed. tokenizer: a fingerprint
-    that they must have been made by (not checked when None). incident: told of every fault, also of
-    those that passed. Raises DataError for a data set that is missing, unfinished, or of another
-    tokenizer; ConfigError for a cache on a file system without working locks.
+    folder: a data set (a folder or a url), or several with their weights, which are mixed.
+    tokenizer: the fingerprint of the tokenizer that must have made them; None checks nothing.
+    incident: told of every fault, also of those that passed. Raises DataError for a data set that
+    is missing, unfinished, or made by another tokenizer; ConfigError for a cache on a file system
+    without working locks.
     """
 
     def __init__(
@@ -90,14 +95,14 @@ class TokenLoader:
         incident: Incident = lambda record: None,
     ) -> None:
         self.options = o = options or LoaderOptions()
-        places = folder if isinstance(folder, list) else [(str(folder), 1.0)]
+        weighted = folder if isinstance(folder, list) else [(str(folder), 1.0)]
         self.seed, self.global_batch = seed, global_batch
         self._fetcher = fetcher = Fetcher(
-            hedge_after=o.hedge_after, patience=o.patience, incident=incident
+            hedge_after=o.hedge_after, retry_seconds=o.retry_seconds, incident=incident
         )
         cache = ShardCache(o.cache, o.cache_bytes, incident) if o.cache else None
         self.shards = [
-            self._open(place, tokenizer, cache, fetcher, 2 * o.window) for place, _ in places
+            self._open(url, tokenizer, cache, fetcher, 2 * o.window) for url, _ in weighted
         ]
         if cache is not None and not all(
             isinstance(shards.store, LocalStore) for shards in self.shards
@@ -105,57 +110,83 @@ class TokenLoader:
             cache.check()
         self.manifest: Manifest = self.shards[0].manifest
         self._check_alike()
-        rows = sum(s.manifest.rows for s in self.shards)
-        self._mixture = Mixture([weight for _, weight in places], seed) if len(places) > 1 else None
-        self._streams: list[SampleStream] = []
-        if self._mixture:
-            if o.stripes > 1:
-                raise ConfigError(
-                    "data.stripes works with one data set, not with a mixture; leave it at 1"
-                )
-            self.schedule = epoch_schedule(rows, global_batch)
-            for i, shards in enumerate(self.shards):
-                order = SampleOrder(
-                    _rows(shards.manifest), seed, o.window, name=f"/{i}" if i else ""
-                )
-                self._streams.append(
-                    SampleStream(shards, order, order.samples, o.on_bad_shard, o.labels, incident)
-                )
-            return
-        if global_batch % o.stripes:
+        self._mixture: Mixture | None = None
+        if len(weighted) > 1:
+            self._mixture = Mixture([weight for _, weight in weighted], seed)
+            self.schedule, self._streams = self._mixed_streams(incident)
+        else:
+            self.schedule, self._streams = self._striped_streams(incident)
+
+    def _mixed_streams(self, incident: Incident) -> tuple[EpochSchedule, list[SampleStream]]:
+        """One stream for each data set, which goes through its epochs at its own pace."""
+        o = self.options
+        if o.stripes > 1:
             raise ConfigError(
-                f"global_batch = {global_batch} is no multiple of data.stripes = {o.stripes}"
+                "data.stripes works with one data set, not with a mixture; leave it at 1"
             )
-        counts = _rows(self.manifest)
-        parts = stripes_of(len(counts), o.stripes, seed) if o.stripes > 1 else [None]
+        rows = sum(shards.manifest.rows for shards in self.shards)
         orders = [
-            SampleOrder(counts, seed, o.window, part, f"/{i}" if i else "")
-            for i, part in enumerate(parts)
+            SampleOrder(
+                _rows(shards.manifest), self.seed, window=o.window, name=f"/{i}" if i else ""
+            )
+            for i, shards in enumerate(self.shards)
         ]
-        sizes = [order.samples for order in orders]
-        even = (max if o.tail == "pad" else min)(sizes)  # an epoch has as many steps in each stripe
-        self.schedule = epoch_schedule(
-            rows if o.stripes == 1 else even * o.stripes, global_batch, o.tail
+        streams = [
+            self._stream(shards, order, order.samples, incident)
+            for shards, order in zip(self.shards, orders, strict=True)
+        ]
+        return epoch_schedule(rows, self.global_batch), streams
+
+    def _striped_streams(self, incident: Incident) -> tuple[EpochSchedule, list[SampleStream]]:
+        """One stream for each stripe of the data set; without stripes there is one."""
+        o, counts = self.options, _rows(self.manifest)
+        if self.global_batch % o.stripes:
+            raise ConfigError(
+                f"global_batch = {self.global_batch} is no multiple of data.stripes = {o.stripes}"
+            )
+        stripes = stripes_of(len(counts), o.stripes, self.seed) if o.stripes > 1 else [None]
+        orders = [
+            SampleOrder(
+                counts, self.seed, window=o.window, numbers=numbers, name=f"/{i}" if i else ""
+            )
+            for i, numbers in enumerate(stripes)
+        ]
+        samples = self.manifest.rows
+        if o.stripes > 1:  # an epoch has as many steps in each stripe
+            sizes = [order.samples for order in orders]
+            samples = o.stripes * (max if o.tail == "pad" else min)(sizes)
+        schedule = epoch_schedule(samples, self.global_batch, o.tail)
+        per_epoch = schedule.steps_per_epoch * self.global_batch // o.stripes
+        streams = [self._stream(self.shards[0], order, per_epoch, incident) for order in orders]
+        return schedule, streams
+
+    def _stream(
+        self, shards: Shards, order: SampleOrder, per_epoch: int, incident: Incident
+    ) -> SampleStream:
+        return SampleStream(
+            shards,
+            order,
+            per_epoch=per_epoch,
+            on_bad=self.options.on_bad_shard,
+            labelled=self.options.labels,
+            incident=incident,
         )
-        per_epoch = self.schedule.steps_per_epoch * global_batch // o.stripes
-        self._streams = [
-            SampleStream(self.shards[0], order, per_epoch, o.on_bad_shard, o.labels, incident)
-            for order in orders
-        ]
 
     @staticmethod
     def _open(
-        place: str, tokenizer: str | None, cache: ShardCache | None, fetcher: Fetcher, keep: int
+        url: str, tokenizer: str | None, cache: ShardCache | None, fetcher: Fetcher, keep: int
     ) -> Shards:
-        store = open_store(place, closed=True)
+        store = open_store(url, closed=True)
         manifest, fingerprint = read_fingerprinted(store)
         if tokenizer is not None and tokenizer != manifest.tokenizer:
             raise DataError(
-                f"{place} was made by another tokenizer ({manifest.tokenizer[:12]}) than the "
+                f"{url} was made by another tokenizer ({manifest.tokenizer[:12]}) than the "
                 f"configured one ({tokenizer[:12]}); make the tokens again with `addp tokenize`, "
                 "or configure their tokenizer"
             )
-        return Shards(store, manifest, fingerprint, cache, fetcher, keep)
+        return Shards(
+            store, manifest, fingerprint=fingerprint, cache=cache, fetcher=fetcher, keep=keep
+        )
 
     def _check_alike(self) -> None:
         first = self.manifest
@@ -172,7 +203,8 @@ class TokenLoader:
                 )
 
     def batch(self, step: int, offset: int, count: int) -> Batch:
-        """Samples offset .. offset+count-1 of the global batch of a step."""
+        """Return the samples offset .. offset+count-1 of a step's global batch. Raises ShardDamaged
+        and StorageError."""
         assert offset >= 0 and offset + count <= self.global_batch, (
             offset,
             count,
@@ -188,16 +220,14 @@ class TokenLoader:
         return Batch(samples.ids, samples.labels, start, weights)
 
     def _striped(self, step: int, offset: int, count: int) -> Samples:
-        share = self.global_batch // len(
-            self._streams
-        )  # of a global batch that comes from one stripe
-        parts = []
+        share = self.global_batch // len(self._streams)  # what each stripe gives to a global batch
+        pieces = []
         while count:
             stripe, inside = divmod(offset, share)
             taken = min(count, share - inside)
-            parts.append(self._streams[stripe].read(step * share + inside, taken))
+            pieces.append(self._streams[stripe].read(step * share + inside, taken))
             offset, count = offset + taken, count - taken
-        return parts[0] if len(parts) == 1 else joined(parts)
+        return pieces[0] if len(pieces) == 1 else joined(pieces)
 
     def _mixed(self, start: int, count: int) -> Samples:
         assert self._mixture
@@ -207,38 +237,38 @@ class TokenLoader:
         sound = np.ones(count, np.bool_)
         for d, stream in enumerate(self._streams):
             at = np.nonzero(slots.dataset == d)[0]
-            if len(at):  # a contiguous part of that set's own sequence
-                part = stream.read(int(slots.place[at[0]]), len(at))
-                ids[at] = part.ids
+            if len(at):  # they follow each other in that data set's own sequence
+                samples = stream.read(int(slots.sample_index[at[0]]), len(at))
+                ids[at] = samples.ids
                 if self.options.labels:
-                    labels[at] = part.labels
-                sound[at] = True if part.sound is None else part.sound
+                    labels[at] = samples.labels
+                sound[at] = True if samples.sound is None else samples.sound
         return Samples(ids, labels, sound)
 
-    def where(self, step: int, offset: int) -> Place | None:
-        """Where one sample of a run lies; None for padding. For looking at what was in a batch."""
-        start = step * self.global_batch + offset
+    def where(self, step: int, offset: int) -> SampleLocation | None:
+        """Say where a sample of a step's global batch lies; None for padding."""
         if self._mixture:
-            slots = self._mixture.locate(start, 1)
-            dataset, place = int(slots.dataset[0]), int(slots.place[0])
-            found, shards = self._streams[dataset].locate(place), self.shards[dataset]
+            slots = self._mixture.locate(step * self.global_batch + offset, 1)
+            dataset, index = int(slots.dataset[0]), int(slots.sample_index[0])
+            shards, located = self.shards[dataset], self._streams[dataset].locate(index)
         else:
             share = self.global_batch // len(self._streams)
             stripe, inside = divmod(offset, share)
-            found, shards = self._streams[stripe].locate(step * share + inside), self.shards[0]
-        if found is None:
+            shards, located = self.shards[0], self._streams[stripe].locate(step * share + inside)
+        if located is None:
             return None
-        epoch, shard, row, view = found
-        return Place(shards.store.url, epoch, shards.manifest.shards[shard].name, row, view)
+        epoch, shard, row, view = located
+        name = shards.manifest.shards[shard].name
+        return SampleLocation(shards.store.url, epoch, name, row, view)
 
     @property
     def fingerprint(self) -> str:
-        """Of all data that are read."""
+        """Return one fingerprint of all data that are read."""
         return "+".join(shards.fingerprint for shards in self.shards)
 
     @property
     def order_options(self) -> dict[str, Any]:
-        """Options that the order depends on; a run that goes on must keep them."""
+        """Return the options that the order depends on; a run that goes on must keep them."""
         mixture = {"mixture": self._mixture.counts.tolist()} if self._mixture else {}
         return {
             "window": self.options.window,
@@ -248,7 +278,8 @@ class TokenLoader:
         }
 
     def code_frequencies(self, shards: int = 4) -> NDArray[np.float64]:
-        """Share of each code (K,) among the tokens of the first shards, add-one smoothed."""
+        """Return the share of each code among the tokens of the first shards, (K,), with add-one
+        smoothing."""
         k = self.manifest.codebook_size
         counts = np.ones(k)
         for number in range(min(shards, len(self.manifest.shards))):
@@ -257,35 +288,18 @@ class TokenLoader:
             )
         return counts / counts.sum()
 
-    def all_tokens(
-        self, view: int = 0, labels: Collection[int] | None = None, limit: int | None = None
-    ) -> Batch:
-        """Samples in stored order, for evaluation: all, or those of some labels, or the first
-        `limit` of these."""
-        ids, found, total = [], [], 0
-        for number in range(len(self.manifest.shards)):
-            records = self.shards[0].open(number).records
-            label = records["label"].astype(np.int64)
-            chosen = (
-                np.arange(len(label))
-                if labels is None
-                else np.nonzero(np.isin(label, list(labels)))[0]
-            )
-            if limit is not None:
-                chosen = chosen[: limit - total]
-            ids.append(records["tokens"][chosen, view])
-            found.append(label[chosen])
-            total += len(chosen)
-            if limit is not None and total >= limit:
-                break
-        return Batch(np.concatenate(ids), np.concatenate(found), 0)
+    def all_tokens(self) -> NDArray[np.uint16]:
+        """Return the first view of every sample in stored order, (N, L), for evaluation."""
+        shards = range(len(self.manifest.shards))
+        return np.concatenate([self.shards[0].open(k).records["tokens"][:, 0] for k in shards])
 
     def close(self) -> None:
-        """End the threads; what they were fetching is dropped."""
+        """End the threads and drop what they were fetching."""
         self._fetcher.close()
         for stream in self._streams:
             stream.close()
 
 
 def _rows(manifest: Manifest) -> NDArray[np.int64]:
+    """Return the number of rows of each shard."""
     return np.array([shard.rows for shard in manifest.shards], np.int64)

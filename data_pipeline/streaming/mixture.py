@@ -1,8 +1,11 @@
 """Several data sets mixed by weights, exactly and by position: no sampling, no state.
 
-Global samples come in blocks of 4,096; each block holds the same number of samples of each data set
-(the weights, rounded to 1/4096) in an order of its own. So the sample at any position is found in
-O(1), on any rank.
+Global samples come in blocks of 4,096. Each block holds the same number of samples of each data set
+(the weights, rounded to 1/4096) in an order of its own, so that any rank finds the sample at any
+position in O(1). With weights 3:1:
+
+    block 0   A A B A ...    A's samples    0 .. 3071,  B's    0 .. 1023
+    block 1   A B A A ...    A's samples 3072 .. 6143,  B's 1024 .. 2047
 """
 
 from __future__ import annotations
@@ -20,15 +23,16 @@ BLOCK = 4096
 
 
 class Slots(NamedTuple):
-    """For global samples in a row: which data set each comes from, and its place in that data set's
-    own sequence."""
+    """For N consecutive global samples: which data set each comes from, (N,), and its index in that
+    data set's own sequence, (N,)."""
 
     dataset: NDArray[np.int64]
-    place: NDArray[np.int64]
+    sample_index: NDArray[np.int64]
 
 
 class Mixture:
-    """weights: of each data set, positive. Raises ConfigError for a weight too small to be seen."""
+    """A mixture of data sets with these weights, all positive. Raises ConfigError for a weight that
+    rounds to nothing."""
 
     def __init__(self, weights: Sequence[float], seed: int) -> None:
         share = np.asarray(weights, float) / sum(weights)
@@ -46,17 +50,17 @@ class Mixture:
 
     def _block(self, block: int) -> Slots:
         dataset = self._which[orders(self._seed, "mixture", block, 1, BLOCK)[0]]
-        place = np.empty(BLOCK, np.int64)
+        index = np.empty(BLOCK, np.int64)
         for d, count in enumerate(self.counts):
-            place[dataset == d] = block * count + np.arange(count)
-        return Slots(dataset, place)
+            index[dataset == d] = block * count + np.arange(count)
+        return Slots(dataset, index)
 
     def locate(self, start: int, count: int) -> Slots:
-        """Global samples start .. start+count-1."""
+        """Return where the global samples start .. start+count-1 come from."""
         first, last = start // BLOCK, (start + count - 1) // BLOCK
         blocks = [self._block(b) for b in range(first, last + 1)]
         at = slice(start - first * BLOCK, start - first * BLOCK + count)
         return Slots(
             np.concatenate([b.dataset for b in blocks])[at],
-            np.concatenate([b.place for b in blocks])[at],
+            np.concatenate([b.sample_index for b in blocks])[at],
         )

@@ -2,7 +2,13 @@
 ranks.
 
 An epoch permutes the shards, and then the rows inside each window of `window` consecutive shards:
-so shuffling is global in shards and local in rows, and only a window's shards need to be at hand.
+
+    shards of the epoch   7  2  9 | 0  5  3 | 8  1  6 | 4        window = 3
+    windows                  0    |    1    |    2    | 3
+    positions             0 ...   | a ...   | b ...   | c ... n  bounds = [0, a, b, c, n]
+    rows in window 1      all rows of shards 0, 5 and 3, shuffled together
+
+So shuffling is global in shards and local in rows, and only one window's shards need to be at hand.
 The whole state is a position.
 """
 
@@ -20,32 +26,37 @@ from model.randomness import orders
 
 
 class Rows(NamedTuple):
-    """Where samples lie: parallel int64 arrays."""
+    """Where samples lie: shard numbers and rows in them, parallel arrays (N,)."""
 
     shard: NDArray[np.int64]
     row: NDArray[np.int64]
 
 
 class WindowRows(NamedTuple):
-    """All samples of a window, in order. shards: numbers of its shards; place: index into them;
-    row: in the shard."""
+    """All N samples of a window, in order.
+
+    shards: the numbers of its shards, (S,). shard_index: for each sample an index into `shards`,
+    (N,). row: its row in that shard, (N,).
+    """
 
     shards: NDArray[np.int64]
-    place: NDArray[np.int64]
+    shard_index: NDArray[np.int64]
     row: NDArray[np.int64]
 
 
 class SampleOrder:
-    """The order of the shards `numbers` (all, when None) of a data set whose shard k holds
-    rows_per_shard[k] samples.
+    """The order of the samples of some shards of a data set, whose shard k holds rows_per_shard[k]
+    samples.
 
-    name: keeps the shuffles of several orders of one seed apart.
+    window: shards whose rows are shuffled together. numbers: the shards, all if None. name: keeps
+    the shuffles of several orders of one seed apart.
     """
 
     def __init__(
         self,
         rows_per_shard: Sequence[int] | NDArray[np.int64],
         seed: int,
+        *,
         window: int = 16,
         numbers: NDArray[np.int64] | None = None,
         name: str = "",
@@ -61,38 +72,39 @@ class SampleOrder:
         self.window_rows = lru_cache(maxsize=3)(self._make_window)
 
     def _make_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(places of the shards in the epoch's order, first position of each window and the
-        end)."""
+        """Return (indices into the shards in the epoch's order, the windows' bounds)."""
         shards = orders(self.seed, f"shard-order{self._name}", epoch, 1, len(self._rows))[0]
         starts = np.arange(0, len(shards), self.window)
         counts = np.add.reduceat(self._rows[shards], starts)
         return shards, np.concatenate([[0], np.cumsum(counts)])
 
-    def window_shards(self, epoch: int, index: int) -> NDArray[np.int64]:
-        """Numbers of the shards of a window, before anything is made of their rows."""
-        return self._numbers[self._places(epoch, index)]
+    def window_shards(self, epoch: int, number: int) -> NDArray[np.int64]:
+        """Return the numbers of the shards of an epoch's window, without shuffling their rows."""
+        return self._numbers[self._members(epoch, number)]
 
-    def _places(self, epoch: int, index: int) -> NDArray[np.int64]:
-        return self._epoch(epoch)[0][index * self.window : (index + 1) * self.window]
+    def _members(self, epoch: int, number: int) -> NDArray[np.int64]:
+        """Return the window's shards as indices into `self._numbers`."""
+        return self._epoch(epoch)[0][number * self.window : (number + 1) * self.window]
 
-    def _make_window(self, epoch: int, index: int) -> WindowRows:
-        shards = self._places(epoch, index)
-        counts = self._rows[shards]
-        shuffled = orders(self.seed, f"row-order{self._name}/{epoch}", index, 1, int(counts.sum()))[
-            0
-        ]
-        place = np.repeat(np.arange(len(shards)), counts)[shuffled]
-        return WindowRows(
-            self._numbers[shards], place, shuffled - (np.cumsum(counts) - counts)[place]
-        )
+    def _make_window(self, epoch: int, number: int) -> WindowRows:
+        members = self._members(epoch, number)
+        counts = self._rows[members]
+        # The window's rows are numbered shard by shard; the shuffle permutes these numbers.
+        purpose = f"row-order{self._name}/{epoch}"
+        shuffled = orders(self.seed, purpose, number, 1, int(counts.sum()))[0]
+        shard_index = np.repeat(np.arange(len(members)), counts)[shuffled]
+        first = np.cumsum(counts) - counts  # the number of each shard's first row
+        return WindowRows(self._numbers[members], shard_index, shuffled - first[shard_index])
 
     def bounds(self, epoch: int) -> NDArray[np.int64]:
-        """First position of each of the epoch's windows, and the end."""
+        """Return the first position of each of the epoch's windows, and the end: (windows + 1,)."""
         return self._epoch(epoch)[1]
 
     def locate(self, epoch: int, start: int, count: int) -> Rows:
-        """Samples at positions start .. start+count-1 of an epoch. 0 <= start, start + count <=
-        samples."""
+        """Return where the samples at positions start .. start+count-1 of an epoch lie.
+
+        They must lie inside the epoch: 0 <= start, start + count <= samples.
+        """
         assert start >= 0 and start + count <= self.samples, (start, count, self.samples)
         bounds = self.bounds(epoch)
         first = int(np.searchsorted(bounds, start, side="right")) - 1
@@ -101,7 +113,7 @@ class SampleOrder:
             rows, offset = self.window_rows(epoch, first), start - int(bounds[first])
             taken = min(count, len(rows.row) - offset)
             at = slice(offset, offset + taken)
-            parts.append(Rows(rows.shards[rows.place[at]], rows.row[at]))
+            parts.append(Rows(rows.shards[rows.shard_index[at]], rows.row[at]))
             start, count, first = start + taken, count - taken, first + 1
         if len(parts) == 1:
             return parts[0]
@@ -111,9 +123,11 @@ class SampleOrder:
 
 
 def stripes_of(shards: int, stripes: int, seed: int) -> list[NDArray[np.int64]]:
-    """A fixed split of the shards into equal parts, so that a node downloads only the stripes its
-    ranks read. Shards that do not divide evenly are dealt to the first stripes. Raises ConfigError
-    for more stripes than shards."""
+    """Split the shards into equal stripes, so that a node downloads only those that its ranks read.
+
+    The split is fixed by the seed. If it is uneven, the first stripes get a shard more. Raises
+    ConfigError for more stripes than shards.
+    """
     if stripes > shards:
         raise ConfigError(
             f"data.stripes = {stripes}, but there are {shards} shards; use at most {shards}"

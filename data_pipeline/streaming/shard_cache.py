@@ -1,12 +1,20 @@
 """Shards at hand: mapped where they lie in a folder, or downloaded once per host into a cache that
 its ranks share.
 
-    CACHE/ab/abcd….tar   a shard, named by its sha256: later runs and other data sets find it
-    CACHE/locks/…        files to lock; the kernel drops a dead process's locks
-    *.part               downloads on their way; those of dead processes are removed
+    CACHE/ab/abcd....tar        a shard, named by its sha256: later runs and other data sets find it
+    CACHE/ab/abcd....HEX.part   a download on its way; those of dead processes are removed
+    CACHE/locks/abcd...         locked by the process that downloads this shard; others wait for it
+    CACHE/locks/eviction        locked while room is made, and while a new .part gets its lock
 
-Nothing here is needed for correctness: where the cache cannot be used, a shard is kept in memory,
-and that is reported.
+    reader                     downloader                          whoever makes room
+    open .tar                  lock locks/abcd (exclusive)         lock locks/eviction (exclusive)
+    lock .tar (shared)         lock locks/eviction:                oldest first: lock .tar
+    same inode? else retry       make room, create and lock .part    (exclusive, do not wait)
+    map it, keep it open       write .part, rename it to .tar      held? skip it : remove it
+
+The kernel drops a dead process's locks, so nothing has to be cleaned up after a crash. Nothing here
+is needed for correctness: where the cache cannot be used, a shard is kept in memory, and that is
+reported.
 """
 
 from __future__ import annotations
@@ -29,21 +37,28 @@ from model.errors import ConfigError, DataError
 
 
 class ShardCache:
-    """folder: on a local disk. limit: bytes; exceeded only where every shard in it is in use."""
+    """A folder of shards on a local disk.
+
+    limit: bytes; it is exceeded only if every shard in the folder is in use. incident: told when
+    that happens.
+    """
 
     def __init__(self, folder: Path | str, limit: int, incident: Incident) -> None:
         self.folder, self.limit, self.incident = Path(folder), limit, incident
 
     def check(self) -> None:
-        """Try the locks as they are used. Raises ConfigError where they do not work: ranks would
-        remove shards that others read, and download each one as often as there are ranks. A folder
-        that cannot be used at all is none."""
+        """Try the locks as they are used.
+
+        Raises ConfigError if they do not work: ranks would remove shards that others read, and
+        download each one as often as there are ranks. A folder that cannot be written raises
+        nothing: the first shard will report it.
+        """
         probe = self.folder / f"probe-{uuid.uuid4().hex}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"")
         except OSError:
-            return  # said when it is used
+            return
         try:
             with probe.open("rb") as held, probe.open("rb") as other:
                 fcntl.flock(held, fcntl.LOCK_SH)
@@ -65,8 +80,8 @@ class ShardCache:
         return self.folder / entry.sha256[:2] / f"{entry.sha256}.tar"
 
     def hold(self, entry: ShardEntry) -> BinaryIO | None:
-        """The cached shard, open, and safe from eviction until it is closed. None where it is not
-        there. OSError."""
+        """Open a cached shard, safe from eviction until it is closed; None if there is none.
+        Raises OSError."""
         path = self.path(entry)
         try:
             file = path.open("rb")
@@ -82,7 +97,7 @@ class ShardCache:
 
     @contextmanager
     def downloading(self, entry: ShardEntry) -> Iterator[None]:
-        """One process of a host at a time. OSError where the cache cannot be written."""
+        """Let one process of a host at a time in. Raises OSError if the cache cannot be written."""
         with self._locked(entry.sha256):
             yield
 
@@ -94,7 +109,7 @@ class ShardCache:
             yield
 
     def store(self, entry: ShardEntry, content: bytes) -> None:
-        """Put a checked shard under its name, making room first. OSError."""
+        """Make room, and put a shard of checked bytes under its name. Raises OSError."""
         path = self.path(entry)
         part = path.with_name(f"{entry.sha256}.{uuid.uuid4().hex}.part")
         try:
@@ -112,21 +127,25 @@ class ShardCache:
             raise
 
     def discard(self, entry: ShardEntry) -> None:
+        """Remove a cached shard; whoever has it open keeps its bytes."""
         self.path(entry).unlink(missing_ok=True)
 
     def _make_room(self, incoming: int) -> None:
-        """Under the lock "eviction": a new part is locked under it too, so it is never taken for a
-        leftover."""
-        found: list[tuple[float, int, Path]] = []
+        """Remove leftovers, and the least recently used shards, until `incoming` bytes fit.
+
+        The caller holds the lock "eviction". A new .part is locked under it too, so it is never
+        taken for a leftover.
+        """
+        cached: list[tuple[float, int, Path]] = []
         for path in self.folder.glob("??/*"):
             with suppress(FileNotFoundError):
                 if path.suffix == ".part":
                     self._remove_unless_locked(path)
                 else:
                     status = path.stat()
-                    found.append((status.st_mtime, status.st_size, path))
-        used = incoming + sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
+                    cached.append((status.st_mtime, status.st_size, path))
+        used = incoming + sum(size for _, size, _ in cached)
+        for _, size, path in sorted(cached):
             if used <= self.limit:
                 return
             if self._remove_unless_locked(path):
@@ -145,8 +164,8 @@ class ShardCache:
 
 
 def _is_free(file: BinaryIO) -> bool:
-    """Whether nobody else held a lock on it; it is ours then. Raises OSError where there are no
-    locks."""
+    """Lock a file if nobody else holds a lock on it, and say whether that was so. Raises OSError if
+    the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -155,13 +174,18 @@ def _is_free(file: BinaryIO) -> bool:
 
 
 class Shards:
-    """The shards of one data set, opened on demand; the `keep` last used stay open. A shard's
-    checksum is taken at its first use in a process. May be shared by threads."""
+    """The shards of one data set, opened on demand. Threads may share it.
+
+    A shard's checksum is taken at its first use in a process. fingerprint: of the data set. cache:
+    for shards of a remote store; None keeps them in memory. keep: how many shards stay open, the
+    last used ones.
+    """
 
     def __init__(
         self,
         store: Store,
         manifest: Manifest,
+        *,
         fingerprint: str,
         cache: ShardCache | None,
         fetcher: Fetcher,
@@ -169,17 +193,16 @@ class Shards:
     ) -> None:
         self.store, self.manifest, self.fingerprint = store, manifest, fingerprint
         self.cache, self.fetcher = cache, fetcher
-        self._checked: set[tuple[str, int, int]] = (
-            set()
-        )  # (sha256, inode, mtime) of files found sound
-        self._sound: set[str] = set()  # sha256 of shards whose rows were looked at
+        # (sha256, inode, mtime) of the files whose checksum was taken.
+        self._checked: set[tuple[str, int, int]] = set()
+        self._sound: set[str] = set()  # sha256 of the shards whose rows were checked
         self._keep = keep
         self._recent: OrderedDict[int, ShardReader] = OrderedDict()
         self._lock = Lock()
 
     def open(self, number: int) -> ShardReader:
-        """Raises ShardDamaged where the stored shard is bad or gone, StorageError where the store
-        does not answer."""
+        """Return a reader of the shard `number`. Raises ShardDamaged if the stored shard is bad or
+        gone, StorageError if the store does not answer."""
         with self._lock:
             if (reader := self._recent.get(number)) is not None:
                 self._recent.move_to_end(number)
@@ -193,8 +216,8 @@ class Shards:
         return reader
 
     def _check_rows(self, entry: ShardEntry, reader: ShardReader) -> None:
-        """Bytes may be as vouched for and yet hold what no codebook and no list of classes has.
-        Raises ShardDamaged."""
+        """Check ids and labels: bytes may match their checksum and yet hold what no codebook and no
+        list of classes has. Raises ShardDamaged."""
         if entry.sha256 not in self._sound:
             m = self.manifest
             if problem := row_problem(reader.records, m.codebook_size, len(m.classes)):

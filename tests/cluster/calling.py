@@ -13,6 +13,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from cluster import cli
+from cluster.commands.modules import MODULES
 from trainer.command import run_command
 
 
@@ -25,9 +26,9 @@ class Called(NamedTuple):
 def addp(*arguments: object) -> Called:
     """A command that is a module of its own does what its own process would do."""
     name = str(arguments[0])
-    if name not in cli.MODULES:
+    if name not in MODULES:
         return _here(cli.main, "addp", *arguments)
-    module = importlib.import_module(cli.MODULES[name][0])
+    module = importlib.import_module(MODULES[name])
     return _here(lambda: run_command(module.main), name, *arguments[1:])
 
 

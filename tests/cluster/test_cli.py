@@ -11,11 +11,12 @@ import yaml
 from click.testing import CliRunner
 from typer.main import get_command
 
-from cluster.cli import MODULES, app
+from cluster.cli import app
+from cluster.commands.modules import MODULES
 from tests.cluster.calling import addp, typed
 
 ROOT = Path(__file__).parents[2]
-BASE = ROOT / "configs" / "base.yaml"
+BASE = ROOT / "trainer/recipes/base.yaml"
 
 
 def test_help_names_every_command() -> None:
@@ -39,7 +40,7 @@ def _commands() -> Iterator[tuple[str, Callable[..., Any]]]:
         for command in group.registered_commands:
             assert command.callback is not None
             yield command.name or command.callback.__name__, command.callback
-    for name, (module, *_) in MODULES.items():
+    for name, module in MODULES.items():
         yield name, importlib.import_module(module).main
 
 
@@ -116,6 +117,28 @@ def test_a_file_may_have_an_equals_sign(tmp_path: Path) -> None:
 def test_a_wrong_configuration(arguments: tuple[object, ...], words: str) -> None:
     done = addp("config", *arguments)
     assert done.code == 78 and words in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("command", [("config", "base"), ("config", "--config", "base")])
+def test_a_recipe_is_known_by_its_name(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    resolved = addp(*command, "run=x").stdout
+    assert resolved == addp("config", BASE, "run=x").stdout
+    Path("base").write_text("seed: 9\n")  # a file of that name wins
+    assert yaml.safe_load(addp(*command).stdout)["seed"] == 9
+
+
+def test_every_command_that_takes_a_run_file_takes_a_recipe(tmp_path: Path) -> None:
+    assert "objective   addp" in addp("plan", "large", "--gpus", 64).stdout
+    done = addp("check", "mage-base", "--gpus", 32, f"run={tmp_path / 'run'}")
+    assert "batch          ok" in done.stdout
+    done = addp("train", f"run={tmp_path}")
+    assert done.code == 2 and "linear-base" in done.stderr
+    for words in (("bse",), ("--config", "bse")):
+        done = addp("config", *words)
+        assert done.code == 78 and "base" in done.stderr and "mage-large" in done.stderr
 
 
 def test_check_says_what_is_missing(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from data_pipeline.shards.manifest import MANIFEST, read_manifest
 from data_pipeline.storage import LocalStore, StorageError
 from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from model.errors import DataError
-from tests.hostile.tiny_job import PART, ROWS, copied, sealed
+from tests.hostile.tiny_job import RECEIPT, ROWS, copied, sealed
 
 _OTHERS = (None, True, 0, -1, 1.5, "", "x", "../x", [], [1], {}, {"a": 1}, 2**63, 10**30)
 
@@ -82,7 +82,7 @@ def _read_plan(store: LocalStore) -> None:
     assert len(found) == plan.images and all(0 <= p.label < len(plan.classes) for p in found)
 
 
-def _read_part(store: LocalStore) -> None:
+def _read_receipt(store: LocalStore) -> None:
     plan = read_plan(store)
     assert job_status(store, plan, survey(store, plan), {}).done <= plan.shards
     finalize(store, plan)
@@ -98,8 +98,8 @@ def _refusal(read: Callable[[LocalStore], None], store: LocalStore) -> str:
 
 @pytest.mark.parametrize(
     ("name", "read"),
-    [(MANIFEST, _read_data_set), (PLAN, _read_plan), (PART, _read_part)],
-    ids=[MANIFEST, PLAN, "part"],
+    [(MANIFEST, _read_data_set), (PLAN, _read_plan), (RECEIPT, _read_receipt)],
+    ids=[MANIFEST, PLAN, "receipt"],
 )
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

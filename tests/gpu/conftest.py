@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from model.config import Geometry, TransformerConfig
+from model.precision import keep_float32
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import save_network
@@ -51,6 +52,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
+    """As every command sets it up: float32 is float32 there, where cuDNN would take TF32."""
+    keep_float32()
     return torch.device(DEVICE, 0) if DEVICE == "cuda" else torch.device("cpu")
 
 

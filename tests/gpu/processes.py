@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster.launch.launch import free_port
+from cluster.launch.backend import free_port
 from tests.gpu.conftest import DEVICE
 from tests.trainer.launching import SMALL
 

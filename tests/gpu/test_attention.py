@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.attention import BACKENDS, TOLERANCES, Inputs, attention, backend_for, probe, table
-from model.parity import attention_lines, attention_report
+from model.attention_report import attention_lines, attention_report
 
 pytestmark = pytest.mark.gpu
 HALVES = (torch.bfloat16, torch.float16)

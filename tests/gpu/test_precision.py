@@ -20,7 +20,7 @@ from tests.trainer.comparing import cut_back, losses, same_end
 from tests.trainer.launching import MAGE
 from trainer.checkpointing.format import read_manifest
 from trainer.config.schema import RunConfig
-from trainer.objectives.registry import frozen_dtype
+from trainer.objectives.addp import frozen_dtype
 
 pytestmark = pytest.mark.gpu
 STAGES = (1, 2, 3)

@@ -1,5 +1,5 @@
-"""The first steps of every recipe in configs/ at its own sizes: that they run, their memory, how
-fast they are.
+"""The first steps of every recipe in trainer/recipes/ at its own sizes: that they run, their
+memory, how fast they are.
 
 Data are made here: tokens of known content, small images in a thousand classes, frozen networks
 with random weights.
@@ -30,7 +30,7 @@ from trainer.config.schema import RunConfig
 
 pytestmark = pytest.mark.gpu
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "trainer" / "recipes"
 RECIPES = sorted(
     p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "defaults" and not p.stem.startswith("demo")
 )

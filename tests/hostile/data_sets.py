@@ -1,4 +1,4 @@
-"""Data sets, plans and parts: numbers that cannot be, names that lead elsewhere, lists that blow
+"""Data sets, plans and receipts: numbers that cannot be, names that lead elsewhere, lists that blow
 up, files that are none. Every command that reads data answers each of them in the same way."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from data_pipeline.sharding.plan import PLAN
 from data_pipeline.shards.format import Layout
 from data_pipeline.shards.manifest import MANIFEST
 from tests.hostile.case import Case, gzip_bomb
-from tests.hostile.tiny_job import PART, SHARD, Change, copied, edit, rewrite_shard
+from tests.hostile.tiny_job import RECEIPT, SHARD, Change, copied, edit, rewrite_shard
 
 _HUGE = 10**18
 _LAYOUT = Layout(2, 16)  # of the tiny job
@@ -58,8 +58,8 @@ def _plan(name: str, command: tuple[str, ...], change: Change, *says: str) -> Ca
     return _case(f"a plan with {name}", command, _edited(PLAN, change), PLAN, *says)
 
 
-def _part(name: str, command: tuple[str, ...], change: Change, *says: str) -> Case:
-    return _case(f"a part with {name}", command, _edited(PART, change), PART, *says)
+def _receipt(name: str, command: tuple[str, ...], change: Change, *says: str) -> Case:
+    return _case(f"a receipt with {name}", command, _edited(RECEIPT, change), RECEIPT, *says)
 
 
 def _replaced(name: str, make: Callable[[Path], object]) -> Harm:
@@ -111,7 +111,7 @@ def _listed(member: bytes) -> Harm:
         (data / made["list"]).write_bytes(member + rest)
         slices = [0, len(member), len(member) + len(rest)]
         edit(data / PLAN, lambda c: c.update(slices=slices))
-        (data / PART).unlink()
+        (data / RECEIPT).unlink()
         (data / SHARD).unlink()
         (data / MANIFEST).unlink()
 
@@ -407,7 +407,7 @@ _PLAN_CASES = [
             f"a listed image {name}",
             RUN,
             _listed(gzip.compress((line + b"\n") * 4)),
-            "in the part of shard 0",
+            "in the slice of shard 0",
         )
         for name, line in {
             "of a negative size": b'["a/0.jpg",0,-1]',
@@ -429,34 +429,42 @@ _PLAN_CASES = [
 ]
 
 _PART_CASES = [
-    _part("-1 rows", FINALIZE, lambda c: c["shard"].update(rows=-1), "shard.rows"),
-    _part("10^18 rows", FINALIZE, lambda c: c["shard"].update(rows=_HUGE), "shard.rows"),
-    _part(
+    _receipt("-1 rows", FINALIZE, lambda c: c["shard"].update(rows=-1), "shard.rows"),
+    _receipt("10^18 rows", FINALIZE, lambda c: c["shard"].update(rows=_HUGE), "shard.rows"),
+    _receipt(
         "a shard above its folder",
         FINALIZE,
         lambda c: c["shard"].update(name="../x.tar"),
         "shard.name",
     ),
-    _part(
+    _receipt(
         "null for what is quarantined", STATUS, lambda c: c.update(quarantined=None), "quarantined"
     ),
-    _part(
+    _receipt(
         "a reason that is a list",
         STATUS,
         lambda c: c.update(quarantined=[{"id": "a", "reason": []}]),
         "reason",
     ),
-    _case("a FIFO for a part", STATUS, _replaced(PART, os.mkfifo), PART, "no regular file"),
     _case(
-        "a FIFO for a part: finalize", FINALIZE, _replaced(PART, os.mkfifo), PART, "no regular file"
+        "a FIFO for a receipt", STATUS, _replaced(RECEIPT, os.mkfifo), RECEIPT, "no regular file"
     ),
-    _case("a part that lies elsewhere", FINALIZE, _moved_out(PART), PART, "link", "out of"),
+    _case(
+        "a FIFO for a receipt: finalize",
+        FINALIZE,
+        _replaced(RECEIPT, os.mkfifo),
+        RECEIPT,
+        "no regular file",
+    ),
+    _case(
+        "a receipt that lies elsewhere", FINALIZE, _moved_out(RECEIPT), RECEIPT, "link", "out of"
+    ),
     _case("FIFOs for shards: finalize", FINALIZE, _all_fifos, SHARD, "no regular file"),
     _case(
         "shards that lie elsewhere: finalize", FINALIZE, _shards_moved_out, SHARD, "link", "out of"
     ),
     _case(
-        "a part of another number",
+        "a receipt of another number",
         STATUS,
         lambda d: (d / "parts/000009.json").write_bytes(b"{}"),
         "another plan",

@@ -26,7 +26,7 @@ from tests.tars import jpeg
 Change = Callable[[dict[str, Any]], object]
 ROWS = 4  # a shard, of which there are two
 SHARD = "tokens-000000.tar"
-PART = "parts/000000.json"
+RECEIPT = "parts/000000.json"
 _RUN = {
     "objective": "mage",
     "run": "run",
@@ -41,7 +41,7 @@ _RUN = {
 
 @cache
 def template() -> Path:
-    """images/, tokens/ (plan, parts, shards, dataset.json), tokenizer.safetensors, run.yaml."""
+    """images/, tokens/ (plan, receipts, shards, dataset.json), tokenizer.safetensors, run.yaml."""
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for i in range(2 * ROWS):
@@ -79,8 +79,8 @@ def edit(path: Path, change: Change) -> None:
 
 
 def rewrite_shard(data: Path, change: Callable[[np.ndarray], object]) -> None:
-    """Change the bytes (uint8) of the first shard, and let dataset.json and the part vouch for what
-    it now holds."""
+    """Change the bytes (uint8) of the first shard, and let dataset.json and the receipt vouch for
+    what it now holds."""
     content = np.frombuffer((data / SHARD).read_bytes(), np.uint8).copy()
     change(content)
     (data / SHARD).write_bytes(content.tobytes())
@@ -89,4 +89,4 @@ def rewrite_shard(data: Path, change: Callable[[np.ndarray], object]) -> None:
         "xxh3": xxhash.xxh3_128_hexdigest(content.tobytes()),
     }
     edit(data / MANIFEST, lambda c: c["shards"][0].update(sums))
-    edit(data / PART, lambda c: c["shard"].update(sums))
+    edit(data / RECEIPT, lambda c: c["shard"].update(sums))

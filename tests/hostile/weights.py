@@ -19,7 +19,8 @@ from model.official import official_state
 from model.predictor import TokenPredictor
 from model.weights import save_network
 from tests.hostile.case import Case, text_file
-from trainer.checkpointing.format import Manifest, snapshot, write_snapshot
+from trainer.checkpointing.format import Manifest
+from trainer.checkpointing.snapshot import snapshot, write_snapshot
 from trainer.config.reading import load_config
 
 _FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -30,10 +31,10 @@ STEP = "checkpoints/step-00000004"
 
 
 def _described(**changes: Any) -> Callable[[Path], None]:
-    """network.safetensors of a tiny predictor, whose description has other values; None leaves a
-    key out.
+    """Writes network.safetensors: a tiny predictor with other values in its description.
 
-    config_X, geometry_X: a size. Any other: an entry of the metadata.
+    changes: config_X and geometry_X are sizes, any other name is an entry of the metadata. None
+    leaves an entry out.
     """
 
     def make(folder: Path) -> None:
@@ -56,7 +57,7 @@ def _described(**changes: Any) -> Callable[[Path], None]:
 def _official(
     change: Callable[[dict[str, Any]], None], name: str = "official.pth"
 ) -> Callable[[Path], None]:
-    """An official file of a tiny predictor, after `change`."""
+    """Writes an official file of a tiny predictor, once `change` has been at its tensors."""
 
     def make(folder: Path) -> None:
         state: dict[str, Any] = official_state({"predictor": TokenPredictor(GEOMETRY, SIZES)})
@@ -84,7 +85,8 @@ def _numbers(state: dict[str, Any]) -> None:
 
 
 def run_folder(folder: Path, **changes: Any) -> None:
-    """`run`: a run of ADDP with one checkpoint, whose manifest has other values."""
+    """Write `run`: a run of ADDP with one checkpoint, in whose manifest `changes` are made. A__B is
+    the entry B of A; None leaves a key out. Keys are those on disk."""
     run = folder / "run"
     network = ADDP(GEOMETRY, SIZES)
     parameters: dict[str, Tensor] = dict(network.named_parameters())
@@ -193,7 +195,7 @@ def _saved(network: Callable[[], Any]) -> Callable[[Path], None]:
 
 
 def _header(text: bytes, length: int | None = None) -> Callable[[Path], None]:
-    """A safetensors file with this header."""
+    """Writes a safetensors file with this header, of the stated length."""
     return text_file(
         "network.safetensors",
         (len(text) if length is None else length).to_bytes(8, "little") + text,

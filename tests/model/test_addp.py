@@ -23,7 +23,12 @@ def test_any_geometry(image: int, patch: int, codes: int) -> None:
     ids = torch.randint(codes, (2, length))
     target = torch.rand(2, length, codes).softmax(-1)
     loss = network(
-        torch.rand(2, 3, image, image), ids, masks.mask_t, target, 0.1, length - masks.masked
+        torch.rand(2, 3, image, image),
+        ids,
+        masks.mask_t,
+        target,
+        0.1,
+        visible_count=length - masks.masked,
     )
     loss.backward()
     assert network.logits(torch.rand(2, 3, image, image), ids, masks.mask_t).shape == (

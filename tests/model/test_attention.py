@@ -128,6 +128,18 @@ def test_xformers_is_asked_and_refuses_here() -> None:
     )
 
 
+def test_an_xformers_that_cannot_be_loaded_says_which_library_it_lacks() -> None:
+    """Where this environment's is such a one: PyPI's, beside a PyTorch for CPUs or another CUDA."""
+    import xformers._cpp_lib
+
+    error = xformers._cpp_lib._cpp_library_load_exception
+    if error is None:
+        pytest.skip("this environment's xformers fits its PyTorch")
+    text = module._unfit(error)
+    assert f"not {torch.__version__}, it cannot be loaded: lib" in text and "\n" not in text
+    assert module._in_one_line(ConfigError(text)) == text
+
+
 def test_every_dtype_is_in_the_table() -> None:
     for dtype, rows in table(CPU).items():
         assert [row.backend for row in rows] == ["xformers", "sdpa", "explicit"]

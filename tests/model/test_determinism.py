@@ -22,8 +22,8 @@ from model.predictor import TokenPredictor
 from model.tokenizer_training import TokenizerTraining, _drawn
 from tests.conftest import fresh_tokenizer
 from trainer.config.schema import AugmentationSection
+from trainer.objectives.addp import denoising_inputs
 from trainer.objectives.augmentation import Augmentation
-from trainer.objectives.registry import denoising_inputs
 
 # The list in the documentation of torch.use_deterministic_algorithms, by the operators that compute
 # it.

@@ -18,6 +18,7 @@ from model.classifier import Classifier
 from model.config import ClassifierConfig, Geometry, TokenizerConfig, TransformerConfig
 from model.encoder import IMAGENET_MEAN, IMAGENET_STD
 from model.errors import ADDPError, ConfigError, WeightsError
+from model.networks import Network, build
 from model.official import (
     import_official,
     official_metadata,
@@ -26,7 +27,7 @@ from model.official import (
     write_state,
 )
 from model.official_sizes import Untold
-from model.weights import Network, build, fingerprint, load_network
+from model.weights import fingerprint, load_network
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 SIZES = TransformerConfig(dim=64, depth=3, heads=4, decoder_depth=1, decoder_heads=4, dropout=0.0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from model.parity import verdict
+from model.ledger import verdict
 from tests.conftest import FIXTURES
 
 

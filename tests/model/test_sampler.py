@@ -51,9 +51,8 @@ def test_ids_are_drawn_from_the_distribution() -> None:
 
 def test_remask_takes_the_least_confident_of_the_masked() -> None:
     logits = torch.tensor([[[5.0, 0.0], [1.0, 0.0], [3.0, 0.0], [0.0, 0.0]]])
-    mask = torch.tensor(
-        [[True, True, True, False]]
-    )  # the last position is known, and least confident
+    # The last position is known, and least confident.
+    mask = torch.tensor([[True, True, True, False]])
     ids, gumbel = torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4)
     chosen = remask(logits, ids, mask, gumbel=gumbel, scale=0.0, count=2)
     assert chosen.tolist() == [[False, True, True, False]]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from trainer.checkpointing.format import candidates
-from trainer.run_folder import RunFolder, step_folder
+from trainer.checkpointing.catalog import LocalCatalog
+from trainer.run_folder import RunFolder
 
 
 def losses(run: Path) -> list[float]:
@@ -46,9 +46,10 @@ def cut_back(run: Path, to: Path, step: int) -> Path:
     shutil.copytree(run, to)
     for name in ("done.json", "network.safetensors", "network-ema.safetensors"):
         (to / name).unlink(missing_ok=True)
-    for path in candidates(to / "checkpoints"):
-        if path.name > step_folder(step):
-            shutil.rmtree(path)
+    catalog = LocalCatalog(RunFolder(to))
+    for later in catalog.steps():
+        if later > step:
+            catalog.remove(later)
     return to
 
 

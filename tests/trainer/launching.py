@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.launch.launch import launcher_command
+from cluster.launch.backend import LaunchRequest
+from cluster.launch.backends.local import LocalBackend
+from cluster.launch.hosts import this_machine
 
 MAGE = (
     "objective=mage",
@@ -26,6 +29,12 @@ SMALL = (
     "log_every=1",
     "optimizer.base_lr=0.03",
 )
+
+
+def launcher_command(ranks: int, module: str, arguments: Sequence[str]) -> list[str]:
+    """The words that start a module on this machine, as `addp train` would."""
+    request = LaunchRequest(module, arguments, this_machine(ranks))
+    return list(LocalBackend().command(request).words)
 
 
 def start(run: Path, *overrides: str, processes: int = 2) -> subprocess.Popen[str]:

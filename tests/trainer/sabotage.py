@@ -125,10 +125,10 @@ class Sabotage:
 
     def _change_inputs(self, rank: int) -> None:
         """Through the objective's own inputs: the network multiplies its loss by `factor`."""
-        from trainer.objectives import registry as objectives
+        from trainer.objectives import mage
 
-        original = objectives.MageObjective.inputs
-        forward = objectives.TokenPredictor.forward
+        original = mage.MageObjective.inputs
+        forward = mage.TokenPredictor.forward
 
         def inputs(own: Any, batch: Any, step: int, device: Any) -> Any:
             found = original(own, batch, step, device)
@@ -143,5 +143,5 @@ class Sabotage:
         def scaled(own: Any, *arguments: Any, factor: float = 1.0, **named: Any) -> Any:
             return forward(own, *arguments, **named) * factor
 
-        objectives.MageObjective.inputs = inputs  # type: ignore[method-assign]
-        objectives.TokenPredictor.forward = scaled  # type: ignore[method-assign]
+        mage.MageObjective.inputs = inputs  # type: ignore[method-assign]
+        mage.TokenPredictor.forward = scaled  # type: ignore[method-assign]

@@ -13,7 +13,8 @@ import pytest
 from tests.trainer.comparing import same_end
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import World, finish
-from trainer.checkpointing.format import MANIFEST, PUBLISHED, candidates, verify
+from trainer.checkpointing.catalog import LocalCatalog
+from trainer.checkpointing.format import MANIFEST, PUBLISHED
 from trainer.run_folder import RunFolder
 
 STEPS = 40
@@ -25,7 +26,7 @@ OPTIONS = (
     "checkpoint.permanent_every=10",
     "ema_decay=0.9",
     "health.spikes=rewind",
-    "checkpoint.patience=20",
+    "checkpoint.retry_seconds=20",
 )
 
 
@@ -38,13 +39,10 @@ def moment(run: Path) -> str:
         return "between manifest and rename"
     if unfinished:
         return "writing files"
-    if any(not (path / MANIFEST).exists() for path in candidates(run / "checkpoints")):
+    catalog = LocalCatalog(RunFolder(run))
+    if any(not (catalog.folder(step) / MANIFEST).exists() for step in catalog.steps()):
         return "removing old ones"
-    return (
-        "steps, restore or start"
-        if candidates(run / "checkpoints")
-        else "before the first checkpoint"
-    )
+    return "steps, restore or start" if catalog.steps() else "before the first checkpoint"
 
 
 def survive(
@@ -72,9 +70,10 @@ def survive(
             time.sleep(0.01)
         world.kill()
         moments[moment(run)] += 1
-        for path in candidates(run / "checkpoints"):
-            if (path / MANIFEST).exists():
-                verify(path)
+        catalog = LocalCatalog(RunFolder(run))
+        for step in catalog.steps():
+            if (catalog.folder(step) / MANIFEST).exists():
+                catalog.verify(step)
         assert saved(run) >= before
         assert "starts at step 0" not in world.log.read_text() or before == 0, "a start from zero"
     finish(run, *options)

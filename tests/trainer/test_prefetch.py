@@ -13,14 +13,13 @@ import pytest
 from data_pipeline.storage import LocalStore
 from model.errors import ConfigError
 from tests.token_sets import samples_of, write_tokens
+from trainer.checkpointing.expected import Expected
 from trainer.checkpointing.format import Manifest
-from trainer.checkpointing.restore import Expected
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
-from trainer.objectives.registry import MageObjective
+from trainer.objectives.mage import MageObjective
 from trainer.prefetch import Prefetch
 from trainer.resilience.state import data_step
-from trainer.startup import identify_run
 
 ROWS = [13, 40, 7, 25, 30, 21, 18, 40]  # 194 samples in 8 uneven shards
 BATCH, PER_EPOCH = 32, 6
@@ -101,7 +100,7 @@ def test_other_data_are_refused_with_the_difference(
     def run_identity(settings: RunConfig) -> dict[str, object]:
         objective = MageObjective(settings, fresh=True)
         objective.close()
-        return identify_run(settings, objective)
+        return objective.identity()
 
     before, now = config(data), config(data, change.format(other=tmp_path))
     write_tokens(LocalStore(tmp_path), ROWS, first=1)

@@ -13,7 +13,7 @@ from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import run_world
 from trainer import records
 from trainer.board import Board
-from trainer.checkpointing.format import candidates
+from trainer.checkpointing.catalog import LocalCatalog
 from trainer.run_folder import RunFolder
 
 
@@ -30,11 +30,7 @@ def test_a_run_whose_records_cannot_be_written_trains_on(tokens: Path, tmp_path:
         sabotage=Sabotage("open", (), "ENOSPC", 0, any_of=tuple(names.split())),
     )
     assert codes == [0, 0], output
-    assert RunFolder(run).is_done and [p.name[-2:] for p in candidates(run / "checkpoints")] == [
-        "12",
-        "08",
-        "04",
-    ]
+    assert RunFolder(run).is_done and LocalCatalog(RunFolder(run)).steps() == [12, 8, 4]
     assert output.count("metrics.jsonl cannot be written: No space left on device") == 1
     for name in ("exit.json", "heartbeats/rank-00000.json", "config.resolved.yaml", "tensorboard/"):
         assert (

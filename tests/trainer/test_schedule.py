@@ -3,18 +3,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
 
 from data_pipeline.streaming.epochs import EpochSchedule
-from model.addp import ADDP
-from model.config import Geometry, TransformerConfig
 from model.errors import ConfigError
-from model.predictor import TokenPredictor
 from trainer.config.schema import RunConfig, ScheduleSection
-from trainer.schedule import accumulation_steps, learning_rate, parameter_groups, total_steps
+from trainer.schedule import accumulation_steps, learning_rate, total_steps
 
 IMAGENET = EpochSchedule(1_281_167, 4096)
 
@@ -87,32 +82,3 @@ def test_batches_that_do_not_work_name_those_that_would() -> None:
         accumulation_steps(config(1 << 24, 1), 3)
     with pytest.raises(ConfigError, match=r"batch\.micro would work with 1, 2, 4"):
         accumulation_steps(config(4, 8), 1)
-
-
-def test_weight_decay_spares_biases_and_norms() -> None:
-    module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-    module[2].weight.requires_grad_(False)
-    module.table = nn.Parameter(torch.zeros(1, 5, 4))
-    decayed, spared = parameter_groups(module.named_parameters(), RunConfig())
-    assert {tuple(p.shape) for p in decayed["params"]} == {(4, 3), (1, 5, 4)} and decayed[
-        "weight_decay"
-    ] == 0.05
-    assert (
-        all(p.ndim == 1 for p in spared["params"])
-        and len(spared["params"]) == 4
-        and spared["weight_decay"] == 0
-    )
-
-
-@pytest.mark.parametrize("kind", [ADDP, TokenPredictor])
-def test_weight_decay_spares_what_the_reference_spares(kind: type[ADDP | TokenPredictor]) -> None:
-    """By its name also the bias over the vocabulary, which has three dimensions; LAMB and LARS do
-    not adapt it."""
-    with torch.device("meta"):
-        network = kind(Geometry(), TransformerConfig(size="tiny"))  # type: ignore[call-arg]
-    names = {p: name for name, p in network.named_parameters()}
-    decayed, spared = parameter_groups(network.named_parameters(), RunConfig())
-    found = {names[p] for p in spared["params"]}
-    assert "mlm_layer.bias" in found and spared["weight_decay"] == 0 and not spared["adapt"]
-    assert found == {name for p, name in names.items() if p.ndim <= 1 or name.endswith(".bias")}
-    assert {names[p] for p in decayed["params"]} == set(names.values()) - found and decayed["adapt"]

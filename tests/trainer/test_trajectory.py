@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.errors import ConfigError, WeightsError
-from model.parity import verdict
+from model.ledger import verdict
 from tests.cluster.calling import Called, addp, typed
 from tests.conftest import FIXTURES
 from tests.trainer.worlds import Outcome, Ranks

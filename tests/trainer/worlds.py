@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster.launch.launch import free_port
+from cluster.launch.backend import free_port
 from tests.trainer.launching import SMALL
 from tests.trainer.sabotage import Sabotage
 from trainer.pretrain import run_and_leave
@@ -23,6 +23,10 @@ CONTEXT.set_forkserver_preload(
     [
         "trainer.loop",
         "trainer.pretrain",
+        "trainer.objectives.addp",
+        "trainer.objectives.classify",
+        "trainer.objectives.mage",
+        "trainer.objectives.tokenizer",
         "deepspeed",
         "trainer.board",
         "torch._dynamo.eval_frame",

@@ -1,61 +1,64 @@
-"""The format of a checkpoint: valid or invisible, and independent of ZeRO's stage and the number of
-ranks.
+"""The format of a checkpoint, which is valid or invisible, and independent of ZeRO's stage and of
+the number of ranks. Imports no torch.
 
-step-N/rank-R.safetensors holds what rank R owned: for each fragment of a parameter its float32
-weights, optimizer state and average, under the key "KIND/PARAMETER@START". step-N/manifest.json is
-written last and states the bytes and sha256 of every file, and a digest of itself. A folder step-N
-whose manifest holds is a checkpoint; nothing else is. No file is a pickle: nothing in a checkpoint
-can run.
+    RUN/checkpoints/                               STORE/checkpoints/  (what a run uploads to)
+      step-00000008/                                 step-00000008/
+        rank-00000.safetensors  rank 0's share         rank-00000.safetensors.5f70bf18a086
+        rank-00001.safetensors  rank 1's share         rank-00001.safetensors.c4ca4238a0b9
+        manifest.json           written last           manifest.json
+      step-00000012.3f2a91c0.tmp/  being written by the attempt 3f2a91c0
+      published                 the last step that was saved, so that its loss is noticed
+
+A rank's file holds what the rank owned. For each run of consecutive elements of a parameter it has
+the float32 weights, the optimizer's state and the moving average, under
+"STATE_KEY/PARAMETER@START":
+
+    weights/blocks.0.mlp.fc1.weight@0    exp_avg/blocks.0.mlp.fc1.weight@0    ema/...    buffer/...
+
+The manifest states the bytes and the sha256 of every file, and a digest of itself. A folder whose
+manifest holds is a checkpoint, and nothing else is. On a store the objects carry the beginning of
+their sha256 in their names, so that nothing is ever overwritten with other bytes, and an upload
+that was cut short goes on. No file is a pickle: nothing in a checkpoint can run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
 import stat
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
-from torch import Tensor
 
-from data_pipeline.storage import CHUNK
 from model.documents import MIB, Count, Positive, Record, Sha256, first_problem, read_file, show
 from model.errors import ADDPError
-from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT, checkpoint_fingerprint
+from trainer.run_folder import EXIT_NO_VALID_CHECKPOINT, checkpoint_fingerprint, step_folder
 
 MANIFEST = "manifest.json"
-_LARGEST_MANIFEST = 16 * MIB  # that of a thousand ranks has 0.2
+PUBLISHED = "published"
+_LARGEST_MANIFEST = 16 * MIB  # the manifest of a thousand ranks takes 0.2 MiB
 _LATEST = 1e11  # seconds since 1970: the year 5138
-PUBLISHED = (
-    "published"  # beside the checkpoints: the step of the last one, so that their loss is noticed
-)
-WEIGHTS, EMA, BUFFER = "weights", "ema", "buffer"  # kinds of tensors, beside the optimizer's own
-DTYPE_NAMES = {
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 class NoValidCheckpoint(ADDPError):
-    """There are checkpoints, but none can be loaded. Never a silent start from zero."""
+    """There are checkpoints, but none can be loaded. A run never starts from zero instead."""
 
     exit_code = EXIT_NO_VALID_CHECKPOINT
 
+    @classmethod
+    def of(cls, where: str, refused: list[str]) -> NoValidCheckpoint:
+        """The error for checkpoints at `where` that were refused for these reasons."""
+        return cls(
+            f"{where} has {len(refused)} checkpoints, but none is valid: {'; '.join(refused)}. "
+            "Restore one from a copy, or move the folder away to start from the beginning"
+        )
+
 
 class Damaged(ADDPError):
-    """A checkpoint that does not hold what its manifest states. The message names it and the
-    file."""
+    """A checkpoint does not hold what its manifest states. The message names it and the file."""
 
 
 class FileEntry(Record):
@@ -64,12 +67,18 @@ class FileEntry(Record):
 
 
 class Manifest(BaseModel):
-    """step: steps done. run_identity: what the run that goes on must share. parameters: shapes.
-    export_prefix: of the exported network's names. state_keys: the kinds of tensors kept for each
-    parameter. applied: optimizer updates. skipped: data left out so far. trainer_state: the run's
-    own counters and statistics. run: its id, "" before there were ids. config: the resolved
-    configuration that it was trained with, {} before it was kept. digest: of all else, as it was
-    read; "" before there were any."""
+    """What a checkpoint holds, and where the run stood when it was saved.
+
+    step: optimizer steps done. run_identity: what a run must share that goes on from it.
+    parameters: their shapes. export_prefix: begins the names of the exported network's parameters.
+    state_keys: which tensors are kept of each parameter. applied: updates of the weights. skipped:
+    the rewinds before this step, each with the data that it left out. trainer_state: counters and
+    statistics of the run. run: its id, "" in manifests from before there were ids. config: the
+    resolved configuration, {} in manifests from before it was kept. digest: of everything else as
+    it was read, "" in manifests from before there were digests.
+
+    The aliases are the keys on disk, which stay what they were.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -98,29 +107,61 @@ class Manifest(BaseModel):
 
     @property
     def saved(self) -> float:
-        """When it was, by the wall clock; 0 where it does not say."""
+        """When it was saved, in seconds since 1970; 0 where it does not say."""
         return float(self.trainer_state.get("seen", 0.0))
 
     @property
+    def size(self) -> int:
+        """The bytes of its files together."""
+        return sum(entry.bytes for entry in self.files.values())
+
+    @property
     def fingerprint(self) -> str:
-        """Of what its files hold."""
+        """Tells what its files hold from what those of another checkpoint hold."""
         return checkpoint_fingerprint({name: entry.sha256 for name, entry in self.files.items()})
 
 
-def candidates(checkpoints: Path) -> list[Path]:
-    """Checkpoint folders, newest first."""
-    return sorted(checkpoints.glob("step-" + "[0-9]" * 8), reverse=True)
+def rank_file(rank: int) -> str:
+    """The name of the file that holds a rank's share."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+def step_of(folder: str) -> int | None:
+    """The step of a checkpoint, by the name of its folder; None for any other name."""
+    match = re.fullmatch(r"step-([0-9]{8,})", folder)
+    return int(match[1]) if match and step_folder(int(match[1])) == folder else None
+
+
+def manifest_name(step: int) -> str:
+    """The name of a manifest below the run folder, and on the store that a run uploads to."""
+    return f"checkpoints/{step_folder(step)}/{MANIFEST}"
+
+
+def step_of_manifest(name: str) -> int | None:
+    """The inverse of `manifest_name`; None for any other name."""
+    match = re.fullmatch(f"checkpoints/([^/]+)/{re.escape(MANIFEST)}", name)
+    return step_of(match[1]) if match else None
+
+
+def object_name(step: int, file: str, stated: FileEntry) -> str:
+    """The name of a file of a checkpoint on the store that a run uploads to."""
+    return f"checkpoints/{step_folder(step)}/{file}.{stated.sha256[:12]}"
+
+
+def is_object_of_file(name: str) -> bool:
+    """Whether a name on a store can be one that `object_name` gave."""
+    return re.fullmatch(r"rank-\d+\.safetensors\.[0-9a-f]{12}", name.rpartition("/")[2]) is not None
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
-    """As it is written: with its digest, so that no value in it changes unseen."""
+    """The manifest as it is written: with its digest, so that no value in it changes unseen."""
     document = from_json(manifest.model_dump_json(exclude={"digest"}))
     return json.dumps({**document, "digest": _digest(document)}, indent=1).encode()
 
 
 def _digest(document: dict[str, Any]) -> str:
-    """Of a manifest's JSON without its digest. Of what stands there, not of the record that is made
-    of it: later versions may know more fields."""
+    """The sha256 of a manifest's JSON without its digest: of what stands there, not of the record
+    that is made of it, since later versions may know more fields."""
     content = {key: value for key, value in document.items() if key != "digest"}
     return hashlib.sha256(
         json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
@@ -128,7 +169,7 @@ def _digest(document: dict[str, Any]) -> str:
 
 
 def parse_manifest(text: bytes | str, name: str) -> Manifest:
-    """Raises Damaged."""
+    """The manifest of the checkpoint that messages call `name`. Raises Damaged."""
     if len(text) > _LARGEST_MANIFEST:
         raise Damaged(
             f"{name}: {MANIFEST} is larger than {_LARGEST_MANIFEST // MIB} MiB, the most that it "
@@ -157,120 +198,59 @@ def parse_manifest(text: bytes | str, name: str) -> Manifest:
     return manifest
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Raises Damaged."""
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the checkpoint in a folder. Raises Damaged."""
     try:
-        text = read_file(path / MANIFEST, _LARGEST_MANIFEST, Damaged)
+        text = read_file(folder / MANIFEST, _LARGEST_MANIFEST, Damaged)
     except FileNotFoundError as error:
-        raise Damaged(f"{path.name} has no readable {MANIFEST}: {error.strerror}") from error
-    return parse_manifest(text, path.name)
+        raise Damaged(f"{folder.name} has no readable {MANIFEST}: {error.strerror}") from error
+    return parse_manifest(text, folder.name)
 
 
-def _size(path: Path, name: str) -> int:
-    """Of a file that may be opened. Raises Damaged for a FIFO or a device, which would be waited
-    for; OSError."""
-    status = (path / name).stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise Damaged(f"{path.name}: {name} is no regular file")
-    return status.st_size
-
-
-def verify_file(path: Path, name: str, stated: FileEntry) -> None:
-    """Raises Damaged where a file of the checkpoint at `path` is not as its manifest states."""
+def verify_file(path: Path, stated: FileEntry) -> None:
+    """Raises Damaged where a file of a checkpoint is not as its manifest states."""
+    name = f"{path.parent.name}: {path.name}"
     try:
-        size = _size(path, name)
+        size = _regular_size(path)
         if size != stated.bytes:
-            raise Damaged(f"{path.name}: {name} is damaged: {size} bytes instead of {stated.bytes}")
-        with (path / name).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise Damaged(f"{path.name}: {name} is missing") from error
+            raise Damaged(f"{name} is damaged: {size} bytes instead of {stated.bytes}")
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise Damaged(f"{path.name}: {name} cannot be read: {error.strerror}") from error
-    if found != stated.sha256:
-        raise Damaged(f"{path.name}: {name} is damaged: its sha256 is not the manifest's")
+        raise _unreadable(path, error) from error
+    if sha256 != stated.sha256:
+        raise Damaged(f"{name} is damaged: its sha256 is not the manifest's")
 
 
-def read_bytes(path: Path, name: str, start: int, length: int) -> bytes:
-    """Bytes start .. start+length-1 of a file of the checkpoint at `path`. Raises Damaged."""
+def read_bytes(path: Path, start: int, length: int) -> bytes:
+    """Bytes start .. start+length-1 of a file of a checkpoint. Raises Damaged."""
     try:
-        _size(path, name)
-        with (path / name).open("rb") as file:
+        _regular_size(path)
+        with path.open("rb") as file:
             file.seek(start)
             content = file.read(length)
-    except FileNotFoundError as error:
-        raise Damaged(f"{path.name}: {name} is missing") from error
     except OSError as error:
-        raise Damaged(f"{path.name}: {name} cannot be read: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     if len(content) != length:
-        raise Damaged(f"{path.name}: {name} is damaged: it ends at byte {start + len(content)}")
+        raise Damaged(
+            f"{path.parent.name}: {path.name} is damaged: it ends at byte {start + len(content)}"
+        )
     return content
 
 
-def verify(path: Path) -> Manifest:
-    """The manifest of a checkpoint, all of whose files are as it states. Raises Damaged."""
-    manifest = read_manifest(path)
-    for name, stated in manifest.files.items():
-        verify_file(path, name, stated)
-    return manifest
+def _regular_size(path: Path) -> int:
+    """The size of a file. Raises Damaged for a pipe or a device, which opening would wait for, and
+    OSError."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise Damaged(f"{path.parent.name}: {path.name} is no regular file")
+    return status.st_size
 
 
-def no_valid(where: str, refused: list[str]) -> NoValidCheckpoint:
-    return NoValidCheckpoint(
-        f"{where} has {len(refused)} checkpoints, but none is valid: {'; '.join(refused)}. Restore "
-        "one from a copy, or move the folder away to start from the beginning"
+def _unreadable(path: Path, error: OSError) -> Damaged:
+    reason = (
+        "is missing"
+        if isinstance(error, FileNotFoundError)
+        else f"cannot be read: {error.strerror or error}"
     )
-
-
-class Snapshot(NamedTuple):
-    """A safetensors file in host memory: its header, and its tensors' bytes one after the other."""
-
-    header: bytes
-    payload: Tensor
-
-
-def snapshot(tensors: Iterable[tuple[str, Tensor]], buffer: Tensor | None) -> Snapshot:
-    """Copy tensors to host memory, in one go; when it returns, they may change.
-
-    buffer: an earlier snapshot's payload, used again where the size is the same.
-    """
-    ordered = sorted(tensors, key=lambda item: -item[1].element_size())  # so that each is aligned
-    total = sum(t.numel() * t.element_size() for _, t in ordered)
-    if buffer is None or buffer.numel() != total:
-        buffer = torch.empty(total, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-    header: dict[str, Any] = {}
-    at = 0
-    on_cuda = False
-    for key, tensor in ordered:
-        end = at + tensor.numel() * tensor.element_size()
-        buffer[at:end].view(tensor.dtype).view(tensor.shape).copy_(
-            tensor.detach(), non_blocking=True
-        )
-        on_cuda = on_cuda or tensor.is_cuda
-        header[key] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [at, end],
-        }
-        at = end
-    if on_cuda:
-        torch.cuda.synchronize()
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return Snapshot(len(text).to_bytes(8, "little") + text, buffer)
-
-
-def write_snapshot(path: Path, content: Snapshot) -> FileEntry:
-    """Write and sync the file; hashed on the way. Raises OSError."""
-    digest = hashlib.sha256(content.header)
-    data = content.payload.numpy().data
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(content.header)
-        for start in range(0, len(data), CHUNK):
-            part = data[start : start + CHUNK]
-            digest.update(part)
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileEntry(bytes=len(content.header) + len(data), sha256=digest.hexdigest())
+    return Damaged(f"{path.parent.name}: {path.name} {reason}")

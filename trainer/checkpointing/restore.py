@@ -1,61 +1,47 @@
-"""Go on from the newest checkpoint that is whole and of this run, here or on the store; on any
-number of ranks."""
+"""Go on from the newest checkpoint that is whole and of this run, in the run folder or on the
+store, on any number of ranks.
+
+All ranks go through a restore together. For each candidate, newest first, they agree four times:
+
+    rank 0   reads the manifest, and the headers of all files   -> tells all what lies where
+    all      say which files they need                          -> each file is one rank's to verify
+    all      verify their files, fetching those on the store    -> rank 0 decides what is damaged
+    all      see the files as rank 0 does                       -> every rank reads what it needs
+
+The first candidate of which all files hold is taken. A refused one goes on record with its reason.
+"""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import yaml
 from pydantic import ValidationError
 
-from data_pipeline.storage import StorageError, Store, sync, write_atomically
+from data_pipeline.storage import StorageError, Store
 from model.documents import first_problem
-from model.errors import ConfigError
-from trainer.checkpointing.format import (
-    EMA,
-    MANIFEST,
-    PUBLISHED,
-    Damaged,
-    Manifest,
-    NoValidCheckpoint,
-    candidates,
-    manifest_bytes,
-    no_valid,
-    read_manifest,
-    verify_file,
-)
-from trainer.checkpointing.retention import step_of
-from trainer.checkpointing.saved_state import (
-    Index,
-    SavedState,
-    files_of,
-    read_here,
-    read_index,
-    shares,
-)
-from trainer.checkpointing.upload import (
-    download,
-    fetch_records,
-    object_name,
-    remote_manifest,
-    remote_steps,
-)
-from trainer.config.changes import Change, changes, forbidden
-from trainer.config.schema import RunConfig
+from trainer.checkpointing.catalog import Catalog, LocalCatalog, RemoteCatalog, is_left
+from trainer.checkpointing.expected import Expected
+from trainer.checkpointing.format import MANIFEST, Damaged, Manifest, NoValidCheckpoint
+from trainer.checkpointing.run_records import fetch_records
+from trainer.checkpointing.saved_state import Index, SavedState, files_of
+from trainer.config.changes import Change
 from trainer.distributed.collectives import Collectives
 from trainer.engine.engine import Engine
-from trainer.resilience.state import TrainerState, read_rewinds, rewinds_before
+from trainer.engine.state_keys import EMA
+from trainer.resilience.state import TrainerState
 from trainer.run_folder import RunFolder, step_folder
 
 
 class Restored(NamedTuple):
-    """manifest: None for a run without checkpoints. refused: why newer ones were not taken.
-    rewinds: data that are left out. source: where the checkpoint lay. changed: keys of the
-    configuration that differ from the checkpoint's."""
+    """What a run starts from.
+
+    manifest: None for a run without checkpoints. refused: why newer ones were not taken. rewinds:
+    the data that are left out. source: where the checkpoint lay. changed: the keys of the
+    configuration that differ from the checkpoint's.
+    """
 
     manifest: Manifest | None
     refused: list[str]
@@ -68,280 +54,12 @@ class Restored(NamedTuple):
         return self.manifest.step if self.manifest else 0
 
 
-class Expected(NamedTuple):
-    """The run that wants to go on. run_identity: what a checkpoint must share. run: its id.
-    before: the configuration of the folder's last start, as JSON; {} where there was none."""
-
-    run_identity: dict[str, Any]
-    run: str
-    config: RunConfig
-    before: dict[str, Any]
-
-    def check(self, manifest: Manifest, name: str) -> list[Change]:
-        """What has changed since that checkpoint. Raises ConfigError where it is another run's, or
-        where a key that changes the optimisation has changed and is not allowed."""
-        known = (
-            manifest.run_identity
-            if manifest.run_identity.get("data")
-            else {**manifest.run_identity, "data": self.run_identity.get("data")}
-        )
-        different = [
-            f"{key}: checkpoint {known.get(key)!r}, now {value!r}"
-            for key, value in self.run_identity.items()
-            if _lasting(known.get(key)) != _lasting(value)
-        ]
-        if manifest.run and manifest.run != self.run:
-            different.append(f"run: checkpoint {manifest.run}, now {self.run}")
-        if different:
-            raise ConfigError(
-                f"{name} belongs to another run than the configured one ({'; '.join(different)}); "
-                "use that configuration, or another run folder"
-            )
-        found = changes(manifest.config or self.before, self.config)
-        known_before = {
-            change.key for change in changes(self.before or manifest.config, self.config)
-        }
-        allowed = (
-            *self.config.resume.allow,
-            *(() if self.config.depends_on_micro else ("batch.micro",)),
-        )
-        bad = [
-            c for c in forbidden(found, allowed) if c.key in known_before
-        ]  # else: allowed before
-        if bad:
-            allow = ",".join(sorted({*self.config.resume.allow, *(c.key for c in bad)}))
-            raise ConfigError(
-                f"the configuration differs from that of {name} in what changes the optimisation: "
-                f"{'; '.join(map(str, bad))}. To go on with it, add 'resume.allow=[{allow}]'; else "
-                "use the configuration of before, or another run folder (and another "
-                "checkpoint.upload)"
-            )
-        return found
-
-
-def _lasting(value: Any) -> Any:
-    """Of a fact what no run may change: not the dropout, which `resume.allow` is for, nor how
-    positions started."""
-    if isinstance(value, dict):
-        return {k: _lasting(v) for k, v in value.items() if k not in ("dropout", "positions")}
-    return value
-
-
-def last_config(folder: RunFolder) -> dict[str, Any]:
-    """The resolved configuration of the folder's last start, as JSON; {} where there is none that
-    can be read."""
-    try:
-        found = yaml.safe_load((folder.path / "config.resolved.yaml").read_text())
-    except (OSError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 class _Candidate(NamedTuple):
+    """A checkpoint that may be taken. number: of its catalog, as each rank has them: 0 for the run
+    folder, 1 for the store."""
+
     step: int
-    remote: bool
-
-
-def restore(
-    folder: RunFolder,
-    engine: Engine,
-    collectives: Collectives,
-    expected: Expected,
-    store: Store | None,
-    attempt: str,
-    latest: int | None = None,
-) -> Restored:
-    """All ranks together. Rank 0 looks which checkpoints there are, and what lies in which of their
-    files. Each file is verified by one rank, and opened by those that read of it; all agree on the
-    checkpoint that is loaded.
-
-    latest: newest step that will do. Raises NoValidCheckpoint where there are candidates but none
-    is valid, ConfigError as `Expected.check`, StorageError where the store cannot be asked, or a
-    rank does not see what rank 0 sees.
-    """
-
-    def records() -> list[dict[str, int]]:
-        if store is not None and not candidates(folder.checkpoints):
-            fetch_records(store, folder, expected.check)
-        return read_rewinds(folder)
-
-    refused: list[str] = []
-    rewinds = collectives.broadcast_from_rank0(records)
-    found = collectives.broadcast_from_rank0(lambda: _candidates(folder, store, latest))
-    for candidate in found:
-        try:
-            manifest, changed = collectives.broadcast_from_rank0(
-                partial(_usable, folder, store, candidate, expected, rewinds)
-            )
-            index = collectives.broadcast_from_rank0(
-                partial(_index, folder, store, candidate, manifest)
-            )
-        except (Damaged, StorageError) as error:
-            refused.append(str(error))
-            continue
-        path = folder.checkpoints / step_folder(candidate.step)
-        source = str(path)
-        if candidate.remote:
-            assert store is not None
-            source = f"{store.url}/checkpoints/{path.name}"
-            path = path.with_name(f"{path.name}.{attempt}.tmp")
-        with_ema = EMA in manifest.state_keys
-        needed = files_of(index, engine.wanted(with_ema))
-        needs = collectives.collect(needed)
-        mine = collectives.broadcast_from_rank0(partial(shares, manifest, needs))[collectives.rank]
-        problems = collectives.all_gather(
-            _problem(path, manifest, mine, store if candidate.remote else None)
-        )
-        reasons = collectives.broadcast_from_rank0(
-            partial(_confirmed, path, manifest, candidate, problems)
-        )
-        if reasons:
-            refused.append("; ".join(reasons))
-            continue
-        if candidate.remote:
-            collectives.broadcast_from_rank0(partial(_move_in, path, manifest))
-            path = folder.checkpoints / step_folder(candidate.step)  # as this host has it
-        blind = collectives.until_all(partial(_are_seen, path, manifest, needed))
-        if blind:
-            raise StorageError(
-                f"ranks {blind} do not see the files of {path} as rank 0 does; look whether their "
-                "hosts have the storage mounted as its host has, and run it again"
-            )
-        state = SavedState(path, manifest, index)
-        engine.fill(
-            state.read,
-            collectives.broadcast_from_rank0(state.buffers),
-            manifest.scaler,
-            manifest.applied,
-            with_ema,
-        )
-        state.close()
-        return Restored(manifest, refused, rewinds, source, tuple(changed))
-    if refused:
-        raise no_valid(str(folder.checkpoints), refused)
-    if latest is None:
-        collectives.broadcast_from_rank0(lambda: _was_never_saved(folder))
-    return Restored(None, [], rewinds)
-
-
-def has_checkpoints(folder: RunFolder, store: Store | None) -> bool:
-    """Whether a start goes on from one, or fails. Raises StorageError where the store, which is
-    asked only if there is none at hand, does not answer."""
-    return bool(candidates(folder.checkpoints) or (store is not None and remote_steps(store)))
-
-
-def foreseen(
-    folder: RunFolder, store: Store | None, expected: Expected, rewinds: list[dict[str, int]]
-) -> Restored:
-    """What `restore` would start from, by manifests and sizes of files: none is read, fetched or
-    changed. Raises as it does."""
-    refused: list[str] = []
-    for candidate in _candidates(folder, store, None):
-        try:
-            manifest, changed = _usable(folder, store, candidate, expected, rewinds)
-            sizes = _sizes(folder, store, manifest, candidate)
-            wrong = [
-                name for name, stated in manifest.files.items() if sizes.get(name) != stated.bytes
-            ]
-            if wrong:
-                raise Damaged(
-                    f"{step_folder(candidate.step)}: {wrong[0]} is missing or not of the stated "
-                    "size"
-                )
-        except (Damaged, StorageError) as error:
-            refused.append(str(error))
-            continue
-        return Restored(manifest, refused, rewinds, changed=tuple(changed))
-    if refused:
-        raise no_valid(str(folder.checkpoints), refused)
-    _was_never_saved(folder)
-    return Restored(None, [], rewinds)
-
-
-def _sizes(
-    folder: RunFolder, store: Store | None, manifest: Manifest, candidate: _Candidate
-) -> dict[str, int]:
-    """Of the files that are there."""
-    if candidate.remote:
-        assert store is not None
-        there = {e.name: e.size for e in store.list(f"checkpoints/{step_folder(candidate.step)}/")}
-        names = {
-            name: object_name(candidate.step, name, stated)
-            for name, stated in manifest.files.items()
-        }
-        return {name: there[target] for name, target in names.items() if target in there}
-    path = folder.checkpoints / step_folder(candidate.step)
-    return {
-        name: (path / name).stat().st_size for name in manifest.files if (path / name).is_file()
-    }
-
-
-def _was_never_saved(folder: RunFolder) -> None:
-    """Raises NoValidCheckpoint where the run had checkpoints once."""
-    published = folder.checkpoints / PUBLISHED
-    if published.exists():
-        raise NoValidCheckpoint(
-            f"the run saved step {published.read_text().strip()}, but its checkpoints are gone "
-            f"from {folder.checkpoints}; bring them back, or remove {published} to start from the "
-            "beginning"
-        )
-
-
-def _candidates(folder: RunFolder, store: Store | None, latest: int | None) -> list[_Candidate]:
-    """Newest first, and of one step the copy at hand first. Raises StorageError where the store
-    does not answer and there is none at hand: to start from zero then could repeat weeks."""
-    found = [_Candidate(step_of(path), False) for path in candidates(folder.checkpoints)]
-    if store is not None:
-        try:
-            found += [_Candidate(step, True) for step in remote_steps(store)]
-        except StorageError as error:
-            if not found:
-                raise
-            folder.incident({"event": "store not asked", "error": str(error)})
-    return sorted(
-        (c for c in found if latest is None or c.step <= latest), key=lambda c: (-c.step, c.remote)
-    )
-
-
-def _usable(
-    folder: RunFolder,
-    store: Store | None,
-    candidate: _Candidate,
-    expected: Expected,
-    rewinds: list[dict[str, int]],
-) -> tuple[Manifest, list[Change]]:
-    """Rank 0. Raises Damaged, ConfigError or StorageError."""
-    if candidate.remote:
-        assert store is not None
-        manifest = remote_manifest(store, candidate.step)
-    else:
-        manifest = read_manifest(folder.checkpoints / step_folder(candidate.step))
-    name = step_folder(candidate.step)
-    if manifest.step != candidate.step:
-        raise Damaged(f"{name} holds step {manifest.step}")
-    try:
-        TrainerState.model_validate(manifest.trainer_state)
-    except ValidationError as error:
-        raise Damaged(
-            f"{name}: {MANIFEST} states a progress that cannot be: {first_problem(error)}"
-        ) from error
-    changed = expected.check(manifest, name)
-    if manifest.skipped != rewinds_before(rewinds, manifest.step):
-        raise Damaged(f"{name} was trained on data that a rewind leaves out")
-    return manifest, changed
-
-
-def _index(
-    folder: RunFolder, store: Store | None, candidate: _Candidate, manifest: Manifest
-) -> Index:
-    """Rank 0. Raises Damaged or StorageError."""
-    if not candidate.remote:
-        return read_index(manifest, read_here(folder.checkpoints / step_folder(candidate.step)))
-    assert store is not None
-    names = {
-        name: object_name(manifest.step, name, stated) for name, stated in manifest.files.items()
-    }
-    return read_index(manifest, lambda name, start, length: store.read(names[name], start, length))
+    number: int
 
 
 class _Problem(NamedTuple):
@@ -349,54 +67,211 @@ class _Problem(NamedTuple):
     reason: str
 
 
-def _problem(
-    path: Path, manifest: Manifest, files: list[str], store: Store | None
-) -> _Problem | None:
-    """Verify these files, fetching them from `store` if there is one. Returns what is wrong with
-    the first that is."""
-    for name in files:
+def restore(
+    folder: RunFolder,
+    engine: Engine,
+    collectives: Collectives,
+    expected: Expected,
+    *,
+    store: Store | None,
+    attempt: str,
+    latest: int | None = None,
+) -> Restored:
+    """All ranks together: fill the engine from the newest checkpoint that will do.
+
+    attempt: the name of this start. latest: the newest step that will do. Raises NoValidCheckpoint
+    where there are candidates but none is valid; ConfigError as `Expected.check`; StorageError
+    where the store cannot be asked, or a rank does not see what rank 0 sees.
+    """
+    catalogs, home = _catalogs(folder, store), LocalCatalog(folder)
+    on_rank0 = collectives.broadcast_from_rank0
+
+    def rewinds_of_run() -> list[dict[str, int]]:
+        if store is not None and not home.steps():
+            fetch_records(RemoteCatalog(store), folder, expected.check)
+        return home.rewinds()
+
+    refused: list[str] = []
+    rewinds = on_rank0(rewinds_of_run)
+    for step, number in on_rank0(partial(_candidates, folder, catalogs, latest)):
+        catalog, staging = catalogs[number], home.staging(step, attempt)
         try:
-            if store is not None:
-                download(store, manifest, name, path)
-            else:
-                verify_file(path, name, manifest.files[name])
+            manifest, changed, index = on_rank0(partial(_usable, catalog, step, expected, rewinds))
         except (Damaged, StorageError) as error:
-            return _Problem(name, str(error))
+            refused.append(str(error))
+            continue
+        with_ema = EMA in manifest.state_keys
+        needed = files_of(index, engine.wanted(with_ema))
+        if reasons := _bring(collectives, catalog, manifest, needed, staging):
+            refused.append("; ".join(reasons))
+            continue
+        on_rank0(partial(catalog.settle, manifest, staging, home))
+        _see_all(collectives, home.folder(step), manifest, needed)
+        state = SavedState(home.folder(step), manifest, index)
+        engine.fill(
+            state.read, on_rank0(state.buffers), manifest.scaler, manifest.applied, with_ema
+        )
+        state.close()
+        return Restored(manifest, refused, rewinds, catalog.location(step), tuple(changed))
+    if refused:
+        raise NoValidCheckpoint.of(str(folder.checkpoints), refused)
+    if latest is None:
+        on_rank0(home.check_never_saved)
+    return Restored(None, [], rewinds)
+
+
+def foreseen(folder: RunFolder, store: Store | None, expected: Expected) -> Restored:
+    """What `restore` would start from, by manifests and the sizes of files: no file is read,
+    fetched or changed. Raises as it does."""
+    catalogs, home = _catalogs(folder, store), LocalCatalog(folder)
+    rewinds = (home if home.steps() else catalogs[-1]).rewinds()
+    refused: list[str] = []
+    for step, number in _candidates(folder, catalogs, None):
+        catalog = catalogs[number]
+        try:
+            manifest, changed = _fitting(catalog, step, expected, rewinds)
+            sizes = catalog.sizes(manifest)
+            for file, stated in manifest.files.items():
+                if sizes.get(file) != stated.bytes:
+                    raise Damaged(
+                        f"{step_folder(step)}: {file} is missing or not of the stated size"
+                    )
+        except (Damaged, StorageError) as error:
+            refused.append(str(error))
+            continue
+        return Restored(manifest, refused, rewinds, catalog.location(step), tuple(changed))
+    if refused:
+        raise NoValidCheckpoint.of(str(folder.checkpoints), refused)
+    home.check_never_saved()
+    return Restored(None, [], rewinds)
+
+
+def has_checkpoints(folder: RunFolder, store: Store | None) -> bool:
+    """Whether a start goes on from a checkpoint, or fails. The store is asked only where the folder
+    has none. Raises StorageError where it does not answer."""
+    return any(catalog.steps() for catalog in _catalogs(folder, store))
+
+
+def shares(manifest: Manifest, needs: Sequence[set[str]]) -> list[list[str]]:
+    """Which files each rank verifies: each file is one rank's, if possible one that reads of it,
+    and ranks have about equal bytes.
+
+    needs: the files that each rank reads.
+    """
+    mine: list[list[str]] = [[] for _ in needs]
+    given = [0] * len(needs)
+    for file, stated in manifest.files.items():
+        able = [rank for rank, need in enumerate(needs) if file in need] or range(len(needs))
+        rank = min(able, key=given.__getitem__)
+        mine[rank].append(file)
+        given[rank] += stated.bytes
+    return mine
+
+
+def _catalogs(folder: RunFolder, store: Store | None) -> list[Catalog]:
+    """The places of checkpoints, the one at hand first."""
+    home = LocalCatalog(folder)
+    return [home] if store is None else [home, RemoteCatalog(store)]
+
+
+def _candidates(
+    folder: RunFolder, catalogs: Sequence[Catalog], latest: int | None
+) -> list[_Candidate]:
+    """Newest first, and of one step the copy at hand first. Raises StorageError where the store
+    does not answer and there is none at hand: to start from zero then could repeat weeks."""
+    candidates: list[_Candidate] = []
+    for number, catalog in enumerate(catalogs):
+        try:
+            candidates += [_Candidate(step, number) for step in catalog.steps()]
+        except StorageError as error:
+            if not candidates:
+                raise
+            folder.incident({"event": "store not asked", "error": str(error)})
+    return sorted(
+        (c for c in candidates if latest is None or c.step <= latest),
+        key=lambda c: (-c.step, c.number),
+    )
+
+
+def _usable(
+    catalog: Catalog, step: int, expected: Expected, rewinds: list[dict[str, int]]
+) -> tuple[Manifest, list[Change], Index]:
+    """Rank 0: what all ranks need to know of a checkpoint. Raises Damaged, StorageError or
+    ConfigError."""
+    manifest, changed = _fitting(catalog, step, expected, rewinds)
+    return manifest, changed, catalog.index(manifest)
+
+
+def _fitting(
+    catalog: Catalog, step: int, expected: Expected, rewinds: list[dict[str, int]]
+) -> tuple[Manifest, list[Change]]:
+    """The manifest of a checkpoint that the run may go on from, and what has changed since. Raises
+    Damaged, StorageError or ConfigError."""
+    name, manifest = step_folder(step), catalog.manifest(step)
+    try:
+        TrainerState.model_validate(manifest.trainer_state)
+    except ValidationError as error:
+        raise Damaged(
+            f"{name}: {MANIFEST} states a progress that cannot be: {first_problem(error)}"
+        ) from error
+    changed = expected.check(manifest, name)
+    if is_left(manifest, rewinds):
+        raise Damaged(f"{name} was trained on data that a rewind leaves out")
+    return manifest, changed
+
+
+def _bring(
+    collectives: Collectives, catalog: Catalog, manifest: Manifest, needed: set[str], staging: Path
+) -> list[str]:
+    """All ranks together: verify all files, and fetch to `staging` those that do not lie in the run
+    folder. Returns why the checkpoint is refused; nothing where it holds.
+
+    needed: the files that this rank reads.
+    """
+    needs = collectives.collect(needed)
+    mine = collectives.broadcast_from_rank0(lambda: shares(manifest, needs))[collectives.rank]
+    problems = collectives.all_gather(_first_problem(catalog, manifest, mine, staging))
+
+    def reasons() -> list[str]:
+        counted = []
+        for rank, problem in enumerate(problems):
+            if problem is None:
+                continue
+            reason = problem.reason if rank == 0 else catalog.look_again(manifest, *problem)
+            if reason is not None:
+                counted.append(reason)
+        return counted
+
+    return collectives.broadcast_from_rank0(reasons)
+
+
+def _first_problem(
+    catalog: Catalog, manifest: Manifest, files: Iterable[str], staging: Path
+) -> _Problem | None:
+    """Verify these files, fetching them where needed. Returns the first problem."""
+    for file in files:
+        try:
+            catalog.fetch(manifest, file, staging)
+        except (Damaged, StorageError) as error:
+            return _Problem(file, str(error))
         except OSError as error:
-            return _Problem(name, f"{path.name}: {name}: {error.strerror}")
+            return _Problem(file, f"{step_folder(manifest.step)}: {file}: {error.strerror}")
     return None
 
 
-def _confirmed(
-    path: Path, manifest: Manifest, candidate: _Candidate, found: list[_Problem | None]
-) -> list[str]:
-    """Rank 0: of the ranks' problems, those of the files themselves. What another host sees of them
-    may be old."""
-    reasons = []
-    for rank, problem in enumerate(found):
-        if problem is None:
-            continue
-        if rank and not candidate.remote:
-            try:
-                verify_file(path, problem.file, manifest.files[problem.file])
-            except Damaged as error:
-                reasons.append(str(error))
-        else:
-            reasons.append(problem.reason)
-    return reasons
+def _see_all(
+    collectives: Collectives, path: Path, manifest: Manifest, files: Iterable[str]
+) -> None:
+    """All ranks together: wait until each sees the files that it reads. Raises StorageError."""
 
+    def sees() -> bool:
+        try:
+            return all((path / file).stat().st_size == manifest.files[file].bytes for file in files)
+        except OSError:
+            return False
 
-def _are_seen(path: Path, manifest: Manifest, files: Iterable[str]) -> bool:
-    try:
-        return all((path / name).stat().st_size == manifest.files[name].bytes for name in files)
-    except OSError:
-        return False
-
-
-def _move_in(path: Path, manifest: Manifest) -> None:
-    target = path.with_name(step_folder(manifest.step))
-    write_atomically(path / MANIFEST, manifest_bytes(manifest))
-    if target.exists():
-        shutil.rmtree(target)
-    path.rename(target)
-    sync(target.parent)
+    if blind := collectives.until_all(sees):
+        raise StorageError(
+            f"ranks {blind} do not see the files of {path} as rank 0 does; look whether their "
+            "hosts have the storage mounted as its host has, and run it again"
+        )

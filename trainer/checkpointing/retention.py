@@ -3,22 +3,21 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
-from pathlib import Path
 
-from trainer.checkpointing.format import MANIFEST, candidates
+from trainer.checkpointing.catalog import Catalog, LocalCatalog
 from trainer.config.schema import CheckpointSection
 from trainer.resilience.state import add_rewind
 from trainer.run_folder import RunFolder
 
 
 def is_permanent(step: int, section: CheckpointSection) -> bool:
+    """Whether the checkpoint of that step is kept for good."""
     return section.permanent_every > 0 and step % section.permanent_every == 0
 
 
 def expired(steps: Iterable[int], newest: int, section: CheckpointSection) -> list[int]:
-    """Of these, the steps to remove once `newest` is safe. Later ones are of a past that was
+    """Of these steps, those to remove once `newest` is safe. Later steps are of a past that was
     refused: they neither count nor are touched, and are replaced when the run comes to them."""
     passing = sorted(
         (s for s in steps if s <= newest and not is_permanent(s, section)), reverse=True
@@ -26,29 +25,19 @@ def expired(steps: Iterable[int], newest: int, section: CheckpointSection) -> li
     return passing[section.keep :]
 
 
-def step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
-
-
-def prune(checkpoints: Path, newest: int, section: CheckpointSection) -> list[int]:
-    """Remove what has expired. Returns the steps removed. Raises OSError."""
-    paths = {step_of(path): path for path in candidates(checkpoints)}
-    gone = expired(paths, newest, section)
+def prune(catalog: Catalog, newest: int, section: CheckpointSection) -> list[int]:
+    """Remove the checkpoints that have expired. Returns their steps. Raises StorageError."""
+    gone = expired(catalog.steps(), newest, section)
     for step in gone:
-        _remove(paths[step])
+        catalog.remove(step)
     return gone
 
 
 def leave_out(folder: RunFolder, step: int, length: int) -> None:
     """Leave the data of `length` steps out from that step on, and remove the checkpoints that were
-    trained on them: nobody shall evaluate them. Raises OSError."""
+    trained on them, so that nobody evaluates them. Raises OSError and StorageError."""
     add_rewind(folder, step, length)
-    for path in candidates(folder.checkpoints):
-        if step_of(path) > step:
-            _remove(path)
-
-
-def _remove(path: Path) -> None:
-    """The manifest first: what is half removed is no checkpoint."""
-    (path / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(path)
+    catalog = LocalCatalog(folder)
+    for later in catalog.steps():
+        if later > step:
+            catalog.remove(later)

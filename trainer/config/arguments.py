@@ -1,5 +1,5 @@
-"""How a command line names a configuration: a run file and key=value, in any order among the
-options."""
+"""How a command line names a configuration: a run file, or the name of a recipe, and key=value, in
+any order among the options."""
 
 from __future__ import annotations
 
@@ -10,20 +10,30 @@ from pathlib import Path
 
 from model.documents import show
 from model.errors import ConfigError
+from trainer.recipes import recipe, recipe_names
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """The run file, if one is named, and the overrides, which a command line may mix. Raises
-    ConfigError."""
+    """Return the run file, if one is named, and the overrides; a command line may mix them.
+
+    A word without = is a file, or the name of a recipe where there is no such file. Raises
+    ConfigError where it is neither, and where there are two.
+    """
     files = [a for a in arguments if "=" not in a or _is_file(a)]
-    for file in files:
-        if not _is_file(file):
-            raise ConfigError(
-                f"{show(file)} is neither a run file (there is no such file) nor an override; "
-                "write key=value, as in batch.micro=32"
-            )
+    paths = [_run_file(file) for file in files]
     _check_one(files)
-    return (Path(files[0]) if files else None), [a for a in arguments if a not in files]
+    return (paths[0] if paths else None), [a for a in arguments if a not in files]
+
+
+def _run_file(word: str) -> Path:
+    path = Path(word) if _is_file(word) else recipe(word)
+    if path is None:
+        raise ConfigError(
+            f"{show(word)} is neither a run file (there is no such file) nor an override; "
+            "write key=value, as in batch.micro=32, or the name of a recipe: "
+            f"{', '.join(recipe_names())}"
+        )
+    return path
 
 
 def _check_one(files: Sequence[str]) -> None:
@@ -42,10 +52,15 @@ def _is_file(argument: str) -> bool:
 def configured(
     config: Path | None, arguments: Sequence[str] | None
 ) -> tuple[Path | None, list[str]]:
-    """As `split_arguments`, where the run file may also be that of --config, which is not looked
-    for yet."""
+    """Return the run file, which may also be that of --config, and the overrides.
+
+    A file of --config that does not exist is no error yet: ranks that end before they meet would
+    leave the others waiting. Raises ConfigError otherwise, as `split_arguments` does.
+    """
     file, overrides = split_arguments(arguments or [])
     _check_one([str(path) for path in (config, file) if path is not None])
+    if config is not None and not _is_file(str(config)):
+        config = recipe(str(config)) or config
     return config or file, overrides
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from model.errors import ConfigError
+from trainer.config import renamed
 from trainer.config.uses import users
 
 # The run that comes out is the same, or a checkpoint's facts prove that it is (data sets and frozen
@@ -36,7 +37,7 @@ FREE = (
     "data.cache",
     "data.cache_gib",
     "data.on_bad_shard",
-    "data.patience",
+    "data.retry_seconds",
     "tokenizer.weights",
     "predictor.weights",
     "addp.weights",
@@ -45,16 +46,16 @@ FREE = (
     "checkpoint.permanent_every",
     "checkpoint.asynchronous",
     "checkpoint.upload",
-    "checkpoint.patience",
+    "checkpoint.retry_seconds",
     "checkpoint.lease",
     "health.spikes",
     "health.loss_deviations",
     "health.norm_factor",
     "health.consecutive",
     "health.history",
-    "health.skip",
-    "health.rewinds",
-    "health.skips",
+    "health.extra_skip_steps",
+    "health.max_rewinds",
+    "health.max_nonfinite_steps",
     "health.hang",
 )
 # Where things lie on a host, which may be elsewhere on another one: what lies there is compared by
@@ -139,11 +140,14 @@ def within(key: str, names: tuple[str, ...]) -> bool:
 
 
 def changes(before: dict[str, Any], now: BaseModel) -> list[Change]:
-    """Keys that the objective uses and whose values differ, but for the permission itself. before:
-    a configuration as JSON, maybe of an older version; what it does not have says nothing."""
-    found, values = [], now.model_dump(mode="json")
+    """Return the keys that the objective uses and whose values differ, but for `resume.allow`.
+
+    before: a configuration from disk, as JSON, maybe of an earlier version. A key that it does not
+    have has not changed.
+    """
+    before, found, values = renamed.with_new_keys(before), [], now.model_dump(mode="json")
     for key, by in users(type(now)).items():
-        if key == "resume.allow" or values["objective"] not in by.objectives:
+        if key == "resume.allow" or values["objective"] not in by:
             continue
         old, new = _value(before, key), _value(values, key)
         if old is not _ABSENT and old != new:
@@ -190,6 +194,8 @@ def check_names(allow: tuple[str, ...], model: type[BaseModel]) -> None:
         for depth in range(1, key.count(".") + 2)
     }
     for name in allow:
+        if name in renamed.KEYS:
+            raise ConfigError(f"resume.allow: {name} is called {renamed.KEYS[name]} now")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0)
             raise ConfigError(

@@ -7,10 +7,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from trainer.config.schema import RunConfig
-from trainer.config.uses import ALL, statement
+from trainer.objectives.registry import OBJECTIVES, users_of
 
 
 def documented_defaults() -> str:
@@ -20,30 +19,32 @@ def documented_defaults() -> str:
         "differences only.",
         "",
     ]
-    _document(RunConfig(), lines, "")
+    _document(RunConfig(), lines, "", "")
     return "\n".join(lines) + "\n"
 
 
-def _document(section: BaseModel, lines: list[str], indent: str) -> None:
+def _document(section: BaseModel, lines: list[str], indent: str, prefix: str) -> None:
     for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
+        value, key = getattr(section, name), prefix + name
         if isinstance(value, BaseModel):
-            meaning = f"{field.description or ''}{_users(field)}".lstrip()
+            meaning = f"{field.description or ''}{_users(key, prefix)}".lstrip()
             lines.append(f"{indent}{name}:" + (f"  # {meaning}" if meaning else ""))
-            _document(value, lines, indent + "  ")
+            _document(value, lines, indent + "  ", key + ".")
         else:
             dumped = yaml.safe_dump(
                 section.model_dump(mode="json")[name], default_flow_style=True
             ).split("\n")[0]
             lines.append(
                 f"{indent}{name}: {dumped}  # "
-                f"{field.description}{_choices(field.annotation)}{_users(field)}"
+                f"{field.description}{_choices(field.annotation)}{_users(key, prefix)}"
             )
 
 
-def _users(field: FieldInfo) -> str:
-    stated = statement(field)
-    return "" if stated in (None, ALL) else f" (used by {', '.join(stated.objectives)})"
+def _users(key: str, section: str) -> str:
+    """Where not all objectives use a key, and its section has not said so."""
+    by = users_of(key)
+    said = by == tuple(OBJECTIVES) or (section and by == users_of(section.rstrip(".")))
+    return "" if said else f" (used by {', '.join(by)})"
 
 
 def _choices(annotation: Any) -> str:

@@ -57,11 +57,12 @@ RunArguments = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="FILE|key=value",
-        help="run file, as in configs/, and overrides, as batch.micro=32, in any order",
+        help="run file, or a recipe as base, and overrides as batch.micro=32, in any order",
     ),
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="run file, if it is not given as an argument")
+    Path | None,
+    typer.Option("--config", help="run file or recipe, if it is not given as an argument"),
 ]
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for scripts")]

@@ -1,14 +1,13 @@
-"""Reading a configuration: defaults < run file (YAML, differences only) < key=value on the command
-line.
+"""Reading a configuration: the defaults, then a run file (YAML, which holds differences only), then
+key=value on the command line; what comes later counts.
 
-Unknown keys are refused with the nearest known one, and so is what no single key shows to be wrong.
+An unknown key is refused with the nearest known one, and so are values that do not go together.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +16,32 @@ from pydantic_core import ErrorDetails
 
 from data_pipeline.storage import is_remote
 from data_pipeline.storage.output import check_apart, is_within
-from model.documents import MIB, parse_yaml, read_file, show
+from model.documents import MIB, describe_problem, key_of, parse_yaml, read_file, show
 from model.errors import ConfigError
+from trainer.config import renamed
 from trainer.config.changes import check_names
 from trainer.config.schema import RunConfig
 from trainer.config.uses import refuse_unused
 from trainer.engine.precision import MODES
+from trainer.recipes import recipe_names
 
 LARGEST_FILE = MIB  # bytes of a run file
-_DEEPEST_KEY = 8  # parts of an override's key
+_DEEPEST_KEY = 8  # names in an override's key
 _LONGEST_KEY = 100  # characters that are compared with the known keys
 _MOST_TOLD = 5  # mistakes in one message
 
 
 def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """What a user configures.
+    """Return the configuration that a user wrote: a run file, if any, and overrides as key=value.
 
-    Raises ConfigError that names the file or argument, the key and, for unknown ones, the nearest
-    known key, and for keys that the objective does not use; and StorageError for a url that is
-    none."""
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            content = read_file(path, LARGEST_FILE, ConfigError)
-        except FileNotFoundError as error:
-            raise ConfigError(f"there is no configuration file {path}") from error
-        values = _mapping(content, str(path))
+    Raises ConfigError that names the file or the override and the key: for an unknown key (with the
+    nearest known one), an old name of a key (with the new one), a value out of bounds, values that
+    do not go together, and a key that the objective does not use. Raises StorageError for a broken
+    url.
+    """
+    values = _read_run_file(path) if path is not None else {}
     for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ConfigError(
-                f"{show(override)} is no override; write key=value, as in batch.micro=32"
-            )
-        _set(
-            values, _parts(key, override), parse_yaml(value, show(override), ConfigError), override
-        )
+        _apply(override, values)
     source = str(path or "the command line")
     config = checked_config(values, source)
     refuse_unused(config, config.objective, source)
@@ -59,16 +49,32 @@ def load_config(path: Path | str | None, overrides: list[str] | tuple[str, ...] 
 
 
 def checked_config(values: dict[str, Any], source: str) -> RunConfig:
-    """source: where the values come from, for messages. Raises as `load_config` does."""
+    """Return the configuration that the values make, with what a start needs checked.
+
+    source: where the values come from, for messages. Raises as `load_config` does, but takes keys
+    that the objective does not use.
+    """
     config = _validated(values, source)
     _check_together(config)
     return config.model_copy(update={"run": config.run.absolute()})
 
 
 def resolved_config(content: bytes, source: str) -> RunConfig:
-    """What a run wrote down, maybe of an earlier version, maybe on another machine: without the
-    checks that only a start needs. Raises ConfigError, StorageError."""
-    return _validated(_mapping(content, source), source)
+    """Return the configuration that a run wrote down, perhaps an earlier version of this program,
+    perhaps on another machine: old keys are read as the new ones, and what only a start needs is
+    not checked. Raises ConfigError, StorageError."""
+    return _validated(renamed.with_new_keys(_mapping(content, source)), source)
+
+
+def _read_run_file(path: Path | str) -> dict[str, Any]:
+    try:
+        content = read_file(path, LARGEST_FILE, ConfigError)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no configuration file {path}, and no recipe of that name; there are "
+            f"{', '.join(recipe_names())}"
+        ) from error
+    return _mapping(content, str(path))
 
 
 def _mapping(content: bytes, source: str) -> dict[str, Any]:
@@ -80,16 +86,64 @@ def _mapping(content: bytes, source: str) -> dict[str, Any]:
     return values
 
 
+def _apply(override: str, values: dict[str, Any]) -> None:
+    """Set the key of key=value, in place."""
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"{show(override)} is no override; write key=value, as in batch.micro=32")
+    *sections, last = _names(key, override)
+    value = parse_yaml(text, show(override), ConfigError)
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{show(override)}: {show(section)} is a value, not a section")
+    values[last] = value
+
+
+def _names(key: str, override: str) -> list[str]:
+    names = key.split(".")
+    if len(names) > _DEEPEST_KEY or any(not name or name != name.strip() for name in names):
+        raise ConfigError(
+            f"{show(override)} names no key before the =; write key=value, as in batch.micro=32"
+        )
+    return names
+
+
 def _validated(values: dict[str, Any], source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, source)) from error
+        problems = error.errors(include_url=False)
+        told = [_described(problem) for problem in problems[:_MOST_TOLD]]
+        if more := len(problems) - len(told):
+            told.append(f"and {more} more")
+        raise ConfigError(f"in {source}: {'; '.join(told)}") from error
+
+
+def _described(problem: ErrorDetails) -> str:
+    if problem["type"] != "extra_forbidden":
+        return describe_problem(problem)
+    key = key_of(problem)
+    if key in renamed.KEYS:
+        return f"{key} is called {renamed.KEYS[key]} now"
+    *sections, last = map(str, problem["loc"])
+    known = list(_section_at(sections).model_fields)
+    near = difflib.get_close_matches(last[:_LONGEST_KEY], known, n=1, cutoff=0)
+    return f"unknown key {key}; the nearest known one is {'.'.join([*sections, *near])}"
+
+
+def _section_at(names: list[str]) -> type[BaseModel]:
+    section: type[BaseModel] = RunConfig
+    for name in names:
+        annotation = section.model_fields[name].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        section = annotation
+    return section
 
 
 def _check_together(config: RunConfig) -> None:
-    """What no single key shows, and only a start needs. Raises ConfigError, and StorageError for a
-    url that is none."""
+    """Check what no single key shows and only a start needs. Raises ConfigError, and StorageError
+    for a broken url."""
     check_names(config.resume.allow, RunConfig)
     is_remote(config.run)  # raises where it is a url: a run folder lies on a disk
     _check_places(config)
@@ -129,8 +183,8 @@ def _check_together(config: RunConfig) -> None:
 
 
 def _check_places(config: RunConfig) -> None:
-    """Raises ConfigError where a file is in the way, and where a run would write into what it reads
-    or copies."""
+    """Raise ConfigError where a file is in the way of a folder, and where a run would write into
+    what it reads or copies."""
     upload, images = config.checkpoint.upload, config.data.images
     for key, place in (
         ("run", config.run),
@@ -151,49 +205,3 @@ def _check_places(config: RunConfig) -> None:
         )
     if images is not None:
         check_apart(config.run, images, "run")
-
-
-def _parts(key: str, override: str) -> list[str]:
-    parts = key.split(".")
-    if len(parts) > _DEEPEST_KEY or any(not part or part != part.strip() for part in parts):
-        raise ConfigError(
-            f"{show(override)} names no key before the =; write key=value, as in batch.micro=32"
-        )
-    return parts
-
-
-def _set(values: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
-    for key in keys[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"{show(override)}: {show(key)} is a value, not a section")
-    values[keys[-1]] = value
-
-
-def _explain(error: ValidationError, source: str) -> str:
-    found = error.errors(include_url=False)
-    problems = [_problem(item) for item in found[:_MOST_TOLD]]
-    more = len(found) - len(problems)
-    return f"in {source}: " + "; ".join(problems) + (f"; and {more} more" if more else "")
-
-
-def _problem(item: ErrorDetails) -> str:
-    location = [str(part) for part in item["loc"]]
-    name = ".".join(part if re.fullmatch(r"\w{1,64}", part) else show(part) for part in location)
-    if item["type"] == "extra_forbidden":
-        known = list(_model_at(location[:-1]).model_fields)
-        near = difflib.get_close_matches(location[-1][:_LONGEST_KEY], known, n=1, cutoff=0)
-        return f"unknown key {name}; the nearest known one is {'.'.join([*location[:-1], *near])}"
-    return (
-        f"{name or 'configuration'}: {item['msg'].removeprefix('Value error, ')} (got "
-        f"{show(item['input'])})"
-    )
-
-
-def _model_at(location: list[str]) -> type[BaseModel]:
-    model: type[BaseModel] = RunConfig
-    for key in location:
-        annotation = model.model_fields[key].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        model = annotation
-    return model

@@ -15,13 +15,13 @@ from data_pipeline.images.views import ViewRecipe
 from data_pipeline.storage import is_remote
 from model.config import Geometry, TokenizerConfig, TokenizerLossConfig, TransformerConfig
 from model.documents import Seed, Settings
-from trainer.config.uses import ALL, Objective, UsedBy
 from trainer.engine.precision import Precision
+from trainer.objectives.registry import OBJECTIVES, known_objective, objective_class
 
 _LONGEST_PATH = 4096  # characters
 # Far beyond what can be meant; they keep arithmetic, memory and loops within bounds.
 YEAR = 366 * 86_400  # the longest wait, in seconds; Python cannot wait for some centuries
-_MOST_STEPS = 10**9
+MOST_STEPS = 10**9
 LARGEST_BATCH = 1 << 24
 MOST_RANKS = 1 << 20
 
@@ -51,64 +51,57 @@ LocalPath = Annotated[Path, BeforeValidator(_named), AfterValidator(Path.absolut
 _Weight = Annotated[float, Field(gt=0, le=1e9)]
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
-TOKENS = UsedBy("mage", "addp")
-IMAGES = UsedBy("tokenizer", "classify")
-
 
 class DataSection(Settings):
-    tokens: Annotated[Place | None, TOKENS] = Field(
+    tokens: Place | None = Field(
         None, description="the token data set, a folder or s3://bucket/prefix"
     )
-    mixture: Annotated[dict[Place, _Weight], TOKENS] = Field(
+    mixture: dict[Place, _Weight] = Field(
         {},
         max_length=4096,
         description="several token data sets and their weights, in place of `tokens`",
     )
-    images: Annotated[Place | None, UsedBy("tokenizer", "addp", "classify")] = Field(
+    images: Place | None = Field(
         None,
         description="images, a folder or s3://: class folders or WebDataset shards; of addp's "
         "evaluations",
     )
-    held_out: Annotated[float, UsedBy("tokenizer", "addp", "classify")] = Field(
+    held_out: float = Field(
         0.1, ge=0, lt=1, description="share of the images kept for evaluation, fixed by hash"
     )
-    views: Annotated[ViewRecipe, IMAGES] = Field(ViewRecipe(), description="crops of the images")
-    window: Annotated[int, TOKENS] = Field(
-        16, gt=0, le=10**6, description="shards whose rows are shuffled together"
-    )
-    stripes: Annotated[int, TOKENS] = Field(
+    views: ViewRecipe = Field(ViewRecipe(), description="crops of the images")
+    window: int = Field(16, gt=0, le=10**6, description="shards whose rows are shuffled together")
+    stripes: int = Field(
         1,
         gt=0,
         le=10**6,
         description="parts of the data; a node downloads only those that its ranks read",
     )
-    tail: Annotated[Literal["drop", "pad"], TOKENS] = Field(
+    tail: Literal["drop", "pad"] = Field(
         "drop", description="samples that fill no batch at the end of an epoch"
     )
-    cache: Annotated[LocalPath | None, TOKENS] = Field(
+    cache: LocalPath | None = Field(
         None, description="folder on a local disk for shards from s3://, shared by a host's ranks"
     )
-    cache_gib: Annotated[float, TOKENS] = Field(
-        200, gt=0, le=2**30, description="size that the cache may have"
-    )
-    on_bad_shard: Annotated[Literal["stop", "quarantine"], TOKENS] = Field(
+    cache_gib: float = Field(200, gt=0, le=2**30, description="size that the cache may have")
+    on_bad_shard: Literal["stop", "quarantine"] = Field(
         "stop",
         description="what a shard does that stays damaged: end the run, or its rows count with "
         "weight 0",
     )
-    patience: Annotated[float, TOKENS] = Field(
+    retry_seconds: float = Field(
         600,
         ge=0,
         le=YEAR,
-        description="seconds for which a store that does not answer is tried again",
+        description="seconds for which a store that does not answer is asked again",
     )
 
 
 class TokenizerSection(Settings):
-    sizes: Annotated[TokenizerConfig, ALL] = Field(
+    sizes: TokenizerConfig = Field(
         TokenizerConfig(), description="sizes; `size: published|demo|tiny` takes a named one"
     )
-    weights: Annotated[LocalPath | None, UsedBy("tokenizer", "mage", "addp")] = Field(
+    weights: LocalPath | None = Field(
         None,
         description="weights file, ours or an official one: what a tokenizer run begins with, "
         "addp's frozen tokenizer, and what `addp data preview` decodes by",
@@ -198,19 +191,19 @@ class ScheduleSection(Settings):
     unit: Literal["epochs", "steps"] = Field(
         "epochs", description="what `total` and `warmup` count"
     )
-    total: float = Field(1600, gt=0, le=_MOST_STEPS, description="length of the run")
+    total: float = Field(1600, gt=0, le=MOST_STEPS, description="length of the run")
     warmup: float = Field(
-        40, ge=0, le=_MOST_STEPS, description="linear warm-up, then half a cosine to 0"
+        40, ge=0, le=MOST_STEPS, description="linear warm-up, then half a cosine to 0"
     )
 
 
 class CheckpointSection(Settings):
-    every: int = Field(1000, gt=0, le=_MOST_STEPS, description="steps between checkpoints")
-    keep: int = Field(3, gt=0, le=_MOST_STEPS, description="newest checkpoints kept")
+    every: int = Field(1000, gt=0, le=MOST_STEPS, description="steps between checkpoints")
+    keep: int = Field(3, gt=0, le=MOST_STEPS, description="newest checkpoints kept")
     permanent_every: int = Field(
         0,
         ge=0,
-        le=_MOST_STEPS,
+        le=MOST_STEPS,
         description="checkpoints at multiples of it are kept for good; 0: none",
     )
     asynchronous: bool = Field(
@@ -219,11 +212,12 @@ class CheckpointSection(Settings):
     upload: Place | None = Field(
         None, description="s3://bucket/prefix (or a folder) that each checkpoint is copied to"
     )
-    patience: float = Field(
+    retry_seconds: float = Field(
         600,
         ge=0,
         le=YEAR,
-        description="seconds for which an upload is tried again, and the end of a run waits",
+        description="seconds for which a run's end waits for its last uploads; while a run trains, "
+        "a failed upload is tried again without end",
     )
     lease: float = Field(
         60,
@@ -259,20 +253,20 @@ class HealthSection(Settings):
         le=10**6,
         description="steps of the running statistics; nothing is judged before half of it",
     )
-    skip: int = Field(
+    extra_skip_steps: int = Field(
         0,
         ge=0,
-        le=_MOST_STEPS,
-        description="steps of data left out beyond the spike's own after a rewind",
+        le=MOST_STEPS,
+        description="after a rewind: steps whose data are left out beyond those of the spike",
     )
-    rewinds: int = Field(
-        3, ge=0, le=10**6, description="rewinds before the run stops as diverged (exit code 77)"
+    max_rewinds: int = Field(
+        3, ge=0, le=10**6, description="rewinds after which a run stops as diverged (exit code 77)"
     )
-    skips: int = Field(
+    max_nonfinite_steps: int = Field(
         100,
         gt=0,
-        le=_MOST_STEPS,
-        description="non-finite steps in a row before the run stops as diverged",
+        le=MOST_STEPS,
+        description="non-finite steps in a row after which a run stops as diverged",
     )
     hang: float = Field(
         1800,
@@ -285,83 +279,79 @@ class HealthSection(Settings):
 class RunConfig(Settings):
     """One training run."""
 
-    objective: Annotated[Objective, ALL] = Field(
+    objective: Annotated[str, AfterValidator(known_objective)] = Field(
         "addp",
         description="what is trained: VQ tokenizer, token predictor (MAGE), ADDP, or a classifier "
-        "on its encoder",
+        f"on its encoder ({' | '.join(OBJECTIVES)})",
     )
-    run: Annotated[Path, BeforeValidator(_named), ALL] = Field(
+    run: Annotated[Path, BeforeValidator(_named)] = Field(
         Path("runs/unnamed"), description="run folder: checkpoints, metrics, resolved configuration"
     )
-    seed: Annotated[Seed, ALL] = Field(0, description="all randomness is keyed by it")
+    seed: Seed = Field(0, description="all randomness is keyed by it")
     data: DataSection = DataSection()
     tokenizer: TokenizerSection = TokenizerSection()
-    predictor: Annotated[TransformerSection, TOKENS] = TransformerSection()
-    addp: Annotated[TransformerSection, UsedBy("addp", "classify")] = TransformerSection()
-    classifier: Annotated[ClassifierSection, UsedBy("classify")] = ClassifierSection()
-    augmentation: Annotated[AugmentationSection, UsedBy("classify")] = AugmentationSection()
-    tokenizer_loss: Annotated[TokenizerLossConfig, UsedBy("tokenizer")] = TokenizerLossConfig()
-    mask_ratio_scope: Annotated[Literal["step", "micro"], TOKENS] = Field(
+    predictor: TransformerSection = TransformerSection()
+    addp: TransformerSection = TransformerSection()
+    classifier: ClassifierSection = ClassifierSection()
+    augmentation: AugmentationSection = AugmentationSection()
+    tokenizer_loss: TokenizerLossConfig = TokenizerLossConfig()
+    mask_ratio_scope: Literal["step", "micro"] = Field(
         "step",
         description="what shares a mask ratio: all samples of a step, or of a micro batch as "
         "published",
     )
-    label_smoothing: Annotated[float, UsedBy("mage", "addp", "classify")] = Field(
+    label_smoothing: float = Field(
         0.1, ge=0, lt=1, description="over the vocabulary, or over classes"
     )
-    output_bias: Annotated[Literal["zeros", "frequencies"], TOKENS] = Field(
+    output_bias: Literal["zeros", "frequencies"] = Field(
         "zeros",
         description="start of a fresh network's output bias: zeros as published, or the log "
         "frequencies of the codes in the data",
     )
-    batch: Annotated[BatchSection, ALL] = BatchSection()
-    optimizer: Annotated[OptimizerSection, ALL] = OptimizerSection()
-    schedule: Annotated[ScheduleSection, ALL] = ScheduleSection()
-    precision: Annotated[Precision, ALL] = Field(
+    batch: BatchSection = BatchSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    precision: Precision = Field(
         "bf16",
         description="of the whole network, with float32 master weights in the optimizer (fp16 also "
         "scales the loss); bf16-mixed: of its products only",
     )
-    zero_stage: Annotated[Literal[0, 1, 2, 3], ALL] = Field(
+    zero_stage: Literal[0, 1, 2, 3] = Field(
         1, description="DeepSpeed ZeRO stage; bf16 and fp16 need 1 or more"
     )
-    offload: Annotated[Literal["none", "optimizer", "parameters"], ALL] = Field(
+    offload: Literal["none", "optimizer", "parameters"] = Field(
         "none",
         description="what lies in CPU memory: the optimizer (stages 1 to 3), also the parameters "
         "(stage 3)",
     )
-    recompute_every: Annotated[int, UsedBy("mage", "addp", "classify")] = Field(
+    recompute_every: int = Field(
         0,
         ge=0,
         le=1000,
         description="activation checkpointing of each n-th transformer block; 0: none",
     )
-    ema_decay: Annotated[float | None, ALL] = Field(
+    ema_decay: float | None = Field(
         None, gt=0, lt=1, description="average of the weights, saved beside them; null: none"
     )
-    deterministic: Annotated[bool, ALL] = Field(
-        False, description="only deterministic kernels; slower on CUDA"
-    )
-    checkpoint: Annotated[CheckpointSection, ALL] = CheckpointSection()
-    resume: Annotated[ResumeSection, ALL] = ResumeSection()
-    health: Annotated[HealthSection, ALL] = HealthSection()
-    expect_ranks: Annotated[int | None, ALL] = Field(
+    deterministic: bool = Field(False, description="only deterministic kernels; slower on CUDA")
+    checkpoint: CheckpointSection = CheckpointSection()
+    resume: ResumeSection = ResumeSection()
+    health: HealthSection = HealthSection()
+    expect_ranks: int | None = Field(
         None,
         gt=0,
         le=MOST_RANKS,
         description="ranks that the launcher has to start, or the run is refused; null: any number",
     )
-    collective_timeout: Annotated[float, ALL] = Field(
+    collective_timeout: float = Field(
         2400,
         gt=0,
         lt=10**7,
         description="seconds that a rank waits for the others in one exchange before it ends; "
         "above health.hang",
     )
-    log_every: Annotated[int, ALL] = Field(
-        20, gt=0, le=_MOST_STEPS, description="steps between metric lines"
-    )
-    wandb: Annotated[str | None, ALL] = Field(
+    log_every: int = Field(20, gt=0, le=MOST_STEPS, description="steps between metric lines")
+    wandb: str | None = Field(
         None,
         pattern=r"^[^\s/\\#?%:]{1,128}$",
         description="project of Weights & Biases to log to as well (extra `wandb`)",
@@ -377,15 +367,5 @@ class RunConfig(Settings):
 
     @property
     def depends_on_micro(self) -> bool:
-        """Whether `batch.micro` changes more than rounding: where something is drawn for a whole
-        micro batch (dropout, augmentation, a mask ratio) or averaged over one (a codebook's usage,
-        a BatchNorm, losses of which some rows do not count)."""
-        if self.objective in ("tokenizer", "classify"):
-            return True
-        sizes = self.predictor.sizes if self.objective == "mage" else self.addp.sizes
-        return (
-            sizes.dropout > 0
-            or self.mask_ratio_scope == "micro"
-            or self.data.tail == "pad"
-            or self.data.on_bad_shard == "quarantine"
-        )
+        """Whether `batch.micro` changes more than rounding: see the objective's class."""
+        return objective_class(self.objective).depends_on_micro(self)

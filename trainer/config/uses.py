@@ -1,51 +1,26 @@
-"""Which objectives use a key of the configuration. Each says so itself, or the section that holds
-it does."""
+"""Which objectives use a key of the configuration: `trainer/objectives/registry.py` says so."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from model.errors import ConfigError
-
-Objective = Literal["tokenizer", "mage", "addp", "classify"]
-
-
-@dataclass(frozen=True)
-class UsedBy:
-    """Stands in the annotation of a key or section: `Annotated[float, UsedBy("mage", "addp")]`."""
-
-    objectives: tuple[Objective, ...]
-
-    def __init__(self, *objectives: Objective) -> None:
-        object.__setattr__(self, "objectives", objectives)
+from trainer.objectives.registry import users_of
 
 
-ALL = UsedBy(*get_args(Objective))
-
-
-def statement(field: FieldInfo) -> UsedBy | None:
-    """What a key or section says itself."""
-    return next((found for found in field.metadata if isinstance(found, UsedBy)), None)
-
-
-def users(
-    model: type[BaseModel], section: UsedBy | None = None, prefix: str = ""
-) -> dict[str, UsedBy]:
-    """Of every key that holds a value, as `optimizer.base_lr`."""
-    found: dict[str, UsedBy] = {}
+def users(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, ...]]:
+    """The objectives that use it, of every key that holds a value, as `optimizer.base_lr`."""
+    known: dict[str, tuple[str, ...]] = {}
     for name, field in model.model_fields.items():
-        own, kind = statement(field) or section, field.annotation
+        kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            found |= users(kind, own, f"{prefix}{name}.")
+            known |= users(kind, f"{prefix}{name}.")
         else:
-            assert own is not None, f"{prefix}{name} does not say which objectives use it"
-            found[prefix + name] = own
-    return found
+            known[prefix + name] = users_of(prefix + name)
+    return known
 
 
 def refuse_unused(config: BaseModel, objective: str, source: str) -> None:
@@ -54,16 +29,12 @@ def refuse_unused(config: BaseModel, objective: str, source: str) -> None:
     A configuration that states every key, as a run writes it down, means those only that differ
     from the defaults.
     """
-    of = users(type(config))
+    known = users(type(config))
     values = dict(_stated(config))
-    if values.keys() == of.keys():
+    if values.keys() == known.keys():
         defaults = dict(_values(type(config)()))
         values = {key: value for key, value in values.items() if value != defaults[key]}
-    unused = {
-        _as_written(key): of[key].objectives
-        for key in values
-        if objective not in of[key].objectives
-    }
+    unused = {_as_written(key): known[key] for key in values if objective not in known[key]}
     if unused:
         named = "; ".join(f"{key} (used by {', '.join(by)})" for key, by in unused.items())
         raise ConfigError(

@@ -1,5 +1,5 @@
-"""What ranks agree on beside gradients, over gloo on the CPU: one small exchange at each step
-border."""
+"""What ranks tell each other beside gradients, over gloo on the CPU: flags at each step border,
+losses, files of checkpoints, results of an evaluation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -26,8 +26,8 @@ _LOST = re.compile(  # what gloo and NCCL say of a peer that is gone
     r"communicator was aborted|recvValue failed|failed to recv",
     re.IGNORECASE | re.DOTALL,
 )
-# Seconds in which all hosts see what one has written: NFS clients remember names and sizes for so
-# long.
+# Seconds within which all hosts see what one has written: for so long NFS clients remember names
+# and sizes.
 SIGHT = 60.0
 _LOOKS = 0.5  # seconds between looks
 
@@ -42,12 +42,12 @@ def own_device() -> torch.device:
 
 
 def is_lost_rank(error: BaseException) -> bool:
-    """Whether it says that another rank is gone, not that something is wrong here."""
+    """Whether an error says that another rank is gone, and not that something is wrong here."""
     return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
 
 
 def is_late(error: BaseException) -> bool:
-    """Of those, whether the other one did not answer in time."""
+    """Whether an error says that another rank is gone since it did not answer in time."""
     return (
         is_lost_rank(error)
         and re.search(r"timed out|timeout", str(error), re.IGNORECASE) is not None
@@ -55,8 +55,9 @@ def is_late(error: BaseException) -> bool:
 
 
 class Flags(NamedTuple):
-    """stop: somebody was asked to. waiting: for data. writing: files of a checkpoint. failed: an
-    exit code."""
+    """What a rank says at a border. stop: it was asked to stop. waiting: it waits, for data or for
+    uploads. writing: its file of a checkpoint is not written yet. failed: the exit code of an error
+    after which it cannot go on; 0 without one."""
 
     stop: bool = False
     waiting: bool = False
@@ -65,78 +66,78 @@ class Flags(NamedTuple):
 
 
 class Collectives:
-    """A process group of its own, so that it never meets the gradients' collectives."""
+    """Exchanges of all ranks, in a process group of their own, so that they never meet the
+    collectives of the gradients.
 
-    def __init__(self, patience: float = LONG) -> None:
-        """patience: seconds that an exchange may take, and so all that ranks do between two of
-        them."""
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=patience))
+    Each method is called on all ranks, in the same order. It raises RuntimeError where a rank is
+    gone or does not answer in time (`is_lost_rank`).
+    """
+
+    def __init__(self, timeout: float = LONG) -> None:
+        """timeout: seconds that an exchange may take, and so what ranks do between two of them."""
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
     def agree(self, flags: Flags) -> Flags:
-        """The largest of each flag over all ranks."""
+        """The largest of each flag over all ranks, the same on all of them."""
         values = torch.tensor([int(flag) for flag in flags])
         dist.all_reduce(values, dist.ReduceOp.MAX, self._group)
         stop, waiting, writing, failed = values.tolist()
         return Flags(bool(stop), bool(waiting), bool(writing), failed)
 
     def mean(self, values: list[float]) -> list[float]:
-        """Of each value over all ranks, the same bits on all of them."""
+        """The mean of each value over all ranks, in float64, the same bits on all of them."""
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, group=self._group)
         return (total / self.world_size).tolist()
 
     def all_gather(self, value: Any) -> list[Any]:
-        """The values of all ranks, by rank."""
-        found: list[Any] = [None] * self.world_size
-        dist.all_gather_object(found, value, self._group)
-        return found
+        """The values of all ranks, by rank, on all of them."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, self._group)
+        return values
 
     def collect(self, value: Any) -> list[Any]:
-        """The values of all ranks, by rank, on rank 0; nothing on the others."""
-        found: list[Any] = [None] * self.world_size if self.rank == 0 else []
-        dist.gather_object(value, found or None, 0, self._group)
-        return found
+        """The values of all ranks, by rank, on rank 0; an empty list on the others."""
+        values: list[Any] = [None] * self.world_size if self.rank == 0 else []
+        dist.gather_object(value, values or None, 0, self._group)
+        return values
 
     def divide(
         self, count: int, work: Callable[[int], T], done: Callable[[], None] = lambda: None
     ) -> list[T]:
-        """work(0) .. work(count-1), each on one rank; all results, in their order, on rank 0, none
-        on the others.
+        """Share work(0) .. work(count-1) out among the ranks. Returns all results, in their order,
+        on rank 0; an empty list on the others.
 
-        done: called on this rank after each of its own.
+        done: called on a rank after each piece of its own.
         """
         mine = []
         for number in range(self.rank, count, self.world_size):
             mine.append((number, work(number)))
             done()
-        return [
-            result
-            for _, result in sorted(
-                (r for part in self.collect(mine) for r in part), key=lambda r: r[0]
-            )
-        ]
+        numbered = [result for results in self.collect(mine) for result in results]
+        return [result for _, result in sorted(numbered, key=lambda pair: pair[0])]
 
     def broadcast_from_rank0(self, work: Callable[[], T]) -> T:
-        """The result of `work` on rank 0, on all ranks; or its ADDPError, raised on all ranks, a
-        StorageError for what the operating system refused."""
-        message: list[Any] = [None, None]
+        """Do `work` on rank 0, and give its result to all ranks. An ADDPError of it is raised on
+        all of them, and what the operating system refused as a StorageError."""
+        answer: list[Any] = [None, None]  # the result, and the error
         if self.rank == 0:
             try:
-                message[0] = work()
+                answer[0] = work()
             except ADDPError as error:
-                message[1] = error
+                answer[1] = error
             except OSError as error:
-                message[1] = StorageError(str(error))
-        dist.broadcast_object_list(message, 0, self._group)
-        if message[1] is not None:
-            raise message[1]
-        result: T = message[0]
-        return result
+                answer[1] = StorageError(str(error))
+        dist.broadcast_object_list(answer, 0, self._group)
+        result, raised = answer
+        if raised is not None:
+            raise raised
+        return cast(T, result)
 
     def until_all(self, sees: Callable[[], bool]) -> list[int]:
-        """All ranks together: look at shared storage until every rank sees what it should. Returns
-        those that do not within `SIGHT` seconds."""
+        """Look at shared storage, again and again, until every rank sees what it should. Returns
+        the ranks that do not within `SIGHT` seconds."""
         deadline = time.monotonic() + SIGHT
         while True:
             blind = [rank for rank, seen in enumerate(self.all_gather(sees())) if not seen]
@@ -145,4 +146,5 @@ class Collectives:
             time.sleep(_LOOKS)
 
     def barrier(self) -> None:
+        """Wait until all ranks have come here."""
         self.agree(Flags())

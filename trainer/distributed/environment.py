@@ -19,22 +19,23 @@ _OWN = re.compile(r".*(IFNAME|HCA|FILE|DEVICES?|HOSTID)")  # may well differ bet
 
 
 class Settings(NamedTuple):
-    """Of one rank. names: of variables that are set, with a hash of the value where it must be the
-    same everywhere."""
+    """The environment of one rank. names: the variables that are set, each with a hash of its value
+    where that must be the same everywhere."""
 
     host: str
     names: dict[str, str]
 
 
 def settings(host: str, environment: Mapping[str, str] = os.environ) -> Settings:
-    found = {}
+    """The settings of this process."""
+    names = {}
     for name, value in environment.items():
         if _NAMES.fullmatch(name):
             compared = "NCCL_" in name and not _OWN.fullmatch(name)
-            found[name] = (
+            names[name] = (
                 hashlib.sha256(value.encode(errors="replace")).hexdigest()[:8] if compared else ""
             )
-    return Settings(host, found)
+    return Settings(host, names)
 
 
 def differences(ranks: Sequence[Settings]) -> list[str]:
@@ -45,17 +46,17 @@ def differences(ranks: Sequence[Settings]) -> list[str]:
     for name in sorted({name for rank in ranks for name in rank.names}):
         values = [rank.names.get(name) for rank in ranks]
         known = [value for value in values if value is not None]
-        for found, wrong in ((missing, (None,)), (other, set(known) - {known[0]})):
+        for lines, wrong in ((missing, (None,)), (other, set(known) - {known[0]})):
             if which := tuple(rank for rank, value in enumerate(values) if value in wrong):
-                found.setdefault(which, []).append(name)
+                lines.setdefault(which, []).append(name)
     return [
         f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} set {words} "
         f"{_named(which, ranks)}"
-        for found, words in (
+        for lines, words in (
             (missing, "on other ranks, but not on"),
             (other, "to another value on"),
         )
-        for which, names in found.items()
+        for which, names in lines.items()
     ]
 
 

@@ -1,5 +1,5 @@
-"""Where the ranks of a world meet, of whatever program: the only place that makes the process group
-of all of them."""
+"""Where the ranks of a world meet. Every program makes the process group of all its ranks here, and
+nowhere else."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ _MEETING = 600.0  # seconds for all ranks to start; file systems that are cold m
 
 
 class NotMet(ADDPError):
-    """Ranks that wait for others in vain, or cannot reach them."""
+    """A rank has waited for others in vain, or cannot reach them."""
 
 
 def join_ranks(
-    patience: float = LONG, backend: str = "gloo", device: torch.device | None = None
+    timeout: float = LONG, backend: str = "gloo", device: torch.device | None = None
 ) -> World:
-    """Meet the other ranks of a launcher, or of Slurm; a lone process is its own world.
+    """Meet the other ranks that a launcher, Slurm or MPI has started; a lone process is a world of
+    its own.
 
-    patience: seconds that any exchange may take, in every group that is made from now on. DeepSpeed
-    makes groups without a word on it, and would leave them PyTorch's half an hour. device: this
+    timeout: seconds that an exchange may take, in every group that is made from now on. DeepSpeed
+    names none for the groups that it makes, which would have PyTorch's half an hour. device: this
     rank's GPU. Raises ConfigError as `take_world` does, and NotMet.
     """
     world = take_world()
     if dist.is_initialized():
         return world
-    limit = timedelta(seconds=patience)
+    limit = timedelta(seconds=timeout)
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
         setattr(distributed_c10d, name, limit)
     try:
-        store = _meet(world, min(patience, _MEETING))
+        store = _meet(world, min(timeout, _MEETING))
         store.set_timeout(limit)
         dist.init_process_group(
             backend,
@@ -66,11 +67,11 @@ def join_ranks(
     return world
 
 
-def _meet(world: World, patience: float) -> Store:
+def _meet(world: World, timeout: float) -> Store:
     if world.size == 1:
         return HashStore()
     store, _, _ = next(
-        rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=patience))
+        rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=timeout))
     )
     _compare(PrefixStore("environment", store), world)
     return store

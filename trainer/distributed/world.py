@@ -5,7 +5,7 @@ A launcher (deepspeed, torchrun) says it in RANK and WORLD_SIZE, and its word wi
 Slurm's `srun` and MPI's `mpirun` say it in variables of their own, from which the launcher's are
 made here, so that
 
-    srun -N2 --ntasks-per-node=8 python -m trainer.pretrain --config configs/base.yaml
+    srun -N2 --ntasks-per-node=8 python -m trainer.pretrain --config base
 
 trains as one world. Many processes without a way to meet are refused: each would train alone, on
 the same run folder.
@@ -42,7 +42,7 @@ _ASK = (
 
 
 class World(NamedTuple):
-    """local: this rank's number among those of its host."""
+    """A rank, of how many, and its number among the ranks of its host (`local`)."""
 
     rank: int
     size: int
@@ -50,8 +50,8 @@ class World(NamedTuple):
 
 
 def take_world(environment: MutableMapping[str, str] = os.environ) -> World:
-    """This process's place, also left in the launcher's variables, where PyTorch and DeepSpeed look
-    for it. A process that nothing is known of is a world of its own.
+    """Find this process's rank, and leave it in the launcher's variables, where PyTorch and
+    DeepSpeed look for it. A process of which nothing is known is a world of its own.
 
     Raises ConfigError where there are several processes, and they do not know of each other.
     """
@@ -64,28 +64,28 @@ def take_world(environment: MutableMapping[str, str] = os.environ) -> World:
         return world._replace(
             local=_number("LOCAL_RANK", environment) if "LOCAL_RANK" in environment else 0
         )
-    found = _of_mpi(environment) or _of_slurm(environment) or {}
-    if not found and (
+    place = _of_mpi(environment) or _of_slurm(environment) or {}
+    if not place and (
         _stated("WORLD_SIZE", environment) > 1 or environment.get("RANK", "0") != "0"
     ):
         missing = "RANK" if "WORLD_SIZE" in environment else "WORLD_SIZE"
         raise ConfigError(
             f"the environment has no {missing}, but half of what a launcher says; {_ASK}"
         )
-    found = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | found
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | place
     for name in ("RANK", "WORLD_SIZE"):
-        if environment.get(name, found[name]) != found[name]:
+        if environment.get(name, place[name]) != place[name]:
             raise ConfigError(
-                f"{name}={environment[name]} is set, but this is process {found['RANK']} of "
-                f"{found['WORLD_SIZE']}; unset {name}, or set RANK as well"
+                f"{name}={environment[name]} is set, but this is process {place['RANK']} of "
+                f"{place['WORLD_SIZE']}; unset {name}, or set RANK as well"
             )
     environment.update(
-        {name: value for name, value in found.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
+        {name: value for name, value in place.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
     )
     for name in ("MASTER_ADDR", "MASTER_PORT"):
-        if name in found:
-            environment.setdefault(name, found[name])
-    return World(int(found["RANK"]), int(found["WORLD_SIZE"]), int(found["LOCAL_RANK"]))
+        if name in place:
+            environment.setdefault(name, place[name])
+    return World(int(place["RANK"]), int(place["WORLD_SIZE"]), int(place["LOCAL_RANK"]))
 
 
 def refuse_tasks(command: str, environment: Mapping[str, str] = os.environ) -> None:
@@ -100,8 +100,8 @@ def refuse_tasks(command: str, environment: Mapping[str, str] = os.environ) -> N
 
 
 def host_names(nodes: str) -> Iterator[str]:
-    """Of Slurm's short form, as `node[01-03,7],other`, in its order. Raises ConfigError where it is
-    no such list."""
+    """The hosts of a list in Slurm's short form, as `node[01-03,7],other`, in its order. Raises
+    ConfigError where it is no such list."""
     wrong = ConfigError(
         f"{nodes!r} is no list of hosts such as node[01-03,7]; set MASTER_ADDR to the first host"
     )
@@ -118,23 +118,23 @@ def host_names(nodes: str) -> Iterator[str]:
 
 
 def _numbers(ranges: str, wrong: ConfigError) -> list[str]:
-    """01-03,7 -> 01, 02, 03, 7."""
-    found: list[str] = []
+    """The numbers of `01-03,7`: 01, 02, 03, 7."""
+    numbers: list[str] = []
     for part in ranges.split(","):
         match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part, re.ASCII)
         if not match:
             raise wrong
         first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last - first + len(found) >= _MOST:
+        if last < first or last - first + len(numbers) >= _MOST:
             raise wrong
-        found += [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
-    return found
+        numbers += [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
+    return numbers
 
 
 def _of_slurm(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """Of a task that srun started, where there are others. None elsewhere in an allocation: in the
-    shell of `salloc`, and in a batch script itself, which is task 0 of a job whose tasks are still
-    to be started."""
+    """The place of a task that srun has started beside others. None elsewhere in an allocation: in
+    the shell of `salloc`, and in a batch script itself, which is task 0 of a job whose tasks are
+    still to be started."""
     in_script = environment.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in environment
     name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
     if "SLURM_PROCID" not in environment or in_script or _stated(name, environment) < 2:
@@ -156,8 +156,8 @@ def _of_slurm(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def _of_mpi(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """Asked before Slurm, whose variables in a job that calls mpirun are those of MPI's own
-    helpers."""
+    """The place of a process that mpirun has started. MPI is asked before Slurm, whose variables in
+    a job that calls mpirun are those of MPI's own helpers."""
     for kind, names in _MPI.items():
         if _stated(names[1], environment) < 2:
             continue
@@ -190,8 +190,8 @@ def _own_gpu(local: int, environment: Mapping[str, str]) -> str:
 
 
 def _first_host(environment: Mapping[str, str]) -> str:
-    """Its name, if it has an address here, else the address that Slurm itself uses. Raises
-    ConfigError."""
+    """The first host's name, if it has an address here, else the address that Slurm itself uses.
+    Raises ConfigError."""
     names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
     nodes = next((environment[name] for name in names if environment.get(name)), None)
     if nodes is None:
@@ -231,7 +231,7 @@ def _slurm_address(host: str) -> str:
 
 
 def _stated(name: str, environment: Mapping[str, str]) -> int:
-    """0 where it is not set."""
+    """The number in a variable; 0 where it is not set."""
     return _number(name, environment) if environment.get(name) else 0
 
 

@@ -1,5 +1,5 @@
-"""An exponential moving average of the float32 weights, each rank keeping that of the fragments it
-owns."""
+"""An exponential moving average (EMA) of the float32 weights. Each rank keeps that of the fragments
+that it owns."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from torch import Tensor
 from trainer.engine.partition import Partition
 
 
-class WeightAverage:
-    """a <- d a + (1 - d) w after each applied update, d = min(decay, (1 + n) / (10 + n)) at update
-    n, so that the random start is soon forgotten. values: (length,) float32 for each fragment of
-    `partition.owned`."""
+class WeightEMA:
+    """After each applied update, a <- d a + (1 - d) w.
+
+    At update n the decay is d = min(decay, (1 + n) / (10 + n)), so that the random start is soon
+    forgotten. values: (length,) float32 for each fragment of `partition.owned`.
+    """
 
     def __init__(self, partition: Partition, decay: float) -> None:
         self._partition, self._decay = partition, decay
@@ -25,9 +27,8 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, applied: int) -> None:
-        """applied: updates so far, this one included."""
+        """applied: the number of updates so far, this one included."""
         if self.values:
             decay = min(self._decay, (1 + applied) / (10 + applied))
-            torch._foreach_lerp_(
-                self.values, [f.weights() for f in self._partition.owned], 1 - decay
-            )
+            weights = [fragment.weights() for fragment in self._partition.owned]
+            torch._foreach_lerp_(self.values, weights, 1 - decay)

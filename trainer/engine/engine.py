@@ -1,5 +1,8 @@
-"""The only file that touches DeepSpeed: start, one optimizer step, and the engine's state as named
-tensors."""
+"""A DeepSpeed engine: its start, one optimizer step, and its state as named tensors.
+
+This file calls DeepSpeed's public functions; `deepspeed_internals.py` holds what it keeps to
+itself. No other file touches it.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,16 @@ from torch import Tensor, nn
 
 from model.errors import ConfigError
 from model.precision import keep_float32
-from trainer.checkpointing.format import EMA, WEIGHTS
-from trainer.checkpointing.saved_state import Range
 from trainer.config.schema import RunConfig
 from trainer.distributed.meeting import LONG, join_ranks
 from trainer.distributed.world import take_world
-from trainer.engine.ema import WeightAverage
-from trainer.engine.optimizers import STATE, make_optimizer
+from trainer.engine import deepspeed_internals as internals
+from trainer.engine.ema import WeightEMA
+from trainer.engine.optimizers import STATE, make_optimizer, parameter_groups
 from trainer.engine.partition import Fragment, Partition
 from trainer.engine.precision import MODES, Precision
+from trainer.engine.state_keys import EMA, WEIGHTS, Range
 from trainer.host_memory import keep_freed_memory
-from trainer.objectives.registry import Inputs
-from trainer.schedule import parameter_groups
 from trainer.timing import Stopwatch
 
 if not torch.cuda.is_available():
@@ -38,9 +39,9 @@ if not torch.cuda.is_available():
 _BUCKET = 500_000_000  # elements that are reduced together at most; DeepSpeed's own default
 
 
-def start_distributed(patience: float = LONG) -> tuple[int, int, torch.device]:
-    """(rank, world size, device) of this process, once it has met the others, as `join_ranks`
-    does."""
+def start_distributed(timeout: float = LONG) -> tuple[int, int, torch.device]:
+    """Meet the other ranks, as `join_ranks` does. Returns (rank, world size, device) of this
+    process."""
     import deepspeed
 
     keep_float32()
@@ -54,15 +55,11 @@ def start_distributed(patience: float = LONG) -> tuple[int, int, torch.device]:
         keep_freed_memory()
         local = int(os.environ.get("LOCAL_WORLD_SIZE") or world.size)
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
-        # DeepSpeed would compile a shared-memory communication kernel for a minute; training does
-        # not need it.
-        import deepspeed.ops
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        internals.without_shared_memory_kernel()
     # DeepSpeed calls collectives by names that PyTorch is about to change; that is no news for the
     # user of a run.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    join_ranks(patience, "nccl" if on_gpu else "gloo", device if on_gpu else None)
+    join_ranks(timeout, "nccl" if on_gpu else "gloo", device if on_gpu else None)
     deepspeed.init_distributed(
         "nccl" if on_gpu else "gloo", verbose=False
     )  # takes up the world that there is
@@ -72,8 +69,8 @@ def start_distributed(patience: float = LONG) -> tuple[int, int, torch.device]:
 def deepspeed_config(
     config: RunConfig, accumulation: int, world_size: int, parameters: int
 ) -> dict[str, Any]:
-    """Generated from the run's configuration, never written by hand. parameters: how many the
-    network has."""
+    """DeepSpeed's configuration, made from the run's and never written by hand. parameters: how
+    many the network has."""
     # DeepSpeed allocates a bucket in full, also where the whole network is smaller.
     zero: dict[str, Any] = {
         "stage": config.zero_stage,
@@ -122,14 +119,14 @@ def deepspeed_config(
 
 
 def check_device(precision: Precision) -> None:
-    """Raises ConfigError."""
+    """Raises ConfigError where this machine cannot compute in the precision."""
     if precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("precision = fp16 needs a GPU; use bf16 or fp32 here")
 
 
 class StepResult(NamedTuple):
-    """loss: this rank's mean over micro batches, a scalar on its device. norm: of the gradient
-    before clipping, the same on all ranks; not finite where nothing was applied."""
+    """loss: this rank's mean over its micro batches, a float32 scalar on its device. norm: of the
+    gradient before it was clipped, the same on all ranks; not finite where nothing was applied."""
 
     loss: Tensor
     norm: float
@@ -140,8 +137,16 @@ class Engine:
     """A DeepSpeed engine over one module whose call returns the loss."""
 
     def __init__(
-        self, network: nn.Module, config: RunConfig, accumulation: int, world_size: int
+        self,
+        network: nn.Module,
+        config: RunConfig,
+        accumulation: int,
+        world_size: int,
+        *,
+        groups: list[dict[str, Any]] | None = None,
     ) -> None:
+        """groups: the optimizer's parameter groups; None for the plain rule of `parameter_groups`.
+        Raises ConfigError where this machine cannot compute in the configured precision."""
         import deepspeed
 
         check_device(config.precision)
@@ -159,7 +164,9 @@ class Engine:
             for name, p in network.named_parameters()
             if p.requires_grad
         }
-        groups = parameter_groups(network.named_parameters(), config)
+        if groups is None:
+            decay = config.optimizer.weight_decay
+            groups = parameter_groups(network.named_parameters(), decay)
         self._base = make_optimizer(config, groups, torch.cuda.is_available())
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=network,
@@ -169,11 +176,7 @@ class Engine:
                 config, accumulation, world_size, sum(t.numel() for t in first.values())
             ),
         )
-        self._scaler: Any = getattr(self._optimizer, "loss_scaler", None)
-        if self._scaler is not None and hasattr(self._scaler, "raise_error_at_min_scale"):
-            self._scaler.raise_error_at_min_scale = (
-                False  # `health.skips` says how many steps may be skipped
-            )
+        self._scaler: Any = internals.loss_scaler(self._optimizer)
         self.device: torch.device = self._engine.device
         self.partition = Partition(
             network, self._optimizer, self._stage, dist.get_rank(), world_size
@@ -185,15 +188,13 @@ class Engine:
             )
         self.partition.publish()
         self.ema = (
-            WeightAverage(self.partition, config.ema_decay)
-            if config.ema_decay is not None
-            else None
+            WeightEMA(self.partition, config.ema_decay) if config.ema_decay is not None else None
         )
         self.applied = 0  # updates so far
         self._engine.train()
 
     def optimizer_step(
-        self, micro_batches: Iterable[Inputs], learning_rate: float, own: Stopwatch
+        self, micro_batches: Iterable[dict[str, Any]], learning_rate: float, own: Stopwatch
     ) -> StepResult:
         """One optimizer step over all micro batches. A non-finite gradient changes nothing, on any
         rank.
@@ -226,8 +227,8 @@ class Engine:
         return StepResult(torch.stack(losses).mean(), norm, applied)
 
     def _clip_whole_gradients(self) -> float:
-        """What ZeRO does by itself in stages 1 to 3: clip, or drop gradients that are not
-        finite."""
+        """Do what ZeRO does by itself in stages 1 to 3: clip the gradients, or drop them where they
+        are not finite. Returns their norm."""
         trained = [p for p in self._network.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         if not bool(norm.isfinite()):
@@ -239,12 +240,12 @@ class Engine:
 
     @property
     def state_keys(self) -> tuple[str, ...]:
-        """Of the tensors that are kept for each parameter."""
+        """The names of the tensors that are kept for each parameter, as checkpoints have them."""
         return (WEIGHTS, *self._state_keys, *((EMA,) if self.ema else ()))
 
     def owned(self) -> Iterator[tuple[str, Fragment, Tensor]]:
-        """(kind, fragment, its values (length,) float32, a view) of this rank's share of the
-        state."""
+        """This rank's share of the state: (the tensor's name as in `state_keys`, fragment, its
+        values, a (length,) float32 view)."""
         if self.applied == 0:
             self.partition.make_state(self._base, self._state_keys, 0)
         for index, fragment in enumerate(self.partition.owned):
@@ -261,14 +262,11 @@ class Engine:
         }
 
     def scaler(self) -> dict[str, Any]:
-        """State of fp16's loss scale."""
-        values = vars(self._scaler) if self._scaler is not None else {}
-        return {
-            key: value for key, value in values.items() if type(value) in (int, float)
-        }  # no switches
+        """The numbers of fp16's loss scale; {} in other precisions."""
+        return internals.scaler_state(self._scaler)
 
     def wanted(self, with_ema: bool) -> Iterator[Range]:
-        """What `fill` reads on this rank, but for buffers."""
+        """What `fill` reads on this rank, without the buffers."""
         for fragment in self.partition.held:
             for kind in (WEIGHTS, *self._state_keys):
                 yield Range(kind, fragment.name, fragment.start, fragment.length)
@@ -285,8 +283,8 @@ class Engine:
     ) -> None:
         """All ranks together: take over a saved state, of any stage and number of ranks.
 
-        read(kind, parameter, start, length) -> (length,) float32. averaged: whether the state has
-        an average; where one is wanted and missing, it starts from the weights.
+        read(kind, parameter, start, length) -> (length,) float32. with_ema: whether the state has a
+        moving average of the weights; where one is wanted and missing, it starts from the weights.
         """
         self.applied = applied
         self.partition.make_state(self._base, self._state_keys, applied)
@@ -303,10 +301,7 @@ class Engine:
         state = self._network.state_dict()
         for name, value in buffers.items():
             state[name].copy_(value)
-        if self._scaler is not None:
-            vars(self._scaler).update(
-                {key: scaler[key] for key in self.scaler().keys() & scaler.keys()}
-            )
+        internals.set_scaler_state(self._scaler, scaler)
         self.partition.publish()
 
     def close(self) -> None:

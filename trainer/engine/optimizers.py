@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from model.errors import ConfigError
@@ -32,10 +32,69 @@ _LARGEST_RATIO = (
     10.0  # of a LAMB step's length to what Adam would do; as in the paper's released code
 )
 
+Parameters = Iterable[tuple[str, nn.Parameter]]  # names and parameters of a network
+
+
+def parameter_groups(parameters: Parameters, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: tensors of two or more dimensions that are no biases have weight decay, and the
+    adaptation of LAMB and LARS (`adapt`); the others have neither. Frozen parameters are left out.
+
+    The reference takes timm's rule, for which a bias is what is named so: that of the vocabulary
+    has the shape (1, 1, V).
+    """
+    return _grouped(parameters, weight_decay, lambda name: 0, lambda layer: 1.0, spared=())
+
+
+def layerwise_groups(
+    parameters: Parameters, weight_decay: float, *, depth: int, layer_decay: float
+) -> list[dict[str, Any]]:
+    """The same rule with groups for each layer of a network of `depth` blocks. The learning rate of
+    a layer is `layer_decay` times that of the next one (`scale`, 1 for the head), and positions and
+    class token do not decay (BEiT, arXiv 2106.08254, and MAE, arXiv 2111.06377)."""
+    return _grouped(
+        parameters,
+        weight_decay,
+        lambda name: layer_of(name, depth),
+        lambda layer: layer_decay ** (depth + 1 - layer),
+        spared=("pos_embed", "cls_token"),
+    )
+
+
+def _grouped(
+    parameters: Parameters,
+    weight_decay: float,
+    number_of: Callable[[str], int],
+    scale_of: Callable[[int], float],
+    spared: tuple[str, ...],
+) -> list[dict[str, Any]]:
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            plain = parameter.ndim < 2 or name.endswith(".bias") or name in spared
+            groups.setdefault((number_of(name), plain), []).append(parameter)
+    return [
+        {
+            "params": members,
+            "weight_decay": 0.0 if plain else weight_decay,
+            "adapt": not plain,
+            "scale": scale_of(layer),
+        }
+        for (layer, plain), members in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def layer_of(name: str, depth: int) -> int:
+    """The layer of a parameter of an encoder: 0 for what stands before the blocks, 1 to depth for a
+    block, depth + 1 for the head."""
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    before = ("cls_token", "pos_embed", "patch_embed.", "tokenizer_norm.")
+    return 0 if name.startswith(before) else depth + 1
+
 
 class Layer(NamedTuple):
-    """Where a part of a parameter lies in a flat piece. number: of the parameter, the same on all
-    ranks."""
+    """A part of a parameter in a flat piece: `length` elements from `offset` on. number: that of
+    the parameter, the same on all ranks."""
 
     number: int
     offset: int
@@ -43,7 +102,8 @@ class Layer(NamedTuple):
 
 
 class Layerwise(Optimizer):
-    """What LAMB and LARS share: each layer's step is scaled by a ratio of norms of the whole layer.
+    """The part that LAMB and LARS share: they scale each layer's step by a ratio of norms of the
+    whole layer.
 
     layers: for each flat piece its layers, and their number on all ranks. A tensor without an entry
     is one layer of its own, whole on this rank. Parameter groups with `adapt: False` (biases,
@@ -70,11 +130,11 @@ class Layerwise(Optimizer):
         self, weights: Tensor, step: Tensor, ratio: Callable[[Tensor, Tensor], Tensor]
     ) -> None:
         """Multiply each layer's part of `step` by ratio(layer's weight norm, layer's step norm)."""
-        found = self.layers.get(weights)
-        if found is None:
+        known = self.layers.get(weights)
+        if known is None:
             step.mul_(ratio(weights.norm(), step.norm()))
             return
-        layers, count = found
+        layers, count = known
         squares = torch.zeros(2, count, dtype=torch.float64, device=weights.device)
         parts = [step[layer.offset : layer.offset + layer.length] for layer in layers]
         if layers:
@@ -90,7 +150,8 @@ class Layerwise(Optimizer):
 
 
 def _sum_over_ranks(values: Tensor) -> Tensor:
-    """On the device of the communication backend: pieces that are offloaded lie on the CPU."""
+    """The sum goes by way of the device that the communication backend has: pieces that are
+    offloaded lie on the CPU."""
     on = values.cuda() if dist.get_backend() == "nccl" else values
     dist.all_reduce(on)
     return on.to(values.device)
@@ -200,14 +261,14 @@ def _apex(config: RunConfig, on_cuda: bool) -> Any:
     wanted = config.optimizer.kernel
     if wanted == "torch" or (wanted == "auto" and (not on_cuda or config.offload != "none")):
         return None
-    found = importlib.util.find_spec("apex") and importlib.util.find_spec("apex.optimizers")
-    if not found and wanted == "apex":
+    installed = importlib.util.find_spec("apex") and importlib.util.find_spec("apex.optimizers")
+    if not installed and wanted == "apex":
         raise ConfigError(
             "optimizer.kernel = apex, but NVIDIA apex is not installed (the `apex` of PyPI is "
             "another project); docs/architecture.md has its install line, or use optimizer.kernel "
             "= auto"
         )
-    if not found:
+    if not installed:
         return None
     import apex.optimizers
 

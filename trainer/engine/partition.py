@@ -1,8 +1,26 @@
 """Where ZeRO keeps the float32 weights and the optimizer's state of each parameter, on this rank.
 
-In every stage they are fragments: a run of consecutive elements of one parameter. A checkpoint, an
-average of the weights or a layer-wise optimizer made of fragments depends neither on the stage nor
-on the number of ranks.
+ZeRO puts parameters one after the other into flat tensors, divides each flat tensor among the
+ranks, and lets the optimizer step the shares. In stages 1 and 2 the shares are cut from the whole
+sequence, so that a parameter may lie on one rank or across several. In stage 3 every parameter is
+divided by itself, and the end of it may be padding. With parameters A, B, C on two ranks:
+
+    stage 0         rank 0   [A        ] [B    ] [C      ]      every rank holds all, as tensors
+                    rank 1   [A        ] [B    ] [C      ]      of their own
+
+    stages 1, 2     rank 0   [A         B  ]                    one flat tensor, cut in the middle:
+                    rank 1   [  B   C      ]                    B lies on both ranks
+
+    stage 3         rank 0   [A    B   C   ]                    the first half of each, and
+                    rank 1   [A    B . C   ]                    the second; . is padding
+
+All of these are described by fragments: a run of consecutive elements of one parameter, and where
+it stands in the flat tensor that this rank steps. Checkpoints, the moving average of the weights
+and layer-wise optimizers are made of fragments, so that they depend neither on the stage nor on the
+number of ranks.
+
+    Fragment("B", start=3, length=4, flat, offset=0)      in stage 1 on rank 1: elements 3 .. 6 of B
+                                                          are the first four of `flat`
 """
 
 from __future__ import annotations
@@ -13,6 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trainer.engine import deepspeed_internals as internals
 from trainer.engine.optimizers import Layer, Layerwise
 
 
@@ -29,16 +48,16 @@ class Fragment(NamedTuple):
     layer: int
 
     def weights(self) -> Tensor:
-        """(length,) float32, a view."""
+        """(length,) float32, a view of the master weights."""
         return self.flat.detach().view(-1)[self.offset : self.offset + self.length]
 
     def state(self, optimizer: torch.optim.Optimizer, key: str) -> Tensor:
-        """(length,) of the optimizer's state, a view."""
-        found: Tensor = optimizer.state[self.flat][key]
-        return found.view(-1)[self.offset : self.offset + self.length]
+        """(length,), a view of the optimizer's state of that name, as `exp_avg`."""
+        values: Tensor = optimizer.state[self.flat][key]
+        return values.view(-1)[self.offset : self.offset + self.length]
 
     def part(self, first: int, last: int) -> Fragment | None:
-        """What of it lies in elements first .. last-1 of it, counted from 0."""
+        """The part of it in its elements first .. last-1, counted from 0; None if that is empty."""
         first, last = max(first, 0), min(last, self.length)
         if first >= last:
             return None
@@ -48,11 +67,11 @@ class Fragment(NamedTuple):
 
 
 class Partition:
-    """Of one engine.
+    """The fragments of one engine.
 
-    held: all fragments on this rank. owned: a division of all elements among the ranks; without
-    ZeRO every rank holds everything, and owns an equal share of it. shapes: of every trained
-    parameter.
+    held: all fragments on this rank. owned: those that this rank saves; together the ranks own
+    every element once. Without ZeRO every rank holds everything, and owns an equal share of it.
+    shapes: the whole shape of every trained parameter, by name.
     """
 
     def __init__(
@@ -64,13 +83,13 @@ class Partition:
             for name, parameter in network.named_parameters()
             if parameter.requires_grad
         }
-        self.shapes = {name: tuple(getattr(p, "ds_shape", p.shape)) for p, name in names.items()}
+        self.shapes = {name: internals.shape_of(p) for p, name in names.items()}
         self._layers: dict[Tensor, int] = {}
         if stage == 0:
             self.held = [Fragment(name, 0, p.numel(), p, 0, 0) for p, name in names.items()]
             self.owned = _share(self.held, rank, world_size)
         else:
-            pairs = list(zip(*_groups(zero, stage), strict=True))
+            pairs = internals.groups_and_flats(zero, stage)
             self.held = list(_stage3(pairs, names, rank) if stage == 3 else _stage12(pairs, names))
             self.owned = self.held
             self._layers = {flat: len(group) for group, flat in pairs}
@@ -88,7 +107,8 @@ class Partition:
                 optimizer.layers[flat] = (layers, count)
 
     def make_state(self, optimizer: torch.optim.Optimizer, keys: Sequence[str], steps: int) -> None:
-        """State as after `steps` updates, all zeros, to be filled by a restore."""
+        """Make the optimizer's state as it is after `steps` updates, filled with zeros; a restore
+        fills it."""
         for group in optimizer.param_groups:
             if "step" in group:
                 group["step"] = steps  # apex counts here
@@ -100,49 +120,35 @@ class Partition:
             state["step"] = torch.tensor(float(steps), device=flat.device if fused else "cpu")
 
     def publish(self) -> None:
-        """All ranks together: the network computes with what `weights()` views hold now."""
-        if self._stage == 3:
-            self._zero._partition_all_parameters()
-            for index in range(len(self._zero.fp16_groups)):
-                self._zero._reassign_or_swap_out_partitioned_parameters(index)
-            self._zero._post_step(set())
-        elif self._stage in (1, 2):
-            self._zero.update_lp_params()
+        """All ranks together: make the network compute with what the views of `weights()` hold."""
+        internals.take_over_weights(self._zero, self._stage)
 
 
-def _groups(zero: Any, stage: int) -> tuple[list[Any], list[Tensor]]:
-    """(groups of parameters, the flat tensors that hold this rank's parts of them)."""
-    if stage == 3:
-        return zero.fp16_groups, zero.fp32_partitioned_groups_flat
-    if hasattr(zero, "bf16_groups"):  # stage 1 in bf16 is an optimizer of its own
-        return zero.bf16_groups, zero.fp32_groups_flat_partition
-    return zero.bit16_groups, zero.single_partition_of_fp32_groups
+Pairs = list[tuple[list[nn.Parameter], Tensor]]  # groups, and this rank's flat tensor of each
 
 
-def _stage12(pairs: list[tuple[Any, Tensor]], names: dict[nn.Parameter, str]) -> Iterable[Fragment]:
+def _stage12(pairs: Pairs, names: dict[nn.Parameter, str]) -> Iterable[Fragment]:
     for group, flat in pairs:
         for layer, parameter in enumerate(group):
-            mapping = parameter._hp_mapping
-            if mapping is not None:
-                at, to = mapping.lp_fragment_address, mapping.hp_fragment_address
-                yield Fragment(names[parameter], at.start, at.numel, flat, to.start, layer)
+            at = internals.address(parameter)
+            if at is not None:
+                yield Fragment(names[parameter], at.start, at.length, flat, at.offset, layer)
 
 
-def _stage3(
-    pairs: list[tuple[Any, Tensor]], names: dict[nn.Parameter, str], rank: int
-) -> Iterable[Fragment]:
+def _stage3(pairs: Pairs, names: dict[nn.Parameter, str], rank: int) -> Iterable[Fragment]:
     for group, flat in pairs:
         offset = 0
         for layer, parameter in enumerate(group):
-            size = parameter.partition_numel()
+            size, whole = internals.share_of(parameter)
             start = rank * size
-            length = min(size, parameter.ds_numel - start)  # the last ranks' parts may be padding
+            length = min(size, whole - start)  # the last ranks' shares may be padding
             if length > 0:
                 yield Fragment(names[parameter], start, length, flat, offset, layer)
             offset += size
 
 
 def _share(held: list[Fragment], rank: int, world_size: int) -> list[Fragment]:
+    """An equal share of the elements, where every rank holds all of them."""
     total = sum(fragment.length for fragment in held)
     first, last = rank * total // world_size, (rank + 1) * total // world_size
     owned, before = [], 0

@@ -9,9 +9,11 @@ Precision = Literal["fp32", "bf16-mixed", "bf16", "fp16"]
 
 
 class Mode(NamedTuple):
-    """weights: of the trained network, which its residual stream shares. products: of its matrices.
-    frozen: the type that the frozen networks are cast to. least_stage: the first ZeRO stage that
-    trains rightly. Names of torch dtypes.
+    """One precision, by names of torch dtypes.
+
+    weights: the type of the trained network's weights and of its residual stream. products: the
+    type that its matrix products are made in. frozen: the type that frozen networks are cast to.
+    least_stage: the first ZeRO stage in which DeepSpeed trains rightly in it.
     """
 
     weights: str
@@ -21,6 +23,7 @@ class Mode(NamedTuple):
 
     @property
     def mixed(self) -> bool:
+        """Whether products are made in another type than that of the weights."""
         return self.weights != self.products
 
     @property

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from data_pipeline.progress import Progress
 from data_pipeline.storage import StorageError, Store, open_store
 from model.errors import ConfigError
-from trainer.checkpointing.admin import Place, open_run
-from trainer.evaluation.claims import Claim, Claims
+from trainer.checkpointing.catalog import Catalog, open_catalog
+from trainer.distributed.claims import Claim, Claims
 from trainer.evaluation.course import Course, StoredCourse
 from trainer.evaluation.options import EvaluationOptions, WhichCheckpoints
 from trainer.evaluation.results import FOLDER, read_results, suffix
@@ -68,13 +68,15 @@ class Choice:
         self._every = 1 if which.follow and which.every is None else which.every
         self._newest: int | None = None
 
-    def __call__(self, place: Place, steps: Collection[int], refused: Collection[int]) -> list[int]:
+    def __call__(
+        self, catalog: Catalog, steps: Collection[int], refused: Collection[int]
+    ) -> list[int]:
         """steps: of all checkpoints. refused: those that cannot be measured."""
         if self._step is not None:
-            return [place.known(self._step)] if self._step not in refused else []
+            return [catalog.known(self._step)] if self._step not in refused else []
         if self._every is None:
             if self._newest is None or self._newest in refused:
-                self._newest = place.newest_valid(but=refused)
+                self._newest = catalog.newest_valid(but=refused)
             return [self._newest]
         return sorted(s for s in steps if s % self._every == 0 and s not in refused)
 
@@ -140,12 +142,12 @@ class Assignments:
     def _look(self) -> tuple[Assignment | None, bool]:
         """(work that is claimed now, whether there will be no more)."""
         done = is_done(self._run)  # before the list: nothing comes after it
-        place = _opened(self._run)
-        if place is None:
+        catalog = _opened(self._run)
+        if catalog is None:
             return None, False
         course, waiting = StoredCourse(self._store), False
         refused = [step for step, mark in self._refused.items() if course.marks.get(step) == mark]
-        for step in self._choose(place, course.marks, refused):
+        for step in self._choose(catalog, course.marks, refused):
             mark = course.marks.get(step)
             if course.is_left(step):
                 self.refuse(step, mark, "it was trained on data that a rewind leaves out")
@@ -185,9 +187,9 @@ class Assignments:
         return tuple(name for name in wanted if name not in results)
 
 
-def _opened(run: str) -> Place | None:
+def _opened(run: str) -> Catalog | None:
     """The run's checkpoints; None while the run has not begun."""
     try:
-        return open_run(run)
+        return open_catalog(run)
     except ConfigError:
         return None

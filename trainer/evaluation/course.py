@@ -6,7 +6,6 @@ results of the one before it no longer count. Imports no torch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from data_pipeline.storage import ObjectMissing, Store
+from trainer.checkpointing.format import manifest_name, step_of_manifest
 from trainer.evaluation.results import Result
 from trainer.resilience.state import rewinds_before, rewinds_on
-from trainer.run_folder import checkpoint_fingerprint, step_folder
+from trainer.run_folder import checkpoint_fingerprint
 
-_MANIFEST = re.compile(r"checkpoints/step-(\d{8,})/manifest\.json")
 Rewinds = list[dict[str, int]]
 
 
@@ -47,9 +46,7 @@ class Course:
         @cache
         def saved(step: int) -> _Saved | None:
             try:
-                return _Saved.model_validate_json(
-                    read(f"checkpoints/{step_folder(step)}/manifest.json")
-                )
+                return _Saved.model_validate_json(read(manifest_name(step)))
             except (ObjectMissing, ValidationError):
                 return None
 
@@ -84,7 +81,7 @@ class StoredCourse(Course):
     def __init__(self, store: Store) -> None:
         super().__init__(rewinds_on(store), store.read)
         self.marks: dict[int, Any] = {
-            int(match[1]): (entry.size, entry.modified, self.rewinds)
+            step: (entry.size, entry.modified, self.rewinds)
             for entry in store.list("checkpoints/")
-            if (match := _MANIFEST.fullmatch(entry.name))
+            if (step := step_of_manifest(entry.name)) is not None
         }

@@ -32,6 +32,7 @@ from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.options import EvaluationOptions, WhichCheckpoints, WorkOptions
 from trainer.evaluation.results import FOLDER, Result, read_results
 from trainer.evaluation.trained import is_lasting, run_config
+from trainer.objectives.registry import OBJECTIVES
 from trainer.resilience.stopping import Preempted
 
 _SUITE = "; ".join(f"{name}: {benchmark.summary}" for name, benchmark in BENCHMARKS.items())
@@ -109,7 +110,7 @@ def _check(run: str, request: Request) -> RunConfig:
     for name in names:
         BENCHMARKS[name].check(request.options)
     config = _started(run) if request.which.follow else run_config(run)
-    fit = fitting(config.objective)
+    fit = fitting(OBJECTIVES[config.objective].network_kind)
     wrong = [name for name in names if name not in fit]
     if wrong:
         raise ConfigError(
@@ -126,7 +127,7 @@ def _say_taken(request: Request, config: RunConfig) -> None:
     used = {"batch", *(name for b in benchmarks for name in b.depends_on(options))}
     shown = {name: value for name, value in taken.items() if name in used}
     if (
-        config.objective == "addp"
+        OBJECTIVES[config.objective].network_kind == "addp"
         and request.tokenizer is None
         and any(b.uses_tokenizer for b in benchmarks)
     ):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from data_pipeline.storage import ObjectMissing, StorageError, open_store
-from trainer.checkpointing.admin import open_run
+from trainer.checkpointing.catalog import open_catalog
 from trainer.checkpointing.format import Damaged
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives
@@ -95,7 +95,7 @@ class Evaluator:
         Returns None where the checkpoint cannot be had, now or ever.
         """
         step, weights = assignment.step, self._request.weights
-        place = open_run(self._run)
+        catalog = open_catalog(self._run)
         try:
             self._settings.look_again()
             settings = {name: self._settings.of(name) for name in assignment.benchmarks}
@@ -103,7 +103,7 @@ class Evaluator:
             self._assignments.endure(error)
             return None
         try:
-            network, manifest = place.trained(step, weights)
+            network, manifest = catalog.trained(step, weights)
             return Checkpoint(step, weights, network, manifest), settings
         except (Damaged, ObjectMissing, OSError) as error:  # or the run has removed it since
             self._assignments.refuse(step, assignment.mark, str(error))

@@ -16,15 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from data_pipeline.storage import BucketMissing, Store
 from model.documents import parse_json
 from model.errors import DataError
+from trainer.config.renamed import RESULT_KEYS
 from trainer.run_folder import Weights, step_folder
 
 FOLDER = "evaluation"
 _STEPS = 2**53
-_RENAMED = {  # metrics and settings in results of earlier versions
-    "pictures": "images",
-    "train_pictures": "train_images",
-    "reference_pictures": "reference_images",
-}
 
 
 class Result(BaseModel):
@@ -54,7 +50,7 @@ class Result(BaseModel):
     def _renamed(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        return {_RENAMED.get(name, name): value for name, value in values.items()}
+        return {RESULT_KEYS.get(name, name): value for name, value in values.items()}
 
     @property
     def numbers(self) -> Iterator[tuple[str, float]]:

@@ -21,8 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipeline.images.image_grid import image_grid
-from data_pipeline.storage import LocalStore, write_atomically
+from data_pipeline.storage import LocalStore
 from model.errors import ConfigError, DataError
+from model.files import write_atomically
 from model.sampler import generate
 from model.sampling_options import SamplingOptions
 from model.weights import fingerprint

@@ -15,8 +15,8 @@ from data_pipeline.images.location import locate
 from data_pipeline.progress import Progress
 from model.addp import ADDP
 from model.errors import ConfigError, DataError
+from model.networks import Network
 from model.vq import VQTokenizer
-from model.weights import Network
 from trainer.checkpointing.format import Manifest
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives

@@ -23,9 +23,10 @@ from model.precision import InferencePrecision, warn_of_bf16
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
-from trainer.checkpointing.admin import open_run
+from trainer.checkpointing.catalog import open_catalog
 from trainer.config.reading import LARGEST_FILE, resolved_config
 from trainer.config.schema import RunConfig
+from trainer.objectives.registry import OBJECTIVES
 from trainer.run_folder import DONE, RunFolder, Weights
 
 
@@ -100,16 +101,16 @@ def load_addp(
     Raises ConfigError, WeightsError, StorageError, Damaged or NoValidCheckpoint.
     """
     config = run_config(run)
-    if config.objective != "addp":
+    if OBJECTIVES[config.objective].network_kind != "addp":
         raise ConfigError(f"{run} has the objective {config.objective}; an ADDP run is needed here")
     expected = None
     if step is None and not is_remote(run) and RunFolder(run).is_done:
         network = load_network(RunFolder(run).trained(weights), "addp")
     else:
-        place = open_run(run)
-        step = place.newest_valid() if step is None else place.known(step)
-        network = place.network(step, weights)
-        frozen = place.manifest(step).run_identity.get("frozen")
+        catalog = open_catalog(run)
+        step = catalog.newest_valid() if step is None else catalog.known(step)
+        network, manifest = catalog.trained(step, weights)
+        frozen = manifest.run_identity.get("frozen")
         expected = frozen.get("tokenizer") if isinstance(frozen, dict) else None
     assert isinstance(network, ADDP)
     return Trained(network.eval(), frozen_tokenizer(config, tokenizer, expected), config, step)
@@ -126,7 +127,8 @@ def in_precision(trained: Trained, precision: InferencePrecision) -> Trained:
     warn_of_bf16(trained.network.pos_embed.device.type, "Use --precision fp32 here, or a GPU")
     network = copy.deepcopy(trained.network).bfloat16()
     tokenizer = copy.deepcopy(trained.tokenizer).bfloat16()
-    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if tokenizer.codebook.device.type == "cpu":
+        tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return trained._replace(network=network, tokenizer=tokenizer)
 
 

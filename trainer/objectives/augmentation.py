@@ -1,7 +1,7 @@
 """What fine-tuning does to a batch on its device: RandAugment and random erasing by kornia, mixup
 and cutmix.
 
-All of it draws from PyTorch's generators, which the run seeds for each micro batch by its place in
+All of it draws from PyTorch's generators, which the run seeds for each micro batch by its index in
 the data.
 """
 
@@ -17,13 +17,14 @@ from torch import Tensor
 
 from trainer.config.schema import AugmentationSection
 
-# Images that share the operations that RandAugment draws; one at a time would be four times as
-# slow.
+# So many images share the operations that RandAugment draws: one at a time would take four times as
+# long.
 _TOGETHER = 4
 
 
 class Augmentation:
-    """(pixels (B, 3, H, W) in [0, 1], labels (B,)) -> (pixels, target (B, classes))."""
+    """The augmentation of one run. Called with pixels (B, 3, H, W) in [0, 1] and labels (B,), it
+    returns pixels of the same shape and a target (B, classes), each row a distribution."""
 
     def __init__(self, section: AugmentationSection, classes: int) -> None:
         self._section, self._classes = section, classes
@@ -53,9 +54,8 @@ class Augmentation:
     def _distorted(self, images: Tensor) -> Tensor:
         device = images.device
         if torch.are_deterministic_algorithms_enabled():
-            images = (
-                images.cpu()
-            )  # kornia's `equalize` makes a running sum, which CUDA makes in no fixed order
+            # kornia's `equalize` makes a running sum, which CUDA makes in no fixed order.
+            images = images.cpu()
         return (
             torch.cat([self._rand(part) for part in torch.split(images, _TOGETHER)])
             .clamp(0, 1)
@@ -64,11 +64,11 @@ class Augmentation:
 
 
 def mixed(images: Tensor, target: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
-    """A whole batch mixed with itself in reverse, by mixup or by cutmix with equal chances where
+    """Mix a batch with itself in reverse order: by mixup or by cutmix, with equal chances where
     both are wanted.
 
-    mixup, cutmix: the alpha of the Beta distribution of the share that stays (arXiv 1710.09412,
-    1905.04899); 0: none.
+    images: (B, 3, H, W). target: (B, classes). mixup, cutmix: the alpha of the Beta distribution of
+    the share that stays (arXiv 1710.09412, 1905.04899); 0 for none.
     """
     if not mixup and not cutmix:
         return images, target

@@ -3,74 +3,50 @@ out."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from data_pipeline.images.image_loader import ImageBatch, ImageLoader
-from data_pipeline.images.images import ImageSource
-from data_pipeline.images.sources import split_of
+from data_pipeline.streaming.image_loader import ImageBatch
 from model.addp import ADDP
 from model.classifier import Classifier
 from model.config import ClassifierConfig
 from model.errors import ConfigError
 from model.transformer import drop_paths
-from model.weights import Network, fingerprint, load_network
+from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
+from trainer.engine.optimizers import layerwise_groups
 from trainer.objectives.augmentation import Augmentation
-from trainer.objectives.given import Beginning
+from trainer.objectives.base import Inputs
+from trainer.objectives.counting import transformer_activations
+from trainer.objectives.images import ImageObjective, pixels_on
+from trainer.objectives.initial_weights import InitialWeights
 
 
-def images_fingerprint(source: ImageSource) -> str:
-    """Of classes, ids and labels, wherever the images lie."""
-    digest = hashlib.sha256(json.dumps(source.classes).encode())
-    for image in source.images:
-        digest.update(f"{image.id}\n{image.label}\n".encode())
-    return digest.hexdigest()
+class ClassifyObjective(ImageObjective):
+    """Trains a classifier on ADDP's encoder, as a whole or its head alone. A linear probe sees
+    crops and flips only, as in MAE's protocol."""
 
-
-class ClassifyObjective:
-    """A linear probe sees crops and flips only, as in MAE's protocol."""
-
-    def __init__(self, config: RunConfig) -> None:
-        section, data = config.classifier, config.data
-        if data.images is None:
-            raise ConfigError(
-                "objective classify needs data.images: class folders, or WebDataset shards"
-            )
-        if data.views.size != config.tokenizer.sizes.image_size:
-            raise ConfigError(
-                f"data.views.size = {data.views.size} must equal tokenizer.sizes.image_size = "
-                f"{config.tokenizer.sizes.image_size}, the size that the encoder was trained at"
-            )
-        source = split_of(data.images, "train", data.held_out)
-        self.loader = ImageLoader(
-            source, data.views, global_batch=config.batch.global_batch, seed=config.seed
-        )
-        self.epochs = self.loader.schedule
+    def __init__(self, config: RunConfig, fresh: bool = False) -> None:
+        super().__init__(config, fresh)
+        section, classes = config.classifier, self.source.classes
         linear = section.method == "linear"
         network = Classifier(
             config.geometry,
             ClassifierConfig(
                 encoder=config.addp.sizes.model_copy(update={"dropout": section.dropout}),
-                classes=source.classes,
+                classes=classes,
                 method=section.method,
                 tokenizer_norm=section.tokenizer_norm,
             ),
         )
-        self.frozen: dict[str, str] = {}
-        self.beginning: Beginning | None = None
         if config.addp.weights is not None:
-            pretrained = load_network(
-                config.addp.weights, "addp", config=config.addp.sizes, geometry=config.geometry
-            )
-            assert isinstance(pretrained, ADDP)
+            pretrained = _encoder(config, config.addp.weights)
             network.take(pretrained)
             self.frozen = {"pretrained": fingerprint(pretrained)}
-            self.beginning = Beginning(
+            self.initial_weights = InitialWeights(
                 "addp.weights", config.addp.weights, self.frozen["pretrained"]
             )
         elif linear:
@@ -79,25 +55,66 @@ class ClassifyObjective:
             )
         if not linear:
             drop_paths(network.blocks, section.drop_path)
-        self._augment = None if linear else Augmentation(config.augmentation, len(source.classes))
+        self._augment = None if linear else Augmentation(config.augmentation, len(classes))
         self._smoothing = 0.0 if linear else config.label_smoothing
-        self._classes = len(source.classes)
-        self.result: Network = network
-        self.network: nn.Module = network
-        self.data_fingerprint = images_fingerprint(source)
-        self.order: dict[str, Any] = {}
+        self._classes = len(classes)
+        self.exported = self.network = network
 
-    def batch(self, step: int, offset: int, count: int) -> ImageBatch:
-        return self.loader.batch(step, offset, count)
-
-    def close(self) -> None:
-        self.loader.close()
-
-    def inputs(self, batch: ImageBatch, step: int, device: torch.device) -> dict[str, Any]:
-        images = torch.from_numpy(batch.pixels).to(device).permute(0, 3, 1, 2).float() / 255
+    def inputs(self, batch: ImageBatch, step: int, device: torch.device) -> Inputs:
+        """images: (B, 3, H, W) float32 in [0, 1]. target: (B, classes) float32, each row a
+        distribution."""
+        images = pixels_on(device, batch)
         labels = torch.from_numpy(batch.labels).to(device)
         if self._augment is None:
             target = torch.nn.functional.one_hot(labels, self._classes).float()
         else:
             images, target = self._augment(images, labels)
         return {"images": images, "target": target, "smoothing": self._smoothing}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """One group, or two, for each layer: the learning rate falls from the head down."""
+        return layerwise_groups(
+            self.network.named_parameters(),
+            self.config.optimizer.weight_decay,
+            depth=self.config.addp.sizes.depth,
+            layer_decay=self.config.classifier.layer_decay,
+        )
+
+    @classmethod
+    def check_weights(cls, config: RunConfig) -> list[Path]:
+        if config.addp.weights is None:
+            return []
+        _encoder(config, config.addp.weights)
+        return [config.addp.weights]
+
+    @classmethod
+    def networks(cls, config: RunConfig) -> tuple[nn.Module, list[nn.Module]]:
+        """The classifier has 1,000 classes here: how many there are shows when the data are
+        read."""
+        classes = tuple(map(str, range(1000)))
+        sizes = ClassifierConfig(
+            encoder=config.addp.sizes, classes=classes, method=config.classifier.method
+        )
+        return Classifier(config.geometry, sizes), []
+
+    @classmethod
+    def one_image(cls, config: RunConfig, network: nn.Module) -> Tensor:
+        size = config.geometry.image_size
+        return cast(Classifier, network).eval().logits(torch.empty(1, 3, size, size))
+
+    @classmethod
+    def activation_bytes(cls, config: RunConfig) -> float:
+        """A linear probe keeps next to nothing, which counts as 0."""
+        if config.classifier.method == "linear":
+            return 0
+        return transformer_activations(config, config.addp.sizes, (1 + config.geometry.tokens, 0))
+
+    @classmethod
+    def next_steps(cls, run: Path, network: Path) -> str:
+        return f"`addp evaluate {run} --suite accuracy --images IMAGES --held-out 1`"
+
+
+def _encoder(config: RunConfig, file: Path) -> ADDP:
+    network = load_network(file, "addp", config=config.addp.sizes, geometry=config.geometry)
+    assert isinstance(network, ADDP)
+    return network

@@ -10,30 +10,27 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
-from data_pipeline.storage import LocalStore, Store, is_remote, open_store
+from data_pipeline.storage import Store, is_remote, open_store
 from data_pipeline.storage.output import probe, writable
-from data_pipeline.streaming.epochs import EpochSchedule
 from data_pipeline.streaming.shard_cache import ShardCache
-from model.addp import ADDP
 from model.errors import ADDPError
-from model.weights import Network, fingerprint, load_network
 from trainer import costs
-from trainer.checkpointing.format import candidates
+from trainer.checkpointing.expected import Expected, last_config
 from trainer.checkpointing.ownership import agreed_run, holder_of, run_of
-from trainer.checkpointing.restore import Expected, foreseen, has_checkpoints, last_config
+from trainer.checkpointing.restore import foreseen, has_checkpoints
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
-from trainer.objectives.given import beginning, without_values
-from trainer.objectives.registry import Objective, TokenObjective, load_frozen, make_objective
+from trainer.objectives.base import Objective
+from trainer.objectives.initial_weights import initial_weights, without_values
+from trainer.objectives.registry import objective_class, users_of
 from trainer.records import ago
-from trainer.resilience.state import read_rewinds, rewinds_on
 from trainer.run_folder import RunFolder
 from trainer.schedule import accumulation_steps, total_steps
-from trainer.startup import begins, identify_run
+from trainer.startup import takes_initial_weights
 
 State = Literal["ok", "warning", "FAILED"]
 _GIB = 2**30
@@ -45,17 +42,6 @@ class Check(NamedTuple):
     name: str
     state: State
     text: str
-
-
-class _Found(NamedTuple):
-    """Of an objective what a start needs to know."""
-
-    result: Network
-    epochs: EpochSchedule
-    data_fingerprint: str
-    order: dict[str, Any]
-    frozen: dict[str, str]
-    loader: Any
 
 
 def check_run(file: Path | None, overrides: list[str], gpus: int) -> Iterator[Check]:
@@ -77,7 +63,7 @@ class _Checks:
     def __init__(self, config: RunConfig, gpus: int) -> None:
         self._config, self._gpus = config, gpus
         self._folder = RunFolder(config.run)
-        self._found: _Found | None = None
+        self._objective: Objective | None = None
         self._store: Store | None = None
         self._weights_fit = False
 
@@ -103,61 +89,35 @@ class _Checks:
 
     def _weights(self) -> Iterator[tuple[State, str]]:
         """From headers: on the meta device, tensors have shapes and no values."""
-        config, first = self._config, beginning(self._config)
-        files = {
-            "addp": (config.tokenizer.weights, config.predictor.weights),
-            "classify": (config.addp.weights,),
-        }
+        config, first = self._config, initial_weights(self._config)
         with without_values():
-            if config.objective == "addp":
-                load_frozen(config)
-            elif config.objective == "classify" and config.addp.weights is not None:
-                load_network(
-                    config.addp.weights, "addp", config=config.addp.sizes, geometry=config.geometry
-                )
+            files = objective_class(config.objective).check_weights(config)
         self._weights_fit = True
-        named = [str(path) for path in files.get(config.objective, ()) if path is not None]
-        if named or first is None:
-            yield (
-                "ok",
-                f"{' and '.join(named)}: of the configured sizes" if named else "none needed",
-            )
+        if files or first is None:
+            named = " and ".join(map(str, files))
+            yield "ok", f"{named}: of the configured sizes" if named else "none needed"
         if first is None:
             return
-        if begins(config, self._folder):
+        if takes_initial_weights(config, self._folder):
             yield "ok", f"the run begins with {first}, of the configured sizes"
         else:
             yield "ok", f"{first} is not read: the run goes on from its own checkpoint"
 
     def _data(self) -> Iterator[tuple[State, str]]:
-        self._found = found = _open(self._config)
-        with closing(found.loader):
-            if self._config.objective in ("mage", "addp"):
-                sets = found.loader.shards
-                for shards in sets:  # that one can read more than the manifest, and to the end
-                    if isinstance(shards.store, LocalStore):
-                        shards.open(0)
-                    else:  # one byte, as nothing shall be downloaded
-                        entry = shards.manifest.shards[0]
-                        shards.store.read(entry.name, entry.bytes - 1, 1)
-                manifest = sets[0].manifest
-                what = (
-                    f"{' and '.join(s.store.url for s in sets)}: "
-                    f"{sum(s.manifest.rows for s in sets):,} images as {manifest.tokens} tokens of "
-                    f"{manifest.codebook_size} codes"
-                )
-            else:
-                what = f"{self._config.data.images}: {found.epochs.samples:,} images"
-        steps, total = (
-            found.epochs.steps_per_epoch,
-            total_steps(self._config.schedule, found.epochs),
-        )
+        data = self._config.data.model_copy(update={"cache": None})  # it leaves none behind
+        config = self._config.model_copy(update={"data": data})
+        made = objective_class(config.objective).outlined(config)
+        self._objective = made
+        with closing(made):
+            what = made.look_at_data()
+        steps, total = made.epochs.steps_per_epoch, total_steps(config.schedule, made.epochs)
         yield "ok", f"{what}; {steps:,} steps an epoch, {total:,} in all"
 
     def _cache(self) -> Iterator[tuple[State, str]]:
         data = self._config.data
         places = [data.tokens] if data.tokens else list(data.mixture)
-        if self._config.objective not in ("mage", "addp") or not any(map(is_remote, places)):
+        uses_cache = self._config.objective in users_of("data.cache")
+        if not uses_cache or not any(map(is_remote, places)):
             yield "ok", "not needed: the data lie in folders"
         elif data.cache is None:
             yield (
@@ -179,11 +139,8 @@ class _Checks:
                 )
                 return
             free, wanted = shutil.disk_usage(parent).free, data.cache_gib * _GIB
-            if self._found is not None:
-                wanted = min(
-                    wanted,
-                    sum(e.bytes for s in self._found.loader.shards for e in s.manifest.shards),
-                )
+            if self._objective is not None:
+                wanted = min(wanted, self._objective.data_bytes())
             text = (
                 f"{data.cache}: {free / _GIB:.1f} GiB free on this machine, up to "
                 f"{wanted / _GIB:.1f} GiB wanted"
@@ -208,8 +165,8 @@ class _Checks:
             return
         yield "ok", text
         every = config.checkpoint.permanent_every
-        if every and self._found is not None:
-            forever = total_steps(config.schedule, self._found.epochs) // every
+        if every and self._objective is not None:
+            forever = total_steps(config.schedule, self._objective.epochs) // every
             if free + there < (kept + forever) * size:
                 yield (
                     "warning",
@@ -257,24 +214,20 @@ class _Checks:
                 f"{self._store.url} is held by {other}; a start waits for a sign of life of it",
             )
         if not has_checkpoints(folder, self._store):
-            foreseen(
-                folder, None, self._expected({}), self._rewinds()
-            )  # none, unless there were some
+            foreseen(folder, None, self._expected({}))  # none, unless there were some
             yield "ok", "no checkpoints yet: starts at step 0"
             return
-        if self._found is None or not self._weights_fit:
+        if self._objective is None or not self._weights_fit:
             yield (
                 "warning",
                 "there are checkpoints, which were not compared with data and weights that failed",
             )
             return
-        found = foreseen(
-            folder, self._store, self._expected(self._run_identity(self._found)), self._rewinds()
-        )
+        found = foreseen(folder, self._store, self._expected(self._objective.identity()))
         for reason in found.refused:
             yield "warning", f"refused: {reason}"
         assert found.manifest is not None
-        total = total_steps(self._config.schedule, self._found.epochs)
+        total = total_steps(self._config.schedule, self._objective.epochs)
         saved = found.manifest.saved
         age = f", saved {ago(saved)}" if saved else ""
         by = f"{found.manifest.world_size} ranks{age}"
@@ -295,27 +248,6 @@ class _Checks:
             run = agreed_run(self._folder, self._store, run)
         return Expected(run_identity, run or "", self._config, last_config(self._folder))
 
-    def _rewinds(self) -> list[dict[str, int]]:
-        """A start in an empty folder fetches those of the store."""
-        if self._store is not None and not candidates(self._folder.checkpoints):
-            return rewinds_on(self._store)
-        return read_rewinds(self._folder)
-
-    def _run_identity(self, found: _Found) -> dict[str, Any]:
-        config = self._config
-        if (
-            config.objective == "addp"
-        ):  # with a checkpoint to compare with, the predictor is worth reading
-            assert config.predictor.weights is not None
-            predictor = load_network(
-                config.predictor.weights,
-                "predictor",
-                config=config.predictor.sizes,
-                geometry=config.geometry,
-            )
-            found = found._replace(frozen={**found.frozen, "predictor": fingerprint(predictor)})
-        return identify_run(config, cast(Objective, found))
-
 
 def _guarded(name: str, check: Callable[[], Iterator[tuple[State, str]]]) -> Iterator[Check]:
     try:
@@ -327,34 +259,6 @@ def _guarded(name: str, check: Callable[[], Iterator[tuple[State, str]]]) -> Ite
         yield Check(
             name, "FAILED", f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
         )
-
-
-def _open(config: RunConfig) -> _Found:
-    """The data, and what a checkpoint would state of the run. An ADDP run's tokenizer is read, to
-    name it; of its predictor and the trained network there are no values. Raises what the objective
-    raises."""
-    config = config.model_copy(
-        update={"data": config.data.model_copy(update={"cache": None})}
-    )  # it leaves none behind
-    if config.objective != "addp":
-        with without_values() if config.objective == "mage" else nullcontext():
-            made = make_objective(config)
-        loader = cast(Any, made).loader
-        return _Found(
-            made.result, made.epochs, made.data_fingerprint, made.order, made.frozen, loader
-        )
-    frozen = {}
-    if (
-        config.tokenizer.weights is not None and config.tokenizer.weights.is_file()
-    ):  # else `weights` has said so
-        tokenizer = load_network(
-            config.tokenizer.weights, "tokenizer", config=config.tokenizer.sizes
-        )
-        frozen = {"tokenizer": fingerprint(tokenizer)}
-    data = TokenObjective(config, frozen.get("tokenizer"))
-    with without_values():
-        result = ADDP(config.geometry, config.addp.sizes)
-    return _Found(result, data.epochs, data.data_fingerprint, data.order, frozen, data.loader)
 
 
 def _size(count: float) -> str:

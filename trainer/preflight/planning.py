@@ -1,6 +1,6 @@
 """What a run will take, before it is started.
 
-addp plan configs/base.yaml --gpus 32 --gpus 64
+addp plan base --gpus 32 --gpus 64
 """
 
 from __future__ import annotations
@@ -10,69 +10,77 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.storage import StorageError
 from data_pipeline.streaming.epochs import epoch_schedule
-from model.documents import show
+from model.documents import Settings, show
 from model.errors import ConfigError, DataError
 from trainer import costs
 from trainer.config.arguments import configured
-from trainer.config.options import MOST_STEPS, AsJson, ConfigFile, RunArguments, gpus_option
+from trainer.config.options import AsJson, ConfigFile, RunArguments, from_models, gpus_option
 from trainer.config.reading import load_config
-from trainer.config.schema import YEAR
+from trainer.config.schema import YEAR, RunConfig
 from trainer.engine.precision import MODES
-from trainer.objectives.given import beginning, check_beginning
+from trainer.objectives.initial_weights import check_initial_weights, initial_weights
 from trainer.schedule import accumulation_steps, possible_world_sizes, total_steps
 
 _IMAGENET = 1_281_167
 _FEW = 8  # GPUs of a machine
 _GIB = 2**30
-_PEAKS = {
-    "H100": 989.0,
-    "H200": 989.0,
-    "A100": 312.0,
-    "B200": 2250.0,
-}  # TFLOP/s, bf16, dense: the makers' data sheets
 
 
+class Assumptions(Settings):
+    """What a plan takes for granted, as nothing here can measure it."""
+
+    images: int | None = Field(
+        None,
+        ge=1,
+        le=10**12,
+        description="images of an epoch, where the data set is not here. Not given: the data "
+        f"set's, or {_IMAGENET:,}",
+    )
+    device: str = Field(
+        "H100", description=f"your GPU: {', '.join(costs.PEAKS)}, or its TFLOP/s in dense bf16"
+    )
+    mfu: float = Field(
+        0.4, ge=0.01, le=1, description="share of the device's peak that training reaches"
+    )
+    write: float = Field(
+        1.0, ge=0.001, le=1e6, description="GB/s at which one rank writes its part of a checkpoint"
+    )
+    grace: float = Field(
+        30.0,
+        ge=0,
+        le=YEAR,
+        description="seconds that a preempted job has between the signal and the kill",
+    )
+
+    @property
+    def peak(self) -> float:
+        """Operations a second of the device. Raises ConfigError for a device that is not known."""
+        try:
+            peak = costs.PEAKS.get(self.device) or float(self.device) * 1e12
+        except ValueError:
+            peak = math.nan
+        if not 0 < peak <= 1e18:
+            known = ", ".join(costs.PEAKS)
+            raise ConfigError(f"--device {show(self.device)}: {known}, or a number of TFLOP/s")
+        return peak
+
+
+@from_models
 def main(
+    *,
     arguments: RunArguments = None,
     config: ConfigFile = None,
     gpus: Annotated[
         list[int] | None,
         gpus_option("GPUs of the run, 8 or what fits the batch if not given; repeat it to compare"),
     ] = None,
-    images: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=MOST_STEPS,
-            help="images of an epoch, where the data set is not here. Not given: the data set's, "
-            f"or {_IMAGENET:,}",
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help=f"your GPU: {', '.join(_PEAKS)}, or its TFLOP/s in dense bf16")
-    ] = "H100",
-    mfu: Annotated[
-        float,
-        typer.Option(min=0.01, max=1, help="share of the device's peak that training reaches"),
-    ] = 0.4,
-    write: Annotated[
-        float,
-        typer.Option(
-            min=0.001, max=1e6, help="GB/s at which one rank writes its part of a checkpoint"
-        ),
-    ] = 1.0,
-    grace: Annotated[
-        float,
-        typer.Option(
-            min=0, max=YEAR, help="seconds that a preempted job has between the signal and the kill"
-        ),
-    ] = 30.0,
+    assumptions: Assumptions,
     as_json: AsJson = False,
 ) -> None:
     """Say what a run will take: batch arithmetic, parameters, memory in each ZeRO stage, days,
@@ -82,7 +90,7 @@ def main(
     share of the GPU's peak that --mfu states.
     """
     file, overrides = configured(config, arguments)
-    plan = make_plan(file, overrides, gpus or [], images, device, mfu, write, grace)
+    plan = make_plan(file, overrides, gpus or [], assumptions)
     if as_json:
         print(json.dumps(plan, indent=1))
     else:
@@ -90,26 +98,23 @@ def main(
 
 
 def make_plan(
-    file: Path | None,
-    overrides: list[str],
-    gpus: list[int],
-    images: int | None,
-    device: str,
-    mfu: float,
-    write: float,
-    grace: float,
+    file: Path | None, overrides: list[str], gpus: list[int], assumptions: Assumptions
 ) -> dict[str, Any]:
-    """All figures. gpus: none for what fits the batch, at most 8.
+    """Return what the run of a run file and overrides takes, on each of the numbers of GPUs.
 
-    Raises ConfigError, and WeightsError where the weights to begin with are here and do not fit."""
-    config, peak = load_config(file, overrides), _peak(device)
-    first = beginning(config)
+    gpus: [] stands for what fits the batch, at most 8. Raises ConfigError, and WeightsError where
+    the weights that the run begins with are here and do not fit.
+    """
+    config, peak = load_config(file, overrides), assumptions.peak
+    first = initial_weights(config)
     if first is not None and first.path.is_file():
-        check_beginning(config)
+        check_initial_weights(config)
     gpus = gpus or [max((n for n in possible_world_sizes(config) if n <= _FEW), default=_FEW)]
     accumulation = {world: accumulation_steps(config, world) for world in gpus}
     epochs = epoch_schedule(
-        _samples(config.data.tokens, images), config.batch.global_batch, config.data.tail
+        _samples(config.data.tokens, assumptions.images),
+        config.batch.global_batch,
+        config.data.tail,
     )
     steps = total_steps(config.schedule, epochs)
     trained, frozen = costs.parameters(config)
@@ -117,24 +122,16 @@ def make_plan(
     size = costs.checkpoint_bytes(config)
     worlds = []
     for world in gpus:
-        seconds = steps * config.batch.global_batch * operations.total / (peak * mfu * world)
-        save = size / world / (write * 1e9)
+        rate = peak * assumptions.mfu * world
+        save = size / world / (assumptions.write * 1e9)
         worlds.append(
             {
                 "gpus": world,
                 "accumulation": accumulation[world],
-                "days": seconds / 86400,
-                "memory_gib": {
-                    str(stage): {
-                        k: v / _GIB
-                        for k, v in costs.rank_memory(config, stage, world)._asdict().items()
-                    }
-                    | {"total": costs.rank_memory(config, stage, world).total / _GIB}
-                    for stage in range(4)
-                    if stage >= MODES[config.precision].least_stage
-                },
+                "days": steps * config.batch.global_batch * operations.total / rate / 86400,
+                "memory_gib": _memory(config, world),
                 "save_seconds": save,
-                "saves_within_grace": save < grace,
+                "saves_within_grace": save < assumptions.grace,
             }
         )
     return {
@@ -151,19 +148,30 @@ def make_plan(
         "frozen_parameters": frozen,
         "gflop_per_image": {"trained": operations.trained / 1e9, "frozen": operations.frozen / 1e9},
         "begins_with": str(first) if first else None,
-        "device": device,
+        "device": assumptions.device,
         "tflops": peak / 1e12,
-        "mfu": mfu,
+        "mfu": assumptions.mfu,
         "checkpoint_gib": size / _GIB,
         "checkpoints_gib": size / _GIB * config.checkpoint.keep,
-        "grace": grace,
+        "grace": assumptions.grace,
         "worlds": worlds,
     }
 
 
+def _memory(config: RunConfig, world: int) -> dict[str, dict[str, float]]:
+    """GiB on one of so many ranks, by what they are for, in each ZeRO stage that the precision
+    permits."""
+    memory = {}
+    for stage in range(MODES[config.precision].least_stage, 4):
+        needed = costs.rank_memory(config, stage, world)
+        parts = {name: value / _GIB for name, value in needed._asdict().items()}
+        memory[str(stage)] = {**parts, "total": needed.total / _GIB}
+    return memory
+
+
 def _samples(tokens: str | None, images: int | None) -> int:
-    """As stated, else the rows of the data set. Raises DataError or StorageError where it cannot be
-    read."""
+    """Images of an epoch: as stated, else the rows of the data set. Raises DataError or
+    StorageError where it cannot be read."""
     if images is not None or tokens is None:
         return images or _IMAGENET
     from data_pipeline.shards.manifest import read_manifest
@@ -174,16 +182,6 @@ def _samples(tokens: str | None, images: int | None) -> int:
         raise DataError(f"{error}; or state its images by --images") from error
     except StorageError as error:
         raise StorageError(f"{error}; or state its images by --images") from error
-
-
-def _peak(device: str) -> float:
-    try:
-        peak = _PEAKS.get(device) or float(device)
-    except ValueError:
-        peak = math.nan
-    if not 0 < peak <= 1e6:
-        raise ConfigError(f"--device {show(device)}: {', '.join(_PEAKS)}, or a number of TFLOP/s")
-    return peak * 1e12
 
 
 def _show(plan: dict[str, Any]) -> None:

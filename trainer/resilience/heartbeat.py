@@ -1,4 +1,4 @@
-"""A sign of life of each rank for whoever watches a run, and the end of a rank that gives none.
+"""A sign of life of each rank, for whoever watches the run, and the end of a rank that gives none.
 Imports no torch."""
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from trainer import records
 from trainer.run_folder import EXIT_HANG, RunFolder
 
 _PAUSE = 1.0  # seconds between writes within one section
-_LAST_WORDS = (
-    5.0  # seconds for a rank that hangs to write down that it does: its storage may be why
-)
+# Seconds in which a rank that hangs may write down that it does: its storage may be why.
+_LAST_WORDS = 5.0
 
 
 class Heartbeat:
-    """RUN/heartbeats/rank-N.json: {"time", "section", "step", "host", "pid"}; use as a context.
+    """Writes RUN/heartbeats/rank-N.json: {"time", "section", "step", "host", "pid"}. A context.
 
     The main thread beats, so that a rank that hangs falls silent. After `hang` seconds of silence
     (0: never) the rank writes all its threads' stacks to standard error, an incident, and exits
@@ -47,10 +46,11 @@ class Heartbeat:
 
     @property
     def began(self) -> bool:
+        """Whether a sign of life was ever written."""
         return self._written > 0
 
     def beat(self, section: str, step: int) -> None:
-        """section: setup, restore, data, step, save or end."""
+        """Give a sign of life. section: setup, restore, data, step, save or end."""
         self._beaten = now = time.monotonic()
         if section == self.section and now - self._written < _PAUSE and self._written:
             self.step = step
@@ -59,7 +59,7 @@ class Heartbeat:
         self._write({})
 
     def leave(self, code: int, reason: str) -> None:
-        """The last word of a rank that began to beat. What it still closes is no hang."""
+        """Write the last word of a rank that began to beat. What it still closes is no hang."""
         self._ended.set()
         if self.began:
             self.section = "exit"

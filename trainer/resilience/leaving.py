@@ -1,5 +1,5 @@
-"""How a rank ends by an error: first its words, then what may block, and that for seconds only.
-Storage, engine and networks may be why it ends, and who waits for it shall not wait long."""
+"""How a rank ends by an error: it says why, and then closes what may block, for seconds only. Its
+storage, engine or network may be the reason, and nobody who waits for it shall wait long."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _SECONDS = 8.0  # for closing; a store's lock is let go of within 5
 
 @contextmanager
 def hurry(code: int, words: Callable[[], str]) -> Iterator[None]:
-    """The body has seconds; then the process ends with `code`, and says `words()` before, if there
-    are any."""
+    """Give the body some seconds. If they are over, say `words()`, if there are any, and end the
+    process with `code`."""
 
     def end() -> None:
         if line := words():
@@ -37,13 +37,13 @@ def hurry(code: int, words: Callable[[], str]) -> Iterator[None]:
 
 
 def plain(error: BaseException) -> str:
-    """The whole trace, where no file takes it."""
+    """The whole traceback as text, where no file takes it."""
     return "".join(traceback.format_exception(error)).rstrip()
 
 
 def leave(function: Callable[[], Any]) -> NoReturn:
-    """Call it as `run_entry` does, and end this process at once: threads that wait for a store that
-    does not answer, and networks between ranks, would hold it up for minutes."""
+    """Call a function as `run_entry` does, and end this process at once. Threads that wait for a
+    store that does not answer, and networks between ranks, would hold it up for minutes."""
     code: Any = EXIT_CRASH
     try:
         run_entry(function)

@@ -1,8 +1,9 @@
 """What a run knows of itself beside tensors: counters, statistics, true times, and which data it
 leaves out.
 
-It is the same on all ranks, and a checkpoint carries it, so that a resumed run decides as the
-undisturbed one does.
+The trainer's state is the same on all ranks, and a checkpoint carries it, so that a resumed run
+decides as the undisturbed one does. Rewinds are kept in rewinds.json, since they count whichever
+checkpoint a run goes on from.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _Number = Annotated[
 
 
 class Row(BaseModel):
-    """One step since the last metric line: mean loss over all ranks, gradient norm, and whether it
-    was applied."""
+    """A step since the last metric line. loss: its mean over all ranks. norm: of the gradient.
+    applied: whether the optimizer took the step."""
 
     loss: _Number
     norm: _Number
@@ -40,10 +41,17 @@ class Row(BaseModel):
 
 
 class TrainerState(BaseModel):
-    """rows: steps since the last metric line. losses, norms: running statistics of applied steps.
-    nonfinite: steps that were not applied; in_a_row: the last ones of them. suspects: the last
-    steps, if out of line. train_seconds: in steps that count, lost_seconds: down, starting, and in
-    steps that were done again. seen: wall clock of the checkpoint."""
+    """What a checkpoint states of the run's course.
+
+    rows: the steps since the last metric line.
+    losses, norms: of applied steps, for the running statistics.
+    nonfinite: how many steps were not applied; in_a_row: how many of them are the latest steps.
+    suspects: the numbers of the latest steps, as far as they are out of line.
+    train_seconds: time in steps that count. lost_seconds: time in which the run was down or
+    starting, or made steps that were done again.
+    starts: how often the run was started.
+    seen: the wall clock when the state was saved, in seconds since 1970.
+    """
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
@@ -59,18 +67,24 @@ class TrainerState(BaseModel):
     seen: float = 0.0
 
     def started(self) -> None:
-        """A start of the run from this state: all since it was saved is lost. A clock that went
-        back counts as 0."""
+        """Count a start of the run from this state: all time since it was saved is lost. Where the
+        clock went back, none is."""
         now = time.time()
         if self.seen:
             self.lost_seconds += max(0.0, now - self.seen)
         self.starts += 1
         self.seen = now
 
+    def after_rewind(self, left: TrainerState) -> None:
+        """Count a rewind to this state: what was trained between it and the state that the run
+        leaves is lost. Starts and clock are the run's own, and not the checkpoint's."""
+        lost = left.train_seconds - self.train_seconds
+        self.lost_seconds, self.seen, self.starts = left.lost_seconds + lost, left.seen, left.starts
+
 
 def read_rewinds(folder: RunFolder) -> list[dict[str, int]]:
-    """[{"step", "length"}]: from that step on, data lie so many steps further. Written before a
-    rewind takes effect."""
+    """The rewinds of a run: [{"step", "length"}]. From that step on, the data lie so many steps
+    further. Raises DataError as `_rewinds`."""
     try:
         content = read_file(folder.rewinds, _LARGEST, DataError)
     except FileNotFoundError:
@@ -79,8 +93,8 @@ def read_rewinds(folder: RunFolder) -> list[dict[str, int]]:
 
 
 def rewinds_on(store: Store) -> list[dict[str, int]]:
-    """As `read_rewinds`, of the store that a run uploads to, or of a run folder as a store. Raises
-    StorageError."""
+    """As `read_rewinds`, from the store that a run uploads to, or from a run folder as a store.
+    Raises StorageError as well."""
     name = RunFolder("").rewinds.name
     try:
         content = store.read(name)
@@ -106,15 +120,17 @@ def _rewinds(content: bytes, where: str) -> list[dict[str, int]]:
 
 
 def add_rewind(folder: RunFolder, step: int, length: int) -> None:
+    """Write a rewind down. It takes effect afterwards, so that a run that is killed in between does
+    the same when it is started again."""
     write_json(folder.rewinds, [*read_rewinds(folder), {"step": step, "length": length}])
 
 
 def data_step(rewinds: list[dict[str, int]], step: int) -> int:
-    """Which global batch of the data a step takes."""
+    """The data step of a step: the number of the global batch that it takes."""
     return step + sum(entry["length"] for entry in rewinds if entry["step"] <= step)
 
 
 def rewinds_before(rewinds: list[dict[str, int]], step: int) -> list[dict[str, int]]:
-    """Those that the first `step` steps of a run know of: a checkpoint that knows others was
-    trained on other data."""
+    """The rewinds that the first `step` steps of a run were made with. A checkpoint that states
+    others was trained on other data."""
     return [entry for entry in rewinds if entry["step"] < step]

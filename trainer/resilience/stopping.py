@@ -16,16 +16,17 @@ _PAUSE = 1.0  # seconds between looks at the STOP file and the launcher
 
 
 class Preempted(ADDPError):
-    """Asked to stop, and saved: to be started again."""
+    """The run was asked to stop, and has saved. It is to be started again."""
 
     exit_code = EXIT_PREEMPTED
 
 
 class StopRequest:
-    """Install before anything slow: a signal is then noticed at the next step border, never in the
-    middle of a save.
+    """Takes signals, so that they are noticed at the next step border and never in the middle of a
+    save. It is made before anything slow.
 
-    Rank 0 alone looks for the file; the ranks agree on what one of them has noticed."""
+    Rank 0 alone looks for the file, and the ranks agree on what one of them has noticed.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self._file = folder.stop
@@ -42,7 +43,7 @@ class StopRequest:
         self._reason = self._reason or signal.Signals(number).name
 
     def reason(self) -> str | None:
-        """Why this rank should stop, or None. Cheap enough for every step."""
+        """Why this rank should stop; None where it should not. Cheap enough for every step."""
         now = time.monotonic()
         if self._reason is None and now - self._looked > _PAUSE:
             self._looked = now
@@ -54,7 +55,7 @@ class StopRequest:
 
 
 def _parent(pid: int) -> int | None:
-    """Parent of a process; None where there is no such process."""
+    """The parent of a process; None where there is no such process."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -63,7 +64,7 @@ def _parent(pid: int) -> int | None:
 
 
 def _launcher_chain() -> list[tuple[int, int | None]]:
-    """(process, its parent) up from here as far as the processes belong to a launcher.
+    """The processes from here up, as far as they belong to a launcher: (process, its parent).
 
     The deepspeed launcher is two processes. Where the outer one is killed, nobody signals the
     ranks, which would run on unseen; where the inner one is, `deepspeed` exits with 0.

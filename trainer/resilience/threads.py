@@ -1,6 +1,6 @@
-"""No thread of a run ends unseen: one that dies of an error that it does not handle is an incident,
-and where the run cannot do without it, the run saves and ends. What an executor's threads raise
-stands in its futures, which are looked at by those who made them. Imports no torch."""
+"""No thread of a run ends unseen. One that dies of an error that it does not handle is an incident,
+and where the run cannot do without it, the run saves and ends. What the threads of an executor
+raise stands in its futures, and who made those looks at them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from model.errors import ADDPError
 from trainer import records
 from trainer.run_folder import RunFolder
 
-# Without them copies stay away, a store is lost to others, a hang lasts for ever.
+# Without them no copy is uploaded, others take the store over, and a hang lasts for ever.
 NEEDED = ("upload", "claim", "watchdog")
 
 
 class ThreadWatch:
-    """Use as a context: within it, `threading.excepthook` is this one."""
+    """A context in which threads that die are told to this object, by `threading.excepthook`.
+
+    lost: the error of the first one that the run cannot do without; None while there is none.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self.lost: ADDPError | None = None  # of a thread that the run cannot do without
+        self.lost: ADDPError | None = None
 
     def __enter__(self) -> ThreadWatch:
         self._before, threading.excepthook = threading.excepthook, self._died

@@ -29,12 +29,12 @@ def test_list_verify_export_prune(run: Path, tmp_path: Path) -> None:
         and rows[0]["ranks"] == 2
     )
     assert addp("checkpoints", run).stdout.count("unchecked") == 3
-    found = addp("checkpoints", run, "verify")
-    assert found.code == 0 and found.stdout.count("valid") == 3
+    done = addp("checkpoints", run, "verify")
+    assert done.code == 0 and done.stdout.count("valid") == 3
 
-    found = addp("export", run, tmp_path / "out")
+    done = addp("export", run, tmp_path / "out")
     assert (
-        found.code == 0 and json.loads((tmp_path / "out" / "config.json").read_text())["step"] == 12
+        done.code == 0 and json.loads((tmp_path / "out" / "config.json").read_text())["step"] == 12
     )
     exported, trained = (
         load_file(tmp_path / "out" / "network.safetensors"),
@@ -42,40 +42,41 @@ def test_list_verify_export_prune(run: Path, tmp_path: Path) -> None:
     )
     assert all((exported[name] == value).all() for name, value in trained.items())
     assert "exists; give a name that is free" in addp("export", run, tmp_path / "out").stderr
-    found = addp("export", run, tmp_path / "x", "--step", 5)
-    assert found.code == 78 and "it has 12, 8, 4" in found.stderr
+    done = addp("export", run, tmp_path / "x", "--step", 5)
+    assert done.code == 78 and "it has 12, 8, 4" in done.stderr
 
     file = run / "checkpoints" / "step-00000012" / "rank-00000.safetensors"
     content = file.read_bytes()
     file.write_bytes(content[:-1])
-    found = addp("checkpoints", run, "verify")
-    assert found.code == 1 and "rank-00000.safetensors is damaged" in found.stdout
+    done = addp("checkpoints", run, "verify")
+    assert done.code == 1 and "rank-00000.safetensors is damaged" in done.stdout
     would = json.loads(addp("checkpoints", run, "prune", "--keep", 1, "--dry-run", "--json").stdout)
     assert [row["step"] for row in would] == [4] and would[0]["bytes"] > 1000
-    found = addp("checkpoints", run, "prune", "--keep", 1, "--dry-run")
-    assert found.code == 0 and "would remove 1 of 3 checkpoints" in found.stdout
+    done = addp("checkpoints", run, "prune", "--keep", 1, "--dry-run")
+    assert done.code == 0 and "would remove 1 of 3 checkpoints" in done.stdout
     assert (
-        "nothing was removed" in found.stdout
+        "nothing was removed" in done.stdout
         and len(list((run / "checkpoints").glob("step-*"))) == 3
     )
-    found = addp("checkpoints", run, "prune", "--keep", 1)
-    assert "removed 1 checkpoints: steps 4" in found.stdout  # 8 is the newest valid one
+    done = addp("checkpoints", run, "prune", "--keep", 1)
+    assert "removed 1 checkpoints: steps 4" in done.stdout  # 8 is the newest valid one
     file.write_bytes(content)
 
 
 def test_on_a_store(run: Path, tmp_path: Path) -> None:
     """A folder stands for a bucket here; tests/trainer/checkpointing/test_upload.py has the
     bucket."""
-    from trainer.checkpointing import admin as admin
+    from trainer.checkpointing import admin
+    from trainer.checkpointing.catalog import open_catalog
 
-    store = admin.Place("store", None, admin.open_store(str(run.parent / "store")))
+    store = open_catalog(str(run.parent / "store"))
     assert admin.verified(store, None)[0]["state"] == "valid"
     assert [row["step"] for row in admin.prunable(store, 1, 8)] == [
         4
     ]  # 12 is the newest, 8 is kept for good
     from trainer.export import export, open_network
 
-    export(open_network(store.store.url, 12, "ema"), "native", tmp_path / "out", "drop", None)
+    export(open_network(store.name, 12, "ema"), "native", tmp_path / "out", "drop", None)
     exported, ema = (
         load_file(tmp_path / "out" / "network.safetensors"),
         load_file(run / "network-ema.safetensors"),

@@ -8,7 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster import cli
-from cluster.launch.hosts import Hosts, choose_hosts, read_hostfile
+from cluster.launch.backend import LaunchRequest
+from cluster.launch.backends import BACKENDS, usual_backend
+from cluster.launch.backends.hostfile import HostfileBackend
+from cluster.launch.hosts import Hosts, choose_hosts, read_hostfile, this_machine
 from model.errors import ConfigError
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import run_world
@@ -52,12 +55,14 @@ def test_ranks_of_a_hostfile(tmp_path: Path) -> None:
     hostfile = tmp_path / "hosts"
     hostfile.write_text("# ours\nnode-1.example slots=8\n  node_2 slots=4  \n")
     assert read_hostfile(hostfile) == {"node-1.example": 8, "node_2": 4}
-    assert choose_hosts(hostfile, None, 1, None).ranks == 12
-    hosts = choose_hosts(hostfile, 4, 29500, "10.0.0.1")
-    command = hosts.command(
-        "trainer.pretrain",
-        ["data.mixture={a:1,b:2}", "data.tokens=/with space", "run=/a $b `c`\\d"],
-    )
+    assert choose_hosts(hostfile, None, None).ranks == 12
+    hosts = choose_hosts(hostfile, 4, "10.0.0.1")
+    arguments = ["data.mixture={a:1,b:2}", "data.tokens=/with space", "run=/a $b `c`\\d"]
+    request = LaunchRequest("trainer.pretrain", arguments, hosts, 29500)
+    assert usual_backend(hosts) == "hostfile"
+    command = list(HostfileBackend().command(request).words)
+    assert command[command.index("--master_port") + 1] == "29500"
+    assert command[command.index("--master_addr") + 1] == "10.0.0.1"
     assert (
         hosts.ranks == 8
         and command[command.index("--num_gpus") + 1] == "4"
@@ -69,10 +74,21 @@ def test_ranks_of_a_hostfile(tmp_path: Path) -> None:
     ]  # for the shell on the other side
     assert command[-1] == "run=/a \\$b \\`c\\`\\\\d"  # the launcher puts double quotes round it
     with pytest.raises(ConfigError, match="node_2 has 4"):
-        choose_hosts(hostfile, 5, 1, None)
+        choose_hosts(hostfile, 5, None)
     with pytest.raises(ConfigError, match="is no address"):
-        choose_hosts(hostfile, None, 1, "-x")
-    assert str(hostfile) not in Hosts(hostfile, {"localhost": 2}, None, 1).command("m", [])
+        choose_hosts(hostfile, None, "-x")
+    here = Hosts({"localhost": 2}, None, hostfile)
+    assert usual_backend(here) == usual_backend(this_machine(2)) == "local"
+    assert str(hostfile) not in BACKENDS["local"].command(LaunchRequest("m", [], here)).words
+
+
+def test_a_backend_refuses_hosts_that_are_not_for_it(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
+    several = LaunchRequest("m", [], choose_hosts(tmp_path / "hosts", None, None))
+    with pytest.raises(ConfigError, match="on this machine only, not on node1, node2"):
+        BACKENDS["local"].check(several)
+    with pytest.raises(ConfigError, match="needs a hostfile"):
+        BACKENDS["hostfile"].check(LaunchRequest("m", [], this_machine(2)))
 
 
 def test_another_number_of_ranks_than_expected_is_refused(tokens: Path, tmp_path: Path) -> None:
@@ -109,8 +125,9 @@ def test_secrets_do_not_go_through_the_launcher(
     harmless = "AWS_PROFILE=x\nAWS_WEB_IDENTITY_TOKEN_FILE=/run/token\nNCCL_SOCKET_IFNAME=ib0\nNO_PROXY=http://a:80/@b\n"
     secret = "AWS_SECRET_ACCESS_KEY=very-secret\nSTORAGE_KEY=very-secret\nHTTPS_PROXY=http://me:very-secret@proxy\n"
     (tmp_path / ".deepspeed_env").write_text(harmless + secret)
+    hosts = choose_hosts(tmp_path / "hosts", None, None)
     with pytest.raises(
         ConfigError, match="holds AWS_SECRET_ACCESS_KEY, STORAGE_KEY, HTTPS_PROXY, "
     ) as caught:
-        choose_hosts(tmp_path / "hosts", None, 1, None).check()
+        HostfileBackend().check(LaunchRequest("m", [], hosts))
     assert "very-secret" not in str(caught.value)

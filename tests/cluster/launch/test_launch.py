@@ -10,14 +10,40 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch.launch import RunFailed, run_group, train
+from cluster.launch.backend import LaunchCommand, LaunchRequest
+from cluster.launch.backends import BACKENDS
+from cluster.launch.hosts import this_machine
+from cluster.launch.launch import RunFailed, train
 from cluster.launch.postmortem import explain, last_words
+from cluster.launch.process_group import run_group
 from trainer.run_folder import RunFolder
 
 CHILD = (
     "import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', 'import time; "
     "time.sleep(60)']); print(p.pid, flush=True)"
 )
+
+
+class Running:
+    """A backend whose command is a piece of Python, whatever is asked of it."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def check(self, request: LaunchRequest) -> None:
+        pass
+
+    def command(self, request: LaunchRequest) -> LaunchCommand:
+        return python(self.code)
+
+
+def python(code: str) -> LaunchCommand:
+    return LaunchCommand([sys.executable, "-c", code])
+
+
+def train_by(backend: Running, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "running", backend)
+    train(run, [], this_machine(2), backend="running")
 
 
 def alive(pid: int) -> bool:
@@ -30,7 +56,7 @@ def alive(pid: int) -> bool:
 
 def test_orphans_are_ended(capfd: pytest.CaptureFixture[str]) -> None:
     """As when the launcher dies and leaves its ranks behind."""
-    assert run_group([sys.executable, "-c", CHILD]) == (0, False)
+    assert run_group(python(CHILD)) == (0, False)
     assert not alive(int(capfd.readouterr().out))
 
 
@@ -40,15 +66,16 @@ def test_a_signal_that_comes_too_late_is_not_forgotten() -> None:
         "import os, signal, sys, time; [signal.signal(n, lambda *_: sys.exit(0)) for n in "
         "(signal.SIGINT, 15)]; os.kill(os.getppid(), signal.SIGINT); time.sleep(600)"
     )
-    assert run_group([sys.executable, "-c", child]) == (0, True)
+    assert run_group(python(child)) == (0, True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_whole_group(number: int, tmp_path: Path) -> None:
     sleeping = CHILD + "; time.sleep(600)"
     code = (
-        "from cluster.launch.launch import run_group; import sys; run_group([sys.executable, '-c', "
-        f"{sleeping!r}])"
+        "import sys; from cluster.launch.backend import LaunchCommand; "
+        "from cluster.launch.process_group import run_group; "
+        f"run_group(LaunchCommand([sys.executable, '-c', {sleeping!r}]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -87,12 +114,8 @@ def test_only_the_run_itself_says_that_it_is_done(
     """The deepspeed launcher exits with 0 when its own helper was killed."""
     if earlier:
         RunFolder(tmp_path).mark_done({})
-    monkeypatch.setattr(
-        "cluster.launch.launch.launcher_command",
-        lambda *_: [sys.executable, "-c", f"raise SystemExit({code})"],
-    )
     with pytest.raises(RunFailed, match=words) as caught:
-        train(tmp_path, 2, [])
+        train_by(Running(f"raise SystemExit({code})"), tmp_path, monkeypatch)
     assert caught.value.exit_code == (78 if code == 78 else 1)
 
 
@@ -101,20 +124,13 @@ def test_a_marker_from_before_this_start_counts_for_nothing(
 ) -> None:
     """As where an extended run dies before its first step."""
     RunFolder(tmp_path).mark_done({"step": 70, "start": "earlier"})
-    monkeypatch.setattr(
-        "cluster.launch.launch.launcher_command",
-        lambda *_: [sys.executable, "-c", "raise SystemExit(3)"],
-    )
     with pytest.raises(RunFailed, match=r"died \(exit code 3\)"):
-        train(tmp_path, 2, [])
+        train_by(Running("raise SystemExit(3)"), tmp_path, monkeypatch)
     code = (
         f"from trainer.run_folder import RunFolder as R; R({str(tmp_path)!r}).mark_done({{'step': "
         "70, 'start': 'x'})"
     )
-    monkeypatch.setattr(
-        "cluster.launch.launch.launcher_command", lambda *_: [sys.executable, "-c", code]
-    )
-    train(tmp_path, 2, [])
+    train_by(Running(code), tmp_path, monkeypatch)
 
 
 def test_who_died_and_how(tmp_path: Path) -> None:

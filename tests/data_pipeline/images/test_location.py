@@ -27,21 +27,21 @@ def test_where_a_source_lies(
     source: str, url: str, tars: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    place = locate(source)
-    assert (place.store.url, place.tars) == (url, tars)
+    location = locate(source)
+    assert (location.store.url, location.tars) == (url, tars)
     if tars:
         with pytest.raises(StorageError, match="there is no "):
-            tars_in(place)
-    place = locate(absolute(source))
-    assert (Path(place.store.url), place.tars) == (tmp_path / url, tars)
+            tars_in(location)
+    location = locate(absolute(source))
+    assert (Path(location.store.url), location.tars) == (tmp_path / url, tars)
     assert absolute("s3://b/x") == "s3://b/x"
 
 
 def test_on_s3(bucket: str) -> None:
     for name in ("p/a-0.tar", "p/a-1.tar", "p/a-10.tar"):
         open_store(bucket).create(name, b"x")
-    place = locate(f"{bucket}/p/a-{{0..1}}.tar")
-    assert place.store.url == f"{bucket}/p" and [e.name for e in tars_in(place)] == [
+    location = locate(f"{bucket}/p/a-{{0..1}}.tar")
+    assert location.store.url == f"{bucket}/p" and [e.name for e in tars_in(location)] == [
         "a-0.tar",
         "a-1.tar",
     ]

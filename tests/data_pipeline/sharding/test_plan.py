@@ -101,7 +101,7 @@ def test_refusals(tmp_path: Path) -> None:
     content[plan.slices[1] + 30] ^= 1
     store.replace(plan.list, bytes(content))
     assert len(shard_images(store, plan, 0)) == 10
-    with pytest.raises(DataError, match="damaged in the part of shard 1"):
+    with pytest.raises(DataError, match="damaged in the slice of shard 1"):
         shard_images(store, plan, 1)
     store.replace(PLAN, b'{"format": "addp-plan-1"}')
     with pytest.raises(DataError, match="not readable as a plan"):
@@ -113,7 +113,7 @@ def test_a_plan_names_nothing_outside_its_source(tmp_path: Path, name: str) -> N
     store = LocalStore(tmp_path)
     plan = make(store, [ImageEntry("x.jpg", 0, name, 5)])
     with pytest.raises(
-        DataError, match=r"is damaged in the part of shard 0: '.*' does not lie in the source"
+        DataError, match=r"is damaged in the slice of shard 0: '.*' does not lie in the source"
     ):
         shard_images(store, plan, 0)
     content = json.loads(store.read(PLAN))

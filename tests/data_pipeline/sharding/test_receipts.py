@@ -16,10 +16,10 @@ from data_pipeline.sharding.receipts import (
     commit,
     finalize,
     layout_of,
-    part_name,
-    read_part,
+    read_receipt,
+    receipt_name,
     shard_name,
-    sound_part_bytes,
+    sound_receipt_bytes,
     survey,
     unclaimed,
 )
@@ -46,17 +46,17 @@ def test_a_survey_is_one_listing(made: tuple[LocalStore, Plan]) -> None:
     found = survey(store, planned)
     assert sorted(found.done) == [0, 1, 2, 3] and not found.missing(planned) and not found.finalized
     assert {entry.size for k, entry in found.done.items()} == {
-        sound_part_bytes(planned, k) for k in range(4)
+        sound_receipt_bytes(planned, k) for k in range(4)
     }
     (store.root / shard_name(2)).unlink()
-    (store.root / part_name(3)).unlink()
+    (store.root / receipt_name(3)).unlink()
     assert survey(store, planned).missing(planned) == [2, 3]
     assert list(unclaimed(store, [0, 1, 3], 1)) == [3] and list(unclaimed(store, [3, 7], 1)) == [
         7,
         3,
     ]
-    store.replace(part_name(9), b"{}")
-    with pytest.raises(DataError, match=r"parts of another plan, as parts/000009\.json"):
+    store.replace(receipt_name(9), b"{}")
+    with pytest.raises(DataError, match=r"receipts of another plan, as parts/000009\.json"):
         survey(store, planned)
 
 
@@ -65,22 +65,24 @@ def test_a_second_worker_changes_nothing(
 ) -> None:
     store, planned = made
     before = {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()}
-    parts = list(job(planned, store.root, tokenizer).run(range(4)))
-    assert [p.shard.name for p in parts] == [shard_name(k) for k in range(4)]
+    receipts = list(job(planned, store.root, tokenizer).run(range(4)))
+    assert [r.shard.name for r in receipts] == [shard_name(k) for k in range(4)]
     assert {p: p.read_bytes() for p in store.root.rglob("*") if p.is_file()} == before
 
 
 def test_a_shard_of_a_machine_that_rounds_differently_stands(made: tuple[LocalStore, Plan]) -> None:
     store, planned = made
     stored = store.read(shard_name(1))
-    layout = planned.recipe.tokens  # any token: the stored bytes win, and the part describes them
+    layout = (
+        planned.recipe.tokens
+    )  # any token: the stored bytes win, and the receipt describes them
     ours = bytearray(stored)
     ours[512 + 128] ^= 1
-    assert layout and commit(store, planned, 1, bytes(ours), ()) == read_part(store, planned, 1)
+    assert layout and commit(store, planned, 1, bytes(ours), ()) == read_receipt(store, planned, 1)
     assert store.read(shard_name(1)) == stored
-    (store.root / part_name(1)).unlink()  # its maker died before vouching for it
-    part = commit(store, planned, 1, bytes(ours), ())
-    assert part.shard.bytes == len(stored) and not list(finalize_problems(store, planned))
+    (store.root / receipt_name(1)).unlink()  # its maker died before vouching for it
+    receipt = commit(store, planned, 1, bytes(ours), ())
+    assert receipt.shard.bytes == len(stored) and not list(finalize_problems(store, planned))
 
 
 def finalize_problems(store: LocalStore, planned: Plan) -> list[str]:
@@ -119,13 +121,16 @@ def edit(name: str, change: Callable[[dict], object]) -> Damage:  # type: ignore
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda s: (s.root / part_name(1)).unlink(), r"1 of 4 shards are missing \(1\)"),
+        (lambda s: (s.root / receipt_name(1)).unlink(), r"1 of 4 shards are missing \(1\)"),
         (lambda s: (s.root / shard_name(0)).unlink(), r"1 of 4 shards are missing \(0\)"),
         (lambda s: s.replace(shard_name(2), s.read(shard_name(2))[:-512]), "bytes instead of"),
-        (lambda s: s.replace(part_name(2), b"{"), r"parts/000002\.json is damaged"),
-        (edit(part_name(2), lambda c: c.update(plan="0" * 64)), "made for another plan"),
-        (lambda s: s.replace(part_name(2), s.read(part_name(1))), "made for another plan"),
-        (edit(part_name(2), lambda c: c["shard"].update(rows=31)), "instead of 64512 for 31 rows"),
+        (lambda s: s.replace(receipt_name(2), b"{"), r"parts/000002\.json is damaged"),
+        (edit(receipt_name(2), lambda c: c.update(plan="0" * 64)), "made for another plan"),
+        (lambda s: s.replace(receipt_name(2), s.read(receipt_name(1))), "made for another plan"),
+        (
+            edit(receipt_name(2), lambda c: c["shard"].update(rows=31)),
+            "instead of 64512 for 31 rows",
+        ),
         (lambda s: s.create(MANIFEST, b"{}"), "not readable as a token data set"),
     ],
 )
@@ -136,12 +141,12 @@ def test_finalize_refuses(made: tuple[LocalStore, Plan], damage: Damage, words: 
         finalize(store, planned)
 
 
-def test_a_image_that_is_neither_stored_nor_quarantined(made: tuple[LocalStore, Plan]) -> None:
-    """Shard and part agree with each other, and not with the plan: the list of the quarantined was
-    lost."""
+def test_an_image_that_is_neither_stored_nor_quarantined(made: tuple[LocalStore, Plan]) -> None:
+    """Shard and receipt agree with each other, and not with the plan: the list of quarantined
+    images was lost."""
     store, planned = made
     content = store.read(shard_name(2))
-    for name in (shard_name(2), part_name(2)):
+    for name in (shard_name(2), receipt_name(2)):
         store.remove(name)
     commit(store, planned, 2, content[2 * layout_of(planned).stride :], ())
     totals = count(store, planned, survey(store, planned), {})

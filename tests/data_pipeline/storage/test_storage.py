@@ -13,25 +13,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.storage import (
-    SCRATCH,
     AccessDenied,
     BucketMissing,
     LocalStore,
     NoRegularFile,
     ObjectMissing,
     StorageError,
-    StorageFull,
     Store,
     Throttled,
     Truncated,
     Unreachable,
     file_name,
     open_store,
-    parse_s3,
     read_document,
     s3,
     split_url,
 )
+from data_pipeline.storage.base import StorageFull, parse_s3
+from data_pipeline.storage.local import SCRATCH
 from model.errors import DataError
 from tests.s3_server import SECRET, FaultProxy, environment
 
@@ -64,7 +63,7 @@ def test_objects(store: Store) -> None:
 
 
 def test_a_document_is_read_up_to_a_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_pipeline.storage.MOST_DOCUMENT", 1000)
+    monkeypatch.setattr("data_pipeline.storage.base.MOST_DOCUMENT", 1000)
     for size in (0, 1, 1000):
         assert store.create(f"{size}", bytes(size)) and read_document(store, f"{size}") == bytes(
             size

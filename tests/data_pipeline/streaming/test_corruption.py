@@ -58,7 +58,7 @@ HARM: dict[str, Callable[[bytes], bytes] | None] = {
 @contextmanager
 def reading(place: str, **options: Any) -> Iterator[tuple[TokenLoader, list[dict[str, Any]]]]:
     incidents: list[dict[str, Any]] = []
-    options = {"window": 2, "patience": 0.0, **options}
+    options = {"window": 2, "retry_seconds": 0.0, **options}
     reader = TokenLoader(
         place, global_batch=18, seed=0, options=LoaderOptions(**options), incident=incidents.append
     )
@@ -212,13 +212,13 @@ def test_the_server_is_down_for_a_while(
     behind: tuple[str, Path, list[int], FaultProxy], seconds: float, record_property: Property
 ) -> None:
     url, cache, everything, proxy = behind
-    with reading(url, cache=cache, patience=300.0) as (reader, incidents):
+    with reading(url, cache=cache, retry_seconds=300.0) as (reader, incidents):
         reader.batch(0, 0, 18)
         proxy.refuse = True
         threading.Timer(seconds, proxy.heal).start()
         assert sorted(epoch_of(reader)[0]) == everything
     assert any(i["event"] == "storage fault" for i in incidents)
-    with reading(url, cache=cache / "other", patience=1.0) as (reader, _):
+    with reading(url, cache=cache / "other", retry_seconds=1.0) as (reader, _):
         proxy.refuse = True
         with pytest.raises(Unreachable, match="no answer"):
             epoch_of(reader)
@@ -231,7 +231,7 @@ def test_a_straggling_request_is_asked_again(
     behind: tuple[str, Path, list[int], FaultProxy], record_property: Property
 ) -> None:
     url, cache, everything, proxy = behind
-    with reading(url, cache=cache, patience=60.0, hedge_after=0.2) as (reader, incidents):
+    with reading(url, cache=cache, retry_seconds=60.0, hedge_after=0.2) as (reader, incidents):
         proxy.black_hole = True
         threading.Timer(0.7, proxy.heal).start()
         assert sorted(epoch_of(reader)[0]) == everything
@@ -243,7 +243,7 @@ def test_bodies_that_break_off(
     behind: tuple[str, Path, list[int], FaultProxy], record_property: Property
 ) -> None:
     url, cache, everything, proxy = behind
-    with reading(url, cache=cache, patience=60.0) as (reader, _):
+    with reading(url, cache=cache, retry_seconds=60.0) as (reader, _):
         proxy.cut_after, proxy.cut_probability = 20_000, 0.7
         assert sorted(epoch_of(reader)[0]) == everything
     assert proxy.faults > 0
@@ -266,12 +266,12 @@ def test_credentials_that_expire_and_are_renewed(
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
-    with reading(url, cache=cache, patience=30.0) as (reader, incidents):
+    with reading(url, cache=cache, retry_seconds=30.0) as (reader, incidents):
         reader.shards[0].store = expired(url, credentials)
         threading.Timer(2.0, credentials, (SECRET,)).start()
         assert sorted(epoch_of(reader)[0]) == everything
     assert any("access denied" in i.get("error", "") for i in incidents)
-    with reading(url, cache=cache / "other", patience=1.0) as (reader, _):
+    with reading(url, cache=cache / "other", retry_seconds=1.0) as (reader, _):
         reader.shards[0].store = expired(url, credentials)
         with pytest.raises(AccessDenied):
             epoch_of(reader)

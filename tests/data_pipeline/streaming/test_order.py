@@ -15,7 +15,7 @@ shards = st.lists(st.integers(1, 40), min_size=1, max_size=30)
     rows=shards, seed=st.integers(0, 2**40), window=st.integers(1, 40), epoch=st.integers(0, 1000)
 )
 def test_an_epoch_is_a_permutation(rows: list[int], seed: int, window: int, epoch: int) -> None:
-    order = SampleOrder(rows, seed, window)
+    order = SampleOrder(rows, seed, window=window)
     where = order.locate(epoch, 0, order.samples)
     expected = {(s, r) for s, n in enumerate(rows) for r in range(n)}
     assert (
@@ -29,12 +29,12 @@ def test_an_epoch_is_a_permutation(rows: list[int], seed: int, window: int, epoc
 def test_any_slice_of_it_is_the_same(
     rows: list[int], seed: int, window: int, data: st.DataObject
 ) -> None:
-    order = SampleOrder(rows, seed, window)
+    order = SampleOrder(rows, seed, window=window)
     whole = order.locate(3, 0, order.samples)
     start = data.draw(st.integers(0, order.samples))
     count = data.draw(st.integers(0, order.samples - start))
     if count:
-        part = SampleOrder(rows, seed, window).locate(3, start, count)
+        part = SampleOrder(rows, seed, window=window).locate(3, start, count)
         np.testing.assert_array_equal(part.shard, whole.shard[start : start + count])
         np.testing.assert_array_equal(part.row, whole.row[start : start + count])
 

@@ -36,7 +36,7 @@ def rank(
     arguments = [url, str(log), str(number), str(ranks), str(steps), str(cache)]
     return subprocess.Popen(
         [sys.executable, str(RUNNER), *arguments],
-        env={**os.environ, **env, "PYTHONPATH": str(RUNNER.parents[2])},
+        env={**os.environ, **env, "PYTHONPATH": str(RUNNER.parents[3])},
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -14,7 +14,8 @@ from tests.trainer.comparing import cut_back, incidents, same_end
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import World, finish, run_world
-from trainer.checkpointing.format import MANIFEST, candidates, verify
+from trainer.checkpointing.catalog import LocalCatalog
+from trainer.checkpointing.format import MANIFEST
 from trainer.run_folder import RunFolder
 
 KEEP = "checkpoint.keep=2"
@@ -54,8 +55,9 @@ def test_killed_at(point: str, undisturbed: Path, tokens: Path, tmp_path: Path) 
     assert codes[sabotage.rank] == -9 and not RunFolder(run).is_done, output
     assert codes[1 - sabotage.rank] == 1 and "Traceback" not in output
     assert output.count("another rank went away at step ") == 1, output
-    whole = [path for path in candidates(RunFolder(run).checkpoints) if (path / MANIFEST).exists()]
-    assert verify(whole[0]).step == expected  # what is visible is valid
+    catalog = LocalCatalog(RunFolder(run))
+    visible = [step for step in catalog.steps() if (catalog.folder(step) / MANIFEST).exists()]
+    assert catalog.verify(visible[0]).step == expected  # what is visible is valid
     output = finish(run, *options)
     assert f"resumed at step {expected} of 12" in output
     assert same_end(run, undisturbed)
@@ -90,10 +92,7 @@ def test_a_checkpoint_that_cannot_be_written_is_left_out(
         sabotage=Sabotage(event, words, code, 0, rank),
     )
     assert codes == [0, 0], output
-    assert [path.name for path in candidates(RunFolder(run).checkpoints)] == [
-        "step-00000012",
-        "step-00000004",
-    ]
+    assert LocalCatalog(RunFolder(run)).steps() == [12, 4]
     (record,) = incidents(run, "checkpoint not saved")
     assert record["step"] == 8 and words_of_it in record["error"]
     (line,) = (
@@ -173,10 +172,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_file(
         sabotage=Sabotage(limit=("step-00000008.", 200_000)),
     )
     assert codes == [0, 0], output
-    assert [path.name for path in candidates(RunFolder(run).checkpoints)] == [
-        "step-00000012",
-        "step-00000004",
-    ]
+    assert LocalCatalog(RunFolder(run)).steps() == [12, 4]
     assert "File too large" in incidents(run, "checkpoint not saved")[0]["error"]
     assert same_end(run, undisturbed)
 
@@ -189,12 +185,13 @@ def test_a_slow_rank_delays_the_manifest(tokens: Path, tmp_path: Path) -> None:
     world = World(
         run, [*MAGE, f"data.tokens={tokens}", "checkpoint.every=4", "schedule.total=7"], 2, sabotage
     )
+    catalog = LocalCatalog(RunFolder(run))
     world.wait_for(run / "metrics.jsonl")
     while len(RunFolder(run).read_metrics()) < 7:
-        assert not candidates(RunFolder(run).checkpoints)
+        assert not catalog.steps()
     codes, output = world.wait()
     assert codes == [0, 0], output
-    assert [verify(path).step for path in candidates(RunFolder(run).checkpoints)] == [7, 4]
+    assert [catalog.verify(step).step for step in catalog.steps()] == [7, 4]
 
 
 @pytest.mark.parametrize(
@@ -232,9 +229,8 @@ def test_a_damaged_checkpoint_is_gone_round(
     output = finish(run, *options, processes=1 if fault == "cut" else 2)
     assert "refused a checkpoint: step-00000012" in output and "resumed at step 8 of 12" in output
     assert incidents(run, "checkpoint refused")
-    assert [verify(p).step for p in candidates(RunFolder(run).checkpoints)] == [
-        12
-    ]  # in the damaged one's place
+    catalog = LocalCatalog(RunFolder(run))
+    assert [catalog.verify(step).step for step in catalog.steps()] == [12]  # in the damaged's place
     assert fault == "cut" or same_end(run, undisturbed)
 
 
@@ -244,8 +240,9 @@ def test_none_valid_is_an_error_not_a_start_from_zero(
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     (run / "done.json").unlink()
-    for path in candidates(run / "checkpoints"):
-        (path / MANIFEST).write_text("{}")
+    catalog = LocalCatalog(RunFolder(run))
+    for step in catalog.steps():
+        (catalog.folder(step) / MANIFEST).write_text("{}")
     codes, output = run_world(run, *MAGE, f"data.tokens={tokens}", "ema_decay=0.9")
     assert (
         codes == [79, 79]

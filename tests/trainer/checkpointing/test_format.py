@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from trainer.checkpointing.admin import Place
+from trainer.checkpointing.catalog import LocalCatalog
 from trainer.checkpointing.format import (
     MANIFEST,
     Damaged,
@@ -27,15 +27,14 @@ from trainer.checkpointing.format import (
     NoValidCheckpoint,
     manifest_bytes,
     parse_manifest,
+    rank_file,
     read_manifest,
-    snapshot,
-    verify,
     verify_file,
-    write_snapshot,
 )
 from trainer.checkpointing.retention import expired, prune
-from trainer.checkpointing.saved_state import SavedState
+from trainer.checkpointing.snapshot import snapshot, write_snapshot
 from trainer.config.schema import CheckpointSection
+from trainer.run_folder import RunFolder
 
 
 def manifest(files: dict[str, FileEntry], step: int = 4) -> Manifest:
@@ -55,15 +54,15 @@ def manifest(files: dict[str, FileEntry], step: int = 4) -> Manifest:
     )
 
 
-def make(folder: Path, cuts: list[int], step: int = 4) -> Path:
-    """A checkpoint of one parameter 0 .. 9, cut into pieces at `cuts`, one piece a file."""
-    values, path = torch.arange(10.0), folder / f"step-{step:08d}"
+def make(folder: RunFolder, cuts: list[int], step: int = 4) -> Path:
+    """The folder of a checkpoint of one parameter 0 .. 9, cut into pieces at `cuts`, one piece a
+    file."""
+    values, path = torch.arange(10.0), LocalCatalog(folder).folder(step)
     borders = [0, *sorted(cuts), 10]
     files = {}
     for rank, (a, b) in enumerate(pairwise(borders)):
-        files[f"rank-{rank:05d}.safetensors"] = write_snapshot(
-            path / f"rank-{rank:05d}.safetensors", snapshot([(f"weights/w@{a}", values[a:b])], None)
-        )
+        content = snapshot([(f"weights/w@{a}", values[a:b])], None)
+        files[rank_file(rank)] = write_snapshot(path / rank_file(rank), content)
     (path / MANIFEST).write_bytes(manifest_bytes(manifest(files, step)))
     return path
 
@@ -73,10 +72,12 @@ def make(folder: Path, cuts: list[int], step: int = 4) -> Path:
 def test_any_range_is_read_from_any_division(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], start: int, length: int
 ) -> None:
-    path = make(tmp_path_factory.mktemp("division"), cuts)
+    folder = RunFolder(tmp_path_factory.mktemp("division"))
+    make(folder, cuts)
     length = min(length, 10 - start)
-    found = SavedState(path, verify(path)).read("weights", "w", start, length)
-    assert found.tolist() == list(range(start, start + length))
+    with LocalCatalog(folder).saved_state(4) as state:
+        values = state.read("weights", "w", start, length)
+    assert values.tolist() == list(range(start, start + length))
 
 
 def test_files_are_plain_safetensors_of_every_dtype(tmp_path: Path) -> None:
@@ -89,9 +90,9 @@ def test_files_are_plain_safetensors_of_every_dtype(tmp_path: Path) -> None:
         "double": torch.rand(2, dtype=torch.float64),
     }
     stated = write_snapshot(tmp_path / "a.safetensors", snapshot(tensors.items(), None))
-    found = load_file(tmp_path / "a.safetensors")
-    assert found.keys() == tensors.keys() and all(
-        torch.equal(found[k], v) for k, v in tensors.items()
+    loaded = load_file(tmp_path / "a.safetensors")
+    assert loaded.keys() == tensors.keys() and all(
+        torch.equal(loaded[k], v) for k, v in tensors.items()
     )
     assert stated.bytes == (tmp_path / "a.safetensors").stat().st_size
 
@@ -109,8 +110,8 @@ def test_a_snapshot_no_longer_changes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["rank-00000.safetensors", "rank-00001.safetensors", MANIFEST])
 @pytest.mark.parametrize("fault", ["flip", "cut", "missing", "empty", "longer"])
 def test_every_fault_in_every_file_is_seen(name: str, fault: str, tmp_path: Path) -> None:
-    path = make(tmp_path, [5])
-    file = path / name
+    folder = RunFolder(tmp_path)
+    catalog, file = LocalCatalog(folder), make(folder, [5]) / name
     content = bytearray(file.read_bytes())
     if fault == "missing":
         file.unlink()
@@ -121,11 +122,11 @@ def test_every_fault_in_every_file_is_seen(name: str, fault: str, tmp_path: Path
             {"cut": content[:-3], "empty": b"", "longer": content + b"x"}.get(fault, bytes(content))
         )
     with pytest.raises(Damaged, match="step-00000004"):
-        verify(path)
+        catalog.verify(4)
     with pytest.raises(NoValidCheckpoint, match="none is valid"):
-        Place("run", tmp_path, None).newest_valid()
-    make(tmp_path, [5], step=2)
-    assert Place("run", tmp_path, None).newest_valid() == 2
+        catalog.newest_valid()
+    make(folder, [5], step=2)
+    assert catalog.newest_valid() == 2
 
 
 class _Bomb:
@@ -136,18 +137,20 @@ class _Bomb:
 def test_a_pickle_bomb_does_not_go_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even one whose manifest vouches for it."""
     monkeypatch.chdir(tmp_path)
-    path = make(tmp_path, [])
+    folder = RunFolder(tmp_path)
+    catalog, path = LocalCatalog(folder), make(folder, [])
     file = path / "rank-00000.safetensors"
     for bomb in (pickle.dumps(_Bomb()), b"PK\x03\x04" + pickle.dumps(_Bomb())):
         file.write_bytes(bomb)
         with pytest.raises(Damaged):
-            verify(path)
+            catalog.verify(4)
         import hashlib
 
         entry = FileEntry(bytes=len(bomb), sha256=hashlib.sha256(bomb).hexdigest())
         (path / MANIFEST).write_text(manifest({file.name: entry}).model_dump_json())
-        with pytest.raises(Damaged, match="no checkpoint of tensors"):
-            SavedState(path, verify(path))
+        assert catalog.verify(4).files
+        with pytest.raises(Damaged, match="no checkpoint of tensors"), catalog.saved_state(4):
+            pass
     assert not (tmp_path / "bomb-went-off").exists()
 
 
@@ -171,15 +174,12 @@ def test_no_flipped_bit_of_a_manifest_changes_what_it_says() -> None:
         repr(read.trainer_state) == repr(written.trainer_state)
         and read.fingerprint == written.fingerprint
     )
-    for place in range(len(text)):
+    for at in range(len(text)):
         for bit in range(8):
-            text[place] ^= 1 << bit
+            text[at] ^= 1 << bit
             with suppress(Damaged):
-                assert repr(parse_manifest(bytes(text), "step-00000004")) == repr(read), (
-                    place,
-                    bit,
-                )
-            text[place] ^= 1 << bit
+                assert repr(parse_manifest(bytes(text), "step-00000004")) == repr(read), (at, bit)
+            text[at] ^= 1 << bit
 
 
 def test_a_manifest_of_an_earlier_version_has_no_digest_and_is_read() -> None:
@@ -192,14 +192,15 @@ def test_a_manifest_of_an_earlier_version_has_no_digest_and_is_read() -> None:
 
 @pytest.mark.parametrize("name", [MANIFEST, "rank-00000.safetensors"])
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
-    path = make(tmp_path, [])
-    whole = verify(path)
+    folder = RunFolder(tmp_path)
+    catalog, path = LocalCatalog(folder), make(folder, [])
+    whole = catalog.verify(4)
     (path / name).unlink()
     os.mkfifo(path / name)
     with pytest.raises(Damaged, match="no regular file"):
-        SavedState(path, whole if name != MANIFEST else read_manifest(path))
+        catalog.index(whole if name != MANIFEST else catalog.manifest(4))
     with pytest.raises(Damaged, match="no regular file"):
-        verify_file(path, name, FileEntry(bytes=0, sha256="0" * 64))
+        verify_file(path / name, FileEntry(bytes=0, sha256="0" * 64))
 
 
 @pytest.mark.parametrize("seen", ["yesterday", None, [1], {}, True, -1, 1e12, math.nan])
@@ -211,7 +212,7 @@ def test_a_manifest_that_was_saved_at_no_time_is_damaged(seen: Any) -> None:
 
 
 def test_a_manifest_of_endless_values_is_not_parsed(tmp_path: Path) -> None:
-    path = make(tmp_path, [])
+    path = make(RunFolder(tmp_path), [])
     with (path / MANIFEST).open("wb") as file:
         file.truncate(20 << 20)
     with pytest.raises(Damaged, match="larger than 16 MiB"):
@@ -229,7 +230,8 @@ def test_retention_keeps_the_newest_and_the_permanent_ones(tmp_path: Path) -> No
     section = CheckpointSection(every=1, keep=2, permanent_every=4)
     assert expired(range(1, 10), 9, section) == [6, 5, 3, 2, 1]  # 9 and 7 stay, 4 and 8 for good
     assert expired([1, 2, 3, 12], 3, section) == [1]  # 12 belongs to a past that was refused
+    folder = RunFolder(tmp_path)
     for step in range(1, 8):
-        make(tmp_path, [5], step)
-    assert prune(tmp_path, 7, section) == [5, 3, 2, 1]
-    assert sorted(p.name[-1] for p in tmp_path.iterdir()) == ["4", "6", "7"]
+        make(folder, [5], step)
+    assert prune(LocalCatalog(folder), 7, section) == [5, 3, 2, 1]
+    assert sorted(path.name[-1] for path in folder.checkpoints.iterdir()) == ["4", "6", "7"]

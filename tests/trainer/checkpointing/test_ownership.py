@@ -16,8 +16,8 @@ from tests.trainer.comparing import incidents
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import World, finish, run_world
 from trainer.checkpointing import ownership
+from trainer.checkpointing.catalog import RemoteCatalog
 from trainer.checkpointing.ownership import OtherOwner, Ownership, new_identity
-from trainer.checkpointing.upload import remote_manifest, remote_steps
 from trainer.export import open_network
 from trainer.run_folder import DONE, RUN, RunFolder, write_json
 
@@ -97,7 +97,7 @@ def test_an_extended_run_is_done_no_more(tokens: Path, store: Store, tmp_path: P
     )
     assert "changed since that checkpoint: schedule.total: 4.0 -> 100000.0" in output
     step = open_network(str(run), None, "raw").step
-    assert step is not None and step > 4 and remote_steps(store)[0] == step
+    assert step is not None and step > 4 and RemoteCatalog(store).steps()[0] == step
     assert not list(store.list("owner/"))  # who stops lets go
 
 
@@ -110,7 +110,7 @@ def test_an_empty_folder_takes_the_run_of_its_store(
     finish(tmp_path / "first", *options, processes=1)
     identity = RunFolder(tmp_path / "first").read_identity()
     assert identity is not None and json.loads(store.read(RUN))["run"] == identity["run"]
-    assert remote_manifest(store, 4).run == identity["run"]
+    assert RemoteCatalog(store).manifest(4).run == identity["run"]
 
     second = tmp_path / "second"
     codes, output = run_world(second, *options, "optimizer.base_lr=0.2", processes=1)
@@ -157,7 +157,7 @@ def test_a_live_holder_is_never_taken_over(
     first, second = owner_of(store, tmp_path / "a"), owner_of(store, tmp_path / "b")
     assert first.enter()
     assert not second.enter()  # a process that was just killed may still be ending
-    monkeypatch.setattr(ownership, "_PATIENCE", 0.0)
+    monkeypatch.setattr(ownership, "_ENDING", 0.0)
     with pytest.raises(OtherOwner, match="is in use by process"):
         second.enter()
     as_elsewhere(store, 7)
@@ -245,7 +245,7 @@ def test_a_store_that_fails_at_any_moment(
     after: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next try succeeds: what the first one left there is not taken for another's."""
-    monkeypatch.setattr(ownership, "_PATIENCE", 0.0)
+    monkeypatch.setattr(ownership, "_ENDING", 0.0)
     for nth in range(1, 25):
         store = Failing(tmp_path / str(nth), nth, after)
         owner = owner_of(store, tmp_path / "run")
@@ -298,8 +298,8 @@ def test_which_run_it_is(
         return
     assert owner.enter()
     owner.confirm()
-    found: dict[str, Any] = json.loads(store.read(RUN))
-    assert found["run"] == owner.run and (
+    identity: dict[str, Any] = json.loads(store.read(RUN))
+    assert identity["run"] == owner.run and (
         owner.run == expected or (expected == "new" and len(owner.run) == 12)
     )
     owner.release()

@@ -18,16 +18,18 @@ from tests.trainer.comparing import cut_back, same_end, same_weights
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.sabotage import EVERY, Sabotage
 from tests.trainer.worlds import Ranks, run_world
+from trainer.checkpointing.catalog import LocalCatalog, RemoteCatalog
+from trainer.checkpointing.expected import Expected, last_config
 from trainer.checkpointing.format import FileEntry, Manifest
-from trainer.checkpointing.restore import Expected, Restored, last_config
-from trainer.checkpointing.saved_state import Piece, Range, files_of, shares
-from trainer.checkpointing.upload import upload
+from trainer.checkpointing.restore import Restored, shares
+from trainer.checkpointing.saved_state import Piece, files_of
 from trainer.config.reading import load_config
+from trainer.engine.state_keys import Range
 from trainer.pretrain import run_and_leave
 from trainer.run_folder import RunFolder
 from trainer.startup import take_up
 
-FACTS: dict[str, Any] = {
+IDENTITY: dict[str, Any] = {
     "network": {"dim": 32, "dropout": 0.1, "positions": "normal"},
     "data": "abc",
     "seed": 0,
@@ -35,17 +37,17 @@ FACTS: dict[str, Any] = {
 
 
 def manifest(
-    config: dict[str, Any], run_identity: dict[str, Any] = FACTS, run: str = "mine", step: int = 8
+    config: dict[str, Any], run_identity: dict[str, Any] = IDENTITY, run: str = "mine"
 ) -> Manifest:
     return Manifest(
-        step=step,
+        step=8,
         world_size=1,
         zero_stage=1,
         run_identity=run_identity,
         parameters={},
         export_prefix="",
         state_keys=[],
-        applied=step,
+        applied=8,
         scaler={},
         skipped=[],
         trainer_state={"seen": 1.0},
@@ -58,9 +60,9 @@ def config(*overrides: str) -> dict[str, Any]:
     return load_config(None, overrides).model_dump(mode="json")
 
 
-def changed(found: Manifest, *overrides: str, before: dict[str, Any] | None = None) -> list[str]:
-    expected = Expected(FACTS, "mine", load_config(None, overrides), before or {})
-    return [change.key for change in expected.check(found, "step-00000008")]
+def changed(saved: Manifest, *overrides: str, before: dict[str, Any] | None = None) -> list[str]:
+    expected = Expected(IDENTITY, "mine", load_config(None, overrides), before or {})
+    return [change.key for change in expected.check(saved, "step-00000008")]
 
 
 def test_keys_that_changed() -> None:
@@ -111,7 +113,7 @@ def test_what_was_allowed_once_stays_so_where_an_older_checkpoint_has_to_do() ->
 
 def test_manifests_of_earlier_versions_have_neither_run_nor_configuration() -> None:
     old = manifest(
-        {}, {**FACTS, "data": ""}, run=""
+        {}, {**IDENTITY, "data": ""}, run=""
     )  # nor did a tokenizer's say which images it was trained on
     assert changed(old, "seed=3") == []
     with pytest.raises(ConfigError, match="seed: 0 -> 3"):
@@ -130,17 +132,18 @@ def test_another_run_s(run_identity: dict[str, Any], run: str, words: str) -> No
     with pytest.raises(
         ConfigError, match=f"belongs to another run than the configured one.*{words}"
     ):
-        changed(manifest(config(), {**FACTS, **run_identity}, run))
-    other_dropout = {**FACTS, "network": {"dim": 32, "dropout": 0.0, "positions": "sincos"}}
+        changed(manifest(config(), {**IDENTITY, **run_identity}, run))
+    other_dropout = {**IDENTITY, "network": {"dim": 32, "dropout": 0.0, "positions": "sincos"}}
     assert changed(manifest(config(), other_dropout)) == []  # a matter of resume.allow
 
 
 def test_a_run_is_not_made_shorter_than_it_is(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
+    restored = Restored(manifest({}), [], [])
     with pytest.raises(
         ConfigError, match=r"has come to step 8, and schedule\.total gives it 4 steps"
     ):
-        take_up(folder, "mine", Restored(manifest({}), [], []), 4, 1, print)
+        take_up(folder, restored, run="mine", total=4, world_size=1, say=print)
     assert folder.read_identity() is None
 
 
@@ -154,17 +157,17 @@ def test_each_file_is_one_rank_s_to_verify_and_opened_by_those_that_need_it() ->
     """Three ranks wrote a parameter of 90 elements; two and four read it."""
     index = {("weights", "w"): [Piece(30 * r, (30,), "F32", f"rank-{r}", 0) for r in range(3)]}
     files = {f"rank-{r}": FileEntry(bytes=10 + r, sha256="0" * 64) for r in range(3)}
-    found = manifest({}).model_copy(update={"files": files})
+    saved = manifest({}).model_copy(update={"files": files})
     two = [files_of(index, [Range("weights", "w", 45 * r, 45)]) for r in range(2)]
     assert two == [{"rank-0", "rank-1"}, {"rank-1", "rank-2"}]
-    assert shares(found, two) == [["rank-0"], ["rank-1", "rank-2"]]
+    assert shares(saved, two) == [["rank-0"], ["rank-1", "rank-2"]]
     four = [
         files_of(index, [Range("weights", "w", 22 * r, 22), Range("ema", "w", 0, 90)])
         for r in range(4)
     ]
     assert four == [{"rank-0"}, {"rank-0", "rank-1"}, {"rank-1", "rank-2"}, {"rank-2"}]
-    assert shares(found, four) == [["rank-0"], ["rank-1"], ["rank-2"], []]
-    assert shares(found, [set(), set()]) == [
+    assert shares(saved, four) == [["rank-0"], ["rank-1"], ["rank-2"], []]
+    assert shares(saved, [set(), set()]) == [
         ["rank-0", "rank-2"],
         ["rank-1"],
     ]  # what nobody reads is verified as well
@@ -172,10 +175,10 @@ def test_each_file_is_one_rank_s_to_verify_and_opened_by_those_that_need_it() ->
 
 def opened(output: str) -> dict[int, list[int]]:
     """Which files of the checkpoint each rank opened, by the ranks that wrote them."""
-    found: dict[int, list[int]] = {}
+    files: dict[int, list[int]] = {}
     for rank, file in re.findall(r"rank (\d): open \S+/step-00000008/rank-0000(\d)", output):
-        found.setdefault(int(rank), []).append(int(file))
-    return found
+        files.setdefault(int(rank), []).append(int(file))
+    return files
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -260,7 +263,7 @@ def test_hosts_may_have_the_storage_at_different_places(
     (tmp_path / "there").symlink_to("here")
     shutil.copytree(tokens, tmp_path / "here" / "tokens")
     store = tmp_path / "here" / "store"
-    upload(undisturbed / "checkpoints" / "step-00000008", open_store(str(store)))
+    RemoteCatalog(open_store(store)).add(LocalCatalog(RunFolder(undisturbed)), 8)
     here = tmp_path / "here"
     options = (
         f"data.tokens={here}/tokens",

@@ -16,10 +16,11 @@ from tests.trainer.comparing import cut_back, incidents, same_end
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import World, finish, run_world
-from trainer.checkpointing import admin as admin
-from trainer.checkpointing import upload
-from trainer.checkpointing.format import MANIFEST, Damaged
-from trainer.checkpointing.upload import Uploader, fetch_records, remote_steps
+from trainer.checkpointing import admin, upload
+from trainer.checkpointing.catalog import LocalCatalog, RemoteCatalog, open_catalog
+from trainer.checkpointing.format import MANIFEST, Damaged, manifest_name
+from trainer.checkpointing.run_records import fetch_records
+from trainer.checkpointing.upload import Uploader
 from trainer.config.schema import CheckpointSection
 from trainer.run_folder import DONE, RunFolder
 
@@ -39,9 +40,9 @@ def test_another_machine_goes_on_from_the_store(
         "checkpoint.permanent_every=4",
     )
     finish(tmp_path / "first", *options)
-    store = open_store(url)
-    assert remote_steps(store) == [12, 8, 4]
-    upload.remove(store, 12)
+    copies = RemoteCatalog(open_store(url))
+    assert copies.steps() == [12, 8, 4]
+    copies.remove(12)
     output = finish(tmp_path / "second", *options)
     assert "resumed at step 8 of 12" in output
     assert same_end(tmp_path / "second", undisturbed)
@@ -58,7 +59,7 @@ def test_a_damaged_copy_is_gone_round(undisturbed: Path, tokens: Path, tmp_path:
         "checkpoint.permanent_every=4",
     )
     finish(tmp_path / "first", *options)
-    assert remote_steps(LocalStore(store)) == [12, 8, 4]
+    assert RemoteCatalog(LocalStore(store)).steps() == [12, 8, 4]
     (newest,) = (store / "checkpoints" / "step-00000012").glob("rank-00001*")
     content = bytearray(newest.read_bytes())
     content[-1] ^= 1
@@ -82,9 +83,9 @@ def test_killed_while_it_uploads(
     store, run = tmp_path / "store", tmp_path / "run"
     options = (*MAGE, f"data.tokens={tokens}", f"checkpoint.upload={store}")
     codes, _ = run_world(run, *options, sabotage=Sabotage(*point))
-    assert codes[0] == -9 and not remote_steps(LocalStore(store))
+    assert codes[0] == -9 and not RemoteCatalog(LocalStore(store)).steps()
     finish(run, *options)
-    rows = admin.verified(admin.Place(str(store), None, LocalStore(store)), None)
+    rows = admin.verified(RemoteCatalog(LocalStore(store)), None)
     assert rows and all(row["state"] == "valid" for row in rows) and rows[0]["step"] == 12
 
 
@@ -108,7 +109,7 @@ def test_a_store_that_is_down_does_not_stop_training(
         f"data.tokens={tokens}",
         EMA,
         f"checkpoint.upload={url}",
-        "checkpoint.patience=60",
+        "checkpoint.retry_seconds=60",
     ]
     codes, output = run_world(tmp_path / "fresh", *options, processes=1)
     assert codes == [74] and "no answer" in output
@@ -128,7 +129,7 @@ def test_a_store_that_is_down_does_not_stop_training(
         and incidents(run, "upload")
         and incidents(run, "upload recovered")
     )
-    assert remote_steps(open_store(url))[0] == 12
+    assert RemoteCatalog(open_store(url)).steps()[0] == 12
     assert same_end(run, undisturbed)
 
 
@@ -145,7 +146,7 @@ def test_a_store_that_stays_down_is_reported(
         f"data.tokens={tokens}",
         EMA,
         f"checkpoint.upload={blocked}/x",
-        "checkpoint.patience=1",
+        "checkpoint.retry_seconds=1",
     )
     codes, output = run_world(tmp_path / "fresh", *options, processes=1)
     assert codes == [74] and "cannot be made: Not a directory" in output, output
@@ -158,7 +159,9 @@ def test_a_store_that_stays_down_is_reported(
     assert "does not call the run complete" in output
     blocked.unlink()
     finish(run, *options)  # brings what is missing, although nothing is left to train
-    assert remote_steps(LocalStore(blocked / "x")) == [12] and (blocked / "x" / DONE).exists()
+    assert (
+        RemoteCatalog(LocalStore(blocked / "x")).steps() == [12] and (blocked / "x" / DONE).exists()
+    )
 
 
 def test_an_end_is_withdrawn_before_the_run_ends_again(tmp_path: Path) -> None:
@@ -184,7 +187,7 @@ def uploader_of(tmp_path: Path, store: Store) -> Uploader:
 
 
 def brings(uploader: Uploader, step: int, run: Path) -> bool:
-    make(run / "checkpoints", [5], step)
+    make(RunFolder(run), [5], step)
     uploader.offer(step)
     return uploader.close(30, lambda: None) == []
 
@@ -206,9 +209,9 @@ def test_what_is_no_checkpoint_on_the_store_is_left_alone(tmp_path: Path, quick:
     )
     for name in foreign:
         assert store.create(name, b'{"progress": {"seen": "soon"}, "step": [')
-    assert remote_steps(store) == [99, 4]
+    assert RemoteCatalog(store).steps() == [99, 4]
     assert brings(uploader_of(tmp_path, store), 8, run)
-    assert remote_steps(store) == [99, 8]
+    assert RemoteCatalog(store).steps() == [99, 8]
     assert {entry.name for entry in store.list()} >= set(foreign)
     assert not RunFolder(run).read_incidents()
 
@@ -219,13 +222,13 @@ def test_a_store_that_becomes_a_file_is_tried_until_it_is_a_folder_again(
     store, run = LocalStore(tmp_path / "store"), tmp_path / "run"
     uploader = uploader_of(tmp_path, store)
     store.root.write_text("no folder")
-    make(run / "checkpoints", [5], 4)
+    make(RunFolder(run), [5], 4)
     uploader.withdraw_end()
     uploader.offer(4)
     while not RunFolder(run).read_incidents():
         time.sleep(0.01)
     store.root.unlink()
-    assert uploader.close(30, lambda: None) == [] and remote_steps(store) == [4]
+    assert uploader.close(30, lambda: None) == [] and RemoteCatalog(store).steps() == [4]
     assert [record["event"] for record in RunFolder(run).read_incidents()] == [
         "upload",
         "upload recovered",
@@ -248,7 +251,7 @@ def test_an_error_of_any_kind_is_an_incident_and_another_try(
             raise error
 
     uploader = Uploader(RunFolder(run), CheckpointSection(upload=store.url), confirm)
-    assert brings(uploader, 4, run) and len(tries) == 4 and remote_steps(store) == [4]
+    assert brings(uploader, 4, run) and len(tries) == 4 and RemoteCatalog(store).steps() == [4]
     late, again = RunFolder(run).read_incidents()
     assert (
         late["event"] == "upload" and str(error.args[-1]) in late["error"] and again["tries"] == 4
@@ -257,8 +260,8 @@ def test_an_error_of_any_kind_is_an_incident_and_another_try(
 
 def test_another_s_bytes_under_the_name_of_ours_do_not_stay(tmp_path: Path, quick: None) -> None:
     store, run = LocalStore(tmp_path / "store"), tmp_path / "run"
-    make(run / "checkpoints", [5], 4)
-    upload.upload(run / "checkpoints" / "step-00000004", store)
+    make(RunFolder(run), [5], 4)
+    RemoteCatalog(store).add(LocalCatalog(RunFolder(run)), 4)
     (file, *_) = (entry.name for entry in store.list("checkpoints/") if "rank-00000" in entry.name)
     whole = store.read(file)
     store.remove(f"checkpoints/step-00000004/{MANIFEST}")
@@ -270,11 +273,11 @@ def test_records_do_not_come_with_manifests_that_cannot_be_checked(tmp_path: Pat
     """They may be another run's."""
     store, folder = LocalStore(tmp_path / "store"), RunFolder(tmp_path / "run")
     store.create("metrics.jsonl", b"{}\n")
-    store.create(upload.manifest_name(4), b"garbage")
-    fetch_records(store, folder, lambda manifest, name: None)
+    store.create(manifest_name(4), b"garbage")
+    fetch_records(RemoteCatalog(store), folder, lambda manifest, name: None)
     assert not folder.metrics.exists()
     with pytest.raises(Damaged):
-        upload.remote_manifest(store, 4)
+        RemoteCatalog(store).manifest(4)
 
 
 def test_incidents_of_before_come_in_front_of_those_that_a_start_met_already(
@@ -287,29 +290,29 @@ def test_incidents_of_before_come_in_front_of_those_that_a_start_met_already(
         RunFolder(tmp_path / "before"),
         RunFolder(tmp_path / "now"),
     )
-    make(before.checkpoints, [5], 4)
-    upload.upload(before.checkpoints / "step-00000004", store)
+    make(before, [5], 4)
+    RemoteCatalog(store).add(LocalCatalog(before), 4)
     before.incident({"event": "of before"})
     (name,) = before.incident_files()
     store.create(name, (before.path / name).read_bytes())
     now.incident({"event": "not locked"})
     for _ in range(2):
-        fetch_records(store, now, lambda manifest, name: None)
+        fetch_records(RemoteCatalog(store), now, lambda manifest, name: None)
         assert [record["event"] for record in now.read_incidents()] == ["of before", "not locked"]
 
 
 def test_admin(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
-    place = admin.open_run(str(run))
-    assert [row["step"] for row in admin.listed(place)] == [12, 8, 4]
+    catalog = open_catalog(str(run))
+    assert [row["step"] for row in admin.listed(catalog)] == [12, 8, 4]
     (run / "checkpoints" / "step-00000012" / "rank-00000.safetensors").unlink()
-    assert [row["state"] for row in admin.verified(place, None)] == ["invalid", "valid", "valid"]
+    assert [row["state"] for row in admin.verified(catalog, None)] == ["invalid", "valid", "valid"]
     from model.weights import load_network
     from trainer.export import export, open_network
 
-    export(open_network(place.name, None, "ema"), "native", tmp_path / "out", "drop", None)
+    export(open_network(catalog.name, None, "ema"), "native", tmp_path / "out", "drop", None)
     assert load_network(tmp_path / "out" / "network.safetensors", "predictor").kind == "predictor"
     assert '"step": 8' in (tmp_path / "out" / "config.json").read_text()
-    assert admin.pruned(place, 1, 0) == [4]
-    assert [row["step"] for row in admin.listed(place)] == [12, 8]
+    assert admin.pruned(catalog, 1, 0) == [4]
+    assert [row["step"] for row in admin.listed(catalog)] == [12, 8]

@@ -19,7 +19,9 @@ from trainer.config.schema import RunConfig
 from trainer.engine.precision import MODES
 
 ROOT = Path(__file__).parents[3]
-RUN_FILES = sorted(p for p in (ROOT / "configs").glob("*.yaml") if p.name != "defaults.yaml")
+RUN_FILES = sorted(
+    p for p in (ROOT / "trainer/recipes").glob("*.yaml") if p.name != "defaults.yaml"
+)
 
 
 def test_order_of_precedence(tmp_path: Path) -> None:
@@ -326,7 +328,7 @@ def test_run_files_load_and_say_how_to_run_them(path: Path) -> None:
 
 def test_published_recipes() -> None:
     for size, epochs, dim in (("base", 1600, 768), ("large", 800, 1024)):
-        config = load_config(ROOT / "configs" / f"{size}.yaml")
+        config = load_config(ROOT / "trainer/recipes" / f"{size}.yaml")
         assert (
             config.schedule.total == epochs
             and config.schedule.warmup == 40
@@ -343,7 +345,9 @@ def test_published_recipes() -> None:
 
 @pytest.mark.parametrize("name", ["base", "large", "mage-base", "mage-large"])
 def test_published_recipes_say_what_batch_micro_is_part_of(name: str) -> None:
-    head, _, keys = (ROOT / "configs" / f"{name}.yaml").read_text().partition("\nobjective:")
+    head, _, keys = (
+        (ROOT / "trainer/recipes" / f"{name}.yaml").read_text().partition("\nobjective:")
+    )
     assert "mask_ratio_scope: micro" in keys and "precision: bf16-mixed" in keys
     assert (
         "a mask ratio for each micro batch" in head and "precision=bf16 takes less memory" in head
@@ -352,7 +356,7 @@ def test_published_recipes_say_what_batch_micro_is_part_of(name: str) -> None:
 
 def test_documented_defaults_are_complete_and_current() -> None:
     text = documented_defaults()
-    assert (ROOT / "configs" / "defaults.yaml").read_text() == text
+    assert (ROOT / "trainer/recipes" / "defaults.yaml").read_text() == text
     assert RunConfig.model_validate(yaml.safe_load(text)) == RunConfig()
 
 

@@ -128,7 +128,7 @@ def test_ranks_that_wait_for_uploads_are_no_hang(
     run = cut_back(undisturbed, tmp_path / "run", 8)
     waiting = (
         f"checkpoint.upload={blocked}/x",
-        "checkpoint.patience=7",
+        "checkpoint.retry_seconds=7",
         "health.hang=3",
         "collective_timeout=5",
     )

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cluster.launch.launch import train
 from model.errors import ConfigError
 from tests.cluster.calling import addp
 from tests.trainer.launching import MAGE, SMALL
@@ -151,8 +150,10 @@ def test_a_command_that_starts_ranks_runs_once(
         monkeypatch.delenv(name, raising=False)
     for name, value in TASK.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="4 processes of it run; start it once"):
-        train(tmp_path / "run", 2, [])
+    run = tmp_path / "run"
+    for command, *where in (("train", "base", f"run={run}"), ("demo", "--out", run)):
+        code, _, said = addp(command, *where, "--processes", 2)
+        assert code == 78 and "4 processes of it run; start it once" in said
     assert "RANK" not in os.environ and not (tmp_path / "run").exists()
 
 

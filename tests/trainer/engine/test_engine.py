@@ -20,10 +20,10 @@ from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from tests.trainer.worlds import Ranks
 from trainer.config.schema import RunConfig
-from trainer.engine.engine import Engine, deepspeed_config, start_distributed
 from trainer.engine import engine as engine_module
+from trainer.engine.engine import Engine, deepspeed_config, start_distributed
 from trainer.engine.precision import Precision
-from trainer.objectives.registry import frozen_dtype
+from trainer.objectives.addp import frozen_dtype
 from trainer.timing import Stopwatch
 
 REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter_tensor", "reduce_scatter")
@@ -183,7 +183,7 @@ def overflow(arguments: list[str]) -> int:
 
 def test_float16_bears_as_many_skipped_steps_as_a_run_allows(tmp_path: Path) -> None:
     """DeepSpeed ends with an error of its own once its loss scale is 1, after some 18:
-    `health.skips` decides."""
+    `health.max_nonfinite_steps` decides."""
     codes, output = Ranks(overflow, [], 1, tmp_path / "log").wait()
     assert codes == [0], output
 

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import nn
 
+from model.addp import ADDP
+from model.config import Geometry, TransformerConfig
 from model.errors import ConfigError
+from model.predictor import TokenPredictor
 from tests.trainer.comparing import losses, weight_distance
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import finish
 from trainer.config.schema import RunConfig
-from trainer.engine.optimizers import LAMB, LARS, make_optimizer
+from trainer.engine.optimizers import LAMB, LARS, make_optimizer, parameter_groups
 from trainer.run_folder import RunFolder
 
 
@@ -84,3 +87,32 @@ def test_one_line_says_which_kernels_are_used(caplog: pytest.LogCaptureFixture) 
                 RunConfig.model_validate({"optimizer": {"name": name}}), problem()[1], False
             )
         assert len(caplog.messages) == 1 and words in caplog.text
+
+
+def test_weight_decay_spares_biases_and_norms() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    module[2].weight.requires_grad_(False)
+    module.table = nn.Parameter(torch.zeros(1, 5, 4))
+    decayed, spared = parameter_groups(module.named_parameters(), 0.05)
+    assert {tuple(p.shape) for p in decayed["params"]} == {(4, 3), (1, 5, 4)} and decayed[
+        "weight_decay"
+    ] == 0.05
+    assert (
+        all(p.ndim == 1 for p in spared["params"])
+        and len(spared["params"]) == 4
+        and spared["weight_decay"] == 0
+    )
+
+
+@pytest.mark.parametrize("kind", [ADDP, TokenPredictor])
+def test_weight_decay_spares_what_the_reference_spares(kind: type[ADDP | TokenPredictor]) -> None:
+    """By its name also the bias over the vocabulary, which has three dimensions; LAMB and LARS do
+    not adapt it."""
+    with torch.device("meta"):
+        network = kind(Geometry(), TransformerConfig(size="tiny"))  # type: ignore[call-arg]
+    names = {p: name for name, p in network.named_parameters()}
+    decayed, spared = parameter_groups(network.named_parameters(), 0.05)
+    found = {names[p] for p in spared["params"]}
+    assert "mlm_layer.bias" in found and spared["weight_decay"] == 0 and not spared["adapt"]
+    assert found == {name for p, name in names.items() if p.ndim <= 1 or name.endswith(".bias")}
+    assert {names[p] for p in decayed["params"]} == set(names.values()) - found and decayed["adapt"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from cluster.launch.launch import free_port
+from cluster.launch.backend import free_port
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import CONTEXT
 from trainer.evaluation.results import Result

@@ -32,6 +32,7 @@ def test_kept_tokens_stay(masked: int, schedule: str, tokenizer: VQTokenizer) ->
     ends = []
     for seed in (0, 1):
         before = mask
+        given = given_tokens(tokenizer, None, ids, mask)
         for state in generate(
             network, tokenizer, seed=seed, start=0, count=3, sampling=sampling, given=given
         ):

@@ -4,7 +4,6 @@ followed on its store."""
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,8 @@ from tests.trainer.evaluation.evaluating import codes, start
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import World, run_world
-from trainer.checkpointing.admin import open_run
-from trainer.checkpointing.format import MANIFEST, NoValidCheckpoint
-from trainer.checkpointing.upload import object_name, remote_manifest, remote_steps, upload
+from trainer.checkpointing.catalog import LocalCatalog, RemoteCatalog, open_catalog
+from trainer.checkpointing.format import MANIFEST, NoValidCheckpoint, object_name
 from trainer.evaluation.course import StoredCourse
 from trainer.evaluation.reporting.page import write_report
 from trainer.evaluation.results import Result, publish, read_results, result_name
@@ -45,7 +43,7 @@ def test_a_run_that_is_rewound(tokens: Path, held_out_tokens: Path, tmp_path: Pa
     found, output = run_world(run, *options, "log_every=1000", processes=1, sabotage=killed)
     assert found == [-9], output
     for step in (4, 6, 8):  # where the kill was faster
-        upload(run / "checkpoints" / f"step-{step:08d}", store)
+        RemoteCatalog(store).add(LocalCatalog(RunFolder(run)), step)
     measure = (
         "--suite",
         "held-out",
@@ -63,10 +61,11 @@ def test_a_run_that_is_rewound(tokens: Path, held_out_tokens: Path, tmp_path: Pa
     assert done.codes == [0] and "rewound to step 4," in done.output, done.output
     assert codes(follower) == [0], log.read_text()
     rewinds = read_rewinds(RunFolder(run))
+    copies = RemoteCatalog(store)
     after = {result.step: result for result in read_results(store)}
-    assert sorted(after) == sorted(remote_steps(store)) == list(range(0, 13, 2))
+    assert sorted(after) == sorted(copies.steps()) == list(range(0, 13, 2))
     for step, result in after.items():
-        manifest = remote_manifest(store, step)
+        manifest = copies.manifest(step)
         assert result.checkpoint == manifest.fingerprint
         assert result.left_out == manifest.skipped == rewinds_before(rewinds, step)
         there = {e.name.rpartition("/")[2] for e in store.list(f"checkpoints/step-{step:08d}/")} - {
@@ -164,17 +163,15 @@ def test_the_newest_checkpoint_is_one_that_no_rewind_has_left(
 ) -> None:
     """It is what `generate` and `export` take; `addp checkpoints prune` counts from it."""
     url = f"{bucket}/run" if on_s3 else str(tmp_path / "run")
-    store, folder = open_store(url), tmp_path / "made"
+    store, folder = open_store(url), RunFolder(tmp_path / "run")
     for step in (4, 8):
-        path = make(folder, [5], step)
+        make(folder, [5], step)
         if on_s3:
-            upload(path, store)
-        else:
-            shutil.copytree(path, tmp_path / "run" / "checkpoints" / path.name)
-    assert open_run(url).newest_valid() == 8
+            RemoteCatalog(store).add(LocalCatalog(folder), step)
+    assert open_catalog(url).newest_valid() == 8
     store.create("rewinds.json", json.dumps(REWOUND).encode())
-    assert open_run(url).newest_valid() == 4
+    assert open_catalog(url).newest_valid() == 4
     with pytest.raises(
         NoValidCheckpoint, match="step 8 was trained on data that a rewind leaves out"
     ):
-        open_run(url).newest_valid(but=[4])
+        open_catalog(url).newest_valid(but=[4])

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch.launch import launcher_command
 from data_pipeline.shards.manifest import read_manifest
 from data_pipeline.storage import LocalStore, open_store
 from model.vq import VQTokenizer
 from tests.s3_server import FaultProxy, environment
 from tests.trainer.evaluation.conftest import addp_options
 from tests.trainer.evaluation.evaluating import QUICK, codes, kill, start, without_maker
+from tests.trainer.launching import launcher_command
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import Ranks, World
 from trainer.command import run_command

@@ -21,11 +21,11 @@ from model.weights import load_network, save_network
 from tests.trainer.evaluation.evaluating import codes, start
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import finish, run_world
-from trainer.config.schema import AugmentationSection, RunConfig
+from trainer.config.schema import AugmentationSection
+from trainer.engine.optimizers import layer_of, layerwise_groups
 from trainer.evaluation.results import read_results
 from trainer.objectives.augmentation import Augmentation, mixed
 from trainer.run_folder import RunFolder
-from trainer.schedule import layer_of, parameter_groups
 
 TINY = Geometry(image_size=16, patch_size=4, codebook_size=16)
 
@@ -68,10 +68,7 @@ def test_layer_decay_is_the_references(schedules: dict[str, Any]) -> None:
     ] == pytest.approx(scales)
 
     network = tiny()
-    config = RunConfig.model_validate(
-        {"objective": "classify", "addp": {"sizes": {"size": "tiny"}}}
-    )
-    groups = parameter_groups(network.named_parameters(), config)
+    groups = layerwise_groups(network.named_parameters(), 0.05, depth=2, layer_decay=0.65)
     names = {p: name for name, p in network.named_parameters()}
     assert sum(len(g["params"]) for g in groups) == len(names)
     for group in groups:

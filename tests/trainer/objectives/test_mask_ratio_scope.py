@@ -21,7 +21,9 @@ from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.worlds import finish
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
-from trainer.objectives.registry import Objective, TokenObjective, make_objective
+from trainer.objectives.base import Objective
+from trainer.objectives.registry import make_objective
+from trainer.objectives.tokens import TokenObjective
 from trainer.prefetch import Prefetch
 
 CPU = torch.device("cpu")

@@ -13,16 +13,16 @@ import pytest
 
 from data_pipeline.storage import LocalStore, StorageError, open_store
 from data_pipeline.storage.output import probe
-from model.weights import build, save_network
+from model.networks import build
+from model.weights import save_network
 from tests.trainer.launching import MAGE, SMALL
+from trainer.checkpointing.catalog import LocalCatalog, RemoteCatalog
 from trainer.checkpointing.format import MANIFEST, FileEntry, Manifest
-from trainer.checkpointing.upload import upload
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
 from trainer.objectives.registry import make_objective
 from trainer.preflight.checks import Check, check_run
 from trainer.run_folder import RunFolder, step_folder
-from trainer.startup import identify_run
 
 TINY = (
     "tokenizer.sizes.size=tiny",
@@ -324,12 +324,9 @@ def test_the_images_of_a_tokenizer_run_are_a_fact(
 def test_it_goes_on_from_the_store(addp: tuple[str, ...], bucket: str) -> None:
     """In an empty folder, with what the run left out by then."""
     config, store = load_config(None, list(addp)), open_store(f"{bucket}/run")
-    path, rewinds = (
-        _save_manifest(config, [{"step": 1, "length": 2}]),
-        b'[{"step": 1, "length": 2}]',
-    )
-    store.create("rewinds.json", rewinds)
-    upload(path, store)
+    _save_manifest(config, [{"step": 1, "length": 2}])
+    store.create("rewinds.json", b'[{"step": 1, "length": 2}]')
+    RemoteCatalog(store).add(LocalCatalog(RunFolder(config.run)), 4)
     shutil.rmtree(config.run)
     found = checks(*addp, f"checkpoint.upload={bucket}/run")["resume"]
     assert found.state == "ok" and "goes on at step 4 of 12" in found.text
@@ -339,7 +336,7 @@ def _save_manifest(config: RunConfig, skipped: list[dict[str, int]] | None = Non
     """Of a checkpoint without tensors, and its one file, which is empty."""
     file = "rank-00000.safetensors"
     with closing(make_objective(config)) as objective:
-        run_identity = identify_run(config, objective)
+        run_identity = objective.identity()
     manifest = Manifest(
         step=4,
         world_size=2,

@@ -8,20 +8,21 @@ import torch
 
 from data_pipeline.shards.manifest import read_manifest
 from model.errors import ConfigError, DataError
-from model.weights import build
+from model.networks import build
 from tests.cluster.calling import addp
 from trainer import costs
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
-from trainer.preflight.planning import make_plan
+from trainer.objectives.registry import objective_class
+from trainer.preflight.planning import Assumptions, make_plan
 
 ROOT = Path(__file__).parents[3]
 
 
 def plan(
-    file: str = "configs/base.yaml", *overrides: str, gpus: tuple[int, ...] = (8, 32)
+    file: str = "trainer/recipes/base.yaml", *overrides: str, gpus: tuple[int, ...] = (8, 32)
 ) -> dict[str, object]:
-    return make_plan(ROOT / file, list(overrides), list(gpus), 1_281_167, "H100", 0.4, 1.0, 30.0)
+    return make_plan(ROOT / file, list(overrides), list(gpus), Assumptions(images=1_281_167))
 
 
 def test_the_published_run() -> None:
@@ -40,14 +41,14 @@ def test_impossible_sizes_are_named() -> None:
     with pytest.raises(ConfigError, match="this one on 1, 2, 4, 8, 16, 32 ranks"):
         plan(gpus=(64,))
     with pytest.raises(ConfigError, match="larger than the data set"):
-        make_plan(None, [], [8], 1000, "H100", 0.4, 1.0, 30.0)
+        make_plan(None, [], [8], Assumptions(images=1000))
     with pytest.raises(ConfigError, match="H100"):
-        make_plan(None, [], [8], 10_000, "abacus", 0.4, 1.0, 30.0)
+        make_plan(None, [], [8], Assumptions(images=10_000, device="abacus"))
 
 
 def test_a_demo_is_planned_where_its_data_are_not() -> None:
     """And where 8 GPUs are too many for its batch."""
-    found = plan("configs/demo-addp.yaml", gpus=())
+    found = plan("trainer/recipes/demo-addp.yaml", gpus=())
     assert [world["gpus"] for world in found["worlds"]] == [2]  # type: ignore[attr-defined]
     assert found["images_per_epoch"] == 1_281_167
 
@@ -63,9 +64,7 @@ def test_images_are_counted_or_stated(tokens: Path, tmp_path: Path) -> None:
 
     def images(place: Path | None, stated: int | None) -> int:
         data = [f"data.tokens={place}"] if place else []
-        return make_plan(None, [*mage, *data], [], stated, "H100", 0.4, 1.0, 30.0)[
-            "images_per_epoch"
-        ]  # type: ignore[no-any-return]
+        return make_plan(None, [*mage, *data], [], Assumptions(images=stated))["images_per_epoch"]  # type: ignore[no-any-return]
 
     assert images(tokens, None) == read_manifest(tokens).rows != images(tokens, 1000) == 1000
     assert images(None, None) == 1_281_167
@@ -76,8 +75,8 @@ def test_images_are_counted_or_stated(tokens: Path, tmp_path: Path) -> None:
 
 
 def test_recomputing_and_offloading_save_memory() -> None:
-    config = load_config(ROOT / "configs/base.yaml")
-    recomputing = load_config(ROOT / "configs/base.yaml", ["recompute_every=1"])
+    config = load_config(ROOT / "trainer/recipes/base.yaml")
+    recomputing = load_config(ROOT / "trainer/recipes/base.yaml", ["recompute_every=1"])
     assert costs.activation_bytes(recomputing) < 0.3 * costs.activation_bytes(config)
     assert costs.rank_memory(config, 3, 64).optimizer == pytest.approx(
         costs.rank_memory(config, 3, 8).optimizer / 8
@@ -86,7 +85,7 @@ def test_recomputing_and_offloading_save_memory() -> None:
 
 def test_mixed_precision_lies_between_whole_half_and_float32() -> None:
     half, mixed, single = (
-        load_config(ROOT / "configs/base.yaml", [f"precision={p}"])
+        load_config(ROOT / "trainer/recipes/base.yaml", [f"precision={p}"])
         for p in ("bf16", "bf16-mixed", "fp32")
     )
     assert (
@@ -100,14 +99,14 @@ def test_mixed_precision_lies_between_whole_half_and_float32() -> None:
         memory[1].weights - memory[0].weights == 4 * trained
     )  # float32 weights, and what is cast of them
     assert memory[1].frozen == memory[0].frozen and memory[1].optimizer == memory[0].optimizer
-    stages = plan("configs/base.yaml", "precision=bf16")["worlds"][0]["memory_gib"]  # type: ignore[index]
+    stages = plan("trainer/recipes/base.yaml", "precision=bf16")["worlds"][0]["memory_gib"]  # type: ignore[index]
     assert set(stages) == {"1", "2", "3"}
 
 
 def test_operations_are_those_of_the_real_network() -> None:
     """Of the predictor's forward and backward: six a parameter and token in its matrices, and some
     for attention."""
-    config = load_config(ROOT / "configs/mage-base.yaml")
+    config = load_config(ROOT / "trainer/recipes/mage-base.yaml")
     g, sizes = config.geometry, config.predictor.sizes
     per_block = 12 * sizes.dim**2
     encoder = 6 * per_block * sizes.depth * (g.tokens // 2 + 1)
@@ -124,7 +123,7 @@ def test_operations_of_deep_networks_are_those_of_their_blocks() -> None:
     }
     for objective in ("addp", "mage", "classify"):
         config = RunConfig.model_validate({"objective": objective, **sizes})
-        assert costs.image_operations(config) == costs._counted(costs._Sizes.of(config))
+        assert costs.image_operations(config) == objective_class(objective).counted_flops(config)
 
 
 def test_parameters_and_checkpoint_sizes_are_those_of_a_real_one(tmp_path: Path) -> None:
@@ -140,16 +139,21 @@ def test_parameters_and_checkpoint_sizes_are_those_of_a_real_one(tmp_path: Path)
 
 def test_the_command_prints_a_table_and_json() -> None:
     found = addp(
-        "plan", "batch.micro=64", ROOT / "configs/base.yaml", "--gpus", 32
+        "plan", "batch.micro=64", ROOT / "trainer/recipes/base.yaml", "--gpus", 32
     )  # arguments in any order
     assert (
         "ZeRO-3" in found.stdout
         and "145.9 M trained" in found.stdout
         and "micro 64" in found.stdout
     )
-    found = addp("plan", "--config", ROOT / "configs/base.yaml", "--gpus", 32, "--json")
+    found = addp("plan", "--config", ROOT / "trainer/recipes/base.yaml", "--gpus", 32, "--json")
     assert json.loads(found.stdout)["worlds"][0]["gpus"] == 32
     assert (
         "one run file only"
-        in addp("plan", "--config", ROOT / "configs/base.yaml", ROOT / "configs/large.yaml").stderr
+        in addp(
+            "plan",
+            "--config",
+            ROOT / "trainer/recipes/base.yaml",
+            ROOT / "trainer/recipes/large.yaml",
+        ).stderr
     )

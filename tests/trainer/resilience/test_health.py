@@ -13,10 +13,9 @@ from tests.trainer.comparing import cut_back, incidents, losses, same_end, same_
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import World, finish, run_world
-from trainer.checkpointing.format import candidates, verify
-from trainer.checkpointing.saved_state import SavedState
+from trainer.checkpointing.catalog import LocalCatalog
 from trainer.config.schema import HealthSection
-from trainer.resilience.health import Spike, judge, unfit
+from trainer.resilience.health import Spike, answer_to, judge, unfit
 from trainer.resilience.state import Row, TrainerState, data_step, rewinds_before
 from trainer.run_folder import RunFolder
 
@@ -76,13 +75,38 @@ def test_what_is_only_logged_becomes_the_new_level() -> None:
 
 
 def test_non_finite_steps_are_counted_and_end_a_run_that_has_nothing_else() -> None:
-    section = HealthSection(skips=5)
+    section = HealthSection(max_nonfinite_steps=5)
     progress = settled(section)
     nan = float("nan")
     assert judge(progress, rows([nan, 2.0, nan, nan]), 32, section) is None
     assert (progress.nonfinite, progress.in_a_row) == (3, 2)
     found = judge(progress, rows([nan, nan, nan]), 36, section)
     assert found is not None and found.first == 34 and "without a finite gradient" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("spikes", "in_a_row", "rewinds", "answer"),
+    [
+        ("log", 4, 0, "none"),
+        ("ignore", 5, 0, "stop"),  # nothing but skipped steps, whatever is done about spikes
+        ("rewind", 0, 1, "rewind"),
+        ("rewind", 5, 1, "rewind"),
+        ("rewind", 0, 2, "stop"),
+    ],
+)
+def test_what_a_run_does_about_a_spike(
+    spikes: str, in_a_row: int, rewinds: int, answer: str
+) -> None:
+    section = HealthSection.model_validate({"spikes": spikes, "rewinds": 2, "skips": 5})
+    assert answer_to(TrainerState(in_a_row=in_a_row), rewinds, section) == answer
+
+
+def test_a_rewind_keeps_the_run_s_own_times() -> None:
+    """What was trained since the checkpoint is lost."""
+    left = TrainerState(train_seconds=10, lost_seconds=1, starts=3, seen=50)
+    state = TrainerState(train_seconds=6, lost_seconds=0, starts=1, seen=20)
+    state.after_rewind(left)
+    assert (state.train_seconds, state.lost_seconds, state.starts, state.seen) == (6, 5, 3, 50)
 
 
 def test_a_run_that_ends_without_finite_losses_or_skipped_most_of_its_steps_is_no_success() -> None:
@@ -122,16 +146,13 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
         sabotage=Sabotage(nan=(5, 6)),
     )
     assert codes == [0, 0], output
-    found = {p.name[-2:]: SavedState(p, verify(p)) for p in candidates(run / "checkpoints")}
-    before, after, later = (found[name] for name in ("05", "07", "08"))
-    assert (before.manifest.applied, after.manifest.applied, later.manifest.applied) == (5, 5, 6)
-    for kind in before.manifest.state_keys:
-        for name, shape in before.manifest.parameters.items():
-            size = torch.Size(shape).numel()
-            assert torch.equal(before.read(kind, name, 0, size), after.read(kind, name, 0, size)), (
-                kind,
-                name,
-            )
+    catalog = LocalCatalog(RunFolder(run))
+    assert [catalog.verify(step).applied for step in (5, 7, 8)] == [5, 5, 6]
+    with catalog.saved_state(5) as before, catalog.saved_state(7) as after:
+        for key in before.manifest.state_keys:
+            for name, shape in before.manifest.parameters.items():
+                whole = (key, name, 0, torch.Size(shape).numel())
+                assert torch.equal(before.read(*whole), after.read(*whole)), (key, name)
     table = RunFolder(run).read_metrics()
     assert table[-1]["skipped_steps"] == 2 and table[-1]["applied_steps"] == 10
     assert table[5]["loss"] == "nan" and math.isfinite(table[7]["loss"])
@@ -168,9 +189,9 @@ def test_a_spike_is_rewound_and_its_data_left_out(tokens: Path, tmp_path: Path) 
     first = json.loads((run / "rewinds.json").read_text())
     assert sum(entry["length"] for entry in first) >= 5 and all(e["step"] == 25 for e in first)
     assert max(losses_of(run)) < 10
+    catalog = LocalCatalog(RunFolder(run))
     assert all(
-        verify(path).skipped == (first if verify(path).step > 25 else [])
-        for path in candidates(run / "checkpoints")
+        catalog.verify(step).skipped == (first if step > 25 else []) for step in catalog.steps()
     )
     assert [record["action"] for record in incidents(run, "spike")] == ["rewind"] * len(first)
     assert len(RunFolder(run).read_metrics()) == 20 and RunFolder(run).is_done
@@ -197,7 +218,7 @@ def test_a_run_that_spikes_again_and_again_stops_as_diverged(tokens: Path, tmp_p
         *MAGE,
         f"data.tokens={tokens}",
         *REWIND,
-        "health.rewinds=2",
+        "health.max_rewinds=2",
         sabotage=Sabotage(spikes=(25, 999)),
     )
     assert codes == [77, 77], output

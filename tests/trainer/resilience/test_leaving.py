@@ -28,11 +28,11 @@ def raising(arguments: list[str]) -> None:
     """Rank 1 fails in its third step while rank 0 sums gradients; to close an engine blocks, as
     NCCL's can."""
     from trainer.engine import engine
-    from trainer.objectives import registry as objectives
+    from trainer.objectives import mage
     from trainer.resilience import leaving
 
     leaving._SECONDS = 2.0
-    original = objectives.MageObjective.inputs
+    original = mage.MageObjective.inputs
 
     def inputs(own: Any, batch: Any, step: int, device: Any) -> Any:
         if step == 2 and os.environ["RANK"] == "1":
@@ -40,7 +40,7 @@ def raising(arguments: list[str]) -> None:
             raise ZeroDivisionError("no such luck")
         return original(own, batch, step, device)
 
-    objectives.MageObjective.inputs = inputs  # type: ignore[method-assign]
+    mage.MageObjective.inputs = inputs  # type: ignore[method-assign]
     engine.Engine.close = _block  # type: ignore[method-assign]
     run_and_leave(arguments)
 

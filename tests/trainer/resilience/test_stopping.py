@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch.launch import free_port
+from cluster.launch.backend import free_port
 from data_pipeline.storage import open_store
 from tests.s3_server import FaultProxy, environment
 from tests.trainer.comparing import incidents, same_end

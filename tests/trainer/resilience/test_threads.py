@@ -13,7 +13,7 @@ from tests.trainer.comparing import incidents
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import run_world
-from trainer.checkpointing.format import candidates
+from trainer.checkpointing.catalog import LocalCatalog
 from trainer.checkpointing.saver import Saver
 from trainer.config.schema import CheckpointSection
 from trainer.resilience.threads import ThreadWatch
@@ -51,7 +51,7 @@ def test_a_run_saves_and_ends_with_a_thread_that_it_needs(tokens: Path, tmp_path
     (record,) = incidents(run, "thread died")
     (stopped,) = incidents(run, "stopped")
     assert record["thread"] == "upload" and "start it again" in stopped["reason"]
-    assert candidates(run / "checkpoints")[0].name == f"step-{stopped['step']:08d}"
+    assert LocalCatalog(RunFolder(run)).steps()[0] == stopped["step"]
 
 
 class Alone:
@@ -67,7 +67,8 @@ def test_what_a_save_dies_of_is_raised_at_the_next_step(tmp_path: Path) -> None:
     """Not at the next save only, which may be hours away."""
     (tmp_path / "checkpoints").mkdir()
     none: Any = None
-    saver = Saver(RunFolder(tmp_path), none, Alone(), CheckpointSection(), "session", None)  # type: ignore[arg-type]
+    section, alone = CheckpointSection(), Alone()
+    saver = Saver(RunFolder(tmp_path), none, alone, section, attempt="first", uploader=None)  # type: ignore[arg-type]
     saver._published = saver._thread.submit(lambda: 1 // 0)  # type: ignore[arg-type]
     wait([saver._published])
     with pytest.raises(ZeroDivisionError):

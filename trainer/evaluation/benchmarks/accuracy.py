@@ -15,7 +15,7 @@ class Accuracy(Benchmark):
 
     title = "Classifier"
     summary = "top-1 and top-5 of a classifier"
-    objectives = ("classify",)
+    network_kinds = ("classifier",)
     options = IMAGES
     metrics: ClassVar = {
         "top1": Metric("top-1 accuracy", UP, "%", counted_by="images"),

@@ -63,7 +63,8 @@ class Benchmark(ABC):
     """One way to measure a checkpoint.
 
     title, detail: the heading of its metrics; plots take the title alone. summary: what it
-    measures, for `--help`. objectives: of the runs that it measures. options: the names of the
+    measures, for `--help`. network_kinds: of the
+    networks that it measures. options: the names of the
     evaluation options that its result depends on; those that name data count by content.
     uses_tokenizer: whether it needs the tokenizer of an ADDP run. metrics, images: how people read
     what it finds. variants: what else the same metrics are measured on, by the prefix of their
@@ -73,7 +74,7 @@ class Benchmark(ABC):
     title: ClassVar[str]
     detail: ClassVar[str] = ""
     summary: ClassVar[str]
-    objectives: ClassVar[tuple[str, ...]]
+    network_kinds: ClassVar[tuple[str, ...]]
     options: ClassVar[tuple[str, ...]] = ()
     uses_tokenizer: ClassVar[bool] = False
     metrics: ClassVar[Mapping[str, Metric]] = {}

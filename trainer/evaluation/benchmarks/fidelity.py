@@ -28,7 +28,7 @@ class _Fidelity(Benchmark):
     """Samples beside real images, by torch-fidelity's formulas."""
 
     title = "Samples"
-    objectives = ("addp",)
+    network_kinds = ("addp",)
     options = (*SAMPLES, *IMAGES, "reference")
     uses_tokenizer = True
 

@@ -15,7 +15,7 @@ class Samples(Benchmark):
 
     title = "Samples"
     summary = "a set of generated images, shown as a grid and step by step"
-    objectives = ("addp",)
+    network_kinds = ("addp",)
     options = SAMPLES
     uses_tokenizer = True
     metrics: ClassVar = {"samples": Metric("samples", plotted=False)}

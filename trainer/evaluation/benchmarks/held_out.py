@@ -24,7 +24,7 @@ class HeldOut(Benchmark):
 
     title = "Held-out data"
     summary = "PSNR of a tokenizer, or masked-token cross-entropy"
-    objectives = ("tokenizer", "mage", "addp")
+    network_kinds = ("tokenizer", "predictor", "addp")
     options = (*TOKENS, *IMAGES)
     uses_tokenizer = True
     metrics: ClassVar = {
@@ -48,6 +48,6 @@ class HeldOut(Benchmark):
     def run(self, task: Task) -> Outcome:
         from trainer.evaluation.measures import masked_tokens, reconstruction
 
-        if task.config.objective == "tokenizer":
+        if task.network.kind == "tokenizer":
             return reconstruction.measure(task)
         return masked_tokens.measure(task)

@@ -21,7 +21,7 @@ class _Probe(Benchmark):
     an untrained encoder's, and on raw pixels."""
 
     detail = "on frozen features"
-    objectives = ("addp",)
+    network_kinds = ("addp",)
     options = (*IMAGES, "baselines")
     metrics: ClassVar = {
         "top1": _TOP1,

@@ -20,6 +20,6 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 
-def fitting(objective: str) -> list[str]:
-    """The names of the benchmarks that measure runs of an objective."""
-    return [name for name, b in BENCHMARKS.items() if objective in b.objectives]
+def fitting(network_kind: str) -> list[str]:
+    """The names of the benchmarks that measure networks of a kind."""
+    return [name for name, b in BENCHMARKS.items() if network_kind in b.network_kinds]

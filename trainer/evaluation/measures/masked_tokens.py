@@ -22,7 +22,7 @@ from model.randomness import orders
 from trainer.evaluation.benchmarks.base import Outcome
 from trainer.evaluation.measures.grids import png, zoom_of
 from trainer.evaluation.task import Task
-from trainer.objectives.registry import load_frozen
+from trainer.objectives.addp import load_frozen
 
 Predict = Callable[[Tensor, DenoisingMasks], Tensor]
 _BATCH = 64
@@ -103,7 +103,7 @@ def _predictor_of(network: TokenPredictor | ADDP, frozen: FrozenNetworks | None)
 
 def _token_data(held_out: str, train: str) -> tuple[Tensor, NDArray[np.float64]]:
     """Held-out ids (N, L) int64, and the frequencies of the codes (K,) in the training set."""
-    ids = TokenLoader(held_out, global_batch=1, seed=0).all_tokens().ids
+    ids = TokenLoader(held_out, global_batch=1, seed=0).all_tokens()
     frequencies = TokenLoader(train, global_batch=1, seed=0).code_frequencies()
     return torch.from_numpy(ids.astype(np.int64)), frequencies
 

@@ -22,7 +22,7 @@ from data_pipeline.images.images import Split
 from model.classifier import Classifier
 from model.encoder import Encoder
 from model.errors import ConfigError
-from model.weights import build
+from model.networks import build
 from trainer.evaluation.task import Task
 
 NEIGHBOURS = (10, 20, 100, 200)

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
-from data_pipeline.storage import write_atomically
+from model.files import write_atomically
 from trainer.evaluation.measures.fidelity import Extractor, FeatureSet, Moments, fidelity_metrics
 from trainer.evaluation.sample_set import read_chunk
 from trainer.evaluation.task import Task

@@ -7,6 +7,7 @@ import math
 from trainer.evaluation.reporting.metrics import series_of
 from trainer.evaluation.reporting.plots import Line, Plot, plot
 from trainer.evaluation.reporting.records import RunRecord
+from trainer.objectives.registry import OBJECTIVES
 
 _CURVES = (
     ("loss", "Training loss"),
@@ -14,7 +15,6 @@ _CURVES = (
     ("images_per_second", "Images a second"),
     ("grad_norm", "Gradient norm"),
 )
-_NETWORKS = {"addp": "ADDP", "mage": "token predictor", "classify": "classifier"}
 _SMOOTHED = "The training loss is label-smoothed, which the unigram's cross-entropy is not."
 _VARIANT_STYLES = ("solid", "dashed", "dotted")
 
@@ -34,7 +34,8 @@ def curves(runs: list[RunRecord]) -> list[Plot]:
                 for index, run in chosen
                 if key == "loss" and (level := _unigram(index, run, len(chosen))) is not None
             ]
-            whose = f" ({_NETWORKS.get(objective, objective)})" if len(objectives) > 1 else ""
+            label = OBJECTIVES[objective].label if objective in OBJECTIVES else objective
+            whose = f" ({label})" if len(objectives) > 1 else ""
             plots.append(plot(title + whose, lines, levels, note=_SMOOTHED if levels else ""))
     return plots
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from data_pipeline.storage import LocalStore, ObjectMissing, StorageError, open_store
 from model.documents import parse_json, parse_yaml
 from model.errors import ADDPError, ConfigError, DataError
+from trainer.config.renamed import with_new_keys
 from trainer.evaluation.course import Course
 from trainer.evaluation.reporting.files import Files, Unfit
 from trainer.evaluation.results import FOLDER, Result
@@ -178,7 +179,8 @@ def read_run(run: str) -> RunRecord:
             f"{run} is no run folder: it has no config.resolved.yaml; give the folder that `run=` "
             "named"
         )
-    record.settings = _mapping(record, "config.resolved.yaml", record.config, parse_yaml)
+    settings = _mapping(record, "config.resolved.yaml", record.config, parse_yaml)
+    record.settings = with_new_keys(settings)
     if not record.config:
         record.left_out["config.resolved.yaml: not there"] += 1
     record.environment = _mapping(record, "environment.json", read("environment.json"))

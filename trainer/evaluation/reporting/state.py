@@ -7,20 +7,10 @@ from datetime import datetime
 from typing import NamedTuple
 
 from trainer.evaluation.reporting.records import RunRecord, number
+from trainer.objectives.registry import OBJECTIVES
 from trainer.run_folder import EXIT_DIVERGED, EXIT_DONE, EXIT_HANG, EXIT_PREEMPTED
 
 _FRESH = 120.0  # seconds for which a sign of life counts, or several steps of a slow run
-_OBJECTIVES = {
-    "addp": "Pre-training of ADDP",
-    "mage": "Training of a token predictor",
-    "tokenizer": "Training of a tokenizer",
-    "classify": "Training of a classifier",
-}
-_NETWORKS = {
-    "addp": "addp",
-    "mage": "predictor",
-    "classify": "addp",
-}  # sections with the sizes of transformers
 
 
 class State(NamedTuple):
@@ -94,15 +84,13 @@ def _ending(run: RunRecord, now: float) -> tuple[str, str]:
 
 
 def _description(run: RunRecord) -> str:
-    title = _OBJECTIVES.get(run.objective, "A run whose objective is not known")
-    if run.objective == "classify":
-        title = (
-            "Linear probe of ADDP's encoder"
-            if run.setting("classifier", "method") == "linear"
-            else "Fine-tuning"
-        )
+    entry = OBJECTIVES.get(run.objective)
+    title = "A run whose objective is not known"
+    if entry:
+        key, titles = entry.variants
+        title = titles.get(str(run.setting(*key.split("."))), entry.title)
     blocks, width = (
-        run.setting(_NETWORKS.get(run.objective, ""), "sizes", key) for key in ("depth", "dim")
+        run.setting(entry.sizes if entry else "", "sizes", key) for key in ("depth", "dim")
     )
     pixels, batch = (
         run.setting("tokenizer", "sizes", "image_size"),

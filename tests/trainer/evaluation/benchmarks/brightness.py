@@ -16,7 +16,7 @@ class Brightness(Benchmark):
     title = "Brightness"
     detail = "of held-out images"
     summary = "how bright held-out images are"
-    objectives = ("addp",)
+    network_kinds = ("addp",)
     options = IMAGES
     metrics: ClassVar = {
         "bright": Metric("bright images", UP, "%", counted_by="images"),

@@ -1,0 +1,34 @@
+"""`addp demo`: the whole road, from images to a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainer.config.options import processes_option
+
+
+def demo(
+    images: Annotated[
+        Path | None, typer.Option(help="your own images in class folders; OpenMoji if not given")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for the demo's runs and its report")] = Path(
+        "runs/demo"
+    ),
+    processes: Annotated[int, processes_option("ranks (processes)")] = 2,
+    scale: Annotated[
+        float,
+        typer.Option(min=0.001, max=1000, help="length of the trainings; 1: as in the README"),
+    ] = 1.0,
+) -> None:
+    """Go the whole road on real images, from a tokenizer to a report.
+
+    Trains a tokenizer, makes token shards, trains the predictor and ADDP, samples, probes, reports.
+    """
+    from cluster.demo.run import run_demo
+    from trainer.distributed.world import refuse_tasks
+
+    refuse_tasks("addp demo")
+    run_demo(images, out, processes, scale)

@@ -1,0 +1,30 @@
+"""`addp --version`."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+
+def _print_versions(wanted: bool) -> None:
+    if not wanted:
+        return
+    for package in ("addp", "torch", "deepspeed"):
+        try:
+            print(package, metadata.version(package))
+        except metadata.PackageNotFoundError:
+            print(package, "not installed")
+    raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_versions, help="print versions and exit"
+        ),
+    ] = False,
+) -> None:
+    """The options that stand before a command."""

@@ -1,0 +1,52 @@
+"""An objective that the program does not have: tell by how much an image was rotated (RotNet, arXiv
+1803.07728). `test_toy.py` registers it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data_pipeline.streaming.image_loader import ImageBatch
+from model.classifier import Classifier
+from model.config import ClassifierConfig
+from trainer.config.schema import RunConfig
+from trainer.objectives.base import Inputs
+from trainer.objectives.images import ImageObjective, pixels_on
+from trainer.objectives.registry import IMAGE_KEYS, Entry
+
+ANGLES = ("0", "90", "180", "270")
+ENTRY = Entry(
+    "tests.trainer.objectives.rotation:RotationObjective",
+    title="Training to tell rotations",
+    label="rotations",
+    network_kind="classifier",
+    sizes="addp",
+    keys=(*IMAGE_KEYS, "addp"),
+)
+
+
+class RotationObjective(ImageObjective):
+    def __init__(self, config: RunConfig, fresh: bool = False) -> None:
+        super().__init__(config, fresh)
+        network, _ = self.networks(config)
+        self.exported = self.network = cast(Classifier, network)
+
+    def inputs(self, batch: ImageBatch, step: int, device: torch.device) -> Inputs:
+        images = pixels_on(device, batch)
+        turns = torch.randint(len(ANGLES), (len(images),))
+        turned = [image.rot90(int(n), (1, 2)) for image, n in zip(images, turns, strict=True)]
+        target = F.one_hot(turns, len(ANGLES)).float().to(device)
+        return {"images": torch.stack(turned), "target": target, "smoothing": 0.0}
+
+    @classmethod
+    def networks(cls, config: RunConfig) -> tuple[nn.Module, list[nn.Module]]:
+        sizes = ClassifierConfig(encoder=config.addp.sizes, classes=ANGLES)
+        return Classifier(config.geometry, sizes), []
+
+    @classmethod
+    def one_image(cls, config: RunConfig, network: nn.Module) -> Tensor:
+        size = config.geometry.image_size
+        return cast(Classifier, network).logits(torch.empty(1, 3, size, size))

@@ -1,0 +1,173 @@
+"""Pre-training of ADDP (algorithm 1): tokens become noisy pixels, and the network tells from them
+the tokens of the step before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from data_pipeline.streaming.loader import Batch
+from model.addp import ADDP
+from model.denoising import FrozenNetworks
+from model.errors import ConfigError
+from model.masking import DenoisingMasks, denoising_masks
+from model.predictor import TokenPredictor
+from model.vq import VQTokenizer
+from model.weights import fingerprint, load_network
+from trainer.config.schema import RunConfig
+from trainer.engine.precision import MODES
+from trainer.objectives.base import Inputs, Objective, on_device
+from trainer.objectives.counting import (
+    inference_flops,
+    logit_activations,
+    mean_visible,
+    transformer_activations,
+)
+from trainer.objectives.initial_weights import given_network, take_initial_weights, without_values
+from trainer.objectives.tokens import TokenObjective, row_weights
+
+
+def load_frozen(config: RunConfig) -> FrozenNetworks:
+    """The frozen tokenizer and predictor of an ADDP run. Raises ConfigError where one is not
+    configured, WeightsError where it does not fit."""
+    if config.tokenizer.weights is None or config.predictor.weights is None:
+        missing = "tokenizer" if config.tokenizer.weights is None else "predictor"
+        raise ConfigError(f"objective addp needs {missing}.weights, the frozen {missing}")
+    tokenizer, predictor = given_network(config, "tokenizer"), given_network(config, "predictor")
+    assert isinstance(tokenizer, VQTokenizer) and isinstance(predictor, TokenPredictor)
+    return FrozenNetworks(tokenizer, predictor)
+
+
+def frozen_dtype(config: RunConfig) -> torch.dtype:
+    """The type in which the frozen networks of an ADDP run compute."""
+    dtype = getattr(torch, MODES[config.precision].frozen)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def denoising_inputs(
+    frozen: FrozenNetworks,
+    ids: Tensor,
+    masks: DenoisingMasks,
+    smoothing: float,
+    weights: Tensor | None = None,
+) -> Inputs:
+    """The inputs of the ADDP network, from what the frozen networks make of ids (B, L) and masks,
+    all of them on one device. weights: (B,), or None where all rows count."""
+    noisy = frozen(ids, masks)
+    return {
+        "images": noisy.x_t,
+        "ids": ids,
+        "mask": masks.mask_t,
+        "target": noisy.target,
+        "smoothing": smoothing,
+        "visible_count": ids.shape[1] - masks.masked,
+        "weights": weights,
+    }
+
+
+class ADDPObjective(TokenObjective):
+    """Trains ADDP on what a frozen tokenizer and a frozen predictor make of the tokens."""
+
+    initial_section = "addp"
+
+    def __init__(self, config: RunConfig, fresh: bool = False) -> None:
+        frozen = load_frozen(config)
+        prints = {name: fingerprint(getattr(frozen, name)) for name in ("tokenizer", "predictor")}
+        super().__init__(config, fresh, tokenizer=prints["tokenizer"])
+        self.frozen = prints
+        self.frozen_networks = frozen.to(frozen_dtype(config))
+        network = ADDP(config.geometry, config.addp.sizes)
+        self.start_output_bias(network.mlm_layer.bias)
+        self.initial_weights = take_initial_weights(config, network, fresh)
+        self.exported = self.network = network
+
+    def inputs(self, batch: Batch, step: int, device: torch.device) -> Inputs:
+        """See `denoising_inputs`."""
+        # To go through all tensors takes 10 ms a step, whether one moves or not.
+        if self.frozen_networks.device != device:
+            self.frozen_networks.to(device)
+        ids = on_device(device, batch.ids.astype("int64"))
+        masks = denoising_masks(
+            self.config.seed, self.ratio_draw(batch, step), batch.start, *ids.shape
+        )
+        masks = masks._replace(mask_t=masks.mask_t.to(device), mask_next=masks.mask_next.to(device))
+        weights = row_weights(batch, device)
+        return denoising_inputs(
+            self.frozen_networks, ids, masks, self.config.label_smoothing, weights
+        )
+
+    @classmethod
+    def check_weights(cls, config: RunConfig) -> list[Path]:
+        load_frozen(config)
+        assert config.tokenizer.weights is not None and config.predictor.weights is not None
+        return [config.tokenizer.weights, config.predictor.weights]
+
+    @classmethod
+    def outlined(cls, config: RunConfig) -> Objective:
+        return _OutlinedADDP(config)
+
+    @classmethod
+    def networks(cls, config: RunConfig) -> tuple[nn.Module, list[nn.Module]]:
+        predictor = TokenPredictor(config.geometry, config.predictor.sizes)
+        decoder = VQTokenizer(config.tokenizer.sizes).decoder
+        return ADDP(config.geometry, config.addp.sizes), [predictor, decoder]
+
+    @classmethod
+    def one_image(cls, config: RunConfig, network: nn.Module) -> Tensor:
+        g = config.geometry
+        images = torch.empty(1, 3, g.image_size, g.image_size)
+        ids = torch.empty(1, g.tokens, dtype=torch.int64)
+        mask = torch.empty(1, g.tokens, dtype=torch.bool)
+        return cast(ADDP, network).logits(images, ids, mask, mean_visible(g))
+
+    @classmethod
+    def frozen_flops(cls, config: RunConfig) -> float:
+        """Two passes of the predictor, and one of the tokenizer's decoder."""
+        g = config.geometry
+        with torch.device("meta"):
+            predictor = TokenPredictor(g, config.predictor.sizes)
+            tokenizer = VQTokenizer(config.tokenizer.sizes)
+            ids = torch.empty(1, g.tokens, dtype=torch.int64)
+            mask = torch.empty(1, g.tokens, dtype=torch.bool)
+            codes = torch.empty(1, tokenizer.config.code_dim, g.grid, g.grid)
+        return 2 * inference_flops(lambda: predictor.logits(ids, mask)) + inference_flops(
+            lambda: tokenizer.decode(codes)
+        )
+
+    @classmethod
+    def activation_bytes(cls, config: RunConfig) -> float:
+        geometry = config.geometry
+        lengths = (1 + geometry.tokens, 1 + geometry.tokens + mean_visible(geometry))
+        blocks = transformer_activations(config, config.addp.sizes, lengths)
+        return blocks + logit_activations(geometry)
+
+    @classmethod
+    def next_steps(cls, run: Path, network: Path) -> str:
+        return f"`addp evaluate {run} --suite knn --images IMAGES`, `addp generate {run}`"
+
+
+class _OutlinedADDP(ADDPObjective):
+    """An ADDP run as checks look at it; it makes no inputs. The tokenizer is read to name it, since
+    the data are compared by its name. The predictor is read only when a checkpoint is there to be
+    compared with, and the trained network has shapes alone."""
+
+    def __init__(self, config: RunConfig) -> None:
+        file = config.tokenizer.weights
+        tokenizer = None
+        if file is not None and file.is_file():  # else the check of the weights has said so
+            sizes = config.tokenizer.sizes
+            tokenizer = fingerprint(load_network(file, "tokenizer", config=sizes))
+        TokenObjective.__init__(self, config, tokenizer=tokenizer)
+        self.frozen = {"tokenizer": tokenizer} if tokenizer is not None else {}
+        with without_values():
+            self.exported = self.network = ADDP(config.geometry, config.addp.sizes)
+
+    def frozen_fingerprints(self) -> dict[str, str]:
+        """Reads the predictor."""
+        if "predictor" not in self.frozen:
+            self.frozen["predictor"] = fingerprint(given_network(self.config, "predictor"))
+        return self.frozen

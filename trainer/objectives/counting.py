@@ -1,0 +1,108 @@
+"""Operations and activations of a network, counted without computing anything.
+
+PyTorch's own counter goes over the real networks on the meta device, where tensors have shapes and
+no values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.config import Geometry, TransformerConfig
+from model.masking import masked_count, ratio_table
+from trainer.config.schema import RunConfig
+from trainer.engine.precision import MODES
+
+# Bytes, divided by the width, that a block keeps of a token for its backward pass: 34 in 16 bits
+# (arXiv 2205.05198, eq. 2) and twice as many in float32. In mixed precision the inputs of the two
+# norms, 2 of the 34 each, are float32.
+_SAVED_PER_TOKEN = {("float32", "float32"): 68, ("float32", "bfloat16"): 38}
+_SAVED_IN_16_BITS = 34
+
+
+class Operations(NamedTuple):
+    """Floating-point operations of one image, a multiply-add counted as two. trained: forward and
+    backward pass of the trained network. frozen: forward pass of the frozen ones."""
+
+    trained: float
+    frozen: float
+
+    @property
+    def total(self) -> float:
+        return self.trained + self.frozen
+
+
+def training_flops(forward: Callable[[], Tensor]) -> float:
+    """Operations of a forward pass, on the meta device, and of its backward pass."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(forward().sum())
+    return counter.get_total_flops()
+
+
+def inference_flops(forward: Callable[[], object]) -> float:
+    """Operations of a forward pass, on the meta device."""
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        forward()
+    return counter.get_total_flops()
+
+
+def by_blocks(
+    count: Callable[[RunConfig], Operations], config: RunConfig, trained: TransformerConfig
+) -> Operations:
+    """What `count` would find for the whole network, from three small ones: the blocks of a
+    transformer are alike, so that what one more costs is counted, and the others are multiplied.
+
+    trained: the sizes of the trained network. What is frozen has those of the predictor.
+    """
+    least, deeper, wider = (count(_with_blocks(config, *n)) for n in ((1, 1), (2, 1), (1, 2)))
+    return Operations(
+        *(
+            one + (of.depth - 1) * (deep - one) + (of.decoder_depth - 1) * (wide - one)
+            for of, one, deep, wide in zip(
+                (trained, config.predictor.sizes), least, deeper, wider, strict=True
+            )
+        )
+    )
+
+
+def _with_blocks(config: RunConfig, depth: int, decoder_depth: int) -> RunConfig:
+    def changed(sizes: TransformerConfig) -> TransformerConfig:
+        return sizes.model_copy(update={"depth": depth, "decoder_depth": decoder_depth})
+
+    return config.model_copy(
+        update={
+            name: section.model_copy(update={"sizes": changed(section.sizes)})
+            for name, section in (("predictor", config.predictor), ("addp", config.addp))
+        }
+    )
+
+
+def mean_visible(geometry: Geometry) -> int:
+    """Tokens of an image that are not masked, at the mean mask ratio."""
+    ratios, weights = ratio_table()
+    mean = sum(r * w for r, w in zip(ratios, weights, strict=True))
+    return geometry.tokens - masked_count(geometry.tokens, mean)
+
+
+def transformer_activations(
+    config: RunConfig, sizes: TransformerConfig, lengths: tuple[int, int]
+) -> float:
+    """Bytes that the blocks keep of one image, with memory-efficient attention. lengths: tokens in
+    the encoder and in the decoder."""
+    mode = MODES[config.precision]
+    saved = _SAVED_PER_TOKEN.get((mode.weights, mode.products), _SAVED_IN_16_BITS)
+    total = 0.0
+    for length, depth in zip(lengths, (sizes.depth, sizes.decoder_depth), strict=True):
+        recomputed = -(-depth // config.recompute_every) if config.recompute_every else 0
+        total += length * sizes.dim * (saved * (depth - recomputed) + mode.width * recomputed)
+    return total
+
+
+def logit_activations(geometry: Geometry) -> float:
+    """Bytes of the logits of one image, their log-softmax and its gradient, in float32."""
+    return 3 * 4 * geometry.tokens * geometry.vocabulary

@@ -1,0 +1,77 @@
+"""Training of the token predictor (MAGE, arXiv 2211.09117): tokens in, the loss of predicting the
+masked ones out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from data_pipeline.streaming.loader import Batch
+from model.masking import mage_masks
+from model.predictor import TokenPredictor
+from trainer.config.schema import RunConfig
+from trainer.objectives.base import Inputs, Objective, on_device
+from trainer.objectives.counting import logit_activations, transformer_activations
+from trainer.objectives.initial_weights import take_initial_weights, without_values
+from trainer.objectives.tokens import TokenObjective, row_weights
+
+
+class MageObjective(TokenObjective):
+    """Trains a network that ADDP takes as its frozen predictor."""
+
+    initial_section = "predictor"
+
+    def __init__(self, config: RunConfig, fresh: bool = False) -> None:
+        super().__init__(config, fresh)
+        network = TokenPredictor(config.geometry, config.predictor.sizes)
+        self.start_output_bias(network.mlm_layer.bias)
+        self.initial_weights = take_initial_weights(config, network, fresh)
+        self.exported = self.network = network
+        self.frozen = {"tokenizer": self.loader.manifest.tokenizer}
+
+    def inputs(self, batch: Batch, step: int, device: torch.device) -> Inputs:
+        """ids: (B, L) int64. mask: (B, L) bool, True where a token is to be predicted. kept: (B,
+        M) int64, the positions that the encoder sees."""
+        ids = on_device(device, batch.ids.astype("int64"))
+        masks = mage_masks(self.config.seed, self.ratio_draw(batch, step), batch.start, *ids.shape)
+        return {
+            "ids": ids,
+            "mask": masks.mask.to(device),
+            "kept": masks.kept.to(device),
+            "smoothing": self.config.label_smoothing,
+            "weights": row_weights(batch, device),
+        }
+
+    @classmethod
+    def outlined(cls, config: RunConfig) -> Objective:
+        with without_values():
+            return cls(config)
+
+    @classmethod
+    def networks(cls, config: RunConfig) -> tuple[nn.Module, list[nn.Module]]:
+        return TokenPredictor(config.geometry, config.predictor.sizes), []
+
+    @classmethod
+    def one_image(cls, config: RunConfig, network: nn.Module) -> Tensor:
+        tokens = config.geometry.tokens
+        ids = torch.empty(1, tokens, dtype=torch.int64)
+        mask = torch.empty(1, tokens, dtype=torch.bool)
+        kept = torch.empty(1, tokens // 2, dtype=torch.int64)
+        return cast(TokenPredictor, network).logits(ids, mask, kept)
+
+    @classmethod
+    def activation_bytes(cls, config: RunConfig) -> float:
+        tokens = config.geometry.tokens
+        lengths = (1 + tokens // 2, 1 + tokens)
+        blocks = transformer_activations(config, config.predictor.sizes, lengths)
+        return blocks + logit_activations(config.geometry)
+
+    @classmethod
+    def next_steps(cls, run: Path, network: Path) -> str:
+        return (
+            f"`addp evaluate {run} --suite held-out --tokens TOKENS`, an ADDP run with "
+            f"predictor.weights={network}"
+        )

@@ -25,9 +25,10 @@ from trainer.config.options import AsJson, LocalRank, LocalTokenizer, TrainedWei
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives, own_device
 from trainer.distributed.meeting import join_ranks
+from trainer.evaluation.assignments import Request
 from trainer.evaluation.benchmarks.registry import BENCHMARKS, fitting
 from trainer.evaluation.course import StoredCourse
-from trainer.evaluation.evaluator import Evaluator, Request
+from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.options import EvaluationOptions, WhichCheckpoints, WorkOptions
 from trainer.evaluation.results import FOLDER, Result, read_results
 from trainer.evaluation.trained import is_lasting, run_config

@@ -356,13 +356,13 @@ _SHARD_CASES = [
 ]
 
 _PLAN_CASES = [
-    _plan("no images", STATUS, lambda c: c.update(images=0), "images"),
-    _plan("-1 images", FINALIZE, lambda c: c.update(images=-1), "images"),
-    _plan("10^18 images", STATUS, lambda c: c.update(images=_HUGE), "images"),
+    _plan("no images", STATUS, lambda c: c.update(pictures=0), "pictures"),
+    _plan("-1 images", FINALIZE, lambda c: c.update(pictures=-1), "pictures"),
+    _plan("10^18 images", STATUS, lambda c: c.update(pictures=_HUGE), "pictures"),
     _plan(
         "more images than its shards hold",
         STATUS,
-        lambda c: c.update(images=80),
+        lambda c: c.update(pictures=80),
         "images",
         "shards",
     ),
@@ -384,7 +384,7 @@ _PLAN_CASES = [
     _plan("no classes", STATUS, lambda c: c.update(classes=[]), "classes"),
     _plan("null for its recipe", FINALIZE, lambda c: c.update(recipe=None), "recipe"),
     _plan("a seed that is text", VERIFY, lambda c: c["recipe"].update(seed="1"), "recipe.seed"),
-    _plan("-1 images: order", ORDER, lambda c: c.update(images=-1), "images"),
+    _plan("-1 images: order", ORDER, lambda c: c.update(pictures=-1), "pictures"),
     _case("a FIFO for plan.json", STATUS, _replaced(PLAN, os.mkfifo), PLAN, "no regular file"),
     _case("a plan that lies elsewhere", FINALIZE, _moved_out(PLAN), PLAN, "link", "out of"),
     _case(

@@ -1,6 +1,6 @@
 """Where the time of one ADDP training step goes: by stage, with TFLOP/s, shares of peak and memory.
 
-    python -m benchmarks.step --size base                   # as configs/base.yaml trains
+    python -m benchmarks.step --size base                   # as the recipe trains
     python -m benchmarks.step --size large --kernels 30     # and its longest kernels
     CUDA_VISIBLE_DEVICES= python -m benchmarks.step --size tiny --micro 4
 

@@ -166,6 +166,7 @@ def image_operations(config: RunConfig) -> Operations:
     )
 
 
+@lru_cache(maxsize=8)
 def _counted(sizes: _Sizes) -> Operations:
     trained, _ = _networks(sizes)
     trained.train()

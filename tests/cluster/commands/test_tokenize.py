@@ -102,7 +102,7 @@ def test_the_whole_road_on_s3(
     shown = CliRunner().invoke(app, ["inspect", out, "--page", str(page), "--shards", "0"])
     lines = [line.rstrip() for line in shown.output.splitlines()]
     assert (
-        "images     120  100.0 % of 120 planned" in lines and "quarantined    0  0.0 %" in lines
+        "images       120  100.0 % of 120 planned" in lines and "quarantined    0  0.0 %" in lines
     ), lines
     assert "classes        3  40 to 40 images each" in lines and "  ellipse     40  33.3 %" in lines
 

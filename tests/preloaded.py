@@ -6,6 +6,7 @@ What is imported here starts no thread, which a fork would lose.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -40,8 +41,11 @@ MODULES = (
     "deepspeed.runtime.zero.muon.original_muon",
     "matplotlib.pyplot",
     "pytest",
+    "sklearn.linear_model",
+    "sklearn.pipeline",
     "torch._dynamo",
     "torch.profiler._cupti_monitor",
+    "torch_fidelity",
 )
 
 for _name in MODULES:
@@ -49,6 +53,7 @@ for _name in MODULES:
 
 import deepspeed.ops  # noqa: E402 - after the accelerator is chosen
 
+from data_pipeline.storage import StorageError, open_store  # noqa: E402
 from tests.trainer.launching import MAGE  # noqa: E402
 from trainer.config.reading import load_config  # noqa: E402
 from trainer.costs import image_operations  # noqa: E402
@@ -59,6 +64,10 @@ _ = deepspeed.ops.__compatible_ops__
 _ADDP = (*MAGE[1:], "objective=addp", "addp.sizes.size=tiny", "tokenizer.weights=none")
 for _options in (MAGE, (*_ADDP, "predictor.weights=none")):
     image_operations(load_config(None, ["run=none", "data.tokens=none", *_options]))
+
+# What S3 clients read of botocore's files.
+with contextlib.suppress(StorageError):  # the environment of the tests' own process names no server
+    open_store("s3://none/none")
 
 # A collection in a fork would touch, and so copy, every page that holds one of these objects.
 gc.collect()

@@ -20,8 +20,8 @@ from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from tests.trainer.worlds import Ranks
 from trainer.config.schema import RunConfig
-from trainer.engine.engine import Engine, deepspeed_config, start_distributed
 from trainer.engine import engine as engine_module
+from trainer.engine.engine import Engine, deepspeed_config, start_distributed
 from trainer.engine.precision import Precision
 from trainer.objectives.registry import frozen_dtype
 from trainer.timing import Stopwatch

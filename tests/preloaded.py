@@ -45,11 +45,13 @@ MODULES = (
     "sklearn.pipeline",
     "torch._dynamo",
     "torch.profiler._cupti_monitor",
-    "torch_fidelity",
 )
 
 for _name in MODULES:
-    importlib.import_module(_name)
+    try:
+        importlib.import_module(_name)
+    except ImportError as error:  # which a forkserver would pass over in silence
+        raise RuntimeError(f"{_name} cannot be imported") from error
 
 import deepspeed.ops  # noqa: E402 - after the accelerator is chosen
 

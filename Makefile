@@ -1,8 +1,9 @@
-# The two commands: `make demo` and `make test`. Both make their own virtual environment in .venv.
+# The two commands: `make demo` and `make test`; for every edit, `make check`. Each makes the virtual
+# environment in .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-gpu lint format environment browser clean
+.PHONY: demo test test-gpu check fast lint format environment browser clean
 
 environment: .venv/.ready
 
@@ -31,8 +32,18 @@ browser:
 	  (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium) \
 	  >/dev/null 2>&1 || echo "no Chromium here, and it could not be installed: tests of the report need it"
 
+PYTEST := $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 test: lint browser
-	$(BIN)/pytest -m "not long and not gpu" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not long and not gpu"
+
+# For every edit: lint, types and the fast tests, in less than a minute on two cores.
+check: environment
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint fast
+
+# Those that start no process and no server: tests/fast.py.
+fast: environment
+	$(PYTEST) -m "fast and not long and not gpu"
 
 # On a machine with one CUDA device: docs/gpu.md. The recipes have it to themselves, to be timed.
 PROCESSES ?= 8

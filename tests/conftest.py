@@ -20,6 +20,7 @@ from model.config import TokenizerConfig
 from model.vq import VQTokenizer
 from model.weights import save_network
 from tests.datasets import tokenize
+from tests.fast import mark_fast_tests
 from tests.s3_server import FaultProxy, client, environment, s3_server
 
 # Idle threads of ranks that share a few cores would spin, and take them from those that work.
@@ -32,7 +33,26 @@ settings.register_profile("random", deadline=None, max_examples=1000)
 settings.register_profile("fixed", deadline=None, derandomize=True)
 settings.load_profile("fixed")
 
+# They take longest, and begin first: at the end no worker waits for another for long.
+_LONGEST = (
+    "tests/cluster/demo/test_demo.py",
+    "tests/cluster/sharding/test_ray_engine.py",
+    "tests/trainer/resilience/test_stopping.py",
+    "tests/test_hostile.py",
+    "tests/trainer/evaluation/test_evaluate.py",
+    "tests/trainer/checkpointing/test_faults.py",
+    "tests/trainer/test_resume.py",
+    "tests/cluster/commands/test_tokenize.py",
+)
+
 FIXTURES = Path(__file__).parent / "fixtures"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_fast_tests(items)
+    order = {file: number for number, file in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ What depends on the task is asked of the objective's class; see `trainer/objecti
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,6 +26,16 @@ PEAKS = {  # dense bf16 operations a second, from the makers' data sheets
     "L40S": 362e12,
     "MI300X": 1307e12,
     "V100": 125e12,
+}
+
+
+# What of a configuration the operations of its networks depend on.
+_SIZES: dict[str, Any] = {
+    "objective": True,
+    "classifier": True,
+    "tokenizer": {"sizes"},
+    "predictor": {"sizes"},
+    "addp": {"sizes"},
 }
 
 
@@ -74,6 +84,13 @@ def _size(network: nn.Module) -> int:
 def image_operations(config: RunConfig) -> Operations:
     """Operations of one image, forward and backward, at the mean mask ratio. Of a tokenizer: its
     encoder and decoder, without the networks that the losses have."""
+    return _operations(config.model_dump_json(include=_SIZES))
+
+
+@lru_cache(maxsize=8)
+def _operations(sizes: str) -> Operations:
+    """Of a configuration's sizes, on which alone they depend."""
+    config = RunConfig.model_validate_json(sizes)
     return objective_class(config.objective).flops(config)
 
 

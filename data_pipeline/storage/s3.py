@@ -9,6 +9,7 @@ the same.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import time
@@ -18,6 +19,8 @@ from typing import Any, TypeVar
 
 import boto3
 import botocore.exceptions as botocore_errors
+import botocore.loaders
+import botocore.session
 import urllib3.exceptions
 from botocore.config import Config
 
@@ -91,7 +94,9 @@ def _client() -> Any:
     )
     _check_endpoint()
     try:
-        return boto3.session.Session().client("s3", config=config), attempts
+        session = botocore.session.get_session()
+        session.register_component("data_loader", _descriptions())
+        return boto3.session.Session(botocore_session=session).client("s3", config=config), attempts
     except ValueError as error:
         raise StorageError(
             "the endpoint_url of the AWS profile is no url: it needs http:// or https://"
@@ -100,6 +105,12 @@ def _client() -> Any:
         raise StorageError(
             f"boto3 cannot make an S3 client: {error}; set AWS_DEFAULT_REGION or a profile"
         ) from error
+
+
+@functools.cache
+def _descriptions() -> Any:
+    """Of S3 and its endpoints, as botocore ships them: a tenth of a second to parse, once."""
+    return botocore.loaders.create_loader()
 
 
 def _number(name: str, default: str) -> float:

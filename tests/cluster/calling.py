@@ -14,6 +14,7 @@ from unittest import mock
 
 from cluster import cli
 from cluster.commands.modules import MODULES
+from tests.warm import warm_python
 from trainer.command import run_command
 
 
@@ -48,6 +49,6 @@ def _here(main: Callable[[], object], *command: object) -> Called:
 
 def typed(*arguments: object) -> Called:
     """In a process of its own, with all that it starts."""
-    command = [sys.executable, "-m", "cluster.cli", *map(str, arguments)]
+    command = [warm_python(), "-m", "cluster.cli", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return Called(done.returncode, done.stdout, done.stderr)

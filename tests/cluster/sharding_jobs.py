@@ -8,18 +8,18 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.storage import Store, open_store
+from tests.warm import warm_python
 
 Environment = dict[str, str]
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "cluster.cli", "tokenize", *map(str, arguments)]
+    return [warm_python(), "-m", "cluster.cli", "tokenize", *map(str, arguments)]
 
 
 def tokenize(*arguments: str, env: Environment | None = None) -> subprocess.CompletedProcess[str]:

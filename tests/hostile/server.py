@@ -15,39 +15,10 @@ from pathlib import Path
 
 MEMORY = 1 << 30  # bytes that a command may take beyond what the imports have
 SECONDS = 10
-# What the commands import when they run; none of it may start a thread, which a fork would lose.
-IMPORTS = [
-    "cluster.cli",
-    "cluster.sharding.ray_engine",
-    "cluster.demo.run",
-    "trainer.pretrain",
-    "trainer.engine.engine",
-    "trainer.loop",
-    "trainer.objectives.addp",
-    "trainer.objectives.classify",
-    "trainer.objectives.mage",
-    "trainer.objectives.tokenizer",
-    "trainer.preflight.planning",
-    "trainer.preflight.checks",
-    "trainer.export",
-    "trainer.evaluation.evaluate",
-    "trainer.evaluation.generate",
-    "trainer.evaluation.report",
-    "data_pipeline.sharding.tokenize",
-    "data_pipeline.streaming.loader",
-    "data_pipeline.sharding.verify",
-    "data_pipeline.sharding.inspection",
-    "model.parity",
-    "deepspeed",
-    "torch._dynamo",  # on the meta device, where networks are made whose file is compared first
-    "matplotlib.pyplot",
-    "boto3",
-]
 
 
 def main() -> None:
-    for name in IMPORTS:
-        importlib.import_module(name)
+    importlib.import_module("tests.preloaded")
     warnings.filterwarnings(
         "ignore", category=RuntimeWarning, module="runpy"
     )  # a module runs that was imported

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from model.ledger import verdict
 from tests.conftest import FIXTURES
+from tests.warm import warm_python
 
 
 def run_tool(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "model.parity", str(folder), *arguments]
+    command = [warm_python(), "-m", "model.parity", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from cluster.launch.backend import LaunchRequest
 from cluster.launch.backends.local import LocalBackend
 from cluster.launch.hosts import this_machine
+from tests.warm import warm_python
 
 MAGE = (
     "objective=mage",
@@ -37,8 +38,18 @@ def launcher_command(ranks: int, module: str, arguments: Sequence[str]) -> list[
     return list(LocalBackend().command(request).words)
 
 
+def warm_launcher(processes: int, module: str, arguments: Sequence[str]) -> list[str]:
+    """The deepspeed launcher and its ranks, all forked with their imports."""
+    return [warm_python(), *launcher_command(processes, module, arguments)[1:]]
+
+
 def start(run: Path, *overrides: str, processes: int = 2) -> subprocess.Popen[str]:
-    command = launcher_command(processes, "trainer.pretrain", [f"run={run}", *SMALL, *overrides])
+    """Nothing is imported before, and process groups are a user's."""
+    arguments = [f"run={run}", *SMALL, *overrides]
+    return _start(launcher_command(processes, "trainer.pretrain", arguments))
+
+
+def _start(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
         start_new_session=True,
@@ -51,7 +62,8 @@ def start(run: Path, *overrides: str, processes: int = 2) -> subprocess.Popen[st
 
 def train(run: Path, *overrides: str, processes: int = 2) -> tuple[int, str]:
     """(exit code, output) of a whole run."""
-    process = start(run, *overrides, processes=processes)
+    arguments = [f"run={run}", *SMALL, *overrides]
+    process = _start(warm_launcher(processes, "trainer.pretrain", arguments))
     try:
         output, _ = process.communicate(timeout=240)
     finally:

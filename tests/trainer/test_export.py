@@ -17,6 +17,7 @@ from model.errors import ConfigError
 from model.weights import load_network
 from tests.trainer.evaluation.conftest import addp_options
 from tests.trainer.worlds import finish
+from tests.warm import warm_python
 from trainer.evaluation.trained import run_config
 from trainer.export import export, open_network
 from trainer.run_folder import Format
@@ -38,7 +39,7 @@ def run(
 def test_the_official_layout_comes_back(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    addp = [sys.executable, "-m", "cluster.cli"]
+    addp = [warm_python(), "-m", "cluster.cli"]
     subprocess.run(
         [*addp, "export", str(run), str(tmp_path / "addp.pth"), "--format", "addp"], check=True
     )

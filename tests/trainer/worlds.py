@@ -4,7 +4,6 @@ launchers, by `launching`."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 import time
@@ -16,23 +15,8 @@ from typing import NamedTuple
 from cluster.launch.backend import free_port
 from tests.trainer.launching import SMALL
 from tests.trainer.sabotage import Sabotage
+from tests.warm import CONTEXT
 from trainer.pretrain import run_and_leave
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "trainer.loop",
-        "trainer.pretrain",
-        "trainer.objectives.addp",
-        "trainer.objectives.classify",
-        "trainer.objectives.mage",
-        "trainer.objectives.tokenizer",
-        "deepspeed",
-        "trainer.board",
-        "torch._dynamo.eval_frame",
-        "deepspeed.runtime.zero.muon.original_muon",  # what deepspeed.initialize would import
-    ]
-)
 
 
 def _rank(

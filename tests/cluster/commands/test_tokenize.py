@@ -6,7 +6,9 @@ import json
 import os
 import random
 import re
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -54,10 +56,9 @@ def test_the_whole_road_on_s3(
     s3_port: int,
     tmp_path: Path,
 ) -> None:
+    source = open_store(f"{bucket}/images")
     for image in images.rglob("*.png"):
-        open_store(f"{bucket}/images").create(
-            image.relative_to(images).as_posix(), image.read_bytes()
-        )
+        source.create(image.relative_to(images).as_posix(), image.read_bytes())
     out, weights = f"{bucket}/tokens", ("--tokenizer", str(tokenizer_file))
     planned = succeed(
         "plan", f"{bucket}/images", out, *weights, "--views", "2", "--rows", str(ROWS)
@@ -231,6 +232,21 @@ def test_wrong_keys(images: Path, tokenizer_file: Path, bucket: str, s3_port: in
     assert not list(open_store(bucket).list())
 
 
+def png_bomb(side: int) -> bytes:
+    """A black square of one bit a pixel. A MiB of it is packed once, and stands there many times,
+    which only the checksum of all of it would tell."""
+    packer = zlib.compressobj(9)
+    first = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    rows = first + side * (side // 8 + 1) // (1 << 20) * block + b"\x03\x00" + bytes(4)
+    size = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    chunks = ((b"IHDR", size), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
 def test_bad_images(images: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     copy = tmp_path / "images" / "odd"
     copy.mkdir(parents=True)
@@ -241,7 +257,7 @@ def test_bad_images(images: Path, tokenizer_file: Path, tmp_path: Path) -> None:
     (copy / "cut.png").write_bytes(whole[:60])
     (copy / "link.png").symlink_to(tmp_path / "nowhere")
     Image.new("CMYK", (9, 9)).save(copy / "png.png", "JPEG")
-    Image.new("1", (70_000, 70_000)).save(copy / "bomb.png")  # 0.6 MB that would be 14.7 GB as RGB
+    (copy / "bomb.png").write_bytes(png_bomb(70_000))  # 0.6 MB that would be 14.7 GB as RGB
     Image.fromarray(np.zeros((1, 50), np.uint8)).save(copy / "thin.png")
     out, weights = str(tmp_path / "out"), ("--tokenizer", str(tokenizer_file))
     succeed("plan", str(copy.parent), out, *weights, "--views", "2", "--rows", "8")

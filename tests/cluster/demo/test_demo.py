@@ -14,16 +14,17 @@ from pathlib import Path
 
 from PIL import Image
 
+from tests.warm import warm_python
 from trainer.run_folder import RunFolder
 
-COMMAND = [sys.executable, "-m", "cluster.cli", "demo", "--scale", "0.006"]
+COMMAND = ["-m", "cluster.cli", "demo", "--scale", "0.006"]
 
 
 def test_interrupted_demo_goes_on_to_its_report(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    command = [*COMMAND, "--images", str(images), "--out", str(out)]
+    arguments = [*COMMAND, "--images", str(images), "--out", str(out)]
     process = subprocess.Popen(
-        command,
+        [sys.executable, *arguments],
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(
@@ -38,6 +39,7 @@ def test_interrupted_demo_goes_on_to_its_report(images: Path, tmp_path: Path) ->
     assert process.returncode != 0 and not (out / "report.html").exists()
     assert not ranks_of(out)  # nothing runs on behind the user's back
 
+    command = [warm_python(), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     page = (out / "report.html").read_text()
@@ -65,7 +67,7 @@ def test_interrupted_demo_goes_on_to_its_report(images: Path, tmp_path: Path) ->
     other = tmp_path / "other"
     shutil.copytree(images, other)
     refused = subprocess.run(
-        [*COMMAND, "--images", str(other), "--out", str(out)],
+        [warm_python(), *COMMAND, "--images", str(other), "--out", str(out)],
         capture_output=True,
         text=True,
         check=False,

@@ -19,7 +19,7 @@ from model.vq import VQTokenizer
 from tests.s3_server import FaultProxy, environment
 from tests.trainer.evaluation.conftest import addp_options
 from tests.trainer.evaluation.evaluating import QUICK, codes, kill, start, without_maker
-from tests.trainer.launching import launcher_command
+from tests.trainer.launching import warm_launcher
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import Ranks, World
 from trainer.command import run_command
@@ -81,7 +81,7 @@ def test_two_ranks_of_the_launcher_find_the_same(
 ) -> None:
     folder = copy_of(run, tmp_path / "run")
     arguments = [str(folder), *QUICK, *SUITE, "--images", str(images), "--baselines"]
-    command = launcher_command(2, "trainer.evaluation.evaluate", arguments)
+    command = warm_launcher(2, "trainer.evaluation.evaluate", arguments)
     environment = os.environ | {"DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=200, check=False

@@ -110,7 +110,14 @@ def test_accuracy_goes_by_class_names(
     """Also on held-out images that stand apart and lack a class."""
     plain = [f"augmentation.{name}=0" for name in ("randaugment", "erasing", "mixup", "cutmix")]
     plain += ["classifier.layer_decay=1.0", "classifier.drop_path=0.0", "data.held_out=0.3"]
-    finish(tmp_path / "run", *options, *plain, "schedule.total=150", "optimizer.base_lr=0.1")
+    finish(
+        tmp_path / "run",
+        *options,
+        *plain,
+        "schedule.total=150",
+        "checkpoint.every=74",
+        "optimizer.base_lr=0.1",
+    )
     log = tmp_path / "log"
     assert codes(start(tmp_path / "run", log, "--suite", "accuracy")) == [0], log.read_text()
     (whole,) = read_results(LocalStore(tmp_path / "run"))

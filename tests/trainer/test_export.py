@@ -67,7 +67,8 @@ def test_the_official_layout_comes_back(
         {"model": torch.load(tmp_path / "addp.pth", weights_only=True)["model"]},
         tmp_path / "bare.pth",
     )
-    import_weights(tmp_path / "bare.pth", tmp_path / "bare", 2, 2, 2, 2)
+    sizes = {"heads": 2, "decoder_heads": 2, "predictor_heads": 2, "predictor_decoder_heads": 2}
+    import_weights(tmp_path / "bare.pth", tmp_path / "bare", **sizes)
     assert capsys.readouterr().err.startswith(
         "norm_groups of the tokenizer is not in bare.pth; assumed 32"
     )

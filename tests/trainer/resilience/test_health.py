@@ -97,7 +97,9 @@ def test_non_finite_steps_are_counted_and_end_a_run_that_has_nothing_else() -> N
 def test_what_a_run_does_about_a_spike(
     spikes: str, in_a_row: int, rewinds: int, answer: str
 ) -> None:
-    section = HealthSection.model_validate({"spikes": spikes, "rewinds": 2, "skips": 5})
+    section = HealthSection.model_validate(
+        {"spikes": spikes, "max_rewinds": 2, "max_nonfinite_steps": 5}
+    )
     assert answer_to(TrainerState(in_a_row=in_a_row), rewinds, section) == answer
 
 

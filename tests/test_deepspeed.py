@@ -29,11 +29,11 @@ OTHERS = [
 CHECKED = ">=0.19.8,<0.20"
 TO_RAISE_IT = (
     "Before you raise the bound in pyproject.toml, check with the new version (1) that every name "
-    "in PRIVATE still means what trainer/engine/deepspeed_internals.py takes it for: groups of parameters, "
-    "flat float32 partitions, the address of a parameter's fragment in them, and how written "
-    "weights are published; (2) that `pytest tests/trainer/engine tests/trainer/checkpointing "
-    "tests/trainer/test_golden.py tests/trainer/test_resume.py` passes in all ZeRO stages and "
-    "precisions, and `make test-gpu` on a GPU. Then raise CHECKED as well."
+    "in PRIVATE still means what trainer/engine/deepspeed_internals.py takes it for: groups of "
+    "parameters, flat float32 partitions, the address of a parameter's fragment in them, and how "
+    "written weights are published; (2) that `pytest tests/trainer/engine "
+    "tests/trainer/checkpointing tests/trainer/test_golden.py tests/trainer/test_resume.py` passes "
+    "in all ZeRO stages and precisions, and `make test-gpu` on a GPU. Then raise CHECKED as well."
 )
 # Where DeepSpeed defines the names that are no public interface, and which of them we use.
 PRIVATE = {

@@ -21,9 +21,9 @@ from trainer.config.schema import MOST_RANKS
 from trainer.run_folder import Weights
 
 MOST_IMAGES = 100_000_000  # that one command makes
-MOST_STEPS = 10**12  # of a run
+LARGEST_STEP = 10**12  # that a checkpoint may be named by
 LARGEST_SEED = (1 << 63) - 1
-LARGEST_BATCH = 65_536  # images that are computed together, without a gradient
+LARGEST_INFERENCE_BATCH = 65_536  # images that are computed together, without a gradient
 Result = TypeVar("Result")
 
 
@@ -32,11 +32,11 @@ def seed_option(meaning: str) -> Any:
 
 
 def step_option(meaning: str) -> Any:
-    return typer.Option(min=0, max=MOST_STEPS, help=meaning)
+    return typer.Option(min=0, max=LARGEST_STEP, help=meaning)
 
 
 def batch_option(meaning: str) -> Any:
-    return typer.Option(min=1, max=LARGEST_BATCH, help=meaning)
+    return typer.Option(min=1, max=LARGEST_INFERENCE_BATCH, help=meaning)
 
 
 def held_out_option(meaning: str) -> Any:

@@ -15,7 +15,7 @@ from pydantic import Field
 from model.documents import Settings
 from model.precision import InferencePrecision
 from model.sampling_options import SamplingOptions
-from trainer.config.options import LARGEST_BATCH, LARGEST_SEED, MOST_IMAGES, MOST_STEPS
+from trainer.config.options import LARGEST_INFERENCE_BATCH, LARGEST_SEED, LARGEST_STEP, MOST_IMAGES
 from trainer.config.schema import YEAR, RunConfig
 
 Container = Literal["png", "webdataset"]
@@ -28,12 +28,12 @@ class WhichCheckpoints(Settings):
 
     follow: bool = Field(False, description="measure each new checkpoint, until the run is done")
     every: int | None = Field(
-        None, ge=1, le=MOST_STEPS, description="measure all checkpoints at multiples of this step"
+        None, ge=1, le=LARGEST_STEP, description="measure all checkpoints at multiples of this step"
     )
     checkpoint: int | None = Field(
         None,
         ge=0,
-        le=MOST_STEPS,
+        le=LARGEST_STEP,
         description="measure the checkpoint of this step; else the newest valid one",
     )
 
@@ -80,7 +80,7 @@ class MeasuredSamples(Settings):
     batch: int | None = Field(
         None,
         ge=1,
-        le=LARGEST_BATCH,
+        le=LARGEST_INFERENCE_BATCH,
         description="images that are computed together; else the run's micro batch",
     )
     precision: InferencePrecision = Field("fp32", description=_PRECISION)
@@ -95,7 +95,8 @@ class ProbeOptions(Settings):
 
 
 class EvaluationOptions(ProbeOptions, SamplingOptions, MeasuredSamples, DataOptions):
-    """All that results depend on, beside the checkpoint. None stands for what the run says."""
+    """All that results depend on, beside the checkpoint. None means that the run's configuration
+    says it."""
 
     def resolved(self, config: RunConfig) -> tuple[ResolvedOptions, dict[str, Any]]:
         """Take what was not given from the run's configuration.
@@ -107,7 +108,7 @@ class EvaluationOptions(ProbeOptions, SamplingOptions, MeasuredSamples, DataOpti
             "held_out": config.data.held_out,
             "train_tokens": config.data.tokens,
             "seed": config.seed,
-            "batch": config.batch.micro,
+            "batch": min(config.batch.micro, LARGEST_INFERENCE_BATCH),
         }
         taken = {
             name: value
@@ -126,6 +127,7 @@ class ResolvedOptions(EvaluationOptions):
 
     @property
     def sampling(self) -> SamplingOptions:
+        """The options of generation alone."""
         return SamplingOptions(**{name: getattr(self, name) for name in names_of(SamplingOptions)})
 
 
@@ -148,7 +150,9 @@ class SetOptions(Settings):
     seed: int = Field(
         0, ge=-LARGEST_SEED - 1, le=LARGEST_SEED, description="image i depends on (seed, i) only"
     )
-    batch: int = Field(64, ge=1, le=LARGEST_BATCH, description="images that are computed together")
+    batch: int = Field(
+        64, ge=1, le=LARGEST_INFERENCE_BATCH, description="images that are computed together"
+    )
     precision: InferencePrecision = Field("fp32", description=_PRECISION)
     container: Container = Field("png", description="with --into: PNG files, or WebDataset tars")
 

@@ -39,8 +39,10 @@ class Generation(NamedTuple):
 
 
 def mask_length(sampling: SamplingOptions, step: int, length: int) -> int:
-    """Return how many tokens stay masked after a step 0 .. N-1: clip(ceil(L f((step + 1) / N)), 1,
-    L)."""
+    """Return how many of L tokens stay masked after a step 0 .. N-1.
+
+    They are clip(ceil(L f((step + 1) / N)), 1, L), f the schedule.
+    """
     u = (step + 1) / sampling.steps
     f = math.cos(math.pi / 2 * u) if sampling.schedule == "cosine" else 1 - u
     # In float32, as in the reference: in float64, an error above a whole number would add a token.
@@ -62,9 +64,8 @@ def sample_ids(logits: Tensor, u: Tensor, top_p: float = 1.0) -> Tensor:
         kept = sorted_p.cumsum(-1) - sorted_p < top_p
         p = torch.zeros_like(p).scatter(-1, order, sorted_p * kept)
     cdf = p.cumsum(-1)
-    drawn = torch.searchsorted(cdf, (u.to(cdf) * cdf[..., -1]).unsqueeze(-1), right=True).squeeze(
-        -1
-    )
+    targets = (u.to(cdf) * cdf[..., -1]).unsqueeze(-1)
+    drawn = torch.searchsorted(cdf, targets, right=True).squeeze(-1)
     return drawn.clamp_max(p.shape[-1] - 1)
 
 

@@ -123,13 +123,15 @@ class Assignments:
             self._claim = None
 
     def refuse(self, step: int, mark: Any, reason: str) -> None:
-        """Leave a checkpoint out for as long as it stands under its step."""
+        """Leave a checkpoint out, for as long as it stands under its step, and print why."""
         self._refused[step] = mark
         self.say(f"step {step} is left out: {reason}")
 
     def endure(self, error: StorageError) -> None:
-        """Wait a while where a run is followed and its store may come back; raise the error
-        otherwise, as for refused credentials."""
+        """Wait a while if the run is followed and its store may come back.
+
+        Otherwise, as for refused credentials, the error is raised.
+        """
         if not self._request.which.follow or is_lasting(self._run, error):
             raise error
         self.say(f"{error}; tries again")

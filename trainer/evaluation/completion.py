@@ -24,7 +24,7 @@ _VARIANTS = 4  # of each
 
 
 def generated_mask(keep: str, grid: int) -> Tensor:
-    """(L,) bool for a grid of L = grid * grid tokens, True where a token is generated.
+    """Return (L,) bool for a grid of L = grid * grid tokens, True where a token is generated.
 
     keep: one of `KEEP`, or a mask image: a token is generated where any pixel of its patch is
     white. Raises ConfigError.
@@ -32,12 +32,12 @@ def generated_mask(keep: str, grid: int) -> Tensor:
     mask = torch.ones(grid, grid, dtype=torch.bool)
     half, quarter = grid // 2, max(1, grid // 4)
     inner = (slice(quarter, grid - quarter),) * 2
-    halves = {
+    halves = {  # views of the mask
         "left": mask[:, :half],
         "right": mask[:, half:],
         "top": mask[:half],
         "bottom": mask[half:],
-    }  # views
+    }
     if keep in halves:
         halves[keep].fill_(False)
     elif keep in KEEP:
@@ -62,13 +62,13 @@ def generated_mask(keep: str, grid: int) -> Tensor:
 
 
 def read_images(path: Path, size: int) -> Tensor:
-    """An image, or the first few images of a folder, cropped to (N, 3, size, size) in [0, 1].
+    """Read an image, or the first few of a folder, cropped to (N, 3, size, size) in [0, 1].
 
     Raises DataError.
     """
-    files = (
-        sorted(p for p in path.iterdir() if is_image(p.name))[:_MOST] if path.is_dir() else [path]
-    )
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if is_image(p.name))[:_MOST]
     if not files:
         raise DataError(f"{path} holds no images")
     try:
@@ -88,7 +88,7 @@ def read_images(path: Path, size: int) -> Tensor:
 def completed_images(
     trained: Trained, path: Path, keep: str, *, seed: int, sampling: SamplingOptions, zoom: int
 ) -> Image.Image:
-    """A grid with one row an image: the image, what is kept of it, and a few completions.
+    """Draw a grid with one row an image: the image, what is kept of it, and a few completions.
 
     path, keep: as `read_images` and `generated_mask` take them. Raises ConfigError or DataError.
     """

@@ -55,9 +55,9 @@ def main(
 ) -> None:
     """Measure checkpoints of a run, finished or not; several evaluators may share the work.
 
-    Each result is RUN/evaluation/step-N/BENCHMARK.json, whole and once; what is there is not
-    measured again. What is not given is taken from the run's configuration where it says it, and
-    printed.
+    Each result is a file, RUN/evaluation/step-N/BENCHMARK.json. It is written whole and once, and
+    what is there is not measured again. Options that are not given are taken from the run's
+    configuration, as far as it has them, and printed.
     """
     del local_rank
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -99,8 +99,10 @@ def _work_folder(run: str, work: Path | None, images: str | None) -> Path:
 
 
 def _check(run: str, request: Request) -> RunConfig:
-    """The run's configuration, once it is clear that the run can be measured so. Raises
-    ConfigError."""
+    """Return the run's configuration, once it is clear that the run can be measured as requested.
+
+    Raises ConfigError or StorageError.
+    """
     names = request.benchmarks
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown or not names:
@@ -138,7 +140,10 @@ def _say_taken(request: Request, config: RunConfig) -> None:
 
 
 def _started(run: str) -> RunConfig:
-    """Wait until the run has begun, and for its store unless it refuses us; the configuration."""
+    """Wait until the run has begun, and return its configuration.
+
+    A store that does not answer is waited for as well. Raises StorageError for one that refuses us.
+    """
     said = ""
     while True:
         try:

@@ -90,7 +90,7 @@ class Evaluator:
             task.remove_samples()
 
     def _load(self, assignment: Assignment) -> tuple[Checkpoint, dict[str, dict[str, Any]]] | None:
-        """The checkpoint, and the settings of each result. On rank 0.
+        """Load the checkpoint, and find the settings of each result. Rank 0 alone calls this.
 
         Returns None where the checkpoint cannot be had, now or ever.
         """
@@ -112,6 +112,7 @@ class Evaluator:
         return None
 
     def _maker(self, started: float) -> dict[str, Any]:
+        """What a result says of who made it. started: when its benchmark began."""
         return {
             "host": os.uname().nodename,
             "process": os.getpid(),
@@ -122,7 +123,8 @@ class Evaluator:
         }
 
     def _publish(self, result: Result, images: dict[str, bytes]) -> None:
-        """Write a result, unless the run has left its checkpoint meanwhile. On rank 0."""
+        """Write a result, unless the run has left its checkpoint meanwhile. Rank 0 alone calls
+        this."""
         step, name = result.step, result.benchmark
         while True:
             try:

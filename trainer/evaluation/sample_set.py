@@ -102,8 +102,10 @@ class SampleSet:
             self._write(chunk, self._images(chunk))
 
     def _images(self, chunk: int) -> Tensor:
-        """(size, 3, H, W). The last chunk computes as many as the others: no image depends on how
-        many are kept."""
+        """Generate the images of a chunk, (size, 3, H, W).
+
+        The last chunk computes as many as the others: no image depends on how many are kept.
+        """
         states = generate(
             self._computing.network,
             self._computing.tokenizer,
@@ -143,9 +145,9 @@ class SampleSet:
 
 
 def step_of_set(folder: Path) -> int | None:
-    """The step of the checkpoint that the set in a folder is made from.
+    """Return the step of the checkpoint that the set in a folder is made from.
 
-    None where it is made from the finished network, or where there is no set.
+    It is None where the set is made from the finished network, and where there is no set.
     """
     try:
         step = json.loads((folder / SETTINGS).read_bytes())["step"]
@@ -155,7 +157,7 @@ def step_of_set(folder: Path) -> int | None:
 
 
 def denoising_grid(states: list[Tensor], zoom: int) -> Image.Image:
-    """A grid with one row an image, some of its steps from left to right.
+    """Draw a grid with one row an image, some of its steps from left to right.
 
     states: images (N, 3, H, W) after each step.
     """
@@ -166,8 +168,10 @@ def denoising_grid(states: list[Tensor], zoom: int) -> Image.Image:
 
 
 def read_chunk(path: Path) -> Tensor:
-    """The images of a WebDataset shard of a set, uint8 (N, 3, H, W). Raises DataError where it is
-    damaged."""
+    """Read the images of a WebDataset shard of a set, uint8 (N, 3, H, W).
+
+    Raises DataError where it is damaged.
+    """
     images = []
     try:
         with tarfile.open(path) as archive:

@@ -76,6 +76,7 @@ class Task:
 
     @property
     def image_size(self) -> int:
+        """Pixels a side."""
         return self.config.geometry.image_size
 
     def crops(self, split: Split) -> Crops:
@@ -126,7 +127,8 @@ class Task:
 
     @cached_property
     def samples(self) -> SampleSet:
-        """The set of images that this checkpoint generates; what is missing of it is made."""
+        """The set of images that this checkpoint generates. All ranks together make what is
+        missing of it."""
         assert isinstance(self.network, ADDP)
         options, step = self.options, self._checkpoint.step
         samples = SampleSet(
@@ -146,26 +148,29 @@ class Task:
         return samples
 
     def remove_samples(self) -> None:
-        """Remove them on every rank: they may lie on each host's own disk."""
+        """Remove the samples on every rank: they may lie on each host's own disk."""
         self.collectives.barrier()
         shutil.rmtree(self._sets, ignore_errors=True)
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
-        """compute(), once for this checkpoint: benchmarks that need the same thing share it."""
+        """Return compute(), which is called once for this checkpoint: benchmarks share its result.
+
+        key: the same for all that would compute the same thing.
+        """
         if key not in self._computed:
             self._computed[key] = compute()
         return self._computed[key]
 
     def over(self, title: str, chunks: int, work: Callable[[int], T]) -> list[T]:
-        """work(0) .. work(chunks-1), divided among the ranks; all results, in order, on rank 0.
+        """Divide work(0) .. work(chunks-1) among the ranks, and show progress.
 
-        The other ranks get none. Progress is shown.
+        Returns all results, in order, on rank 0; an empty list on the other ranks.
         """
         mine = range(self.collectives.rank, chunks, self.collectives.world_size)
         with self.progress(title, len(mine)) as progress:
             return self.collectives.divide(chunks, work, progress.advance)
 
     def progress(self, title: str, total: int) -> Progress:
-        """Shows how far rank 0 is, in batches."""
+        """Show how far rank 0 is, in batches."""
         title = f"step {self._checkpoint.step}: {title}"
         return Progress(title, total, "batches", shown=self.collectives.rank == 0)

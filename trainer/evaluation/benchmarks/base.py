@@ -62,13 +62,14 @@ class Outcome(NamedTuple):
 class Benchmark(ABC):
     """One way to measure a checkpoint.
 
-    title, detail: the heading of its metrics; plots take the title alone. summary: what it
-    measures, for `--help`. network_kinds: of the
-    networks that it measures. options: the names of the
-    evaluation options that its result depends on; those that name data count by content.
-    uses_tokenizer: whether it needs the tokenizer of an ADDP run. metrics, images: how people read
-    what it finds. variants: what else the same metrics are measured on, by the prefix of their
-    names.
+    title, detail: the heading of its metrics; plots take the title alone.
+    summary: what it measures, for `--help`.
+    network_kinds: the kinds of networks that it measures.
+    options: the names of the evaluation options that its result depends on; those that name data
+    count by content.
+    uses_tokenizer: whether it needs the tokenizer of an ADDP run.
+    metrics, images: how people read what it finds.
+    variants: what else the same metrics are measured on, by the prefix of their names.
     """
 
     title: ClassVar[str]

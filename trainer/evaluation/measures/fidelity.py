@@ -120,12 +120,12 @@ class Moments:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """(D,)."""
+        """The mean of all features, (D,)."""
         return self._sum / self.count
 
     @property
     def covariance(self) -> NDArray[np.float64]:
-        """(D, D), over count - 1, as numpy.cov."""
+        """Their covariance (D, D), over count - 1 as in numpy.cov."""
         centred = self._products - np.outer(self._sum, self.mean)
         result: NDArray[np.float64] = (centred + centred.T) / 2 / (self.count - 1)
         return result

@@ -36,9 +36,10 @@ Extract = Callable[[Tensor], Features]  # uint8 (B, 3, H, W) -> (B, D)
 
 
 def probe(task: Task, score: Callable[..., dict[str, float]]) -> dict[str, Any]:
-    """The score of each kind of features, on rank 0, by all ranks together. Raises ADDPError.
+    """Score each kind of features, by all ranks together.
 
-    score(train, labels, test, test_labels) -> metrics, on features (N, D) and labels (N,).
+    score(train, labels, test, test_labels) -> metrics, on features (N, D) and labels (N,). Returns
+    all metrics on rank 0, and none on the other ranks. Raises ADDPError.
     """
     metrics: dict[str, Any] = {}
     for name, extract in _extractors(task).items():
@@ -80,8 +81,11 @@ def _features_of(network: Encoder) -> Extract:
 
 
 def _features(task: Task, split: Split, name: str, extract: Extract) -> tuple[Features, Tensor]:
-    """Features (N, D) and labels (N,) of a split on rank 0; empty on the others. Computed once for
-    a checkpoint, whichever benchmark asks first."""
+    """Extract the features (N, D) and labels (N,) of a split, once for a checkpoint, whichever
+    benchmark asks first.
+
+    Returns them on rank 0, and empty ones on the other ranks.
+    """
 
     def compute() -> tuple[Features, Tensor]:
         crops = task.crops(split)
@@ -101,10 +105,10 @@ def _features(task: Task, split: Split, name: str, extract: Extract) -> tuple[Fe
 def knn(
     train: Features, labels: Tensor, test: Features, test_labels: Tensor, device: torch.device
 ) -> dict[str, float]:
-    """Top-1 of a vote of the k nearest by cosine, each weighted by exp(cosine / 0.07).
+    """Return the top-1 of a vote of the k nearest by cosine, each weighted by exp(cosine / 0.07).
 
-    Features (N, D), labels (N,). The protocol of Wu et al. 2018 (arXiv 1805.01978) and DINO (arXiv
-    2104.14294). A k above the number of training images is left out.
+    Features (N, D), labels (N,). The protocol is that of Wu et al. 2018 (arXiv 1805.01978) and DINO
+    (arXiv 2104.14294). A k above the number of training images is left out.
     """
     keys = F.normalize(torch.from_numpy(train).to(device), dim=1)
     labels, classes = labels.to(device), int(labels.max()) + 1
@@ -125,18 +129,21 @@ def knn(
 def linear(
     train: Features, labels: Tensor, test: Features, test_labels: Tensor
 ) -> dict[str, float]:
-    """Top-1 of logistic regression on standardised features (N, D), by L-BFGS: minutes where MAE's
-    protocol takes hours."""
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=_INVERSE_PENALTY, max_iter=2000))
-    probe.fit(train, labels.numpy())
-    return {"top1": float(probe.score(test, test_labels.numpy()))}
+    """Return the top-1 of logistic regression on standardised features (N, D), by L-BFGS: it takes
+    minutes where MAE's protocol takes hours."""
+    classifier = make_pipeline(
+        StandardScaler(), LogisticRegression(C=_INVERSE_PENALTY, max_iter=2000)
+    )
+    classifier.fit(train, labels.numpy())
+    return {"top1": float(classifier.score(test, test_labels.numpy()))}
 
 
 def classifier_accuracy(task: Task) -> dict[str, Any]:
-    """Top-1 and top-5 of a classifier on held-out images, on rank 0, by all ranks together.
+    """Measure top-1 and top-5 of a classifier on held-out images, by all ranks together.
 
-    Classes are matched by name: the images may lack some, or have them in another order. Raises
-    ADDPError, also for a class that the classifier does not know.
+    Classes are matched by name: the images may lack some, or have them in another order. Returns
+    the metrics on rank 0, and none on the other ranks. Raises ADDPError, also for a class that the
+    classifier does not know.
     """
     network, crops = task.network, task.crops("val")
     assert isinstance(network, Classifier)

@@ -16,8 +16,10 @@ _ROWS = 8  # of the grid of denoising steps
 
 
 def sample_grids(task: Task) -> dict[str, bytes]:
-    """PNGs by name on rank 0, by all ranks together; the whole set is made first. Raises
-    ADDPError."""
+    """Make the whole set of samples, and grids of the first ones, by all ranks together.
+
+    Returns the grids' PNGs by name on rank 0, and none on the other ranks. Raises ADDPError.
+    """
     options, samples = task.options, task.samples
     crops = task.crops("val") if options.images is not None else None
     first = min(samples.chunks, -(-_SHOWN // options.batch))

@@ -16,7 +16,10 @@ from trainer.evaluation.task import Task
 
 
 def compare_samples(task: Task, extractor: Extractor) -> dict[str, Any]:
-    """The metrics on rank 0, by all ranks together. Raises ADDPError."""
+    """Generate and compare samples, by all ranks together.
+
+    Returns the metrics on rank 0, and none on the other ranks. Raises ADDPError.
+    """
     real = _reference(task, extractor)
     samples = task.samples
     generated = _feature_set(
@@ -36,7 +39,10 @@ def compare_samples(task: Task, extractor: Extractor) -> dict[str, Any]:
 def _feature_set(
     task: Task, title: str, chunks: int, read: Callable[[int], Tensor], extractor: Extractor
 ) -> FeatureSet | None:
-    """Features of images that are read in chunks, on rank 0; None on the others."""
+    """Extract the features of images that are read in chunks, by all ranks together.
+
+    Returns them on rank 0, and None on the other ranks.
+    """
     moments: list[Moments] = []
 
     def work(number: int) -> tuple[Any, Any]:
@@ -47,17 +53,21 @@ def _feature_set(
         return features, logits
 
     extracted = task.over(title, chunks, work)
-    of_ranks = [m for of_rank in task.collectives.collect(moments) for m in of_rank]
+    by_rank = task.collectives.collect(moments)  # a rank without a chunk has none
     if not extracted:
         return None
-    for other in of_ranks[1:]:
-        of_ranks[0].merge(other)
+    whole, *others = [m for of_rank in by_rank for m in of_rank]
+    for other in others:
+        whole.merge(other)
     features, logits = (np.concatenate(list(arrays)) for arrays in zip(*extracted, strict=True))
-    return FeatureSet(of_ranks[0].mean, of_ranks[0].covariance, features, logits)
+    return FeatureSet(whole.mean, whole.covariance, features, logits)
 
 
 def _reference(task: Task, extractor: Extractor) -> FeatureSet | None:
-    """Features of the real images on rank 0; computed once, and kept beside the sample sets."""
+    """Extract the features of the real images, once: they are kept beside the sample sets.
+
+    Returns them on rank 0, and None on the other ranks.
+    """
     crops = task.reference()
     key = f"{extractor.name}-{extractor.fingerprint[:12]}-{crops.fingerprint[:12]}"
     path = task.work.parent / "reference" / f"{key.replace(' ', '_')}.safetensors"

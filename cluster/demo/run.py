@@ -99,11 +99,11 @@ class Demo:
         assert file is not None
         arguments = ["--config", str(file), f"run={run}"]
         arguments += [*_length(load_config(file), self.scale), *overrides]
-        with_ranks = this_machine(self.processes)
+        hosts = this_machine(self.processes)
         _stage(
             f"train the {name}",
             done=RunFolder(run).is_done,
-            work=lambda: train(run, arguments, with_ranks),
+            work=lambda: train(run, arguments, hosts),
         )
 
     def tokenize(self, split: str, *options: str) -> None:

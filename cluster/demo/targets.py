@@ -22,7 +22,7 @@ class Target(NamedTuple):
 
 
 def collect_targets(out: Path) -> list[Target]:
-    """The targets of the demo, by the evaluations and training metrics of its runs."""
+    """Compare the evaluations and training metrics of the demo's runs with its targets."""
     tokenizer, predictor, addp = (
         _newest(out / name) for name in ("tokenizer", "predictor", "addp")
     )
@@ -64,7 +64,7 @@ def collect_targets(out: Path) -> list[Target]:
 
 
 def _nats(name: str, measured: Callable[[str, str], float], least: float) -> Target:
-    """How far masked tokens are under the unigram."""
+    """The target of masked tokens: they cost at least `least` nats less than by the unigram."""
     entropy, gain = measured("held-out", "cross_entropy"), measured("held-out", "gain")
     return Target(
         name,
@@ -81,7 +81,7 @@ def _percent(share: float, images: float) -> str:
 
 
 def _newest(run: Path) -> Callable[[str, str], float]:
-    """(benchmark, metric) -> its value at the newest checkpoint that has it."""
+    """Return what gives the value of (benchmark, metric) at the newest checkpoint that has it."""
     results = read_results(LocalStore(run))
 
     def value(benchmark: str, metric: str) -> float:

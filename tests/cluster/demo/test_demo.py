@@ -27,9 +27,8 @@ def test_interrupted_demo_goes_on_to_its_report(images: Path, tmp_path: Path) ->
         [sys.executable, *arguments],
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a test run in the background ignores it
+        # A test run in the background ignores SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 200
     while not RunFolder(out / "tokenizer").metrics.exists() and time.monotonic() < deadline:
@@ -55,9 +54,8 @@ def test_interrupted_demo_goes_on_to_its_report(images: Path, tmp_path: Path) ->
         "linear probe, trained encoder",
     ):
         assert name in page and name in done.stdout
-    assert (
-        "MISSED" in done.stdout
-    )  # a hundredth of the training cannot reach the figures, and says so
+    # A hundredth of the training cannot reach the targets, and says so.
+    assert "MISSED" in done.stdout
     (grid,) = (out / "addp" / "evaluation").glob("step-*/samples.png")
     assert Image.open(grid).size == (8 * 98 + 2, 8 * 98 + 2)
 
@@ -76,7 +74,8 @@ def test_interrupted_demo_goes_on_to_its_report(images: Path, tmp_path: Path) ->
 
 
 def ranks_of(out: Path) -> list[str]:
-    found = []
+    """The command lines of processes that name the demo's folder."""
+    lines = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
@@ -84,5 +83,5 @@ def ranks_of(out: Path) -> list[str]:
             except OSError:
                 continue
             if str(out) in line:
-                found.append(line)
-    return found
+                lines.append(line)
+    return lines

@@ -14,7 +14,7 @@ from tests.trainer.worlds import finish
 def addp_options(
     folder: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tokens: Path
 ) -> list[str]:
-    """Of a tiny ADDP run; its predictor is made in the folder."""
+    """The configuration of a tiny ADDP run, whose predictor is made in the folder."""
     file = folder / "predictor.safetensors"
     save_network(
         TokenPredictor(Geometry.of(tokenizer.config), TransformerConfig(size="tiny")),  # type: ignore[call-arg]

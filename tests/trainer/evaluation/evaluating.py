@@ -58,15 +58,16 @@ def start(
 
 
 def codes(ranks: list[ForkServerProcess], seconds: float = 120) -> list[int | None]:
+    """The exit codes of ranks; None for those that had to be killed after `seconds`."""
     for rank in ranks:
         rank.join(seconds)
-    found = [rank.exitcode for rank in ranks]
+    exit_codes = [rank.exitcode for rank in ranks]
     kill(ranks)
-    return found
+    return exit_codes
 
 
 def kill(ranks: list[ForkServerProcess]) -> None:
-    """SIGKILL."""
+    """Kill all ranks at once."""
     for rank in ranks:
         rank.kill()
         rank.join()

@@ -19,7 +19,7 @@ def images_key(location: str) -> str:
     return listing_of(location).key
 
 
-def test_a_place_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_location_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = draw_images(tmp_path / "images")
     key = images_key(str(images))
     monkeypatch.chdir(tmp_path)
@@ -31,7 +31,7 @@ def test_a_place_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert images_key("moved") == key
 
 
-def test_a_place_whose_content_changes(tmp_path: Path) -> None:
+def test_a_location_whose_content_changes(tmp_path: Path) -> None:
     keys = set()
 
     def changed() -> None:

@@ -95,7 +95,7 @@ def test_killed_at_random_it_ends_with_the_same_files(
     assert contents(folder) == contents(tmp_path / "whole")
 
 
-def test_from_a_checkpoint_and_from_an_average(run: Path, tmp_path: Path) -> None:
+def test_from_a_checkpoint_and_from_the_ema(run: Path, tmp_path: Path) -> None:
     for name, options in (
         ("raw", {}),
         ("ema", {"weights": "ema"}),
@@ -115,8 +115,8 @@ def test_from_a_checkpoint_and_from_an_average(run: Path, tmp_path: Path) -> Non
 
 
 def test_the_first_process_chooses_the_checkpoint(run: Path, tmp_path: Path) -> None:
-    """Of a run that goes on: those that come later, or see its folder later, take the step that the
-    set has."""
+    """A run goes on: processes that come later, or see its folder later, take the step that the set
+    has."""
     folder = tmp_path / "run"
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("done.json", "step-00000012"))
     finished(start(folder, tmp_path / "whole", count=24))

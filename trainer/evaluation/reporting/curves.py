@@ -20,7 +20,7 @@ _VARIANT_STYLES = ("solid", "dashed", "dotted")
 
 
 def curves(runs: list[RunRecord]) -> list[Plot]:
-    """What the training loop measured; runs with the same objective share a plot."""
+    """Plot what the training loop measured; runs with the same objective share a plot."""
     plots = []
     objectives = list(dict.fromkeys(run.objective for run in runs))
     for key, title in _CURVES:
@@ -62,7 +62,7 @@ def _unigram(index: int, run: RunRecord, runs: int) -> Line | None:
 
 
 def measured(runs: list[RunRecord]) -> list[Plot]:
-    """A plot for each metric that several checkpoints have.
+    """Plot each metric that several checkpoints have.
 
     Runs differ in colour; where there is only one, what it is compared with differs in colour.
     """

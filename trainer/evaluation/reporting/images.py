@@ -42,7 +42,7 @@ class Group(NamedTuple):
 
 
 def image_groups(run: RunRecord) -> list[Group]:
-    """Images by what they show, in the order of the registry.
+    """Group the images of a run by what they show, in the order of the registry.
 
     An image that its benchmark shows over time is taken from several checkpoints, another from the
     newest. What is no image is counted in run.left_out.
@@ -107,8 +107,10 @@ def _embedded(run: RunRecord, wanted: list[tuple[str, ReportedResult]], key: str
 
 
 def image_uri(content: bytes) -> str:
-    """An image as a data URI, encoded anew. Raises Unfit for what cannot be decoded as an image of
-    a bearable size."""
+    """Encode an image anew, as a data URI.
+
+    Raises Unfit for what cannot be decoded as an image of a bearable size.
+    """
     data = io.BytesIO()
     try:
         with Image.open(io.BytesIO(content), formats=sorted(set(_FORMATS.values()))) as opened:
@@ -116,12 +118,12 @@ def image_uri(content: bytes) -> str:
                 raise Unfit(f"{opened.width} x {opened.height} pixels are too many")
             image = opened.convert("RGB")
         image.save(data, "PNG")
-        kind = "png"
+        subtype = "png"
         if data.tell() > _LARGE and max(image.size) < 2**14:  # as far as WebP goes
-            data, kind = io.BytesIO(), "webp"
+            data, subtype = io.BytesIO(), "webp"
             image.save(data, "WEBP", quality=90)
     except Unfit:
         raise
     except Exception as error:  # decoders raise whatever they like
         raise Unfit("cannot be decoded as an image") from error
-    return f"data:image/{kind};base64," + base64.b64encode(data.getvalue()).decode()
+    return f"data:image/{subtype};base64," + base64.b64encode(data.getvalue()).decode()

@@ -77,7 +77,11 @@ def _heading(benchmark: str) -> str:
 
 
 class Value(NamedTuple):
-    """error: one standard error, or None where it is not known. Shares are in percent."""
+    """The value of a metric at a step.
+
+    error: one standard error, or None where it is not known. Value and error of a share are in
+    percent.
+    """
 
     step: int
     value: float
@@ -102,8 +106,11 @@ def standard_error(share: float, count: float | None) -> float | None:
 
 
 def metrics_of(result: ReportedResult) -> list[tuple[MetricName, Value]]:
-    """The metrics of a result. The spread that it states of a metric (NAME_std) is that metric's
-    error, and no metric of its own."""
+    """Read the metrics of a result.
+
+    The spread that it states of a metric (NAME_std) is that metric's error, and no metric of its
+    own.
+    """
     metrics, variants = result.metrics, _variants(result.benchmark)
     values = []
     for name, value in metrics.items():
@@ -123,8 +130,11 @@ def metrics_of(result: ReportedResult) -> list[tuple[MetricName, Value]]:
 
 
 class Series(NamedTuple):
-    """A line of a plot. run: its index on the page. variant: the place of what was measured among
-    the variants of the benchmark, 0 for the checkpoint itself."""
+    """A line of a plot.
+
+    run: its index on the page. variant: 0 for the checkpoint itself, else the number of what was
+    measured among the variants of the benchmark. ema: whether the EMA of the weights was measured.
+    """
 
     label: str
     run: int
@@ -134,8 +144,11 @@ class Series(NamedTuple):
 
 
 def series_of(runs: list[RunRecord]) -> list[tuple[MetricName, list[Series]]]:
-    """The metrics that several checkpoints have. What a metric is compared with (an untrained
-    encoder, raw pixels, the EMA of the weights, other runs) comes with it."""
+    """Collect the metrics that several checkpoints have.
+
+    What a metric is compared with (an untrained encoder, raw pixels, the EMA of the weights, other
+    runs) comes with it.
+    """
     plots: dict[MetricName, dict[tuple[int, str, bool], list[Value]]] = defaultdict(
         lambda: defaultdict(list)
     )
@@ -168,19 +181,23 @@ def _label(run: RunRecord, variant: str, ema: bool) -> str:
 
 
 class Table(NamedTuple):
-    """columns: runs, with a column of its own for the EMA of the weights. benchmarks: (heading,
-    rows); a row is (metric, its value in each column)."""
+    """Metrics of several runs side by side.
+
+    columns: runs, with a column of its own for the EMA of the weights. benchmarks: (heading, rows);
+    a row is (metric, its value in each column).
+    """
 
     columns: list[str]
     benchmarks: list[tuple[str, list[tuple[str, list[Value | None]]]]]
 
     @property
     def rows(self) -> int:
+        """How many rows there are in all."""
         return sum(len(rows) for _, rows in self.benchmarks)
 
 
 def newest_metrics(runs: list[RunRecord]) -> Table:
-    """The newest value of each metric in each run: what compares runs."""
+    """Take the newest value of each metric in each run: it is what compares runs."""
     newest: dict[MetricName, dict[tuple[int, bool], Value]] = defaultdict(dict)
     for index, run in enumerate(runs):
         for result in run.results:  # by step, so that the newest stays

@@ -86,12 +86,9 @@ def test_incidents_of_all_ranks_in_the_order_of_time(bucket: str, tmp_path: Path
     store = open_store(f"{bucket}/run")
     for name in ("config.resolved.yaml", *RunFolder(tmp_path / "run").incident_files()):
         store.create(name, tmp_path / "run" / name)
-    for place in (str(tmp_path / "run"), f"{bucket}/run"):
-        assert [row["event"] for row in read_run(place).incidents] == [
-            "storage fault",
-            "now",
-            "spike",
-        ]
+    for run in (str(tmp_path / "run"), f"{bucket}/run"):
+        events = [row["event"] for row in read_run(run).incidents]
+        assert events == ["storage fault", "now", "spike"]
     assert [row["rank"] for row in RunFolder(tmp_path / "run").read_incidents()] == [1, 2, 0]
 
 

@@ -38,6 +38,8 @@ _VAL_SHARDS = ("--center",)
 # token; its likelier ones make cleaner images.
 _SAMPLING = ("--count", "128", "--top-p", "0.6", "--reference", "held-out", "--every", "1")
 
+_MARKER = "images.source"  # says which images the demo was begun on
+
 _console = Console(stderr=True)
 
 
@@ -150,14 +152,16 @@ def _take_images(images: Path | None, out: Path) -> Path:
 
 
 def _remember_images(out: Path, images: Path | None) -> None:
-    """Raise ConfigError where the demo was begun on other images."""
-    marker, name = out / "images.source", str(images.resolve()) if images else "openmoji"
-    if marker.exists() and (before := marker.read_text()) != name:
-        raise ConfigError(
-            f"{out} holds a demo on {before}; remove that folder, or give another one with --out"
-        )
+    """Leave a marker of the images. Raises ConfigError where the demo was begun on other ones."""
+    name = str(images.resolve()) if images else "openmoji"
+    for marker in (out / _MARKER, out / "pictures.source"):  # the latter is of version 0.1.0
+        if marker.exists() and (before := marker.read_text()) != name:
+            raise ConfigError(
+                f"{out} holds a demo on {before}; remove that folder, or give another one with "
+                "--out"
+            )
     out.mkdir(parents=True, exist_ok=True)
-    marker.write_text(name)
+    (out / _MARKER).write_text(name)
 
 
 def _stage(title: str, *, done: bool, work: Callable[[], bool | None]) -> None:

@@ -71,7 +71,11 @@ class Choice:
     def __call__(
         self, catalog: Catalog, steps: Collection[int], refused: Collection[int]
     ) -> list[int]:
-        """steps: of all checkpoints. refused: those that cannot be measured."""
+        """Choose among all checkpoints.
+
+        steps: those of all checkpoints. refused: those of checkpoints that cannot be measured.
+        Raises ADDPError, also where there is no such checkpoint.
+        """
         if self._step is not None:
             return [catalog.known(self._step)] if self._step not in refused else []
         if self._every is None:
@@ -142,7 +146,10 @@ class Assignments:
         print(f"{self._run}: {line}", file=sys.stderr, flush=True)
 
     def _look(self) -> tuple[Assignment | None, bool]:
-        """(work that is claimed now, whether there will be no more)."""
+        """Look for work once.
+
+        Returns the work that is claimed now, if any, and whether there will be no more.
+        """
         done = is_done(self._run)  # before the list: nothing comes after it
         catalog = _opened(self._run)
         if catalog is None:
@@ -169,8 +176,10 @@ class Assignments:
         return None, not waiting and (done or not self._request.which.follow)
 
     def _missing(self, step: int, course: Course) -> tuple[str, ...]:
-        """The benchmarks that have no result of this checkpoint. Raises ConfigError where a result
-        was made with other options."""
+        """Find the benchmarks that have no result of this checkpoint.
+
+        Raises ConfigError where a result was made with other options.
+        """
         results = {
             result.benchmark: result
             for result in read_results(self._store, step)

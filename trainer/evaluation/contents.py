@@ -18,7 +18,8 @@ KEYS = ("images", "train_images", "tokens", "train_tokens", "inception_weights")
 
 
 class Listing(NamedTuple):
-    """All images of a source, in the order of their ids. classes: names, which labels index."""
+    """All images of a source, in the order of their ids. classes: their names, which the labels of
+    images index."""
 
     images: tuple[ImageEntry, ...]
     classes: tuple[str, ...]

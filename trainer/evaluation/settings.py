@@ -1,7 +1,7 @@
-"""What a result depends on, and whether one that is there depends on the same.
+"""What a result depends on, and whether an earlier result depends on the same.
 
-Options count by value, except those that name data: these count by what the data are, wherever they
-lie and however that is written.
+Options count by their value, except those that name data: these count by what the data are,
+wherever the data lie and however their path is written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _EARLIER_DEFAULTS = {"held_out": 0.1, "seed": 0, "batch": 64}
 
 
 class ResultSettings:
-    """The settings of an evaluation's results. given: the options, as they were given."""
+    """The settings of the results that an evaluation makes.
+
+    given: the options, as they were given. `options` also has what the run's configuration says.
+    """
 
     def __init__(self, given: EvaluationOptions, config: RunConfig) -> None:
         self.options, _ = given.resolved(config)
@@ -37,21 +40,23 @@ class ResultSettings:
         self.contents = Contents()
 
     def of(self, benchmark: str) -> dict[str, Any]:
-        """What a result depends on. Raises ADDPError where the data cannot be reached."""
+        """What a result depends on, by option. Raises ADDPError where the data cannot be
+        reached."""
+        values = {name: self._values[name] for name in self._names(benchmark)}
         return {
-            name: self.contents.key(name, self._values[name])
-            if name in KEYS
-            else self._values[name]
-            for name in self._names(benchmark)
+            name: self.contents.key(name, value) if name in KEYS else value
+            for name, value in values.items()
         }
 
     def locations(self, benchmark: str) -> dict[str, str | None]:
-        """Where the data lie that a result depends on."""
+        """Where the data lie that a result depends on, by option."""
         return {name: self._values[name] for name in self._names(benchmark) if name in KEYS}
 
     def differences(self, result: Result) -> list[str]:
-        """What a result depends on and this evaluation would do otherwise, in words. Raises
-        ADDPError where the data cannot be reached."""
+        """Say in words what a result depends on that this evaluation would do otherwise.
+
+        Raises ADDPError where the data cannot be reached.
+        """
         there = _UNSAID | result.settings
         if result.locations is None:  # of a version that knew data by the spelling of their path
             return [

@@ -193,10 +193,8 @@ STATES = {
         {"heartbeats/rank-00001.json": {"time": NOW - 9000}, "incidents.jsonl": {"event": "hang"}},
         "hung at",
     ),
-    "unfinished": (
-        {"done.json": {"step": 2}},
-        "its last metric line is of step 3 of 10",
-    ),  # it was extended since
+    # A run that was done, and has been extended since.
+    "unfinished": ({"done.json": {"step": 2}}, "its last metric line is of step 3 of 10"),
 }
 
 

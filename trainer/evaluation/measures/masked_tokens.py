@@ -66,16 +66,18 @@ def measure(task: Task) -> Outcome:
 
 
 def _unigram_cross_entropy(frequencies: NDArray[np.float64], ids: Tensor) -> float:
-    """Nats a token: what held-out ids cost under the code frequencies (K,) of the training set."""
+    """Return what held-out ids cost under the code frequencies (K,) of the training set, in nats a
+    token."""
     return float(-np.log(frequencies)[ids.numpy().ravel()].mean())
 
 
 @torch.no_grad()
 def _masked_nats(predict: Predict, ids: Tensor, draw: int, codes: int) -> tuple[float, int]:
-    """(nats, tokens) of ids (N, L) at the positions that mask_t masks, summed over all images.
+    """Predict ids (N, L) at the positions that mask_t masks.
 
-    The softmax is over the K codes. draw: which of the `_MASK_DRAWS` mask ratios, each drawn by the
-    law of the training. predict(ids, masks) -> logits (B, L, K).
+    draw: which of the `_MASK_DRAWS` mask ratios, each drawn by the law of the training.
+    predict(ids, masks) -> logits (B, L, K). Returns the nats that the ids cost, by a softmax over
+    the K codes, and the number of tokens, both summed over all images.
     """
     total, count = 0.0, 0
     for start in range(0, len(ids), _BATCH):
@@ -92,7 +94,7 @@ def _masked_nats(predict: Predict, ids: Tensor, draw: int, codes: int) -> tuple[
 
 
 def _predictor_of(network: TokenPredictor | ADDP, frozen: FrozenNetworks | None) -> Predict:
-    """(ids, masks) -> logits. ADDP sees x_t, decoded as in training."""
+    """Return a function (ids, masks) -> logits. ADDP sees x_t, decoded as in training."""
     if isinstance(network, TokenPredictor):
         return lambda ids, masks: network.logits(ids, masks.mask_t)
     assert frozen is not None
@@ -102,7 +104,7 @@ def _predictor_of(network: TokenPredictor | ADDP, frozen: FrozenNetworks | None)
 
 
 def _token_data(held_out: str, train: str) -> tuple[Tensor, NDArray[np.float64]]:
-    """Held-out ids (N, L) int64, and the frequencies of the codes (K,) in the training set."""
+    """Read held-out ids (N, L) int64, and the frequencies of the codes (K,) in the training set."""
     ids = TokenLoader(held_out, global_batch=1, seed=0).all_tokens()
     frequencies = TokenLoader(train, global_batch=1, seed=0).code_frequencies()
     return torch.from_numpy(ids.astype(np.int64)), frequencies
@@ -110,9 +112,10 @@ def _token_data(held_out: str, train: str) -> tuple[Tensor, NDArray[np.float64]]
 
 @torch.no_grad()
 def _noisy_images(frozen: FrozenNetworks, pixels: Tensor) -> Tensor:
-    """What ADDP sees, as rows of a grid: (N * columns, 3, H, W) for images (N, 3, H, W) in [0, 1].
+    """Make what ADDP sees of images (N, 3, H, W) in [0, 1], as rows of a grid.
 
-    A row is the image, x_t at falling shares of unreliable tokens, and the reconstruction.
+    Returns (N * columns, 3, H, W). A row is the image, x_t at falling shares of unreliable tokens,
+    and the reconstruction.
     """
     ids = frozen.tokenizer.encode(pixels)
     length = ids.shape[1]

@@ -40,8 +40,11 @@ def measure(task: Task) -> Outcome:
 
 @torch.no_grad()
 def _reconstruct(tokenizer: VQTokenizer, pixels: Tensor) -> tuple[float, int, Tensor]:
-    """pixels: uint8 (B, 3, H, W) -> (sum of squared errors in [0, 1], number of values, which of
-    the K codes are used, (K,) bool)."""
+    """Reconstruct images. pixels: uint8 (B, 3, H, W).
+
+    Returns the sum of squared errors of values in [0, 1], the number of values, and which of the K
+    codes are used, (K,) bool.
+    """
     images = pixels.to(tokenizer.codebook.device).float() / 255
     ids = tokenizer.encode(images)
     used = torch.zeros(tokenizer.config.codebook_size, dtype=torch.bool)

@@ -47,7 +47,7 @@ class Line(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """A plot on the page. lines: for its legend. note: for its caption."""
+    """A plot on the page. lines: what its legend names. note: its caption."""
 
     title: str
     svg: Markup

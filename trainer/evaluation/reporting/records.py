@@ -28,7 +28,7 @@ _LARGEST = 1e30  # what a number may be, to be drawn
 _STEPS = 2**53
 T = TypeVar("T", bound=BaseModel)
 Parse = Callable[..., Any]  # of documents: (text, where, error)
-_NUMBERS = (  # of a metric line, what the report takes
+_NUMBERS = (  # what the report takes of a metric line
     "loss",
     "lr",
     "grad_norm",
@@ -121,7 +121,7 @@ class RunRecord:
 
     @property
     def objective(self) -> str:
-        """Its name; nothing where the configuration does not say."""
+        """The name of its objective; empty where the configuration does not say."""
         name = self.setting("objective")
         return name if isinstance(name, str) else ""
 
@@ -277,7 +277,8 @@ def _take_uploaded(record: RunRecord, upload: str) -> None:
 def _parsed(
     record: RunRecord, name: str, text: str, parse: Parse = parse_json, wanted: type = dict
 ) -> Any:
-    """The content of a document; None where there is no text, or content of another type."""
+    """Parse a document. Returns None where there is no text, or content of another type, which is
+    counted."""
     if not text.strip():
         return None
     try:

@@ -118,7 +118,7 @@ def _recorded(row: dict[str, float]) -> str:
 
 
 def when(seconds: object) -> str:
-    """Local time; nothing for what is no time."""
+    """Write seconds since 1970 as a local time; nothing for what is no time."""
     time = number(seconds)
     if time is None:
         return ""
@@ -129,7 +129,7 @@ def when(seconds: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span in words, as "2.5 hours"."""
+    """Write a time span in words, as "2.5 hours"."""
     for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.1f} {unit}"

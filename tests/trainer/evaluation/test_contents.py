@@ -10,6 +10,7 @@ import pytest
 from data_pipeline.shards.manifest import read_manifest
 from model.errors import ConfigError, DataError
 from tests.conftest import draw_images
+from trainer.config.options import LARGEST_INFERENCE_BATCH
 from trainer.config.reading import load_config
 from trainer.evaluation.contents import Contents, listing_of
 from trainer.evaluation.options import EvaluationOptions
@@ -81,3 +82,5 @@ def test_what_is_not_given_is_the_runs() -> None:
     assert taken == {"held_out": 0.3, "train_tokens": "s3://b/train", "seed": 5}
     assert (options.batch, options.images, options.seed, options.held_out) == (7, "there", 5, 0.3)
     assert EvaluationOptions().resolved(load_config(None))[0].images is None
+    large = load_config(None, ["batch.global_batch=100000", "batch.micro=100000"])
+    assert EvaluationOptions().resolved(large)[0].batch == LARGEST_INFERENCE_BATCH

@@ -9,6 +9,7 @@ import pytest
 
 from data_pipeline.storage import LocalStore
 from model.errors import DataError
+from trainer.config.renamed import RESULT_KEYS
 from trainer.evaluation.reporting.metrics import metrics_of
 from trainer.evaluation.reporting.records import read_run
 from trainer.evaluation.results import Result, publish, read_results
@@ -49,6 +50,13 @@ def test_keys_on_disk_stay(tmp_path: Path) -> None:
     assert read_results(LocalStore(tmp_path)) == [
         result.model_copy(update={"images": document["pictures"]})
     ]
+
+
+def test_the_page_on_evaluation_names_every_key() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text()
+    result = Result(step=4, benchmark="knn", weights="raw", metrics={})
+    missing = [key for key in (*result.document(), *RESULT_KEYS.values()) if f"`{key}`" not in page]
+    assert not missing
 
 
 @pytest.mark.parametrize(

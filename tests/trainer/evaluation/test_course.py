@@ -40,8 +40,8 @@ def test_a_run_that_is_rewound(tokens: Path, held_out_tokens: Path, tmp_path: Pa
     run, store, log = tmp_path / "run", LocalStore(tmp_path / "store"), tmp_path / "log"
     options = [*MAGE, f"data.tokens={tokens}", *REWIND, f"checkpoint.upload={store.url}"]
     killed = Sabotage("os.rename", ("run/checkpoints/step-00000010",), spikes=(5, 7))
-    found, output = run_world(run, *options, "log_every=1000", processes=1, sabotage=killed)
-    assert found == [-9], output
+    exit_codes, output = run_world(run, *options, "log_every=1000", processes=1, sabotage=killed)
+    assert exit_codes == [-9], output
     for step in (4, 6, 8):  # where the kill was faster
         RemoteCatalog(store).add(LocalCatalog(RunFolder(run)), step)
     measure = (

@@ -22,8 +22,8 @@ def crops(images: Path, crop: Crop) -> Crops:
 @pytest.mark.parametrize(("count", "of_each"), [(6, 2), (64, 20), (120, 40), (500, 40)])
 def test_a_few_images_are_of_all_classes(count: int, of_each: int, images: Path) -> None:
     """The real ones beside samples: the first of a source would be of its first class."""
-    found = crops(images, "own").spread(count)
-    assert found.labels.bincount().tolist() == [of_each] * 3 and found.pixels.shape[1:] == (
+    chunk = crops(images, "own").spread(count)
+    assert chunk.labels.bincount().tolist() == [of_each] * 3 and chunk.pixels.shape[1:] == (
         3,
         16,
         16,
@@ -35,9 +35,12 @@ def test_the_published_protocol_reads_every_image(images: Path, tmp_path: Path) 
     is missing."""
     folder = tmp_path / "images"
     shutil.copytree(images, folder)
-    found = crops(folder, "published")
+    published = crops(folder, "published")
     pixels = np.concatenate(
-        [found.read(number).pixels.permute(0, 2, 3, 1).numpy() for number in range(found.chunks)]
+        [
+            published.read(number).pixels.permute(0, 2, 3, 1).numpy()
+            for number in range(published.chunks)
+        ]
     )
     files = sorted(folder.glob("*/*.png"), key=lambda path: path.relative_to(folder).as_posix())
     expected = [
@@ -52,8 +55,8 @@ def test_the_published_protocol_reads_every_image(images: Path, tmp_path: Path) 
     assert np.array_equal(pixels, np.stack(expected)) and len(pixels) == 120
     own = crops(folder, "own")
     assert (
-        not np.array_equal(own.read(0).pixels, found.read(0).pixels)
-        and own.fingerprint != found.fingerprint
+        not np.array_equal(own.read(0).pixels, published.read(0).pixels)
+        and own.fingerprint != published.fingerprint
     )
     files[3].write_bytes(files[3].read_bytes()[:40])
     assert len(crops(folder, "published").read(0).labels) == 7

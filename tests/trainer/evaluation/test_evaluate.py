@@ -219,8 +219,8 @@ def evaluate_and_count(arguments: list[str]) -> int:
     """How often a folder of images was listed is its last line."""
     listed = []
 
-    def hook(event: str, found: tuple[object, ...]) -> None:
-        if event == "os.scandir" and str(found[0]).endswith("/line"):
+    def hook(event: str, details: tuple[object, ...]) -> None:
+        if event == "os.scandir" and str(details[0]).endswith("/line"):
             listed.append(event)
 
     sys.addaudithook(hook)
@@ -268,8 +268,8 @@ def test_a_damaged_checkpoint_is_left_out(run: Path, images: Path, tmp_path: Pat
     )
     assert codes(ranks) == [0]
     assert "step 8 is left out" in (tmp_path / "log").read_text()
-    found = read_results(LocalStore(folder))
-    assert [(r.step, r.weights) for r in found] == [(4, "ema"), (12, "ema")]
+    results = read_results(LocalStore(folder))
+    assert [(r.step, r.weights) for r in results] == [(4, "ema"), (12, "ema")]
 
 
 def test_asked_to_stop_while_it_waits(

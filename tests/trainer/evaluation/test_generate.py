@@ -134,10 +134,10 @@ def test_the_first_process_chooses_the_checkpoint(run: Path, tmp_path: Path) -> 
         return trained[step == 4 or step is None]
 
     args = (SetOptions(count=24, batch=8), SamplingOptions(steps=4))
-    found = _same_step_for_all(
+    samples = _same_step_for_all(
         load, lambda t: SampleSet(tmp_path / "late", t, *args), None, tmp_path / "late"
     )
-    assert found._trained.step == step_of_set(tmp_path / "late") == 8
+    assert samples._trained.step == step_of_set(tmp_path / "late") == 8
 
 
 def test_another_set_is_not_mixed_in(run: Path, tmp_path: Path) -> None:

@@ -46,14 +46,16 @@ PROBE = """<script>addEventListener("load", () => {
 def browse(
     page: Path, width: int, dark: bool, profile: Path, *options: str
 ) -> subprocess.CompletedProcess[str]:
-    found = next(
+    browser = next(
         (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))),
         None,
     )
-    assert found, "this test needs Chromium: apt install chromium (`make test` does, where it may)"
+    assert browser, (
+        "this test needs Chromium: apt install chromium (`make test` does, where it may)"
+    )
     return subprocess.run(
         [
-            found,
+            browser,
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
@@ -132,12 +134,12 @@ def test_in_a_browser(width: int, dark: bool, two_runs: list[Path], tmp_path: Pa
         r"\{\"width\".*\}", browse(probed, width, dark, tmp_path / "profile", "--dump-dom").stdout
     )
     assert answer is not None
-    found = json.loads(answer[0])
-    assert found["content"] <= found["width"]  # nothing is cut off or scrolls sideways
-    assert len(found["images"]) == 10 and all(found["images"])
-    assert len(found["labels"]) > 50 and min(found["labels"]) > 7  # legible, in either mode
-    assert len(found["lines"]) > 10 and min(found["lines"]) > 3
-    assert found["verdicts"] == [True]
+    seen = json.loads(answer[0])
+    assert seen["content"] <= seen["width"]  # nothing is cut off or scrolls sideways
+    assert len(seen["images"]) == 10 and all(seen["images"])
+    assert len(seen["labels"]) > 50 and min(seen["labels"]) > 7  # legible, in either mode
+    assert len(seen["lines"]) > 10 and min(seen["lines"]) > 3
+    assert seen["verdicts"] == [True]
 
 
 def test_what_it_says(two_runs: list[Path], tmp_path: Path) -> None:

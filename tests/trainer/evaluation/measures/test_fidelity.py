@@ -56,7 +56,7 @@ def test_streaming_is_one_pass(seed: int, parts: int, shift: float) -> None:
 
 def test_formulas_are_torch_fidelitys() -> None:
     ours, theirs = drawn(0, 300, 16, 0.0), drawn(1, 200, 16, 0.4)
-    found = fidelity_metrics(Inception.labels, feature_set(ours, 7), feature_set(theirs, 11))
+    metrics = fidelity_metrics(Inception.labels, feature_set(ours, 7), feature_set(theirs, 11))
     a, b = torch.from_numpy(ours), torch.from_numpy(theirs)
     of = _library("metric_fid")
     fid = of.fid_statistics_to_metric(
@@ -65,7 +65,7 @@ def test_formulas_are_torch_fidelitys() -> None:
     kid = _library("metric_kid").kid_features_to_metric(a, b, kid_subset_size=200, verbose=False)
     isc = _library("metric_isc").isc_features_to_metric(a)
     prc = _library("metric_prc").prc_features_to_metric(a, b, verbose=False)
-    assert found == pytest.approx(
+    assert metrics == pytest.approx(
         {
             "fid": fid["frechet_inception_distance"],
             "kid": kid["kernel_inception_distance_mean"],
@@ -80,18 +80,19 @@ def test_formulas_are_torch_fidelitys() -> None:
     # and the definition of the distance, by another road
     roots = scipy.linalg.sqrtm(np.cov(ours.T) @ np.cov(theirs.T)).real
     gap = ours.mean(0) - theirs.mean(0)
-    assert found["fid"] == pytest.approx(
+    assert metrics["fid"] == pytest.approx(
         gap @ gap + np.trace(np.cov(ours.T) + np.cov(theirs.T) - 2 * roots), rel=1e-4
     )
 
 
 def test_equal_sets_have_no_distance() -> None:
     x = feature_set(drawn(2, 150, 16, 0.0), 5)
-    found = fidelity_metrics(EfficientNet.labels, x, x)
+    metrics = fidelity_metrics(EfficientNet.labels, x, x)
     assert (
-        abs(found["efficientnet_frechet_distance"]) < 1e-3 and found["efficientnet_precision"] == 1
+        abs(metrics["efficientnet_frechet_distance"]) < 1e-3
+        and metrics["efficientnet_precision"] == 1
     )
-    assert not any("fid" in name or "inception" in name for name in found)
+    assert not any("fid" in name or "inception" in name for name in metrics)
 
 
 @pytest.fixture(scope="module")

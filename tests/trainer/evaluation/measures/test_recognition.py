@@ -21,15 +21,15 @@ def data() -> tuple[np.ndarray, torch.Tensor, np.ndarray, torch.Tensor]:
 
 def test_knn_is_the_weighted_vote(data: tuple) -> None:
     train, labels, test, test_labels = data
-    found = knn(*data, torch.device("cpu"))
-    assert list(found) == ["top1_k10", "top1_k20", "top1_k100", "top1_k200"]
+    scores = knn(*data, torch.device("cpu"))
+    assert list(scores) == ["top1_k10", "top1_k20", "top1_k100", "top1_k200"]
     for k in (10, 20, 100, 200):
         other = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
         other.fit(normalize(train), labels.numpy())
-        assert found[f"top1_k{k}"] == pytest.approx(
+        assert scores[f"top1_k{k}"] == pytest.approx(
             other.score(normalize(test), test_labels.numpy())
         )
-    assert found["top1_k10"] > 0.5
+    assert scores["top1_k10"] > 0.5
 
 
 def test_few_images_have_few_neighbours(data: tuple) -> None:

@@ -94,6 +94,7 @@ class ProbeOptions(Settings):
     )
 
 
+# On the command line the options of the last base come first.
 class EvaluationOptions(ProbeOptions, SamplingOptions, MeasuredSamples, DataOptions):
     """All that results depend on, beside the checkpoint. None means that the run's configuration
     says it."""

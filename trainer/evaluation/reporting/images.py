@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from PIL import Image
@@ -63,7 +62,7 @@ def image_groups(run: RunRecord) -> list[Group]:
     return groups
 
 
-def _titles() -> Iterator[tuple[str, str, ImageTitle]]:
+def _titles() -> list[tuple[str, str, ImageTitle]]:
     """(benchmark, key, title) of all images, first of the benchmarks that show some over time."""
     titles = [
         (name, key, title)
@@ -71,7 +70,7 @@ def _titles() -> Iterator[tuple[str, str, ImageTitle]]:
         for key, title in benchmark.images.items()
     ]
     over_time = {name for name, _, title in titles if title.over_time}
-    return iter(sorted(titles, key=lambda image: image[0] not in over_time))
+    return sorted(titles, key=lambda image: image[0] not in over_time)
 
 
 def _spread(results: list[ReportedResult]) -> list[ReportedResult]:

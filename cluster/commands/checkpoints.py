@@ -16,6 +16,8 @@ from trainer.config.options import MOST_STEPS, AsJson, step_option
 
 
 class Action(StrEnum):
+    """What to do with a run's checkpoints."""
+
     list = "list"
     verify = "verify"
     prune = "prune"

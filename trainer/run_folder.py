@@ -173,11 +173,11 @@ class RunFolder:
         self._done.unlink(missing_ok=True)
 
     def heartbeat(self, rank: int) -> Path:
-        """The file with a rank's sign of life."""
+        """Return the file with a rank's sign of life."""
         return self.heartbeats / f"rank-{rank:05d}.json"
 
     def trace(self, rank: int) -> Path:
-        """The file with the traceback of a rank that crashed."""
+        """Return the file with the traceback of a rank, if it has crashed."""
         return self.path / "traces" / f"rank-{rank:05d}.txt"
 
     def write_exit(self, code: int, reason: str) -> None:

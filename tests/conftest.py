@@ -66,7 +66,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw_images(root: Path) -> Path:
-    """Three classes of 40 drawn shapes."""
+    """Draw three classes of 40 shapes each, below `root`, and return it."""
     rng = np.random.default_rng(0)
     for shape in ("ellipse", "rectangle", "line"):
         (root / shape).mkdir(parents=True)
@@ -107,7 +107,7 @@ def s3_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture
 def proxy(s3_port: int) -> Iterator[FaultProxy]:
-    """In front of that server; it behaves until told otherwise."""
+    """A proxy in front of that server, which makes no faults until it is told to."""
     proxy = FaultProxy(s3_port)
     yield proxy
     proxy.close()
@@ -115,7 +115,7 @@ def proxy(s3_port: int) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    """url of an empty bucket, with the environment that reaches it."""
+    """The url of an empty bucket, whose server this process's environment names."""
     for name, value in environment(s3_port).items():
         monkeypatch.setenv(name, value)
     name = f"bucket-{uuid.uuid4().hex[:12]}"
@@ -125,7 +125,7 @@ def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(scope="session")
 def tokens(images: Path, tokenizer: VQTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training data set of several shards, V = 3."""
+    """A token data set of the training images: several shards, with three views of each image."""
     out = tmp_path_factory.mktemp("tokens") / "train"
     tokenize(images, out, tokenizer, ViewRecipe(size=16, views=3), rows=32, split="train")
     return out
@@ -141,7 +141,7 @@ def held_out_tokens(
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The corruption matrix and the kills, as they were tested in this run."""
+    """Print the corruption matrix and the kills, as this run has tested them."""
     reports = terminalreporter.getreports("passed") + terminalreporter.getreports("failed")
     rows = [
         (value, r.outcome)

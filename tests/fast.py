@@ -28,6 +28,7 @@ _LONG_IN_PROCESS = (
 
 
 def mark_fast_tests(items: list[pytest.Item]) -> None:
+    """Give the marker `fast` to those of the collected tests that are."""
     for item in items:
         if (
             isinstance(item, pytest.Function)
@@ -38,14 +39,17 @@ def mark_fast_tests(items: list[pytest.Item]) -> None:
 
 
 def _functions(item: pytest.Function) -> Iterator[Any]:
-    """The test and all its fixtures."""
+    """Yield the functions of a test and of all its fixtures."""
     yield item.function
     for definitions in item._fixtureinfo.name2fixturedefs.values():
         yield from (definition.func for definition in definitions)
 
 
 def _starts_processes(function: Any, seen: frozenset[Any] = frozenset()) -> bool:
-    """By itself, or by a function of the tests that it calls."""
+    """Return whether a function starts processes, itself or by a function of the tests.
+
+    seen: the functions that lead to this one, so that a circle of calls comes to an end.
+    """
     if not isinstance(function, FunctionType) or function in seen:
         return False
     if function.__module__ in _STARTERS:
@@ -66,7 +70,7 @@ def _starts_processes(function: Any, seen: frozenset[Any] = frozenset()) -> bool
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """What the code and the functions within it call by name."""
+    """Yield the names that the code uses, and those that the functions within it use."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

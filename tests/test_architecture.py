@@ -34,7 +34,7 @@ ORDER = {
         # What looks at runs: before, after, and beside the reference.
         *("preflight", "evaluation", "export", "trajectory"),
     ],
-    "cluster": ["launch", "supervise", "sharding", "demo", "commands", "cli"],
+    "cluster": ["launch", "sharding", "demo", "commands", "cli"],
 }
 PACKAGES = list(ORDER)
 ONE_PLACE = {
@@ -60,7 +60,7 @@ MODULES = {module_name(path): path for path in FILES}
 
 @cache
 def imported(path: Path, for_types: bool = False) -> frozenset[str]:
-    """Every module that a file imports, at its top or within a function.
+    """Return every module that a file imports, at its top or within a function.
 
     for_types: also those that it imports for a type checker only.
     """
@@ -77,7 +77,7 @@ def imported(path: Path, for_types: bool = False) -> frozenset[str]:
 
 
 def nodes(node: ast.AST, for_types: bool) -> Iterator[ast.AST]:
-    """The node and all within it, with or without what only a type checker sees."""
+    """Yield the node and all within it, with or without what only a type checker sees."""
     yield node
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not for_types:
         return
@@ -86,7 +86,7 @@ def nodes(node: ast.AST, for_types: bool) -> Iterator[ast.AST]:
 
 
 def room(module: str) -> tuple[str, str]:
-    """The package of a module, and its folder or module in ORDER: trainer, engine."""
+    """Return the package of a module, and its folder or module in ORDER: (trainer, engine)."""
     package, _, rest = module.partition(".")
     return package, rest if rest in ORDER[package] else rest.partition(".")[0]
 
@@ -101,10 +101,12 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 def test_every_folder_has_its_place_in_the_order() -> None:
+    """And nothing else has: a name in ORDER that is no folder or module is one of the past."""
     rooms = {room(name) for name in MODULES if name.partition(".")[2]}
     placed = {(package, name) for package, order in ORDER.items() for name in order}
     missing = {(package, name) for package, name in rooms - placed if package != "model"}
     assert not missing, "give each a place in ORDER, after what it imports"
+    assert not placed - rooms, "take these out of ORDER"
 
 
 def test_folders_import_one_way() -> None:
@@ -135,8 +137,10 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def closure(modules: set[str]) -> set[str]:
-    """These modules, and all that they import, directly or not; outside ones by their first
-    name."""
+    """Return these modules and all that they import, directly or not.
+
+    Of modules that are not ours, the first part of the name is returned: torch.
+    """
     seen: set[str] = set()
     waiting = set(modules)
     while waiting:
@@ -150,9 +154,9 @@ def closure(modules: set[str]) -> set[str]:
     return {name if name in MODULES else name.split(".")[0] for name in seen}
 
 
-# What starts and watches runs knows the trainer by its run folder alone. It runs on login nodes,
-# and beside a trainer that may be broken.
-LIGHT = [name for name in MODULES if name.startswith(("cluster.launch", "cluster.supervise"))]
+# What starts runs knows the trainer by its run folder alone. It runs on login nodes, and beside a
+# trainer that may be broken.
+LIGHT = [name for name in MODULES if name.startswith("cluster.launch")]
 RUN_FOLDER = {"trainer", "trainer.run_folder", "trainer.records"}  # records: used by run_folder
 
 
@@ -166,7 +170,7 @@ def test_launches_know_the_run_folder_only() -> None:
 
 
 def test_launches_load_the_run_folder_only() -> None:
-    """What the walk over imports says, by a process that imports all of them."""
+    """A process that imports all of them shows what the walk over the imports says."""
     code = f"import {', '.join(LIGHT)}, sys; print(*sys.modules)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)

@@ -62,7 +62,7 @@ COMMON = {"numel", "start", "loss_scaler"}
 
 
 def defined(path: Path) -> set[str]:
-    """Every name that a file gives a function, an attribute, a field, or a key."""
+    """Return every name that a file gives to a function, an attribute, a field or a key."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
@@ -78,7 +78,7 @@ def defined(path: Path) -> set[str]:
 
 
 def used(path: Path) -> set[str]:
-    """Every attribute that a file reads or writes, and every string in it that is one word."""
+    """Return every attribute that a file reads or writes, and every string in it."""
     return {
         node.attr if isinstance(node, ast.Attribute) else node.value
         for node in ast.walk(ast.parse(path.read_text()))
@@ -108,9 +108,9 @@ def test_private_names_are_used_in_the_engine_only() -> None:
     unused = names - {name for path in ENGINE.glob("*.py") for name in used(path)}
     assert not unused, f"trainer/engine/ uses {sorted(unused)} no more; take them off the list"
     elsewhere = {
-        str(path.relative_to(ROOT)): sorted(found)
+        str(path.relative_to(ROOT)): sorted(touched)
         for path in OTHERS
-        if (found := used(path) & (names - COMMON))
+        if (touched := used(path) & (names - COMMON))
     }
     assert not elsewhere, f"only trainer/engine/ may touch these names of DeepSpeed: {elsewhere}"
 

@@ -40,13 +40,15 @@ CASES: list[Case] = [
     *checks.CASES,
 ]
 ROOT = Path(__file__).parent.parent
-# A machine with other work on it gets so many times the seconds; processor time is bounded by
-# SECONDS.
+# SECONDS bound the processor time. Wall time may be so many times as long, since the machine may
+# have other work.
 _BUSY = 6
 _NOT_READY = re.compile(r"FAILED .+\nnot ready: \d+ failed\n\Z", re.DOTALL)  # of `addp check`
 
 
 class Ended(NamedTuple):
+    """How a command ended. memory: the most that it took, in bytes."""
+
     code: int
     memory: int
     out: str
@@ -54,6 +56,8 @@ class Ended(NamedTuple):
 
 
 class Server:
+    """Runs commands that it forks, one after the other: `tests/hostile/server.py`."""
+
     def __init__(self, errors: Path) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.hostile.server"],
@@ -101,10 +105,9 @@ class Server:
         return self._process.stdout.readline().strip() if ready else ""
 
     def _end_children(self) -> None:
-        for path in (
-            Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        ):
-            os.killpg(int(path), signal.SIGKILL)
+        pid = self._process.pid
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            os.killpg(int(child), signal.SIGKILL)
 
     def close(self) -> None:
         self._process.kill()
@@ -120,8 +123,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def room(tmp_path: Path) -> Iterator[Path]:
-    """Removed at once, and by `rm`: some cases hold folders in each other so deep that Python
-    cannot remove them."""
+    """A folder for a case, which `rm` removes at its end: some cases nest folders so deeply that
+    Python cannot remove them."""
     yield tmp_path
     subprocess.run(["rm", "-rf", tmp_path], check=True)
 
@@ -141,9 +144,8 @@ def test_ends_in_one_paragraph(case: Case, server: Server, room: Path) -> None:
     said = ended.out + ended.error
     assert "Traceback" not in said and "error: unexpected" not in said, shown
     answers_by_table = case.command[0] == "check" and _NOT_READY.search(ended.out)
-    if (
-        ended.code not in (0, 2) and not answers_by_table
-    ):  # 2: wrong usage, which the command-line library words
+    # 2 is wrong usage, which the command-line library puts into words.
+    if ended.code not in (0, 2) and not answers_by_table:
         _, mark, paragraph = ended.error.strip().partition("error: ")
         assert mark and "\n\n" not in paragraph and len(paragraph) < 2000, shown
     for words in case.says:
@@ -152,16 +154,18 @@ def test_ends_in_one_paragraph(case: Case, server: Server, room: Path) -> None:
 
 
 def _listing(root: Path) -> dict[str, tuple[int, int]]:
-    """Of everything outside of the command's own folder. Traces would lie among the temporary
-    files."""
-    found = {}
+    """Return the size and the time of every file outside of the command's own folder.
+
+    Traces of errors would lie among the temporary files; what libraries cache there does not count.
+    """
+    listing = {}
     for name in ("home", "temporary", "outside"):
         for path in (root / name).rglob("*"):
             if not {"matplotlib", ".cache"} & set(path.parts) and not path.name.startswith(
                 (".", "torchinductor")
             ):
-                found[str(path)] = (path.lstat().st_size, path.lstat().st_mtime_ns)
-    return found
+                listing[str(path)] = (path.lstat().st_size, path.lstat().st_mtime_ns)
+    return listing
 
 
 def test_no_two_cases_have_one_name_and_there_are_enough() -> None:

@@ -46,18 +46,19 @@ def older(tmp_path: Path) -> Path:
 
 
 def addp(*arguments: str | Path) -> str:
-    """A command that must end well. Returns its output."""
+    """Run a command, which must end well, and return its output."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, f"{result.output}{result.exception!r}"
     return result.output
 
 
 def content(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file below a folder, by name."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def with_new_keys(run_file: Path) -> None:
-    """What a person does whose run file was refused."""
+    """Do what a person does whose run file was refused: write the new names of its keys."""
     text = run_file.read_text()
     for old, new in KEYS.items():
         section, key = old.split(".")

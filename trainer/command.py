@@ -24,8 +24,8 @@ def run_command(function: Callable[..., Any]) -> None:
 
 
 def run_ranks(function: Callable[..., Any]) -> NoReturn:
-    """The same for one that many ranks run: it exits without waiting for other ranks or its own
-    threads."""
+    """Run a typer command as one of many ranks: it exits without waiting for other ranks, or for
+    its own threads."""
     leave(_called(function))
 
 
@@ -38,6 +38,7 @@ def _called(function: Callable[..., Any]) -> Callable[[], Any]:
 def run_app(app: typer.Typer, program: str | None) -> Any:
     """Run a command line on the arguments of this process. Raises RenamedOption for an old option.
 
-    program: its name in help and usage errors; None for that of the module."""
+    program: its name in help and usage errors; None for that of the module.
+    """
     refuse_old_options(sys.argv[1:])
     return app(prog_name=program)

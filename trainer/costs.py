@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from model.documents import Settings
 from trainer.config.schema import RunConfig
 from trainer.engine.optimizers import STATE
 from trainer.engine.precision import MODES
 from trainer.objectives.counting import Operations
-from trainer.objectives.registry import objective_class
+from trainer.objectives.registry import OBJECTIVES, objective_class
 
 PEAKS = {  # dense bf16 operations a second, from the makers' data sheets
     "H200": 989e12,
@@ -27,12 +28,9 @@ PEAKS = {  # dense bf16 operations a second, from the makers' data sheets
     "MI300X": 1307e12,
     "V100": 125e12,
 }
-
-
-# What of a configuration the operations of its networks depend on.
+# What the operations of every objective's networks depend on; of its own sections, all keys may.
 _SIZES: dict[str, Any] = {
     "objective": True,
-    "classifier": True,
     "tokenizer": {"sizes"},
     "predictor": {"sizes"},
     "addp": {"sizes"},
@@ -55,8 +53,10 @@ class Memory(NamedTuple):
 
 
 def device_peak() -> float | None:
-    """The bf16 operations that this process's GPU makes in a second; None where the GPU is not
-    known."""
+    """Return the bf16 operations that this process's GPU makes in a second, at most.
+
+    None without a GPU, and for one that is not in the table.
+    """
     if not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()
@@ -64,7 +64,7 @@ def device_peak() -> float | None:
 
 
 def parameters(config: RunConfig) -> tuple[int, int]:
-    """How many parameters are trained, and how many are frozen."""
+    """Return how many parameters are trained, and how many are frozen."""
     return _parameters(config.model_dump_json())
 
 
@@ -82,21 +82,28 @@ def _size(network: nn.Module) -> int:
 
 
 def image_operations(config: RunConfig) -> Operations:
-    """Operations of one image, forward and backward, at the mean mask ratio. Of a tokenizer: its
-    encoder and decoder, without the networks that the losses have."""
-    return _operations(config.model_dump_json(include=_SIZES))
+    """Return the operations of one image, forward and backward, at the mean mask ratio.
+
+    For a tokenizer, its encoder and decoder are counted, but not the networks of its losses.
+    """
+    used = [key for key in OBJECTIVES[config.objective].keys if key in RunConfig.model_fields]
+    own: dict[str, Any] = {key: True for key in used if isinstance(getattr(config, key), Settings)}
+    return _operations(config.model_dump_json(include={**own, **_SIZES}))
 
 
 @lru_cache(maxsize=8)
 def _operations(sizes: str) -> Operations:
-    """Of a configuration's sizes, on which alone they depend."""
+    """Count them. sizes: the sections on which they depend, as JSON, so that runs share a count."""
     config = RunConfig.model_validate_json(sizes)
     return objective_class(config.objective).flops(config)
 
 
 def rank_memory(config: RunConfig, stage: int, world_size: int) -> Memory:
-    """What the tensors of the training take in a ZeRO stage, without the buffers of communication
-    and the allocator's waste. What is offloaded lies in host memory."""
+    """Estimate what the tensors of the training take on each of `world_size` ranks.
+
+    stage: of ZeRO. The buffers of communication and the allocator's waste are not counted, and
+    offloading to host memory is not taken into account.
+    """
     trained, frozen = parameters(config)
     mode = MODES[config.precision]
     divided = world_size if stage >= 1 else 1
@@ -116,14 +123,17 @@ def rank_memory(config: RunConfig, stage: int, world_size: int) -> Memory:
 
 
 def activation_bytes(config: RunConfig) -> float:
-    """What one image holds between forward and backward pass, with memory-efficient attention. 0
-    for a tokenizer, where it is not estimated, and for a linear probe, where it is next to
-    nothing."""
+    """Return the bytes that one image holds between the forward and the backward pass.
+
+    Attention is taken to be memory-efficient. The number is 0 for a tokenizer, where it is not
+    estimated, and for a linear probe, where it is next to nothing.
+    """
     return objective_class(config.objective).activation_bytes(config)
 
 
 def checkpoint_bytes(config: RunConfig) -> float:
-    """The bytes of one checkpoint, all ranks' files together."""
+    """Return the bytes of one checkpoint, all ranks' files together."""
     trained, _ = parameters(config)
-    kinds = 1 + len(STATE[config.optimizer.name]) + (config.ema_decay is not None)
-    return 4.0 * kinds * trained
+    # The weights, each state of the optimizer, and the moving average, all of them in float32.
+    copies = 1 + len(STATE[config.optimizer.name]) + (config.ema_decay is not None)
+    return 4.0 * copies * trained

@@ -121,8 +121,8 @@ def checkpoint_fingerprint(hashes: Mapping[str, str]) -> str:
 class RunFolder:
     """The files of a run by name, and how they are read and written.
 
-    Nothing is made before it is written. What only records the run (`incident`, `write_exit`,
-    `rewind_metrics`) never raises: see `trainer/records.py`.
+    No file or folder is made before something is written. What only records the run (`incident`,
+    `write_exit`, `rewind_metrics`) never raises: see `trainer/records.py`.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -173,11 +173,11 @@ class RunFolder:
         self._done.unlink(missing_ok=True)
 
     def heartbeat(self, rank: int) -> Path:
-        """The file with a rank's sign of life."""
+        """Return the file with a rank's sign of life."""
         return self.heartbeats / f"rank-{rank:05d}.json"
 
     def trace(self, rank: int) -> Path:
-        """The file with the traceback of a rank that crashed."""
+        """Return the file with the traceback of a rank, if it has crashed."""
         return self.path / "traces" / f"rank-{rank:05d}.txt"
 
     def write_exit(self, code: int, reason: str) -> None:
@@ -211,15 +211,15 @@ class RunFolder:
                 return (file.read().strip() or "another process") if taken else None
         return None
 
-    def lock(self, patience: float = 5.0) -> None:
+    def lock(self, wait_seconds: float = 5.0) -> None:
         """Hold RUN/lock until this process ends, however it ends.
 
-        patience: seconds to wait for the lock; the ranks of a run that was just killed may still be
-        ending. Raises ConfigError where another process holds it for longer.
+        wait_seconds: how long to wait for the lock; the ranks of a run that was just killed may
+        still be ending. Raises ConfigError where another process holds it for longer.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         file = (self.path / "lock").open("a+")
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + wait_seconds
         while True:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -252,7 +252,7 @@ class RunFolder:
         if not path.is_file():
             why = "let the run finish"
             if weights == "ema":
-                why = "the run kept no average (ema_decay was not set)"
+                why = "the run kept no moving average (ema_decay was not set)"
             raise ConfigError(f"{self.path} has no {path.name}; {why}")
         return path
 
@@ -305,7 +305,10 @@ class RunFolder:
 
 
 def _read_json(path: Path, key: str, type_of_key: type) -> dict[str, Any] | None:
-    """None where there is no such record, or none that can be read and has this key."""
+    """Return a record that holds a value of this type under this key.
+
+    None where there is no such file, and where it holds no such record.
+    """
     try:
         record: dict[str, Any] = parse_json(
             read_file(path, _LARGEST_RECORD, DataError), str(path), DataError

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from model.errors import ADDPError
-from trainer.config.options import AsJson, step_option
-from trainer.config.schema import MOST_STEPS
+from trainer.config.options import MOST_STEPS, AsJson, step_option
 
 
 class Action(StrEnum):
+    """What to do with a run's checkpoints."""
+
     list = "list"
     verify = "verify"
     prune = "prune"

@@ -61,6 +61,6 @@ def train(
     check_output(settings.run)
     check_ranks(settings.expect_ranks, hosts.ranks)
     if hostfile is not None and settings.expect_ranks is None:
-        # The ranks then refuse to train where the launcher started others than the hostfile says.
+        # The ranks then refuse to train where the launcher starts another number of them.
         words.append(f"expect_ranks={hosts.ranks}")
     launch.train(settings.run, words, hosts)

@@ -1,4 +1,4 @@
-"""`addp --version`."""
+"""The option `addp --version`, which prints the versions of what matters."""
 
 from __future__ import annotations
 

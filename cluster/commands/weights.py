@@ -1,4 +1,4 @@
-"""`addp export` and `addp import`: networks to and from the formats of others."""
+"""`addp export` and `addp import`: networks go to the formats of other programs, and come back."""
 
 from __future__ import annotations
 

@@ -22,7 +22,10 @@ class Target(NamedTuple):
 
 
 def collect_targets(out: Path) -> list[Target]:
-    """Compare the evaluations and training metrics of the demo's runs with its targets."""
+    """Return the demo's targets, with what its runs reached by their evaluations and metric lines.
+
+    out: the demo's folder.
+    """
     tokenizer, predictor, addp = (
         _newest(out / name) for name in ("tokenizer", "predictor", "addp")
     )
@@ -64,7 +67,10 @@ def collect_targets(out: Path) -> list[Target]:
 
 
 def _nats(name: str, measured: Callable[[str, str], float], least: float) -> Target:
-    """The target of masked tokens: they cost at least `least` nats less than by the unigram."""
+    """Return the target of a network that predicts masked tokens: how far it is under the unigram.
+
+    name: of the target. least: what is asked for, in nat.
+    """
     entropy, gain = measured("held-out", "cross_entropy"), measured("held-out", "gain")
     return Target(
         name,
@@ -75,19 +81,19 @@ def _nats(name: str, measured: Callable[[str, str], float], least: float) -> Tar
 
 
 def _percent(share: float, images: float) -> str:
-    """A share in percent, with its standard error where the count of images is known."""
+    """Return a share in percent, with its standard error where the count of images is known."""
     error = standard_error(share, images)
     return f"{100 * share:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "") + " %"
 
 
 def _newest(run: Path) -> Callable[[str, str], float]:
-    """Return what gives the value of (benchmark, metric) at the newest checkpoint that has it."""
+    """Return a function that gives a benchmark's metric at the newest checkpoint that has it."""
     results = read_results(LocalStore(run))
 
     def value(benchmark: str, metric: str) -> float:
         metrics = next(r for r in reversed(results) if r.benchmark == benchmark).metrics
         if metric == "images":
-            return float(metrics.get(metric, 0))  # earlier versions did not count them
+            return float(metrics.get(metric, 0))  # earlier versions did not count images
         return float(metrics[metric])
 
     return value

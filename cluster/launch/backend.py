@@ -18,7 +18,7 @@ from cluster.launch.hosts import Hosts
 
 
 def free_port() -> int:
-    """A TCP port that is free on this machine now."""
+    """Return a TCP port that is free on this machine now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port: int = s.getsockname()[1]

@@ -24,7 +24,10 @@ def deepspeed_command(
 
 
 def _environment() -> dict[str, str]:
-    """Without a GPU, DeepSpeed must be told so: it would probe for accelerators, and warn."""
+    """Return what the launcher needs beside this process's variables.
+
+    Where there is no GPU, DeepSpeed has to be told so: it would probe for accelerators, and warn.
+    """
     if "DS_ACCELERATOR" in os.environ or shutil.which("nvidia-smi"):
         return {}
     return {"DS_ACCELERATOR": "cpu"}

@@ -49,15 +49,15 @@ class Hosts:
 
 
 def this_machine(ranks: int) -> Hosts:
-    """This machine alone, with that many ranks."""
+    """Return the hosts of a launch that starts that many ranks on this machine alone."""
     return Hosts({"localhost": ranks})
 
 
 def choose_hosts(hostfile: Path, ranks_per_host: int | None, address: str | None) -> Hosts:
     """Return the hosts of a hostfile. The arguments are the fields of `Hosts`.
 
-    Raises ConfigError where the hostfile is not as it should be, where a host has fewer slots than
-    ranks, and where the address is none.
+    Raises ConfigError for a bad line in the hostfile, for a host with fewer slots than ranks, and
+    for something that is no address.
     """
     slots = read_hostfile(hostfile)
     each = ranks_per_host or 0

@@ -28,9 +28,9 @@ def start(
 
     Raises ADDPError where the backend cannot start them from here.
     """
-    way = BACKENDS[backend or usual_backend(request.hosts)]
-    way.check(request)
-    return run_group(way.command(request), stdout)
+    chosen = BACKENDS[backend or usual_backend(request.hosts)]
+    chosen.check(request)
+    return run_group(chosen.command(request), stdout)
 
 
 def check_hosts(arguments: Sequence[str], hosts: Hosts, *, backend: str | None = None) -> None:

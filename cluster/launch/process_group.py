@@ -19,7 +19,7 @@ class Ended(NamedTuple):
     """How a command ended.
 
     code: its exit code; negative where a signal ended it.
-    signalled: whether somebody asked us to stop meanwhile. The command may have come to its own end
+    signalled: whether somebody asked us to stop before it ended. It may have come to its own end
     all the same.
     """
 

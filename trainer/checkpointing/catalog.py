@@ -243,7 +243,7 @@ class LocalCatalog(Catalog):
             raise StorageError(f"{path} cannot be removed: {error.strerror or error}") from error
 
     def lock(self) -> None:
-        self._run.lock(patience=0)
+        self._run.lock(wait_seconds=0)
 
     def _read_manifest(self, step: int) -> Manifest:
         return read_manifest(self.folder(step))

@@ -44,9 +44,8 @@ def _check_one(files: Sequence[str]) -> None:
 
 
 def _is_file(argument: str) -> bool:
-    return (
-        os.access(argument, os.F_OK) and Path(argument).is_file()
-    )  # access: no error for a name of any length
+    # os.access comes first: a name that is too long for a file is no error for it.
+    return os.access(argument, os.F_OK) and Path(argument).is_file()
 
 
 def configured(
@@ -65,16 +64,18 @@ def configured(
 
 
 def parse_rank(description: str, arguments: Sequence[str] | None) -> tuple[Path | None, list[str]]:
-    """The same, of a module that launchers start as each rank of a run. Raises ConfigError."""
+    """Return the run file and the overrides from the words of a module that launchers start.
+
+    description: of the module, for its help. Raises ConfigError as `configured` does.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--config", type=Path, help="run file (YAML), if it is not given as an argument"
     )
-    parser.add_argument(
-        "--local_rank", type=int, help=argparse.SUPPRESS
-    )  # the deepspeed launcher appends it
+    # The deepspeed launcher appends it.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument(
         "arguments",
         nargs="*",

@@ -13,7 +13,7 @@ from trainer.objectives.registry import OBJECTIVES, users_of
 
 
 def documented_defaults() -> str:
-    """Every key with its default and meaning, as YAML."""
+    """Return the YAML that lists every key: its default, its meaning, its choices, its users."""
     lines = [
         "# Every key with its default. Written by `addp config --defaults`; a run file holds "
         "differences only.",
@@ -24,6 +24,7 @@ def documented_defaults() -> str:
 
 
 def _document(section: BaseModel, lines: list[str], indent: str, prefix: str) -> None:
+    """Append a line for each key of a section, and for those of the sections in it."""
     for name, field in type(section).model_fields.items():
         value, key = getattr(section, name), prefix + name
         if isinstance(value, BaseModel):
@@ -41,7 +42,7 @@ def _document(section: BaseModel, lines: list[str], indent: str, prefix: str) ->
 
 
 def _users(key: str, section: str) -> str:
-    """Where not all objectives use a key, and its section has not said so."""
+    """Return who uses a key; "" where all objectives do, or where its section has said so."""
     by = users_of(key)
     said = by == tuple(OBJECTIVES) or (section and by == users_of(section.rstrip(".")))
     return "" if said else f" (used by {', '.join(by)})"
@@ -50,8 +51,6 @@ def _users(key: str, section: str) -> str:
 def _choices(annotation: Any) -> str:
     if get_origin(annotation) in (Union, types.UnionType):
         annotation = get_args(annotation)[0]
-    return (
-        f" ({' | '.join(map(str, get_args(annotation)))})"
-        if get_origin(annotation) is Literal
-        else ""
-    )
+    if get_origin(annotation) is not Literal:
+        return ""
+    return f" ({' | '.join(map(str, get_args(annotation)))})"

@@ -142,8 +142,10 @@ def _section_at(names: list[str]) -> type[BaseModel]:
 
 
 def _check_together(config: RunConfig) -> None:
-    """Check what no single key shows and only a start needs. Raises ConfigError, and StorageError
-    for a broken url."""
+    """Check whether the values go together, as a start needs it.
+
+    Raises ConfigError, and StorageError for a broken url.
+    """
     check_names(config.resume.allow, RunConfig)
     is_remote(config.run)  # raises where it is a url: a run folder lies on a disk
     _check_places(config)

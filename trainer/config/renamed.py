@@ -3,7 +3,7 @@ evaluation results.
 
 A person who still uses an old key or option is refused with the new name. What an earlier version
 left on disk (a run's resolved configuration, the copy of it in a checkpoint's manifest, results of
-evaluations) is read as if it had the new names. Imports no torch.
+evaluations) is read as if it had the new names. This module imports no torch.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ MOST_RANKS = 1 << 20
 
 
 def _absolute(place: str) -> str:
+    """Return a folder as an absolute path, and a url as it is."""
     return place if is_remote(place) else str(Path(place).absolute())
 
 
@@ -65,8 +66,8 @@ class DataSection(Settings):
     )
     images: Place | None = Field(
         None,
-        description="images, a folder or s3://: class folders or WebDataset shards; of addp's "
-        "evaluations",
+        description="images, a folder or s3://: class folders or WebDataset shards; addp reads "
+        "them in evaluations only",
     )
     held_out: float = Field(
         0.1, ge=0, lt=1, description="share of the images kept for evaluation, fixed by hash"
@@ -88,7 +89,7 @@ class DataSection(Settings):
     cache_gib: float = Field(200, gt=0, le=2**30, description="size that the cache may have")
     on_bad_shard: Literal["stop", "quarantine"] = Field(
         "stop",
-        description="what a shard does that stays damaged: end the run, or its rows count with "
+        description="what a shard that stays damaged does: it ends the run, or its rows count with "
         "weight 0",
     )
     retry_seconds: float = Field(
@@ -160,10 +161,10 @@ class BatchSection(Settings):
 
 class OptimizerSection(Settings):
     name: Literal["adamw", "lamb", "lars"] = Field(
-        "adamw", description="LAMB and LARS are layer-wise in every stage"
+        "adamw", description="LAMB and LARS are layer-wise in every ZeRO stage"
     )
     kernel: Literal["auto", "torch", "apex"] = Field(
-        "auto", description="auto takes NVIDIA apex's where it fits"
+        "auto", description="whose implementation; auto takes NVIDIA apex's where it fits"
     )
     base_lr: float = Field(
         1e-4,
@@ -184,7 +185,7 @@ class OptimizerSection(Settings):
         description="LARS: step length of a layer over the length of its weights",
     )
     weight_decay: float = Field(
-        0.05, ge=0, le=100, description="on tensors of two or more dimensions that are no biases"
+        0.05, ge=0, le=100, description="of tensors with two or more dimensions, but not of biases"
     )
     clip: float = Field(3.0, ge=0, le=1e9, description="largest gradient norm; 0 does not clip")
 
@@ -253,7 +254,7 @@ class HealthSection(Settings):
         256,
         ge=8,
         le=10**6,
-        description="steps of the running statistics; nothing is judged before half of it",
+        description="steps of the running statistics; no step is judged before half as many",
     )
     extra_skip_steps: int = Field(
         0,
@@ -315,8 +316,8 @@ class RunConfig(Settings):
     schedule: ScheduleSection = ScheduleSection()
     precision: Precision = Field(
         "bf16",
-        description="of the whole network, with float32 master weights in the optimizer (fp16 also "
-        "scales the loss); bf16-mixed: of its products only",
+        description="that the whole network computes in, with float32 master weights in the "
+        "optimizer (fp16 also scales the loss); bf16-mixed: only its products are in bfloat16",
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
         1, description="DeepSpeed ZeRO stage; bf16 and fp16 need 1 or more"
@@ -333,7 +334,10 @@ class RunConfig(Settings):
         description="activation checkpointing of each n-th transformer block; 0: none",
     )
     ema_decay: float | None = Field(
-        None, gt=0, lt=1, description="average of the weights, saved beside them; null: none"
+        None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the weights, saved beside them; null: none",
     )
     deterministic: bool = Field(False, description="only deterministic kernels; slower on CUDA")
     checkpoint: CheckpointSection = CheckpointSection()
@@ -366,7 +370,7 @@ class RunConfig(Settings):
 
     @property
     def geometry(self) -> Geometry:
-        """What ties the networks together: image, grid and vocabulary."""
+        """What ties the networks together: the sizes of image, grid and vocabulary."""
         return Geometry.of(self.tokenizer.sizes)
 
     @property

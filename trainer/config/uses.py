@@ -12,22 +12,25 @@ from trainer.objectives.registry import users_of
 
 
 def users(model: type[BaseModel], prefix: str = "") -> dict[str, tuple[str, ...]]:
-    """The objectives that use it, of every key that holds a value, as `optimizer.base_lr`."""
+    """Return the objectives that use each key, for all keys that hold a value.
+
+    A key has its section's name before it, as in `optimizer.base_lr`.
+    """
     known: dict[str, tuple[str, ...]] = {}
     for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            known |= users(kind, f"{prefix}{name}.")
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            known |= users(section, f"{prefix}{name}.")
         else:
             known[prefix + name] = users_of(prefix + name)
     return known
 
 
 def refuse_unused(config: BaseModel, objective: str, source: str) -> None:
-    """Raises ConfigError for keys that were set and that the objective does not use.
+    """Raise ConfigError where keys were set that the objective does not use.
 
-    A configuration that states every key, as a run writes it down, means those only that differ
-    from the defaults.
+    In a configuration that states every key, as a run writes it down, only those count as set that
+    differ from the defaults.
     """
     known = users(type(config))
     values = dict(_stated(config))
@@ -44,19 +47,20 @@ def refuse_unused(config: BaseModel, objective: str, source: str) -> None:
 
 
 def _as_written(key: str) -> str:
-    """A named size stands for all sizes."""
+    """Return the key that a user has written: a named size (`sizes.size`) stands for all sizes."""
     before, sizes, _ = key.partition(".sizes.")
     return before + sizes.removesuffix(".")
 
 
 def _stated(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Keys that a file or a command line set."""
+    """Yield the keys that a file or a command line has set, with their values."""
     for name in type(config).model_fields:
         if name in config.model_fields_set:
             yield from _leaves(getattr(config, name), prefix + name, _stated)
 
 
 def _values(config: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all keys with their values."""
     for name in type(config).model_fields:
         yield from _leaves(getattr(config, name), prefix + name, _values)
 

@@ -37,7 +37,7 @@ _GIB = 2**30
 
 
 class Check(NamedTuple):
-    """text: what was found, or what is wrong and what to do."""
+    """One line of the answer. text: what was found, or what is wrong and what to do."""
 
     name: str
     state: State
@@ -45,7 +45,11 @@ class Check(NamedTuple):
 
 
 def check_run(file: Path | None, overrides: list[str], gpus: int) -> Iterator[Check]:
-    """Each as soon as it is made. gpus: ranks of the run. Nothing is left behind anywhere."""
+    """Yield each check as soon as it is made. Nothing is left behind anywhere.
+
+    file, overrides: the configuration, as `load_config` takes it. gpus: ranks of the run. No error
+    of a user is raised: it becomes a check that has FAILED.
+    """
     try:
         config = load_config(file, overrides)
     except ADDPError as error:
@@ -60,6 +64,8 @@ def check_run(file: Path | None, overrides: list[str], gpus: int) -> Iterator[Ch
 
 
 class _Checks:
+    """The checks of one configuration, in order. Later ones use what earlier ones have opened."""
+
     def __init__(self, config: RunConfig, gpus: int) -> None:
         self._config, self._gpus = config, gpus
         self._folder = RunFolder(config.run)
@@ -88,7 +94,7 @@ class _Checks:
         )
 
     def _weights(self) -> Iterator[tuple[State, str]]:
-        """From headers: on the meta device, tensors have shapes and no values."""
+        """Read the headers of files only: on the meta device, tensors have shapes and no values."""
         config, first = self._config, initial_weights(self._config)
         with without_values():
             files = objective_class(config.objective).check_weights(config)
@@ -104,13 +110,15 @@ class _Checks:
             yield "ok", f"{first} is not read: the run goes on from its own checkpoint"
 
     def _data(self) -> Iterator[tuple[State, str]]:
-        data = self._config.data.model_copy(update={"cache": None})  # it leaves none behind
+        # Without a cache, so that no folder of one is left behind.
+        data = self._config.data.model_copy(update={"cache": None})
         config = self._config.model_copy(update={"data": data})
-        made = objective_class(config.objective).outlined(config)
-        self._objective = made
-        with closing(made):
-            what = made.look_at_data()
-        steps, total = made.epochs.steps_per_epoch, total_steps(config.schedule, made.epochs)
+        objective = objective_class(config.objective).outlined(config)
+        self._objective = objective
+        with closing(objective):
+            what = objective.look_at_data()
+        steps = objective.epochs.steps_per_epoch
+        total = total_steps(config.schedule, objective.epochs)
         yield "ok", f"{what}; {steps:,} steps an epoch, {total:,} in all"
 
     def _cache(self) -> Iterator[tuple[State, str]]:
@@ -122,40 +130,35 @@ class _Checks:
         elif data.cache is None:
             yield (
                 "warning",
-                (
-                    "there is none: every rank keeps shards in memory and downloads its own; set "
-                    "data.cache to a folder on a local disk"
-                ),
+                "there is none: every rank keeps shards in memory and downloads its own; set "
+                "data.cache to a folder on a local disk",
             )
         else:
-            try:
-                parent = writable(data.cache)
-                ShardCache(parent, 0, print).check()
-            except (OSError, ADDPError) as error:
-                yield (
-                    "warning",
-                    f"{data.cache} cannot be used on this machine ({error}); on the run's it must "
-                    "be",
-                )
-                return
-            free, wanted = shutil.disk_usage(parent).free, data.cache_gib * _GIB
-            if self._objective is not None:
-                wanted = min(wanted, self._objective.data_bytes())
-            text = (
-                f"{data.cache}: {free / _GIB:.1f} GiB free on this machine, up to "
-                f"{wanted / _GIB:.1f} GiB wanted"
-            )
-            yield ("ok" if free >= wanted else "warning"), text
+            yield self._space_for_cache(data.cache)
+
+    def _space_for_cache(self, folder: Path) -> tuple[State, str]:
+        try:
+            parent = writable(folder)
+            ShardCache(parent, 0, print).check()
+        except (OSError, ADDPError) as error:
+            text = f"{folder} cannot be used on this machine ({error}); on the run's it must be"
+            return "warning", text
+        free, wanted = shutil.disk_usage(parent).free, self._config.data.cache_gib * _GIB
+        if self._objective is not None:
+            wanted = min(wanted, self._objective.data_bytes())
+        text = (
+            f"{folder}: {free / _GIB:.1f} GiB free on this machine, up to "
+            f"{wanted / _GIB:.1f} GiB wanted"
+        )
+        return ("ok" if free >= wanted else "warning"), text
 
     def _run_folder(self) -> Iterator[tuple[State, str]]:
         config, folder = self._config, self._folder.path
         parent = writable(folder)
         size = costs.checkpoint_bytes(config)
         there = sum(f.stat().st_size for f in self._folder.checkpoints.glob("*/*") if f.is_file())
-        free, kept = (
-            shutil.disk_usage(parent).free,
-            config.checkpoint.keep + 1,
-        )  # the newest is written before one goes
+        free = shutil.disk_usage(parent).free
+        kept = config.checkpoint.keep + 1  # the newest is written before an old one goes
         text = (
             f"{folder}{'' if folder.exists() else ' (will be made)'}: {free / _GIB:.1f} GiB free; "
             f"a checkpoint takes {_size(size)}, {kept} of them {_size(kept * size)}"
@@ -170,10 +173,8 @@ class _Checks:
             if free + there < (kept + forever) * size:
                 yield (
                     "warning",
-                    (
-                        f"checkpoint.permanent_every = {every} keeps {forever} more for good, "
-                        f"{_size(forever * size)}; there is not that much room"
-                    ),
+                    f"checkpoint.permanent_every = {every} keeps {forever} more for good, "
+                    f"{_size(forever * size)}; there is not that much room",
                 )
 
     def _upload(self) -> Iterator[tuple[State, str]]:
@@ -182,11 +183,8 @@ class _Checks:
             yield "ok", "not configured: checkpoints stay in the run folder"
             return
         if not is_remote(url):
-            yield (
-                "ok",
-                f"{url} can be written: {shutil.disk_usage(writable(Path(url))).free / _GIB:.1f} "
-                "GiB free",
-            )
+            free = shutil.disk_usage(writable(Path(url))).free
+            yield "ok", f"{url} can be written: {free / _GIB:.1f} GiB free"
             self._store = open_store(url) if Path(url).exists() else None
             return
         store = open_store(url)
@@ -195,7 +193,7 @@ class _Checks:
         yield "ok", f"{url}: objects are written once, read and removed"
 
     def _resume(self) -> Iterator[tuple[State, str]]:
-        """By manifests and sizes; a start also takes the files' sha256."""
+        """Compare manifests and sizes; a start also compares the sha256 of the files."""
         folder = self._folder
         holder = folder.holder()
         if holder is not None:
@@ -214,7 +212,7 @@ class _Checks:
                 f"{self._store.url} is held by {other}; a start waits for a sign of life of it",
             )
         if not has_checkpoints(folder, self._store):
-            foreseen(folder, None, self._expected({}))  # none, unless there were some
+            foreseen(folder, None, self._expected({}))  # raises where there were some once
             yield "ok", "no checkpoints yet: starts at step 0"
             return
         if self._objective is None or not self._weights_fit:
@@ -223,26 +221,24 @@ class _Checks:
                 "there are checkpoints, which were not compared with data and weights that failed",
             )
             return
-        found = foreseen(folder, self._store, self._expected(self._objective.identity()))
-        for reason in found.refused:
+        restored = foreseen(folder, self._store, self._expected(self._objective.identity()))
+        for reason in restored.refused:
             yield "warning", f"refused: {reason}"
-        assert found.manifest is not None
+        assert restored.manifest is not None
         total = total_steps(self._config.schedule, self._objective.epochs)
-        saved = found.manifest.saved
+        saved = restored.manifest.saved
         age = f", saved {ago(saved)}" if saved else ""
-        by = f"{found.manifest.world_size} ranks{age}"
-        if found.step >= total:
-            yield (
-                "warning",
-                f"nothing is left to do: step {found.step} of {total} is saved (by {by})",
-            )
+        by = f"{restored.manifest.world_size} ranks{age}"
+        if restored.step >= total:
+            text = f"nothing is left to do: step {restored.step} of {total} is saved (by {by})"
+            yield "warning", text
         else:
-            changed = (
-                f"; changed since: {', '.join(map(str, found.changed))}" if found.changed else ""
-            )
-            yield "ok", f"goes on at step {found.step} of {total} (saved by {by}){changed}"
+            changes = ", ".join(map(str, restored.changed))
+            since = f"; changed since: {changes}" if changes else ""
+            yield "ok", f"goes on at step {restored.step} of {total} (saved by {by}){since}"
 
     def _expected(self, run_identity: dict[str, Any]) -> Expected:
+        """Return what a start of this configuration would expect of a checkpoint."""
         run = run_of(self._folder)
         if self._store is not None:
             run = agreed_run(self._folder, self._store, run)
@@ -250,15 +246,15 @@ class _Checks:
 
 
 def _guarded(name: str, check: Callable[[], Iterator[tuple[State, str]]]) -> Iterator[Check]:
+    """Yield the lines of a check, and one that has FAILED where the check raises an error."""
     try:
         for state, text in check():
             yield Check(name, state, text)
     except ADDPError as error:
         yield Check(name, "FAILED", str(error))
     except OSError as error:
-        yield Check(
-            name, "FAILED", f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
-        )
+        text = f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
+        yield Check(name, "FAILED", text)
 
 
 def _size(count: float) -> str:

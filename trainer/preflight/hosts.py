@@ -72,7 +72,7 @@ def check(path: Path | None, overrides: list[str]) -> int:
     rows = collectives.all_gather((row, problems))
     faults = wrong(rows)
     if collectives.rank == 0:
-        _print(rows)
+        _print_table(rows)
         for line in faults:
             print(f"- {line}", flush=True)
         if not faults:
@@ -100,7 +100,7 @@ def wrong(rows: list[tuple[dict[str, str], list[str]]]) -> list[str]:
     return lines
 
 
-def _print(rows: list[tuple[dict[str, str], list[str]]]) -> None:
+def _print_table(rows: list[tuple[dict[str, str], list[str]]]) -> None:
     table = Table()
     for name in rows[0][0]:
         table.add_column(name, overflow="fold")
@@ -128,6 +128,7 @@ def _code_digest() -> str:
 
 
 def _version(name: str) -> str:
+    """Return the installed version of a package, or "missing"."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -182,8 +183,10 @@ def _places(config: RunConfig) -> dict[str, str]:
 
 
 def _look(place: str) -> bool:
-    """Return True where something is there; on object storage that also needs the credentials.
-    Raises StorageError or OSError."""
+    """Return True where something is there; on object storage, credentials are needed to see it.
+
+    Raises StorageError or OSError where there is nothing, or it cannot be seen.
+    """
     if is_remote(place):
         next(iter(open_store(place).list()), None)
     else:

@@ -84,7 +84,7 @@ def main(
     as_json: AsJson = False,
 ) -> None:
     """Say what a run will take: batch arithmetic, parameters, memory in each ZeRO stage, days,
-    checkpoints. Without a run file, of the defaults.
+    checkpoints. Without a run file, it plans a run with the defaults.
 
     Memory and days are estimates: memory counts the training's own tensors, and days assume the
     share of the GPU's peak that --mfu states.
@@ -159,8 +159,10 @@ def make_plan(
 
 
 def _memory(config: RunConfig, world: int) -> dict[str, dict[str, float]]:
-    """GiB on one of so many ranks, by what they are for, in each ZeRO stage that the precision
-    permits."""
+    """Return the GiB that a rank needs, by use, in each ZeRO stage that the precision permits.
+
+    world: the number of ranks.
+    """
     memory = {}
     for stage in range(MODES[config.precision].least_stage, 4):
         needed = costs.rank_memory(config, stage, world)
@@ -170,8 +172,10 @@ def _memory(config: RunConfig, world: int) -> dict[str, dict[str, float]]:
 
 
 def _samples(tokens: str | None, images: int | None) -> int:
-    """Images of an epoch: as stated, else the rows of the data set. Raises DataError or
-    StorageError where it cannot be read."""
+    """Return the number of images of an epoch: as stated, else the rows of the data set.
+
+    Raises DataError or StorageError where the data set cannot be read.
+    """
     if images is not None or tokens is None:
         return images or _IMAGENET
     from data_pipeline.shards.manifest import read_manifest

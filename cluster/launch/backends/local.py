@@ -21,6 +21,6 @@ class LocalBackend:
             )
 
     def command(self, request: LaunchRequest) -> LaunchCommand:
-        # An empty hostfile: DeepSpeed reads one at a place of its own if it is given none.
+        # The hostfile is empty. Without one, DeepSpeed would look for one in a place of its own.
         where = ["--hostfile", os.devnull, "--num_gpus", str(request.hosts.ranks)]
         return deepspeed_command(request, where, request.arguments)

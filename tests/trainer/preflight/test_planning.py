@@ -126,6 +126,16 @@ def test_operations_of_deep_networks_are_those_of_their_blocks() -> None:
         assert costs.image_operations(config) == objective_class(objective).counted_flops(config)
 
 
+def test_operations_depend_on_what_an_objective_sets_by_itself() -> None:
+    """A section of its own says that a linear probe does not go back through the encoder."""
+    classify = ["objective=classify", "addp.sizes.size=tiny"]
+    whole, probe = (
+        costs.image_operations(load_config(None, [*classify, f"classifier.method={method}"]))
+        for method in ("finetune", "linear")
+    )
+    assert 0 < probe.total < whole.total / 2
+
+
 def test_parameters_and_checkpoint_sizes_are_those_of_a_real_one(tmp_path: Path) -> None:
     config = load_config(
         None, ["objective=mage", "predictor.sizes.size=tiny", "tokenizer.sizes.size=tiny"]

@@ -28,7 +28,6 @@ PEAKS = {  # dense bf16 operations a second, from the makers' data sheets
     "V100": 125e12,
 }
 
-
 # What of a configuration the operations of its networks depend on.
 _SIZES: dict[str, Any] = {
     "objective": True,
@@ -89,7 +88,8 @@ def image_operations(config: RunConfig) -> Operations:
 
 @lru_cache(maxsize=8)
 def _operations(sizes: str) -> Operations:
-    """Of a configuration's sizes, on which alone they depend."""
+    """The operations of a configuration. sizes: the part of it on which they depend, as JSON, so
+    that configurations of the same sizes are counted once."""
     config = RunConfig.model_validate_json(sizes)
     return objective_class(config.objective).flops(config)
 
@@ -125,5 +125,5 @@ def activation_bytes(config: RunConfig) -> float:
 def checkpoint_bytes(config: RunConfig) -> float:
     """The bytes of one checkpoint, all ranks' files together."""
     trained, _ = parameters(config)
-    kinds = 1 + len(STATE[config.optimizer.name]) + (config.ema_decay is not None)
-    return 4.0 * kinds * trained
+    copies = 1 + len(STATE[config.optimizer.name]) + (config.ema_decay is not None)
+    return 4.0 * copies * trained

@@ -293,8 +293,8 @@ class LocalCatalog(Catalog):
         if note.exists():
             raise NoValidCheckpoint(
                 f"the run saved step {note.read_text().strip()}, but its checkpoints are gone from "
-                f"{self._checkpoints}; bring them back, or remove {note} to start from the "
-                "beginning"
+                f"{self._checkpoints}; bring them back, or remove {note} "
+                "to start from the beginning"
             )
 
 

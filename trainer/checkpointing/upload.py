@@ -196,8 +196,8 @@ class Uploader:
     def _late(self, step: int | None, reason: str) -> str:
         if step is None:
             return (
-                f"{self._remote.name} may still call the run complete: {reason}. It is tried again "
-                "meanwhile"
+                f"{self._remote.name} may still call the run complete: {reason}. "
+                "It is tried again meanwhile"
             )
         return (
             f"the checkpoint of step {step} is not on {self._remote.name} yet: {reason}. It is "

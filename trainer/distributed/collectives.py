@@ -21,11 +21,11 @@ from trainer.host_memory import keep_freed_memory
 
 T = TypeVar("T")
 _LOST = re.compile(  # what gloo and NCCL say of a peer that is gone
-    r"gloo.*(closed|reset|refused|timed out|broken pipe)|connection (closed|reset) by|remote "
-    r"process exited|"
-    r"communicator was aborted|recvValue failed|failed to recv",
+    r"gloo.*(closed|reset|refused|timed out|broken pipe)|connection (closed|reset) by"
+    r"|remote process exited|communicator was aborted|recvValue failed|failed to recv",
     re.IGNORECASE | re.DOTALL,
 )
+_LATE = re.compile(r"timed out|timeout", re.IGNORECASE)
 # Seconds within which all hosts see what one has written: for so long NFS clients remember names
 # and sizes.
 SIGHT = 60.0
@@ -48,10 +48,7 @@ def is_lost_rank(error: BaseException) -> bool:
 
 def is_late(error: BaseException) -> bool:
     """Whether an error says that another rank is gone since it did not answer in time."""
-    return (
-        is_lost_rank(error)
-        and re.search(r"timed out|timeout", str(error), re.IGNORECASE) is not None
-    )
+    return is_lost_rank(error) and _LATE.search(str(error)) is not None
 
 
 class Flags(NamedTuple):

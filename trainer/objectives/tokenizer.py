@@ -26,8 +26,8 @@ class TokenizerObjective(ImageObjective):
     def __init__(self, config: RunConfig, fresh: bool = False) -> None:
         if config.precision != "fp32":
             raise ConfigError(
-                "objective tokenizer trains in fp32 only (its codebook averages need it): set "
-                "precision: fp32"
+                "objective tokenizer trains in fp32 only (its codebook averages need it): "
+                "set precision: fp32"
             )
         super().__init__(config, fresh)
         tokenizer = VQTokenizer(config.tokenizer.sizes)

@@ -26,9 +26,8 @@ def _or_nan(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-_Number = Annotated[
-    float, BeforeValidator(_or_nan)
-]  # earlier versions wrote null where it was not finite
+# Earlier versions wrote null where it was not finite.
+_Number = Annotated[float, BeforeValidator(_or_nan)]
 
 
 class Row(BaseModel):

@@ -1,5 +1,5 @@
 """SIGKILL at random moments, to one rank or all: the run always goes on from a valid checkpoint by
-itself, and ends with the undisturbed run's losses, weights and average."""
+itself, and ends with the undisturbed run's losses, weights and EMA."""
 
 from __future__ import annotations
 

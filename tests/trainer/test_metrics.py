@@ -48,9 +48,9 @@ def _pairs(run: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
 
 
 def test_a_clock_that_goes_back_costs_nothing() -> None:
-    progress = TrainerState(seen=time.time() + 3600)
-    progress.started()
-    assert progress.lost_seconds == 0 and progress.starts == 1
+    state = TrainerState(seen=time.time() + 3600)
+    state.started()
+    assert state.lost_seconds == 0 and state.starts == 1
 
 
 def test_each_rank_gives_a_sign_of_life(tokens: Path, tmp_path: Path) -> None:

@@ -135,9 +135,9 @@ def test_event_files_are_what_tensorboard_reads(tmp_path: Path) -> None:
     for step in range(4):
         board.record(step, {"loss": step / 2})
     Board(tmp_path, 2).record(2, {"loss": 9.0})  # a start that went on from step 2
-    found = EventAccumulator(str(tmp_path))
-    found.Reload()
-    assert [(event.step, event.value) for event in found.Scalars("loss")] == [
+    reader = EventAccumulator(str(tmp_path))
+    reader.Reload()
+    assert [(event.step, event.value) for event in reader.Scalars("loss")] == [
         (0, 0.0),
         (1, 0.5),
         (2, 9.0),

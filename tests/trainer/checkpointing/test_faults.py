@@ -230,7 +230,7 @@ def test_a_damaged_checkpoint_is_gone_round(
     assert "refused a checkpoint: step-00000012" in output and "resumed at step 8 of 12" in output
     assert incidents(run, "checkpoint refused")
     catalog = LocalCatalog(RunFolder(run))
-    assert [catalog.verify(step).step for step in catalog.steps()] == [12]  # in the damaged's place
+    assert [catalog.verify(step).step for step in catalog.steps()] == [12]  # as before the damage
     assert fault == "cut" or same_end(run, undisturbed)
 
 

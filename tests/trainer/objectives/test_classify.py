@@ -131,8 +131,8 @@ def test_accuracy_goes_by_class_names(
     shutil.rmtree(tmp_path / "run" / "evaluation")
     options = ("--suite", "accuracy", "--images", str(apart), "--held-out", "1")
     assert codes(start(tmp_path / "run", log, *options)) == [0], log.read_text()
-    (part,) = read_results(LocalStore(tmp_path / "run"))
-    assert part.metrics["images"] == 80 and part.metrics["top1"] > 0.5
+    (result,) = read_results(LocalStore(tmp_path / "run"))
+    assert result.metrics["images"] == 80 and result.metrics["top1"] > 0.5
     (apart / "line").rename(apart / "zebra")
     assert codes(start(tmp_path / "run", log, *options, "--checkpoint", "148")) == [78]
     assert "knows no class zebra" in log.read_text()
@@ -188,13 +188,13 @@ def test_mixing_keeps_what_the_target_says() -> None:
 def test_augmentation_is_a_function_of_the_seed() -> None:
     augment = Augmentation(AugmentationSection(erasing=1.0), 3)
     images, labels = torch.rand(10, 3, 32, 32), torch.arange(10) % 3
-    found = []
+    results = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        found.append(augment(images, labels))
-    assert torch.equal(found[0][0], found[1][0])
-    assert not torch.equal(found[0][0], found[2][0])
-    pixels, target = found[0]
+        results.append(augment(images, labels))
+    assert torch.equal(results[0][0], results[1][0])
+    assert not torch.equal(results[0][0], results[2][0])
+    pixels, target = results[0]
     assert pixels.shape == images.shape and float(pixels.min()) >= 0 and float(pixels.max()) <= 1
     assert target.shape == (10, 3)
 

@@ -35,10 +35,8 @@ class Sabotage:
     rank: int = 0
     nan: tuple[int, ...] = ()
     spikes: tuple[int, int] = (0, 0)
-    limit: tuple[str, int] = (
-        "",
-        0,
-    )  # files whose names hold the word: while they are written none may grow larger
+    # While files are written whose names hold the word, none may grow larger than so many bytes.
+    limit: tuple[str, int] = ("", 0)
     slow: float = 0.0  # seconds more that rank 1 takes to make its inputs
     clock: float = 0.0  # seconds that the wall clock jumps, to and fro
     any_of: tuple[str, ...] = ("",)

@@ -36,9 +36,8 @@ def test_a_run_whose_records_cannot_be_written_trains_on(tokens: Path, tmp_path:
         assert (
             sum(name in line and "cannot be written" in line for line in output.splitlines()) == 1
         ), (name, output)
-    assert (
-        output.count("not complete") == 6
-    )  # what was never written, said at the end; incidents had none
+    # What was never written is said at the end; there were no incidents.
+    assert output.count("not complete") == 6
 
 
 def test_records_are_whole_once_they_can_be_written_again(tokens: Path, tmp_path: Path) -> None:

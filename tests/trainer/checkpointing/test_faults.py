@@ -95,12 +95,9 @@ def test_a_checkpoint_that_cannot_be_written_is_left_out(
     assert LocalCatalog(RunFolder(run)).steps() == [12, 4]
     (record,) = incidents(run, "checkpoint not saved")
     assert record["step"] == 8 and words_of_it in record["error"]
-    (line,) = (
-        line for line in output.splitlines() if "was not saved" in line
-    )  # at once, on the console
-    assert words_of_it in line and re.search(
-        r"the last good one is of step 4, saved \d+ s ago \(", line
-    ), line
+    (line,) = (line for line in output.splitlines() if "was not saved" in line)
+    last_good = r"the last good one is of step 4, saved \d+ s ago \("
+    assert words_of_it in line and re.search(last_good, line), line
     assert output.index(line) < output.index("step 12/12")
     assert same_end(run, undisturbed)
 

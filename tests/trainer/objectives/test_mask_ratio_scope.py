@@ -82,9 +82,8 @@ def test_ranks_and_accumulation_share_one_draw(
     config = load_config(None, [f"run={tmp_path}", *SMALL, *options, "mask_ratio_scope=micro"])
     with closing(make_objective(config)) as objective:
         drawn = [counts(step_masks(objective, config, step, 1)) for step in range(12)]
-        assert (
-            sum(len(set(step)) > 1 for step in drawn) >= 8
-        )  # 4 micro batches of 16 tokens: few steps have equal ones
+        # Of steps of 4 micro batches, with 16 tokens an image, few have equal counts.
+        assert sum(len(set(step)) > 1 for step in drawn) >= 8
 
         @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
         @given(step=st.integers(0, 10**6), ranks=st.sampled_from([2, 4]))

@@ -238,10 +238,8 @@ def test_a_run_whose_last_losses_are_not_finite_is_not_done(tokens: Path, tmp_pa
         and not RunFolder(run).network.exists()
         and incidents(run, "unfit")
     )
-    codes, output = run_world(run, *options)
-    assert codes == [77, 77] and "the run is not done" in output, (
-        output
-    )  # nor by being started again
+    codes, output = run_world(run, *options)  # nor is it by being started again
+    assert codes == [77, 77] and "the run is not done" in output, output
 
 
 def test_an_outlier_of_one_step_is_left_alone(tokens: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ _LOOK = 0.5  # seconds between two agreements while data are awaited
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a trainer works with.
+    """What a trainer works with, as `trainer.startup.set_up` makes it.
 
     run: the run's id. attempt: the name of this start. identity: what checkpoints of the run share.
     total: steps of the whole run. operations: of one image. restore: loads the newest valid

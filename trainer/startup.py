@@ -232,8 +232,8 @@ def _closing_after_agreement(
 
 
 def make_deterministic() -> None:
-    """Only kernels that give the same bits each time, or an error that names the one that does
-    not."""
+    """Allow only kernels that give the same bits each time. PyTorch raises an error that names any
+    other kernel."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # To find errors, PyTorch would also fill new buffers; of DeepSpeed's large ones that takes a

@@ -363,6 +363,7 @@ def gather_weights(engine: Engine, collectives: Collectives) -> dict[str, Tensor
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Replay a trajectory as the command line says. Returns the exit code of this rank."""
     parser = argparse.ArgumentParser(
         prog=os.environ.get("ADDP_PROGRAM", "python -m trainer.trajectory"),
         description=__doc__.split("\n\n")[0],

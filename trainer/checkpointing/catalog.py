@@ -154,7 +154,8 @@ class Catalog(ABC):
             return exported_network(state, WEIGHTS if weights == "raw" else EMA), state.manifest
 
     def known(self, step: int) -> int:
-        """That step. Raises ConfigError where it has no checkpoint."""
+        """Return the step, once it is certain that it has a checkpoint. Raises ConfigError where it
+        has none."""
         steps = self.steps()
         if step not in steps:
             there = ", ".join(map(str, steps)) or "none"

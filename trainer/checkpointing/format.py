@@ -62,6 +62,8 @@ class Damaged(ADDPError):
 
 
 class FileEntry(Record):
+    """What a manifest states of a file."""
+
     bytes: Count
     sha256: Sha256
 

@@ -33,7 +33,8 @@ _LOOKS = 0.5  # seconds between looks
 
 
 def own_device() -> torch.device:
-    """This rank's GPU, or the CPU; float32 is float32 on it."""
+    """Return this rank's GPU, or the CPU, once this process is set up to compute on it: float32
+    is not rounded to TF32, and memory that is freed on the CPU is kept."""
     keep_float32()
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

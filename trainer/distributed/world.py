@@ -42,7 +42,8 @@ _ASK = (
 
 
 class World(NamedTuple):
-    """A rank, of how many, and its number among the ranks of its host (`local`)."""
+    """Where a process stands among all: it is number `rank` of `size`, and number `local` of those
+    on its host."""
 
     rank: int
     size: int

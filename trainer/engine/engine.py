@@ -121,8 +121,12 @@ def check_device(precision: Precision) -> None:
 
 
 class StepResult(NamedTuple):
-    """loss: this rank's mean over its micro batches, a float32 scalar on its device. norm: of the
-    gradient before it was clipped, the same on all ranks; not finite where nothing was applied."""
+    """What came of an optimizer step.
+
+    loss: this rank's mean over its micro batches, a float32 scalar on its device. norm: of the
+    gradient before it was clipped, the same on all ranks; not finite where nothing was applied.
+    applied: whether the weights were changed.
+    """
 
     loss: Tensor
     norm: float
@@ -189,10 +193,11 @@ class Engine:
     def optimizer_step(
         self, micro_batches: Iterable[dict[str, Any]], learning_rate: float, own: Stopwatch
     ) -> StepResult:
-        """One optimizer step over all micro batches. A non-finite gradient changes nothing, on any
-        rank.
+        """Take one optimizer step over all micro batches. A gradient that is not finite changes
+        nothing, on any rank.
 
-        own: runs while this rank works alone, from making inputs to the end of the forward pass.
+        own: a clock that runs while this rank works alone, from making inputs to the end of the
+        forward pass.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group.get("scale", 1.0)

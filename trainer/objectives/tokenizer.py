@@ -47,7 +47,7 @@ class TokenizerObjective(ImageObjective):
 
     @classmethod
     def one_image(cls, config: RunConfig, network: nn.Module) -> Tensor:
-        """Through encoder and decoder, without the networks that the losses have."""
+        """The image goes through encoder and decoder; the networks of the losses are left out."""
         tokenizer, size = cast(VQTokenizer, network), config.tokenizer.sizes.image_size
         reconstruction: Tensor = tokenizer.decoder(tokenizer.encoder(torch.empty(1, 3, size, size)))
         return reconstruction

@@ -79,6 +79,6 @@ def conclude(
 def end_line(config: RunConfig, folder: RunFolder, step: int) -> str:
     """Where the network is, and what a user does next."""
     network, run = folder.network, folder.path
-    files = f"{network}" + (f", its average {folder.ema}" if folder.ema.exists() else "")
+    files = f"{network}" + (f", its EMA {folder.ema}" if folder.ema.exists() else "")
     follows = objective_class(config.objective).next_steps(run, network)
     return f"done at step {step}: {files}. Next: {follows}"

@@ -64,8 +64,8 @@ def export(
     if form == "timm":
         if not isinstance(network, Encoder):
             raise ConfigError(
-                f"{source.name} is a {network.kind}; only an ADDP network or a classifier is a "
-                "plain ViT"
+                f"{source.name} is a {network.kind}; "
+                "only an ADDP network or a classifier is a plain ViT"
             )
         write_state(timm_state(network, tokenizer_norm), out)
         return out
@@ -96,8 +96,8 @@ def _with_frozen(source: Source, tokenizer: Path | None) -> dict[str, Network]:
     networks: dict[str, Network] = {source.network.kind: source.network}
     if isinstance(source.network, Classifier):
         raise ConfigError(
-            f"{source.name} is a classifier, for which there is no official layout; use --format "
-            "timm"
+            f"{source.name} is a classifier, for which there is no official layout; "
+            "use --format timm"
         )
     config = source.config
     if isinstance(source.network, ADDP) and config is not None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ _LOOK = 0.5  # seconds between two agreements while data are awaited
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What a trainer works with.
+    """What a trainer works with, as `trainer.startup.set_up` makes it.
 
     run: the run's id. attempt: the name of this start. identity: what checkpoints of the run share.
     total: steps of the whole run. operations: of one image. restore: loads the newest valid
@@ -74,8 +74,11 @@ class Setup:
 
 
 class Border(NamedTuple):
-    """What the ranks have agreed on between two steps. error: why this rank cannot go on. waited:
-    seconds until all ranks had their data."""
+    """What the ranks have agreed on between two steps.
+
+    error: why this rank cannot go on; None where it can. waited: seconds until all ranks had their
+    data, or until the run had to end.
+    """
 
     flags: Flags
     error: ADDPError | None
@@ -262,24 +265,16 @@ class Trainer:
             self._setup.metrics.rewind(self._step)
         self._incident("spike", **spike._asdict(), action="rewind", to=self._step, left_out=length)
         self._say(
-            f"spike at steps {spike}; rewound to step {self._step}, leaving out {length} steps of "
-            "data"
+            f"spike at steps {spike}; rewound to step {self._step}, "
+            f"leaving out {length} steps of data"
         )
 
     # A save.
 
     def _save(self) -> None:
         """Begin to save the state as it is, unless it is saved already. Training waits for a copy
-        to host memory and no longer:
-
-            step border     n                       n+1        n+2        n+3
-            training        |copy|=== step n+1 ====|== n+2 ==|commit|== n+3 ==|
-            each rank's thread   |-- write, sync, hash --|
-            rank 0's thread                                  |-- publish: manifest last, rename --|
-
-        It is committed at the first border where no rank is writing (`_wait_at_border`). Until rank
-        0 has renamed the folder there is no checkpoint.
-        """
+        to host memory and no longer: `trainer/checkpointing/saver.py` draws what follows. The save
+        is committed at the first border where no rank is writing (`_wait_at_border`)."""
         if self._saved_step == self._step and self._step:
             return
         self._setup.heartbeat.beat("save", self._step)
@@ -324,7 +319,7 @@ class Trainer:
             say=self._say,
         )
 
-    def _end_early(self, border: Border) -> None:
+    def _end_early(self, border: Border) -> NoReturn:
         """Save, and raise the reason: Preempted where the run was asked to stop, the error of the
         rank that cannot go on elsewhere."""
         own = str(border.error) if border.error else self._setup.stop.reason()
@@ -343,8 +338,8 @@ class Trainer:
             self._folder.stop.unlink(missing_ok=True)  # else the next start would stop at once
         state = "saved" if self._step else "nothing to save yet"
         raise Preempted(
-            f"at step {self._step} of {self._setup.total} ({reason}); {state}. Start it again to "
-            "go on"
+            f"at step {self._step} of {self._setup.total} ({reason}); {state}. "
+            "Start it again to go on"
         )
 
     def _finish(self) -> None:

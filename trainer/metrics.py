@@ -112,10 +112,11 @@ class Metrics:
             self._wandb.finish(exit_code=0 if value is None else getattr(value, "exit_code", 1))
 
     def say(self, line: str) -> None:
+        """Print a line on the console, with the run's name before it."""
         records.say(f"{self._name}: {line}")
 
     def record(self, row: dict[str, Any]) -> None:
-        """row: as `metric_row`."""
+        """Write a row everywhere, and print the most of it. row: as `metric_row` makes it."""
         row = {**row, "time": time.time()}
         line = json.dumps({k: v if _finite(v) else str(v) for k, v in row.items()}) + "\n"
         records.append(self._folder.metrics, line.encode())

@@ -50,7 +50,8 @@ def check_ranks(expected: int | None, started: int) -> None:
 def train(
     config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: StopRequest, stack: ExitStack
 ) -> None:
-    """The whole run on this rank. Raises Preempted, once it has saved, where it was asked to stop.
+    """Train on this rank, to the end of the run. Raises Preempted, once it has saved, where it was
+    asked to stop.
 
     stack: takes what is to be closed.
     """
@@ -91,7 +92,7 @@ def train(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """One rank of a run. Returns its exit code."""
+    """Run one rank to its end. Returns its exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     rank = take_world().rank
     if rank == 0:

@@ -30,11 +30,8 @@ def learning_rate(
     t = step / epochs.steps_per_epoch if schedule.unit == "epochs" else float(step)
     if t < schedule.warmup:
         return peak * t / schedule.warmup
-    return (
-        peak
-        * 0.5
-        * (1 + math.cos(math.pi * (t - schedule.warmup) / (schedule.total - schedule.warmup)))
-    )
+    angle = math.pi * (t - schedule.warmup) / (schedule.total - schedule.warmup)
+    return peak * 0.5 * (1 + math.cos(angle))
 
 
 def accumulation_steps(config: RunConfig, world_size: int) -> int:
@@ -53,14 +50,11 @@ def accumulation_steps(config: RunConfig, world_size: int) -> int:
             f"would work with {' or '.join(str(n * world_size) for n in near)}, or on "
             f"{_list(possible)} ranks"
         )
+    sizes = possible_world_sizes(config)
+    elsewhere = f", or this one on {_list(sizes)} ranks" if sizes else ""
     raise ConfigError(
         f"batch.global_batch = {global_batch} is no multiple of batch.micro = {micro} x "
-        f"{world_size} ranks; batch.micro would work with {_list(_divisors(per_rank))}"
-        + (
-            f", or this one on {_list(sizes)} ranks"
-            if (sizes := possible_world_sizes(config))
-            else ""
-        )
+        f"{world_size} ranks; batch.micro would work with {_list(_divisors(per_rank))}{elsewhere}"
     )
 
 

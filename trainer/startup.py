@@ -232,8 +232,8 @@ def _closing_after_agreement(
 
 
 def make_deterministic() -> None:
-    """Only kernels that give the same bits each time, or an error that names the one that does
-    not."""
+    """Allow only kernels that give the same bits each time. PyTorch raises an error that names any
+    other kernel."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # To find errors, PyTorch would also fill new buffers; of DeepSpeed's large ones that takes a
@@ -242,9 +242,9 @@ def make_deterministic() -> None:
 
 
 def same_on_all(collectives: Collectives, config: RunConfig, identity: dict[str, Any]) -> None:
-    """All ranks together: compare the configuration, but for places, and what was read. Each rank
-    reads and lists files by itself, and what hosts see of shared storage may differ. Raises
-    ConfigError that names the rank that differs from rank 0, and in what."""
+    """All ranks together: compare the configuration, except for where things lie, and what was
+    read. Each rank reads and lists files by itself, and what hosts see of shared storage may
+    differ. Raises ConfigError that names the rank that differs from rank 0, and in what."""
     digests = {
         key: hashlib.sha256(json.dumps(value).encode()).hexdigest()
         for key, value in identity.items()

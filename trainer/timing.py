@@ -26,6 +26,7 @@ class Stopwatch:
         self._seconds = self._started = 0.0
 
     def start(self) -> None:
+        """Begin a span that counts."""
         self._started = time.perf_counter()
         if self._on_cuda:
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -33,13 +34,14 @@ class Stopwatch:
             self._events.append((first, last))
 
     def stop(self) -> None:
+        """End the span."""
         if self._on_cuda:
             self._events[-1][1].record()
         else:
             self._seconds += time.perf_counter() - self._started
 
     def take(self) -> float:
-        """The sum so far. It starts again from 0."""
+        """Return the sum so far, and start again from 0."""
         for first, last in self._events:
             last.synchronize()
             self._seconds += first.elapsed_time(last) / 1000

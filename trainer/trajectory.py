@@ -101,9 +101,12 @@ class _Meta(_Transformer):
 
 
 class Trajectory(NamedTuple):
-    """token_indices: (S, rows, L) int64. mask_t, mask_t_next: the same, bool, True = masked.
+    """What the reference did in S steps, and what came of it.
+
+    token_indices: (S, rows, L) int64. mask_t, mask_t_next: the same, bool, True = masked.
     learning_rate, loss, grad_norm: (S,) float64. final: the trained tensors after the last step, by
-    name."""
+    name.
+    """
 
     token_indices: Tensor
     mask_t: Tensor
@@ -146,7 +149,8 @@ class ReferenceSums(ADDP):
 
 
 class Folder:
-    """Of one trajectory. Raises WeightsError where it is none."""
+    """The folder of one trajectory, and what it holds. The constructor raises WeightsError where it
+    is none."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -183,10 +187,10 @@ class Folder:
         steps, tokens = self.steps.loss.numel(), self.config(1, "fp32", 1).geometry.tokens
         for name in Trajectory._fields[:-1]:
             shape = (steps, self.rows, tokens) if name in _DTYPES else (steps,)
-            found = tuple(getattr(self.steps, name).shape)
-            if found != shape:
+            held = tuple(getattr(self.steps, name).shape)
+            if held != shape:
                 raise WeightsError(
-                    f"{self.path}: {name} has the shape {found}, and meta.json asks for {shape}"
+                    f"{self.path}: {name} has the shape {held}, and meta.json asks for {shape}"
                 )
         if not steps or not self.steps.final:
             raise WeightsError(
@@ -240,7 +244,8 @@ class Folder:
         )
 
     def networks(self, config: RunConfig, kind: type[ADDP]) -> tuple[FrozenNetworks, ADDP]:
-        """As they are before the first step."""
+        """The frozen networks and the trained one, as they are before the first step. Raises
+        WeightsError."""
         path, geometry = self.path / "weights.safetensors", config.geometry
         state, _ = read_state(path)
         tokenizer = from_official("tokenizer", Sizes(config.tokenizer.sizes, None), state, path)
@@ -254,7 +259,8 @@ class Folder:
 
 
 def choose_device(name: str) -> None:
-    """Before anything asks for a GPU. Raises ConfigError where this rank has none."""
+    """Hide all GPUs for "cpu"; it is called before anything looks for one. Raises ConfigError where
+    this rank has none and is to use one."""
     if name == "cpu":
         os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
     elif not torch.cuda.is_available():
@@ -268,11 +274,12 @@ def choose_device(name: str) -> None:
 def replay(
     folder: Folder, device: str, dtype: str, stage: int, own_sums: bool
 ) -> dict[str, Any] | None:
-    """All ranks together. Returns the report on rank 0, None on the others. Raises ConfigError,
-    WeightsError.
+    """All ranks together: take the reference's steps, and compare what comes of them. Returns the
+    report on rank 0, None on the others. Raises ConfigError and WeightsError.
 
-    own_sums: the loss as the trainer computes it, not as the reference does; so too where other
-    sums than the reference's are made in any case, in half precisions and on GPUs.
+    stage: of ZeRO. own_sums: compute the loss as the trainer does, and not as the reference does.
+    In half precisions and on GPUs sums differ from the reference's in any case, and the trainer's
+    are taken.
     """
     config = folder.config(take_world().size, _PRECISION[dtype], stage)
     own_sums = own_sums or dtype != "float32" or device != "cpu"
@@ -286,19 +293,20 @@ def replay(
     from trainer.schedule import accumulation_steps
     from trainer.timing import Stopwatch
 
-    rank, world_size, place = start_distributed(config.collective_timeout)
+    rank, world_size, own_device = start_distributed(config.collective_timeout)
     if MODES[config.precision].products == "bfloat16":
-        warn_of_bf16(place.type, "Prove it on a GPU (--device cuda), or another --dtype here")
+        warn_of_bf16(own_device.type, "Prove it on a GPU (--device cuda), or another --dtype here")
     collectives = Collectives(config.collective_timeout)
     accumulation = accumulation_steps(config, world_size)
-    frozen.to(place, frozen_dtype(config))
+    frozen.to(own_device, frozen_dtype(config))
     engine = Engine(network, config, accumulation, world_size)
     steps, micro, clock = folder.steps, config.batch.micro, Stopwatch(False)
     own = range(rank * accumulation * micro, (rank + 1) * accumulation * micro, micro)
 
     def micro_batches(step: int) -> Iterator[Inputs]:
         for first in own:
-            ids, mask_t, mask_next = (t[step, first : first + micro].to(place) for t in steps[:3])
+            rows = slice(first, first + micro)
+            ids, mask_t, mask_next = (t[step, rows].to(own_device) for t in steps[:3])
             masks = DenoisingMasks(mask_t, mask_next, int(mask_t[0].sum()))
             yield denoising_inputs(frozen, ids, masks, config.label_smoothing)
 
@@ -328,7 +336,7 @@ def replay(
         ledger.add(f"final.{name}", "final", float(distance))
     return ledger.report(
         folder.path,
-        place.type,
+        own_device.type,
         dtype,
         processes=world_size,
         zero_stage=stage,
@@ -338,22 +346,24 @@ def replay(
 
 
 def gather_weights(engine: Engine, collectives: Collectives) -> dict[str, Tensor]:
-    """All ranks together: the trained tensors, float32, on rank 0; none on the others."""
+    """All ranks together: gather the trained tensors, float32 by name, on rank 0. Returns none on
+    the others."""
     mine = [
-        (f.name, f.start, values.detach().cpu())
-        for kind, f, values in engine.owned()
-        if kind == WEIGHTS
+        (fragment.name, fragment.start, values.detach().cpu())
+        for state_key, fragment, values in engine.owned()
+        if state_key == WEIGHTS
     ]
-    parts = collectives.collect(mine)
+    shares = collectives.collect(mine)
     if collectives.rank:
         return {}
     whole = {name: torch.empty(shape) for name, shape in engine.partition.shapes.items()}
-    for name, start, values in (piece for part in parts for piece in part):
+    for name, start, values in (piece for share in shares for piece in share):
         whole[name].view(-1)[start : start + len(values)] = values
     return whole
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Replay a trajectory as the command line says. Returns the exit code of this rank."""
     parser = argparse.ArgumentParser(
         prog=os.environ.get("ADDP_PROGRAM", "python -m trainer.trajectory"),
         description=__doc__.split("\n\n")[0],
@@ -377,9 +387,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--report", type=Path, help="file for the JSON, in place of standard output"
     )
-    parser.add_argument(
-        "--local_rank", type=int, help=argparse.SUPPRESS
-    )  # the deepspeed launcher appends it
+    # The deepspeed launcher appends it.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     rank = take_world().rank
     try:

@@ -31,7 +31,7 @@ def weight_distance(a: Path, b: Path) -> float:
 
 
 def same_end(a: Path, b: Path) -> bool:
-    """Bit for bit: every loss, the weights and, where there is one, their average."""
+    """Bit for bit: every loss, the weights and, where there is one, their EMA."""
     first, second = RunFolder(a), RunFolder(b)
     assert first.is_done and second.is_done
     assert first.ema.exists() == second.ema.exists()
@@ -54,5 +54,5 @@ def cut_back(run: Path, to: Path, step: int) -> Path:
 
 
 def incidents(run: Path, event: str) -> list[dict[str, Any]]:
-    found = RunFolder(run).read_incidents()
-    return [record for record in found if record["event"] == event]
+    all_incidents = RunFolder(run).read_incidents()
+    return [record for record in all_incidents if record["event"] == event]

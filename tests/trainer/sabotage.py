@@ -35,10 +35,8 @@ class Sabotage:
     rank: int = 0
     nan: tuple[int, ...] = ()
     spikes: tuple[int, int] = (0, 0)
-    limit: tuple[str, int] = (
-        "",
-        0,
-    )  # files whose names hold the word: while they are written none may grow larger
+    # While files are written whose names hold the word, none may grow larger than so many bytes.
+    limit: tuple[str, int] = ("", 0)
     slow: float = 0.0  # seconds more that rank 1 takes to make its inputs
     clock: float = 0.0  # seconds that the wall clock jumps, to and fro
     any_of: tuple[str, ...] = ("",)
@@ -107,8 +105,8 @@ class Sabotage:
             return stat(path, *arguments, **named)
 
         def list_less(path: Any = ".") -> Any:
-            with scandir(path) as found:
-                entries = [e for e in found if not any(word in e.name for word in self.unlisted)]
+            with scandir(path) as listing:
+                entries = [e for e in listing if not any(word in e.name for word in self.unlisted)]
             return contextlib.nullcontext(iter(entries))
 
         os.stat, os.scandir = stat_less, list_less  # type: ignore[assignment]
@@ -131,14 +129,14 @@ class Sabotage:
         forward = mage.TokenPredictor.forward
 
         def inputs(own: Any, batch: Any, step: int, device: Any) -> Any:
-            found = original(own, batch, step, device)
+            made = original(own, batch, step, device)
             factor = 1.0
             time.sleep(self.slow if rank == 1 else 0.0)
             if step in self.nan and rank == 1:
                 factor = float("nan")
             if self.spikes[0] <= step < self.spikes[1]:
                 factor = 50.0
-            return {**found, "factor": factor}
+            return {**made, "factor": factor}
 
         def scaled(own: Any, *arguments: Any, factor: float = 1.0, **named: Any) -> Any:
             return forward(own, *arguments, **named) * factor

@@ -1,5 +1,5 @@
 """SIGKILL at random moments, to one rank or all: the run always goes on from a valid checkpoint by
-itself, and ends with the undisturbed run's losses, weights and average."""
+itself, and ends with the undisturbed run's losses, weights and EMA."""
 
 from __future__ import annotations
 
@@ -61,12 +61,10 @@ def survive(
             assert codes == [0, 0], output
             break
         world.kill(None if dice.random() < 0.5 else [dice.randrange(2)])
-        deadline = (
-            time.monotonic() + 3
-        )  # a rank that is left ends by itself, once it talks to the dead one; and as
-        while (
-            world.alive() and time.monotonic() < deadline
-        ):  # launchers do, what is left then is ended
+        # A rank that is left ends by itself once it talks to the dead one. What is left after that
+        # is ended, as launchers do.
+        deadline = time.monotonic() + 3
+        while world.alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         world.kill()
         moments[moment(run)] += 1

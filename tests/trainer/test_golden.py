@@ -60,18 +60,18 @@ def paths(folder: Path) -> dict[str, list[float]]:
             "tokenizer_loss.revive_every=3",
         ),
     }
-    found = {}
+    runs_losses = {}
     for name, options in runs.items():
         finish(folder / name, *options, exact)
-        found[name] = losses(folder / name)
-    return found
+        runs_losses[name] = losses(folder / name)
+    return runs_losses
 
 
 def test_losses_are_what_they_were(tmp_path: Path) -> None:
     expected = json.loads(FILE.read_text())
-    found = paths(tmp_path)
-    assert found.keys() == expected.keys()
-    for name, values in found.items():
+    measured = paths(tmp_path)
+    assert measured.keys() == expected.keys()
+    for name, values in measured.items():
         tolerance = 2e-3 if "bf16" in name else 1e-4  # processors round differently
         assert values == pytest.approx(expected[name], rel=tolerance), name
 

@@ -95,7 +95,7 @@ def test_a_run_that_moves_between_clusters_sees_each_sample_once(data: Path) -> 
 def test_other_data_are_refused_with_the_difference(
     change: str, words: str, data: Path, tmp_path: Path
 ) -> None:
-    """The bytes, their order, the seed and the batch; by the facts that a checkpoint holds."""
+    """The bytes, their order, the seed and the batch; by the identity that a checkpoint holds."""
 
     def run_identity(settings: RunConfig) -> dict[str, object]:
         objective = MageObjective(settings, fresh=True)

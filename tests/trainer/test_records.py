@@ -36,9 +36,8 @@ def test_a_run_whose_records_cannot_be_written_trains_on(tokens: Path, tmp_path:
         assert (
             sum(name in line and "cannot be written" in line for line in output.splitlines()) == 1
         ), (name, output)
-    assert (
-        output.count("not complete") == 6
-    )  # what was never written, said at the end; incidents had none
+    # What was never written is said at the end; there were no incidents.
+    assert output.count("not complete") == 6
 
 
 def test_records_are_whole_once_they_can_be_written_again(tokens: Path, tmp_path: Path) -> None:
@@ -135,9 +134,9 @@ def test_event_files_are_what_tensorboard_reads(tmp_path: Path) -> None:
     for step in range(4):
         board.record(step, {"loss": step / 2})
     Board(tmp_path, 2).record(2, {"loss": 9.0})  # a start that went on from step 2
-    found = EventAccumulator(str(tmp_path))
-    found.Reload()
-    assert [(event.step, event.value) for event in found.Scalars("loss")] == [
+    reader = EventAccumulator(str(tmp_path))
+    reader.Reload()
+    assert [(event.step, event.value) for event in reader.Scalars("loss")] == [
         (0, 0.0),
         (1, 0.5),
         (2, 9.0),

@@ -36,7 +36,7 @@ EMA = "ema_decay=0.9"
 def test_resumed_it_ends_bit_for_bit_the_same(
     options: tuple[str, ...], tokens: Path, tmp_path: Path
 ) -> None:
-    """With dropout, accumulation of two micro batches, and an average of the weights."""
+    """With dropout, accumulation of two micro batches, and an EMA of the weights."""
     whole = tmp_path / "whole"
     overrides = (*MAGE, f"data.tokens={tokens}", EMA, *options)
     finish(whole, *overrides)
@@ -133,12 +133,10 @@ def test_checkpoints_that_were_taken_away_are_no_reason_to_start_from_zero(
     assert codes == [79] and "saved step 12, but its checkpoints are gone" in output
 
 
-def test_an_average_can_begin_in_the_middle(
-    undisturbed: Path, tokens: Path, tmp_path: Path
-) -> None:
+def test_an_ema_can_begin_in_the_middle(undisturbed: Path, tokens: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     finish(whole, *MAGE, f"data.tokens={tokens}")
     cut = cut_back(whole, tmp_path / "cut", 4)
     finish(cut, *MAGE, f"data.tokens={tokens}", EMA, "resume.allow=[ema_decay]")
-    assert losses(cut) == losses(whole) == losses(undisturbed)  # an average changes no training
+    assert losses(cut) == losses(whole) == losses(undisturbed)  # an EMA changes no training
     assert 0 < weight_distance(RunFolder(cut).ema, RunFolder(undisturbed).ema) < 0.05

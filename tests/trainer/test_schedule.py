@@ -76,9 +76,7 @@ def test_batches_that_do_not_work_name_those_that_would() -> None:
     with pytest.raises(ConfigError) as caught:
         accumulation_steps(config(64, 8), 3)
     assert "would work with 63 or 66, or on 1, 2, 4, 8 ranks" in str(caught.value)
-    with pytest.raises(
-        ConfigError, match="on 1, 2, 4, 8, 16, 32, "
-    ):  # at once, although there are millions
-        accumulation_steps(config(1 << 24, 1), 3)
+    with pytest.raises(ConfigError, match="on 1, 2, 4, 8, 16, 32, "):
+        accumulation_steps(config(1 << 24, 1), 3)  # at once, although there are millions
     with pytest.raises(ConfigError, match=r"batch\.micro would work with 1, 2, 4"):
         accumulation_steps(config(4, 8), 1)

@@ -20,11 +20,11 @@ def test_s3_and_a_folder_give_the_same_weights(tokens: Path, bucket: str, tmp_pa
         if path.is_file():
             open_store(f"{bucket}/tokens").create(path.name, path.read_bytes())
     weights = []
-    for name, place in (
+    for name, options in (
         ("folder", (f"data.tokens={tokens}",)),
         ("s3", (f"data.tokens={bucket}/tokens", CACHE)),
     ):
-        finish(tmp_path / name, *MAGE, *(o.format(tmp_path) for o in place))
+        finish(tmp_path / name, *MAGE, *(o.format(tmp_path) for o in options))
         weights.append(load_file(RunFolder(tmp_path / name).network))
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert (

@@ -75,11 +75,11 @@ def test_half_precision_keeps_to_the_path(dtype: str, tmp_path: Path) -> None:
 
 
 def changed(tmp_path: Path, steps: int, **meta: Any) -> Path:
-    """A copy with other facts, cut to its first steps."""
+    """A copy with another meta.json, cut to its first steps."""
     folder = tmp_path / "changed"
     shutil.copytree(FOLDER, folder)
-    facts = json.loads((folder / "meta.json").read_text()) | meta
-    (folder / "meta.json").write_text(json.dumps(facts))
+    changed_meta = json.loads((folder / "meta.json").read_text()) | meta
+    (folder / "meta.json").write_text(json.dumps(changed_meta))
     tensors = load_file(folder / "trajectory.safetensors")
     cut = {
         name: t if name.startswith("final.") else t[:steps].contiguous()

@@ -154,7 +154,8 @@ class Catalog(ABC):
             return exported_network(state, WEIGHTS if weights == "raw" else EMA), state.manifest
 
     def known(self, step: int) -> int:
-        """That step. Raises ConfigError where it has no checkpoint."""
+        """Return the step, once it is certain that it has a checkpoint. Raises ConfigError where it
+        has none."""
         steps = self.steps()
         if step not in steps:
             there = ", ".join(map(str, steps)) or "none"
@@ -293,8 +294,8 @@ class LocalCatalog(Catalog):
         if note.exists():
             raise NoValidCheckpoint(
                 f"the run saved step {note.read_text().strip()}, but its checkpoints are gone from "
-                f"{self._checkpoints}; bring them back, or remove {note} to start from the "
-                "beginning"
+                f"{self._checkpoints}; bring them back, or remove {note} "
+                "to start from the beginning"
             )
 
 

@@ -62,6 +62,8 @@ class Damaged(ADDPError):
 
 
 class FileEntry(Record):
+    """What a manifest states of a file."""
+
     bytes: Count
     sha256: Sha256
 
@@ -172,8 +174,8 @@ def parse_manifest(text: bytes | str, name: str) -> Manifest:
     """The manifest of the checkpoint that messages call `name`. Raises Damaged."""
     if len(text) > _LARGEST_MANIFEST:
         raise Damaged(
-            f"{name}: {MANIFEST} is larger than {_LARGEST_MANIFEST // MIB} MiB, the most that it "
-            "may have"
+            f"{name}: {MANIFEST} is larger than {_LARGEST_MANIFEST // MIB} MiB, "
+            "the most that it may have"
         )
     try:
         manifest = Manifest.model_validate_json(text)

@@ -26,9 +26,8 @@ from trainer.resilience.heartbeat import Heartbeat
 from trainer.run_folder import RUN, RunFolder
 
 FOLDER, NAME = "owner", "run"
-_ENDING = (
-    5.0  # seconds for which a process of this machine that was just killed may still be ending
-)
+# Seconds for which a process of this machine that was just killed may still be ending.
+_ENDING = 5.0
 _PARTING = 5.0  # seconds that a store may take to release the lock: fewer than a rank has to leave
 
 
@@ -74,8 +73,8 @@ def agreed_run(folder: RunFolder, store: Store, run: str | None) -> str | None:
         mine = f"run {run}" if run else "a run of an earlier version, without an id"
         raise OtherOwner(
             f"{store.url} holds run {there['run']}{_made(there)}, and {folder.path} is {mine}; "
-            "give this run a checkpoint.upload of its own, or go on with that one in an empty run "
-            "folder"
+            "give this run a checkpoint.upload of its own, or go on with that one "
+            "in an empty run folder"
         )
     return str(there["run"])
 
@@ -178,8 +177,8 @@ class Ownership:
         assert self._claim is not None
         if self._claim.is_lost():
             raise OtherOwner(
-                f"{self.store.url} was taken over by {self.watched}; this start no longer uploads "
-                "there"
+                f"{self.store.url} was taken over by {self.watched}; "
+                "this start no longer uploads there"
             )
         if not self._marked:
             if not self.store.create(RUN, json.dumps(new_identity(self.run)).encode()):

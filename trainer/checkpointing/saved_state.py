@@ -145,7 +145,7 @@ class SavedState:
         return result
 
     def _elements(self, piece: Piece, first: int, count: int) -> Tensor:
-        """Elements first .. first+count-1 of a piece: (count,) of its own dtype."""
+        """Read elements first .. first+count-1 of a piece: (count,) of its own dtype."""
         values = torch.empty(count, dtype=DTYPES[piece.dtype])
         path = self._folder / piece.file
         try:

@@ -66,7 +66,8 @@ class Uploader:
         self._thread.start()
 
     def offer(self, step: int) -> None:
-        """Upload the checkpoint of that step, in the place of those that still wait."""
+        """Upload the checkpoint of that step. Those that still wait are left out for it, unless
+        they are permanent."""
         with self._changed:
             if self.lost is None:
                 self._wanted = [s for s in self._wanted if is_permanent(s, self._section)] + [step]
@@ -108,7 +109,8 @@ class Uploader:
         return (newest.step, newest.saved) if newest else None
 
     def _await_work(self) -> bool:
-        """False once there is none, and no more will come."""
+        """Wait for a checkpoint or a withdrawal. Returns False once there is none, and no more will
+        come."""
         with self._changed:
             while not (self._wanted or self._withdrawing or self._closing):
                 self._changed.wait()
@@ -196,8 +198,8 @@ class Uploader:
     def _late(self, step: int | None, reason: str) -> str:
         if step is None:
             return (
-                f"{self._remote.name} may still call the run complete: {reason}. It is tried again "
-                "meanwhile"
+                f"{self._remote.name} may still call the run complete: {reason}. "
+                "It is tried again meanwhile"
             )
         return (
             f"the checkpoint of step {step} is not on {self._remote.name} yet: {reason}. It is "

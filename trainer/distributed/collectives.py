@@ -21,11 +21,11 @@ from trainer.host_memory import keep_freed_memory
 
 T = TypeVar("T")
 _LOST = re.compile(  # what gloo and NCCL say of a peer that is gone
-    r"gloo.*(closed|reset|refused|timed out|broken pipe)|connection (closed|reset) by|remote "
-    r"process exited|"
-    r"communicator was aborted|recvValue failed|failed to recv",
+    r"gloo.*(closed|reset|refused|timed out|broken pipe)|connection (closed|reset) by"
+    r"|remote process exited|communicator was aborted|recvValue failed|failed to recv",
     re.IGNORECASE | re.DOTALL,
 )
+_LATE = re.compile(r"timed out|timeout", re.IGNORECASE)
 # Seconds within which all hosts see what one has written: for so long NFS clients remember names
 # and sizes.
 SIGHT = 60.0
@@ -33,7 +33,8 @@ _LOOKS = 0.5  # seconds between looks
 
 
 def own_device() -> torch.device:
-    """This rank's GPU, or the CPU; float32 is float32 on it."""
+    """Return this rank's GPU, or the CPU, once this process is set up to compute on it: float32
+    is not rounded to TF32, and memory that is freed on the CPU is kept."""
     keep_float32()
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -48,10 +49,7 @@ def is_lost_rank(error: BaseException) -> bool:
 
 def is_late(error: BaseException) -> bool:
     """Whether an error says that another rank is gone since it did not answer in time."""
-    return (
-        is_lost_rank(error)
-        and re.search(r"timed out|timeout", str(error), re.IGNORECASE) is not None
-    )
+    return is_lost_rank(error) and _LATE.search(str(error)) is not None
 
 
 class Flags(NamedTuple):

@@ -42,7 +42,8 @@ _ASK = (
 
 
 class World(NamedTuple):
-    """A rank, of how many, and its number among the ranks of its host (`local`)."""
+    """Where a process stands among all: it is number `rank` of `size`, and number `local` of those
+    on its host."""
 
     rank: int
     size: int
@@ -64,28 +65,25 @@ def take_world(environment: MutableMapping[str, str] = os.environ) -> World:
         return world._replace(
             local=_number("LOCAL_RANK", environment) if "LOCAL_RANK" in environment else 0
         )
-    place = _of_mpi(environment) or _of_slurm(environment) or {}
-    if not place and (
-        _stated("WORLD_SIZE", environment) > 1 or environment.get("RANK", "0") != "0"
-    ):
+    own = _of_mpi(environment) or _of_slurm(environment) or {}
+    if not own and (_stated("WORLD_SIZE", environment) > 1 or environment.get("RANK", "0") != "0"):
         missing = "RANK" if "WORLD_SIZE" in environment else "WORLD_SIZE"
         raise ConfigError(
             f"the environment has no {missing}, but half of what a launcher says; {_ASK}"
         )
-    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | place
+    own = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"} | own
     for name in ("RANK", "WORLD_SIZE"):
-        if environment.get(name, place[name]) != place[name]:
+        if environment.get(name, own[name]) != own[name]:
             raise ConfigError(
-                f"{name}={environment[name]} is set, but this is process {place['RANK']} of "
-                f"{place['WORLD_SIZE']}; unset {name}, or set RANK as well"
+                f"{name}={environment[name]} is set, but this is process {own['RANK']} of "
+                f"{own['WORLD_SIZE']}; unset {name}, or set RANK as well"
             )
-    environment.update(
-        {name: value for name, value in place.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
-    )
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        if name in place:
-            environment.setdefault(name, place[name])
-    return World(int(place["RANK"]), int(place["WORLD_SIZE"]), int(place["LOCAL_RANK"]))
+    for name, value in own.items():
+        if name in ("MASTER_ADDR", "MASTER_PORT"):  # a user's own choice stays
+            environment.setdefault(name, value)
+        else:
+            environment[name] = value
+    return World(int(own["RANK"]), int(own["WORLD_SIZE"]), int(own["LOCAL_RANK"]))
 
 
 def refuse_tasks(command: str, environment: Mapping[str, str] = os.environ) -> None:
@@ -108,11 +106,10 @@ def host_names(nodes: str) -> Iterator[str]:
     if not re.fullmatch(r"(?:[\w.-]|\[[\d,-]+\])+(?:,(?:[\w.-]|\[[\d,-]+\])+)*", nodes, re.ASCII):
         raise wrong
     for item in re.findall(r"(?:[^\[,]|\[[^\]]*\])+", nodes):
-        pieces = re.split(
-            r"\[([^\]]*)\]", item
-        )  # a name's pieces are between brackets: at even places
+        # Text and the contents of brackets take turns; text comes first.
+        pieces = re.split(r"\[([^\]]*)\]", item)
         choices = [
-            _numbers(piece, wrong) if place % 2 else [piece] for place, piece in enumerate(pieces)
+            _numbers(piece, wrong) if index % 2 else [piece] for index, piece in enumerate(pieces)
         ]
         yield from map("".join, itertools.product(*choices))
 
@@ -120,8 +117,8 @@ def host_names(nodes: str) -> Iterator[str]:
 def _numbers(ranges: str, wrong: ConfigError) -> list[str]:
     """The numbers of `01-03,7`: 01, 02, 03, 7."""
     numbers: list[str] = []
-    for part in ranges.split(","):
-        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part, re.ASCII)
+    for span in ranges.split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", span, re.ASCII)
         if not match:
             raise wrong
         first, last = int(match[1]), int(match[2] or match[1])
@@ -132,9 +129,9 @@ def _numbers(ranges: str, wrong: ConfigError) -> list[str]:
 
 
 def _of_slurm(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """The place of a task that srun has started beside others. None elsewhere in an allocation: in
-    the shell of `salloc`, and in a batch script itself, which is task 0 of a job whose tasks are
-    still to be started."""
+    """A launcher's variables for a task that srun has started beside others. None elsewhere in an
+    allocation: in the shell of `salloc`, and in a batch script itself, which is task 0 of a job
+    whose tasks are still to be started."""
     in_script = environment.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in environment
     name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environment else "SLURM_NTASKS"
     if "SLURM_PROCID" not in environment or in_script or _stated(name, environment) < 2:
@@ -149,16 +146,16 @@ def _of_slurm(environment: Mapping[str, str]) -> dict[str, str] | None:
         "WORLD_SIZE": environment[name],
         "LOCAL_RANK": _own_gpu(_number("SLURM_LOCALID", environment), environment),
         "MASTER_ADDR": environment.get("MASTER_ADDR") or _first_host(environment),
-        "MASTER_PORT": str(
-            _PORTS[(job + 1009 * step) % len(_PORTS)]
-        ),  # jobs and steps that share a host differ
+        # Jobs and steps that share a host have different ports.
+        "MASTER_PORT": str(_PORTS[(job + 1009 * step) % len(_PORTS)]),
     }
 
 
 def _of_mpi(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """The place of a process that mpirun has started. MPI is asked before Slurm, whose variables in
-    a job that calls mpirun are those of MPI's own helpers."""
-    for kind, names in _MPI.items():
+    """A launcher's variables for a process that mpirun has started; None for any other process. MPI
+    is asked before Slurm, whose variables in a job that calls mpirun are those of MPI's own
+    helpers."""
+    for library, names in _MPI.items():
         if _stated(names[1], environment) < 2:
             continue
         said = tuple(environment.get(name) for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
@@ -166,11 +163,13 @@ def _of_mpi(environment: Mapping[str, str]) -> dict[str, str] | None:
             return None  # srun --mpi=pmi2 says the same in both
         rank, size, local, local_size = (environment.get(name) for name in names)
         if rank is None or local is None:
-            raise ConfigError(f"{kind} starts {size} processes, but {names[2]} is not set; {_ASK}")
+            raise ConfigError(
+                f"{library} starts {size} processes, but {names[2]} is not set; {_ASK}"
+            )
         address = environment.get("MASTER_ADDR") or ("127.0.0.1" if size == local_size else None)
         if address is None:
             raise ConfigError(
-                f"{kind} starts {size} processes, and does not say where they meet; set "
+                f"{library} starts {size} processes, and does not say where they meet; set "
                 "MASTER_ADDR to the first host (mpirun -x MASTER_ADDR=HOST)"
             )
         return {
@@ -184,7 +183,8 @@ def _of_mpi(environment: Mapping[str, str]) -> dict[str, str] | None:
 
 
 def _own_gpu(local: int, environment: Mapping[str, str]) -> str:
-    """With --gpus-per-task a process sees its own GPU only, which is then the first."""
+    """The number of a process's GPU, as LOCAL_RANK has it. With --gpus-per-task a process sees its
+    own GPU only, which is then the first."""
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
     return "0" if visible and "," not in visible else str(local)
 

@@ -102,7 +102,8 @@ def scaler_state(scaler: Any) -> dict[str, Any]:
 
 
 def set_scaler_state(scaler: Any, state: dict[str, Any]) -> None:
-    """Numbers that this version of DeepSpeed does not know are left out."""
+    """Set the numbers of a loss scale, as `scaler_state` gave them. Those that this version of
+    DeepSpeed does not know are left out."""
     if scaler is not None:
         known = scaler_state(scaler).keys() & state.keys()
         vars(scaler).update({key: state[key] for key in known})

@@ -27,7 +27,8 @@ class WeightEMA:
 
     @torch.no_grad()
     def update(self, applied: int) -> None:
-        """applied: the number of updates so far, this one included."""
+        """Take the weights into the average. applied: the number of updates so far, this one
+        included."""
         if self.values:
             decay = min(self._decay, (1 + applied) / (10 + applied))
             weights = [fragment.weights() for fragment in self._partition.owned]

@@ -32,9 +32,8 @@ from trainer.host_memory import keep_freed_memory
 from trainer.timing import Stopwatch
 
 if not torch.cuda.is_available():
-    os.environ.setdefault(
-        "DS_ACCELERATOR", "cpu"
-    )  # otherwise every import probes for accelerators, and warns
+    # Otherwise every import of DeepSpeed probes for accelerators, and warns.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 _BUCKET = 500_000_000  # elements that are reduced together at most; DeepSpeed's own default
 
@@ -59,10 +58,9 @@ def start_distributed(timeout: float = LONG) -> tuple[int, int, torch.device]:
     # DeepSpeed calls collectives by names that PyTorch is about to change; that is no news for the
     # user of a run.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    join_ranks(timeout, "nccl" if on_gpu else "gloo", device if on_gpu else None)
-    deepspeed.init_distributed(
-        "nccl" if on_gpu else "gloo", verbose=False
-    )  # takes up the world that there is
+    backend = "nccl" if on_gpu else "gloo"
+    join_ranks(timeout, backend, device if on_gpu else None)
+    deepspeed.init_distributed(backend, verbose=False)  # it takes up the world that there is
     return world.rank, world.size, device
 
 
@@ -85,9 +83,8 @@ def deepspeed_config(
         "train_batch_size": config.batch.micro * accumulation * world_size,
         "train_micro_batch_size_per_gpu": config.batch.micro,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": config.optimizer.clip
-        if config.zero_stage
-        else 0.0,  # without ZeRO: see optimizer_step
+        # Without ZeRO, `optimizer_step` clips.
+        "gradient_clipping": config.optimizer.clip if config.zero_stage else 0.0,
         "zero_optimization": zero,
         # Else gradients are summed over ranks in the precision of the network.
         "communication_data_type": "fp32",
@@ -112,9 +109,8 @@ def deepspeed_config(
             "lower_precision_safe_modules": safe,
         }
     elif mode.width < 4:
-        result["data_types"] = {
-            "grad_accum_dtype": "fp32"
-        }  # else micro batches are added up in half precision
+        # Else micro batches are added up in half precision.
+        result["data_types"] = {"grad_accum_dtype": "fp32"}
     return result
 
 
@@ -125,8 +121,12 @@ def check_device(precision: Precision) -> None:
 
 
 class StepResult(NamedTuple):
-    """loss: this rank's mean over its micro batches, a float32 scalar on its device. norm: of the
-    gradient before it was clipped, the same on all ranks; not finite where nothing was applied."""
+    """What came of an optimizer step.
+
+    loss: this rank's mean over its micro batches, a float32 scalar on its device. norm: of the
+    gradient before it was clipped, the same on all ranks; not finite where nothing was applied.
+    applied: whether the weights were changed.
+    """
 
     loss: Tensor
     norm: float
@@ -150,11 +150,8 @@ class Engine:
         import deepspeed
 
         check_device(config.precision)
-        self._stage, self._clip, self._accumulation = (
-            config.zero_stage,
-            config.optimizer.clip,
-            accumulation,
-        )
+        self._stage, self._accumulation = config.zero_stage, accumulation
+        self._clip = config.optimizer.clip
         self._state_keys = STATE[config.optimizer.name]
         self._network = network
         # Before the engine takes them: half precision would round the first weights, and ZeRO-3
@@ -196,10 +193,11 @@ class Engine:
     def optimizer_step(
         self, micro_batches: Iterable[dict[str, Any]], learning_rate: float, own: Stopwatch
     ) -> StepResult:
-        """One optimizer step over all micro batches. A non-finite gradient changes nothing, on any
-        rank.
+        """Take one optimizer step over all micro batches. A gradient that is not finite changes
+        nothing, on any rank.
 
-        own: runs while this rank works alone, from making inputs to the end of the forward pass.
+        own: a clock that runs while this rank works alone, from making inputs to the end of the
+        forward pass.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group.get("scale", 1.0)
@@ -268,8 +266,8 @@ class Engine:
     def wanted(self, with_ema: bool) -> Iterator[Range]:
         """What `fill` reads on this rank, without the buffers."""
         for fragment in self.partition.held:
-            for kind in (WEIGHTS, *self._state_keys):
-                yield Range(kind, fragment.name, fragment.start, fragment.length)
+            for state_key in (WEIGHTS, *self._state_keys):
+                yield Range(state_key, fragment.name, fragment.start, fragment.length)
         for fragment in self.partition.owned if self.ema and with_ema else ():
             yield Range(EMA, fragment.name, fragment.start, fragment.length)
 
@@ -283,8 +281,9 @@ class Engine:
     ) -> None:
         """All ranks together: take over a saved state, of any stage and number of ranks.
 
-        read(kind, parameter, start, length) -> (length,) float32. with_ema: whether the state has a
-        moving average of the weights; where one is wanted and missing, it starts from the weights.
+        read(state_key, parameter, start, length) -> (length,) float32. buffers, scaler, applied: as
+        `buffers()`, `scaler()` and `applied` were. with_ema: whether the state has a moving average
+        of the weights; where one is wanted and missing, it starts from the weights.
         """
         self.applied = applied
         self.partition.make_state(self._base, self._state_keys, applied)

@@ -28,9 +28,8 @@ STATE = {
     "lamb": ("exp_avg", "exp_avg_sq"),
     "lars": ("momentum",),
 }
-_LARGEST_RATIO = (
-    10.0  # of a LAMB step's length to what Adam would do; as in the paper's released code
-)
+# Of a LAMB step's length to what Adam would do; as in the paper's released code.
+_LARGEST_RATIO = 10.0
 
 Parameters = Iterable[tuple[str, nn.Parameter]]  # names and parameters of a network
 
@@ -242,15 +241,11 @@ def make_optimizer(config: RunConfig, groups: list[dict[str, Any]], on_cuda: boo
             optimizer = LAMB(groups, rate, o.betas, o.eps)
             kernel = "own, layer-wise on ZeRO's pieces"
     elif apex:
-        optimizer, kernel = (
-            apex.FusedAdam(groups, lr=rate, betas=o.betas, eps=o.eps, adam_w_mode=True),
-            "apex FusedAdam",
-        )
+        optimizer = apex.FusedAdam(groups, lr=rate, betas=o.betas, eps=o.eps, adam_w_mode=True)
+        kernel = "apex FusedAdam"
     else:
-        optimizer, kernel = (
-            AdamW(groups, lr=rate, betas=o.betas, eps=o.eps, fused=True),
-            "torch, fused",
-        )
+        optimizer = AdamW(groups, lr=rate, betas=o.betas, eps=o.eps, fused=True)
+        kernel = "torch, fused"
     log.info("optimizer %s: %s", o.name, kernel)
     return optimizer
 
@@ -265,8 +260,8 @@ def _apex(config: RunConfig, on_cuda: bool) -> Any:
     if not installed and wanted == "apex":
         raise ConfigError(
             "optimizer.kernel = apex, but NVIDIA apex is not installed (the `apex` of PyPI is "
-            "another project); docs/architecture.md has its install line, or use optimizer.kernel "
-            "= auto"
+            "another project); docs/architecture.md has its install line, or use "
+            "optimizer.kernel = auto"
         )
     if not installed:
         return None

@@ -57,7 +57,8 @@ class Fragment(NamedTuple):
         return values.view(-1)[self.offset : self.offset + self.length]
 
     def part(self, first: int, last: int) -> Fragment | None:
-        """The part of it in its elements first .. last-1, counted from 0; None if that is empty."""
+        """Its own elements first .. last-1, counted from 0, as a fragment; None if there are
+        none."""
         first, last = max(first, 0), min(last, self.length)
         if first >= last:
             return None

@@ -86,7 +86,7 @@ class ADDPObjective(TokenObjective):
         self.exported = self.network = network
 
     def inputs(self, batch: Batch, step: int, device: torch.device) -> Inputs:
-        """See `denoising_inputs`."""
+        """As `denoising_inputs` has them, for masks that are drawn by the index of the samples."""
         # To go through all tensors takes 10 ms a step, whether one moves or not.
         if self.frozen_networks.device != device:
             self.frozen_networks.to(device)
@@ -167,7 +167,7 @@ class _OutlinedADDP(ADDPObjective):
             self.exported = self.network = ADDP(config.geometry, config.addp.sizes)
 
     def frozen_fingerprints(self) -> dict[str, str]:
-        """Reads the predictor."""
+        """The fingerprints of both networks. The predictor is read only for this."""
         if "predictor" not in self.frozen:
             self.frozen["predictor"] = fingerprint(given_network(self.config, "predictor"))
         return self.frozen

@@ -56,11 +56,8 @@ class Augmentation:
         if torch.are_deterministic_algorithms_enabled():
             # kornia's `equalize` makes a running sum, which CUDA makes in no fixed order.
             images = images.cpu()
-        return (
-            torch.cat([self._rand(part) for part in torch.split(images, _TOGETHER)])
-            .clamp(0, 1)
-            .to(device)
-        )
+        distorted = [self._rand(few) for few in torch.split(images, _TOGETHER)]
+        return torch.cat(distorted).clamp(0, 1).to(device)
 
 
 def mixed(images: Tensor, target: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:

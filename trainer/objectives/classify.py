@@ -104,7 +104,7 @@ class ClassifyObjective(ImageObjective):
 
     @classmethod
     def activation_bytes(cls, config: RunConfig) -> float:
-        """A linear probe keeps next to nothing, which counts as 0."""
+        """As the base class says; a linear probe keeps next to nothing, which counts as 0."""
         if config.classifier.method == "linear":
             return 0
         return transformer_activations(config, config.addp.sizes, (1 + config.geometry.tokens, 0))

@@ -34,8 +34,8 @@ class ImageObjective(Objective):
         data, size = config.data, config.tokenizer.sizes.image_size
         if data.images is None:
             raise ConfigError(
-                f"objective {config.objective} needs data.images: class folders, or WebDataset "
-                "shards"
+                f"objective {config.objective} needs data.images: "
+                "class folders, or WebDataset shards"
             )
         if data.views.size != size:
             raise ConfigError(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Entry(NamedTuple):
     """What is known of an objective before its module is imported.
 
-    place: "module:Class".
+    import_path: of its class, "module:Class".
     title: what a report calls such a run. label: what a plot calls its network.
     network_kind: the kind of the network that its checkpoints export, as `model.weights` names it.
     sizes: the section of the configuration whose `sizes` are those of the network that is trained.
@@ -29,7 +29,7 @@ class Entry(NamedTuple):
     variants: a key of the configuration, and the titles for some of its values.
     """
 
-    place: str
+    import_path: str
     title: str
     label: str
     network_kind: str
@@ -116,7 +116,7 @@ def trained_sizes(config: RunConfig) -> Any:
 def objective_class(name: str) -> type[Objective]:
     """The class of an objective, for what is asked before a run: costs, checks, the next command.
     Imports its module."""
-    module, _, class_name = OBJECTIVES[name].place.partition(":")
+    module, _, class_name = OBJECTIVES[name].import_path.partition(":")
     chosen: type[Objective] = getattr(importlib.import_module(module), class_name)
     return chosen
 

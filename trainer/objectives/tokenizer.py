@@ -26,8 +26,8 @@ class TokenizerObjective(ImageObjective):
     def __init__(self, config: RunConfig, fresh: bool = False) -> None:
         if config.precision != "fp32":
             raise ConfigError(
-                "objective tokenizer trains in fp32 only (its codebook averages need it): set "
-                "precision: fp32"
+                "objective tokenizer trains in fp32 only (its codebook averages need it): "
+                "set precision: fp32"
             )
         super().__init__(config, fresh)
         tokenizer = VQTokenizer(config.tokenizer.sizes)
@@ -47,7 +47,7 @@ class TokenizerObjective(ImageObjective):
 
     @classmethod
     def one_image(cls, config: RunConfig, network: nn.Module) -> Tensor:
-        """Through encoder and decoder, without the networks that the losses have."""
+        """The image goes through encoder and decoder; the networks of the losses are left out."""
         tokenizer, size = cast(VQTokenizer, network), config.tokenizer.sizes.image_size
         reconstruction: Tensor = tokenizer.decoder(tokenizer.encoder(torch.empty(1, 3, size, size)))
         return reconstruction

@@ -80,14 +80,15 @@ class TokenObjective(Objective):
         return step if self.config.mask_ratio_scope == "step" else batch.start
 
     def batch(self, step: int, offset: int, count: int) -> Batch:
-        """ids (B, L), and weights (B,) where some rows do not count."""
+        """The tokens of the samples: ids (B, L), and weights (B,) where some rows do not count."""
         return self.loader.batch(step, offset, count)
 
     def close(self) -> None:
         self.loader.close()
 
     def look_at_data(self) -> str:
-        """More than the manifests: the last byte of each data set's first shard is read."""
+        """As the base class says. Beside the manifests, the last byte of each data set's first
+        shard is read."""
         data_sets = self.loader.shards
         for shards in data_sets:
             if isinstance(shards.store, LocalStore):

@@ -18,7 +18,6 @@ from trainer.run_folder import EXIT_DIVERGED
 
 ADVICE = "Look at incidents/ and metrics.jsonl; a lower optimizer.base_lr or other data may help"
 
-
 Answer = Literal["none", "rewind", "stop"]
 
 

@@ -26,9 +26,8 @@ def _or_nan(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-_Number = Annotated[
-    float, BeforeValidator(_or_nan)
-]  # earlier versions wrote null where it was not finite
+# Earlier versions wrote null where it was not finite.
+_Number = Annotated[float, BeforeValidator(_or_nan)]
 
 
 class Row(BaseModel):
@@ -109,7 +108,8 @@ class _Rewind(Record):
 
 
 def _rewinds(content: bytes, where: str) -> list[dict[str, int]]:
-    """Raises DataError: without them a run would take other data than it took."""
+    """Parse rewinds.json. Raises DataError where it cannot be read: without the rewinds a run would
+    take other data than it took."""
     try:
         return [entry.model_dump() for entry in TypeAdapter(list[_Rewind]).validate_json(content)]
     except ValidationError as error:

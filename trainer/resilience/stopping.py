@@ -30,9 +30,8 @@ class StopRequest:
 
     def __init__(self, folder: RunFolder) -> None:
         self._file = folder.stop
-        self._looks = (
-            os.environ.get("RANK", "0") == "0"
-        )  # other hosts may still see a file that is gone
+        # Hosts of other ranks may still see a file that is gone.
+        self._looks = os.environ.get("RANK", "0") == "0"
         self._reason: str | None = None
         self._launcher = _launcher_chain()
         self._looked = 0.0

@@ -95,12 +95,9 @@ def test_a_checkpoint_that_cannot_be_written_is_left_out(
     assert LocalCatalog(RunFolder(run)).steps() == [12, 4]
     (record,) = incidents(run, "checkpoint not saved")
     assert record["step"] == 8 and words_of_it in record["error"]
-    (line,) = (
-        line for line in output.splitlines() if "was not saved" in line
-    )  # at once, on the console
-    assert words_of_it in line and re.search(
-        r"the last good one is of step 4, saved \d+ s ago \(", line
-    ), line
+    (line,) = (line for line in output.splitlines() if "was not saved" in line)
+    last_good = r"the last good one is of step 4, saved \d+ s ago \("
+    assert words_of_it in line and re.search(last_good, line), line
     assert output.index(line) < output.index("step 12/12")
     assert same_end(run, undisturbed)
 
@@ -230,7 +227,7 @@ def test_a_damaged_checkpoint_is_gone_round(
     assert "refused a checkpoint: step-00000012" in output and "resumed at step 8 of 12" in output
     assert incidents(run, "checkpoint refused")
     catalog = LocalCatalog(RunFolder(run))
-    assert [catalog.verify(step).step for step in catalog.steps()] == [12]  # in the damaged's place
+    assert [catalog.verify(step).step for step in catalog.steps()] == [12]  # as before the damage
     assert fault == "cut" or same_end(run, undisturbed)
 
 

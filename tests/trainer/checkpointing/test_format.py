@@ -161,7 +161,7 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
 
 
 def test_no_flipped_bit_of_a_manifest_changes_what_it_says() -> None:
-    """Also in the numbers of its progress, of which any would do."""
+    """Also in the numbers of its state, of which any would do."""
     entry = FileEntry(bytes=1, sha256="0" * 64)
     written = manifest({"rank-00000.safetensors": entry})
     written.trainer_state = {

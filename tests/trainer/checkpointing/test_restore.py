@@ -112,9 +112,8 @@ def test_what_was_allowed_once_stays_so_where_an_older_checkpoint_has_to_do() ->
 
 
 def test_manifests_of_earlier_versions_have_neither_run_nor_configuration() -> None:
-    old = manifest(
-        {}, {**IDENTITY, "data": ""}, run=""
-    )  # nor did a tokenizer's say which images it was trained on
+    # Nor did a tokenizer's say which images it was trained on.
+    old = manifest({}, {**IDENTITY, "data": ""}, run="")
     assert changed(old, "seed=3") == []
     with pytest.raises(ConfigError, match="seed: 0 -> 3"):
         changed(old, "seed=3", before=config())
@@ -167,10 +166,8 @@ def test_each_file_is_one_rank_s_to_verify_and_opened_by_those_that_need_it() ->
     ]
     assert four == [{"rank-0"}, {"rank-0", "rank-1"}, {"rank-1", "rank-2"}, {"rank-2"}]
     assert shares(saved, four) == [["rank-0"], ["rank-1"], ["rank-2"], []]
-    assert shares(saved, [set(), set()]) == [
-        ["rank-0", "rank-2"],
-        ["rank-1"],
-    ]  # what nobody reads is verified as well
+    # What nobody reads is verified as well.
+    assert shares(saved, [set(), set()]) == [["rank-0", "rank-2"], ["rank-1"]]
 
 
 def opened(output: str) -> dict[int, list[int]]:

@@ -42,7 +42,7 @@ def test_one_of_many_wins(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert len(won) == 1 and Claims(store, 5).take("step-1") is None
-    other = Claims(store, 5).take("step-1-ema")  # the average is another piece of work
+    other = Claims(store, 5).take("step-1-ema")  # the EMA is another piece of work
     assert other is not None
     other.release()
     won[0].release()

@@ -21,15 +21,15 @@ HERE = {
 
 
 def test_names_and_hashes_only() -> None:
-    found = settings("node1", HERE)
-    assert set(found.names) == {
+    here = settings("node1", HERE)
+    assert set(here.names) == {
         "AWS_PROFILE",
         "AWS_SECRET_ACCESS_KEY",
         "NCCL_PROTO",
         "GLOO_SOCKET_IFNAME",
     }
-    assert [name for name, value in found.names.items() if value] == ["NCCL_PROTO"]
-    assert not any(value in str(found) for value in ("very-secret", "me'", "'LL'", "eth0"))
+    assert [name for name, value in here.names.items() if value] == ["NCCL_PROTO"]
+    assert not any(value in str(here) for value in ("very-secret", "me'", "'LL'", "eth0"))
 
 
 def test_who_lacks_what() -> None:

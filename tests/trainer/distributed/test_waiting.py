@@ -62,14 +62,14 @@ def groups(arguments: list[str]) -> int:
     _, world_size, _ = start_distributed(config.collective_timeout)
     Collectives(config.collective_timeout)
     Engine(make_objective(config).network, config, 2, world_size)
-    found = [
+    backends = [
         group._get_backend(device)
         for group in distributed_c10d._world.pg_map
         for device in group._device_types
     ]
     print(
-        f"{len(found)} groups, seconds:",
-        {int(backend.options._timeout.total_seconds()) for backend in found},
+        f"{len(backends)} groups, seconds:",
+        {int(backend.options._timeout.total_seconds()) for backend in backends},
     )
     return 0
 

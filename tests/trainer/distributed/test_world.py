@@ -57,11 +57,8 @@ def test_slurm_makes_a_world() -> None:
         {},
         SALLOC,
         SCRIPT,
-        TASK
-        | {
-            "SLURM_STEP_NUM_TASKS": "1",
-            "SLURM_PROCID": "0",
-        },  # `srun -n1`, and the shell of an interactive step
+        # `srun -n1`, and the shell of an interactive step
+        TASK | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
         {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"},
         {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
     ],
@@ -97,10 +94,9 @@ def test_mpi_makes_a_world() -> None:
     assert take_world(environment) == World(3, 4, 1) and environment["MASTER_ADDR"] == "127.0.0.1"
     both = TASK | {"PMI_RANK": "3", "PMI_SIZE": "4"}  # srun --mpi=pmi2
     assert take_world(both) == World(3, 4, 1)
-    helper = (
-        TASK | ours | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "MASTER_ADDR": "node1"}
-    )  # mpirun in a job
-    assert take_world(helper) == World(3, 4, 1)
+    # In a job, Slurm starts mpirun's helpers, one for each host.
+    helpers = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "MASTER_ADDR": "node1"}
+    assert take_world(TASK | ours | helpers) == World(3, 4, 1)
 
 
 def test_a_task_that_sees_its_own_gpu_only_takes_it() -> None:

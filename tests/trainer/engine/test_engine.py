@@ -53,7 +53,7 @@ class Network(nn.Module):
         return self.layer(x.to(self.layer.weight.dtype)).float().square().mean()
 
 
-def run_identity(arguments: list[str]) -> int:
+def observe(arguments: list[str]) -> int:
     """A rank that takes steps in each of the modes; rank 0 writes down what it saw."""
     out, rows = Path(arguments[0]), []
     watching, summed = False, set()
@@ -103,7 +103,7 @@ def run_identity(arguments: list[str]) -> int:
                 ),
                 "engine": str(engine._engine.communication_data_type),
                 "summed": sorted(summed),
-                "state": sorted({f"{kind} {v.dtype}" for kind, _, v in engine.owned()}),
+                "state": sorted({f"{key} {v.dtype}" for key, _, v in engine.owned()}),
                 "seen": sorted(network.seen),
                 "losses": [float(result.loss) for result in results],
                 "norms": [result.norm for result in results],
@@ -119,18 +119,16 @@ def run_identity(arguments: list[str]) -> int:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     """Of two ranks, by precision and ZeRO stage."""
     folder = tmp_path_factory.mktemp("engine")
-    codes, output = Ranks(run_identity, [str(folder / "facts.json")], 2, folder / "log").wait()
+    codes, output = Ranks(observe, [str(folder / "seen.json")], 2, folder / "log").wait()
     assert codes == [0, 0], output
-    return dict(zip(MODES, json.loads((folder / "facts.json").read_text()), strict=True))
+    return dict(zip(MODES, json.loads((folder / "seen.json").read_text()), strict=True))
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: f"{mode[0]}-{mode[1]}")
 def test_sums_and_states_are_float32(mode: tuple[str, int], seen: Seen) -> None:
     row = seen[mode]
     assert row["engine"] == "torch.float32" and row["summed"] == ["torch.float32"], row
-    assert row["state"] == [
-        f"{kind} torch.float32" for kind in ("exp_avg", "exp_avg_sq", "weights")
-    ]
+    assert row["state"] == [f"{key} torch.float32" for key in ("exp_avg", "exp_avg_sq", "weights")]
 
 
 def test_mixed_precision_rounds_products_only(seen: Seen) -> None:
@@ -176,7 +174,7 @@ def overflow(arguments: list[str]) -> int:
                 result,
             )
         assert before["cur_scale"] > engine.scaler()["cur_scale"] == 1, (stage, before)
-        engine.fill(lambda kind, name, start, length: torch.ones(length), {}, before, 1, False)
+        engine.fill(lambda key, name, start, length: torch.ones(length), {}, before, 1, False)
         assert engine.scaler() == before
     return 0
 
@@ -235,13 +233,13 @@ def test_frozen_networks_deviate_less_in_float16(tokenizer: VQTokenizer) -> None
     predictor = TokenPredictor(geometry, TransformerConfig(size="tiny"))  # type: ignore[call-arg]
     networks = FrozenNetworks(tokenizer, predictor)
     ids = torch.randint(0, geometry.codebook_size, (4, geometry.tokens))
-    masks, found = denoising_masks(0, 0, 0, 4, geometry.tokens), {}
+    masks, outputs = denoising_masks(0, 0, 0, 4, geometry.tokens), {}
     for precision in ("fp32", "fp16", "bf16"):
         dtype = frozen_dtype(RunConfig.model_validate({"precision": precision}))
-        found[precision] = copy.deepcopy(networks).to(dtype)(ids, masks)
-    exact = found["fp32"]
+        outputs[precision] = copy.deepcopy(networks).to(dtype)(ids, masks)
+    exact = outputs["fp32"]
     for of in (lambda noisy: noisy.x_t.float(), lambda noisy: noisy.target.float()):
         half, brain = (
-            float((of(found[p]) - of(exact)).norm() / of(exact).norm()) for p in ("fp16", "bf16")
+            float((of(outputs[p]) - of(exact)).norm() / of(exact).norm()) for p in ("fp16", "bf16")
         )
         assert 0 < half < 0.5 * brain and brain < 0.05

@@ -104,15 +104,20 @@ def test_weight_decay_spares_biases_and_norms() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", [ADDP, TokenPredictor])
-def test_weight_decay_spares_what_the_reference_spares(kind: type[ADDP | TokenPredictor]) -> None:
+@pytest.mark.parametrize("network_class", [ADDP, TokenPredictor])
+def test_weight_decay_spares_what_the_reference_spares(
+    network_class: type[ADDP | TokenPredictor],
+) -> None:
     """By its name also the bias over the vocabulary, which has three dimensions; LAMB and LARS do
     not adapt it."""
     with torch.device("meta"):
-        network = kind(Geometry(), TransformerConfig(size="tiny"))  # type: ignore[call-arg]
+        network = network_class(Geometry(), TransformerConfig(size="tiny"))  # type: ignore[call-arg]
     names = {p: name for name, p in network.named_parameters()}
     decayed, spared = parameter_groups(network.named_parameters(), 0.05)
-    found = {names[p] for p in spared["params"]}
-    assert "mlm_layer.bias" in found and spared["weight_decay"] == 0 and not spared["adapt"]
-    assert found == {name for p, name in names.items() if p.ndim <= 1 or name.endswith(".bias")}
-    assert {names[p] for p in decayed["params"]} == set(names.values()) - found and decayed["adapt"]
+    spared_names = {names[p] for p in spared["params"]}
+    assert "mlm_layer.bias" in spared_names and spared["weight_decay"] == 0 and not spared["adapt"]
+    assert spared_names == {
+        name for p, name in names.items() if p.ndim <= 1 or name.endswith(".bias")
+    }
+    assert {names[p] for p in decayed["params"]} == set(names.values()) - spared_names
+    assert decayed["adapt"]

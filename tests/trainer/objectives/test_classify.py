@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,15 @@ from model.config import ClassifierConfig, Geometry, TransformerConfig
 from model.errors import ConfigError
 from model.weights import load_network, save_network
 from tests.trainer.evaluation.evaluating import codes, start
+from tests.trainer.launching import SMALL
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import finish, run_world
+from trainer.config.reading import load_config
 from trainer.config.schema import AugmentationSection
-from trainer.engine.optimizers import layer_of, layerwise_groups
+from trainer.engine.optimizers import layer_of
 from trainer.evaluation.results import read_results
 from trainer.objectives.augmentation import Augmentation, mixed
+from trainer.objectives.registry import make_objective
 from trainer.run_folder import RunFolder
 
 TINY = Geometry(image_size=16, patch_size=4, codebook_size=16)
@@ -56,7 +60,9 @@ def options(images: Path, pretrained: Path) -> tuple[str, ...]:
     )
 
 
-def test_layer_decay_is_the_references(schedules: dict[str, Any]) -> None:
+def test_layer_decay_is_the_references(
+    schedules: dict[str, Any], options: tuple[str, ...], tmp_path: Path
+) -> None:
     recipe = schedules["finetune_base"]
     assert {name: layer_of(name, recipe["layers"]) for name in recipe["layer_id"]} == recipe[
         "layer_id"
@@ -67,9 +73,10 @@ def test_layer_decay_is_the_references(schedules: dict[str, Any]) -> None:
         recipe["layer_decay"] ** (depth + 1 - layer) for layer in range(depth + 2)
     ] == pytest.approx(scales)
 
-    network = tiny()
-    groups = layerwise_groups(network.named_parameters(), 0.05, depth=2, layer_decay=0.65)
-    names = {p: name for name, p in network.named_parameters()}
+    config = load_config(None, [f"run={tmp_path}", *SMALL, *options])
+    with closing(make_objective(config)) as objective:
+        groups = objective.parameter_groups()
+    names = {p: name for name, p in objective.network.named_parameters()}
     assert sum(len(g["params"]) for g in groups) == len(names)
     for group in groups:
         for parameter in group["params"]:
@@ -131,8 +138,8 @@ def test_accuracy_goes_by_class_names(
     shutil.rmtree(tmp_path / "run" / "evaluation")
     options = ("--suite", "accuracy", "--images", str(apart), "--held-out", "1")
     assert codes(start(tmp_path / "run", log, *options)) == [0], log.read_text()
-    (part,) = read_results(LocalStore(tmp_path / "run"))
-    assert part.metrics["images"] == 80 and part.metrics["top1"] > 0.5
+    (result,) = read_results(LocalStore(tmp_path / "run"))
+    assert result.metrics["images"] == 80 and result.metrics["top1"] > 0.5
     (apart / "line").rename(apart / "zebra")
     assert codes(start(tmp_path / "run", log, *options, "--checkpoint", "148")) == [78]
     assert "knows no class zebra" in log.read_text()
@@ -188,13 +195,13 @@ def test_mixing_keeps_what_the_target_says() -> None:
 def test_augmentation_is_a_function_of_the_seed() -> None:
     augment = Augmentation(AugmentationSection(erasing=1.0), 3)
     images, labels = torch.rand(10, 3, 32, 32), torch.arange(10) % 3
-    found = []
+    results = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        found.append(augment(images, labels))
-    assert torch.equal(found[0][0], found[1][0])
-    assert not torch.equal(found[0][0], found[2][0])
-    pixels, target = found[0]
+        results.append(augment(images, labels))
+    assert torch.equal(results[0][0], results[1][0])
+    assert not torch.equal(results[0][0], results[2][0])
+    pixels, target = results[0]
     assert pixels.shape == images.shape and float(pixels.min()) >= 0 and float(pixels.max()) <= 1
     assert target.shape == (10, 3)
 

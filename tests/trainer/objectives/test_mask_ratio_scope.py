@@ -58,14 +58,14 @@ def step_masks(objective: Objective, config: RunConfig, step: int, ranks: int) -
     """(micro, L) of each micro batch of a step, in the order of the global batch, as `ranks` ranks
     draw them."""
     accumulation = config.batch.global_batch // (config.batch.micro * ranks)
-    found: list[Tensor] = []
+    masks: list[Tensor] = []
     for rank in range(ranks):
         with closing(Prefetch(objective, rank, accumulation, config.batch.micro)) as prefetch:
-            found += [
+            masks += [
                 objective.inputs(batch, step, CPU)["mask"]
                 for batch in prefetch.get(step, None).result()
             ]
-    return found
+    return masks
 
 
 def counts(masks: list[Tensor]) -> list[int]:
@@ -74,17 +74,16 @@ def counts(masks: list[Tensor]) -> list[int]:
     return [int(mask[0].sum()) for mask in masks]
 
 
-@pytest.mark.parametrize("kind", ["addp", "mage"])
+@pytest.mark.parametrize("objective_name", ["addp", "mage"])
 def test_ranks_and_accumulation_share_one_draw(
-    kind: str, addp: tuple[str, ...], tokens: Path, tmp_path: Path
+    objective_name: str, addp: tuple[str, ...], tokens: Path, tmp_path: Path
 ) -> None:
-    options = addp if kind == "addp" else (*MAGE, f"data.tokens={tokens}")
+    options = addp if objective_name == "addp" else (*MAGE, f"data.tokens={tokens}")
     config = load_config(None, [f"run={tmp_path}", *SMALL, *options, "mask_ratio_scope=micro"])
     with closing(make_objective(config)) as objective:
         drawn = [counts(step_masks(objective, config, step, 1)) for step in range(12)]
-        assert (
-            sum(len(set(step)) > 1 for step in drawn) >= 8
-        )  # 4 micro batches of 16 tokens: few steps have equal ones
+        # Of steps of 4 micro batches, with 16 tokens an image, few have equal counts.
+        assert sum(len(set(step)) > 1 for step in drawn) >= 8
 
         @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
         @given(step=st.integers(0, 10**6), ranks=st.sampled_from([2, 4]))

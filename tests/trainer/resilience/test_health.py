@@ -34,32 +34,32 @@ def rows(values: list[float], norm: float = 1.0) -> list[Row]:
 
 
 def settled(section: HealthSection) -> TrainerState:
-    progress = TrainerState()
-    assert judge(progress, rows([2.0 + 0.01 * (i % 5) for i in range(32)]), 0, section) is None
-    return progress
+    state = TrainerState()
+    assert judge(state, rows([2.0 + 0.01 * (i % 5) for i in range(32)]), 0, section) is None
+    return state
 
 
 def test_a_spike_is_several_steps_out_of_line() -> None:
     section = HealthSection(history=32, consecutive=3)
     assert judge(settled(section), rows([2.0, 9.0, 9.0, 2.0]), 32, section) is None  # two are none
-    found = judge(settled(section), rows([2.0, 9.0, 9.0, 9.0, 9.0]), 32, section)
-    assert found is not None and (found.first, found.last) == (33, 36) and "loss 9" in found.reason
-    found = judge(settled(section), rows([2.0] * 3, norm=40.0), 32, section)
-    assert found is not None and "gradient norm 40" in found.reason
+    spike = judge(settled(section), rows([2.0, 9.0, 9.0, 9.0, 9.0]), 32, section)
+    assert spike is not None and (spike.first, spike.last) == (33, 36) and "loss 9" in spike.reason
+    spike = judge(settled(section), rows([2.0] * 3, norm=40.0), 32, section)
+    assert spike is not None and "gradient norm 40" in spike.reason
 
 
 def test_a_spike_may_lie_over_a_metric_line_and_a_checkpoint() -> None:
     section = HealthSection(history=32, consecutive=3)
-    progress = settled(section)
-    assert judge(progress, rows([2.0, 9.0, 9.0]), 32, section) is None
-    progress = TrainerState.model_validate_json(progress.model_dump_json())
-    assert judge(progress, rows([9.0]), 35, section) == Spike(33, 35, judge_reason(section))
+    state = settled(section)
+    assert judge(state, rows([2.0, 9.0, 9.0]), 32, section) is None
+    state = TrainerState.model_validate_json(state.model_dump_json())
+    assert judge(state, rows([9.0]), 35, section) == Spike(33, 35, judge_reason(section))
 
 
 def judge_reason(section: HealthSection) -> str:
-    found = judge(settled(section), rows([9.0] * 3), 32, section)
-    assert found is not None
-    return found.reason
+    spike = judge(settled(section), rows([9.0] * 3), 32, section)
+    assert spike is not None
+    return spike.reason
 
 
 def test_nothing_is_judged_before_there_are_statistics() -> None:
@@ -69,19 +69,19 @@ def test_nothing_is_judged_before_there_are_statistics() -> None:
 
 def test_what_is_only_logged_becomes_the_new_level() -> None:
     section = HealthSection(history=32, spikes="log")
-    progress = settled(section)
-    found = [judge(progress, rows([9.0] * 8), 32 + 8 * i, section) for i in range(6)]
-    assert found[0] is not None and found[-1] is None
+    state = settled(section)
+    spikes = [judge(state, rows([9.0] * 8), 32 + 8 * i, section) for i in range(6)]
+    assert spikes[0] is not None and spikes[-1] is None
 
 
 def test_non_finite_steps_are_counted_and_end_a_run_that_has_nothing_else() -> None:
     section = HealthSection(max_nonfinite_steps=5)
-    progress = settled(section)
+    state = settled(section)
     nan = float("nan")
-    assert judge(progress, rows([nan, 2.0, nan, nan]), 32, section) is None
-    assert (progress.nonfinite, progress.in_a_row) == (3, 2)
-    found = judge(progress, rows([nan, nan, nan]), 36, section)
-    assert found is not None and found.first == 34 and "without a finite gradient" in found.reason
+    assert judge(state, rows([nan, 2.0, nan, nan]), 32, section) is None
+    assert (state.nonfinite, state.in_a_row) == (3, 2)
+    spike = judge(state, rows([nan, nan, nan]), 36, section)
+    assert spike is not None and spike.first == 34 and "without a finite gradient" in spike.reason
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_a_run_that_ends_without_finite_losses_or_skipped_most_of_its_steps_is_n
         (20, 0, 40, None),
         (21, 0, 40, "21 of its 40 steps were skipped"),
     ):
-        found = unfit(TrainerState(nonfinite=nonfinite, in_a_row=in_a_row), steps, section)
-        assert found is None if words is None else words in str(found)
+        reason = unfit(TrainerState(nonfinite=nonfinite, in_a_row=in_a_row), steps, section)
+        assert reason is None if words is None else words in str(reason)
 
 
 def test_rewinds_move_the_data_from_their_step_on() -> None:
@@ -134,7 +134,7 @@ def test_rewinds_move_the_data_from_their_step_on() -> None:
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
     stage: int, tokens: Path, tmp_path: Path
 ) -> None:
-    """Weights, moments and their average stay as they were; the schedule goes by the step, and the
+    """Weights, moments and EMA stay as they were; the schedule goes by the step, and the
     data go on."""
     run = tmp_path / "run"
     codes, output = run_world(
@@ -163,7 +163,7 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
 def test_a_checkpoint_may_lie_between_a_step_that_is_not_finite_and_its_metric_line(
     tokens: Path, tmp_path: Path
 ) -> None:
-    """The step is in the checkpoint's progress, where JSON has no number for it."""
+    """The step is in the checkpoint's state, where JSON has no number for it."""
     options = (*MAGE, f"data.tokens={tokens}", "log_every=6")
     codes, output = run_world(tmp_path / "run", *options, sabotage=Sabotage(nan=(2, 3)))
     assert codes == [0, 0], output
@@ -238,10 +238,8 @@ def test_a_run_whose_last_losses_are_not_finite_is_not_done(tokens: Path, tmp_pa
         and not RunFolder(run).network.exists()
         and incidents(run, "unfit")
     )
-    codes, output = run_world(run, *options)
-    assert codes == [77, 77] and "the run is not done" in output, (
-        output
-    )  # nor by being started again
+    codes, output = run_world(run, *options)  # nor is it by being started again
+    assert codes == [77, 77] and "the run is not done" in output, output
 
 
 def test_an_outlier_of_one_step_is_left_alone(tokens: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ LONG = ("schedule.total=4000", "checkpoint.every=100000")  # only a stop saves
 
 def ranks_of(run: Path) -> list[int]:
     """Process ids of the ranks, by rank, found by their command lines."""
-    found = {}
+    processes = {}
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             try:
@@ -43,8 +43,8 @@ def ranks_of(run: Path) -> list[int]:
                 and rank
                 and "-u" in arguments
             ):
-                found[int(rank[1])] = int(process.name)
-    return [found[r] for r in sorted(found)]
+                processes[int(rank[1])] = int(process.name)
+    return [processes[r] for r in sorted(processes)]
 
 
 def test_rank_0_alone_looks_for_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

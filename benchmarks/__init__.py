@@ -1,2 +1,2 @@
-"""Benchmarks: each prints JSON lines with its versions; docs/benchmarks.md has the figures and the
-commands."""
+"""Benchmarks. Each prints its results and the versions that they were measured with;
+docs/benchmarks.md has the results, and the commands that gave them."""

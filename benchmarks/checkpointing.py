@@ -3,7 +3,7 @@
     python -m benchmarks.checkpointing
 
 Two ranks under the deepspeed launcher, a token predictor of about 41 million parameters (a
-checkpoint of 0.6 GiB with two moments and an average), once with synchronous and once with
+checkpoint of 0.6 GiB with two moments and the ema), once with synchronous and once with
 asynchronous saves, in turn. Then rank 1 is killed in the middle of the run, and the run is started
 again as soon as the launcher has ended.
 """
@@ -63,9 +63,9 @@ def start(run: Path, tokens: Path, *overrides: str) -> subprocess.Popen[bytes]:
     )
 
 
-def stalls(run: Path, tokens: Path, asynchronous: bool) -> tuple[list[float], float]:
-    """(seconds that training waited for each save but the last, median seconds of a step without
-    one)."""
+def waits_for_saves(run: Path, tokens: Path, asynchronous: bool) -> tuple[list[float], float]:
+    """Return (seconds that training waited for each save but the last, median seconds of a step
+    without one)."""
     total = EVERY * SAVES + EVERY // 2
     process = start(
         run,
@@ -78,8 +78,8 @@ def stalls(run: Path, tokens: Path, asynchronous: bool) -> tuple[list[float], fl
     assert RunFolder(run).is_done
     rows = RunFolder(run).read_metrics()
     waited = [row["save_stall_seconds"] for row in rows]
-    found = [b - a for a, b in pairwise(waited) if b > a]
-    return found, statistics.median(row["seconds_per_step"] for row in rows)
+    stalls = [b - a for a, b in pairwise(waited) if b > a]
+    return stalls, statistics.median(row["seconds_per_step"] for row in rows)
 
 
 def wait_for_steps(run: Path, count: int) -> float:
@@ -89,8 +89,8 @@ def wait_for_steps(run: Path, count: int) -> float:
 
 
 def recovery(run: Path, tokens: Path) -> tuple[float, float]:
-    """Seconds from the kill of a rank to the launcher's end, and from the new start to its first
-    step."""
+    """Return (seconds from the kill of a rank to the launcher's end, seconds from the new start to
+    its first step)."""
     options = ("checkpoint.every=10", "schedule.total=10000")
     process = start(run, tokens, *options)
     while not (run / "checkpoints" / "step-00000010").exists():
@@ -132,11 +132,11 @@ def main() -> None:
         for repeat in range(options.repeats):
             for asynchronous in (False, True):
                 run = folder / f"{asynchronous}-{repeat}"
-                found, step = stalls(run, folder / "tokens", asynchronous)
-                waits[asynchronous] += found
+                stalls, step = waits_for_saves(run, folder / "tokens", asynchronous)
+                waits[asynchronous] += stalls
                 kind = "asynchronous" if asynchronous else "synchronous"
                 print(
-                    f"{kind:13s} {', '.join(f'{1000 * w:.0f}' for w in found)} ms a save; a step "
+                    f"{kind:13s} {', '.join(f'{1000 * w:.0f}' for w in stalls)} ms a save; a step "
                     f"{1000 * step:.0f} ms"
                 )
         catalog = LocalCatalog(RunFolder(folder / "True-0"))

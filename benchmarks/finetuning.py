@@ -23,14 +23,12 @@ from pathlib import Path
 import torch
 
 ADDP = [sys.executable, "-m", "cluster.cli"]
-SCRATCH = (
-    "addp.weights=null",
-    "classifier.layer_decay=1.0",
-)  # small rates in early layers would hold it back
+# From scratch, small rates in early layers would hold the training back.
+SCRATCH = ("addp.weights=null", "classifier.layer_decay=1.0")
 
 
 def measure(demo: Path, run: Path, overrides: list[str]) -> float:
-    """Held-out top-1."""
+    """Fine-tune, and return the top-1 accuracy on the held-out images."""
     files = [
         f"data.images={demo / 'images'}",
         f"addp.weights={demo / 'addp' / 'network.safetensors'}",
@@ -38,8 +36,8 @@ def measure(demo: Path, run: Path, overrides: list[str]) -> float:
     command = [*ADDP, "train", "demo-finetune", f"run={run}", *files, *overrides]
     subprocess.run([*command, "--processes", "2"], check=True, capture_output=True)
     evaluate = [*ADDP, "evaluate", str(run), "--suite", "accuracy", "--held-out", "0.1", "--json"]
-    found = json.loads(subprocess.run(evaluate, check=True, capture_output=True).stdout)
-    return float(found[0]["figures"]["top1"])
+    results = json.loads(subprocess.run(evaluate, check=True, capture_output=True).stdout)
+    return float(results[0]["figures"]["top1"])
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
-"""Samples a second against a plain loop in the style of the reference: float32, explicit attention,
-every image decoded at every step. The same networks, sizes and steps.
+"""Measures samples a second against a plain loop in the style of the reference: float32, explicit
+attention, every image decoded at every step. Networks, sizes and steps are the same.
 
     python -m benchmarks.generation                        published Base sizes at 256 px
     python -m benchmarks.generation --device cuda --batch 64 --repeats 5
@@ -36,7 +36,7 @@ WAYS = ("plain", "fp32", "bf16")
 def explicit_attention(
     q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, backend: str | None = None
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, the matrix of weights written out."""
+    """Return softmax(q k^T / sqrt(d)) v; the matrix of weights is written out."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(-1)
     return (weights @ v).transpose(1, 2)
@@ -126,15 +126,15 @@ def main() -> None:
     if options.way:
         print(seconds(options))
         return
-    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(options.repeats):
         # In turn, so that a slow minute slows all of them; each in a process of its own.
         for way in WAYS:
             command = [sys.executable, "-m", "benchmarks.generation", *sys.argv[1:], "--way", way]
-            found[way].append(
+            times[way].append(
                 float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             )
-            print(f"{way}: {found[way][-1]:.1f} s", file=sys.stderr, flush=True)
+            print(f"{way}: {times[way][-1]:.1f} s", file=sys.stderr, flush=True)
     print(
         json.dumps(
             {
@@ -144,10 +144,10 @@ def main() -> None:
                 "threads": torch.get_num_threads(),
                 **{name: value for name, value in vars(options).items() if name != "way"},
                 "samples_per_second": {
-                    n: round(options.batch / statistics.median(s), 4) for n, s in found.items()
+                    n: round(options.batch / statistics.median(s), 4) for n, s in times.items()
                 },
                 "speedup_by_repeat": {
-                    n: [round(p / s, 2) for p, s in zip(found["plain"], found[n], strict=True)]
+                    n: [round(p / s, 2) for p, s in zip(times["plain"], times[n], strict=True)]
                     for n in ("fp32", "bf16")
                 },
             },

@@ -4,8 +4,8 @@ trainings on a demo's data.
     addp demo --scale 0.3 --out runs/short
     python -m benchmarks.mask_ratio_scope runs/short --steps 400
 
-Of each seed and scope, everything else equal: cross-entropy of masked tokens on held-out images,
-and kNN.
+It prints, for each seed and scope with everything else equal, the cross-entropy of masked tokens on
+held-out images, and kNN.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SCOPES = ("step", "micro")
 
 
 def measure(demo: Path, run: Path, overrides: list[str]) -> dict[str, float]:
-    """Figures of one training."""
+    """Train once, and return the metrics of its evaluation that are numbers."""
     tokens = demo / "tokens"
     files = [
         f"data.tokens={tokens / 'train'}",
@@ -48,11 +48,11 @@ def measure(demo: Path, run: Path, overrides: list[str]) -> dict[str, float]:
         str(tokens / "train"),
         "--json",
     ]
-    found = json.loads(subprocess.run(evaluate, check=True, capture_output=True).stdout)
+    results = json.loads(subprocess.run(evaluate, check=True, capture_output=True).stdout)
     return {
         name: value
-        for part in found
-        for name, value in part["figures"].items()
+        for result in results
+        for name, value in result["figures"].items()
         if isinstance(value, int | float)
     }
 
@@ -80,18 +80,18 @@ def main() -> None:
         for seed in range(options.seeds):
             for scope in SCOPES:
                 run = Path(folder) / f"{scope}-{seed}"
-                found = measure(
+                metrics = measure(
                     options.demo.resolve(),
                     run,
                     [*shared, f"seed={seed}", f"mask_ratio_scope={scope}"],
                 )
-                rows[scope].append(found)
-                print(f"seed {seed}, {scope}: {found}", file=sys.stderr, flush=True)
+                rows[scope].append(metrics)
+                print(f"seed {seed}, {scope}: {metrics}", file=sys.stderr, flush=True)
     mean = {
-        s: {name: statistics.mean(r[name] for r in found) for name in found[0]}
-        for s, found in rows.items()
+        scope: {name: statistics.mean(row[name] for row in seeds) for name in seeds[0]}
+        for scope, seeds in rows.items()
     }
-    print(json.dumps({"steps": options.steps, "figures": rows, "mean": mean}, indent=1))
+    print(json.dumps({"steps": options.steps, "metrics": rows, "mean": mean}, indent=1))
 
 
 if __name__ == "__main__":

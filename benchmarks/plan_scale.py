@@ -119,7 +119,7 @@ def main() -> None:
         )
         finish_shards(store, plan)
         print(
-            json.dumps({"status": status(url), "place": "s3" if options.s3 else "folder"}),
+            json.dumps({"status": status(url), "store": "s3" if options.s3 else "folder"}),
             flush=True,
         )
 

@@ -1,4 +1,5 @@
-"""Where the time of one ADDP training step goes: by stage, with TFLOP/s, shares of peak and memory.
+"""Measures where the time of one ADDP training step goes: by stage, with TFLOP/s, shares of peak
+and memory.
 
     python -m benchmarks.step --size base                   # as the recipe trains
     python -m benchmarks.step --size large --kernels 30     # and its longest kernels
@@ -61,7 +62,7 @@ class Stages:
         return event
 
     def time(self, owner: Any, method: str, stage: str) -> None:
-        """From now on, every call of owner.method is a part of that stage."""
+        """Count every call of owner.method from now on to that stage."""
         function = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -79,17 +80,19 @@ class Stages:
         return first.elapsed_time(last) / 1000
 
     def take(self, first: Any, last: Any) -> dict[str, float]:
-        """Of the step between two marks, which ends."""
-        found: dict[str, float] = defaultdict(float)
+        """Return the seconds of each stage of the step between two marks, and of the whole; the
+        next step begins."""
+        seconds: dict[str, float] = defaultdict(float)
         for stage, start, end in self._spans:
-            found[stage] += self.between(start, end)
+            seconds[stage] += self.between(start, end)
         self._spans.clear()
         whole = self.between(first, last)
-        return {**found, "rest": whole - sum(found.values()), "step": whole}
+        return {**seconds, "rest": whole - sum(seconds.values()), "step": whole}
 
 
 def forward_operations(config: RunConfig) -> dict[str, float]:
-    """Of one image at the mean mask ratio, by stage, as `trainer.costs` counts them."""
+    """Return the operations of one image at the mean mask ratio, by stage, as `trainer.costs`
+    counts them."""
     g = config.geometry
     ratio = sum(r * w for r, w in zip(*ratio_table(), strict=True))
     visible = g.tokens - masked_count(g.tokens, ratio)
@@ -106,32 +109,34 @@ def forward_operations(config: RunConfig) -> dict[str, float]:
             "encoder": lambda: network.encode(images),
             "decoder": lambda: network.decode(features, ids[:1], mask[:1], visible),
         }
-        found = {}
+        operations = {}
         for stage, call in calls.items():
             with FlopCounterMode(display=False) as counter:
                 call()
-            found[stage] = float(counter.get_total_flops())
-    found["backward"] = costs.image_operations(config).trained - found["encoder"] - found["decoder"]
-    return found
+            operations[stage] = float(counter.get_total_flops())
+    forward = operations["encoder"] + operations["decoder"]
+    operations["backward"] = costs.image_operations(config).trained - forward
+    return operations
 
 
 def products(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> tuple[float, float]:
-    """(best, median) operations a second of large products of random matrices, one after another.
+    """Return (best, median) operations a second of large products of random matrices, one after
+    another.
 
     The median is what a GPU sustains: an H200's was 14 % below its best.
     """
     side = PRODUCT[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    stages, found, until = Stages(device), [], time.perf_counter() + seconds
-    while time.perf_counter() < until or len(found) < 5:
+    stages, rates, until = Stages(device), [], time.perf_counter() + seconds
+    while time.perf_counter() < until or len(rates) < 5:
         first = stages.mark()
         a @ b
-        found.append(2 * side**3 / stages.between(first, stages.mark()))
-    return max(found), statistics.median(found)
+        rates.append(2 * side**3 / stages.between(first, stages.mark()))
+    return max(rates), statistics.median(rates)
 
 
 class Step:
-    """A run's optimizer step, made of the run's own parts."""
+    """A run's optimizer step, made of what a run is made of."""
 
     def __init__(self, config: RunConfig, stages: Stages) -> None:
         _, world_size, self.device = start_distributed()
@@ -154,34 +159,34 @@ class Step:
         stages.time(self.engine._engine, "step", "optimizer")
 
     def __call__(self, draw: int) -> dict[str, float]:
-        """Seconds by stage, and `wall`: by the host's clock."""
+        """Do one step, and return its seconds by stage; `wall` are those of the host's clock."""
         started, first = time.perf_counter(), self.stages.mark()
         masks = denoising_masks(0, draw, 0, *self.ids.shape)
         mask_t, mask_next = masks.mask_t.to(self.device), masks.mask_next.to(self.device)
         masks = masks._replace(mask_t=mask_t, mask_next=mask_next)
         inputs = denoising_inputs(self.frozen, self.ids, masks, self.config.label_smoothing)
         result = self.engine.optimizer_step(iter([inputs]), 1e-5, Stopwatch(False))
-        found = self.stages.take(first, self.stages.mark())
+        seconds = self.stages.take(first, self.stages.mark())
         assert result.applied
-        return found | {"wall": time.perf_counter() - started}
+        return seconds | {"wall": time.perf_counter() - started}
 
 
 def kernels(step: Step, count: int) -> list[dict[str, Any]]:
-    """The kernels (on a CPU: operators) that take most of a step."""
+    """Return the `count` kernels (on a CPU: operators) that take most of a step."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if step.device.type == "cuda":
         activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         step(0)
     key = "self_device_time_total" if step.device.type == "cuda" else "self_cpu_time_total"
-    found = [(getattr(row, key) / 1e3, row.count, row.key[:160]) for row in profile.key_averages()]
-    longest = sorted(found, reverse=True)[:count]
+    timed = [(getattr(row, key) / 1e3, row.count, row.key[:160]) for row in profile.key_averages()]
+    longest = sorted(timed, reverse=True)[:count]
     return [{"kernel": name, "calls": calls, "ms": round(ms, 3)} for ms, calls, name in longest]
 
 
 def report(config: RunConfig, repeats: list[dict[str, float]], best: float) -> list[dict[str, Any]]:
-    """A row for each stage and one for the step."""
-    seconds = {stage: statistics.median(found[stage] for found in repeats) for stage in repeats[0]}
+    """Return a row for each stage and one for the step."""
+    seconds = {stage: statistics.median(row[stage] for row in repeats) for stage in repeats[0]}
     operations = forward_operations(config)
     operations["step"] = operations["wall"] = costs.image_operations(config).total
     sheet, rows = costs.device_peak(), []
@@ -200,6 +205,10 @@ def report(config: RunConfig, repeats: list[dict[str, float]], best: float) -> l
             row["images_per_second"] = round(config.batch.micro / taken, 2)
         rows.append(row)
     return rows
+
+
+def gib(size: float) -> float:
+    return round(size / 2**30, 2)
 
 
 def main() -> None:
@@ -236,19 +245,26 @@ def main() -> None:
         print(f"{config.batch.micro / mean['wall']:.2f} images/s", file=sys.stderr, flush=True)
         repeats.append(mean)
     cpu = platform.processor() or platform.machine()
-    print(json.dumps({
-        "size": options.size, "micro": config.batch.micro, "precision": config.precision,
-        "zero_stage": config.zero_stage, "python": platform.python_version(),
-        "torch": torch.__version__, "device": torch.cuda.get_device_name() if cuda else cpu,
-        "cores": len(os.sched_getaffinity(0)), "attention": in_use(device.type),
-        "steps": options.steps, "repeats": options.repeats,
+    settings = {
+        "size": options.size,
+        "micro": config.batch.micro,
+        "precision": config.precision,
+        "zero_stage": config.zero_stage,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if cuda else cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "attention": in_use(device.type),
+        "steps": options.steps,
+        "repeats": options.repeats,
         "product_tflops_best": round(best / 1e12, 2),
         "product_tflops_median": round(median / 1e12, 2),
         "data_sheet_tflops": (costs.device_peak() or 0) / 1e12 or None,
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
-        "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2) if cuda else None,
-        "planned_gib": round(costs.rank_memory(config, config.zero_stage, 1).total / 2**30, 2),
-    }))  # fmt: skip
+        "peak_gib": gib(torch.cuda.max_memory_allocated()) if cuda else None,
+        "reserved_gib": gib(torch.cuda.max_memory_reserved()) if cuda else None,
+        "planned_gib": gib(costs.rank_memory(config, config.zero_stage, 1).total),
+    }
+    print(json.dumps(settings))
     for row in report(config, repeats, best):
         print(json.dumps(row))
     for row in kernels(step, options.kernels) if options.kernels else ():

@@ -151,7 +151,7 @@ def _refuse(backend: str, inputs: Inputs) -> None:
 
 
 def _unfit(error: Exception) -> str:
-    """What xformers was built for, and which library it lacks; its own words hide the latter."""
+    """Say what xformers was built for, and which library it lacks. Its own words hide that."""
     built, cause = getattr(error, "build_info", None), error.__cause__
     if built is None or cause is None:
         return str(error)

@@ -268,7 +268,7 @@ def first_problem(problem: ValidationError) -> str:
 
 
 def describe_problem(problem: ErrorDetails) -> str:
-    """Say in one line one of the things that pydantic found, as `first_problem`."""
+    """Say in one line what is wrong, as `first_problem` does of the first problem."""
     key, message = key_of(problem), problem["msg"].removeprefix("Value error, ")
     if problem["type"] not in ("missing", "value_error", "json_invalid"):
         message += f" (got {show(problem['input'])})"
@@ -276,8 +276,9 @@ def describe_problem(problem: ErrorDetails) -> str:
 
 
 def key_of(problem: ErrorDetails) -> str:
-    """The key that a problem is about, as `batch.micro`; "" where it is about the whole.
+    """Return the key that a problem is about, as `batch.micro`; "" if it is about the whole.
 
-    A name that is no plain word is shown as a value from outside is."""
+    A name that is no plain word is shown as values from outside are.
+    """
     names = map(str, problem["loc"])
     return ".".join(name if _PLAIN_NAME.fullmatch(name) else show(name) for name in names)

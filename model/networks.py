@@ -99,8 +99,8 @@ def outline(kind: str, sizes: Sizes, tensors: int, path: Path | str) -> dict[str
 def matching_outline(
     kind: str, sizes: Sizes, shapes: Mapping[str, Sequence[int]], path: Path | str
 ) -> dict[str, Tensor]:
-    """As `outline`, for a network whose tensors have these shapes by name. Raises WeightsError
-    where they are not those of a network of these sizes."""
+    """Return the `outline` of a network whose tensors have these shapes, by name. Raises
+    WeightsError if a network of these sizes has others."""
     expected = outline(kind, sizes, len(shapes), path)
     different = [
         name

@@ -206,11 +206,8 @@ def _show_attention(device: str, as_json: bool) -> int:
     print(
         json.dumps(report, indent=1) if as_json else "\n".join(attention_lines(report)), flush=True
     )
-    return (
-        0
-        if all(any(row["works"] for row in rows.values()) for rows in report["dtypes"].values())
-        else 1
-    )
+    computes = (any(row["works"] for row in rows.values()) for rows in report["dtypes"].values())
+    return 0 if all(computes) else 1
 
 
 def main(arguments: list[str] | None = None) -> int:

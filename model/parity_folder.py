@@ -54,13 +54,13 @@ class ReferenceGeneration(Record):
 
     num_iter: int = Field(gt=0, le=1000)
     schedule: str
-    choice_temperature: float
+    choice_temperature: float = Field(ge=0, le=1000)  # as `SamplingOptions` bounds it
     temperature: str | float
     mask_lengths: list[Count]
 
 
 class Meta(Record):
-    """`meta.json`."""
+    """`meta.json`: the sizes of the reference, and the numbers that it computed."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -103,7 +103,7 @@ def build_networks(folder: Path, meta: Meta) -> tuple[FrozenNetworks, ADDP]:
 
 
 def _networks(weights: Path, meta: Meta) -> tuple[FrozenNetworks, ADDP]:
-    """Raises also pydantic's ValidationError."""
+    """Load them as `build_networks` does. Raises pydantic's ValidationError, too."""
     c = meta.config
     state, _ = read_state(weights)
     codebook = state.get("vqgan.quantize.embedding.weight")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-InferencePrecision = Literal["fp32", "bf16"]  # that a network which is not trained computes in
+InferencePrecision = Literal["fp32", "bf16"]  # in which a network that is not trained computes
 CPUINFO = Path("/proc/cpuinfo")
 # Flags of processors with bf16 products: x86, x86, ARM.
 BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})

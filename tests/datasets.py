@@ -9,10 +9,11 @@ from data_pipeline.images.location import images_store
 from data_pipeline.images.sources import open_source
 from data_pipeline.images.views import ViewRecipe
 from data_pipeline.sharding.encoder import TokenEncoder
+from data_pipeline.sharding.options import OnBad
 from data_pipeline.sharding.plan import Plan, make_plan
 from data_pipeline.sharding.quarantine import NOTHING, Totals
 from data_pipeline.sharding.receipts import finalize, survey
-from data_pipeline.sharding.tokenize import OnBad, TokenizeJob, plan_recipe
+from data_pipeline.sharding.tokenize import TokenizeJob, plan_recipe
 from data_pipeline.shards.manifest import Manifest
 from data_pipeline.storage import open_store
 from model.vq import VQTokenizer

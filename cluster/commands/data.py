@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from cluster.commands.reading import Reading, reading
+from cluster.commands.reading import Reading, ReadingOptions, reading
 from data_pipeline.images.images import ImageEntry
 from data_pipeline.sharding.plan import PLAN, Plan, read_plan, shard_images
 from data_pipeline.storage import ObjectMissing
@@ -19,7 +19,7 @@ from data_pipeline.storage.output import IMAGES, check_output
 from data_pipeline.streaming.loader import SampleLocation, TokenLoader
 from model.documents import printable
 from model.errors import ConfigError, DataError
-from trainer.config.options import AsJson, Zoom, seed_option, step_option
+from trainer.config.options import AsJson, Zoom, from_models, step_option
 from trainer.config.schema import LARGEST_BATCH, YEAR
 
 app = typer.Typer(
@@ -42,22 +42,6 @@ OfRun = Annotated[
         "cache and tokenizer are those of the run, unless they are given here",
     ),
 ]
-GlobalBatch = Annotated[
-    int | None,
-    typer.Option(
-        help="samples of one optimizer step over all ranks; without --run 1024",
-        min=1,
-        max=LARGEST_BATCH,
-    ),
-]
-Seed = Annotated[int | None, seed_option("the run's seed; without --run 0")]
-Window = Annotated[
-    int | None, typer.Option(help="the run's data.window; without --run 16", min=1, max=10**6)
-]
-Stripes = Annotated[
-    int | None, typer.Option(help="the run's data.stripes; without --run 1", min=1, max=10**6)
-]
-Cache = Annotated[Path | None, typer.Option(help="folder on a local disk for shards from s3://")]
 
 
 def _open(asked: Reading) -> TokenLoader:
@@ -65,28 +49,17 @@ def _open(asked: Reading) -> TokenLoader:
 
 
 @app.command()
+@from_models
 def bench(
     tokens: Tokens = None,
     run: OfRun = None,
     *,
-    global_batch: GlobalBatch = None,
     seconds: Annotated[float, typer.Option(help="how long to read", min=0.1, max=YEAR)] = 10.0,
-    seed: Seed = None,
-    window: Window = None,
-    stripes: Stripes = None,
-    cache: Cache = None,
+    options: ReadingOptions,
     as_json: AsJson = False,
 ) -> None:
     """Read batches as fast as they come, in one process, and say how many samples a second."""
-    asked = reading(
-        tokens,
-        run,
-        global_batch=global_batch,
-        seed=seed,
-        window=window,
-        stripes=stripes,
-        cache=cache,
-    )
+    asked = reading(tokens, run, options)
     loader, batch = _open(asked), asked.global_batch
     started = time.perf_counter()
     loader.batch(0, 0, batch)
@@ -118,6 +91,7 @@ def bench(
 
 
 @app.command()
+@from_models
 def preview(
     tokens: Tokens = None,
     run: OfRun = None,
@@ -130,25 +104,13 @@ def preview(
     count: Annotated[
         int, typer.Option(help="how many samples, from the first of the step on", min=1, max=4096)
     ] = 32,
-    global_batch: GlobalBatch = None,
-    seed: Seed = None,
-    window: Window = None,
-    stripes: Stripes = None,
-    cache: Cache = None,
+    options: ReadingOptions,
     page: Annotated[Path, typer.Option(help="image file to write, as .png")] = Path("preview.png"),
     zoom: Zoom = 1,
 ) -> None:
     """Decode the first samples of a step back to images: what the network saw there."""
     check_output(page, IMAGES)
-    asked = reading(
-        tokens,
-        run,
-        global_batch=global_batch,
-        seed=seed,
-        window=window,
-        stripes=stripes,
-        cache=cache,
-    )
+    asked = reading(tokens, run, options)
     weights = tokenizer or asked.tokenizer
     if weights is None:
         raise ConfigError(
@@ -166,13 +128,14 @@ def preview(
     ids = torch.from_numpy(samples.ids.astype("int64"))
     loader.close()
     with torch.no_grad():
-        images = torch.cat([network.decode(network.embed(part)) for part in torch.split(ids, 16)])
+        images = torch.cat([network.decode(network.embed(chunk)) for chunk in torch.split(ids, 16)])
     page.parent.mkdir(parents=True, exist_ok=True)
     image_grid(images, columns=max(1, round(len(images) ** 0.5)), zoom=zoom).save(page)
     print(page)
 
 
 @app.command()
+@from_models
 def order(
     step: Annotated[int, step_option("step of the run, as in its metrics.jsonl")],
     tokens: Tokens = None,
@@ -182,11 +145,7 @@ def order(
         int, typer.Option(help="first sample in the global batch", min=0, max=LARGEST_BATCH)
     ] = 0,
     count: Annotated[int, typer.Option(help="how many samples", min=1, max=LARGEST_BATCH)] = 1,
-    global_batch: GlobalBatch = None,
-    seed: Seed = None,
-    window: Window = None,
-    stripes: Stripes = None,
-    cache: Cache = None,
+    options: ReadingOptions,
     as_json: AsJson = False,
 ) -> None:
     """Say which samples a step read: shard, row, view, label, and the image's name where the plan
@@ -195,15 +154,7 @@ def order(
     With --run, data that the run left out after a rewind are taken into account: what is listed is
     what the step read in the end.
     """
-    asked = reading(
-        tokens,
-        run,
-        global_batch=global_batch,
-        seed=seed,
-        window=window,
-        stripes=stripes,
-        cache=cache,
-    )
+    asked = reading(tokens, run, options)
     if offset + count > asked.global_batch:
         raise ConfigError(
             f"--offset {offset} --count {count} reach beyond the global batch of "

@@ -7,11 +7,37 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
+from pydantic import Field
 
 from data_pipeline.storage import open_store
 from data_pipeline.streaming.fetch import Incident
 from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
+from model.documents import Settings
 from model.errors import ConfigError
+from trainer.config.options import LARGEST_SEED
+from trainer.config.schema import LARGEST_BATCH
+
+
+class ReadingOptions(Settings):
+    """How data are read, as the command line says it. None: as the run reads them, or else as
+    `Reading` says."""
+
+    global_batch: int | None = Field(
+        None,
+        ge=1,
+        le=LARGEST_BATCH,
+        description="samples of one optimizer step over all ranks; without --run 1024",
+    )
+    seed: int | None = Field(
+        None, ge=-LARGEST_SEED - 1, le=LARGEST_SEED, description="the run's seed; without --run 0"
+    )
+    window: int | None = Field(
+        None, ge=1, le=10**6, description="the run's data.window; without --run 16"
+    )
+    stripes: int | None = Field(
+        None, ge=1, le=10**6, description="the run's data.stripes; without --run 1"
+    )
+    cache: Path | None = Field(None, description="folder on a local disk for shards from s3://")
 
 
 @dataclass(frozen=True)
@@ -47,16 +73,7 @@ class Reading:
         return data_step(list(self.rewinds), step) if self.rewinds else step
 
 
-def reading(
-    tokens: str | None,
-    run: str | None,
-    *,
-    global_batch: int | None,
-    seed: int | None,
-    window: int | None,
-    stripes: int | None,
-    cache: Path | None,
-) -> Reading:
+def reading(tokens: str | None, run: str | None, given: ReadingOptions) -> Reading:
     """Take what was given on the command line, and the rest from the run, or the defaults.
 
     Raises ConfigError where there is no such run, or it reads no token data set.
@@ -68,29 +85,29 @@ def reading(
     usual = _of_run(run, tokens) if run is not None else Reading(tokens or "")
     options = replace(
         usual.options,
-        window=window or usual.options.window,
-        stripes=stripes or usual.options.stripes,
-        cache=cache or usual.options.cache,
+        window=given.window or usual.options.window,
+        stripes=given.stripes or usual.options.stripes,
+        cache=given.cache or usual.options.cache,
     )
     return replace(
         usual,
-        global_batch=global_batch or usual.global_batch,
-        seed=usual.seed if seed is None else seed,
+        global_batch=given.global_batch or usual.global_batch,
+        seed=usual.seed if given.seed is None else given.seed,
         options=options,
     )
 
 
 def _of_run(run: str, tokens: str | None) -> Reading:
-    """Read as the run does; from `tokens` in place of its own data where they are given."""
+    """Return how the run reads its data, or `tokens`, if they are given. Raises ConfigError."""
     from trainer.evaluation.trained import run_config
     from trainer.resilience.state import rewinds_on
 
     config = run_config(run)
     data = config.data
-    places = tokens or data.tokens or list(data.mixture.items())
-    if not places:
+    source = tokens or data.tokens or list(data.mixture.items())
+    if not source:
         raise ConfigError(
-            f"{run} trained a {config.objective} on images; it reads no token data set"
+            f"{run} trained on images (objective {config.objective}); it reads no token data set"
         )
     options = LoaderOptions(
         data.window,
@@ -101,7 +118,7 @@ def _of_run(run: str, tokens: str | None) -> Reading:
         on_bad_shard=data.on_bad_shard,
     )
     return Reading(
-        places,
+        source,
         config.batch.global_batch,
         config.seed,
         options,

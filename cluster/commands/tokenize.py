@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -15,21 +15,27 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from data_pipeline.images.class_names import ClassNames, read_class_names, read_devkit, read_labels
+from data_pipeline.images.images import of_split
 from data_pipeline.images.location import absolute
-from data_pipeline.images.views import MOST_VIEWS
+from data_pipeline.images.sources import open_source
 from data_pipeline.progress import Progress
 from data_pipeline.sharding.job_status import Known, count, job_status
+from data_pipeline.sharding.options import JobOptions, PlanOptions
 from data_pipeline.sharding.plan import Plan, make_plan, read_plan
-from data_pipeline.sharding.quarantine import Totals, check_bad
-from data_pipeline.sharding.receipts import finalize, survey
-from data_pipeline.shards.format import MOST_ROWS
+from data_pipeline.sharding.quarantine import BAD_LIMIT, Totals, check_bad
+from data_pipeline.sharding.receipts import ShardReceipt, finalize, survey
+from data_pipeline.sharding.verify import totals_of, verify
 from data_pipeline.shards.manifest import MANIFEST, Manifest, read_manifest
 from data_pipeline.storage import Store, is_remote, open_store
+from data_pipeline.storage.output import IMAGES, check_apart, check_output
 from model.documents import first_problem
 from model.errors import ConfigError, DataError
-from model.precision import InferencePrecision
-from trainer.config.options import AsJson, batch_option, held_out_option, seed_option
+from trainer.config.options import AsJson, from_models
 from trainer.config.schema import YEAR
+
+if TYPE_CHECKING:  # it loads torch
+    from data_pipeline.sharding.tokenize import JobSettings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,9 +49,6 @@ _console = Console(stderr=True)
 Out = Annotated[
     str, typer.Argument(help="the data set: a folder or s3://bucket/prefix", show_default=False)
 ]
-BadLimit = Annotated[
-    float, typer.Option(help="share of unreadable images above which the job stops", min=0, max=1)
-]
 Tokenizer = Annotated[
     Path, typer.Option(help="tokenizer weights: ours, or the official .ckpt", show_default=False)
 ]
@@ -56,6 +59,7 @@ def _print(as_json: bool, values: dict[str, Any], text: str) -> None:
 
 
 @app.command()
+@from_models
 def plan(
     source: Annotated[
         str,
@@ -66,91 +70,67 @@ def plan(
     out: Out,
     tokenizer: Tokenizer,
     *,
-    split: Annotated[
-        Literal["all", "train", "val"],
-        typer.Option(help="which images; train: all but the held-out ones, val: those"),
-    ] = "all",
-    held_out: Annotated[
-        float, held_out_option("share of held-out images, fixed by the hash of their names")
-    ] = 0.1,
-    views: Annotated[
-        int, typer.Option(help="V, augmented views of each image", min=1, max=MOST_VIEWS)
-    ] = 10,
-    center: Annotated[
-        bool, typer.Option("--center", help="one centre crop an image, for evaluation")
-    ] = False,
-    min_scale: Annotated[
-        float,
-        typer.Option(help="smallest share of an image's area in a random crop", min=0.001, max=1),
-    ] = 0.2,
-    rows: Annotated[int, typer.Option(help="images a shard", min=1, max=MOST_ROWS)] = 1024,
-    precision: Annotated[
-        InferencePrecision, typer.Option(help="of the encoder's convolutions")
-    ] = "fp32",
-    class_names: Annotated[
-        Path | None, typer.Option(help="file with a class on each line: name, title")
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="file with each image's class, for a validation tar")
-    ] = None,
-    devkit: Annotated[
-        Path | None,
-        typer.Option(
-            help="ImageNet's devkit (ILSVRC2012_devkit_t12.tar.gz): class titles, val labels"
-        ),
-    ] = None,
-    seed: Annotated[int, seed_option("seed of the shuffle and of the views")] = 0,
+    options: PlanOptions,
     as_json: AsJson = False,
 ) -> None:
     """List the images and fix which one goes to which shard and row.
 
     Run again, it must give the same plan.
     """
-    from data_pipeline.images.class_names import read_class_names, read_devkit, read_labels
-    from data_pipeline.images.images import of_split
-    from data_pipeline.images.sources import open_source
-    from data_pipeline.images.views import ViewRecipe
     from data_pipeline.sharding.tokenize import plan_recipe
-    from data_pipeline.storage.output import check_apart, check_output
     from model.weights import load_tokenizer
 
     check_apart(out, source)
     if not is_remote(out):
         check_output(Path(out))
     network = load_tokenizer(tokenizer)
-    size = network.config.image_size
     try:
-        random = {"size": size, "views": views, "scale": (min_scale, 1.0), "seed": seed}
-        crops = ViewRecipe.center(size) if center else ViewRecipe.model_validate(random)
-        recipe = plan_recipe(network, crops, precision=precision, rows=rows, seed=seed)
+        recipe = plan_recipe(
+            network,
+            options.view_recipe(network.config.image_size),
+            precision=options.precision,
+            rows=options.rows,
+            seed=options.seed,
+        )
     except ValidationError as error:
         raise ConfigError(f"no such views can be made: {first_problem(error)}") from error
-    names, val_labels = read_devkit(devkit) if devkit else (None, None)
-    names = read_class_names(class_names) if class_names else names
+    names, labels = _given_classes(options)
     with Progress("listing", None, "images") as progress:
-        listed = open_source(source, names, read_labels(labels) if labels else val_labels)
+        listed = open_source(source, names, labels)
         made = make_plan(
             open_store(out, closed=True),
             absolute(source),
-            of_split(listed.images(), split, held_out),
+            of_split(listed.images(), options.split, options.held_out),
             recipe,
             lambda: (listed.classes.names, listed.classes.titles),
             progress=progress.set,
         )
-    _print(
-        as_json,
-        {
-            "images": made.images,
-            "shards": made.shards,
-            "classes": len(made.classes),
-            "plan": made.identity,
-        },
+    values = {
+        "images": made.images,
+        "shards": made.shards,
+        "classes": len(made.classes),
+        "plan": made.identity,
+    }
+    text = (
         f"{out}: {made.images:,} images of {len(made.classes)} classes in {made.shards:,} shards "
-        f"({listed.kind}); next: addp tokenize run {out} --tokenizer {tokenizer}",
+        f"({listed.kind}); next: addp tokenize run {out} --tokenizer {tokenizer}"
     )
+    _print(as_json, values, text)
+
+
+def _given_classes(options: PlanOptions) -> tuple[ClassNames | None, list[str] | None]:
+    """Read (class names, classes of the validation images) from the files that are given; a file
+    for one of them goes before the devkit, which has both. Raises DataError."""
+    names, labels = read_devkit(options.devkit) if options.devkit else (None, None)
+    if options.class_names:
+        names = read_class_names(options.class_names)
+    if options.labels:
+        labels = read_labels(options.labels)
+    return names, labels
 
 
 @app.command()
+@from_models
 def run(
     out: Out,
     tokenizer: Tokenizer,
@@ -168,20 +148,7 @@ def run(
         str | None,
         typer.Option(help="where the images lie now, if not where they were planned: as for plan"),
     ] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto: cuda where there is one")
-    ] = "auto",
-    batch: Annotated[int, batch_option("views encoded at once")] = 128,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="that read and decode images; else one a core", min=1, max=1024),
-    ] = None,
-    compiled: Annotated[bool, typer.Option("--compile", help="torch.compile the encoder")] = False,
-    on_bad_image: Annotated[
-        Literal["quarantine", "fail"],
-        typer.Option(help="list an unreadable image and go on, or stop at the first"),
-    ] = "quarantine",
-    bad_limit: BadLimit = 0.01,
+    options: JobOptions,
     then_finalize: Annotated[
         bool, typer.Option("--finalize", help="write dataset.json if nothing is missing")
     ] = False,
@@ -200,53 +167,44 @@ def run(
     known: Known = {}
     before = count(store, planned, present, known)
     settings = JobSettings(
-        absolute(out),
-        str(tokenizer.resolve()),
-        source=source and absolute(source),
-        device=device,
-        batch=batch,
-        threads=threads,
-        compiled=compiled,
-        on_bad=on_bad_image,
-        bad_limit=bad_limit,
-        before=before,
+        absolute(out), str(tokenizer.resolve()), source and absolute(source), options, before
     )
     mine = [k for k in present.missing(planned) if k % n == i]
-    started, rows, bad, made = time.monotonic(), 0, 0, 0
+    started, images, bad, made = time.monotonic(), 0, 0, 0
     with Progress("tokenizing", sum(planned.rows_of(k) for k in mine), "images") as progress:
         for receipt in _make_shards(engine, settings, mine, ray_address, progress.advance):
             made += 1
-            rows += receipt.shard.rows
+            images += receipt.shard.rows
             bad += len(receipt.quarantined)
             if receipt.quarantined:
                 progress.note(f"{bad:,} quarantined")
                 # A worker checks its own images; here are those of all workers on Ray.
-                check_bad(planned, before.quarantined + bad, receipt.quarantined, bad_limit)
+                check_bad(planned, before.quarantined + bad, receipt.quarantined, options.bad_limit)
     seconds = time.monotonic() - started
     present = survey(store, planned)
     missing = present.missing(planned)
     totals = count(store, planned, present, known)
     values: dict[str, Any] = {
         "made": made,
-        "images": rows,
+        "images": images,
         "planned": totals.planned,
         "stored": totals.stored,
         "quarantined": totals.quarantined,
         "missing": len(missing),
         "seconds": round(seconds, 3),
-        "images_per_second": round(rows / seconds, 3),
+        "images_per_second": round(images / seconds, 3),
     }
-    text = (
-        f"{out}: made {made:,} shards, {rows:,} images in {seconds:.0f} s; the data set: "
-        f"{totals.text}; "
-    )
-    if then_finalize and not missing:
-        values["fingerprint"] = _finalized(store, planned, bad_limit).fingerprint
-        text += "dataset.json is written"
+    if missing:
+        ending = f"{len(missing):,} shards missing"
+    elif then_finalize:
+        values["fingerprint"] = _finalized(store, planned, options.bad_limit).fingerprint
+        ending = "dataset.json is written"
     else:
-        text += (
-            f"{len(missing):,} shards missing" if missing else f"next: addp tokenize finalize {out}"
-        )
+        ending = f"next: addp tokenize finalize {out}"
+    text = (
+        f"{out}: made {made:,} shards, {images:,} images in {seconds:.0f} s; the data set: "
+        f"{totals.text}; {ending}"
+    )
     _print(as_json, values, text)
 
 
@@ -258,7 +216,7 @@ def _finalized(store: Store, planned: Plan, bad_limit: float) -> Manifest:
 def _share(text: str) -> tuple[int, int]:
     """Read `i/N`. Raises ConfigError."""
     try:
-        i, n = (int(part) for part in text.split("/"))
+        i, n = (int(number) for number in text.split("/"))
     except ValueError:
         i, n = -1, 0
     if not 0 <= i < n:
@@ -270,12 +228,12 @@ def _share(text: str) -> tuple[int, int]:
 
 def _make_shards(
     engine: str,
-    settings: Any,
+    settings: JobSettings,
     shards: list[int],
     ray_address: str | None,
     progress: Callable[[int], None],
-) -> Any:
-    """Make the shards by an engine; yields the receipt of each as it is stored."""
+) -> Iterator[ShardReceipt]:
+    """Make the shards by an engine, and return the receipt of each as it is stored."""
     if engine == "ray":
         from cluster.sharding.ray_engine import run_on_ray
 
@@ -316,7 +274,13 @@ def status(
 
 
 @app.command("finalize")
-def finalize_command(out: Out, bad_limit: BadLimit = 0.01, as_json: AsJson = False) -> None:
+def finalize_command(
+    out: Out,
+    bad_limit: Annotated[
+        float, typer.Option(help="share of unreadable images above which it refuses", min=0, max=1)
+    ] = BAD_LIMIT,
+    as_json: AsJson = False,
+) -> None:
     """Merge the receipts of all shards into dataset.json.
 
     Refuses gaps, duplicates, and shards of other tokenizers or views.
@@ -325,52 +289,47 @@ def finalize_command(out: Out, bad_limit: BadLimit = 0.01, as_json: AsJson = Fal
     planned = read_plan(store)
     manifest = _finalized(store, planned, bad_limit)
     totals = Totals(planned.images, manifest.rows, len(manifest.quarantined))
-    _print(
-        as_json,
-        {
-            "planned": totals.planned,
-            "rows": manifest.rows,
-            "quarantined": totals.quarantined,
-            "shards": len(manifest.shards),
-            "bytes": sum(s.bytes for s in manifest.shards),
-            "fingerprint": manifest.fingerprint,
-        },
+    values = {
+        "planned": totals.planned,
+        "rows": manifest.rows,
+        "quarantined": totals.quarantined,
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "fingerprint": manifest.fingerprint,
+    }
+    text = (
         f"{out}: {totals.text}; {len(manifest.shards):,} shards; fingerprint "
-        f"{manifest.fingerprint[:16]}",
+        f"{manifest.fingerprint[:16]}"
     )
+    _print(as_json, values, text)
 
 
-@app.command()
-def verify(out: Out, as_json: AsJson = False) -> None:
+@app.command("verify")
+def verify_command(out: Out, as_json: AsJson = False) -> None:
     """Read every byte and check it against dataset.json.
 
     Exits with 1 where something does not match.
     """
-    from data_pipeline.sharding.verify import totals as totals_of
-    from data_pipeline.sharding.verify import verify as checks
-
     store = open_store(out, closed=True)
     manifest = read_manifest(store)
     totals = totals_of(store, manifest)
+    quarantined = len(manifest.quarantined)
     problems: list[dict[str, str]] = []
     if totals and totals.lost:
         problem = f"does not add up: {totals.text}; remove it, and finalize again"
         problems.append({"shard": MANIFEST, "problem": problem})
     with Progress("verifying", len(manifest.shards), "shards") as progress:
-        for check in checks(store, manifest):
+        for check in verify(store, manifest):
             problems += [{"shard": check.name, "problem": problem} for problem in check.problems]
             progress.advance()
-    damaged, quarantined = (
-        len({p["shard"] for p in problems} - {MANIFEST}),
-        len(manifest.quarantined),
-    )
+    lines = [f"{p['shard']} {p['problem']}" for p in problems]
+    damaged = len({p["shard"] for p in problems} - {MANIFEST})
     images = (
         totals.text
         if totals
         else f"{manifest.rows:,} stored, {quarantined:,} quarantined, of an unknown plan"
     )
-    lines = [f"{p['shard']} {p['problem']}" for p in problems]
-    lines.append(f"{out}: {images}; {len(manifest.shards):,} shards, {damaged} of them damaged")
+    summary = f"{out}: {images}; {len(manifest.shards):,} shards, {damaged} of them damaged"
     values = {
         "shards": len(manifest.shards),
         "planned": totals and totals.planned,
@@ -379,10 +338,9 @@ def verify(out: Out, as_json: AsJson = False) -> None:
         "problems": problems,
         "sound": not problems,
     }
-    _print(as_json, values, "\n".join(lines))
-    if problems:
-        first = problems[0]
-        raise DataError(f"{out} is not sound: {first['shard']} {first['problem']}")
+    _print(as_json, values, "\n".join([*lines, summary]))
+    if lines:
+        raise DataError(f"{out} is not sound: {lines[0]}")
 
 
 @app.command()
@@ -406,18 +364,16 @@ def inspect(
 
     The page has histograms of classes and code usage, and a few rows decoded back to images.
     """
-    from data_pipeline.sharding.inspection import draw, tokenizer_of
-    from data_pipeline.sharding.inspection import inspect as look
-    from data_pipeline.storage.output import IMAGES, check_output
+    from data_pipeline.sharding import inspection
 
     check_output(page, (*IMAGES, ".pdf", ".svg"))
     store = open_store(out, closed=True)
     manifest = read_manifest(store)
-    network = tokenizer_of(manifest, tokenizer) if tokenizer else None
+    network = inspection.tokenizer_of(manifest, tokenizer) if tokenizer else None
     with _console.status("reading shards"):
-        contents = look(store, manifest, shards, rows)
+        contents = inspection.inspect(store, manifest, shards, rows)
         page.parent.mkdir(parents=True, exist_ok=True)
-        draw(contents, manifest, network).savefig(page, dpi=110)
+        inspection.draw(contents, manifest, network).savefig(page, dpi=110)
     if as_json:
         print(json.dumps({**contents.summary(manifest), "page": str(page)}))
         return

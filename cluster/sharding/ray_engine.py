@@ -1,7 +1,7 @@
-"""The only file that touches Ray: a sharding job on a cluster, one shard a task.
+"""Runs a sharding job on a Ray cluster, one shard a task. No other file imports Ray.
 
-Ray schedules: one task for each accelerator or CPU slot at a time, tasks of killed workers and
-nodes again elsewhere. A worker process loads the tokenizer once and keeps it for the tasks that
+Ray runs one task at a time on each accelerator or CPU slot, and gives the tasks of a killed worker
+or node to another. A worker process loads the tokenizer once and keeps it for the tasks that
 follow. What is done is what the store lists, so a lost driver costs nothing but the shards in the
 making.
 """
@@ -23,16 +23,17 @@ _LOST_WORKERS = 100  # times that one shard may lose its worker before the job g
 
 @lru_cache(maxsize=1)
 def _job(settings: JobSettings) -> TokenizeJob:
-    """This worker process's job."""
+    """Open the job, once in each worker process."""
     import torch
 
-    if settings.device == "cpu":
-        torch.set_num_threads(settings.threads or 1)
+    if settings.options.device == "cpu":
+        torch.set_num_threads(settings.options.threads or 1)
     return settings.open()
 
 
 def _make_shard(settings: JobSettings, shard: int) -> ShardReceipt | ADDPError:
-    """A user's mistake is returned, not raised: Ray would wrap it into a trace."""
+    """Make and store a shard, and return its receipt. A user's mistake is returned, not raised: Ray
+    would wrap it into a trace."""
     try:
         (receipt,) = _job(settings).run([shard])
     except ADDPError as error:
@@ -43,8 +44,12 @@ def _make_shard(settings: JobSettings, shard: int) -> ShardReceipt | ADDPError:
 def run_on_ray(
     settings: JobSettings, shards: list[int], address: str | None, progress: Callable[[int], None]
 ) -> Iterator[ShardReceipt]:
-    """Make and store these shards; yield their receipts as they are done. Raises the first shard's
-    ADDPError, and ConfigError where Ray is not installed or not to be reached."""
+    """Make and store these shards, and yield their receipts as they are done.
+
+    address: of a running cluster, or "auto"; None starts one on this machine. progress: called with
+    the number of images of each finished shard. Raises the first ADDPError of a shard, and
+    ConfigError if Ray is not installed or cannot be reached.
+    """
     try:
         import ray
     except ImportError as error:
@@ -64,11 +69,13 @@ def run_on_ray(
             f"there is no Ray cluster at {address}: {str(error).splitlines()[0]}"
         ) from error
     try:
-        on_gpu = settings.device == "cuda" or (
-            settings.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0
+        options = settings.options
+        on_gpu = options.device == "cuda" or (
+            options.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0
         )
-        settings = settings._replace(device="cuda" if on_gpu else "cpu")
-        slots: dict[str, Any] = {"num_gpus": 1} if on_gpu else {"num_cpus": settings.threads or 1}
+        chosen = options.model_copy(update={"device": "cuda" if on_gpu else "cpu"})
+        settings = settings._replace(options=chosen)
+        slots: dict[str, Any] = {"num_gpus": 1} if on_gpu else {"num_cpus": options.threads or 1}
         task = ray.remote(**slots, max_retries=_LOST_WORKERS)(_make_shard)
         waiting = [task.remote(settings, shard) for shard in shards]
         while waiting:

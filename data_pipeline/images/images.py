@@ -29,7 +29,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MOST_BYTES = 64 * 2**20
 _LONGEST_NAME = 4096  # bytes, as of a path; a line of a plan's list has room for two
 MOST_PIXELS = 2**30 // 12  # as Pillow's own limit: a third of a GiB at four bytes a pixel
-Split = Literal["train", "val", "all"]
+Split = Literal["all", "train", "val"]
 
 # Pillow warns of large images; they are refused here instead. To turn its warning into an error for
 # a while is not safe in threads.

@@ -42,7 +42,8 @@ class Source(Protocol):
 
 
 class ClassFolders:
-    """CLASS/any/depth/image.jpg. Labels follow the sorted folder names, or the given names."""
+    """Images in class folders: CLASS/any/depth/image.jpg. Labels follow the sorted folder names, or
+    the given names."""
 
     kind: SourceKind = "folders"
 

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import xxhash
 
 from data_pipeline.sharding.plan import Plan, shard_images
-from data_pipeline.sharding.quarantine import UNREADABLE, Totals, check_bad
+from data_pipeline.sharding.quarantine import BAD_LIMIT, UNREADABLE, Totals, check_bad
 from data_pipeline.shards.format import END, Layout, image_indices
 from data_pipeline.shards.manifest import (
     MANIFEST,
@@ -238,7 +238,7 @@ def unclaimed(store: Store, shards: Sequence[int], start: int) -> Iterator[int]:
 def finalize(
     store: Store,
     plan: Plan,
-    bad_limit: float = 0.01,
+    bad_limit: float = BAD_LIMIT,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Manifest:
     """Merge the receipts into `dataset.json` without reading the shards again; then sweep away

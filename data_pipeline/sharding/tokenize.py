@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +27,9 @@ from data_pipeline.images.images import BadImage, ImageEntry, read_image
 from data_pipeline.images.location import images_store
 from data_pipeline.images.views import ViewRecipe, make_view
 from data_pipeline.sharding.encoder import BatchFiller, TokenEncoder
+from data_pipeline.sharding.options import JobOptions, OnBad
 from data_pipeline.sharding.plan import Plan, PlanRecipe, read_plan, shard_images
-from data_pipeline.sharding.quarantine import NOTHING, BadCount, Totals, is_absent
+from data_pipeline.sharding.quarantine import BAD_LIMIT, NOTHING, BadCount, Totals, is_absent
 from data_pipeline.sharding.receipts import ShardReceipt, commit, layout_of, unclaimed
 from data_pipeline.sharding.source_check import SourceCheck
 from data_pipeline.shards.format import Sample, write_shard
@@ -39,32 +40,24 @@ from model.errors import DataError
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_tokenizer
 
-OnBad = Literal["quarantine", "fail"]
-
 
 class JobSettings(NamedTuple):
     """A sharding job as it can be sent to another machine.
 
     out: the data set. tokenizer: its weights file. source: where the images lie now, if not where
-    they were planned. before: the counts of the shards that were made when the job began. The rest
-    is as for `TokenEncoder` and `TokenizeJob`.
+    they were planned. before: the counts of the shards that were made when the job began.
     """
 
     out: str
     tokenizer: str
     source: str | None = None
-    device: str = "auto"  # auto, cpu or cuda
-    batch: int = 128
-    threads: int | None = None
-    compiled: bool = False
-    on_bad: OnBad = "quarantine"
-    bad_limit: float = 0.01
+    options: JobOptions = JobOptions()
     before: Totals = NOTHING
 
     def open(self) -> TokenizeJob:
         """Read the plan, load the tokenizer, and reach both stores. Raises ADDPError if one of them
         does not fit, StorageError if the source is not there."""
-        device = self.device
+        options, device = self.options, str(self.options.device)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         usable_device(device)
@@ -75,18 +68,18 @@ class JobSettings(NamedTuple):
         encoder = TokenEncoder(
             network,
             device=device,
-            batch=self.batch,
+            batch=options.batch,
             precision=plan.recipe.precision,
-            compiled=self.compiled,
+            compiled=options.compile,
         )
         job = TokenizeJob(
             out,
             plan,
             images_store(self.source or plan.source, plan.objects),
             encoder,
-            threads=self.threads,
-            on_bad=self.on_bad,
-            bad_limit=self.bad_limit,
+            threads=options.threads,
+            on_bad=options.on_bad_image,
+            bad_limit=options.bad_limit,
             before=self.before,
         )
         job.check.before_work()
@@ -151,7 +144,7 @@ class TokenizeJob:
         *,
         threads: int | None = None,
         on_bad: OnBad = "quarantine",
-        bad_limit: float = 0.01,
+        bad_limit: float = BAD_LIMIT,
         before: Totals = NOTHING,
     ) -> None:
         self.out, self.plan, self.source, self.encoder = out, plan, source, encoder

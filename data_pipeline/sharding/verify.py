@@ -95,7 +95,7 @@ def verify(store: Store, manifest: Manifest) -> Iterator[ShardCheck]:
             yield check
 
 
-def totals(store: Store, manifest: Manifest) -> Totals | None:
+def totals_of(store: Store, manifest: Manifest) -> Totals | None:
     """Say what became of the planned images; None if no plan lies beside the data set, as in a copy
     without it. Raises DataError for a plan that is not readable."""
     try:

@@ -95,7 +95,8 @@ def _client() -> Any:
     _check_endpoint()
     try:
         session = botocore.session.get_session()
-        session.register_component("data_loader", _descriptions())
+        loader = _descriptions(session.get_config_variable("data_path"))
+        session.register_component("data_loader", loader)
         return boto3.session.Session(botocore_session=session).client("s3", config=config), attempts
     except ValueError as error:
         raise StorageError(
@@ -108,9 +109,10 @@ def _client() -> Any:
 
 
 @functools.cache
-def _descriptions() -> Any:
-    """Of S3 and its endpoints, as botocore ships them: a tenth of a second to parse, once."""
-    return botocore.loaders.create_loader()
+def _descriptions(path: str | None) -> Any:
+    """Return botocore's loader of descriptions of S3 and its endpoints, which keeps what it parsed:
+    that takes a tenth of a second. path: further folders to search, as AWS_DATA_PATH names them."""
+    return botocore.loaders.create_loader(path)
 
 
 def _number(name: str, default: str) -> float:

@@ -118,7 +118,8 @@ class TokenLoader:
             self.schedule, self._streams = self._striped_streams(incident)
 
     def _mixed_streams(self, incident: Incident) -> tuple[EpochSchedule, list[SampleStream]]:
-        """One stream for each data set, which goes through its epochs at its own pace."""
+        """Return the schedule, and one stream for each data set, which goes through its epochs at
+        its own pace."""
         o = self.options
         if o.stripes > 1:
             raise ConfigError(
@@ -138,7 +139,8 @@ class TokenLoader:
         return epoch_schedule(rows, self.global_batch), streams
 
     def _striped_streams(self, incident: Incident) -> tuple[EpochSchedule, list[SampleStream]]:
-        """One stream for each stripe of the data set; without stripes there is one."""
+        """Return the schedule, and one stream for each stripe of the data set; without stripes
+        there is one."""
         o, counts = self.options, _rows(self.manifest)
         if self.global_batch % o.stripes:
             raise ConfigError(

@@ -27,7 +27,7 @@ _OTHERS = (None, True, 0, -1, 1.5, "", "x", "../x", [], [1], {}, {"a": 1}, 2**63
 
 
 def _places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Of every value inside a document: the keys that lead to it."""
+    """Yield the keys that lead to each value inside a document."""
     items = (
         value.items()
         if isinstance(value, dict)
@@ -78,8 +78,8 @@ def _read_data_set(store: LocalStore) -> None:
 
 def _read_plan(store: LocalStore) -> None:
     plan = read_plan(store)
-    found = [image for k in range(plan.shards) for _, image in shard_images(store, plan, k)]
-    assert len(found) == plan.images and all(0 <= p.label < len(plan.classes) for p in found)
+    listed = [image for k in range(plan.shards) for _, image in shard_images(store, plan, k)]
+    assert len(listed) == plan.images and all(0 <= p.label < len(plan.classes) for p in listed)
 
 
 def _read_receipt(store: LocalStore) -> None:

@@ -75,7 +75,7 @@ def _content(name: str, content: Callable[[], bytes]) -> Harm:
 
 
 def _all_fifos(data: Path) -> None:
-    """Of the shards: which one is opened first is a matter of the order."""
+    """Replace all shards, since the order decides which one is opened first."""
     for shard in data.glob("*.tar"):
         _replaced(shard.name, os.mkfifo)(data)
 
@@ -423,12 +423,12 @@ _PLAN_CASES = [
             "nested deeply": b"[" * 10_000,
             "of 5,000 digits": b'["a/0.jpg",0,' + b"1" * 5_000 + b"]",
             "with a NUL": b'["a\\u0000b",0,5]',
-            "at a negative place": b'["a/0.jpg",0,5,0,-1]',
+            "at a negative offset": b'["a/0.jpg",0,5,0,-1]',
         }.items()
     ),
 ]
 
-_PART_CASES = [
+_RECEIPT_CASES = [
     _receipt("-1 rows", FINALIZE, lambda c: c["shard"].update(rows=-1), "shard.rows"),
     _receipt("10^18 rows", FINALIZE, lambda c: c["shard"].update(rows=_HUGE), "shard.rows"),
     _receipt(
@@ -488,4 +488,4 @@ _COMMAND_CASES = [
     ),
 ]
 
-CASES = [*_MANIFEST_CASES, *_SHARD_CASES, *_PLAN_CASES, *_PART_CASES, *_COMMAND_CASES]
+CASES = [*_MANIFEST_CASES, *_SHARD_CASES, *_PLAN_CASES, *_RECEIPT_CASES, *_COMMAND_CASES]

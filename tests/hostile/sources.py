@@ -42,7 +42,7 @@ def _case(
 
 
 def _good(source: Path) -> Path:
-    """A class of two images; returns its folder."""
+    """Make a class of two images, and return its folder."""
     (source / "a").mkdir()
     for i in range(2):
         (source / "a" / f"{i}.jpg").write_bytes(jpeg(i))
@@ -67,7 +67,7 @@ def _empty_class(name: bytes) -> Make:
 
 
 def _all_linked(source: Path) -> None:
-    """Folders that all hold links to each other: from one to the next there are 12! ways."""
+    """Make folders that all hold links to each other: from one to the next there are 12! ways."""
     _good(source)
     names = [f"c{i}" for i in range(12)]
     for name in names:
@@ -97,7 +97,7 @@ def _wds(label: bytes, extension: str = "json") -> Make:
 
 
 def _lying(name: str, size: int) -> bytes:
-    """The member says that it has `size` bytes."""
+    """Make a tar whose member says that it has `size` bytes."""
     info = tarfile.TarInfo(name)
     info.size = size
     return info.tobuf(tarfile.GNU_FORMAT) + b"1".ljust(1024, b"\0") + bytes(1024)
@@ -118,7 +118,7 @@ def _gnu_name(length: int) -> bytes:
 
 
 def _zeros(name: str, mib: int) -> bytes:
-    """A packed tar of one file."""
+    """Make a packed tar of one file."""
     info = tarfile.TarInfo(name)
     info.size = mib << 20
     return gzip_bomb(info.tobuf(tarfile.GNU_FORMAT), mib)

@@ -41,7 +41,8 @@ _RUN = {
 
 @cache
 def template() -> Path:
-    """images/, tokens/ (plan, receipts, shards, dataset.json), tokenizer.safetensors, run.yaml."""
+    """Make a folder, once, with images/, tokens/ (plan, receipts, shards, dataset.json),
+    tokenizer.safetensors and run.yaml."""
     folder = Path(tempfile.mkdtemp(prefix="hostile-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     for i in range(2 * ROWS):
@@ -56,7 +57,7 @@ def template() -> Path:
 
 
 def copied(folder: Path) -> Path:
-    """Into `folder`; returns the data set's."""
+    """Copy the job into `folder`, and return the folder of its data set."""
     shutil.copytree(template(), folder, dirs_exist_ok=True)
     return folder / "tokens"
 

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def nothing_chosen() -> Iterator[None]:
-    """As at the start of a process, and so again afterwards."""
+    """Choose and log as at the start of a process, and again so afterwards."""
 
     def forget() -> None:
         module._chosen.clear()
@@ -118,18 +118,19 @@ def test_trying_changes_nothing_and_works_in_any_mode() -> None:
 
 
 def test_xformers_is_asked_and_refuses_here() -> None:
-    """Its own words, not ours: what it says on a GPU is found out in the same way."""
-    found = probe("xformers", Inputs(CPU, torch.float32, 16, False))
+    """The reason is in its own words, not ours. What it says on a GPU is asked in the same way."""
+    outcome = probe("xformers", Inputs(CPU, torch.float32, 16, False))
     assert (
-        not found.works
-        and found.forward is None
-        and "device=cpu" in found.reason
-        and "\n" not in found.reason
+        not outcome.works
+        and outcome.forward is None
+        and "device=cpu" in outcome.reason
+        and "\n" not in outcome.reason
     )
 
 
 def test_an_xformers_that_cannot_be_loaded_says_which_library_it_lacks() -> None:
-    """Where this environment's is such a one: PyPI's, beside a PyTorch for CPUs or another CUDA."""
+    """It runs where the installed xformers is such a one: PyPI's, beside a PyTorch for CPUs or for
+    another CUDA."""
     import xformers._cpp_lib
 
     error = xformers._cpp_lib._cpp_library_load_exception

@@ -84,7 +84,7 @@ def test_json_of_too_many_values_is_refused_before_it_is_made(content: str) -> N
 
 
 def _outcome(parse: Callable[[], Any]) -> tuple[Any, str]:
-    """(what was parsed, "") or (None, the error's message)."""
+    """Return (what was parsed, ""), or (None, the error's message)."""
     try:
         return parse(), ""
     except ADDPError as error:
@@ -94,17 +94,17 @@ def _outcome(parse: Callable[[], Any]) -> tuple[Any, str]:
 @given(_DOCUMENTS)
 def test_any_json_is_a_mapping_or_an_error_in_one_line(document: Any) -> None:
     text = json.dumps(document)
-    found, message = _outcome(lambda: parse_json(text, "it", DataError))
+    value, message = _outcome(lambda: parse_json(text, "it", DataError))
     assert len(message.splitlines()) == (not isinstance(document, dict))
-    assert message or json.dumps(found) == json.dumps(json.loads(text))
+    assert message or json.dumps(value) == json.dumps(json.loads(text))
 
 
 @given(st.dictionaries(st.text(max_size=8), _DOCUMENTS, max_size=4))
 def test_plain_yaml_is_read_as_a_safe_loader_reads_it(document: Any) -> None:
     text = yaml.safe_dump(document)
-    found, message = _outcome(lambda: parse_yaml(text, "it", ConfigError))
+    value, message = _outcome(lambda: parse_yaml(text, "it", ConfigError))
     assert not message or "&" in text or "number of" in message or "!!" in text
-    assert message or repr(found) == repr(yaml.safe_load(text))
+    assert message or repr(value) == repr(yaml.safe_load(text))
 
 
 @given(st.text())

@@ -44,15 +44,15 @@ def test_ends(
     assert ended(under(ConfigError("no such key")), capsys) == (78, "error: no such key\n")  # type: ignore[operator]
     assert ended(under(KeyboardInterrupt()), capsys) == (130, "interrupted\n")  # type: ignore[operator]
     code, said = ended(under(KeyError("first\nsecond")), capsys)  # type: ignore[operator]
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"error: unexpected KeyError: .*; the trace is in (\S+) \(ADDP_DEBUG=1 shows it here\)\n",
         said,
     )
     assert (
         code == 1
-        and found
-        and "Traceback" in Path(found[1]).read_text()
-        and Path(found[1]).parent == tmp_path
+        and match
+        and "Traceback" in Path(match[1]).read_text()
+        and Path(match[1]).parent == tmp_path
     )
     monkeypatch.setenv("ADDP_DEBUG", "1")
     code, said = ended(under(KeyError("first")), capsys)  # type: ignore[operator]

@@ -28,7 +28,8 @@ def test_whole_or_not_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
 def test_the_mode_is_the_umasks(mask: int, mode: int, tmp_path: Path) -> None:
-    """Whatever wrote the bytes: a library may put a private file in place of ours."""
+    """The mode is that of any new file, whatever wrote the bytes: a library may put a private file
+    in place of ours."""
     before = os.umask(mask)
     try:
         with whole_file(tmp_path / "file") as partial:

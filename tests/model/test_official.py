@@ -37,7 +37,7 @@ GEOMETRY = Geometry(image_size=32, patch_size=8, codebook_size=16)
 def published(
     kinds: tuple[str, ...] = ("addp", "predictor", "tokenizer"), **changed: Any
 ) -> dict[str, Network]:
-    """Small networks in whose sizes all the published rules fit."""
+    """Return small networks whose sizes all the published rules fit."""
     sizes = TransformerConfig(
         **({"dim": 64, "depth": 1, "heads": 1, "decoder_depth": 1, "decoder_heads": 16} | changed)
     )
@@ -55,7 +55,7 @@ def published(
 
 
 def draw(data: st.DataObject) -> dict[str, Network]:
-    """Networks of random sizes that belong together."""
+    """Draw networks of random sizes that belong together."""
     few = st.integers(1, 3)
     levels = data.draw(few)
     groups = data.draw(few)
@@ -91,7 +91,8 @@ def draw(data: st.DataObject) -> dict[str, Network]:
 def test_any_sizes_come_back(
     data: st.DataObject, suffix: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Out in the official layout, in without one option: the same networks, and nothing guessed."""
+    """What is exported in the official layout is imported without an option: the networks are the
+    same, and nothing is guessed."""
     networks = draw(data)
     path = tmp_path_factory.mktemp("official") / f"out{suffix}"
     write_state(official_state(networks), path, official_metadata(networks))
@@ -198,8 +199,8 @@ def test_what_no_published_rule_fits_is_asked_for(tmp_path: Path) -> None:
         match=r"width / 64 does not fit the width 24.*: give --heads N, --decoder-heads N",
     ):
         import_official(tmp_path / "x.pth")
-    found = import_official(tmp_path / "x.pth", Untold(heads=1, decoder_heads=2))
-    assert found.guesses == [] and found.networks["addp"].config.heads == 1
+    imported = import_official(tmp_path / "x.pth", Untold(heads=1, decoder_heads=2))
+    assert imported.guesses == [] and imported.networks["addp"].config.heads == 1
 
 
 def test_stated_sizes_are_not_believed(tmp_path: Path) -> None:

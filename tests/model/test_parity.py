@@ -68,14 +68,14 @@ def test_another_network_does_not_pass(tmp_path: Path) -> None:
         not report["quantities"]["target_prob"]["holds"]
         and report["quantities"]["vq_reconstruction"]["holds"]
     )
-    found = re.fullmatch(
+    said = re.fullmatch(
         r"parity FAILS: (\d+) of (\d+) quantities are off their bounds \(float32, cpu\); "
         r"the worst, (\S+), is (\S+) off, allowed (\S+)",
         done.stderr.splitlines()[-1],
     )
-    assert found is not None, done.stderr
-    assert int(found[1]) == sum(not row["holds"] for row in report["quantities"].values())
-    assert int(found[2]) == len(report["quantities"]) and float(found[4]) > float(found[5])
+    assert said is not None, done.stderr
+    assert int(said[1]) == sum(not row["holds"] for row in report["quantities"].values())
+    assert int(said[2]) == len(report["quantities"]) and float(said[4]) > float(said[5])
 
 
 def test_what_is_no_number_fails_and_is_named() -> None:

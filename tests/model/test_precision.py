@@ -30,7 +30,7 @@ from trainer.pretrain import main
 
 @pytest.fixture
 def tf32() -> Iterator[None]:
-    """Allowed, as a user or a library may have done before."""
+    """TF32 is allowed, as a user or a library may have done before."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True

@@ -17,7 +17,7 @@ SIZES = {
 
 
 def blobs(count: int, seed: int) -> torch.Tensor:
-    """White images with one coloured square each."""
+    """Make white images with one coloured square each."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.ones(count, 3, 16, 16)
     for image in images:

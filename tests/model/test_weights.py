@@ -53,7 +53,7 @@ def predictor() -> TokenPredictor:
 
 
 def load_official(network: Network, path: Path) -> Network:
-    """A network of the same sizes, from an official file."""
+    """Return a network of the same sizes, from an official file."""
     geometry = None if isinstance(network, VQTokenizer) else network.geometry
     return load_network(path, network.kind, config=network.config, geometry=geometry)
 

@@ -102,7 +102,7 @@ def test_another_file_than_was_listed(
 
 @pytest.mark.filterwarnings("ignore")  # pytest undoes our own filter of Pillow's
 def test_bounds(tmp_path: Path) -> None:
-    """In bytes, before they are read, and in pixels, before they are decoded."""
+    """Images are bounded in bytes, before they are read, and in pixels, before they are decoded."""
     Image.new("1", (10_000, 9_000)).save(tmp_path / "bomb.png")  # 11 kB, just above the limit
     with pytest.raises(
         BadImage, match=r"10000 x 9000 pixels, more than .* 89,478,485: a decompression bomb"

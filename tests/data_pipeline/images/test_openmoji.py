@@ -24,6 +24,6 @@ def test_rendering_and_going_on(tmp_path: Path) -> None:
 
 
 def test_the_set() -> None:
-    found = list(labelled_svgs())
-    assert len(found) > 1800 and len({category for _, category in found}) == 9
-    assert not any("1F3FB" in svg.stem for svg, _ in found)
+    svgs = list(labelled_svgs())
+    assert len(svgs) > 1800 and len({category for _, category in svgs}) == 9
+    assert not any("1F3FB" in svg.stem for svg, _ in svgs)

@@ -27,13 +27,13 @@ WORDNET = ("n01440764", "n01443537", "n02084071")
 
 @pytest.fixture(scope="module")
 def train_tar() -> bytes:
-    """As ILSVRC2012_img_train.tar; classes out of order."""
+    """Make a tar like ILSVRC2012_img_train.tar, with its classes out of order."""
     classes = {w: {f"{w}_{i}.JPEG": jpeg(i) for i in range(2 + k)} for k, w in enumerate(WORDNET)}
     return tar_of({f"{w}.tar": tar_of(classes[w]) for w in reversed(WORDNET)})
 
 
 @pytest.fixture(params=["folder", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return (
         str(tmp_path / "data")
         if request.param == "folder"
@@ -41,33 +41,33 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     )
 
 
-def test_imagenet_train(place: str, train_tar: bytes) -> None:
-    open_store(place).create("ILSVRC2012_img_train.tar", train_tar)
-    source = open_source(f"{place}/ILSVRC2012_img_train.tar")
-    found = list(source.images())
+def test_imagenet_train(folder: str, train_tar: bytes) -> None:
+    open_store(folder).create("ILSVRC2012_img_train.tar", train_tar)
+    source = open_source(f"{folder}/ILSVRC2012_img_train.tar")
+    images = list(source.images())
     assert source.kind == "imagenet-train" and source.classes.names == WORDNET
-    assert sorted((p.id, p.label) for p in found) == [
+    assert sorted((p.id, p.label) for p in images) == [
         (f"{w}/{w}_{i}.JPEG", k) for k, w in enumerate(WORDNET) for i in range(2 + k)
     ]
-    for p in found:  # read in place, out of the tar in the tar
+    for p in images:  # read in place, out of the tar in the tar
         assert read_image(source.store, p).size == (20 + int(p.id[-6]), 20)
 
 
-def test_imagenet_val(place: str, tmp_path: Path) -> None:
+def test_imagenet_val(folder: str, tmp_path: Path) -> None:
     names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in (1, 2, 3, 4)]
-    open_store(place).create(
+    open_store(folder).create(
         "val.tar", tar_of({n: jpeg(i) for i, n in reversed(list(enumerate(names)))})
     )
     labels = tmp_path / "labels.txt"
     labels.write_text("n02084071\nn01440764\nn01443537\nn01440764\n")
-    source = open_source(f"{place}/val.tar", labels=read_labels(labels))
+    source = open_source(f"{folder}/val.tar", labels=read_labels(labels))
     assert source.kind == "imagenet-val"
     assert [(p.id, p.label) for p in source.images()] == list(zip(names, (2, 0, 1, 0), strict=True))
     with pytest.raises(DataError, match=r"has 4 images, but 3 labels"):
-        open_source(f"{place}/val.tar", labels=read_labels(labels)[:3])
+        open_source(f"{folder}/val.tar", labels=read_labels(labels)[:3])
     # Without labels it is taken for WebDataset.
     with pytest.raises(DataError, match=r"has no label.* from --devkit or --labels"):
-        list(open_source(f"{place}/val.tar").images())
+        list(open_source(f"{folder}/val.tar").images())
 
 
 def test_devkit(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_devkit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["cls", "json"])
-def test_webdataset_shards(place: str, tmp_path: Path, label: str) -> None:
+def test_webdataset_shards(folder: str, tmp_path: Path, label: str) -> None:
     for shard in range(2):
         file = tmp_path / "shard.tar"
         with webdataset.TarWriter(str(file)) as writer:
@@ -101,15 +101,14 @@ def test_webdataset_shards(place: str, tmp_path: Path, label: str) -> None:
                 writer.write(
                     {"__key__": f"pic{shard}{i}", "jpg": jpeg(i), label: value, "txt": "unused"}
                 )
-        open_store(place).create(f"images-{shard:04d}.tar", file.read_bytes())
-    source = open_source(place)
-    found = list(source.images())
+        open_store(folder).create(f"images-{shard:04d}.tar", file.read_bytes())
+    source = open_source(folder)
+    images = list(source.images())
     assert source.kind == "webdataset" and source.classes.names == ("0", "1", "2", "3", "4")
-    assert [p.label for p in found] == [0, 1, 2, 3, 4] * 2 and found[
-        0
-    ].id == "images-0000.tar/pic00.jpg"
-    assert [read_image(source.store, p).size[0] for p in found] == [20, 21, 22, 23, 24] * 2
-    named = open_source(place, ClassNames(("a", "b", "c")))
+    assert [p.label for p in images] == [0, 1, 2, 3, 4] * 2
+    assert images[0].id == "images-0000.tar/pic00.jpg"
+    assert [read_image(source.store, p).size[0] for p in images] == [20, 21, 22, 23, 24] * 2
+    named = open_source(folder, ClassNames(("a", "b", "c")))
     with pytest.raises(DataError, match=r"label 3, but 3 classes are named"):
         list(named.images())
 
@@ -177,7 +176,7 @@ def test_labels_that_are_none(tmp_path: Path) -> None:
 def test_keys_that_are_not_one_image(
     tmp_path: Path, files: list[tuple[str, int]], words: str
 ) -> None:
-    """Each was one image or none in silence."""
+    """Each of these was once silently taken for one image or none."""
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name, number in files:
             content = b'{"label": %d}' % number if name.endswith("json") else b"%d" % number
@@ -201,8 +200,8 @@ def test_other_fields_of_a_key(tmp_path: Path) -> None:
     }
     (tmp_path / "x.tar").write_bytes(tar_of(files))
     (tmp_path / ".ipynb_checkpoints").mkdir()
-    (found,) = open_source(tmp_path).images()
-    assert (found.id, found.label) == ("x.tar/d.x/a.jpg", 1)
+    (image,) = open_source(tmp_path).images()
+    assert (image.id, image.label) == ("x.tar/d.x/a.jpg", 1)
 
 
 def test_links_in_folders(tmp_path: Path) -> None:
@@ -297,8 +296,8 @@ def test_tar_members(tmp_path: Path, format: int) -> None:
     content = tar_of(files, format)
     (tmp_path / "x.tar").write_bytes(content)
     store = open_store(tmp_path)
-    found = list(members(store, "x.tar", len(content)))
-    assert {m.name: store.read("x.tar", m.offset, m.size) for m in found} == files
+    listed = list(members(store, "x.tar", len(content)))
+    assert {m.name: store.read("x.tar", m.offset, m.size) for m in listed} == files
 
 
 def test_a_damaged_tar_does_not_end_early(tmp_path: Path) -> None:

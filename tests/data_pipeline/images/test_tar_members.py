@@ -24,8 +24,8 @@ def read(folder: Path, files: dict[str, Any]) -> dict[str, bytes]:
     content = tar_of(files)
     (folder / "x.tar").write_bytes(content)
     store = open_store(folder)
-    found = members(store, "x.tar", len(content), wanted=lambda name: name.endswith(".jpg"))
-    return {m.name: store.read("x.tar", m.offset, m.size) for m in found}
+    listed = members(store, "x.tar", len(content), wanted=lambda name: name.endswith(".jpg"))
+    return {m.name: store.read("x.tar", m.offset, m.size) for m in listed}
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,8 @@ def test_links_are_read_as_what_they_point_to(tmp_path: Path, kind: bytes, targe
         {**FILES, "b/link.jpg": link(kind, target)},
         {"b/link.jpg": link(kind, target), **FILES},
     ):
-        found = read(tmp_path, {**files, **second})
-        assert found == {**FILES, "b/link.jpg": FILES["a/x.jpg"], "b/second.jpg": FILES["a/x.jpg"]}
+        listed = read(tmp_path, {**files, **second})
+        assert listed == {**FILES, "b/link.jpg": FILES["a/x.jpg"], "b/second.jpg": FILES["a/x.jpg"]}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_members_that_cannot_be_read_are_named(
 
 @pytest.mark.parametrize("format", ["gnu", "posix"])
 def test_sparse_members(tmp_path: Path, format: str) -> None:
-    """Stored without their holes: what lies in their place is not their bytes."""
+    """They are stored without their holes, so what lies in the tar is not their bytes."""
     with (tmp_path / "x.ppm").open("wb") as file:
         file.write(b"P6 300 300 255\n")
         file.seek(200_000)
@@ -93,7 +93,7 @@ def test_sparse_members(tmp_path: Path, format: str) -> None:
 
 
 def test_damaged_headers(tmp_path: Path) -> None:
-    """Listed in full, or refused: nothing else, and no end without a word."""
+    """A damaged tar is listed in full or refused; no listing ends early without a word."""
     whole = {f"{i}.jpg": bytes([i]) * 600 for i in range(4)} | {
         "4.jpg": link(tarfile.LNKTYPE, "2.jpg")
     }
@@ -112,18 +112,18 @@ def test_damaged_headers(tmp_path: Path) -> None:
             content[header + 148 : header + 156] = b"%06o\0 " % sum(content[header : header + 512])
         (tmp_path / "x.tar").write_bytes(content)
         try:
-            found = list(members(store, "x.tar", len(content)))
+            listed = list(members(store, "x.tar", len(content)))
         except DataError:
             refused += 1
         else:
-            assert 3 <= len(found) <= 5  # a member may have become a folder
+            assert 3 <= len(listed) <= 5  # a member may have become a folder
     assert 20 < refused < 280
 
 
 @pytest.mark.parametrize("size", [-512, -(2**40), 2**40])
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
 def test_sizes_that_lie(tmp_path: Path, kind: bytes, size: int) -> None:
-    """Neither read into memory nor gone through for ever."""
+    """It is neither read into memory nor gone through for ever."""
     header = link(kind)
     header.name, header.size = "x.jpg", size
     content = header.tobuf(tarfile.GNU_FORMAT) + b"1" * 512 + bytes(1024)

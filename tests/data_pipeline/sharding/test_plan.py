@@ -24,13 +24,13 @@ CLASSES = ("cat", "dog")
 
 
 def images(count: int) -> list[ImageEntry]:
-    """Some are files of their own, some lie in tars."""
-    kinds = (
+    """List images, of which some are files of their own and some lie in tars."""
+    makers = (
         lambda i: ImageEntry(f"cat/{i}.png", 0, f"cat/{i}.png", 100 + i),
         lambda i: ImageEntry(f"dog/{i}.jpg", 1, f"tar-{i % 3}.tar", 100 + i, 512 * i),
         lambda i: ImageEntry(f'dog/"{i}" ü.jpg', 1, f"other/{i}", 100 + i),
     )
-    return [kinds[i % 3](i) for i in range(count)]
+    return [makers[i % 3](i) for i in range(count)]
 
 
 def make(
@@ -48,9 +48,9 @@ def test_every_image_lies_in_one_row(
     order.shuffle(listed)
     store = LocalStore(tmp_path_factory.mktemp("plan"))
     plan = make(store, listed, RECIPE.model_copy(update={"rows": rows}))
-    found = [item for k in range(plan.shards) for item in shard_images(store, plan, k)]
-    assert [index for index, _ in found] == list(range(count)) and plan.images == count
-    assert sorted(p for _, p in found) == sorted(listed)
+    planned = [item for k in range(plan.shards) for item in shard_images(store, plan, k)]
+    assert [index for index, _ in planned] == list(range(count)) and plan.images == count
+    assert sorted(p for _, p in planned) == sorted(listed)
     assert [plan.rows_of(k) for k in range(plan.shards)] == [
         len(shard_images(store, plan, k)) for k in range(plan.shards)
     ]

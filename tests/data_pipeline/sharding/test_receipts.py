@@ -35,7 +35,7 @@ RECIPE = ViewRecipe(size=16, views=2)
 
 @pytest.fixture
 def made(images: Path, tokenizer: VQTokenizer, tmp_path: Path) -> tuple[LocalStore, Plan]:
-    """All four shards made, not finalized."""
+    """Make all four shards of a plan, and do not finalize it."""
     planned = plan(images, tmp_path / "out", tokenizer, RECIPE, rows=32)
     assert len(list(job(planned, tmp_path / "out", tokenizer).run(range(4)))) == 4
     return LocalStore(tmp_path / "out"), planned
@@ -43,9 +43,9 @@ def made(images: Path, tokenizer: VQTokenizer, tmp_path: Path) -> tuple[LocalSto
 
 def test_a_survey_is_one_listing(made: tuple[LocalStore, Plan]) -> None:
     store, planned = made
-    found = survey(store, planned)
-    assert sorted(found.done) == [0, 1, 2, 3] and not found.missing(planned) and not found.finalized
-    assert {entry.size for k, entry in found.done.items()} == {
+    state = survey(store, planned)
+    assert sorted(state.done) == [0, 1, 2, 3] and not state.missing(planned) and not state.finalized
+    assert {entry.size for k, entry in state.done.items()} == {
         sound_receipt_bytes(planned, k) for k in range(4)
     }
     (store.root / shard_name(2)).unlink()

@@ -13,6 +13,7 @@ import pytest
 
 from data_pipeline.images.views import ViewRecipe
 from data_pipeline.sharding.job_status import count
+from data_pipeline.sharding.options import JobOptions
 from data_pipeline.sharding.plan import Plan, shard_images
 from data_pipeline.sharding.receipts import finalize, read_receipts, survey
 from data_pipeline.sharding.source_check import SourceCheck
@@ -27,7 +28,7 @@ RECIPE = ViewRecipe(size=16, views=1)
 
 @pytest.fixture
 def source(images: Path, tmp_path: Path) -> Path:
-    """20 images that may be done harm."""
+    """Make 20 images that a test may harm."""
     for image in sorted(images.rglob("*.png"))[::6]:
         copy = tmp_path / "source" / image.relative_to(images)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -40,20 +41,20 @@ def small_job(planned: Plan, out: Path, tokenizer: VQTokenizer) -> TokenizeJob:
 
 
 def stored(out: Path, planned: Plan) -> tuple[int, int]:
-    """(rows, quarantined images) of what is vouched for."""
+    """Return (rows, quarantined images) that the receipts vouch for."""
     receipts = list(read_receipts(open_store(out), planned, survey(open_store(out), planned).done))
     return sum(r.shard.rows for r in receipts), sum(len(r.quarantined) for r in receipts)
 
 
 def finish(out: Path, planned: Plan, tokenizer: VQTokenizer) -> None:
-    """That an undisturbed job brings all images home."""
+    """Check that an undisturbed job stores all images."""
     store = open_store(out)
     list(small_job(planned, out, tokenizer).run(survey(store, planned).missing(planned)))
     assert finalize(store, planned).rows == planned.images
 
 
 @pytest.mark.parametrize(
-    ("place", "words"),
+    ("where", "words"),
     [
         ("none", "there is no such folder"),
         ("empty", "it is empty, as a mount point is"),
@@ -67,7 +68,7 @@ def test_a_source_that_is_not_there(
     tokenizer: VQTokenizer,
     tokenizer_file: Path,
     tmp_path: Path,
-    place: str,
+    where: str,
     words: str,
     request: pytest.FixtureRequest,
 ) -> None:
@@ -76,11 +77,12 @@ def test_a_source_that_is_not_there(
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "lost+found").touch()
     url = (
-        place.replace("S3", request.getfixturevalue("bucket"))
-        if "S3" in place
-        else str(tmp_path / place)
+        where.replace("S3", request.getfixturevalue("bucket"))
+        if "S3" in where
+        else str(tmp_path / where)
     )
-    settings = JobSettings(str(tmp_path / "out"), str(tokenizer_file), url, bad_limit=1.0)
+    options = JobOptions(bad_limit=1.0)
+    settings = JobSettings(str(tmp_path / "out"), str(tokenizer_file), url, options)
     with pytest.raises(StorageError, match=words):
         list(run_locally(settings, range(20), lambda _: None))
     assert not (tmp_path / "out" / "parts").exists() and not list((tmp_path / "out").glob("*.tar"))
@@ -147,11 +149,11 @@ def test_a_source_of_which_a_part_is_away(
     planned = plan(source, out, tokenizer, RECIPE, rows=rows)
     (source / "line").rename(tmp_path / "line")
     for _ in range(4):
-        found = survey(open_store(out), planned)
-        before = count(open_store(out), planned, found, {})
+        state = survey(open_store(out), planned)
+        before = count(open_store(out), planned, state, {})
         running = job(planned, out, tokenizer, batch=rows, bad_limit=0.1, before=before)
         with pytest.raises(DataError, match=r"images .*cannot be read, more than the limit 10.0%"):
-            list(running.run(found.missing(planned)))
+            list(running.run(state.missing(planned)))
     assert stored(out, planned)[1] <= 0.1 * planned.images
 
 
@@ -221,7 +223,8 @@ def test_a_tar_that_is_gone(
     planned = plan(tars, tmp_path / "out", tokenizer, RECIPE, rows=1)
     running = small_job(planned, tmp_path / "out", tokenizer)
     (tars / "1.tar").rename(tmp_path / "1.tar")
-    settings = JobSettings(str(tmp_path / "out"), str(tokenizer_file), batch=1, bad_limit=1.0)
+    options = JobOptions(batch=1, bad_limit=1.0)
+    settings = JobSettings(str(tmp_path / "out"), str(tokenizer_file), options=options)
     with pytest.raises(StorageError, match=r"there is no tar .*1\.tar"):
         settings.open()
     # Away meanwhile.

@@ -14,6 +14,7 @@ from PIL import Image
 from data_pipeline.images.images import BadImage, read_image
 from data_pipeline.images.sources import split_of
 from data_pipeline.images.views import ViewRecipe, make_view
+from data_pipeline.sharding.options import JobOptions
 from data_pipeline.sharding.tokenize import JobSettings, check_tokenizer
 from data_pipeline.shards.manifest import MANIFEST, read_manifest
 from data_pipeline.streaming.loader import TokenLoader
@@ -131,7 +132,7 @@ def test_another_tokenizer_or_size_is_refused(
         check_tokenizer(other, planned)
     with pytest.raises(DataError, match="do not fit a tokenizer for 16 px"):
         plan(images, tmp_path / "x", tokenizer, ViewRecipe(size=32))
-    opened = JobSettings(str(tmp_path), str(tokenizer_file), threads=3).open()
+    opened = JobSettings(str(tmp_path), str(tokenizer_file), options=JobOptions(threads=3)).open()
     assert opened.plan == planned and opened.threads == 3
 
 
@@ -150,9 +151,9 @@ def test_bf16_and_fp32_agree_on_most_tokens(images: Path, tokenizer: VQTokenizer
 
 
 @pytest.mark.parametrize("format", ["AVIF", "JPEG"])
-@pytest.mark.parametrize("place", ["folder", "tar"])
+@pytest.mark.parametrize("source_kind", ["folder", "tar"])
 def test_one_damaged_image_does_not_stop_a_job(
-    format: str, place: str, tokenizer: VQTokenizer, tmp_path: Path
+    format: str, source_kind: str, tokenizer: VQTokenizer, tmp_path: Path
 ) -> None:
     """A bit of an AVIF flipped made its decoder raise what nobody caught, in every run again."""
     data = BytesIO()
@@ -161,7 +162,7 @@ def test_one_damaged_image_does_not_stop_a_job(
     damaged[len(damaged) // 2 :] = bytes(64)
     files = {"a.jpg": jpeg(0), "b.jpg": bytes(damaged), "c.jpg": jpeg(2)}
     source = tmp_path / "source"
-    if place == "tar":
+    if source_kind == "tar":
         source.mkdir()
         tar = tar_of(
             {

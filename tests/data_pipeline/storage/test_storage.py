@@ -173,7 +173,7 @@ def test_urls_that_are_none(url: str | Path, words: str) -> None:
 
 
 def prefixes(*categories: str) -> st.SearchStrategy[str]:
-    """Of keys, of characters of these categories: S3 allows all but `.` and `..` between
+    """Draw keys of characters of these categories: S3 allows all but `.` and `..` between
     slashes."""
     part = st.text(
         st.characters(
@@ -189,9 +189,9 @@ def prefixes(*categories: str) -> st.SearchStrategy[str]:
 def test_every_character_of_a_key_stands_for_itself(one: str, other: str) -> None:
     bucket, prefix = parse_s3(f"s3://bucket/{one}")
     assert bucket == "bucket" and prefix == (one if one.endswith("/") or not one else one + "/")
-    places = {parse_s3(f"s3://bucket/{text}") for text in (one, other)}
+    stores = {parse_s3(f"s3://bucket/{text}") for text in (one, other)}
     names = {file_name(f"s3://bucket/{text}") for text in (one, other)}
-    assert len(places) == len(names) and not any("/" in name for name in names)
+    assert len(stores) == len(names) and not any("/" in name for name in names)
     folder, name = split_url(f"s3://bucket/{one}x/k.tar")
     assert parse_s3(folder) == ("bucket", f"{one}x/") and name == "k.tar"
 
@@ -293,7 +293,7 @@ def test_leftovers_are_no_objects(tmp_path: Path) -> None:
 def through(
     proxy: FaultProxy, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Store, FaultProxy, bytes]:
-    """(a store behind the proxy, the proxy, content of its object "x")."""
+    """Return (a store behind the proxy, the proxy, the content of its object "x")."""
     content = os.urandom(3_000_000)
     open_store(bucket).create("x", content)
     for name, value in environment(

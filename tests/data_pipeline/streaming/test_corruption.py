@@ -56,18 +56,18 @@ HARM: dict[str, Callable[[bytes], bytes] | None] = {
 
 
 @contextmanager
-def reading(place: str, **options: Any) -> Iterator[tuple[TokenLoader, list[dict[str, Any]]]]:
+def reading(url: str, **options: Any) -> Iterator[tuple[TokenLoader, list[dict[str, Any]]]]:
     incidents: list[dict[str, Any]] = []
     options = {"window": 2, "retry_seconds": 0.0, **options}
     reader = TokenLoader(
-        place, global_batch=18, seed=0, options=LoaderOptions(**options), incident=incidents.append
+        url, global_batch=18, seed=0, options=LoaderOptions(**options), incident=incidents.append
     )
     yield reader, incidents
     reader.close()
 
 
 def epoch_of(reader: TokenLoader, epoch: int = 0) -> tuple[list[int], list[int]]:
-    """(samples that count, positions with weight 0) of one epoch."""
+    """Read one epoch, and return (samples that count, positions with weight 0)."""
     counted, lost = [], []
     steps = reader.schedule.steps_per_epoch
     for step in range(epoch * steps, (epoch + 1) * steps):
@@ -97,7 +97,7 @@ def remove(store: Store, name: str) -> None:
 
 
 @pytest.fixture(params=["folder", "s3 with a cache", "s3 without"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, Any]]:
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str, Any]]:
     if request.param == "folder":
         return str(tmp_path / "data"), {}
     url = f"{request.getfixturevalue('bucket')}/data"
@@ -106,9 +106,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, dict[str
 
 @pytest.mark.parametrize("fault", HARM)
 def test_a_harmed_shard(
-    place: tuple[str, dict[str, Any]], fault: str, record_property: Property
+    source: tuple[str, dict[str, Any]], fault: str, record_property: Property
 ) -> None:
-    url, options = place
+    url, options = source
     store = open_store(url)
     write_tokens(store, ROWS)
     harm(store, fault)
@@ -126,17 +126,17 @@ def test_a_harmed_shard(
     assert quarantined and quarantined[0]["shard"] == NAME and quarantined[0]["rows"] == 30
     record_property(
         "corruption",
-        (fault, place_name(url, options), "stops and names it; or its rows get weight 0"),
+        (fault, source_name(url, options), "stops and names it; or its rows get weight 0"),
     )
 
 
-def place_name(url: str, options: dict[str, Any]) -> str:
+def source_name(url: str, options: dict[str, Any]) -> str:
     return "folder" if not url.startswith("s3") else ("s3, cache" if options else "s3, memory")
 
 
 @pytest.fixture
 def remote(bucket: str, tmp_path: Path) -> tuple[str, Path, list[int]]:
-    """(data set on S3, cache folder, all samples in order)."""
+    """Return (data set on S3, cache folder, all samples in order)."""
     write_tokens(open_store(f"{bucket}/data"), ROWS)
     return f"{bucket}/data", tmp_path / "cache", list(range(180))
 

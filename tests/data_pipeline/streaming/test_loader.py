@@ -25,10 +25,10 @@ def test_ranks_slice_the_global_batch(tokens: Path, ranks: int) -> None:
     for step in (0, 3, whole.schedule.steps_per_epoch, 1000):
         expected = whole.batch(step, 0, 12)
         size = 12 // ranks
-        parts = [loader.batch(step, r * size, size) for r, loader in enumerate(ranked)]
-        np.testing.assert_array_equal(np.concatenate([p.ids for p in parts]), expected.ids)
-        np.testing.assert_array_equal(np.concatenate([p.labels for p in parts]), expected.labels)
-        assert [p.start for p in parts] == [step * 12 + r * size for r in range(ranks)]
+        pieces = [loader.batch(step, r * size, size) for r, loader in enumerate(ranked)]
+        np.testing.assert_array_equal(np.concatenate([p.ids for p in pieces]), expected.ids)
+        np.testing.assert_array_equal(np.concatenate([p.labels for p in pieces]), expected.labels)
+        assert [p.start for p in pieces] == [step * 12 + r * size for r in range(ranks)]
 
 
 def test_each_image_once_an_epoch_in_another_view_each_time(tokens: Path) -> None:

@@ -34,9 +34,9 @@ def test_any_slice_of_it_is_the_same(
     start = data.draw(st.integers(0, order.samples))
     count = data.draw(st.integers(0, order.samples - start))
     if count:
-        part = SampleOrder(rows, seed, window=window).locate(3, start, count)
-        np.testing.assert_array_equal(part.shard, whole.shard[start : start + count])
-        np.testing.assert_array_equal(part.row, whole.row[start : start + count])
+        piece = SampleOrder(rows, seed, window=window).locate(3, start, count)
+        np.testing.assert_array_equal(piece.shard, whole.shard[start : start + count])
+        np.testing.assert_array_equal(piece.row, whole.row[start : start + count])
 
 
 def test_a_window_holds_only_its_shards() -> None:

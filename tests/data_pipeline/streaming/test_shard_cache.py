@@ -43,7 +43,7 @@ def rank(
 
 
 def records(log: Path) -> list[dict[str, Any]]:
-    """Whole lines of a rank's log; a kill may cut the last one."""
+    """Read the whole lines of a rank's log; a kill may cut the last one."""
     lines = log.read_text().split("\n")[:-1] if log.exists() else []
     return [json.loads(line) for line in lines]
 
@@ -157,7 +157,8 @@ def test_leftovers_of_a_crash_are_removed(tmp_path: Path, bucket: str) -> None:
 
 
 def refused(number: int) -> Callable[[Any, int], None]:
-    """flock where there is none: NFS without lockd, Lustre without `flock`, some FUSE."""
+    """Do as flock does where there are no locks: NFS without lockd, Lustre without `flock`, some
+    FUSE."""
 
     def flock(file: Any, operation: int) -> None:
         raise OSError(number, os.strerror(number))
@@ -166,13 +167,13 @@ def refused(number: int) -> Callable[[Any, int], None]:
 
 
 def exclusive_needs_writing(file: Any, operation: int) -> None:
-    """As NFS has it: an exclusive lock is a lock for writing."""
+    """Do as NFS does, where an exclusive lock is a lock for writing."""
     if operation & fcntl.LOCK_EX:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 def without_effect(file: Any, operation: int) -> None:
-    """As file systems that only pretend."""
+    """Do as file systems do that only pretend to lock."""
 
 
 @pytest.mark.parametrize(

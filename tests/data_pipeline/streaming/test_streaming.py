@@ -49,9 +49,9 @@ def test_global_batches_are_the_same_on_any_number_of_ranks(
     whole, ranked = loader(data, batch, seed), loader(data, batch, seed)
     for step in (steps, steps + 1):
         expected = whole.batch(step, 0, batch)
-        parts = [ranked.batch(step, rank * micro, micro) for rank in range(ranks)]
-        assert np.array_equal(np.concatenate([p.ids for p in parts]), expected.ids)
-        assert np.array_equal(np.concatenate([p.labels for p in parts]), expected.labels)
+        pieces = [ranked.batch(step, rank * micro, micro) for rank in range(ranks)]
+        assert np.array_equal(np.concatenate([p.ids for p in pieces]), expected.ids)
+        assert np.array_equal(np.concatenate([p.labels for p in pieces]), expected.labels)
     whole.close()
     ranked.close()
 
@@ -63,14 +63,14 @@ def test_labels_and_tokens_belong_together(data: Path) -> None:
         for row, label in zip(batch.ids, batch.labels, strict=True):
             assert np.array_equal(row, tokens_of(int(label), int(row[2])))
         for offset in (0, 50, 96):
-            place = reader.where(step, offset)
+            location = reader.where(step, offset)
             assert (
-                place is not None
-                and place.epoch == step // 2
-                and place.view == batch.ids[offset, 2]
+                location is not None
+                and location.epoch == step // 2
+                and location.view == batch.ids[offset, 2]
             )
-            number = int(place.shard[7:13])
-            assert sum(ROWS[:number]) + place.row == batch.labels[offset]
+            number = int(location.shard[7:13])
+            assert sum(ROWS[:number]) + location.row == batch.labels[offset]
 
 
 def test_the_tail_is_dropped_or_padded(data: Path) -> None:
@@ -103,8 +103,8 @@ def test_with_stripes_a_node_reads_only_its_own(data: Path, stripes: int, tail: 
             sound = np.ones(batch, bool) if got.weights is None else got.weights > 0
             seen.update(s for s, ok in zip(samples_of(got.ids), sound, strict=True) if ok)
             for offset in range(batch):
-                if (place := reader.where(step, offset)) is not None:
-                    shards[offset // share].add(place.shard)
+                if (location := reader.where(step, offset)) is not None:
+                    shards[offset // share].add(location.shard)
         assert set(seen.values()) == {1} and (tail == "drop" or len(seen) == 194)
     # No shard in two stripes.
     assert sum(len(s) for s in shards) == 8 and len(set.union(*shards)) == 8
@@ -122,10 +122,10 @@ def test_mixtures_are_exact(data: Path, tmp_path: Path) -> None:
         assert sorted(from_other[start : start + 100]) == list(range(1000, 1100))
     own = [s for s in seen if s < 1000]
     assert all(sorted(own[i : i + 194]) == list(range(194)) for i in range(0, len(own) - 194, 194))
-    part = again.batch(40, 10, 20)  # any slice, without reading what comes before
-    assert samples_of(part.ids) == seen[40 * 64 + 10 : 40 * 64 + 30]
-    place = reader.where(0, [s >= 1000 for s in seen].index(True))
-    assert place is not None and place.dataset == str(other)
+    piece = again.batch(40, 10, 20)  # any slice, without reading what comes before
+    assert samples_of(piece.ids) == seen[40 * 64 + 10 : 40 * 64 + 30]
+    location = reader.where(0, [s >= 1000 for s in seen].index(True))
+    assert location is not None and location.dataset == str(other)
     with pytest.raises(ConfigError, match="under 1/4096"):
         Mixture([1.0, 1e-6], 0)
     with pytest.raises(ConfigError, match="not with a mixture"):
@@ -142,9 +142,9 @@ def test_mixture_slices_agree(weights: list[float], start: int, seed: int) -> No
     mixture = Mixture(weights, seed)
     assert int(mixture.counts.sum()) == BLOCK
     whole = mixture.locate(start, 300)
-    part = mixture.locate(start + 100, 50)
-    assert np.array_equal(part.dataset, whole.dataset[100:150]) and np.array_equal(
-        part.sample_index, whole.sample_index[100:150]
+    piece = mixture.locate(start + 100, 50)
+    assert np.array_equal(piece.dataset, whole.dataset[100:150]) and np.array_equal(
+        piece.sample_index, whole.sample_index[100:150]
     )
     for d in range(len(weights)):
         indices = whole.sample_index[whole.dataset == d]

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.errors import ADDPError
-from trainer.config.options import MOST_STEPS, AsJson, step_option
+from trainer.config.options import LARGEST_STEP, AsJson, step_option
 
 
 class Action(StrEnum):
@@ -30,7 +30,7 @@ def checkpoints(
     action: Annotated[Action, typer.Argument(help="what to do")] = Action.list,
     step: Annotated[int | None, step_option("verify: only the checkpoint of this step")] = None,
     keep: Annotated[
-        int, typer.Option(min=1, max=MOST_STEPS, help="prune: how many of the newest stay")
+        int, typer.Option(min=1, max=LARGEST_STEP, help="prune: how many of the newest stay")
     ] = 3,
     permanent_every: Annotated[
         int, step_option("prune: those at multiples of this step stay as well; 0: none")

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from model.errors import WeightsError
 from model.ledger import verdict
+from model.parity_folder import read_folder
 from tests.conftest import FIXTURES
 from tests.warm import warm_python
 
@@ -102,3 +104,11 @@ def test_a_missing_device_is_said_so() -> None:
     done = run_tool(FIXTURES / "small", "--device", "cuda:99")
     assert done.returncode != 0
     assert torch.cuda.is_available() or "sees no CUDA device" in done.stderr
+
+
+def test_a_reference_that_no_sampler_can_follow_is_refused(tmp_path: Path) -> None:
+    meta = json.loads((FIXTURES / "grid16" / "meta.json").read_text())
+    meta["generation"]["choice_temperature"] = -1.0
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(WeightsError, match=r"generation\.choice_temperature: .*-1"):
+        read_folder(tmp_path)

@@ -32,7 +32,9 @@ browser:
 	  (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium) \
 	  >/dev/null 2>&1 || echo "no Chromium here, and it could not be installed: tests of the report need it"
 
-PYTEST := $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One worker more than there are cores, at most four: many tests wait (for leases, time-outs, a server), and few compute.
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4)))
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test: lint browser
 	$(PYTEST) -m "not long and not gpu"

@@ -20,9 +20,13 @@ _STARTERS = (
     "tests.trainer.worlds",
     "tests.warm",
 )
-# Whole trainings in the test's own process, and measurements.
+# Whole trainings in the test's own process, measurements, and processes that the program starts.
 _LONG_IN_PROCESS = (
+    "tests/cluster/launch/test_launch.py",
+    "tests/cluster/launch/test_toy_backend.py",
+    "tests/model/test_predictor.py",
     "tests/model/test_tokenizer_training.py",
+    "tests/trainer/distributed/test_environment.py",
     "tests/trainer/evaluation/measures/test_fidelity.py",
 )
 

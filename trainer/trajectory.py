@@ -138,6 +138,7 @@ class ReferenceSums(ADDP):
         mask: Tensor,
         target: Tensor,
         smoothing: float,
+        *,
         visible_count: int | None = None,
         weights: Tensor | None = None,
     ) -> Tensor:

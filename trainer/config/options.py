@@ -27,20 +27,8 @@ LARGEST_INFERENCE_BATCH = 65_536  # images that are computed together, without a
 Result = TypeVar("Result")
 
 
-def seed_option(meaning: str) -> Any:
-    return typer.Option(min=-LARGEST_SEED - 1, max=LARGEST_SEED, help=meaning)
-
-
 def step_option(meaning: str) -> Any:
     return typer.Option(min=0, max=LARGEST_STEP, help=meaning)
-
-
-def batch_option(meaning: str) -> Any:
-    return typer.Option(min=1, max=LARGEST_INFERENCE_BATCH, help=meaning)
-
-
-def held_out_option(meaning: str) -> Any:
-    return typer.Option(min=0, max=1, help=meaning)
 
 
 def gpus_option(meaning: str) -> Any:

@@ -86,10 +86,18 @@ def run_with_kills(
     return kills
 
 
+def plan(
+    images: Path, out: str, weights: Path, rows: int, env: Environment | None = None
+) -> dict[str, Any]:
+    """Plan a job of two views an image."""
+    words = ("--tokenizer", str(weights), "--views", "2", "--rows", str(rows))
+    return succeed("plan", str(images), out, *words, env=env)
+
+
 def undisturbed(
     images: Path, out: str, weights: Path, rows: int, env: Environment | None = None
 ) -> dict[str, bytes]:
     """Plan, run, finalize; every object by its name."""
-    succeed("plan", images, out, "--tokenizer", weights, "--views", "2", "--rows", rows, env=env)  # type: ignore[arg-type]
-    succeed("run", out, "--tokenizer", weights, "--finalize", env=env)  # type: ignore[arg-type]
+    plan(images, out, weights, rows, env)
+    succeed("run", out, "--tokenizer", str(weights), "--finalize", env=env)
     return contents(open_store(out))

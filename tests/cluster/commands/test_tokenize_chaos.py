@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.storage import open_store
-from tests.cluster.sharding_jobs import contents, run_with_kills, succeed, undisturbed
+from tests.cluster.sharding_jobs import contents, plan, run_with_kills, succeed, undisturbed
 from tests.s3_server import FaultProxy, environment
 
 RUNS = 60
@@ -35,17 +35,7 @@ def test_many_runs_with_kills_give_the_undisturbed_bytes(
         out = f"{bucket}/run-{run}" if on_s3 else str(tmp_path / f"run-{run}")
         env = environment(proxy.port) if on_s3 else {}
         proxy.latency = 0.02
-        succeed(
-            "plan",
-            str(images),
-            out,
-            "--tokenizer",
-            str(tokenizer_file),
-            "--views",
-            "2",
-            "--rows",
-            str(ROWS),
-        )
+        plan(images, out, tokenizer_file, ROWS)
         store, arguments = open_store(out), ["run", out, "--tokenizer", str(tokenizer_file)]
         span = 1.2 if on_s3 else 0.3
         kills += run_with_kills(

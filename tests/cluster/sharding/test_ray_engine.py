@@ -18,6 +18,7 @@ from data_pipeline.storage import open_store
 from tests.cluster.sharding_jobs import (
     command,
     contents,
+    plan,
     succeed,
     tokenize,
     undisturbed,
@@ -70,17 +71,7 @@ def disturbed(
     chance: random.Random,
 ) -> None:
     """One job on a head of one slot and a node of one slot; a worker is killed, then the node."""
-    succeed(
-        "plan",
-        str(images),
-        out,
-        "--tokenizer",
-        str(tokenizer_file),
-        "--views",
-        "2",
-        "--rows",
-        str(ROWS),
-    )
+    plan(images, out, tokenizer_file, ROWS)
     node = cluster.add_node(num_cpus=1)  # type: ignore[attr-defined]
     store = open_store(out)
     run = command(
@@ -91,12 +82,12 @@ def disturbed(
         "--engine",
         "ray",
         "--ray-address",
-        cluster.address,
+        cluster.address,  # type: ignore[attr-defined]
         "--device",
         "cpu",
         "--batch",
         "4",
-        "--finalize",  # type: ignore[attr-defined]
+        "--finalize",
     )
     process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 90

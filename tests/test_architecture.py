@@ -34,7 +34,7 @@ ORDER = {
         # What looks at runs: before, after, and beside the reference.
         *("preflight", "evaluation", "export", "trajectory"),
     ],
-    "cluster": ["launch", "sharding", "demo", "commands", "cli"],
+    "cluster": ["supervise", "launch", "status", "sharding", "demo", "commands", "cli"],
 }
 PACKAGES = list(ORDER)
 ONE_PLACE = {
@@ -156,14 +156,25 @@ def closure(modules: set[str]) -> set[str]:
 
 # What starts runs knows the trainer by its run folder alone. It runs on login nodes, and beside a
 # trainer that may be broken.
-LIGHT = [name for name in MODULES if name.startswith("cluster.launch")]
-RUN_FOLDER = {"trainer", "trainer.run_folder", "trainer.records"}  # records: used by run_folder
+LIGHT = [
+    name
+    for name in MODULES
+    if name.startswith(("cluster.launch", "cluster.supervise", "cluster.status"))
+]
+RUN_FOLDER = {
+    "trainer",
+    "trainer.run_folder",
+    "trainer.records",
+    # which process of how many this one is
+    "trainer.distributed",
+    "trainer.distributed.world",
+}
 
 
 def test_launches_know_the_run_folder_only() -> None:
     for name in LIGHT:
         direct = {other for other in imported(MODULES[name]) if other.startswith("trainer")}
-        assert direct <= {"trainer.run_folder"}, name
+        assert direct <= RUN_FOLDER, name
     everything = closure(set(LIGHT))
     assert {name for name in everything if name.split(".")[0] == "trainer"} <= RUN_FOLDER
     assert not everything & {"torch", "deepspeed", "numpy"}

@@ -23,6 +23,11 @@ RUN/
                           run has work left.
   exit.json               how the last attempt ended: {"code", "reason", "time"}. An attempt that
                           was killed writes none.
+  supervision.jsonl       what the supervisors of `addp launch` did: starts, faults, verdicts
+  supervisor.key          by which supervisors know each other; readable by the owner only
+  logs/HOST/rank-N.log    what a supervised rank printed
+  stacks/                 where all ranks were when one of them hung
+  failure.txt             why the supervisors gave up, with each rank's last error
   STOP                    a user creates it to make the run save and stop
   lock, attempt           rank 0 holds the lock while the run lives; the name of the last attempt
   evaluation/step-N/      BENCHMARK.json for each benchmark, and its images
@@ -59,6 +64,7 @@ TARGETS = "targets.json"  # below evaluation/: metrics and what they must reach,
 LOST_RANK = "another rank went away"
 DONE = "done.json"
 RUN = "run.json"
+SUPERVISION = "supervision.jsonl"
 INCIDENTS = "incidents"  # a folder
 OLD_INCIDENTS = "incidents.jsonl"  # one file for all ranks, which earlier versions wrote
 EXIT_DONE = 0
@@ -137,6 +143,10 @@ class RunFolder:
         self.ema = self.path / "network-ema.safetensors"
         self.exit = self.path / "exit.json"
         self.stop = self.path / "STOP"
+        self.supervision = self.path / SUPERVISION
+        self.logs = self.path / "logs"
+        self.stacks = self.path / "stacks"
+        self.failure = self.path / "failure.txt"
         self.evaluation = self.path / "evaluation"
         self.samples = self.path / "samples"
         self.identity = self.path / RUN
@@ -157,6 +167,18 @@ class RunFolder:
         """Return {"run", "host", "made"}. None before the first step, and in folders of earlier
         versions."""
         return _read_json(self.identity, "run", str)
+
+    def newest_checkpoint(self) -> int | None:
+        """Return the step of the newest committed checkpoint, None where there is none.
+
+        Its files are not verified, as they are at a start.
+        """
+        steps = [
+            int(path.parent.name.removeprefix("step-"))
+            for path in self.checkpoints.glob("step-*/manifest.json")
+            if path.parent.name.removeprefix("step-").isdigit()
+        ]
+        return max(steps, default=None)
 
     def reopen(self) -> None:
         """Take back that the run is complete, since it has work again.

@@ -10,9 +10,9 @@ from data_pipeline.storage import Store
 from model.files import write_atomically
 from trainer.checkpointing.catalog import RemoteCatalog
 from trainer.checkpointing.format import Manifest
-from trainer.run_folder import INCIDENTS, RunFolder, incident_names
+from trainer.run_folder import INCIDENTS, SUPERVISION, RunFolder, incident_names
 
-RECORDS = ("metrics.jsonl", "rewinds.json", "config.resolved.yaml", "environment.json")
+RECORDS = ("metrics.jsonl", "rewinds.json", "config.resolved.yaml", "environment.json", SUPERVISION)
 
 
 def send_records(folder: RunFolder, store: Store) -> None:

@@ -1,0 +1,1 @@
+"""How a run is doing, read from its folder or its store. Imports no torch."""

@@ -14,6 +14,7 @@ from cluster.commands import (
     config,
     data,
     demo,
+    doctor,
     openmoji,
     parity,
     tokenize,
@@ -50,6 +51,7 @@ app.command(rich_help_panel=_TRAIN)(train.train)
 app.command(rich_help_panel=_TRAIN)(config.config)
 _module("plan", _TRAIN, "Say what a run will take: batch arithmetic, memory, days, checkpoints.")
 app.command(rich_help_panel=_TRAIN)(check.check)
+app.command(rich_help_panel=_TRAIN)(doctor.doctor)
 app.command(rich_help_panel=_TRAIN)(checkpoints.checkpoints)
 
 _USE = "Use what was trained"

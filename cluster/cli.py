@@ -14,6 +14,7 @@ from cluster.commands import (
     config,
     data,
     demo,
+    doctor,
     launch,
     openmoji,
     parity,
@@ -52,6 +53,7 @@ app.command(rich_help_panel=_TRAIN)(launch.launch)
 app.command(rich_help_panel=_TRAIN)(config.config)
 _module("plan", _TRAIN, "Say what a run will take: batch arithmetic, memory, days, checkpoints.")
 app.command(rich_help_panel=_TRAIN)(check.check)
+app.command(rich_help_panel=_TRAIN)(doctor.doctor)
 app.command(rich_help_panel=_TRAIN)(checkpoints.checkpoints)
 
 _USE = "Use what was trained"

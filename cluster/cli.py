@@ -16,6 +16,8 @@ from cluster.commands import (
     demo,
     openmoji,
     parity,
+    status,
+    stop,
     tokenize,
     train,
     version,
@@ -51,6 +53,8 @@ app.command(rich_help_panel=_TRAIN)(config.config)
 _module("plan", _TRAIN, "Say what a run will take: batch arithmetic, memory, days, checkpoints.")
 app.command(rich_help_panel=_TRAIN)(check.check)
 app.command(rich_help_panel=_TRAIN)(checkpoints.checkpoints)
+app.command(rich_help_panel=_TRAIN)(status.status)
+app.command(rich_help_panel=_TRAIN)(stop.stop)
 
 _USE = "Use what was trained"
 _module("generate", _USE, "Sample images from an ADDP network: a grid, a set, completions.")

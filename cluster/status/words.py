@@ -10,7 +10,9 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in its two largest units: 2 d 4 h, 3 min 5 s, 0.4 s."""
+    """Return a duration in its two largest units: 2 d 4 h, 3 min 5 s, 1.4 s, 41 ms."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -18,6 +18,8 @@ from cluster.commands import (
     launch,
     openmoji,
     parity,
+    status,
+    stop,
     tokenize,
     train,
     version,
@@ -55,6 +57,8 @@ _module("plan", _TRAIN, "Say what a run will take: batch arithmetic, memory, day
 app.command(rich_help_panel=_TRAIN)(check.check)
 app.command(rich_help_panel=_TRAIN)(doctor.doctor)
 app.command(rich_help_panel=_TRAIN)(checkpoints.checkpoints)
+app.command(rich_help_panel=_TRAIN)(status.status)
+app.command(rich_help_panel=_TRAIN)(stop.stop)
 
 _USE = "Use what was trained"
 _module("generate", _USE, "Sample images from an ADDP network: a grid, a set, completions.")

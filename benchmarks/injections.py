@@ -54,11 +54,11 @@ def _rank(number: int) -> Inject:
 
 
 def _supervisor(number: int) -> Inject:
-    return lambda job, turn: _signal(job.supervisor(1 + turn % NODES), number)
+    return lambda job, turn: _signal(job.supervisor(turn % NODES), number)
 
 
 def _kill_node_launcher(job: Job, turn: int) -> float:
-    return _signal(job.node_launcher(1 + turn % NODES), signal.SIGKILL)
+    return _signal(job.node_launcher(turn % NODES), signal.SIGKILL)
 
 
 def _stop_launch(job: Job, turn: int) -> float:
@@ -80,32 +80,24 @@ def _slow_rank(job: Job, turn: int) -> float:
 
 
 def _cut_link(job: Job, turn: int) -> float:
-    job.hosts.link(2, up=False)
+    job.hosts[1].cut_link()
     moment = time.time()
     time.sleep(_LINK_SECONDS)
-    job.hosts.link(2, up=True)
+    job.hosts[1].restore_link()
     return moment
 
 
 def _power_off(job: Job, turn: int) -> float:
     """End a host as a power cut does: none of its connections is closed."""
-    job.hosts.link(2, up=False)
-    job.hosts.kill(2)
+    job.hosts[1].kill()
     return time.time()
 
 
 def _power_off_and_on(job: Job, turn: int) -> float:
     moment = _power_off(job, turn)
     time.sleep(_OFF_SECONDS)
-    power_on(job)
+    job.hosts[1].boot()
     return moment
-
-
-def power_on(job: Job) -> None:
-    """Start host 2 again, if it is off."""
-    job.hosts.link(2, up=True)
-    if not job.hosts.is_up(2):
-        job.hosts.start(2)
 
 
 def fill(folder: Path) -> Path:

@@ -8,7 +8,7 @@ import subprocess
 import time
 from typing import NamedTuple
 
-from cluster.launch.backend import LaunchCommand
+from cluster.launch.backend import PlannedCommand
 
 _GRACE_SECONDS = 60  # for ranks to save, once they were asked to stop
 _LOOK_SECONDS = 0.5  # between two looks at the command
@@ -27,7 +27,7 @@ class Ended(NamedTuple):
     signalled: bool
 
 
-def run_group(command: LaunchCommand, stdout: int | None = None) -> Ended:
+def run_group(command: PlannedCommand, stdout: int | None = None) -> Ended:
     """Run a command in a process group of its own, and take the whole group down with us.
 
     Launchers may leave their ranks behind when they are signalled themselves, as DeepSpeed's does.

@@ -70,7 +70,7 @@ class Record:
 
 
 def plan(minutes: float, mean: float, dice: random.Random) -> list[tuple[float, str]]:
-    """Return (seconds since the start, fault) of each fault. No kind comes again before all came."""
+    """Return (seconds since the start, kind) of each fault. No kind repeats before all came."""
     planned: list[tuple[float, str]] = []
     deck: list[str] = []
     moment = 0.0

@@ -4,10 +4,10 @@
     python -m benchmarks.faults --faults rank-killed --faults link-cut
 
 `addp launch --backend deepspeed` starts a small training over pdsh on two hosts in namespaces of
-their own (`tests/cluster/launch/two_hosts.py`; needs root). In its middle comes one fault. Nobody helps.
-Checked are the end (done; every loss, the weights and their EMA those of the undisturbed run, bit
-for bit; on fewer ranks within rounding) and that no process of the run is left 60 s later. Measured
-are
+their own (`tests/cluster/launch/two_hosts.py`; needs root). In its middle comes one fault. Nobody
+helps. Checked are the end (done; every loss, the weights and their EMA those of the undisturbed
+run, bit for bit; on fewer ranks within rounding) and that no process of the run is left 60 s later.
+Measured are
 
 - detection: from the fault to the first word about it in RUN/supervision.jsonl,
 - recovery: from there to the first new step.

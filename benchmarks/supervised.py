@@ -19,7 +19,6 @@ from trainer.run_folder import RunFolder, json_lines
 
 # A step takes about 0.4 s on two ranks with a core each, and a checkpoint 12 MB.
 TRAINING = (
-    "objective=mage",
     "precision=fp32",
     "tokenizer.sizes.size=tiny",
     "predictor.sizes.size=tiny",
@@ -103,12 +102,19 @@ class Job:
         self.log = run.with_name(f"{run.name}.log")
         self.starts: list[float] = []
         self._words = [
-            *(sys.executable, "-m", "cluster.cli", "launch", "--backend", "deepspeed"),
+            *(sys.executable, "-m", "cluster.cli", "launch", str(self._run_file())),
+            *("--backend", "deepspeed"),
             *("--hostfile", str(self._hostfile(nodes)), "--processes", "1"),
             *options,
             *(f"run={run}", *training),
         ]
         self._process: subprocess.Popen[bytes] | None = None
+
+    def _run_file(self) -> Path:
+        """A file with what is no override, since `addp launch` wants one."""
+        path = self.hosts[0].folder / "run.yaml"
+        path.write_text("objective: mage\n")
+        return path
 
     def _hostfile(self, nodes: Sequence[int]) -> Path:
         path = self.hosts[0].folder / f"hostfile-{'-'.join(map(str, nodes))}"

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -216,15 +217,19 @@ class Job:
                 return process.pid
         raise LookupError(f"node{node + 1} runs no {module}")
 
-    def kill_all(self) -> list[int]:
-        """Kill what is left of the run, on every host. Returns what was left."""
-        left = [process.pid for process in processes_of(self.run)]
-        for pid in left:
-            try:
-                os.kill(pid, 9)
-            except ProcessLookupError:
-                continue
-        return left
+    def kill_all(self) -> None:
+        """Kill what is left of the run, on every host."""
+        for process in processes_of(self.run):
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+    def left(self) -> list[str]:
+        """Return the command lines of all processes on the hosts, but for their sshd, and of those
+        elsewhere that name the run."""
+        lines = {process.pid: " ".join(process.words) for process in processes_of(self.run)}
+        for host in self.hosts:
+            lines |= host.processes()
+        return [line[:200] for line in lines.values()]
 
     def until_nothing_is_left(self, seconds: float = 60) -> tuple[float, list[str]]:
         """Wait until no process of the run is left on any host.
@@ -232,13 +237,6 @@ class Job:
         Returns (how long that took, the command lines of those that were still there).
         """
         started = time.monotonic()
-        while left := processes_of(self.run):
-            if time.monotonic() - started > seconds:
-                break
+        while (left := self.left()) and time.monotonic() - started < seconds:
             time.sleep(0.1)
-        return time.monotonic() - started, [" ".join(p.words)[:200] for p in left]
-
-
-def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return time.monotonic() - started, left

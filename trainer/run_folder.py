@@ -4,7 +4,7 @@ Imports no torch.
 
 RUN/
   config.resolved.yaml    the configuration with every key
-  environment.json        versions, host, command
+  environment.json        versions, host, command, ranks, steps of the whole run
   metrics.jsonl           one line every `log_every` steps
   incidents/rank-N.jsonl  the faults that a rank met, those that passed included. Each rank has its
                           own file, because appends of several hosts to one file on NFS overwrite

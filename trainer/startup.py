@@ -186,7 +186,7 @@ def set_up(
         )
     )
     if rank == 0:
-        describe_run(folder, config, collectives.world_size, operations)
+        describe_run(folder, config, collectives.world_size, operations, total)
     if uploader and restored.step < total:
         uploader.withdraw_end()
     if uploader and restored.step:  # the last start may not have brought it; no copy is sent twice
@@ -321,10 +321,10 @@ def take_up(
 
 
 def describe_run(
-    folder: RunFolder, config: RunConfig, world_size: int, operations: Operations
+    folder: RunFolder, config: RunConfig, world_size: int, operations: Operations, total: int
 ) -> None:
     """Rank 0: say what the run computes in, and write its resolved configuration and its
-    environment into the run folder."""
+    environment into the run folder. total: the steps of the whole run."""
     records.say(f"{config.run.name}: precision {config.precision}: {MODES[config.precision]}")
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     records.replace(folder.path / "config.resolved.yaml", resolved.encode())
@@ -340,6 +340,7 @@ def describe_run(
         "versions": versions,
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu",
         "world_size": world_size,
+        "total_steps": total,
         "gflop_per_image": {k: v / 1e9 for k, v in operations._asdict().items()},
         "threads": torch.get_num_threads(),
     }

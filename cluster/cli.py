@@ -14,6 +14,7 @@ from cluster.commands import (
     config,
     data,
     demo,
+    launch,
     openmoji,
     parity,
     tokenize,
@@ -47,6 +48,7 @@ app.command(rich_help_panel=_MAKE)(openmoji.openmoji)
 
 _TRAIN = "Train"
 app.command(rich_help_panel=_TRAIN)(train.train)
+app.command(rich_help_panel=_TRAIN)(launch.launch)
 app.command(rich_help_panel=_TRAIN)(config.config)
 _module("plan", _TRAIN, "Say what a run will take: batch arithmetic, memory, days, checkpoints.")
 app.command(rich_help_panel=_TRAIN)(check.check)

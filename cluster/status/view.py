@@ -114,8 +114,7 @@ def _progress(snapshot: Snapshot) -> RenderableType:
         total=total, completed=min(step, total), complete_style="green", finished_style="green"
     )
     grid.add_row(bar, Text(f"{words.percent(step / total)}   step {step:,} of {total:,}", "bold"))
-    grid.add_row(_forecast(snapshot), Text())
-    return grid
+    return Group(grid, _forecast(snapshot))
 
 
 def _forecast(snapshot: Snapshot) -> Text:
@@ -248,10 +247,11 @@ def _ranks(snapshot: Snapshot) -> RenderableType:
     groups = rank_groups(snapshot.ranks)
     for group in groups[:_MOST_GROUPS]:
         table.add_row(*_row(group))
-    if rest := groups[_MOST_GROUPS:]:
-        left = sum(len(group) for group in rest)
-        table.add_row(Text(f"... {left} more ranks in {len(rest)} groups", "dim"))
-    return table
+    rest = groups[_MOST_GROUPS:]
+    if not rest:
+        return table
+    left = sum(len(group) for group in rest)
+    return Group(table, Text(f"... {left:,} more ranks in {len(rest):,} groups", "dim"))
 
 
 def rank_groups(ranks: list[Rank]) -> list[list[Rank]]:

@@ -284,7 +284,7 @@ def _row(group: list[Rank]) -> list[Text]:
         beat += f": exit code {first.code}" if first.code is not None else ""
     texts = (
         words.ranges(rank.rank for rank in group),
-        words.names(hosts, 1),
+        words.names(hosts, 2),
         first.section,
         f"{first.step:,}",
         beat,
@@ -303,11 +303,12 @@ def _incidents(snapshot: Snapshot) -> RenderableType:
         show_header=False,
         pad_edge=False,
         padding=(0, 2, 0, 0),
+        expand=True,
     )
     table.add_column(no_wrap=True, style="dim")
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, style="yellow")
-    table.add_column(no_wrap=True, overflow="ellipsis")
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     for incident in shown:
         table.add_row(
             words.clock(incident.time),

@@ -58,7 +58,7 @@ def test_every_number_arrives(tmp_path: Path) -> None:
     assert of_run(found, "run_state", state="hung") == 1
     assert of_run(found, "run_state", state="running") == 0
     assert of_run(found, "run_checkpoint_timestamp_seconds", place="folder") == NOW - 60
-    assert of_run(found, "run_rank_duration_seconds", quantile="1") == 0.6
+    assert of_run(found, "run_rank_duration_seconds", of="max") == 0.6
     assert of_run(found, "run_ranks", section="step") == 15
     assert of_run(found, "run_incidents_last_hour", event="hang") == 1
     assert of_run(found, "host_beat_timestamp_seconds", host="node1") == NOW - 500

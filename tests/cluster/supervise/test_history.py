@@ -9,42 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.supervise import history
-from cluster.supervise.history import (
-    Checkpoint,
-    End,
-    Event,
-    Fault,
-    NodeName,
-    Progress,
-    Start,
-    Verdict,
-)
-
-NODES = (NodeName(node="a", host="a"), NodeName(node="b", host="b"))
-
-
-def start(attempt: int, time: float, checkpoint: int | None = None) -> Start:
-    return Start(time=time, attempt=attempt, nodes=NODES, ranks=2, checkpoint=checkpoint)
-
-
-def end(
-    attempt: int, time: float, code: int = 1, checkpoint: int | None = None, failed: bool = True
-) -> End:
-    return End(
-        time=time,
-        attempt=attempt,
-        code=code,
-        step=None,
-        checkpoint=checkpoint,
-        reason="it ended",
-        failed=failed,
-    )
-
-
-def fault(attempt: int, time: float, node: str = "b") -> Fault:
-    return Fault(
-        time=time, attempt=attempt, kind="death", reason="killed", seconds=0.2, rank=1, node=node
-    )
+from cluster.supervise.history import Checkpoint, Event, Progress, Verdict
+from tests.cluster.supervise.events import end, fault, start
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

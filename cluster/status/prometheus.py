@@ -138,17 +138,17 @@ def _of_metrics(metrics: Metrics, snapshot: Snapshot) -> Iterator[Metric]:
         ),
     ):
         yield from _gauge(snapshot, name, help_text, value)
-    quantiles = {
-        "0.5": metrics.rank_seconds_p50,
-        "0.95": metrics.rank_seconds_p95,
-        "1": metrics.rank_seconds_max,
+    own = {
+        "p50": metrics.rank_seconds_p50,
+        "p95": metrics.rank_seconds_p95,
+        "max": metrics.rank_seconds_max,
     }
     yield from _labelled(
         snapshot,
         "run_rank_duration_seconds",
-        "A rank's own seconds a step, over ranks",
-        "quantile",
-        {quantile: value for quantile, value in quantiles.items() if value is not None},
+        "A rank's own seconds a step: of the median rank, 95 % of the ranks, the slowest",
+        "of",
+        {of: value for of, value in own.items() if value is not None},
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.launch.record_words import HOSTILE
 from tests.cluster.launch.two_hosts import Host, several_hosts
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.worlds import finish
@@ -17,29 +18,6 @@ from trainer.run_folder import RunFolder
 
 pytestmark = pytest.mark.long
 
-HOSTILE = [
-    "plain=1",
-    "with space=a b",
-    "quotes='single' \"double\"",
-    "quotes='single'\"double\"",
-    "dollar=$HOME `id` $(id)",
-    "dollar=$HOME`id`$(id)",
-    "back=\\ \\\\ \\n",
-    "back=\\\\x\\$y",
-    "semi=; touch /tmp/addp-injected #",
-    "semi;touch${IFS}/tmp/addp-injected",
-    "a&b|c>d<e*?[x]{1,2}~!^()",
-    "a & b | c > d < e * ? [x] {1,2} ~ ! ^ ()",
-    "line\nbreak",
-    "line\nbreak with space",
-    "percent=%n%h%u%%",
-    "percent %n %h %u %%",
-    "umlaut=ä€",
-    "",
-    "--",
-    "-x",
-    "tab\there",
-]
 START = """
 import json, sys
 from cluster.launch.backend import LaunchRequest

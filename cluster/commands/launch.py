@@ -227,7 +227,7 @@ def _prepare(
         plan=plan,
         carried=carried,
         kept=kept,
-        again=["addp", *(word for word in sys.argv[1:] if word not in ("--dry-run", "--json"))],
+        again=["addp", *_for_other_hosts(sys.argv[1:])],
     )
 
 
@@ -247,6 +247,17 @@ def _start(job: outer_loop.Job, description: Description, *, stdout: int | None)
         for command in plan.commands:
             if code := run_group(command, stdout).code:
                 raise RunFailed(f"`{command.words[0]}` failed with exit code {code}")
+
+
+def _for_other_hosts(words: Sequence[str]) -> list[str]:
+    """Return the words of this command line without those that only this call of it has."""
+    kept, skips = [], False
+    for word in words:
+        name = word.partition("=")[0]
+        if not skips and name not in ("--dry-run", "--json", "--node-rank"):
+            kept.append(word)
+        skips = word == "--node-rank"
+    return kept
 
 
 def _own_node(plan: LaunchPlan, node_rank: int | None) -> int | None:

@@ -4,9 +4,10 @@
     python -m benchmarks.faults --faults rank-killed --faults link-cut
 
 `addp launch --backend deepspeed` starts a small training over pdsh on two hosts in namespaces of
-their own (`benchmarks/hosts.py`; needs root). In its middle comes one fault. Nobody helps. Checked
-are the end (done; every loss, the weights and their EMA those of the undisturbed run, bit for bit;
-on fewer ranks within rounding) and that no process of the run is left 60 s later. Measured are
+their own (`tests/cluster/launch/two_hosts.py`; needs root). In its middle comes one fault. Nobody
+helps. Checked are the end (done; every loss, the weights and their EMA those of the undisturbed
+run, bit for bit; on fewer ranks within rounding) and that no process of the run is left 60 s later.
+Measured are
 
 - detection: from the fault to the first word about it in RUN/supervision.jsonl,
 - recovery: from there to the first new step.
@@ -20,16 +21,19 @@ import os
 import platform
 import shutil
 import statistics
+import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import deepspeed
 import torch
 
-from benchmarks.hosts import Hosts, missing
 from benchmarks.injections import FAULTS, Fault
 from benchmarks.supervised import TRAINING, Job, write_data
+from tests.cluster.launch.two_hosts import Host, several_hosts
 from tests.trainer.comparing import losses, same_end
 
 STEPS, FAULT_STEP, EVERY = 60, 22, 10
@@ -64,6 +68,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.disk = folder, folder / "disk"
+        folder.mkdir(parents=True, exist_ok=True)
         self.training = (
             *TRAINING,
             f"data.tokens={write_data(folder / 'tokens')}",
@@ -72,9 +77,19 @@ class Bench:
         )
         self._whole = folder / "undisturbed"
 
-    def hosts(self, count: int = 2) -> Hosts:
-        """Return hosts, not started yet."""
-        return Hosts(self.folder / "hosts", count, (self.disk, _DISK_MIB))
+    @contextmanager
+    def hosts(self, count: int = 2) -> Iterator[list[Host]]:
+        """Hosts, and a small disk that they see."""
+        self.disk.mkdir(exist_ok=True)
+        size = f"size={_DISK_MIB}m"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", self.disk], check=True)
+        try:
+            with several_hosts(
+                Path(tempfile.mkdtemp(prefix="hosts-", dir=self.folder)), count
+            ) as h:
+                yield h
+        finally:
+            subprocess.run(["umount", "-l", self.disk], check=False)
 
     def undisturbed(self) -> Path:
         """Return the undisturbed run; the first call makes it."""
@@ -99,7 +114,7 @@ class Bench:
                 moment = _disturb(job, fault, repeat)
                 _see_through(job, fault, moment, outcome)
                 _compare(job, whole, fault, outcome)
-            except (TimeoutError, RuntimeError, AssertionError, StopIteration, OSError) as error:
+            except (TimeoutError, RuntimeError, AssertionError, LookupError, OSError) as error:
                 outcome.problems.append(f"{type(error).__name__}: {error}")
             finally:
                 job.kill_all()
@@ -217,8 +232,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file that gets one line for each run")
     parser.add_argument("--folder", type=Path, help="for runs and logs, kept; else a temporary one")
     options = parser.parse_args()
-    if why := missing():
-        parser.error(f"hosts cannot be made here: {why}")
     print(versions(), flush=True)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -22,6 +22,8 @@ _LINK_SECONDS = 25.0  # for which a link is cut: beyond the 10 to 15 s after whi
 _OFF_SECONDS = 15.0  # for which a host stays off
 _FULL_SECONDS = 15.0  # for which a disk stays full
 _SLOW_SECONDS = 20.0  # for which a rank gets half of its time
+# Over pdsh, nobody but `addp launch` starts a supervisor again, and it waits for the others' end.
+_AGAIN = ("--rejoin", "5")
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,11 @@ def _rank(number: int) -> Inject:
 
 
 def _supervisor(number: int) -> Inject:
-    return lambda job, turn: _signal(job.supervisor(1 + turn % NODES), number)
+    return lambda job, turn: _signal(job.supervisor(turn % NODES), number)
 
 
 def _kill_node_launcher(job: Job, turn: int) -> float:
-    return _signal(job.node_launcher(1 + turn % NODES), signal.SIGKILL)
+    return _signal(job.node_launcher(turn % NODES), signal.SIGKILL)
 
 
 def _stop_launch(job: Job, turn: int) -> float:
@@ -80,32 +82,24 @@ def _slow_rank(job: Job, turn: int) -> float:
 
 
 def _cut_link(job: Job, turn: int) -> float:
-    job.hosts.link(2, up=False)
+    job.hosts[1].cut_link()
     moment = time.time()
     time.sleep(_LINK_SECONDS)
-    job.hosts.link(2, up=True)
+    job.hosts[1].restore_link()
     return moment
 
 
 def _power_off(job: Job, turn: int) -> float:
     """End a host as a power cut does: none of its connections is closed."""
-    job.hosts.link(2, up=False)
-    job.hosts.kill(2)
+    job.hosts[1].kill()
     return time.time()
 
 
 def _power_off_and_on(job: Job, turn: int) -> float:
     moment = _power_off(job, turn)
     time.sleep(_OFF_SECONDS)
-    power_on(job)
+    job.hosts[1].boot()
     return moment
-
-
-def power_on(job: Job) -> None:
-    """Start host 2 again, if it is off."""
-    job.hosts.link(2, up=True)
-    if not job.hosts.is_up(2):
-        job.hosts.start(2)
 
 
 def fill(folder: Path) -> Path:
@@ -165,12 +159,16 @@ FAULTS: dict[str, Fault] = {
         options=("--nodes", "2", "--spares", "1"),
         nodes=(1, 2, 3),
     ),
-    "host-back": Fault("a host is off for 15 s", _power_off_and_on, 15),
+    "host-back": Fault("a host is off for 15 s", _power_off_and_on, 15, options=_AGAIN),
     "link-cut": Fault("the link is cut for 25 s", _cut_link, 15),
     "disk-full": Fault("the disk is full for 15 s", _full_disk, None, disk=True),
     "disk-full-end": Fault("the disk is full at the end", _full_disk_at_the_end, 60, disk=True),
     "launch-term": Fault("SIGTERM to `addp launch`", _stop_launch, 15, again=True),
-    "supervisor-term": Fault("SIGTERM to a supervisor", _supervisor(signal.SIGTERM), 15),
-    "supervisor-killed": Fault("a supervisor is SIGKILLed", _supervisor(signal.SIGKILL), 15),
-    "launcher-killed": Fault("`launch.py` is SIGKILLed", _kill_node_launcher, 15),
+    "supervisor-term": Fault(
+        "SIGTERM to a supervisor", _supervisor(signal.SIGTERM), 15, options=_AGAIN
+    ),
+    "supervisor-killed": Fault(
+        "a supervisor is SIGKILLed", _supervisor(signal.SIGKILL), 15, options=_AGAIN
+    ),
+    "launcher-killed": Fault("`launch.py` is SIGKILLed", _kill_node_launcher, 15, options=_AGAIN),
 }

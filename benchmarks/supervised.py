@@ -3,23 +3,23 @@
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.hosts import Hosts
 from data_pipeline.storage import LocalStore
+from tests.cluster.launch.two_hosts import Host
 from tests.token_sets import write_tokens
 from trainer.run_folder import RunFolder, json_lines
 
 # A step takes about 0.4 s on two ranks with a core each, and a checkpoint 12 MB.
 TRAINING = (
-    "objective=mage",
     "precision=fp32",
     "tokenizer.sizes.size=tiny",
     "predictor.sizes.size=tiny",
@@ -92,7 +92,7 @@ class Job:
 
     def __init__(
         self,
-        hosts: Hosts,
+        hosts: Sequence[Host],
         run: Path,
         training: Sequence[str],
         *,
@@ -103,17 +103,29 @@ class Job:
         self.log = run.with_name(f"{run.name}.log")
         self.starts: list[float] = []
         self._words = [
-            *(sys.executable, "-m", "cluster.cli", "launch", "--backend", "deepspeed"),
-            *("--hostfile", str(hosts.hostfile(*nodes)), "--processes", "1"),
+            *(sys.executable, "-m", "cluster.cli", "launch", str(self._run_file())),
+            *("--backend", "deepspeed"),
+            *("--hostfile", str(self._hostfile(nodes)), "--processes", "1"),
             *options,
             *(f"run={run}", *training),
         ]
         self._process: subprocess.Popen[bytes] | None = None
 
+    def _run_file(self) -> Path:
+        """A file with what is no override, since `addp launch` wants one."""
+        path = self.hosts[0].folder / "run.yaml"
+        path.write_text("objective: mage\n")
+        return path
+
+    def _hostfile(self, nodes: Sequence[int]) -> Path:
+        path = self.hosts[0].folder / f"hostfile-{'-'.join(map(str, nodes))}"
+        path.write_text("".join(f"node{node} slots=1\n" for node in nodes))
+        return path
+
     def start(self) -> None:
         """Give the command; also again, once it has ended."""
         self.starts.append(time.time())
-        self._process = self.hosts.popen(1, self._words, ENVIRONMENT, self.log)
+        self._process = self.hosts[0].start(self._words, self.log, environment=ENVIRONMENT)
 
     def poll(self) -> int | None:
         """Return the command's exit code, None while it runs."""
@@ -179,43 +191,45 @@ class Job:
 
     def rank(self, rank: int) -> int:
         """Return the process of a rank."""
-        return next(p.pid for p in processes_of(self.run) if p.rank == rank)
+        for process in processes_of(self.run):
+            if process.rank == rank:
+                return process.pid
+        raise LookupError(f"there is no rank {rank}")
 
     def supervisor(self, node: int) -> int:
-        """Return the supervisor's process on a host."""
-        return next(
-            p.pid
-            for p in processes_of(self.run)
-            if p.runs("cluster.supervise") and self.hosts.host_of(p.pid) == node
-        )
+        """Return the supervisor's process on a node, the first of which is 0."""
+        return self._process_on(node, "cluster.supervise")
 
     def node_launcher(self, node: int) -> int:
-        """Return the process of DeepSpeed's launch.py on a host."""
-        return next(
-            p.pid
-            for p in processes_of(self.run)
-            if p.runs("deepspeed.launcher.launch")
-            and Path(p.words[0]).name.startswith("python")
-            and self.hosts.host_of(p.pid) == node
-        )
+        """Return the process of DeepSpeed's launch.py on a node."""
+        return self._process_on(node, "deepspeed.launcher.launch")
 
     def launcher(self) -> int:
         """Return the process of `addp launch`."""
-        return next(
-            p.pid
-            for p in processes_of(self.run)
-            if p.runs("cluster.cli") and Path(p.words[0]).name.startswith("python")
-        )
+        return self._process_on(0, "cluster.cli")
 
-    def kill_all(self) -> list[int]:
-        """Kill what is left of the run, on every host. Returns what was left."""
-        left = [process.pid for process in processes_of(self.run)]
-        for pid in left:
-            try:
-                os.kill(pid, 9)
-            except ProcessLookupError:
-                continue
-        return left
+    def _process_on(self, node: int, module: str) -> int:
+        """Return the process that runs a module on a node. Raises LookupError without one."""
+        there = self.hosts[node].processes(str(self.run))
+        for process in processes_of(self.run):
+            is_python = Path(process.words[0]).name.startswith("python")
+            if process.pid in there and is_python and process.runs(module):
+                return process.pid
+        raise LookupError(f"node{node + 1} runs no {module}")
+
+    def kill_all(self) -> None:
+        """Kill what is left of the run, on every host."""
+        for process in processes_of(self.run):
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+    def left(self) -> list[str]:
+        """Return the command lines of all processes on the hosts, but for their sshd, and of those
+        elsewhere that name the run."""
+        lines = {process.pid: " ".join(process.words) for process in processes_of(self.run)}
+        for host in self.hosts:
+            lines |= host.processes()
+        return [line[:200] for line in lines.values()]
 
     def until_nothing_is_left(self, seconds: float = 60) -> tuple[float, list[str]]:
         """Wait until no process of the run is left on any host.
@@ -223,13 +237,6 @@ class Job:
         Returns (how long that took, the command lines of those that were still there).
         """
         started = time.monotonic()
-        while left := processes_of(self.run):
-            if time.monotonic() - started > seconds:
-                break
+        while (left := self.left()) and time.monotonic() - started < seconds:
             time.sleep(0.1)
-        return time.monotonic() - started, [" ".join(p.words)[:200] for p in left]
-
-
-def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write JSON lines."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return time.monotonic() - started, left

@@ -95,10 +95,15 @@ def choose_hosts(hostfile: Path, processes: int | None, address: str | None) -> 
         raise ConfigError(
             f"{each} ranks a host are more than the slots in {hostfile}: {', '.join(few)}"
         )
+    hosts = Hosts(slots, checked_address(address))
+    return hosts if processes is None else hosts.with_processes(processes)
+
+
+def checked_address(address: str | None) -> str | None:
+    """Return an address as it was given. Raises ConfigError where it is none."""
     if address is not None and not _ADDRESS.fullmatch(address):
         raise ConfigError(f"--master-addr {address!r} is no address")
-    hosts = Hosts(slots, address)
-    return hosts if processes is None else hosts.with_processes(processes)
+    return address
 
 
 def read_hostfile(path: Path) -> dict[str, int]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.launch.backend import HERE, LaunchRequest, PlannedFile
+from cluster.launch.backend import HERE, LaunchRequest
 from cluster.launch.backends import BACKENDS
+from cluster.launch.files import written
 from cluster.launch.hosts import Hosts
 from cluster.launch.postmortem import explain, last_words
 from cluster.launch.process_group import Ended, run_group
@@ -38,34 +36,6 @@ def start(
         raise ConfigError(f"the backend {backend} does not start and wait for all from here")
     with written(plan.files):
         return run_group(plan.commands[0], stdout)
-
-
-@contextmanager
-def written(files: Sequence[PlannedFile]) -> Iterator[None]:
-    """Write the files of a plan, readable by their owner only, and remove the private ones after.
-
-    Raises ConfigError where one cannot be written.
-    """
-    try:
-        for file in files:
-            _write(file)
-        yield
-    finally:
-        for file in files:
-            if file.private:
-                file.path.unlink(missing_ok=True)
-
-
-def _write(file: PlannedFile) -> None:
-    """Write a file whole: under a name of its own first, which nobody else can have made."""
-    try:
-        file.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=file.path.parent, prefix=f".{file.path.name}-")
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(file.text)
-        Path(partial).replace(file.path)
-    except OSError as error:
-        raise ConfigError(f"{file.path} cannot be written: {error.strerror}") from error
 
 
 def train(run: Path, arguments: Sequence[str], hosts: Hosts, *, backend: str = "deepspeed") -> bool:

@@ -59,17 +59,17 @@ class Timeouts:
         """Return the chain of those that find a fault, in the order in which they have to stand."""
         return [
             Timeout("beat", BEAT_SECONDS, "between two beats of a node"),
-            Timeout("lost node", LOST_SECONDS, "of silence, after which a node is lost"),
+            Timeout("lost node", LOST_SECONDS, "of silence: the node is lost"),
             Timeout(
                 "silence in a step",
                 self.step,
-                "or 10 x p99 of steps: then all stacks, and a new start",
+                "or 10 x p99: stacks, then a new start",
                 "--limit-step",
             ),
             Timeout(
                 "health.hang",
                 self.hang or None,
-                "without progress, a rank ends by itself (76)",
+                "no progress: a rank ends itself (76)",
                 "health.hang",
             ),
             Timeout(
@@ -83,9 +83,9 @@ class Timeouts:
     def saving(self) -> list[Timeout]:
         """Return the chain of those around a save, in the order in which they have to stand."""
         return [
-            Timeout("save", self.save, "a checkpoint takes, as estimated by `addp plan`"),
-            Timeout("grace", self.grace, "for the save when the run is asked to stop", "--grace"),
-            Timeout("notice", self.notice, "before its end the scheduler warns the job", "--grace"),
+            Timeout("save", self.save, "of a checkpoint, as estimated"),
+            Timeout("grace", self.grace, "for the save when asked to stop", "--grace"),
+            Timeout("notice", self.notice, "of the scheduler before its end", "--grace"),
         ]
 
     def inverted(self) -> list[str]:

@@ -14,7 +14,12 @@ _LOGIN = re.compile(r"://[^/\s@]*:[^/\s@]*@")  # a password within a url, as in 
 
 def is_secret(name: str, value: str) -> bool:
     """Return whether a variable holds a secret, by its name or by a password in its value."""
-    return bool(_SECRET.search(name) or _LOGIN.search(value))
+    return bool(_SECRET.search(name)) or has_login(value)
+
+
+def has_login(value: str) -> bool:
+    """Return whether a text holds a url with a password."""
+    return bool(_LOGIN.search(value))
 
 
 def split_secrets(

@@ -38,7 +38,7 @@ _INCIDENTS_TOGETHER = 8 << 20
 _MOST_INCIDENTS = 100  # that a snapshot lists
 _MOST_RANKS = 1 << 16
 _HOUR = 3600.0
-_LATE_RENEWAL = 30.0  # seconds by which a renewal may be late, and clocks differ
+_LEASES = 1.5  # without a renewal in which a holder may still live, as clocks differ
 _PARTING = 3.0  # seconds: a machine that only has the same name may have just written the beat
 _FACTOR = 10  # of the slowest steps: what a step may take, as the supervisors have it
 
@@ -132,7 +132,7 @@ def store_lock(source: Source, lease: float, now: float) -> Lock | None:
     claim = record(source, newest.name)
     host = fields.text(claim, "host", 64) or "an unknown host"
     process = fields.count(claim, "process")
-    renewed = now - newest.modified < lease + _LATE_RENEWAL
+    renewed = now - newest.modified < _LEASES * lease
     return Lock(f"process {process} on {host}", renewed)
 
 
@@ -155,7 +155,7 @@ class Attempt(NamedTuple):
 
 def ranks(source: Source, now: float, attempt: Attempt) -> list[Rank]:
     """Return the last sign of life of each rank of the newest attempt."""
-    found = []
+    found: list[Rank] = []
     limits = Limits()
     for entry in source.files("heartbeats/rank-"):
         number = re.fullmatch(r"heartbeats/rank-([0-9]{1,9})\.json", entry.name)

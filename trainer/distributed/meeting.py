@@ -91,4 +91,4 @@ def _compare(store: Store, world: World) -> None:
     for line in differences(
         [Settings(*json.loads(store.get(str(rank)))) for rank in range(world.size)]
     ):
-        records.say(f"environment: {line}. Launchers pass on little: see docs/several-machines.md")
+        records.say(f"environment: {line}. Launchers pass on little: see docs/operations.md")

@@ -25,6 +25,8 @@ class LocalBackend:
             )
 
     def plan(self, request: LaunchRequest) -> LaunchPlan:
+        """Return the one command. Raises ConfigError, as `check`."""
+        self.check(request)
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(request.port)}
         words = [sys.executable, "-u", "-m", request.module, *request.arguments]

@@ -24,6 +24,8 @@ class TorchrunBackend:
             )
 
     def plan(self, request: LaunchRequest) -> LaunchPlan:
+        """Return the command of each host. Raises ConfigError, as `check`."""
+        self.check(request)
         hosts = request.hosts
         alone = hosts.is_this_machine
         commands = []

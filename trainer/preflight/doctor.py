@@ -45,13 +45,15 @@ from trainer.resilience.leaving import leave
 from trainer.run_folder import EXIT_CONFIG, EXIT_DONE
 
 _MEETING = 120.0  # seconds in which the nodes must meet
+_SIGHT = 30.0  # seconds within which a node must see what another one writes
 _DEVICES = 400.0  # seconds for a node's own checks
 _PORTS = "20000-29999"  # where ranks of Slurm's jobs meet; any range can be named
 
 
 class Wanted(NamedTuple):
     """What the command line asks for. file, overrides: the configuration; both empty: none. low,
-    high: the ports of which one is tried between each two nodes."""
+    high: the ports of which one is tried between each two nodes. meeting, sight: seconds in which
+    all must come, and see a file of another one."""
 
     file: Path | None = None
     overrides: Sequence[str] = ()
@@ -59,6 +61,7 @@ class Wanted(NamedTuple):
     low: int = 20_000
     high: int = 29_999
     meeting: float = _MEETING
+    sight: float = _SIGHT
 
 
 class Own(NamedTuple):
@@ -104,7 +107,7 @@ def examine(wanted: Wanted, exchange: Exchange, say: Callable[[str], None]) -> d
         if exchange.tell("go", lambda: not (unreached or exchange.lost)):
             found, measured = exchange_tensors(exchange, names)
             between += found
-    for node, finding in _look_together(own, exchange):
+    for node, finding in _look_together(own, exchange, wanted.sight):
         checks.setdefault(node, []).append(finding)
     between += _look_at_store(own, nodes, exchange)
     return make_answer(
@@ -216,7 +219,7 @@ def _compare(nodes: list[dict[str, Any]]) -> list[Finding]:
     return findings
 
 
-def _look_together(own: Own, exchange: Exchange) -> list[tuple[int, Finding]]:
+def _look_together(own: Own, exchange: Exchange, sight: float) -> list[tuple[int, Finding]]:
     """Return what each node sees of the run folder and how fast it writes while all others do, with
     its number."""
     has_config = [bool(one) for one in exchange.gather("configured", own.config is not None)]
@@ -225,7 +228,7 @@ def _look_together(own: Own, exchange: Exchange) -> list[tuple[int, Finding]]:
     config = own.config
     findings: list[Finding] = []
     if exchange.world.size > 1:
-        findings += check_sharing(config.run if config else None, exchange)
+        findings += check_sharing(config.run if config else None, exchange, sight)
     exchange.gather("write", True)  # so that all write at the same time
     if config is not None:
         findings += guarded("saving", lambda: iter(_saving(config, own, exchange)), 120)
@@ -278,12 +281,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-device", action="store_true", help="compute nothing on the devices")
     parser.add_argument("--ports", default=_PORTS, help="range, of which one is tried")
     parser.add_argument("--meeting", type=float, default=_MEETING, help="seconds for all to start")
+    parser.add_argument("--sight", type=float, default=_SIGHT, help="seconds to see a shared file")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs="*", metavar="FILE|key=value")
     options = parser.parse_intermixed_args(arguments)
     file, overrides = configured(options.config, options.arguments)
     wanted = Wanted(
-        file, overrides, not options.no_device, *_ports(options.ports), meeting=options.meeting
+        file,
+        overrides,
+        not options.no_device,
+        *_ports(options.ports),
+        meeting=options.meeting,
+        sight=options.sight,
     )
     world = take_world()
 

@@ -23,6 +23,7 @@ from trainer.run_folder import (
     INCIDENTS,
     OLD_INCIDENTS,
     RUN,
+    STOP,
     SUPERVISION,
     RunFolder,
     in_time_order,
@@ -138,8 +139,7 @@ def store_lock(source: Source, lease: float, now: float) -> Lock | None:
 
 def stop_file(source: Source) -> Entry | None:
     """Return the file that asks the run to stop."""
-    name = RunFolder("").stop.name
-    return next((entry for entry in source.files(name) if entry.name == name), None)
+    return next((entry for entry in source.files(STOP) if entry.name == STOP), None)
 
 
 class Attempt(NamedTuple):

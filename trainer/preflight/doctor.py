@@ -69,27 +69,34 @@ class Own(NamedTuple):
     gpus: list[GPU]
 
 
-def examine(wanted: Wanted, world: World, say: Callable[[str], None]) -> dict[str, Any]:
-    """Make all checks; all nodes call this together. Returns the answer, the same on all of them.
-
-    say: told what is going on. Raises NodesNotMet where this node cannot even meet the others; what
-    it has found by itself is said before.
-    """
-    began = time.monotonic()
+def meet_or_tell(wanted: Wanted, world: World, say: Callable[[str], None]) -> Exchange:
+    """Meet the other nodes. Raises NodesNotMet where this one cannot; what is wrong with it alone
+    is said before."""
     try:
-        exchange = meet(world, wanted.meeting, say)
+        return meet(world, wanted.meeting, say)
     except NodesNotMet:
         for one in look(wanted).findings:
             if one.state != "ok":
                 say(f"{one.state} {one.name}: {one.text}")
         raise
+
+
+def examine(wanted: Wanted, exchange: Exchange, say: Callable[[str], None]) -> dict[str, Any]:
+    """Make all checks; all nodes call this together. Returns the answer, the same on all of them.
+
+    say: told what is going on. Raises NodesNotMet where node 0 goes away.
+    """
+    began, world = time.monotonic(), exchange.world
+    exchange.gather("here", True, wanted.meeting)
+    absent = set(exchange.lost)
     own = look(wanted)
     nodes = _introduce(own, exchange)
-    between = _compare(nodes)
+    between = _missing(nodes, absent, wanted.meeting) + _compare(nodes)
     checks = {node["node"]: node["checks"] for node in nodes if node["checks"] is not None}
+    exchange.go_on_with(exchange.tell("there", lambda: sorted(checks)))
     measured: list[Link] = []
     names = labels(nodes)
-    if world.size > 1:
+    if len(checks) > 1:
         say(f"{len(checks)} of {world.size} nodes answer; they call each other")
         addresses = [node.get("address", "") for node in nodes]
         between += call_each_other(exchange, addresses, names, wanted.low, wanted.high)
@@ -166,19 +173,27 @@ def _introduce(own: Own, exchange: Exchange) -> list[dict[str, Any]]:
     ]
 
 
+def _missing(nodes: list[dict[str, Any]], absent: set[int], seconds: float) -> list[Finding]:
+    """Return which nodes did not answer. absent: those that did not even come."""
+    findings = []
+    for node in nodes:
+        if node["node"] in absent:
+            found = f"node {node['node']} has not come within {seconds:g} s"
+            todo = "look whether it started, at its messages above, and at the firewall"
+        elif node["checks"] is None:
+            found, todo = f"node {node['node']} came, and did not answer", "look at its messages"
+        else:
+            continue
+        findings.append(Finding("nodes", "FAILED", found, todo))
+    return findings
+
+
 def _compare(nodes: list[dict[str, Any]]) -> list[Finding]:
-    """Return what differs between nodes, and which did not answer."""
+    """Return what differs between the nodes that answered."""
     there = [node for node in nodes if node["checks"] is not None]
-    findings = [
-        Finding(
-            "nodes", "FAILED", f"{node['host']} met the others, but did not answer", "look there"
-        )
-        for node in nodes
-        if node["checks"] is None
-    ]
     names = labels(there)
     pairs = [(name, node["facts"]) for name, node in zip(names, there, strict=True)]
-    findings += sameness.differences(pairs)
+    findings = list(sameness.differences(pairs))
     if len(nodes) == 1:
         return findings
     lines = environment_differences([Settings(node["host"], node["environment"]) for node in there])
@@ -276,7 +291,8 @@ def main(arguments: list[str] | None = None) -> int:
         if world.rank == 0 or line.startswith("FAILED"):
             print(f"doctor: {platform.node()}: {line}", file=sys.stderr, flush=True)
 
-    answer = examine(wanted, world, say)
+    exchange = meet_or_tell(wanted, world, say)
+    answer = examine(wanted, exchange, say)
     if world.rank == 0:
         if options.lines:
             print("\n".join(to_lines(answer)), flush=True)
@@ -284,6 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps(answer, indent=1), flush=True)
         else:
             show(answer, Console(width=None if sys.stdout.isatty() else 160))
+    exchange.end()
     return EXIT_DONE if answer["ready"] else EXIT_CONFIG
 
 

@@ -10,12 +10,12 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from cluster.launch.arguments import run_folder
 from cluster.launch.backend import (
     BackendOptions,
     LaunchPlan,
@@ -23,6 +23,7 @@ from cluster.launch.backend import (
     PlannedCommand,
     PlannedFile,
 )
+from cluster.launch.patterns import matching
 from cluster.launch.sbatch import BatchScript, log_pattern
 from model.errors import ConfigError
 
@@ -33,17 +34,6 @@ _OWN_LINES = {
     *("array", "job-name", "kill-on-bad-exit", "nodes", "no-kill", "no-requeue", "ntasks"),
     *("ntasks-per-node", "open-mode", "output", "requeue", "signal", "wrap"),
 }
-
-
-def _matching(pattern: str, what: str) -> Callable[[str], str]:
-    """Return a validator that takes an empty text, and those that match the whole pattern."""
-
-    def check(value: str) -> str:
-        if value and not re.fullmatch(pattern, value, re.ASCII):
-            raise ValueError(f"{value!r} is no {what}")
-        return value
-
-    return check
 
 
 def _check_line(value: str) -> str:
@@ -58,23 +48,23 @@ def _check_line(value: str) -> str:
     return value
 
 
-_Name = Annotated[str, AfterValidator(_matching(r"[\w.,@+-]+", "name in Slurm"))]
+_Name = Annotated[str, matching(r"[\w.,@+-]+", "name in Slurm")]
 
 
 class SlurmOptions(BackendOptions):
     """What Slurm is asked for. What is left empty is the cluster's default."""
 
-    time: Annotated[
-        str, AfterValidator(_matching(r"(\d+-)?\d+(:\d+){0,2}|infinite|UNLIMITED", "time limit"))
-    ] = Field("", description="slurm: the time limit of the job, as 24:00:00 or 7-00:00:00")
+    time: Annotated[str, matching(r"(\d+-)?\d+(:\d+){0,2}|infinite|UNLIMITED", "time limit")] = (
+        Field("", description="slurm: the time limit of the job, as 24:00:00 or 7-00:00:00")
+    )
     partition: _Name = Field("", description="slurm: the partition")
     account: _Name = Field("", description="slurm: the account")
     qos: _Name = Field("", description="slurm: the quality of service")
-    constraint: Annotated[str, AfterValidator(_matching(r"[\w.,@+&|*()\[\]:-]+", "constraint"))] = (
-        Field("", description="slurm: features that the nodes must have, as 'h100&ib'")
+    constraint: Annotated[str, matching(r"[\w.,@+&|*()\[\]:-]+", "constraint")] = Field(
+        "", description="slurm: features that the nodes must have, as 'h100&ib'"
     )
     gpus_per_node: Annotated[
-        str, AfterValidator(_matching(r"([\w.-]+:)?\d{1,3}", "number of GPUs such as 8 or h100:8"))
+        str, matching(r"([\w.-]+:)?\d{1,3}", "number of GPUs such as 8 or h100:8")
     ] = Field("", description="slurm: GPUs of each node; default: one a rank; 0: none")
     cpus: int = Field(
         0, ge=0, le=4096, description="slurm: CPUs of each node; 0: whole nodes, with all of them"
@@ -182,11 +172,3 @@ def _step(options: SlurmOptions) -> list[str]:
 def job_name(name: str) -> str:
     """Return a name as Slurm shows it: other characters than letters, digits and .-_ become -."""
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")[:64] or "addp"
-
-
-def run_folder(request: LaunchRequest) -> Path:
-    """Return the run folder that the arguments of a request name. Raises ConfigError without."""
-    words = list(request.arguments)
-    if "--run" not in words[:-1]:
-        raise ConfigError(f"{request.module} gets no run folder; this backend needs --run")
-    return Path(words[words.index("--run") + 1]).absolute()

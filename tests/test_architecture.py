@@ -205,6 +205,7 @@ NO_TORCH = [
     "trainer.objectives.registry",
     "trainer.resilience.stopping",
     "trainer.resilience.heartbeat",
+    "trainer.resilience.stacks",
     "trainer.distributed.world",
     "trainer.distributed.environment",
     "cluster.cli",

@@ -27,6 +27,7 @@ from trainer.distributed.world import take_world
 from trainer.engine.precision import MODES
 from trainer.resilience.heartbeat import Heartbeat
 from trainer.resilience.leaving import hurry, leave, plain
+from trainer.resilience.stacks import answer_with_stacks
 from trainer.resilience.stopping import Preempted, StopRequest
 from trainer.run_folder import LOST_RANK, RunFolder
 
@@ -67,6 +68,7 @@ def train(
     world = take_world()
     check_ranks(config.expect_ranks, world.size)
     accumulation = accumulation_steps(config, world.size)
+    answer_with_stacks(folder, world.rank)
     _, _, device = start_distributed(config.collective_timeout)
     if MODES[config.precision].products == "bfloat16":
         warn_of_bf16(device.type, "Set precision: fp32 on CPUs")

@@ -202,6 +202,10 @@ class RunFolder:
         """Return the file with the traceback of a rank, if it has crashed."""
         return self.path / "traces" / f"rank-{rank:05d}.txt"
 
+    def stack(self, rank: int) -> Path:
+        """Return the file to which a rank writes its stacks when it is asked to, by SIGUSR2."""
+        return self.stacks / f"rank-{rank:05d}.txt"
+
     def write_exit(self, code: int, reason: str) -> None:
         """Record how this attempt ends. code: an exit code."""
         content = {"code": code, "reason": reason, "time": time.time()}

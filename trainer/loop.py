@@ -254,9 +254,11 @@ class Trainer:
     def _rewind(self, spike: Spike) -> None:
         """Go back to a checkpoint before the spike, and leave its data out from there on. What was
         trained since is lost, and counted as that."""
-        self._saver.drain()
+        heartbeat, step = self._setup.heartbeat, self._step
+        self._saver.drain(lambda: heartbeat.beat("save", step))
         length = spike.last - spike.first + 1 + self._config.health.extra_skip_steps
         self._collectives.broadcast_from_rank0(lambda: leave_out(self._folder, spike.first, length))
+        heartbeat.beat("restore", step)
         restored, before = self._setup.restore(spike.first), self._state
         self._step = self._saved_step = restored.step
         self._rewinds, self._state, self._unread = restored.rewinds, _state_of(restored), []

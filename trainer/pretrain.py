@@ -29,6 +29,7 @@ from trainer.resilience.heartbeat import Heartbeat
 from trainer.resilience.leaving import hurry, leave, plain
 from trainer.resilience.stacks import answer_with_stacks
 from trainer.resilience.stopping import Preempted, StopRequest
+from trainer.resilience.threads import ThreadWatch
 from trainer.run_folder import LOST_RANK, RunFolder
 
 # Launchers look at their ranks once a second, and pass on the code of one that ended. A rank that
@@ -72,6 +73,7 @@ def train(
     _, _, device = start_distributed(config.collective_timeout)
     if MODES[config.precision].products == "bfloat16":
         warn_of_bf16(device.type, "Set precision: fp32 on CPUs")
+    threads = stack.enter_context(ThreadWatch(folder))
     stack.enter_context(heartbeat)
     collectives = Collectives(config.collective_timeout)
     attempt = prepare(folder, collectives)
@@ -87,6 +89,7 @@ def train(
         attempt=attempt,
         heartbeat=heartbeat,
         stop=stop,
+        threads=threads,
         device=device,
         stack=stack,
     )

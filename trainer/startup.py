@@ -108,6 +108,7 @@ def set_up(
     attempt: str,
     heartbeat: Heartbeat,
     stop: StopRequest,
+    threads: ThreadWatch,
     device: torch.device,
     stack: ExitStack,
 ) -> Trainer:
@@ -131,7 +132,6 @@ def set_up(
         groups=objective.parameter_groups(),
     )
     stack.push(_closing_after_agreement(engine))
-    threads = stack.enter_context(ThreadWatch(folder))
 
     def say(line: str) -> None:
         if rank == 0:

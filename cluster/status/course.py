@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from cluster.status import fields
@@ -109,5 +110,5 @@ def ettr(rows: Rows, now: float, state: State) -> Ettr | None:
 def _patience(rows: Rows) -> float:
     """Return for how many seconds no line may come before the run is taken to stand still."""
     times = [t for row in rows[-_PACE:] if (t := fields.moment(row)) is not None]
-    pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    pauses = [later - earlier for earlier, later in pairwise(times)]
     return max(_PATIENCE, _PAUSES * statistics.median(pauses) if pauses else 0.0)

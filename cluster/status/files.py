@@ -155,7 +155,7 @@ class Attempt(NamedTuple):
 
 def ranks(source: Source, now: float, attempt: Attempt) -> list[Rank]:
     """Return the last sign of life of each rank of the newest attempt."""
-    found = []
+    found: list[Rank] = []
     limits = Limits()
     for entry in source.files("heartbeats/rank-"):
         number = re.fullmatch(r"heartbeats/rank-([0-9]{1,9})\.json", entry.name)

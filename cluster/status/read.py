@@ -69,20 +69,8 @@ class RunReader:
         supervised = self._supervision(source, checkpoint)
         attempt = _attempt(source, supervised, settings.ranks, rows)
         ranks = files.ranks(source, now, attempt) if self.folder else []
-        evidence = Evidence(
-            now=now,
-            done=files.is_done(source),
-            exit=files.exit_record(source),
-            verdict=supervised.verdict if supervised else None,
-            supervised=supervised.acted if supervised else None,
-            lock=files.folder_lock(self.folder)
-            if self.folder
-            else files.store_lock(source, settings.lease, now),
-            ranks=ranks,
-            stop_requested=bool(files.stop_file(source)),
-            begun=bool(rows or checkpoint or attempt.started or settings.ranks),
-            from_store=self.folder is None,
-        )
+        begun = bool(rows or checkpoint or attempt.started or settings.ranks)
+        evidence = self._evidence(source, supervised, ranks, settings.lease, begun=begun, now=now)
         judged = judge(evidence)
         step = settings.total if judged.state == "done" else None
         step = step or _step(rows, ranks, checkpoint)
@@ -119,6 +107,33 @@ class RunReader:
             hosts=sorted({rank.host for rank in ranks if rank.host}),
             stop_requested=evidence.stop_requested,
             problems=_problems(source, ranks, attempt.ranks, judged.state),
+        )
+
+    def _evidence(
+        self,
+        source: Source,
+        supervised: files.Supervision | None,
+        ranks: Sequence[Rank],
+        lease: float,
+        *,
+        begun: bool,
+        now: float,
+    ) -> Evidence:
+        """Return what the state of the run is judged by. lease: of the lock on its store."""
+        lock = (
+            files.folder_lock(self.folder) if self.folder else files.store_lock(source, lease, now)
+        )
+        return Evidence(
+            now=now,
+            done=files.is_done(source),
+            exit=files.exit_record(source),
+            verdict=supervised.verdict if supervised else None,
+            supervised=supervised.acted if supervised else None,
+            lock=lock,
+            ranks=ranks,
+            stop_requested=files.stop_file(source) is not None,
+            begun=begun,
+            from_store=self.folder is None,
         )
 
     def _settings(self, source: Source) -> files.Settings:

@@ -23,7 +23,6 @@ State = Literal[
     "incomplete",
     "hung",
     "dead",
-    "unknown",
 ]
 # Nothing more happens in these by itself.
 ENDED: tuple[State, ...] = ("new", "stopped", "done", "failed", "gave up", "incomplete", "dead")

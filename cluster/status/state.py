@@ -100,6 +100,8 @@ def _alive(seen: Evidence, living: Sequence[Rank], holder: str) -> Judgement:
         return Judgement("stopping", "STOP is there; the ranks save at the next border of a step")
     if seen.from_store:
         return Judgement("running", f"the lock on the store is renewed by {holder}")
+    if seen.ranks and not living:
+        return Judgement("stopping", "the ranks have said their last word, and end")
     if living and all(rank.section in _STARTING for rank in living):
         return Judgement("starting", f"the ranks are in {_sections(living)}")
     if not living:

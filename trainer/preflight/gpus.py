@@ -98,6 +98,20 @@ def read_gpus(environment: Mapping[str, str] = os.environ) -> list[GPU]:
     return visible(gpus, environment.get("CUDA_VISIBLE_DEVICES"))
 
 
+def driver_version() -> str:
+    """Return the version of the driver; empty where there is none."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            return str(pynvml.nvmlSystemGetDriverVersion())
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:  # noqa: BLE001 - NVML's own errors, or a library that is no driver's
+        return ""
+
+
 def visible(gpus: list[GPU], devices: str | None) -> list[GPU]:
     """Return the GPUs that CUDA_VISIBLE_DEVICES names, by number or by UUID. As for CUDA, the first
     word that names none ends the list. devices: its value; None where it is not set."""

@@ -38,9 +38,12 @@ from trainer.preflight.network import check_network, read_interfaces, read_ports
 from trainer.run_folder import EXIT_CONFIG, EXIT_DONE
 
 
-def check_node(run: Path | None) -> list[Finding]:
-    """Return what was found on this node. run: the run folder; None: no folder is looked at."""
-    gpus: list[GPU] = []
+def check_node(run: Path | None, gpus: list[GPU] | None = None) -> list[Finding]:
+    """Return what was found on this node.
+
+    run: the run folder; None: no folder is looked at. gpus: takes those of the node.
+    """
+    gpus = [] if gpus is None else gpus
 
     def drivers() -> list[Finding]:
         found, findings = check_gpus()

@@ -4,9 +4,10 @@
     data.tokens=/data/imagenet
 
 Run it again with the same run folder and it goes on from the newest valid checkpoint, on any number
-of ranks that divides the global batch. Stop it with SIGTERM, SIGINT, SIGUSR1 or a file RUN/STOP: it
-saves and exits with 75. Exit codes: 0 done, 75 stopped and saved, 76 hung, 77 diverged, 78
-configuration, 79 no valid checkpoint, 74 storage; any other is a crash.
+of ranks that divides the global batch. Stop it with SIGTERM, SIGINT, SIGUSR1, a file RUN/STOP, or
+an object STOP on the store of `checkpoint.upload`: it saves and exits with 75. Exit codes: 0 done,
+75 stopped and saved, 76 hung, 77 diverged, 78 configuration, 79 no valid checkpoint, 74 storage;
+any other is a crash.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ def _end(
         records.say(of_rank + line)
         unsaid = False
         if folder is not None and folder.is_locked:
-            folder.write_exit(code, reason)
+            stop = error.stop if isinstance(error, Preempted) else None
+            folder.write_exit(code, reason, stop)
         if heartbeat is not None:
             heartbeat.leave(code, reason)
         with suppress(Exception):  # of an end that has its reason already

@@ -25,6 +25,7 @@ from trainer.checkpointing.expected import Expected, last_config
 from trainer.checkpointing.ownership import enter, new_identity
 from trainer.checkpointing.restore import Restored, has_checkpoints, restore
 from trainer.checkpointing.saver import Saver
+from trainer.checkpointing.stop_object import StopObject
 from trainer.checkpointing.upload import Uploader
 from trainer.config.changes import alike
 from trainer.config.schema import RunConfig
@@ -151,6 +152,9 @@ def set_up(
     if owner:
         stack.callback(owner.release)
     uploader = Uploader(folder, config.checkpoint, owner.confirm) if owner else None
+    stop_object = StopObject(owner.store, stop) if owner else None
+    if stop_object:
+        stack.callback(stop_object.close)
     saver = Saver(
         folder, engine, collectives, config.checkpoint, attempt=attempt, uploader=uploader
     )
@@ -208,6 +212,7 @@ def set_up(
         restore=load,
         saver=saver,
         uploader=uploader,
+        stop_object=stop_object,
         metrics=metrics,
         heartbeat=heartbeat,
         stop=stop,

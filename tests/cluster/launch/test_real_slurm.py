@@ -83,3 +83,12 @@ def test_a_sharding_job_of_which_half_the_tasks_are_killed(
     assert slurm.wait_for(last_number, ended, 120)["JobState"] == "COMPLETED"
     assert contents(store) == expected
     assert succeed("verify", str(out))["sound"]
+
+
+def submit(slurm: SlurmHere, *words: str) -> str:
+    """Submit a run of two nodes by `addp launch`. Returns the number of its job."""
+    backend = ["--backend", "slurm", "--nodes", "2", "--gpus-per-node", "0", "--cpus", "1"]
+    command = [sys.executable, "-m", "cluster.cli", "launch", *backend, *words]
+    said = slurm.call(*command, environment=HERE)
+    (number,) = re.findall(r"Submitted batch job (\d+)", said)
+    return str(number)

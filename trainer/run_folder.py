@@ -69,6 +69,8 @@ LOST_RANK = "another rank went away"
 DONE = "done.json"
 RUN = "run.json"
 STOP = "STOP"
+# The variable that names a folder of this machine, to which ranks write their heartbeats as well.
+NEAR_HEARTBEATS = "ADDP_HEARTBEATS"
 SUPERVISION = "supervision.jsonl"
 INCIDENTS = "incidents"  # a folder
 OLD_INCIDENTS = "incidents.jsonl"  # one file for all ranks, which earlier versions wrote

@@ -19,9 +19,11 @@ from cluster.launch import outer_loop
 from cluster.launch.backend import BackendOptions, LaunchPlan, LaunchRequest
 from cluster.launch.backends import BACKENDS
 from cluster.launch.backends.deepspeed import DeepSpeedOptions
+from cluster.launch.backends.slurm import SlurmOptions
 from cluster.launch.description import Batch, Description
 from cluster.launch.files import written
 from cluster.launch.hosts import Hosts, checked_address, choose_hosts, this_machine, unnamed
+from cluster.launch.kubernetes_options import KubernetesOptions
 from cluster.launch.launch import RunFailed
 from cluster.launch.process_group import run_group
 from cluster.launch.supervised import MODULE, Supervision, usual_port
@@ -111,10 +113,18 @@ def launch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="show the plan, start nothing")
     ] = False,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            help="write the script or manifests for the scheduler to this file, start nothing"
+        ),
+    ] = None,
     as_json: AsJson = False,
     options: LaunchOptions,
     limits: Limits,
     deepspeed: DeepSpeedOptions,
+    slurm: SlurmOptions,
+    kubernetes: KubernetesOptions,
 ) -> None:
     """Show how a run will be started, start it, and see it through faults to its end.
 
@@ -133,14 +143,20 @@ def launch(
     name = backend or ("local" if hostfile is None else "deepspeed")
     if name not in BACKENDS:
         raise typer.BadParameter(f"there are {', '.join(BACKENDS)}", param_hint="--backend")
-    own: dict[str, BackendOptions] = {"deepspeed": deepspeed}
+    own: dict[str, BackendOptions] = {
+        "deepspeed": deepspeed,
+        "slurm": slurm,
+        "kubernetes": kubernetes,
+    }
     asked = _Asked(name, own.get(name), hostfile, options, limits)
     job, description = _prepare(asked, file, overrides, node_rank)
     if as_json:
         print(json.dumps(description.document(), indent=1), flush=True)
     else:
         description.show(Console(), texts=dry_run)
-    if not dry_run:
+    if write is not None:
+        _write(description.plan, write)
+    elif not dry_run:
         _start(job, description, stdout=2 if as_json else None)
 
 
@@ -227,7 +243,7 @@ def _prepare(
         plan=plan,
         carried=carried,
         kept=kept,
-        again=["addp", *(word for word in sys.argv[1:] if word not in ("--dry-run", "--json"))],
+        again=["addp", *_for_other_hosts(sys.argv[1:])],
     )
 
 
@@ -247,6 +263,31 @@ def _start(job: outer_loop.Job, description: Description, *, stdout: int | None)
         for command in plan.commands:
             if code := run_group(command, stdout).code:
                 raise RunFailed(f"`{command.words[0]}` failed with exit code {code}")
+    print(*plan.afterwards, sep="\n", file=sys.stderr if stdout == 2 else sys.stdout, flush=True)
+
+
+def _write(plan: LaunchPlan, path: Path) -> None:
+    """Write what a scheduler is given to a file. Raises BadParameter where there is no scheduler,
+    and ConfigError where the file cannot be written."""
+    if plan.waits:
+        raise typer.BadParameter(
+            "there is no script for a scheduler in this plan; --dry-run shows it",
+            param_hint="--write",
+        )
+    (file,) = plan.files
+    with written([replace(file, path=path)]):
+        pass
+
+
+def _for_other_hosts(words: Sequence[str]) -> list[str]:
+    """Return the words of this command line without those that only this call of it has."""
+    kept, skips = [], False
+    for word in words:
+        name = word.partition("=")[0]
+        if not skips and name not in ("--dry-run", "--json", "--node-rank"):
+            kept.append(word)
+        skips = word == "--node-rank"
+    return kept
 
 
 def _own_node(plan: LaunchPlan, node_rank: int | None) -> int | None:

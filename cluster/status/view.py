@@ -294,10 +294,10 @@ def _row(group: list[Rank]) -> list[Text]:
 
 def _incidents(snapshot: Snapshot) -> RenderableType:
     shown = snapshot.incidents[-_MOST_INCIDENTS:]
-    count = snapshot.incident_count
+    count = sum(snapshot.incident_counts.values())
     more = f", the latest {len(shown)}" if count > len(shown) else ""
     table = Table(
-        title=Text(f"incidents of the last hour: {count}{more}", "dim"),
+        title=Text(f"incidents of the last hour: {count:,}{more}", "dim"),
         title_justify="left",
         box=None,
         show_header=False,

@@ -34,15 +34,18 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from cluster.supervise.history import Name, Reason, VerdictKind
+from cluster.supervise.stacks import RankStack
 from model.documents import Count, Positive, Record, first_problem, read_file
 from model.errors import ADDPError, ConfigError, DataError
 from trainer import records
 
 VERSION = 1  # of these messages
+KEY = "supervisor.key"  # in the run folder
 MOST_NODES = 16_384
 MOST_RANKS = 256  # of one node
 LONGEST_GREETING = 4 << 10  # bytes of a line of somebody who has proved nothing yet
-LONGEST_LINE = 16 << 20  # of a line after that; stacks of all ranks of a node are long
+LONGEST_LINE = 64 << 20  # of a line after that; stacks of all ranks of a node are long
+LONGEST_REASON = 2000  # characters
 _ANSWER = 5.0  # seconds for each line of the greeting
 _KEY_WAIT = 60.0  # seconds for the coordinator to make the key
 
@@ -93,10 +96,12 @@ class Order(Record):
     attempt, if they were not started yet. stop: ask them to save and end. kill: end them. leave:
     the supervisors end, with this code.
 
-    check: the number of the health check that is wanted. stacks: whether those of the ranks are.
+    number: of this order; no two are the same. check: the number of the health check that is
+    wanted. stacks: whether those of the ranks are.
     """
 
     kind: Literal["order"] = "order"
+    number: Count = 0
     do: Literal["rest", "prepare", "run", "stop", "kill", "leave"]
     attempt: Count = 0
     first_rank: Count = 0
@@ -130,13 +135,14 @@ class RankReport(Record):
 class Report(Record):
     """How a node is.
 
-    attempt: that of the ranks. alive: whether anything of it still runs. prepared: the attempt that
-    `port` was found for. leaving: by what this node was told to go away; reason: in words. checked:
-    the number of the last health check; unfit: what it found. blind: why signs of life cannot be
-    read or written here.
+    order: the number of the one that it follows. attempt: that of the ranks. alive: whether
+    anything of it still runs. prepared: the attempt that `port` was found for. leaving: by what
+    this node was told to go away; reason: in words. checked: the number of the last health check;
+    unfit: what it found. blind: why signs of life cannot be read or written here.
     """
 
     kind: Literal["report"] = "report"
+    order: Count = 0
     attempt: Count = 0
     alive: bool = False
     ranks: tuple[RankReport, ...] = Field((), max_length=MOST_RANKS)
@@ -150,11 +156,11 @@ class Report(Record):
 
 
 class StackReport(Record):
-    """The stacks of a node's ranks, as text by rank."""
+    """Where a node's ranks are."""
 
     kind: Literal["stacks"] = "stacks"
     attempt: Positive
-    stacks: dict[Count, Annotated[str, StringConstraints(max_length=1 << 18)]]
+    stacks: tuple[RankStack, ...] = Field(max_length=MOST_RANKS)
 
 
 M = TypeVar("M")

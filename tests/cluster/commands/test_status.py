@@ -91,32 +91,49 @@ def test_a_run_is_watched_stopped_and_found_dead(
     assert not folder.stop.exists()
 
 
-def test_a_run_is_followed_on_its_store(
-    tokens: Path, tmp_path: Path, bucket: str, worlds: list[World]
+@pytest.fixture
+def uploading(tokens: Path, tmp_path: Path, bucket: str, worlds: list[World]) -> str:
+    """The store of a run that trains."""
+    url = f"{bucket}/runs/base-16"
+    data = (f"data.tokens={tokens}", f"checkpoint.upload={url}", "checkpoint.lease=4")
+    worlds.append(World(tmp_path / "run", (*MAGE, *LONG, *data), 2, None))
+    worlds[0].wait_for(RunFolder(tmp_path / "run").metrics)
+    return url
+
+
+def test_a_run_is_followed_and_stopped_by_its_store(
+    uploading: str, tmp_path: Path, worlds: list[World]
 ) -> None:
     """From a machine that does not see its folder. What is known there comes with uploads."""
-    url = f"{bucket}/runs/base-16"
-    upload = (f"checkpoint.upload={url}", "checkpoint.lease=2")
-    worlds.append(
-        World(tmp_path / "run", (*MAGE, *LONG, f"data.tokens={tokens}", *upload), 2, None)
-    )
-    worlds[0].wait_for(RunFolder(tmp_path / "run").metrics)
-    found = until(url, lambda s: s["copied"] and s["metrics"])
+    found = until(uploading, lambda s: s["copied"] and s["metrics"])
     assert (found["run"], found["source"], found["state"]) == ("base-16", "store", "running")
     assert found["checkpoint"] is None and found["copied"]["step"] % 5 == 0
     assert found["ranks"] == [] and found["expected_ranks"] == 2 and found["total"] == 100_000
     at_home = until(tmp_path / "run", lambda s: s["copied"])
-    assert at_home["upload"] == url and at_home["problems"] == []
-    assert "on the store: step" in addp("status", url).stdout
+    assert at_home["upload"] == uploading and at_home["problems"] == []
+    assert "on the store: step" in addp("status", uploading).stdout
 
-    assert "when it next looks at its store" in addp("stop", url).stdout
-    assert [entry.name for entry in open_store(url).list("STOP")] == ["STOP"]
-    assert "was asked to stop before" in addp("stop", url).stdout
+    stopped = addp("stop", uploading, "--wait")
+    assert stopped.code == 75 and "when it next looks at its store" in stopped.stdout
+    assert worlds[0].wait().codes == [75, 75]
+    assert list(open_store(uploading).list("STOP")) == []
+    assert status(tmp_path / "run")["step"] == status(uploading)["copied"]["step"]
+    assert "is not running (stopped" in addp("stop", uploading).stdout
+
+
+@pytest.mark.long
+def test_a_run_that_died_is_found_by_its_store(uploading: str, worlds: list[World]) -> None:
+    """Its lock is not renewed. A STOP that it did not see is taken away."""
+    until(uploading, lambda s: s["state"] == "running" and s["metrics"])
+    assert addp("stop", uploading).code == 0
     worlds[0].kill()
-    found = until(url, lambda s: s["state"] == "dead", seconds=90)
+    assert [entry.name for entry in open_store(uploading).list("STOP")] == ["STOP"]
+    assert "was asked to stop before" in addp("stop", uploading).stdout
+    found = until(uploading, lambda s: s["state"] == "dead", seconds=90)
     assert "does not renew its lock" in found["reason"]
-    assert "took STOP away" in addp("stop", url).stdout
-    assert list(open_store(url).list("STOP")) == []
+    late = addp("stop", uploading, "--wait")
+    assert late.code == 1 and "took STOP away" in late.stdout
+    assert list(open_store(uploading).list("STOP")) == []
 
 
 def test_a_store_that_does_not_answer_is_an_error(bucket: str) -> None:

@@ -58,7 +58,7 @@ def test_torchrun_has_a_command_for_each_host(tmp_path: Path) -> None:
     assert list(commands[1].words) == [
         *(sys.executable, "-u", "-m", "torch.distributed.run", "--nnodes=2", "--node-rank=1"),
         *("--nproc-per-node=1", "--max-restarts=0", "--master-addr=node1", "--master-port=29500"),
-        *("-m", "cluster.supervise", "--run", "/a run", "--", "seed=1"),
+        *("-m", "--", "cluster.supervise", "--run", "/a run", "--", "seed=1"),
     ]
     (alone,) = BACKENDS["torchrun"].plan(request_for(this_machine(2), tmp_path)).commands
     assert alone.where == HERE and "--nproc-per-node=2" in alone.words
@@ -294,3 +294,16 @@ def test_files_are_their_owners_and_private_ones_go(tmp_path: Path) -> None:
         written([PlannedFile(Path("/proc/x/y"), "")]),
     ):
         pass
+
+
+@pytest.mark.parametrize("backend", ["torchrun", "deepspeed"])
+def test_launchers_on_this_machine_pass_words_on_as_they_are(
+    backend: str, tmp_path: Path
+) -> None:
+    """Also those that look like options of the launcher."""
+    words = ["--run", "x", "--node", "--master", *HOSTILE]
+    request = LaunchRequest(
+        "tests.cluster.launch.record_words", [str(tmp_path), *words], this_machine(1)
+    )
+    assert start(request, backend=backend, stdout=2).code == 0
+    assert json.loads((tmp_path / "rank-0.json").read_text())["words"] == words

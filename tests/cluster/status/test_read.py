@@ -213,14 +213,16 @@ def test_incidents_of_the_last_hour_in_the_order_of_time(run: MadeRun) -> None:
     run.write("incidents/notes.txt", "not ours")
     found = run.read()
     assert [(i.rank, i.event) for i in found.incidents] == [(0, "upload"), (1, "hang")]
-    assert found.incidents[1].details == "section data, seconds 12" and found.incident_count == 2
+    assert found.incidents[1].details == "section data, seconds 12"
+    assert found.incident_counts == {"upload": 1, "hang": 1}
 
 
 def test_many_incidents_are_counted_and_the_latest_are_listed(run: MadeRun) -> None:
     rows = [{"time": NOW - 500 + i, "rank": 0, "event": f"e{i}"} for i in range(300)]
     run.lines("incidents/rank-00000.jsonl", rows)
     found = run.read()
-    assert found.incident_count == 300 and len(found.incidents) == 100
+    assert sum(found.incident_counts.values()) == 300 and found.incident_counts["other"] == 280
+    assert len(found.incidents) == 100
     assert found.incidents[-1].event == "e299"
 
 

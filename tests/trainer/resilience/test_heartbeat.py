@@ -11,10 +11,10 @@ import pytest
 
 from tests.trainer.comparing import incidents
 from tests.trainer.launching import MAGE
-from tests.trainer.sabotage import Sabotage
+from tests.trainer.sabotage import EVERY, Sabotage
 from tests.trainer.worlds import run_world
 from trainer.resilience.heartbeat import Heartbeat
-from trainer.run_folder import RunFolder
+from trainer.run_folder import NEAR_HEARTBEATS, RunFolder
 
 
 def said(folder: RunFolder) -> dict[str, Any]:
@@ -106,6 +106,25 @@ def test_a_heartbeat_that_cannot_be_written_is_said_once_and_comes_back(
         heartbeat.leave(0, "done")
     first, second = capsys.readouterr().err.splitlines()
     assert "rank-00000.json cannot be written: " in first and "is written again" in second
+
+
+def test_a_supervisor_sees_signs_of_life_without_the_run_folder(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No heartbeat can be written there, and the last word is told all the same."""
+    run, near = tmp_path / "run", tmp_path / "near"
+    near.mkdir()
+    monkeypatch.setenv(NEAR_HEARTBEATS, str(near))
+    codes, output = run_world(
+        run,
+        *MAGE,
+        f"data.tokens={tokens}",
+        sabotage=Sabotage("open", ("run/heartbeats/",), "ENOSPC", 0, rank=EVERY),
+    )
+    assert codes == [0, 0] and not list(run.glob("heartbeats/rank-*")), output
+    for rank in range(2):
+        word = json.loads((near / f"rank-{rank:05d}.json").read_text())
+        assert (word["section"], word["code"], word["step"]) == ("exit", 0, 12)
 
 
 def test_a_run_whose_heartbeat_dies_ends(tokens: Path, tmp_path: Path) -> None:

@@ -1,0 +1,488 @@
+"""The coordinator of a run's supervisors: it decides, and the nodes do. It lives in the process of
+node 0.
+
+                      the policy says                       all ports and nodes are ready
+    nodes come --> DECIDE ------------> start: PREPARE ------------------------------> RUN
+                    ^  |  ^                      | the node is gone                     |
+             waits  |  |  |                      v                                      | over:
+                    +--+  +---------------------------------- CLEAR <-------------------+ attempt.py
+                       |        judged by the policy           kill what is left, take stacks
+                       v
+                   CONCLUDE: the verdict; all nodes leave
+
+What it has to remember stands in RUN/supervision.jsonl (`history.py`). Files are touched by threads
+alone: the run folder may be on a mount that hangs. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from cluster.supervise import grouping, history, policy
+from cluster.supervise.attempt import Attempt
+from cluster.supervise.history import Event, NodeName
+from cluster.supervise.limits import Limits
+from cluster.supervise.members import Member, Members
+from cluster.supervise.messages import Order
+from cluster.supervise.node import Timing
+from cluster.supervise.output import Output
+from cluster.supervise.policy import Finish, Node, Outcome, Rules, Situation, Start, Trouble, Wait
+from cluster.supervise.watching import FolderWatch
+from trainer.run_folder import EXIT_PREEMPTED, RunFolder
+
+_LOOK = 0.25  # seconds between two looks at everything
+_PREPARE = 10.0  # seconds for a node to find a port
+_HEALTH = 25.0  # seconds for the health checks of all nodes
+_CLEAR = 30.0  # seconds for killed ranks to be gone
+_STACKS = 7.0  # seconds for the stacks of all nodes
+_FRESH = 5.0  # seconds for a look at the run folder
+_ALL_SIGNALLED = 3.0  # seconds in which a stop reaches all supervisors, if it is meant for all
+
+
+class Coordinator:
+    """Sees a run through on the nodes that come. `open`, then `run`."""
+
+    def __init__(
+        self,
+        rules: Rules,
+        folder: RunFolder,
+        key: bytes,
+        output: Output,
+        *,
+        limits: Limits,
+        timing: Timing,
+        own_address: str,
+    ) -> None:
+        self._rules, self._folder, self._output = rules, folder, output
+        self._limits, self._timing = limits, timing
+        self._members = Members(
+            key, timing, own_address=own_address, came=self._joined, went=self._left, say=self._say
+        )
+        self._folder_watch = FolderWatch(folder)
+        self._files = ThreadPoolExecutor(1, "history")
+        self._events: list[Event] = []
+        self._number = 0  # of the last attempt
+        self._checks = 0  # of health
+        self._sent_away = False  # a node was told to go since the last start
+        self._given_up: str | None = None
+        self._said_waiting = ""
+
+    async def open(self, port: int) -> None:
+        """Listen for nodes. Raises OSError where the port is taken."""
+        await self._members.open(port)
+
+    async def run(self) -> Finish:
+        """See the run through. Returns the verdict, after all nodes were told. Raises DataError
+        where the history of the run cannot be read."""
+        await self._remember()
+        outcome: Outcome | None = None
+        while True:
+            decision = await self._decide(outcome)
+            if isinstance(decision, Finish):
+                await self._conclude(decision)
+                return decision
+            outcome = await self._attempt(decision)
+
+    async def _remember(self) -> None:
+        """Read what earlier supervisors of this run did."""
+        path = self._folder.supervision
+        await asyncio.wrap_future(self._files.submit(history.mend, path))
+        self._events = await asyncio.wrap_future(self._files.submit(history.read, path))
+        self._number = history.attempts_so_far(self._events)
+        await self._folder_watch.fresh(_FRESH)
+        verdict = history.last(self._events, history.Verdict)
+        if verdict is not None and verdict.verdict == "gave up" and self._folder_watch.failure:
+            self._given_up = (
+                f"this run was given up before: {verdict.reason}. Mend that, remove "
+                f"{self._folder.failure}, and start it again"
+            )
+
+    # Between two attempts.
+
+    async def _decide(self, outcome: Outcome | None) -> Start | Finish:
+        """Ask the policy until it does not want to wait any more."""
+        begun = time.monotonic()
+        self._said_waiting = ""
+        await self._folder_watch.fresh(_FRESH)
+        if outcome is not None and outcome.failed:
+            self._checks += 1
+        while True:
+            self._members.look()
+            if (ends := self._own_node_leaves(begun)) is not None:
+                return ends
+            decision = policy.decide(self._rules, self._events, self._situation(outcome, begun))
+            if not isinstance(decision, Wait):
+                return decision
+            if decision.why != self._said_waiting and decision.seconds > 1.0:
+                self._say(decision.why)
+                self._said_waiting = decision.why
+            self._let_rest()
+            await self._change(min(decision.seconds, _LOOK))
+
+    def _let_rest(self) -> None:
+        """Let all nodes rest, and those that go away go."""
+        for member in self._members.there():
+            goes = member.report.leaving is not None and not member.report.alive and member.index
+            if goes:
+                member.tell(Order(do="leave", code=EXIT_PREEMPTED))
+            else:
+                member.tell(Order(do="rest", check=self._checks))
+
+    def _situation(self, outcome: Outcome | None, begun: float) -> Situation:
+        waited = time.monotonic() - begun
+        fit, unsure = [], 0
+        for member in self._members.all.values():
+            report = member.report
+            if member.lost is not None or report.leaving is not None:
+                self._sent_away |= report.leaving == "signal"
+                continue
+            checked = report.checked >= self._checks or waited > _HEALTH
+            if not member.is_there or report.alive or not checked:
+                unsure += waited < _CLEAR
+            elif report.unfit is None:
+                fit.append(Node(member.index, member.name))
+        return Situation(
+            nodes=tuple(sorted(fit)),
+            unsure=unsure,
+            waited=waited,
+            outcome=outcome,
+            stop=self._stop_reason(),
+            sent_away=self._sent_away,
+            given_up=self._given_up,
+            newest=self._folder_watch.newest,
+        )
+
+    def _stop_reason(self) -> str | None:
+        """Why the whole run is to stop; None where it is not."""
+        if self._folder_watch.stop:
+            return f"{self._folder.stop} exists"
+        there = self._members.there()
+        if there and all(member.report.leaving == "signal" for member in there):
+            return there[0].report.reason
+        return None
+
+    def _own_node_leaves(self, begun: float) -> Finish | None:
+        """The verdict where node 0, and so the coordinator, has to end, and others have not."""
+        own = self._members.all.get(0)
+        if own is None or own.report.leaving is None or self._stop_reason() is not None:
+            return None
+        if own.report.leaving == "launcher":
+            return Finish("incomplete", history.EXIT_INCOMPLETE, own.report.reason)
+        if time.monotonic() - begun < _ALL_SIGNALLED:
+            return None
+        return Finish("incomplete", EXIT_PREEMPTED, own.report.reason)
+
+    # An attempt.
+
+    async def _attempt(self, start: Start) -> Outcome:
+        members = [self._members.all[node.number] for node in start.nodes]
+        self._sent_away = False
+        reports = [member.report for member in self._members.all.values()]
+        self._number = 1 + max(
+            self._number, *(max(report.attempt, report.prepared) for report in reports)
+        )
+        await self._folder_watch.fresh(_FRESH)
+        attempt = Attempt(
+            self._number,
+            members,
+            self._rules.ranks,
+            checkpoint=self._folder_watch.newest,
+            limits=self._limits,
+            timing=self._timing,
+            now=time.monotonic(),
+        )
+        port = await self._prepare(members[0])
+        self._note(
+            history.Start(
+                time=time.time(),
+                attempt=self._number,
+                nodes=tuple(NodeName(node=m.name, host=m.host) for m in members),
+                ranks=attempt.world,
+                checkpoint=attempt.checkpoint,
+            )
+        )
+        if port is None:
+            attempt.trouble = Trouble(
+                "lost node", f"{members[0].name} has no port for its ranks", node=members[0].name
+            )
+        else:
+            self._say(_starting(attempt))
+            for place, member in enumerate(members):
+                member.tell(attempt.order(place, port))
+            await self._see_through(attempt)
+        return await self._end(attempt)
+
+    async def _prepare(self, member: Member) -> int | None:
+        """Return the port at which the ranks meet. None where the node does not name one."""
+        deadline = time.monotonic() + _PREPARE
+        member.tell(Order(do="prepare", attempt=self._number, check=self._checks))
+        while member.lost is None and time.monotonic() < deadline:
+            if member.report.prepared == self._number:
+                return member.report.port
+            await self._change(_LOOK)
+            self._members.look()
+        return None
+
+    async def _see_through(self, attempt: Attempt) -> None:
+        """Watch an attempt until it is over."""
+        while True:
+            await self._change(_LOOK)
+            self._members.look()
+            now, committed = time.monotonic(), self._note_checkpoints(attempt)
+            stepped = attempt.stepped
+            attempt.look(now)
+            if attempt.stepped is not None and stepped is None:
+                self._note_progress(attempt, now)
+            if attempt.is_over(now):
+                return
+            if attempt.asked is None and (reason := self._why_stop(attempt, committed)):
+                attempt.ask_to_stop(reason, now)
+                self._say(f"{reason}: all ranks are asked to save and stop")
+            if attempt.asked is not None:
+                for member in attempt.members:
+                    member.tell(Order(do="stop", attempt=attempt.number, check=self._checks))
+
+    def _why_stop(self, attempt: Attempt, committed: bool) -> str | None:
+        """Why all ranks are to save and stop now; None where they go on."""
+        if (reason := self._stop_reason()) is not None:
+            return reason
+        for member in attempt.members:
+            if member.report.leaving is not None and member.lost is None:
+                return member.report.reason
+        free = [
+            member
+            for member in self._members.there()
+            if member not in attempt.members and member.report.leaving is None
+        ]
+        if policy.grows(
+            self._rules,
+            running=len(attempt.members),
+            available=len(attempt.members) + len(free),
+            age=time.monotonic() - attempt.begun,
+            committed=committed,
+        ):
+            return f"{', '.join(member.name for member in free)} can take part"
+        return None
+
+    def _note_checkpoints(self, attempt: Attempt) -> bool:
+        """Write down that a checkpoint was committed. Returns whether one was."""
+        newest = self._folder_watch.newest
+        known = history.last(self._events, history.Checkpoint)
+        before = attempt.checkpoint
+        if known is not None and known.attempt == attempt.number:
+            before = known.step
+        if newest is None or newest <= (-1 if before is None else before):
+            return False
+        self._note(history.Checkpoint(time=time.time(), attempt=attempt.number, step=newest))
+        return True
+
+    def _note_progress(self, attempt: Attempt, now: float) -> None:
+        assert attempt.stepped is not None and attempt.step is not None
+        self._note(
+            history.Progress(
+                time=time.time() - (now - attempt.stepped),
+                attempt=attempt.number,
+                step=attempt.step,
+                seconds=round(attempt.stepped - attempt.begun, 3),
+            )
+        )
+        text = f"{attempt.stepped - attempt.begun:.0f} s after the start"
+        recovered = history.recoveries(self._events)
+        if recovered and recovered[-1].fault.attempt == attempt.number - 1:
+            text += f" and {recovered[-1].stepped:.0f} s after the fault"
+        self._say(f"step {attempt.step} is reached, {text}")
+
+    async def _end(self, attempt: Attempt) -> Outcome:
+        """Take stacks where ranks hang, kill what is left, and judge."""
+        if attempt.hanging is not None:
+            await self._take_stacks(attempt)
+        await self._clear(attempt)
+        await self._folder_watch.fresh(_FRESH)
+        asked = attempt.asked or self._asked_behind_our_backs(attempt)
+        outcome = policy.judge(
+            list(attempt.ends.values()),
+            noticed=attempt.trouble,
+            asked=asked,
+            done=self._folder_watch.done,
+        )
+        if outcome.trouble is not None:
+            self._note_fault(attempt, outcome.trouble)
+        self._note_checkpoints(attempt)
+        self._note(
+            history.End(
+                time=time.time(),
+                attempt=attempt.number,
+                code=outcome.code,
+                step=attempt.step,
+                checkpoint=self._folder_watch.newest,
+                reason=outcome.reason[:2000],
+                failed=outcome.failed,
+            )
+        )
+        self._say(self._ended(outcome))
+        return outcome
+
+    def _asked_behind_our_backs(self, attempt: Attempt) -> str | None:
+        """Why the ranks stopped, where they were asked to by the file, and removed it already."""
+        first = attempt.ends.get(0)
+        if first is None or first.code != EXIT_PREEMPTED:
+            return None
+        return first.words if self._folder_watch.stopped_by_file else None
+
+    async def _take_stacks(self, attempt: Attempt) -> None:
+        deadline = time.monotonic() + _STACKS
+        for member in attempt.members:
+            member.stacks = None
+            member.tell(member.order.model_copy(update={"stacks": True, "check": self._checks}))
+
+        def asked() -> list[Member]:
+            return [member for member in attempt.members if member.lost is None]
+
+        while time.monotonic() < deadline and any(m.stacks is None for m in asked()):
+            await self._change(_LOOK)
+            self._members.look()
+        stacks = [
+            stack for m in attempt.members if m.stacks is not None for stack in m.stacks.stacks
+        ]
+        if not stacks:
+            return
+        file = self._folder.stacks / f"attempt-{attempt.number}.txt"
+        summary = grouping.summary(stacks)[:2000]
+        self._files.submit(_write, file, grouping.report(stacks))
+        name = file.relative_to(self._folder.path).as_posix()
+        self._note(
+            history.Stacks(time=time.time(), attempt=attempt.number, file=name, summary=summary)
+        )
+        self._say(f"{summary}; all stacks are in {file}")
+
+    async def _clear(self, attempt: Attempt) -> None:
+        """Kill what is left of an attempt. A node on which it does not go is given up."""
+        deadline = time.monotonic() + _CLEAR
+        for member in attempt.members:
+            member.tell(Order(do="kill", attempt=attempt.number, check=self._checks))
+        while attempt.busy() and time.monotonic() < deadline:
+            await self._change(_LOOK)
+            self._members.look()
+        for member in attempt.busy():
+            self._say(f"{member.name} cannot end its ranks and is left out")
+
+    # The end.
+
+    async def _conclude(self, verdict: Finish) -> None:
+        """Write the verdict down, and send all nodes home with it."""
+        if verdict.verdict == "gave up" and self._given_up is None:
+            await self._report_failure(verdict)
+        self._note(
+            history.Verdict(
+                time=time.time(),
+                attempt=self._number,
+                verdict=verdict.verdict,
+                code=verdict.code,
+                reason=verdict.reason[:2000],
+            )
+        )
+        self._say(f"{verdict.verdict}: {verdict.reason} (exit code {verdict.code})")
+        if verdict.verdict == "stopped":
+            self._files.submit(_remove, self._folder)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FRESH):
+                await asyncio.wrap_future(self._files.submit(lambda: None))
+        for member in self._members.all.values():
+            member.tell(
+                Order(
+                    do="leave",
+                    verdict=verdict.verdict,
+                    code=verdict.code,
+                    reason=verdict.reason[:2000],
+                )
+            )
+        deadline = time.monotonic() + self._timing.reconnect
+        while time.monotonic() < deadline and any(
+            not member.obeys for member in self._members.there()
+        ):
+            await self._change(_LOOK)
+        await self._members.close()
+
+    async def _report_failure(self, verdict: Finish) -> None:
+        """Write RUN/failure.txt, and print it."""
+
+    # What is said and written.
+
+    def _joined(self, member: Member, reason: str) -> None:
+        self._note(
+            history.Joined(
+                time=time.time(),
+                attempt=self._number,
+                node=member.name,
+                host=member.host,
+                reason=reason,
+            )
+        )
+
+    def _left(self, member: Member, reason: str) -> None:
+        self._note(
+            history.Left(
+                time=time.time(),
+                attempt=self._number,
+                node=member.name,
+                host=member.host,
+                reason=reason,
+            )
+        )
+        self._say(f"{member.name} is lost: {reason}")
+
+    def _note_fault(self, attempt: Attempt, trouble: Trouble) -> None:
+        self._note(history.Fault(time=time.time(), attempt=attempt.number, **trouble._asdict()))
+
+    def _note(self, event: Event) -> None:
+        self._events.append(event)
+        self._files.submit(history.append, self._folder.supervision, event)
+
+    def _ended(self, outcome: Outcome) -> str:
+        newest = self._folder_watch.newest
+        where = "the beginning" if newest is None else f"step {newest}"
+        text = outcome.reason
+        if outcome.trouble is not None and outcome.trouble.seconds:
+            text += f" (noticed after {outcome.trouble.seconds:.1f} s)"
+        if outcome.failed:
+            failures = history.failures_without_progress(self._events, newest)
+            text += f"; the run stands at {where}"
+            text += f" ({failures} of {self._rules.max_restarts} failures without progress)"
+        return text
+
+    def _say(self, line: str) -> None:
+        self._output.say(f"supervisor: {line}")
+
+    async def _change(self, seconds: float) -> None:
+        """Wait until something changes, for so long at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._members.changed.wait()
+        self._members.changed.clear()
+
+
+def _starting(attempt: Attempt) -> str:
+    nodes = f"{len(attempt.members)} node{'s' * (len(attempt.members) > 1)}"
+    where = "the beginning" if attempt.checkpoint is None else f"step {attempt.checkpoint}"
+    names: Sequence[str] = [member.name for member in attempt.members]
+    return (
+        f"attempt {attempt.number}: starting {attempt.world} ranks on {nodes} "
+        f"({', '.join(names)}) from {where}"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def _remove(folder: RunFolder) -> None:
+    """Remove the file that asked to stop, else the next start would stop at once."""
+    with suppress(OSError):
+        folder.stop.unlink(missing_ok=True)

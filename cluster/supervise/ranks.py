@@ -1,0 +1,406 @@
+"""The ranks of this node in one attempt: how they are started, watched and ended.
+
+    supervisor --pipe--> guardian            leads the process group, and ends it without us
+        |                                    (cluster/supervise/guardian.py)
+        +--------------> rank 0, rank 1 ...  in that group; their children stay in it, too
+
+No rank outlives its supervisor, however that ends: the guardian kills the group, and the kernel
+kills each rank (PR_SET_PDEATHSIG). A node that lost both at once has them written down in the run
+folder, and its next supervisor ends them (`end_orphans`). Imports no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from cluster.supervise import guardian
+from cluster.supervise.limits import BeatAges
+from cluster.supervise.messages import RankReport
+from cluster.supervise.output import Output, RankOutput
+from model.documents import Count, Record, parse_json, read_file
+from model.errors import DataError
+from model.files import write_atomically
+from trainer.run_folder import RunFolder
+
+PORTS = range(30_000, 32_700)  # ranks meet at one of them: below those that systems give out
+_LOOK = 0.5  # seconds between two looks at the signs of life
+_LAST_WORDS = 1.0  # seconds for which an end waits for the words of its rank
+# Seconds for children of ranks to end once they are killed. Where nobody waits for orphans, as in
+# some containers, they stay behind as mere entries.
+_LEFTOVERS = 5.0
+_LARGEST_SIGN = 64 << 10  # bytes
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: a forked child must not
+# What launchers leave in the environment of a supervisor, and what would mislead its ranks.
+_OF_LAUNCHERS = ("TORCHELASTIC_", "GROUP_", "ROLE_", "LOCAL_", "CROSS_", "TORCH_NCCL_ASYNC_ERROR")
+
+
+class Layout(NamedTuple):
+    """Which ranks of an attempt are this node's, and where all of them meet."""
+
+    attempt: int
+    first: int
+    ranks: int
+    world: int
+    address: str
+    port: int
+
+
+def rank_environment(
+    environment: Mapping[str, str], layout: Layout, local: int, devices: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return the variables of a rank. local: its number on this node. devices: those that the ranks
+    of this node may use; none: all."""
+    launched = "LOCAL_RANK" in environment
+    kept = {k: v for k, v in environment.items() if not k.startswith(_OF_LAUNCHERS)}
+    visible = kept.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if launched and len(visible) < layout.ranks:
+        # A launcher that started one process here, the supervisor, has given it one GPU.
+        kept.pop("CUDA_VISIBLE_DEVICES", None)
+    if devices:
+        kept["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    return kept | {
+        "RANK": str(layout.first + local),
+        "WORLD_SIZE": str(layout.world),
+        "LOCAL_RANK": str(local),
+        "LOCAL_WORLD_SIZE": str(layout.ranks),
+        "MASTER_ADDR": layout.address,
+        "MASTER_PORT": str(layout.port),
+    }
+
+
+def free_port(coordinator: int, attempt: int) -> int:
+    """Return one of PORTS that is free here, another one for each attempt, and for each run.
+
+    coordinator: the port of the run's coordinator. Raises OSError where none is free.
+    """
+    first = (coordinator * 101 + attempt) % len(PORTS)
+    for port in (*PORTS[first:], *PORTS[:first]):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"the ports {PORTS[0]} to {PORTS[-1]} are all taken")
+
+
+class _Rank:
+    """A process, and what is known of it."""
+
+    def __init__(self, number: int, process: subprocess.Popen[bytes], output: RankOutput) -> None:
+        self.number, self.process, self.output = number, process, output
+        self.started = time.monotonic()
+        self.ended: float | None = None  # when that was noticed
+        self.last_age = 0.0  # of its sign of life, at that moment
+
+
+class Ranks:
+    """The ranks of this node in one attempt. All methods are called in the event loop's thread, the
+    main one: PR_SET_PDEATHSIG is about the thread that starts a process."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        layout: Layout,
+        folder: RunFolder,
+        output: Output,
+        *,
+        name: str,
+        lost: float,
+        devices: Sequence[str] = (),
+    ) -> None:
+        """command: of a rank, without what says which one it is. name: of this node. lost: seconds
+        of our silence after which the ranks have to end."""
+        self.layout, self._name, self._folder = layout, name, folder
+        self._ranks: list[_Rank] = []
+        self._signs = _Signs(folder, range(layout.first, layout.first + layout.ranks))
+        self._killed: float | None = None
+        self._guardian = _start_guardian(lost)
+        try:
+            for local in range(layout.ranks):
+                environment = rank_environment(os.environ, layout, local, devices)
+                self._start_rank(command, local, environment, output)
+        except BaseException:
+            self.kill()
+            raise
+        _write_down(folder, name, [self._guardian.pid, *self.pids().values()])
+
+    def _start_rank(
+        self, command: Sequence[str], local: int, environment: Mapping[str, str], output: Output
+    ) -> None:
+        number, parent = self.layout.first + local, os.getpid()
+        log = self._folder.logs / platform.node() / f"rank-{number:05d}.log"
+        read_end, write_end = os.pipe()
+
+        def tie() -> None:  # in the child
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        try:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=write_end,
+                stderr=write_end,
+                process_group=self._guardian.pid,
+                preexec_fn=tie,  # it calls the system, and nothing that a thread could hold
+            )
+        except BaseException:
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
+        rank = _Rank(number, process, output.rank(log))
+        rank.output.note(
+            f"== attempt {self.layout.attempt}: rank {number} of {self.layout.world}, process "
+            f"{process.pid}, {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        )
+        rank.output.follow(read_end)
+        self._ranks.append(rank)
+
+    def beat(self) -> None:
+        """Tell the guardian that we live."""
+        assert self._guardian.stdin is not None
+        with suppress(OSError):  # it is gone, and the group with it
+            os.write(self._guardian.stdin.fileno(), b".")
+
+    def poll(self) -> bool:
+        """Look which ranks have ended. Returns whether one more has."""
+        more = False
+        for rank in self._ranks:
+            if rank.ended is None and rank.process.poll() is not None:
+                rank.ended, rank.last_age = time.monotonic(), self._age(rank)
+                self._signs.look_at_once()
+                more = True
+        return more
+
+    @property
+    def running(self) -> bool:
+        """Whether a rank has not ended yet."""
+        return any(rank.ended is None for rank in self._ranks)
+
+    def pids(self) -> dict[int, int]:
+        """Return the processes of the ranks that have not ended."""
+        return {rank.number: rank.process.pid for rank in self._ranks if rank.ended is None}
+
+    def stop(self) -> None:
+        """Ask all ranks to save and end."""
+        for rank in self._ranks:
+            if rank.ended is None:
+                rank.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill the group: ranks, their children, the guardian."""
+        self._killed = self._killed or time.monotonic()
+        with suppress(ProcessLookupError):
+            os.killpg(self._guardian.pid, signal.SIGKILL)
+
+    def clear(self) -> bool:
+        """Take down what is left. Returns whether nothing is. Called again and again, after `kill`,
+        or once no rank is running."""
+        self.poll()
+        if self.running:
+            return False
+        if self._guardian.returncode is None:
+            self.kill()
+            if self._guardian.poll() is None:
+                return False
+        assert self._killed is not None
+        if time.monotonic() - self._killed < _LEFTOVERS:
+            with suppress(ProcessLookupError):
+                os.killpg(self._guardian.pid, 0)
+                return False  # a child of a rank is still on its way out
+        for rank in self._ranks:
+            rank.output.close()
+        assert self._guardian.stdin is not None
+        self._guardian.stdin.close()
+        self._signs.close()
+        _write_down(self._folder, self._name, [])
+        return True
+
+    def reports(self) -> tuple[RankReport, ...]:
+        """Return how each rank is. The end of one that may have left a word is told with it, or
+        after a second."""
+        return tuple(self._report(rank) for rank in self._ranks)
+
+    def _report(self, rank: _Rank) -> RankReport:
+        sign = self._signs.latest.get(rank.number)
+        code, age = None, self._age(rank)
+        if rank.ended is not None:
+            heard = self._signs.looked > rank.ended
+            if rank.process.returncode < 0 or heard or time.monotonic() - rank.ended > _LAST_WORDS:
+                code, age = rank.process.returncode, rank.last_age
+        if sign is None:
+            return RankReport(rank=rank.number, age=age, code=code)
+        return RankReport(
+            rank=rank.number,
+            section=sign.section,
+            step=sign.step,
+            age=age,
+            code=code,
+            words=sign.reason[:2000] if code is not None else "",
+        )
+
+    def _age(self, rank: _Rank) -> float:
+        """Seconds since the last sign of life, or since the start."""
+        alive = time.monotonic() - rank.started
+        return min(alive, self._signs.age(rank.number, alive))
+
+
+# Signs of life.
+
+
+class Sign(Record):
+    """What a rank writes to RUN/heartbeats, as far as it is used here."""
+
+    model_config = Record.model_config | {"extra": "ignore"}
+
+    time: float
+    section: str
+    step: Count = 0
+    host: str = ""
+    pid: int = 0
+    reason: str = ""
+
+
+class _Signs:
+    """Reads the signs of life of ranks in a thread of its own: the folder may be on a mount that
+    hangs, and then nothing new is seen, which is what silence looks like.
+
+    latest: by rank, of this attempt alone. looked: when the last look began.
+    """
+
+    def __init__(self, folder: RunFolder, ranks: Iterable[int]) -> None:
+        self._files = {rank: folder.heartbeat(rank) for rank in ranks}
+        self._ages = BeatAges()
+        self.latest: dict[int, Sign] = {}
+        self.looked = 0.0
+        self._wake, self._closed = threading.Event(), False
+        # What is there before the ranks start is of an earlier attempt.
+        self._old: dict[int, Sign | None] | None = None
+        threading.Thread(target=self._look_again, daemon=True, name="signs of life").start()
+
+    def age(self, rank: int, otherwise: float) -> float:
+        """Return the age of a rank's last sign in seconds. otherwise: where it has given none."""
+        sign = self.latest.get(rank)
+        if sign is None:
+            return otherwise
+        return self._ages.age(rank, (sign.time, sign.section, sign.step), time.monotonic())
+
+    def look_at_once(self) -> None:
+        self._wake.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._wake.set()
+
+    def _look_again(self) -> None:
+        self._old = {rank: _read_sign(file) for rank, file in self._files.items()}
+        while not self._closed:
+            begun = time.monotonic()
+            for rank, file in self._files.items():
+                sign = _read_sign(file)
+                if sign is not None and sign != self._old[rank] and sign.host == platform.node():
+                    self.latest[rank] = sign
+            self.looked = begun
+            self._wake.wait(_LOOK)
+            self._wake.clear()
+
+
+def _read_sign(file: Path) -> Sign | None:
+    try:
+        return Sign.model_validate_json(read_file(file, _LARGEST_SIGN, DataError))
+    except (FileNotFoundError, DataError, ValidationError):
+        return None
+
+
+# Processes.
+
+
+def _start_guardian(lost: float) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-I", "-S", guardian.__file__, str(lost), str(6 * lost)]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        process_group=0,
+        env={},
+        bufsize=0,
+    )
+    assert process.stdin is not None
+    os.set_blocking(process.stdin.fileno(), False)
+    return process
+
+
+def _register(folder: RunFolder, name: str) -> Path:
+    return folder.path / "supervisors" / f"{name}.json"
+
+
+def _write_down(folder: RunFolder, name: str, pids: Iterable[int]) -> None:
+    """Write the processes of this node down, each with its start, by which it is known again."""
+    content = _place() | {"processes": [[pid, start] for pid in pids if (start := _start_of(pid))]}
+
+    def write() -> None:
+        with suppress(OSError):
+            write_atomically(_register(folder, name), json.dumps(content).encode())
+
+    threading.Thread(target=write, daemon=True, name="register").start()
+
+
+def end_orphans(folder: RunFolder, name: str) -> int:
+    """Kill what an earlier supervisor of this node has left behind. Returns how many processes.
+
+    Numbers of processes mean something on one machine, until it is booted, and within one
+    container. So all of these are compared, and the time at which each process began.
+    """
+    try:
+        content: dict[str, Any] = parse_json(
+            read_file(_register(folder, name), _LARGEST_SIGN, DataError), "processes", DataError
+        )
+        processes = [(int(pid), int(start)) for pid, start in content.pop("processes")]
+    except (OSError, DataError, KeyError, TypeError, ValueError):
+        return 0
+    if content != _place():
+        return 0
+    killed = 0
+    for pid, start in processes:
+        if pid > 1 and _start_of(pid) == start:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+    return killed
+
+
+def _place() -> dict[str, Any]:
+    """What the numbers of processes are good for."""
+    boot, space = "", ""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return {"host": platform.node(), "boot": boot, "namespace": space}
+
+
+def _start_of(pid: int) -> int:
+    """When a process began, in clock ticks after the boot; 0 where there is none."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0

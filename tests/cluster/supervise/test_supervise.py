@@ -1,0 +1,187 @@
+"""Supervisors with ranks that fail in every way: what is noticed, what is done, what is left."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.supervise import history
+from tests.cluster.supervise.supervising import job
+
+
+def test_a_run_is_seen_through(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with job(run, "--ranks", "2", words=["steps=8"]) as one:
+        one.start(0)
+        assert one.wait() == 0
+        kinds = [event.event for event in one.events()]
+        assert [kind for kind in kinds if kind != "checkpoint"] == [
+            *("joined", "start", "progress", "end", "verdict")
+        ]
+        (verdict,) = one.of(history.Verdict)
+        assert (verdict.verdict, verdict.code) == ("done", 0)
+        (log, _) = sorted((run / "logs").glob("*/rank-*.log"))
+        assert "rank 0 of 2 at 3" in log.read_text() and "rank 1 of 2" in one.said()
+        assert not one.processes()
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "code"),
+    [
+        ("kill", "death", -9),
+        ("crash", "crash", 1),
+        ("76", "hang", 76),
+        ("75", "stopped", 75),
+        ("stop", "hang", 76),
+    ],
+)
+def test_ranks_that_fail_are_started_again(
+    fault: str, kind: str, code: int, tmp_path: Path
+) -> None:
+    options = ("--ranks", "2", "--limit-step", "1", "--limit-first-step", "1")
+    words = ["steps=12", f"fault=1:6:{fault}:1", "pause=0.1"]
+    with job(tmp_path / "run", *options, words=words) as one:
+        one.start(0)
+        assert one.wait() == 0
+        (found,) = one.of(history.Fault)
+        assert (found.kind, found.rank, found.node) == (kind, 1, "n0"), found
+        first, second = one.of(history.Start)
+        assert first.checkpoint is None and second.checkpoint in (4, 8, 12)
+        assert [end.code for end in one.of(history.End)] == [code, 0]
+        if fault == "stop":
+            assert found.seconds >= 1 and "[" not in found.reason
+            (stacks,) = one.of(history.Stacks)
+            assert "stopped by a signal" in stacks.summary
+            assert (tmp_path / "run" / stacks.file).exists()
+        if fault == "kill":
+            assert "rank 1 on n0 was killed by SIGKILL at step 6" in one.said()
+            (recovery,) = history.recoveries(one.events())
+            assert recovery.noticed < 2 and recovery.stepped is not None
+        assert not one.processes()
+
+
+@pytest.mark.parametrize("code", [77, 78, 79])
+def test_what_no_start_helps_is_passed_on(code: int, tmp_path: Path) -> None:
+    words = ["steps=12", f"fault=0:2:{code}:9", f"fault=1:2:{code}:9"]
+    with job(tmp_path / "run", "--ranks", "2", words=words) as one:
+        one.start(0)
+        assert one.wait() == code
+        assert len(one.of(history.Start)) == 1
+        assert one.of(history.Verdict)[0].verdict == "failed"
+
+
+def test_it_gives_up_without_progress_and_stays_so(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with job(run, "--ranks", "2", words=["steps=12", "fault=1:6:crash:9"]) as one:
+        one.start(0)
+        assert one.wait() == 80
+        # The first attempt commits step 4, which is progress.
+        assert len(one.of(history.Start)) == 4
+        assert one.of(history.Verdict)[-1].verdict == "gave up"
+        report = one.folder.failure.read_text()
+        assert "RuntimeError" in report and "rank 1" in report
+        one.start(0)
+        assert one.wait() == 80 and len(one.of(history.Start)) == 4
+        one.folder.failure.unlink()
+        one.start(0)
+        assert one.wait() == 80 and len(one.of(history.Start)) == 7
+
+
+def test_a_stop_reaches_all_ranks_and_they_save(tmp_path: Path) -> None:
+    with job(tmp_path / "run", "--ranks", "2", words=["steps=1000"]) as one:
+        one.start(0)
+        one.until(lambda: one.of(history.Progress))
+        one.signal(0, signal.SIGTERM)
+        assert one.wait() == 75
+        (verdict,) = one.of(history.Verdict)
+        assert (verdict.verdict, verdict.code) == ("stopped", 75)
+        assert one.of(history.End)[0].checkpoint is not None and not one.processes()
+        (tmp_path / "run" / "STOP").touch()
+        one.start(0)
+        assert one.wait() == 75
+        assert not (tmp_path / "run" / "STOP").exists()
+
+
+def test_ranks_that_do_not_save_in_time_are_killed(tmp_path: Path) -> None:
+    words = ["steps=1000", "ignore=term"]
+    with job(tmp_path / "run", "--ranks", "2", "--grace", "1", words=words) as one:
+        one.start(0)
+        one.until(lambda: one.of(history.Progress))
+        one.signal(0, signal.SIGTERM)
+        assert one.wait(seconds=15) == 75
+        assert "did not save in time" in one.said() and not one.processes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_no_rank_outlives_its_supervisor(number: int, tmp_path: Path) -> None:
+    """Killed, its ranks and their children end at once; stopped, within the time in which the
+    others would take this node for lost."""
+    words = ["steps=10000", "child=yes"]
+    with job(tmp_path / "run", "--ranks", "2", "--lost", "3", words=words) as one:
+        one.start(0)
+        one.until(lambda: one.of(history.Progress))
+        assert len(one.processes()) == 4
+        one.signal(0, number)
+        begun = time.monotonic()
+        one.until(lambda: not one.processes(), seconds=10)
+        assert time.monotonic() - begun < (2 if number == signal.SIGKILL else 8)
+
+
+def test_two_nodes_and_a_spare(tmp_path: Path) -> None:
+    """A node is killed, and the spare takes its place."""
+    options = ("--nodes", "2", "--spares", "1", "--ranks", "2", "--lost", "3")
+    with job(tmp_path / "run", *options, words=["steps=60", "pause=0.1"]) as three:
+        for node in range(3):
+            three.start(node, 3)
+        three.until(lambda: three.of(history.Progress))
+        (start,) = three.of(history.Start)
+        names = [node.node for node in start.nodes]
+        victim = int(names[1].removeprefix("n"))
+        three.nodes[victim].kill()
+        killed = time.time()
+        (fault,) = three.until(lambda: three.of(history.Fault))
+        assert fault.kind == "lost node" and fault.node == f"n{victim}"
+        assert fault.time - killed < 8
+        assert three.wait() == 0
+        assert {three.wait(node) for node in range(3) if node != victim} == {0}
+        again = three.of(history.Start)[1]
+        assert {node.node for node in again.nodes} == {f"n{n}" for n in range(3) if n != victim}
+        assert again.ranks == 4 and not three.processes()
+
+
+def test_fewer_nodes_go_on_and_grow_again(tmp_path: Path) -> None:
+    options = ("--nodes", "2", "--min-nodes", "1", "--lost", "3", "--grow", "1")
+    with job(tmp_path / "run", *options, words=["steps=150", "pause=0.1"]) as two:
+        two.start(0, 2)
+        two.start(1, 2)
+        two.until(lambda: two.of(history.Progress))
+        two.signal(1, signal.SIGTERM)
+        assert two.wait(1) == 75
+        two.until(lambda: len(two.of(history.Progress)) == 2)
+        assert [start.ranks for start in two.of(history.Start)] == [2, 1]
+        two.start(1, 2)
+        two.until(lambda: len(two.of(history.Start)) == 3)
+        assert two.wait(0) == two.wait(1) == 0
+        assert [start.ranks for start in two.of(history.Start)] == [2, 1, 2]
+        assert not [end for end in two.of(history.End) if end.failed]
+
+
+def test_without_its_coordinator_a_node_ends(tmp_path: Path) -> None:
+    options = ("--nodes", "2", "--lost", "2", "--rejoin", "1")
+    with job(tmp_path / "run", *options, words=["steps=10000"]) as two:
+        two.start(0, 2)
+        two.start(1, 2)
+        two.until(lambda: two.of(history.Progress))
+        two.nodes[0].kill()
+        assert two.wait(1, seconds=15) == 81
+        assert not two.processes()
+
+
+def test_too_few_nodes_are_incomplete(tmp_path: Path) -> None:
+    with job(tmp_path / "run", "--nodes", "2", "--rejoin", "1", words=["steps=1"]) as one:
+        one.start(0, 2)
+        assert one.wait() == 81
+        assert "1 of 2 nodes are there" in one.said()

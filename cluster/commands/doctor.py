@@ -48,6 +48,13 @@ def doctor(
     ports: Annotated[
         str | None, typer.Option(help="range of ports of which one is tried between each two nodes")
     ] = None,
+    meeting: Annotated[
+        float | None, typer.Option(min=0, max=86_400, help="seconds for all nodes to start; 120")
+    ] = None,
+    sight: Annotated[
+        float | None,
+        typer.Option(min=0, max=86_400, help="seconds to see a file of another node; 30"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find out whether a run would train here, before it starts.
@@ -62,7 +69,8 @@ def doctor(
     file, overrides = configured(config, arguments)
     words = [*overrides, *(["--config", str(file.absolute())] if file else [])]
     words += [] if device else ["--no-device"]
-    words += ["--ports", ports] if ports else []
+    for name, value in (("--ports", ports), ("--meeting", meeting), ("--sight", sight)):
+        words += [] if value is None else [name, str(value)]
     if hostfile is None:
         become(_MODULE, [*words, *(["--json"] if as_json else [])], "addp doctor")
     answer = _ask(hostfile, backend, master_addr, words)

@@ -161,7 +161,7 @@ def _introduce(own: Own, exchange: Exchange) -> list[dict[str, Any]]:
         "node": exchange.world.rank,
         "host": platform.node(),
         "address": probes.own_address(address, port),
-        "named": probes.own_name_address(),
+        "listens": probes.listening_address(),
         "gpus": len(own.gpus),
         "environment": settings(platform.node()).names,
         "facts": sameness.facts(own.config, [gpu.name for gpu in own.gpus], driver),
@@ -211,9 +211,9 @@ def _compare(nodes: list[dict[str, Any]]) -> list[Finding]:
     if len({node["address"] for node in there}) > 1:
         findings += judge_own_names(
             {
-                name: node["named"]
+                name: node["listens"]
                 for name, node in zip(names, there, strict=True)
-                if "GLOO_SOCKET_IFNAME" not in node["environment"]
+                if node["listens"] is not None
             }
         )
     return findings

@@ -14,8 +14,12 @@ from cluster.commands import (
     config,
     data,
     demo,
+    doctor,
+    launch,
     openmoji,
     parity,
+    status,
+    stop,
     tokenize,
     train,
     version,
@@ -30,7 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Pre-train ADDP: token shards, training, generation, evaluation. Start with `addp demo`.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 74 storage, 75 stopped and saved, 76 "
-    "hung, 77 diverged, 78 configuration, 79 no valid checkpoint.",
+    "hung, 77 diverged, 78 configuration, 79 no valid checkpoint; of addp launch also 80 gave up, "
+    "81 nodes are missing.",
 )
 app.callback()(version.options)
 
@@ -51,6 +56,12 @@ app.command(rich_help_panel=_TRAIN)(config.config)
 _module("plan", _TRAIN, "Say what a run will take: batch arithmetic, memory, days, checkpoints.")
 app.command(rich_help_panel=_TRAIN)(check.check)
 app.command(rich_help_panel=_TRAIN)(checkpoints.checkpoints)
+
+_OPERATE = "Operate a run, on one machine or many"
+app.command(rich_help_panel=_OPERATE)(doctor.doctor)
+app.command(rich_help_panel=_OPERATE)(launch.launch)
+app.command(rich_help_panel=_OPERATE)(status.status)
+app.command(rich_help_panel=_OPERATE)(stop.stop)
 
 _USE = "Use what was trained"
 _module("generate", _USE, "Sample images from an ADDP network: a grid, a set, completions.")

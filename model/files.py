@@ -15,12 +15,12 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a path beside `path` to write to; at the end of the context, it takes the place of
     `path`. After an error it is removed, and `path` stays as it was.
 
-    The file has the mode of any new file, even if a library writes it that makes private files.
-    Raises OSError.
+    durable: survive a power cut, which takes two waits for the disk. The file has the mode of any
+    new file, even if a library writes it that makes private files. Raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -31,17 +31,19 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield partial
         if partial.stat().st_mode != mode:
             partial.chmod(mode)
-        sync(partial)
+        if durable:
+            sync(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    if durable:
+        sync(path.parent)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file whole or not at all, as `whole_file` does. Raises OSError."""
-    with whole_file(path) as partial:
+    with whole_file(path, durable=durable) as partial:
         partial.write_bytes(content)
 
 

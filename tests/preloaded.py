@@ -39,7 +39,7 @@ MODULES = (
     "trainer.objectives.mage",
     "trainer.objectives.tokenizer",
     "trainer.preflight.checks",
-    "trainer.preflight.hosts",
+    "trainer.preflight.doctor",
     "trainer.preflight.planning",
     "trainer.pretrain",
     # What the libraries import when they are first used.

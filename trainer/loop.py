@@ -22,6 +22,7 @@ from trainer.checkpointing.format import Manifest
 from trainer.checkpointing.restore import Restored
 from trainer.checkpointing.retention import leave_out
 from trainer.checkpointing.saver import Saver
+from trainer.checkpointing.stop_object import StopObject
 from trainer.checkpointing.upload import Uploader
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives, Flags
@@ -34,7 +35,7 @@ from trainer.prefetch import Prefetch, failure
 from trainer.resilience.health import ADVICE, Diverged, Spike, answer_to, judge
 from trainer.resilience.heartbeat import Heartbeat
 from trainer.resilience.state import Row, TrainerState, data_step, rewinds_before
-from trainer.resilience.stopping import Preempted, StopRequest
+from trainer.resilience.stopping import Preempted, StopRequest, first_cause
 from trainer.resilience.threads import ThreadWatch
 from trainer.run_folder import RunFolder
 from trainer.schedule import learning_rate
@@ -49,7 +50,7 @@ class Setup:
 
     run: the run's id. attempt: the name of this start. identity: what checkpoints of the run share.
     total: steps of the whole run. operations: of one image. restore: loads the newest valid
-    checkpoint of at most that step. uploader, metrics: on rank 0 alone.
+    checkpoint of at most that step. uploader, stop_object, metrics: on rank 0 alone.
     """
 
     config: RunConfig
@@ -67,6 +68,7 @@ class Setup:
     restore: Callable[[int], Restored]
     saver: Saver
     uploader: Uploader | None
+    stop_object: StopObject | None
     metrics: Metrics | None
     heartbeat: Heartbeat
     stop: StopRequest
@@ -160,7 +162,7 @@ class Trainer:
             error = failure(batches) or lost
             flags = self._collectives.agree(
                 Flags(
-                    stop=setup.stop.reason() is not None,
+                    stop=setup.stop.cause() is not None,
                     waiting=not batches.done(),
                     writing=self._saver.writing,
                     failed=error.exit_code if error else 0,
@@ -211,6 +213,7 @@ class Trainer:
         spike = judge(self._state, rows, self._step - len(rows), self._config.health)
         times = self._times.summary(self._forward.take(), self._collectives)
         if setup.metrics:
+            setup.heartbeat.beat("save", self._step)  # storage may be slow: that is no slow step
             setup.metrics.record(
                 metric_row(
                     step=self._step - 1,
@@ -254,9 +257,11 @@ class Trainer:
     def _rewind(self, spike: Spike) -> None:
         """Go back to a checkpoint before the spike, and leave its data out from there on. What was
         trained since is lost, and counted as that."""
-        self._saver.drain()
+        heartbeat, step = self._setup.heartbeat, self._step
+        self._saver.drain(lambda: heartbeat.beat("save", step))
         length = spike.last - spike.first + 1 + self._config.health.extra_skip_steps
         self._collectives.broadcast_from_rank0(lambda: leave_out(self._folder, spike.first, length))
+        heartbeat.beat("restore", step)
         restored, before = self._setup.restore(spike.first), self._state
         self._step = self._saved_step = restored.step
         self._rewinds, self._state, self._unread = restored.rewinds, _state_of(restored), []
@@ -322,24 +327,30 @@ class Trainer:
     def _end_early(self, border: Border) -> NoReturn:
         """Save, and raise the reason: Preempted where the run was asked to stop, the error of the
         rank that cannot go on elsewhere."""
-        own = str(border.error) if border.error else self._setup.stop.reason()
-        reason = next(r for r in self._collectives.all_gather(own) if r is not None)
+        own = str(border.error) if border.error else self._setup.stop.cause()
+        told = self._collectives.all_gather(own)
+        errors = [said for said in told if isinstance(said, str)]
+        cause = None if errors else first_cause([said for said in told if said is not None])
+        reason = cause.reason if cause else errors[0]
         if self._step:
             self._complete_save()
         self._incident("stopped", step=self._step, reason=reason)
         self._collectives.barrier()
         if border.error:
             raise border.error
-        if border.flags.failed:
+        if cause is None:
             error = ADDPError(f"another rank ended: {reason}")
             error.exit_code = border.flags.failed
             raise error
         if self._collectives.rank == 0:
             self._folder.stop.unlink(missing_ok=True)  # else the next start would stop at once
+        if self._setup.stop_object:
+            self._setup.stop_object.remove()
         state = "saved" if self._step else "nothing to save yet"
         raise Preempted(
             f"at step {self._step} of {self._setup.total} ({reason}); {state}. "
-            "Start it again to go on"
+            "Start it again to go on",
+            cause.kind,
         )
 
     def _finish(self) -> None:

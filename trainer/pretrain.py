@@ -4,9 +4,10 @@
     data.tokens=/data/imagenet
 
 Run it again with the same run folder and it goes on from the newest valid checkpoint, on any number
-of ranks that divides the global batch. Stop it with SIGTERM, SIGINT, SIGUSR1 or a file RUN/STOP: it
-saves and exits with 75. Exit codes: 0 done, 75 stopped and saved, 76 hung, 77 diverged, 78
-configuration, 79 no valid checkpoint, 74 storage; any other is a crash.
+of ranks that divides the global batch. Stop it with SIGTERM, SIGINT, SIGUSR1, a file RUN/STOP, or
+an object STOP on the store of `checkpoint.upload`: it saves and exits with 75. Exit codes: 0 done,
+75 stopped and saved, 76 hung, 77 diverged, 78 configuration, 79 no valid checkpoint, 74 storage;
+any other is a crash.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from trainer.resilience.heartbeat import Heartbeat
 from trainer.resilience.leaving import hurry, leave, plain
 from trainer.resilience.stacks import answer_with_stacks
 from trainer.resilience.stopping import Preempted, StopRequest
+from trainer.resilience.threads import ThreadWatch
 from trainer.run_folder import LOST_RANK, RunFolder
 
 # Launchers look at their ranks once a second, and pass on the code of one that ended. A rank that
@@ -72,6 +74,7 @@ def train(
     _, _, device = start_distributed(config.collective_timeout)
     if MODES[config.precision].products == "bfloat16":
         warn_of_bf16(device.type, "Set precision: fp32 on CPUs")
+    threads = stack.enter_context(ThreadWatch(folder))
     stack.enter_context(heartbeat)
     collectives = Collectives(config.collective_timeout)
     attempt = prepare(folder, collectives)
@@ -87,6 +90,7 @@ def train(
         attempt=attempt,
         heartbeat=heartbeat,
         stop=stop,
+        threads=threads,
         device=device,
         stack=stack,
     )
@@ -139,7 +143,8 @@ def _end(
         records.say(of_rank + line)
         unsaid = False
         if folder is not None and folder.is_locked:
-            folder.write_exit(code, reason)
+            stop = error.stop if isinstance(error, Preempted) else None
+            folder.write_exit(code, reason, stop)
         if heartbeat is not None:
             heartbeat.leave(code, reason)
         with suppress(Exception):  # of an end that has its reason already

@@ -4,7 +4,7 @@ Imports no torch.
 
 RUN/
   config.resolved.yaml    the configuration with every key
-  environment.json        versions, host, command
+  environment.json        versions, host, command, ranks, steps of the whole run
   metrics.jsonl           one line every `log_every` steps
   incidents/rank-N.jsonl  the faults that a rank met, those that passed included. Each rank has its
                           own file, because appends of several hosts to one file on NFS overwrite
@@ -21,14 +21,17 @@ RUN/
                           network-ema-step-N.safetensors.
   done.json               written last of all: the run is complete. It is removed while an extended
                           run has work left.
-  exit.json               how the last attempt ended: {"code", "reason", "time"}. An attempt that
-                          was killed writes none.
+  exit.json               how the last attempt ended: {"code", "reason", "time", "stop"}. An attempt
+                          that was killed writes none. stop: how it was asked to stop, if it was:
+                          "file" (a STOP, here or on the store), "signal" (to a rank) or "launcher"
+                          (which went away); else null.
   supervision.jsonl       what the supervisors of `addp launch` did: starts, faults, verdicts
   supervisor.key          by which supervisors know each other; readable by the owner only
   logs/HOST/rank-N.log    what a supervised rank printed
   stacks/                 where all ranks were when one of them hung
   failure.txt             why the supervisors gave up, with each rank's last error
-  STOP                    a user creates it to make the run save and stop
+  STOP                    a user creates it to make the run save and stop; an object of that name
+                          on the store that the run uploads to does the same
   lock, attempt           rank 0 holds the lock while the run lives; the name of the last attempt
   evaluation/step-N/      BENCHMARK.json for each benchmark, and its images
   samples/                generated images
@@ -47,15 +50,16 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, get_args
 
-from model.documents import parse_json, read_file
+from model.documents import parse_json, printable, read_file
 from model.errors import ConfigError, DataError
 from model.files import write_atomically
 from trainer import records
 
 Weights = Literal["raw", "ema"]  # the trained weights, or the moving average of them
 Format = Literal["native", "addp", "timm", "huggingface"]  # of an export
+StopKind = Literal["file", "signal", "launcher"]  # by what a run was asked to stop
 log = logging.getLogger(__name__)
 
 TARGETS = "targets.json"  # below evaluation/: metrics and what they must reach, for the report
@@ -64,6 +68,11 @@ TARGETS = "targets.json"  # below evaluation/: metrics and what they must reach,
 LOST_RANK = "another rank went away"
 DONE = "done.json"
 RUN = "run.json"
+STOP = "STOP"
+# Seconds after which NFS has let go of the locks of a host that died: Linux leases last 90.
+LOCK_LEASE = 120.0
+# The variable that names a folder of this machine, to which ranks write their heartbeats as well.
+NEAR_HEARTBEATS = "ADDP_HEARTBEATS"
 SUPERVISION = "supervision.jsonl"
 INCIDENTS = "incidents"  # a folder
 OLD_INCIDENTS = "incidents.jsonl"  # one file for all ranks, which earlier versions wrote
@@ -142,7 +151,7 @@ class RunFolder:
         self.network = self.path / "network.safetensors"
         self.ema = self.path / "network-ema.safetensors"
         self.exit = self.path / "exit.json"
-        self.stop = self.path / "STOP"
+        self.stop = self.path / STOP
         self.supervision = self.path / SUPERVISION
         self.logs = self.path / "logs"
         self.stacks = self.path / "stacks"
@@ -206,17 +215,19 @@ class RunFolder:
         """Return the file to which a rank writes its stacks when it is asked to, by SIGUSR2."""
         return self.stacks / f"rank-{rank:05d}.txt"
 
-    def write_exit(self, code: int, reason: str) -> None:
-        """Record how this attempt ends. code: an exit code."""
-        content = {"code": code, "reason": reason, "time": time.time()}
+    def write_exit(self, code: int, reason: str, stop: StopKind | None = None) -> None:
+        """Record how this attempt ends. code: an exit code. stop: how it was asked to stop."""
+        content = {"code": code, "reason": reason, "time": time.time(), "stop": stop}
         records.replace(self.exit, (json.dumps(content, indent=1) + "\n").encode())
 
     def read_exit(self) -> dict[str, Any] | None:
-        """Return how the last attempt ended: {"code", "reason", "time"}.
+        """Return how the last attempt ended: {"code", "reason", "time", "stop"}.
 
-        None where it was killed, where it still runs, and before the first one.
+        None where it was killed, where it still runs, and before the first one. Earlier versions
+        did not say how an attempt was asked to stop: then `stop` is None.
         """
-        return _read_json(self.exit, "code", int)
+        record = _read_json(self.exit, "code", int)
+        return record and {**record, "stop": _known_stop(record.get("stop"))}
 
     @property
     def is_locked(self) -> bool:
@@ -237,15 +248,18 @@ class RunFolder:
                 return (file.read().strip() or "another process") if taken else None
         return None
 
-    def lock(self, wait_seconds: float = 5.0) -> None:
+    def lock(self, wait_seconds: float = 5.0, foreign_seconds: float = 0.0) -> None:
         """Hold RUN/lock until this process ends, however it ends.
 
         wait_seconds: how long to wait for the lock; the ranks of a run that was just killed may
-        still be ending. Raises ConfigError where another process holds it for longer.
+        still be ending. foreign_seconds: the same where a process of another host holds it. That
+        host may have died, and NFS lets go of its locks only when its lease is over.
+
+        Raises ConfigError where another process holds it for longer.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         file = (self.path / "lock").open("a+")
-        deadline = time.monotonic() + wait_seconds
+        begun, said = time.monotonic(), False
         while True:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -256,9 +270,17 @@ class RunFolder:
                     log.warning("%s: %s; nothing keeps two runs apart", self.path, reason)
                     self.incident({"event": "not locked", "error": reason})
                     break
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    holder = file.read().strip() or "another process"
+                file.seek(0)
+                holder = printable(file.read(1000).strip()) or "another process"
+                of_this_host = holder.endswith(f" on {platform.node()}") or " on " not in holder
+                waits = wait_seconds if of_this_host else max(wait_seconds, foreign_seconds)
+                if waits > wait_seconds and not said:
+                    said = True
+                    records.say(
+                        f"{self.path} is locked by {holder}; waits up to {waits:g} s, in case that "
+                        "host has died"
+                    )
+                if time.monotonic() - begun > waits:
                     raise ConfigError(
                         f"{self.path} is in use by {holder}; wait for that run to end, or use "
                         "another run folder"
@@ -328,6 +350,10 @@ class RunFolder:
         ]
         if self.metrics.exists() or kept:
             records.replace(self.metrics, "".join(kept).encode())
+
+
+def _known_stop(value: object) -> StopKind | None:
+    return next((kind for kind in get_args(StopKind) if kind == value), None)
 
 
 def _read_json(path: Path, key: str, type_of_key: type) -> dict[str, Any] | None:

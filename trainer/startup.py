@@ -25,6 +25,7 @@ from trainer.checkpointing.expected import Expected, last_config
 from trainer.checkpointing.ownership import enter, new_identity
 from trainer.checkpointing.restore import Restored, has_checkpoints, restore
 from trainer.checkpointing.saver import Saver
+from trainer.checkpointing.stop_object import StopObject
 from trainer.checkpointing.upload import Uploader
 from trainer.config.changes import alike
 from trainer.config.schema import RunConfig
@@ -44,7 +45,7 @@ from trainer.prefetch import Prefetch
 from trainer.resilience.heartbeat import Heartbeat
 from trainer.resilience.stopping import StopRequest
 from trainer.resilience.threads import ThreadWatch
-from trainer.run_folder import RunFolder, replace_text, write_json
+from trainer.run_folder import LOCK_LEASE, RunFolder, replace_text, write_json
 from trainer.schedule import total_steps
 
 
@@ -55,7 +56,7 @@ def prepare(folder: RunFolder, collectives: Collectives) -> str:
 
     def first() -> str:
         try:
-            folder.lock()
+            folder.lock(foreign_seconds=LOCK_LEASE)
             folder.exit.unlink(missing_ok=True)
             attempt = uuid.uuid4().hex[:8]
             replace_text(folder.path / "attempt", attempt)
@@ -108,6 +109,7 @@ def set_up(
     attempt: str,
     heartbeat: Heartbeat,
     stop: StopRequest,
+    threads: ThreadWatch,
     device: torch.device,
     stack: ExitStack,
 ) -> Trainer:
@@ -131,7 +133,6 @@ def set_up(
         groups=objective.parameter_groups(),
     )
     stack.push(_closing_after_agreement(engine))
-    threads = stack.enter_context(ThreadWatch(folder))
 
     def say(line: str) -> None:
         if rank == 0:
@@ -151,6 +152,9 @@ def set_up(
     if owner:
         stack.callback(owner.release)
     uploader = Uploader(folder, config.checkpoint, owner.confirm) if owner else None
+    stop_object = StopObject(owner.store, stop) if owner else None
+    if stop_object:
+        stack.callback(stop_object.close)
     saver = Saver(
         folder, engine, collectives, config.checkpoint, attempt=attempt, uploader=uploader
     )
@@ -182,7 +186,7 @@ def set_up(
         )
     )
     if rank == 0:
-        describe_run(folder, config, collectives.world_size, operations)
+        describe_run(folder, config, collectives.world_size, operations, total)
     if uploader and restored.step < total:
         uploader.withdraw_end()
     if uploader and restored.step:  # the last start may not have brought it; no copy is sent twice
@@ -208,6 +212,7 @@ def set_up(
         restore=load,
         saver=saver,
         uploader=uploader,
+        stop_object=stop_object,
         metrics=metrics,
         heartbeat=heartbeat,
         stop=stop,
@@ -316,10 +321,10 @@ def take_up(
 
 
 def describe_run(
-    folder: RunFolder, config: RunConfig, world_size: int, operations: Operations
+    folder: RunFolder, config: RunConfig, world_size: int, operations: Operations, total: int
 ) -> None:
     """Rank 0: say what the run computes in, and write its resolved configuration and its
-    environment into the run folder."""
+    environment into the run folder. total: the steps of the whole run."""
     records.say(f"{config.run.name}: precision {config.precision}: {MODES[config.precision]}")
     resolved = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     records.replace(folder.path / "config.resolved.yaml", resolved.encode())
@@ -335,6 +340,7 @@ def describe_run(
         "versions": versions,
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu",
         "world_size": world_size,
+        "total_steps": total,
         "gflop_per_image": {k: v / 1e9 for k, v in operations._asdict().items()},
         "threads": torch.get_num_threads(),
     }

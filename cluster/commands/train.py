@@ -1,8 +1,7 @@
-"""`addp train`: start a training on this machine, or on several, and see it through."""
+"""`addp train`: start a training on this machine, and see it through."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,28 +14,14 @@ def train(
     arguments: RunArguments = None,
     config: ConfigFile = None,
     *,
-    processes: Annotated[
-        int | None,
-        processes_option("ranks on this machine (1 if not given); with --hostfile: on each host"),
-    ] = None,
-    hostfile: Annotated[
-        Path | None,
-        typer.Option(
-            help="several machines: a line `HOST slots=N` for each; see docs/several-machines.md"
-        ),
-    ] = None,
-    master_addr: Annotated[
-        str | None,
-        typer.Option(help="with --hostfile: the first host's address; asked of it if not given"),
-    ] = None,
-    check: Annotated[
-        bool,
-        typer.Option("--check", help="train nothing; check each host by a rank, print a table"),
-    ] = False,
+    processes: Annotated[int, processes_option("ranks on this machine")] = 1,
 ) -> None:
-    """Train on this machine, or on those of a hostfile, under the DeepSpeed launcher."""
+    """Train on this machine, under the DeepSpeed launcher.
+
+    `addp launch` trains on several machines, and goes on by itself after a fault.
+    """
     from cluster.launch import launch
-    from cluster.launch.hosts import choose_hosts, this_machine
+    from cluster.launch.hosts import this_machine
     from data_pipeline.storage.output import check_output
     from trainer.config.reading import load_config
     from trainer.distributed.world import refuse_tasks
@@ -50,17 +35,7 @@ def train(
             "name a run file, or a recipe: " + ", ".join(recipe_names()), param_hint="FILE"
         )
     settings = load_config(file, overrides)
-    words = ["--config", str(file.absolute()), *overrides]
-    if hostfile is None:
-        hosts = this_machine(processes or 1)
-    else:
-        hosts = choose_hosts(hostfile, 1 if check else processes, master_addr)
-    if check:
-        launch.check_hosts(words, hosts)
-        return
     check_output(settings.run)
-    check_ranks(settings.expect_ranks, hosts.ranks)
-    if hostfile is not None and settings.expect_ranks is None:
-        # The ranks then refuse to train where the launcher starts another number of them.
-        words.append(f"expect_ranks={hosts.ranks}")
-    launch.train(settings.run, words, hosts)
+    check_ranks(settings.expect_ranks, processes)
+    words = ["--config", str(file.absolute()), *overrides]
+    launch.train(settings.run, words, this_machine(processes))

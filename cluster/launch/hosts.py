@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,59 +17,93 @@ from model.errors import ConfigError
 
 _LINE = re.compile(r"(\S+)\s+slots=(\S+)")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+_ADDRESS = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:_-]*")
 
 
 @dataclass(frozen=True)
 class Hosts:
     """The machines of a launch.
 
-    slots: how many ranks each host has room for, in the order of the hostfile.
-    ranks_per_host: how many ranks each host gets; None: as many as it has slots.
-    hostfile: the file that lists the hosts; None for this machine alone.
-    address: the first host's address, as the other hosts reach it; None: the launcher asks it.
+    slots: how many processes each host gets, by its name, in order. The first host is where they
+    meet.
+    address: the first host's address, as the other hosts reach it; None: its name is its address.
     """
 
     slots: dict[str, int]
-    ranks_per_host: int | None = None
-    hostfile: Path | None = None
     address: str | None = None
 
     @property
-    def ranks(self) -> int:
-        """The number of ranks on all hosts together."""
-        if self.ranks_per_host is not None:
-            return self.ranks_per_host * len(self.slots)
+    def names(self) -> list[str]:
+        """The hosts' names."""
+        return list(self.slots)
+
+    @property
+    def processes(self) -> int:
+        """The number of processes on all hosts together."""
         return sum(self.slots.values())
+
+    @property
+    def meeting_address(self) -> str:
+        """The address of the first host, where the processes meet."""
+        if self.address is not None:
+            return self.address
+        return "127.0.0.1" if self.is_this_machine else self.names[0]
 
     @property
     def is_this_machine(self) -> bool:
         """Whether this machine is the only host, so that nothing goes over ssh."""
         name = platform.node()
         here = {"localhost", "127.0.0.1", name, name.partition(".")[0]}
-        return len(self.slots) == 1 and next(iter(self.slots)) in here
+        return len(self.slots) == 1 and self.names[0] in here
+
+    def with_processes(self, each: int) -> Hosts:
+        """Return the same hosts with that many processes on each."""
+        return Hosts(dict.fromkeys(self.slots, each), self.address)
+
+    def among(self, names: Collection[str]) -> Hosts:
+        """Return those hosts that have one of these names, in their order.
+
+        The address belongs to the first host, and is left out where that is not among them.
+        """
+        slots = {name: count for name, count in self.slots.items() if name in names}
+        return Hosts(slots, self.address if self.names[0] in slots else None)
 
 
-def this_machine(ranks: int) -> Hosts:
-    """Return the hosts of a launch that starts that many ranks on this machine alone."""
-    return Hosts({"localhost": ranks})
+def this_machine(processes: int) -> Hosts:
+    """Return the hosts of a launch that starts that many processes on this machine alone."""
+    return Hosts({"localhost": processes})
 
 
-def choose_hosts(hostfile: Path, ranks_per_host: int | None, address: str | None) -> Hosts:
-    """Return the hosts of a hostfile. The arguments are the fields of `Hosts`.
+def unnamed(count: int, processes: int) -> Hosts:
+    """Return that many hosts that a scheduler chooses, with that many processes on each."""
+    return Hosts({f"node-{index}": processes for index in range(count)})
 
-    Raises ConfigError for a bad line in the hostfile, for a host with fewer slots than ranks, and
-    for something that is no address.
+
+def choose_hosts(hostfile: Path, processes: int | None, address: str | None) -> Hosts:
+    """Return the hosts of a hostfile.
+
+    processes: on each host; None: as many as it has slots.
+    address: the first host's address, as the other hosts reach it; None: its name is its address.
+
+    Raises ConfigError for a bad line in the hostfile, for a host with fewer slots than processes,
+    and for something that is no address.
     """
     slots = read_hostfile(hostfile)
-    each = ranks_per_host or 0
+    each = processes or 0
     few = [f"{host} has {count}" for host, count in slots.items() if count < each]
     if few:
         raise ConfigError(
             f"{each} ranks a host are more than the slots in {hostfile}: {', '.join(few)}"
         )
-    if address is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.:_-]*", address):
+    hosts = Hosts(slots, checked_address(address))
+    return hosts if processes is None else hosts.with_processes(processes)
+
+
+def checked_address(address: str | None) -> str | None:
+    """Return an address as it was given. Raises ConfigError where it is none."""
+    if address is not None and not _ADDRESS.fullmatch(address):
         raise ConfigError(f"--master-addr {address!r} is no address")
-    return Hosts(slots, ranks_per_host, hostfile, address)
+    return address
 
 
 def read_hostfile(path: Path) -> dict[str, int]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.launch.backend import LaunchRequest
-from cluster.launch.backends import BACKENDS, usual_backend
+from cluster.launch.backend import HERE, LaunchRequest
+from cluster.launch.backends import BACKENDS
+from cluster.launch.files import written
 from cluster.launch.hosts import Hosts
 from cluster.launch.postmortem import explain, last_words
 from cluster.launch.process_group import Ended, run_group
-from model.errors import ADDPError
-from trainer.run_folder import EXIT_CONFIG, OWN_CODES, RunFolder
+from model.errors import ADDPError, ConfigError
+from trainer.run_folder import OWN_CODES, RunFolder
 
 
 class RunFailed(ADDPError):
@@ -19,35 +20,25 @@ class RunFailed(ADDPError):
 
 
 def start(
-    request: LaunchRequest, *, backend: str | None = None, stdout: int | None = None
+    request: LaunchRequest, *, backend: str = "deepspeed", stdout: int | None = None
 ) -> Ended:
-    """Start the ranks of a request, wait for their end, and leave no process behind.
+    """Start the processes of a request, wait for their end, and leave no process behind.
 
-    backend: a name in BACKENDS; None: the usual one for the hosts.
+    backend: a name in BACKENDS.
     stdout: a file descriptor in place of ours.
 
-    Raises ADDPError where the backend cannot start them from here.
+    Raises ADDPError where the backend cannot start them all from here.
     """
-    chosen = BACKENDS[backend or usual_backend(request.hosts)]
+    chosen = BACKENDS[backend]
     chosen.check(request)
-    return run_group(chosen.command(request), stdout)
+    plan = chosen.plan(request)
+    if [command.where for command in plan.commands] != [HERE] or not plan.waits:
+        raise ConfigError(f"the backend {backend} does not start and wait for all from here")
+    with written(plan.files):
+        return run_group(plan.commands[0], stdout)
 
 
-def check_hosts(arguments: Sequence[str], hosts: Hosts, *, backend: str | None = None) -> None:
-    """Run the checks of `trainer.preflight.hosts` where a training would run.
-
-    Raises RunFailed with exit code 78 where they find something, and what `start` raises.
-    """
-    request = LaunchRequest("trainer.preflight.hosts", arguments, hosts)
-    if start(request, backend=backend).code:
-        error = RunFailed(
-            "these machines cannot train this configuration yet; the reason stands above"
-        )
-        error.exit_code = EXIT_CONFIG
-        raise error
-
-
-def train(run: Path, arguments: Sequence[str], hosts: Hosts, *, backend: str | None = None) -> bool:
+def train(run: Path, arguments: Sequence[str], hosts: Hosts, *, backend: str = "deepspeed") -> bool:
     """Start `trainer.pretrain` and wait for its end.
 
     run: the run folder, which the arguments name as well. Only what this attempt writes there

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
-from cluster.launch.backend import LaunchCommand
+from cluster.launch.backend import PlannedCommand
 
 _GRACE_SECONDS = 60  # for ranks to save, once they were asked to stop
 _LOOK_SECONDS = 0.5  # between two looks at the command
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: not in a child that shares our memory
 
 
 class Ended(NamedTuple):
@@ -27,14 +31,26 @@ class Ended(NamedTuple):
     signalled: bool
 
 
-def run_group(command: LaunchCommand, stdout: int | None = None) -> Ended:
+def run_group(
+    command: PlannedCommand,
+    stdout: int | None = None,
+    *,
+    ask: Callable[[int], bool] | None = None,
+    asked: Callable[[], bool] = lambda: False,
+    grace: float = _GRACE_SECONDS,
+) -> Ended:
     """Run a command in a process group of its own, and take the whole group down with us.
 
     Launchers may leave their ranks behind when they are signalled themselves, as DeepSpeed's does.
     The group reaches those ranks too. It is asked to stop with the first signal that we get, and
-    killed if it has not ended 60 s later.
+    killed if it has not ended when the grace is over. If we are killed, the command is asked to
+    stop by the kernel.
 
     stdout: a file descriptor in place of ours.
+    ask: asks what runs to stop, instead of a signal to the group. It is given the command's process
+    id, and returns whether it could.
+    asked: says whether somebody asked us to stop before we were called.
+    grace: seconds for ranks to save, once they were asked to stop.
     """
     group: list[int] = []
     stopped_at: list[float] = []
@@ -42,32 +58,46 @@ def run_group(command: LaunchCommand, stdout: int | None = None) -> Ended:
     def forward(number: int, _: object) -> None:
         stopped_at.append(time.monotonic())
         for pid in group:
-            # Launchers know no SIGUSR1: it would end them, and their ranks would run on.
-            _signal_group(pid, signal.SIGTERM if number == signal.SIGUSR1 else number)
+            if ask is None or not ask(pid):
+                # Launchers know no SIGUSR1: it would end them, and their ranks would run on.
+                _signal_group(pid, signal.SIGTERM if number == signal.SIGUSR1 else number)
 
     # Before the start: a signal in between would otherwise end us and leave the group behind.
-    previous = {number: signal.signal(number, forward) for number in _FORWARDED}
+    previous = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        process = subprocess.Popen(
-            list(command.words),
-            start_new_session=True,
-            env={**os.environ, **command.environment},
-            stdout=stdout,
-        )
+        process = _start(command, stdout)
         group.append(process.pid)
-        if stopped_at:
-            _signal_group(process.pid, signal.SIGTERM)
+        if stopped_at or asked():
+            forward(signal.SIGTERM, None)
         while True:
             try:
                 return Ended(process.wait(timeout=_LOOK_SECONDS), bool(stopped_at))
             except subprocess.TimeoutExpired:
-                if stopped_at and time.monotonic() - stopped_at[0] > _GRACE_SECONDS:
+                if stopped_at and time.monotonic() - stopped_at[0] > grace:
                     _signal_group(process.pid, signal.SIGKILL)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         for pid in group:
-            _end_group(pid)
+            _end_group(pid, grace)
+
+
+def _start(command: PlannedCommand, stdout: int | None) -> subprocess.Popen[bytes]:
+    """Start a command that gets SIGTERM where this process is killed and can ask it no more."""
+    parent = os.getpid()
+
+    def ask_when_we_are_gone() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # we were gone before
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return subprocess.Popen(
+        list(command.words),
+        start_new_session=True,
+        env={**os.environ, **command.environment},
+        stdout=stdout,
+        preexec_fn=ask_when_we_are_gone,
+    )
 
 
 def _signal_group(group: int, number: int) -> bool:
@@ -79,9 +109,9 @@ def _signal_group(group: int, number: int) -> bool:
     return True
 
 
-def _end_group(group: int) -> None:
+def _end_group(group: int, grace: float) -> None:
     """End the ranks that outlived their launcher: ask once, wait, and kill what is left."""
-    deadline = time.monotonic() + _GRACE_SECONDS
+    deadline = time.monotonic() + grace
     number: int = signal.SIGTERM
     while _signal_group(group, number) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.launch.backend import LaunchRequest
-from cluster.launch.backends.local import LocalBackend
+from cluster.launch.backends.deepspeed import DeepSpeedBackend
 from cluster.launch.hosts import this_machine
 from tests.warm import warm_python
 
@@ -35,7 +35,7 @@ SMALL = (
 def launcher_command(ranks: int, module: str, arguments: Sequence[str]) -> list[str]:
     """The words that start a module on this machine, as `addp train` would."""
     request = LaunchRequest(module, arguments, this_machine(ranks))
-    return list(LocalBackend().command(request).words)
+    return list(DeepSpeedBackend().plan(request).commands[0].words)
 
 
 def warm_launcher(processes: int, module: str, arguments: Sequence[str]) -> list[str]:

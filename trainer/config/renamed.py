@@ -22,6 +22,14 @@ KEYS = {
     "health.rewinds": "health.max_rewinds",
 }
 OPTIONS = {"--pictures": "--images", "--train-pictures": "--train-images"}
+# Options that belong to another command now, by the command that had them.
+MOVED_OPTIONS = {
+    "train": {
+        "--hostfile": "`addp launch FILE --hostfile HOSTS`",
+        "--master-addr": "`addp launch FILE --hostfile HOSTS --master-addr ADDRESS`",
+        "--check": "`addp doctor FILE --hostfile HOSTS`",
+    }
+}
 # In a result of an evaluation: its settings, the locations of its data, and its metrics.
 RESULT_KEYS = {
     "pictures": "images",
@@ -31,15 +39,19 @@ RESULT_KEYS = {
 
 
 class RenamedOption(ADDPError):
-    """An option of the command line that has another name now."""
+    """An option of the command line that has another name now, or belongs to another command."""
 
     exit_code = 2  # wrong usage, as for an option that does not exist
 
 
 def refuse_old_options(arguments: Sequence[str]) -> None:
     """Raise RenamedOption for the first old option among the words of a command line."""
+    command = arguments[0] if arguments else ""
+    moved = MOVED_OPTIONS.get(command, {})
     for argument in arguments:
         option = argument.partition("=")[0]
+        if option in moved:
+            raise RenamedOption(f"`addp {command}` has no {option} any more; use {moved[option]}")
         if option in OPTIONS:
             raise RenamedOption(f"{option} is called {OPTIONS[option]} now")
 

@@ -15,6 +15,10 @@ _NAMES = re.compile(  # storage, proxies, networks between GPUs and between CPUs
     r"|SHARED_CREDENTIALS_FILE|ROLE_ARN|WEB_IDENTITY_TOKEN_FILE|MAX_ATTEMPTS|RETRY_MODE)"
     r"|(HTTPS?|NO|ALL)_PROXY|(https?|no|all)_proxy|((TORCH_)?NCCL|GLOO|TP|UCX|FI)_[A-Z0-9_]+"
 )
+_PROGRAM = re.compile(  # how the program itself runs
+    r"PYTHON[A-Z]*|LD_LIBRARY_PATH|CUDA_DEVICE_ORDER|DS_ACCELERATOR|(OMP|MKL|TORCH|PYTORCH|ADDP)_[A-Z0-9_]+"
+)
+_CALL = "ADDP_PROGRAM"  # what the user typed
 _OWN = re.compile(r".*(IFNAME|HCA|FILE|DEVICES?|HOSTID)")  # may well differ between hosts
 
 
@@ -24,6 +28,12 @@ class Settings(NamedTuple):
 
     host: str
     names: dict[str, str]
+
+
+def needed_names(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the names of the variables that a run needs on all hosts as it has them here."""
+    wanted = (name for name in environment if _NAMES.fullmatch(name) or _PROGRAM.fullmatch(name))
+    return sorted(name for name in wanted if name != _CALL)
 
 
 def settings(host: str, environment: Mapping[str, str] = os.environ) -> Settings:

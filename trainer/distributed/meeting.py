@@ -28,14 +28,19 @@ class NotMet(ADDPError):
 
 
 def join_ranks(
-    timeout: float = LONG, backend: str = "gloo", device: torch.device | None = None
+    timeout: float = LONG,
+    backend: str = "gloo",
+    device: torch.device | None = None,
+    store: Store | None = None,
 ) -> World:
     """Meet the other ranks that a launcher, Slurm or MPI has started; a lone process is a world of
     its own.
 
     timeout: seconds that an exchange may take, in every group that is made from now on. DeepSpeed
     names none for the groups that it makes, which would have PyTorch's half an hour. device: this
-    rank's GPU. Raises ConfigError as `take_world` does, and NotMet.
+    rank's GPU. store: where they have met already, if they have.
+
+    Raises ConfigError as `take_world` does, and NotMet.
     """
     world = take_world()
     if dist.is_initialized():
@@ -44,7 +49,7 @@ def join_ranks(
     for name in ("default_pg_timeout", "default_pg_nccl_timeout"):
         setattr(distributed_c10d, name, limit)
     try:
-        store = _meet(world, min(timeout, _MEETING))
+        store = _meet(world, min(timeout, _MEETING)) if store is None else store
         store.set_timeout(limit)
         dist.init_process_group(
             backend,
@@ -86,4 +91,4 @@ def _compare(store: Store, world: World) -> None:
     for line in differences(
         [Settings(*json.loads(store.get(str(rank)))) for rank in range(world.size)]
     ):
-        records.say(f"environment: {line}. Launchers pass on little: see docs/several-machines.md")
+        records.say(f"environment: {line}. Launchers pass on little: see docs/operations.md")

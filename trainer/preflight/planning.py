@@ -22,9 +22,10 @@ from trainer import costs
 from trainer.config.arguments import configured
 from trainer.config.options import AsJson, ConfigFile, RunArguments, from_models, gpus_option
 from trainer.config.reading import load_config
-from trainer.config.schema import YEAR, RunConfig
+from trainer.config.schema import MOST_STEPS, YEAR, RunConfig
 from trainer.engine.precision import MODES
 from trainer.objectives.initial_weights import check_initial_weights, initial_weights
+from trainer.preflight import reliability
 from trainer.schedule import accumulation_steps, possible_world_sizes, total_steps
 
 _IMAGENET = 1_281_167
@@ -58,6 +59,29 @@ class Assumptions(Settings):
         description="seconds that a preempted job has between the signal and the kill",
     )
 
+    mttf: float = Field(
+        round(reliability.MEAN_GPU_HOURS),
+        ge=1e-3,
+        le=1e12,
+        description="GPU hours to a failure, on average; as published, 7.9 h at 1,024 GPUs",
+    )
+    detect: float = Field(
+        30.0, ge=0, le=YEAR, description="seconds until a failure is noticed, on average"
+    )
+    restart: float = Field(
+        120.0,
+        ge=0,
+        le=YEAR,
+        description="seconds from then to the next new step: start, restore, first step",
+    )
+    copy_rate: float = Field(
+        10.0,
+        ge=0.001,
+        le=1e6,
+        description="GB/s at which a rank copies its part of a checkpoint to host memory; training "
+        "waits for it",
+    )
+
     @property
     def peak(self) -> float:
         """Operations a second of the device. Raises ConfigError for a device that is not known."""
@@ -84,10 +108,12 @@ def main(
     as_json: AsJson = False,
 ) -> None:
     """Say what a run will take: batch arithmetic, parameters, memory in each ZeRO stage, days,
-    checkpoints. Without a run file, it plans a run with the defaults.
+    checkpoints, and the time that failures cost. Without a run file, it plans a run with the
+    defaults.
 
     Memory and days are estimates: memory counts the training's own tensors, and days assume the
-    share of the GPU's peak that --mfu states.
+    share of the GPU's peak that --mfu states. ETTR is the share of the time in steps that count,
+    where GPUs fail as --mttf says, at random; `checkpoint.every` is proposed for most of it.
     """
     file, overrides = configured(config, arguments)
     plan = make_plan(file, overrides, gpus or [], assumptions)
@@ -132,6 +158,14 @@ def make_plan(
                 "memory_gib": _memory(config, world),
                 "save_seconds": save,
                 "saves_within_grace": save < assumptions.grace,
+                "reliability": _reliability(
+                    config,
+                    assumptions,
+                    gpus=world,
+                    step_seconds=config.batch.global_batch * operations.total / rate,
+                    share=size / world,
+                    steps=steps,
+                ),
             }
         )
     return {
@@ -154,8 +188,60 @@ def make_plan(
         "checkpoint_gib": size / _GIB,
         "checkpoints_gib": size / _GIB * config.checkpoint.keep,
         "grace": assumptions.grace,
+        "mttf_gpu_hours": assumptions.mttf,
+        "detect_seconds": assumptions.detect,
+        "restart_seconds": assumptions.restart,
+        "checkpoint_every": config.checkpoint.every,
         "worlds": worlds,
     }
+
+
+def _reliability(
+    config: RunConfig,
+    assumptions: Assumptions,
+    *,
+    gpus: int,
+    step_seconds: float,
+    share: float,
+    steps: int,
+) -> dict[str, Any]:
+    """Return how often a run on so many GPUs fails, what that costs, and which `checkpoint.every`
+    costs least.
+
+    share: bytes of a checkpoint that one rank writes. A checkpoint is never proposed more often
+    than its files can be written.
+    """
+    write = share / (assumptions.write * 1e9)
+    asynchronous = config.checkpoint.asynchronous
+    failures = reliability.Failures(
+        failure=reliability.mean_time_to_failure(assumptions.mttf, gpus),
+        stall=share / (assumptions.copy_rate * 1e9) if asynchronous else write,
+        commit=write if asynchronous else 0.0,
+        down=assumptions.detect + assumptions.restart,
+    )
+    interval = max(reliability.best_interval(failures), failures.commit)
+    every = _round_number(min(max(1.0, interval / step_seconds), steps, MOST_STEPS))
+    lost = reliability.waste(every * step_seconds, failures)
+    return {
+        "hours_to_failure": failures.failure / 3600,
+        "failures": steps * step_seconds / failures.failure,
+        "step_seconds": step_seconds,
+        "stall_seconds": failures.stall,
+        "commit_seconds": failures.commit,
+        "best_interval_seconds": interval,
+        "every": every,
+        "ettr": reliability.training_ratio(every * step_seconds, failures),
+        "ettr_as_configured": reliability.training_ratio(
+            config.checkpoint.every * step_seconds, failures
+        ),
+        "waste": lost._asdict(),
+    }
+
+
+def _round_number(steps: float) -> int:
+    """Return a number of steps with two digits that count."""
+    size = 10 ** max(0, math.floor(math.log10(steps)) - 1)
+    return max(1, round(steps / size) * size)
 
 
 def _memory(config: RunConfig, world: int) -> dict[str, dict[str, float]]:
@@ -240,6 +326,49 @@ def _show(plan: dict[str, Any]) -> None:
         "a GPU: weights, gradients, optimizer, frozen networks, activations of a micro batch "
         "(estimates; offload not counted). save: of one rank's share."
     )
+    _show_failures(plan, console)
+
+
+def _show_failures(plan: dict[str, Any], console: Console) -> None:
+    """Print what failures cost, on each number of GPUs."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    every = plan["checkpoint_every"]
+    for column in (
+        "GPUs",
+        "failure every",
+        "checkpoint.every",
+        "ETTR",
+        f"with {every}",
+        "saves",
+        "redone",
+        "down",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
+    for world in plan["worlds"]:
+        found = world["reliability"]
+        table.add_row(
+            str(world["gpus"]),
+            _hours(found["hours_to_failure"]),
+            f"{found['every']:,} ({_hours(found['every'] * found['step_seconds'] / 3600)})",
+            f"{found['ettr']:.2%}",
+            f"{found['ettr_as_configured']:.2%}",
+            *(f"{share:.2%}" for share in found["waste"].values()),
+        )
+    console.print()
+    console.print(table)
+    console.print(
+        f"ETTR: the share of the time in steps that count, at {plan['mttf_gpu_hours']:,.0f} GPU "
+        f"hours to a failure, {plan['detect_seconds']:g} s to notice it and "
+        f"{plan['restart_seconds']:g} s to the next new step; with the proposed checkpoint.every, "
+        f"and with the configured {every}. It is lost to waiting for saves, to work that is redone "
+        "after a failure, and while the run is down."
+    )
+
+
+def _hours(hours: float) -> str:
+    if hours >= 48:
+        return f"{hours / 24:,.1f} d"
+    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
 
 
 if __name__ == "__main__":

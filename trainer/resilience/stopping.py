@@ -7,18 +7,36 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from model.errors import ADDPError
-from trainer.run_folder import EXIT_PREEMPTED, RunFolder
+from trainer.run_folder import EXIT_PREEMPTED, RunFolder, StopKind
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _PAUSE = 1.0  # seconds between looks at the STOP file and the launcher
+# Words in the command line of a launcher. A supervisor watches its own launcher itself.
+_SUPERVISOR = b"cluster.supervise"
+_LAUNCHERS = (b"deepspeed.launcher.launch", b"torch.distributed", b"torchrun", _SUPERVISOR)
+# What a user wants counts more than what a machine does.
+_ORDER: tuple[StopKind, ...] = ("file", "signal", "launcher")
+
+
+class StopCause(NamedTuple):
+    """Why a rank is asked to stop. kind: `file` is a STOP in the run folder or on the store."""
+
+    kind: StopKind
+    reason: str
 
 
 class Preempted(ADDPError):
-    """The run was asked to stop, and has saved. It is to be started again."""
+    """The run was asked to stop, and has saved. It is to be started again. stop: how it was asked,
+    where that is known."""
 
     exit_code = EXIT_PREEMPTED
+
+    def __init__(self, message: str, stop: StopKind | None = None) -> None:
+        super().__init__(message)
+        self.stop = stop
 
 
 class StopRequest:
@@ -32,25 +50,34 @@ class StopRequest:
         self._file = folder.stop
         # Hosts of other ranks may still see a file that is gone.
         self._looks = os.environ.get("RANK", "0") == "0"
-        self._reason: str | None = None
+        self._cause: StopCause | None = None
         self._launcher = _launcher_chain()
         self._looked = 0.0
         for number in _SIGNALS:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, _: object) -> None:
-        self._reason = self._reason or signal.Signals(number).name
+        self.ask(StopCause("signal", signal.Signals(number).name))
 
-    def reason(self) -> str | None:
+    def ask(self, cause: StopCause) -> None:
+        """Ask the run to stop. The first cause counts. Any thread may call it."""
+        self._cause = self._cause or cause
+
+    def cause(self) -> StopCause | None:
         """Why this rank should stop; None where it should not. Cheap enough for every step."""
         now = time.monotonic()
-        if self._reason is None and now - self._looked > _PAUSE:
+        if self._cause is None and now - self._looked > _PAUSE:
             self._looked = now
             if self._looks and os.path.exists(self._file):  # noqa: PTH110 - False where it cannot be looked at
-                self._reason = f"{self._file} exists"
+                self.ask(StopCause("file", f"{self._file} exists"))
             elif any(_parent(pid) != parent for pid, parent in self._launcher):
-                self._reason = "the launcher went away"
-        return self._reason
+                self.ask(StopCause("launcher", "the launcher went away"))
+        return self._cause
+
+
+def first_cause(causes: list[StopCause]) -> StopCause:
+    """Return the cause that counts, of those that several ranks have noticed, in their order."""
+    return min(causes, key=lambda cause: _ORDER.index(cause.kind))
 
 
 def _parent(pid: int) -> int | None:
@@ -77,11 +104,10 @@ def _launcher_chain() -> list[tuple[int, int | None]]:
             command = Path(f"/proc/{parent}/cmdline").read_bytes()
         except OSError:
             break
-        if not any(
-            word in command
-            for word in (b"deepspeed.launcher.launch", b"torch.distributed", b"torchrun")
-        ):
+        if not any(word in command for word in _LAUNCHERS):
             break
         assert parent is not None
         pid = parent
+        if _SUPERVISOR in command:
+            return chain
     return chain if len(chain) > 1 else []

@@ -12,8 +12,9 @@ from model.errors import ADDPError
 from trainer import records
 from trainer.run_folder import RunFolder
 
-# Without them no copy is uploaded, others take the store over, and a hang lasts for ever.
-NEEDED = ("upload", "claim", "watchdog")
+# Without them no copy is uploaded, others take the store over, a hang lasts for ever, and whoever
+# watches the run takes a rank for one that hangs.
+NEEDED = ("upload", "claim", "watchdog", "heartbeat")
 
 
 class ThreadWatch:

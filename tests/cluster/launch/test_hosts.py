@@ -5,13 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from cluster import cli
-from cluster.launch.backend import LaunchRequest
-from cluster.launch.backends import BACKENDS, usual_backend
-from cluster.launch.backends.hostfile import HostfileBackend
-from cluster.launch.hosts import Hosts, choose_hosts, read_hostfile, this_machine
+from cluster.launch.hosts import Hosts, choose_hosts, read_hostfile, this_machine, unnamed
 from model.errors import ConfigError
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import run_world
@@ -39,56 +34,36 @@ from tests.trainer.worlds import run_world
 def test_a_bad_hostfile_is_refused_with_its_line(
     text: str | None, words: str, tmp_path: Path
 ) -> None:
-    """By `addp train`, before any launcher sees it."""
-    hostfile, config = tmp_path / "hosts", tmp_path / "run.yaml"
-    config.write_text("{}")
+    """Before any launcher sees it."""
+    hostfile = tmp_path / "hosts"
     if text is not None:
         hostfile.write_text(text)
-    result = CliRunner().invoke(
-        cli.app, ["train", str(config), f"run={tmp_path}", "--hostfile", str(hostfile)]
-    )
-    assert isinstance(result.exception, ConfigError) and words in str(result.exception)
-    assert str(hostfile) in str(result.exception)
+    with pytest.raises(ConfigError) as caught:
+        read_hostfile(hostfile)
+    assert words in str(caught.value) and str(hostfile) in str(caught.value)
 
 
-def test_ranks_of_a_hostfile(tmp_path: Path) -> None:
+def test_processes_of_a_hostfile(tmp_path: Path) -> None:
     hostfile = tmp_path / "hosts"
     hostfile.write_text("# ours\nnode-1.example slots=8\n  node_2 slots=4  \n")
     assert read_hostfile(hostfile) == {"node-1.example": 8, "node_2": 4}
-    assert choose_hosts(hostfile, None, None).ranks == 12
+    assert choose_hosts(hostfile, None, None).processes == 12
     hosts = choose_hosts(hostfile, 4, "10.0.0.1")
-    arguments = ["data.mixture={a:1,b:2}", "data.tokens=/with space", "run=/a $b `c`\\d"]
-    request = LaunchRequest("trainer.pretrain", arguments, hosts, 29500)
-    assert usual_backend(hosts) == "hostfile"
-    command = list(HostfileBackend().command(request).words)
-    assert command[command.index("--master_port") + 1] == "29500"
-    assert command[command.index("--master_addr") + 1] == "10.0.0.1"
-    assert (
-        hosts.ranks == 8
-        and command[command.index("--num_gpus") + 1] == "4"
-        and "--force_multi" in command
-    )
-    assert command[-3:-1] == [
-        "'data.mixture={a:1,b:2}'",
-        "data.tokens=/with space",
-    ]  # for the shell on the other side
-    assert command[-1] == "run=/a \\$b \\`c\\`\\\\d"  # the launcher puts double quotes round it
+    assert hosts.processes == 8 and hosts.meeting_address == "10.0.0.1"
     with pytest.raises(ConfigError, match="node_2 has 4"):
         choose_hosts(hostfile, 5, None)
     with pytest.raises(ConfigError, match="is no address"):
         choose_hosts(hostfile, None, "-x")
-    here = Hosts({"localhost": 2}, None, hostfile)
-    assert usual_backend(here) == usual_backend(this_machine(2)) == "local"
-    assert str(hostfile) not in BACKENDS["local"].command(LaunchRequest("m", [], here)).words
 
 
-def test_a_backend_refuses_hosts_that_are_not_for_it(tmp_path: Path) -> None:
-    (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
-    several = LaunchRequest("m", [], choose_hosts(tmp_path / "hosts", None, None))
-    with pytest.raises(ConfigError, match="on this machine only, not on node1, node2"):
-        BACKENDS["local"].check(several)
-    with pytest.raises(ConfigError, match="needs a hostfile"):
-        BACKENDS["hostfile"].check(LaunchRequest("m", [], this_machine(2)))
+def test_the_address_belongs_to_the_first_host() -> None:
+    hosts = Hosts({"a": 8, "b": 8, "c": 4}, "10.0.0.1")
+    assert hosts.among(["c", "a"]) == Hosts({"a": 8, "c": 4}, "10.0.0.1")
+    assert hosts.among(["c", "b"]) == Hosts({"b": 8, "c": 4})
+    assert hosts.among(["c", "b"]).meeting_address == "b"
+    assert hosts.with_processes(1).processes == 3
+    assert this_machine(2).is_this_machine and this_machine(2).meeting_address == "127.0.0.1"
+    assert not unnamed(2, 1).is_this_machine and unnamed(3, 2).processes == 6
 
 
 def test_another_number_of_ranks_than_expected_is_refused(tokens: Path, tmp_path: Path) -> None:
@@ -102,32 +77,3 @@ def test_another_number_of_ranks_than_expected_is_refused(tokens: Path, tmp_path
         and "go on" not in output
     )
     assert not (tmp_path / "run").exists()
-
-
-def test_a_hostfile_with_other_ranks_than_the_run_file_expects_starts_nothing(
-    tmp_path: Path,
-) -> None:
-    hostfile, config = tmp_path / "hosts", tmp_path / "run.yaml"
-    config.write_text("expect_ranks: 16\n")
-    hostfile.write_text("node1 slots=8\n")
-    result = CliRunner().invoke(
-        cli.app, ["train", str(config), f"run={tmp_path}", "--hostfile", str(hostfile)]
-    )
-    assert isinstance(result.exception, ConfigError), result.output
-    assert "expect_ranks = 16, but the launcher starts 8" in str(result.exception)
-
-
-def test_secrets_do_not_go_through_the_launcher(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
-    harmless = "AWS_PROFILE=x\nAWS_WEB_IDENTITY_TOKEN_FILE=/run/token\nNCCL_SOCKET_IFNAME=ib0\nNO_PROXY=http://a:80/@b\n"
-    secret = "AWS_SECRET_ACCESS_KEY=very-secret\nSTORAGE_KEY=very-secret\nHTTPS_PROXY=http://me:very-secret@proxy\n"
-    (tmp_path / ".deepspeed_env").write_text(harmless + secret)
-    hosts = choose_hosts(tmp_path / "hosts", None, None)
-    with pytest.raises(
-        ConfigError, match="holds AWS_SECRET_ACCESS_KEY, STORAGE_KEY, HTTPS_PROXY, "
-    ) as caught:
-        HostfileBackend().check(LaunchRequest("m", [], hosts))
-    assert "very-secret" not in str(caught.value)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch.backend import LaunchCommand, LaunchRequest
+from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand
 from cluster.launch.backends import BACKENDS
 from cluster.launch.hosts import this_machine
 from cluster.launch.launch import RunFailed, train
@@ -33,12 +33,12 @@ class Running:
     def check(self, request: LaunchRequest) -> None:
         pass
 
-    def command(self, request: LaunchRequest) -> LaunchCommand:
-        return python(self.code)
+    def plan(self, request: LaunchRequest) -> LaunchPlan:
+        return LaunchPlan([python(self.code)])
 
 
-def python(code: str) -> LaunchCommand:
-    return LaunchCommand([sys.executable, "-c", code])
+def python(code: str) -> PlannedCommand:
+    return PlannedCommand([sys.executable, "-c", code])
 
 
 def train_by(backend: Running, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,9 +73,9 @@ def test_a_signal_that_comes_too_late_is_not_forgotten() -> None:
 def test_a_signal_reaches_the_whole_group(number: int, tmp_path: Path) -> None:
     sleeping = CHILD + "; time.sleep(600)"
     code = (
-        "import sys; from cluster.launch.backend import LaunchCommand; "
+        "import sys; from cluster.launch.backend import PlannedCommand; "
         "from cluster.launch.process_group import run_group; "
-        f"run_group(LaunchCommand([sys.executable, '-c', {sleeping!r}]))"
+        f"run_group(PlannedCommand([sys.executable, '-c', {sleeping!r}]))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.launch.backend import LaunchCommand, LaunchRequest
+from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand
 from cluster.launch.backends import BACKENDS
 from cluster.launch.hosts import this_machine
 from cluster.launch.launch import train
@@ -34,10 +34,10 @@ class ToyBackend:
         if not request.hosts.is_this_machine:
             raise ConfigError("the toy backend starts ranks on this machine only")
 
-    def command(self, request: LaunchRequest) -> LaunchCommand:
-        starter = [sys.executable, "-c", STARTER, str(request.hosts.ranks), str(request.port)]
+    def plan(self, request: LaunchRequest) -> LaunchPlan:
+        starter = [sys.executable, "-c", STARTER, str(request.hosts.processes), str(request.port)]
         rank = [sys.executable, "-m", request.module, *request.arguments]
-        return LaunchCommand([*starter, *rank], {"DS_ACCELERATOR": "cpu"})
+        return LaunchPlan([PlannedCommand([*starter, *rank], {"DS_ACCELERATOR": "cpu"})])
 
 
 def test_a_toy_backend_trains_on_two_ranks(

@@ -77,4 +77,4 @@ def test_said_as_soon_as_the_ranks_meet(tmp_path: Path, monkeypatch: pytest.Monk
         "(" in output
     )
     assert "environment: NCCL_IB_DISABLE is set to another value on rank 1 (" in output, output
-    assert output.count("environment: ") == 2 and "docs/several-machines.md" in output
+    assert output.count("environment: ") == 2 and "docs/operations.md" in output

@@ -37,6 +37,29 @@ def test_the_published_run() -> None:
     assert set(memory) == {"0", "1", "2", "3"} and memory["1"] > memory["2"] > memory["3"]
 
 
+def test_failures_cost_more_on_more_gpus() -> None:
+    """At the published mean time to failure; what is proposed is never worse than what is set."""
+    many = plan("trainer/recipes/base.yaml", "batch.micro=4", gpus=(8, 64, 1024))
+    rows = [world["reliability"] for world in many["worlds"]]  # type: ignore[attr-defined]
+    assert [row["ettr"] for row in rows] == sorted((row["ettr"] for row in rows), reverse=True)
+    assert rows[-1]["hours_to_failure"] == pytest.approx(7.9, rel=1e-3)
+    for row in rows:
+        assert row["ettr"] >= row["ettr_as_configured"] > 0.9
+        assert sum(row["waste"].values()) == pytest.approx(1 - row["ettr"], abs=1e-3)
+        assert row["every"] * row["step_seconds"] >= 0.9 * row["commit_seconds"]
+
+
+def test_a_save_that_training_waits_for_is_made_less_often() -> None:
+    assumptions = Assumptions(images=1_281_167, write=0.05)
+    behind, waiting = (
+        make_plan(ROOT / "trainer/recipes/base.yaml", overrides, [8], assumptions)["worlds"][0]
+        for overrides in ([], ["checkpoint.asynchronous=false"])
+    )
+    assert waiting["reliability"]["every"] > behind["reliability"]["every"]
+    assert waiting["reliability"]["ettr"] < behind["reliability"]["ettr"]
+    assert waiting["reliability"]["commit_seconds"] == 0
+
+
 def test_impossible_sizes_are_named() -> None:
     with pytest.raises(ConfigError, match="this one on 1, 2, 4, 8, 16, 32 ranks"):
         plan(gpus=(64,))
@@ -155,6 +178,7 @@ def test_the_command_prints_a_table_and_json() -> None:
         "ZeRO-3" in found.stdout
         and "145.9 M trained" in found.stdout
         and "micro 64" in found.stdout
+        and "10.5 d" in found.stdout  # between two failures of 32 GPUs
     )
     found = addp("plan", "--config", ROOT / "trainer/recipes/base.yaml", "--gpus", 32, "--json")
     assert json.loads(found.stdout)["worlds"][0]["gpus"] == 32

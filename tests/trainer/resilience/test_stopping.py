@@ -20,7 +20,7 @@ from tests.s3_server import FaultProxy, environment
 from tests.trainer.comparing import incidents, same_end
 from tests.trainer.launching import MAGE, SMALL, kill_group, start
 from tests.trainer.worlds import World, finish
-from trainer.resilience.stopping import StopRequest
+from trainer.resilience.stopping import StopCause, StopRequest, first_cause
 from trainer.run_folder import RunFolder
 
 LONG = ("schedule.total=4000", "checkpoint.every=100000")  # only a stop saves
@@ -55,11 +55,66 @@ def test_rank_0_alone_looks_for_the_file(tmp_path: Path, monkeypatch: pytest.Mon
         number: signal.getsignal(number)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     }
-    for rank, expected in (("1", None), ("0", f"{folder.stop} exists")):
+    for rank, expected in (("1", None), ("0", StopCause("file", f"{folder.stop} exists"))):
         monkeypatch.setenv("RANK", rank)
-        assert StopRequest(folder).reason() == expected
+        assert StopRequest(folder).cause() == expected
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+# A supervisor as far as a rank knows it: by its command line. It starts a rank, and tells who the
+# rank is; the rank tells why it would stop, once the supervisor is gone.
+SUPERVISOR = """
+import subprocess, sys, time
+rank = '''
+import sys, time
+from trainer.resilience.stopping import StopRequest
+from trainer.run_folder import RunFolder
+stop = StopRequest(RunFolder(sys.argv[1]))
+print("waits", flush=True)
+while stop.cause() is None:
+    time.sleep(0.05)
+print(*stop.cause(), sep=", ", flush=True)
+'''
+subprocess.Popen([sys.executable, "-c", rank, sys.argv[1]])
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("name", "notices"), [("cluster.supervise", True), ("a.shell", False)])
+def test_a_supervisor_that_goes_away_is_a_launcher(
+    name: str, notices: bool, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", SUPERVISOR, str(tmp_path), "-m", name]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert parent.stdout is not None
+    try:
+        assert parent.stdout.readline() == "waits\n"
+        parent.kill()
+        parent.wait()
+        if not notices:
+            time.sleep(1.5)
+            os.killpg(parent.pid, signal.SIGINT)
+        expected = "launcher, the launcher went away" if notices else "signal, SIGINT"
+        assert parent.stdout.readline() == f"{expected}\n"
+    finally:
+        kill_group(parent)
+        parent.stdout.close()
+
+
+def test_what_a_user_asked_for_counts_more_than_what_a_machine_did() -> None:
+    """A supervisor that sees STOP signals the ranks, while rank 0 sees it, too."""
+    signalled = StopCause("signal", "SIGTERM")
+    asked, gone = StopCause("file", "STOP exists"), StopCause("launcher", "it went away")
+    assert first_cause([signalled, asked, gone]) == asked
+    assert first_cause([gone, signalled, StopCause("signal", "SIGINT")]) == signalled
+
+
+def test_records_of_earlier_versions_do_not_say_how_a_run_was_stopped(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for told, read in (("", None), (', "stop": "signal"', "signal"), (', "stop": [1]', None)):
+        folder.exit.write_text(f'{{"code": 75, "reason": "x", "time": 1{told}}}')
+        assert (folder.read_exit() or {})["stop"] == read
 
 
 def trains(run: Path, alive: Callable[[], bool]) -> None:
@@ -104,18 +159,20 @@ def killing_the_launcher(process: subprocess.Popen[str], run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "codes"),
+    ("how", "codes", "stop"),
     [
-        (to_one_rank, {75}),
-        (to_the_launcher, {-signal.SIGTERM}),  # the deepspeed launcher just dies; its ranks notice
-        pytest.param(to_the_group, {1, 75, -signal.SIGTERM}, marks=pytest.mark.long),
-        pytest.param(killing_the_launcher, {-signal.SIGKILL}, marks=pytest.mark.long),
+        (to_one_rank, {75}, "signal"),
+        # The deepspeed launcher just dies; its ranks notice.
+        (to_the_launcher, {-signal.SIGTERM}, "launcher"),
+        pytest.param(to_the_group, {1, 75, -signal.SIGTERM}, "signal", marks=pytest.mark.long),
+        pytest.param(killing_the_launcher, {-signal.SIGKILL}, "launcher", marks=pytest.mark.long),
     ],
     ids=["rank", "launcher", "group", "launcher-killed"],
 )
 def test_under_the_deepspeed_launcher(
     how: Callable[[subprocess.Popen[str], Path], None],
     codes: set[int],
+    stop: str,
     tokens: Path,
     tmp_path: Path,
 ) -> None:
@@ -130,6 +187,7 @@ def test_under_the_deepspeed_launcher(
         kill_group(process)
         process.communicate()
     assert saved_once(run) > 0
+    assert RunFolder(run).read_exit()["stop"] == stop  # type: ignore[index]
 
 
 def test_under_torchrun(tokens: Path, tmp_path: Path) -> None:
@@ -240,6 +298,8 @@ def test_every_way_to_ask(how: str, tokens: Path, tmp_path: Path) -> None:
     codes, output = world.wait()
     assert codes == [75, 75] and "stopped: at step" in output and how in output, output
     assert saved_once(run) > 0 and not (run / "STOP").exists()
+    kind = "file" if how == "STOP" else "signal"
+    assert RunFolder(run).read_exit()["stop"] == kind  # type: ignore[index]
 
 
 def test_stopped_while_it_waits_for_data(

@@ -1,0 +1,309 @@
+"""The effective training time ratio (ETTR) of an unattended run into which faults come at random.
+
+    python -m benchmarks.ettr --minutes 60 --mean-minutes 10 --seed 0 --plot docs/ettr.png
+    python -m benchmarks.ettr --draw ettr.jsonl --plot docs/ettr.png     # only the picture, again
+
+Two hosts and a small training as in `benchmarks.faults`. Faults of different kinds come at random
+moments, on average one in so many minutes; the waits are exponential, cut to between a third and
+twice their mean. Nobody helps. Two ratios are printed:
+
+- ETTR: time in which steps were made that count, over all time since `addp launch`, as `addp
+  status` computes it: starts, waiting, and steps that were lost and made again count as lost,
+- strict: the seconds of the steps that count alone, so that saves and logging count as lost, too.
+
+Afterwards the first steps are made again without any fault, and their losses compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faults import Bench, versions
+from benchmarks.injections import FAULTS
+from benchmarks.supervised import Job
+from cluster.supervise.history import read, times
+
+KINDS = (
+    "rank-killed",
+    "rank-stopped",
+    "host-back",
+    "link-cut",
+    "supervisor-killed",
+    "launcher-killed",
+    "supervisor-term",
+    "rank-term",
+    "disk-full",
+    "rank-slow",
+)
+EVERY = 25  # steps between checkpoints: about 8 s
+_SAMPLE = 2.0  # seconds between two looks at the step
+_QUIET = 90.0  # seconds before the end in which no fault comes any more
+
+
+class Record:
+    """JSON lines that are written as they come, so that a crash of ours loses none."""
+
+    def __init__(self, path: Path) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._path = path
+        path.write_text("")
+
+    def add(self, kind: str, **content: Any) -> None:
+        row = {"kind": kind, "time": round(time.time(), 2), **content}
+        self.rows.append(row)
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if kind != "step":
+            print(json.dumps(row), flush=True)
+
+
+def plan(minutes: float, mean: float, dice: random.Random) -> list[tuple[float, str]]:
+    """Return (seconds since the start, kind) of each fault. No kind repeats before all came."""
+    planned: list[tuple[float, str]] = []
+    deck: list[str] = []
+    moment = 0.0
+    while True:
+        wait = min(max(dice.expovariate(1 / mean), mean / 3), mean * 2)
+        moment += wait * 60
+        if moment > minutes * 60 - min(_QUIET, minutes * 15):
+            return planned
+        deck = deck or dice.sample(KINDS, len(KINDS))
+        planned.append((moment, deck.pop()))
+
+
+def step_of(job: Job) -> int | None:
+    """Return the step of rank 0, None where nothing is to be read."""
+    try:
+        return int(json.loads(job.folder.heartbeat(0).read_text())["step"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def is_going(job: Job) -> bool:
+    """Whether the newest attempt has made a step, so that the next fault may come."""
+    known = [e["event"] for e in job.events if e.get("event") in ("start", "progress", "fault")]
+    return bool(known) and known[-1] == "progress"
+
+
+def inject(job: Job, name: str, turn: int, record: Record) -> None:
+    """Put one fault in. Where its target is not there at this moment, look again."""
+    for _ in range(20):
+        began = time.time()
+        try:
+            moment = FAULTS[name].inject(job, turn)
+        except (LookupError, ProcessLookupError):
+            time.sleep(1)
+            continue
+        except Exception as error:  # noqa: BLE001 - the hour goes on; the record says what failed
+            record.add("problem", what=f"{name}: {type(error).__name__}: {error}", moment=began)
+            return
+        record.add("fault", fault=name, moment=round(moment, 2))
+        return
+    record.add("problem", what=f"{name}: there was nothing to hit")
+
+
+def watch(job: Job, planned: Sequence[tuple[float, str]], seconds: float, record: Record) -> None:
+    """Let the run go on for so long, and put the faults in."""
+    began, waiting, turn = time.time(), list(planned), 0
+    busy: threading.Thread | None = None
+    while (now := time.time() - began) < seconds:
+        record.add("step", step=step_of(job))
+        if job.poll() is not None:
+            record.add("problem", what=f"`addp launch` ended with {job.poll()}; given again")
+            print(job.last_lines(), file=sys.stderr)
+            job.start()
+        free = busy is None or not busy.is_alive()
+        if waiting and now >= waiting[0][0] and free and is_going(job):
+            _, name = waiting.pop(0)
+            busy = threading.Thread(target=inject, args=(job, name, turn, record), daemon=True)
+            busy.start()
+            turn += 1
+        time.sleep(_SAMPLE)
+    if busy:
+        busy.join(60)
+
+
+def stop(job: Job, record: Record) -> None:
+    """Ask the job to save and stop, as at the end of the hour."""
+    record.add("stop", step=step_of(job))
+    try:
+        os.kill(job.launcher(), signal.SIGTERM)
+        code = job.wait(120)
+    except (LookupError, ProcessLookupError, TimeoutError) as error:
+        record.add("problem", what=f"at the stop: {error}")
+        return
+    took, left = job.until_nothing_is_left()
+    record.add("stopped", code=code, left=left, seconds=round(took, 1))
+
+
+def down_times(job: Job, record: Record) -> None:
+    """Record for each fault when it was noticed and when the next new step came."""
+    for row in [row for row in record.rows if row["kind"] == "fault"]:
+        if FAULTS[row["fault"]].limit is None:
+            continue
+        noticed = next(job.events_after(row["moment"], "fault", "left", "end", "start"), None)
+        if noticed is None:
+            record.add("problem", what=f"{row['fault']} was not noticed")
+            continue
+        went_on = next(job.events_after(noticed["time"], "progress"), None)
+        record.add(
+            "recovery",
+            fault=row["fault"],
+            moment=row["moment"],
+            detection=round(noticed["time"] - row["moment"], 1),
+            recovery=round(went_on["time"] - noticed["time"], 1) if went_on else None,
+            until=went_on["time"] if went_on else None,
+        )
+
+
+def verify(bench: Bench, training: Sequence[str], disturbed: Path, steps: int) -> dict[str, Any]:
+    """Make the first steps again without a fault. Returns how many losses are the same."""
+    run = bench.folder / "undisturbed-hour"
+    with bench.hosts() as hosts:
+        job = Job(hosts, run, training)
+        try:
+            job.start()
+            job.until_step(steps, 60 + 2 * steps)
+        finally:
+            job.kill_all()
+    pairs = [
+        (a["loss"], b["loss"])
+        for a, b in zip(_rows(disturbed), job.folder.read_metrics(), strict=False)
+    ]
+    return {"compared": len(pairs), "equal": sum(a == b for a, b in pairs)}
+
+
+def _rows(metrics: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in metrics.read_text().splitlines()]
+
+
+def summary(job: Job, record: Record, began: float, ended: float) -> dict[str, Any]:
+    """Return the ratios. began, ended: of the time that counts, in epoch seconds."""
+    rows = [row for row in job.folder.read_metrics() if row["time"] <= ended]
+    steps = [row["step"] for row in rows]
+    spent = times(read(job.folder.supervision), ended)
+    wall = ended - began
+    return {
+        "minutes": round(wall / 60, 2),
+        "faults": sum(row["kind"] == "fault" for row in record.rows),
+        "steps": len(steps),
+        "each_once": steps == list(range(len(steps))),
+        "ettr": round(spent.trained / wall, 4),
+        "strict": round(sum(row["seconds_per_step"] for row in rows) / wall, 4),
+        "repeated_seconds": round(spent.repeated, 1),
+        "down_seconds": round(wall - spent.trained - spent.repeated, 1),
+        "problems": sum(row["kind"] == "problem" for row in record.rows),
+    }
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the steps over time, the faults, and the time that was lost."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    def of(kind: str) -> list[dict[str, Any]]:
+        return [row for row in rows if row["kind"] == kind]
+
+    began, total = of("began")[0]["time"], of("summary")[-1]
+    steps = [row for row in of("step") if row["step"] is not None]
+    figure, axes = pyplot.subplots(figsize=(11, 5), dpi=130)
+    axes.plot(
+        [(row["time"] - began) / 60 for row in steps],
+        [row["step"] for row in steps],
+        color="#1f5fa8",
+        linewidth=1.6,
+    )
+    for row in of("recovery"):
+        until = row["until"] or row["moment"]
+        axes.axvspan((row["moment"] - began) / 60, (until - began) / 60, color="#d94f3d", alpha=0.3)
+    top = max((row["step"] for row in steps), default=1)
+    known = {row["moment"]: row for row in of("recovery")}
+    for row in of("fault"):
+        minute = (row["moment"] - began) / 60
+        axes.axvline(minute, color="#d94f3d", linewidth=0.8, linestyle=":")
+        label = FAULTS[row["fault"]].what.replace("`", "")
+        if back := known.get(row["moment"]):
+            whole = (back["detection"] or 0) + (back["recovery"] or 0)
+            label += f": next new step after {whole:.0f} s"
+        axes.text(minute, top * 1.0, f" {label}", rotation=90, fontsize=7, ha="right", va="top")
+    axes.set_xlabel("minutes since `addp launch`")
+    axes.set_ylabel("step")
+    axes.set_xlim(0, total["minutes"])
+    axes.set_ylim(0, top * 1.02)
+    axes.set_title(
+        f"{total['minutes']:.0f} minutes, {total['faults']} faults, nobody helped: "
+        f"ETTR {total['ettr']:.1%} (shaded: from a fault to the next new step)"
+    )
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def run_hour(options: argparse.Namespace, folder: Path, record: Record) -> None:
+    """Make the run, and record all that came of it."""
+    bench = Bench(folder)
+    training = (*bench.training, "schedule.total=1000000", f"checkpoint.every={EVERY}")
+    planned = plan(options.minutes, options.mean_minutes, random.Random(options.seed))
+    record.add("plan", versions=versions(), faults=[(round(s), name) for s, name in planned])
+    with bench.hosts() as hosts:
+        job = Job(hosts, bench.disk / "run", training)
+        job.log = folder / "launch.log"
+        try:
+            job.start()
+            began = time.time()
+            record.add("began")
+            watch(job, planned, options.minutes * 60, record)
+            ended = time.time()
+            stop(job, record)
+        finally:
+            job.kill_all()
+            for name in ("supervision.jsonl", "metrics.jsonl", "logs", "incidents"):
+                source = job.run / name
+                copy = shutil.copytree if source.is_dir() else shutil.copy
+                if source.exists():
+                    copy(source, folder / name)
+        down_times(job, record)
+        record.add("summary", **summary(job, record, began, ended))
+    if options.verify_steps:
+        compared = verify(bench, training, folder / "metrics.jsonl", options.verify_steps)
+        record.add("verified", **compared)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--mean-minutes", type=float, default=10, help="between two faults")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verify-steps", type=int, default=500, help="made again; 0: none")
+    parser.add_argument("--json", type=Path, default=Path("ettr.jsonl"), help="gets all lines")
+    parser.add_argument("--plot", type=Path, help="a PNG file")
+    parser.add_argument("--folder", type=Path, help="for logs, kept; else a temporary one")
+    parser.add_argument("--draw", type=Path, help="draw these JSON lines, and measure nothing")
+    options = parser.parse_args()
+    if options.draw:
+        draw(_rows(options.draw), options.plot)
+        return
+    record = Record(options.json)
+    with tempfile.TemporaryDirectory() as scratch:
+        run_hour(options, options.folder or Path(scratch), record)
+    if options.plot:
+        draw(record.rows, options.plot)
+
+
+if __name__ == "__main__":
+    main()

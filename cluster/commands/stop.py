@@ -1,0 +1,89 @@
+"""`addp stop`: have a run save and stop."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from cluster.status.read import RunReader
+    from cluster.status.snapshot import Snapshot
+
+
+def stop(
+    run: Annotated[
+        str, typer.Argument(help="run folder, or s3://bucket/prefix that a run uploads to")
+    ],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="wait until the run has ended; exit with its code")
+    ] = False,
+) -> None:
+    """Have a run save and stop, from anywhere that sees its folder or its store.
+
+    Creates RUN/STOP, or the object STOP on the store. The ranks save at the next border of a step
+    and end with exit code 75; supervisors do not start them again. Start the run again with the
+    same command to go on. Asking twice does no harm, and Ctrl-C while waiting takes nothing back.
+    """
+    from cluster.status import stop as stopping
+    from cluster.status.read import open_run
+
+    reader = open_run(run)
+    answer, snapshot = stopping.ask(reader)
+    if answer == "not running":
+        _say(f"{reader.name} is not running ({snapshot.state}: {snapshot.reason}); nothing to stop")
+        _clear(reader)
+    else:
+        _explain(reader, snapshot, again=answer == "asked before")
+        if wait:
+            snapshot = _wait(reader)
+            _say(f"{reader.name}: {snapshot.state}: {snapshot.reason}")
+            _clear(reader)
+    if wait:
+        raise typer.Exit(stopping.exit_code(snapshot))
+
+
+def _explain(reader: RunReader, snapshot: Snapshot, *, again: bool) -> None:
+    asked = "was asked to stop before" if again else "is asked to stop"
+    looks = "at the next border of a step" if reader.folder else "when it next looks at its store"
+    _say(
+        f"{reader.name} {asked}: it saves {looks}, and ends with exit code 75. Start it again with "
+        "the same command to go on"
+    )
+    if snapshot.state == "hung":
+        _say(
+            f"it seems to hang: {snapshot.reason}. A rank that hangs does not save; its watchdog "
+            "or its supervisor ends it"
+        )
+
+
+def _wait(reader: RunReader) -> Snapshot:
+    """Wait for the end of the run, with a line that says what it does."""
+    from cluster.status import stop as stopping
+
+    began, last, terminal = time.monotonic(), "", sys.stderr.isatty()
+    snapshot = None
+    for snapshot in stopping.wait(reader):
+        line = stopping.progress_line(snapshot, time.monotonic() - began)
+        if terminal:
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+        elif line.partition(":")[2] != last:
+            print(line, file=sys.stderr, flush=True)
+        last = line.partition(":")[2]
+    if terminal:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    assert snapshot is not None
+    return snapshot
+
+
+def _clear(reader: RunReader) -> None:
+    from cluster.status import stop as stopping
+
+    if stopping.take_back(reader):
+        _say(f"took {stopping.STOP} away, which would have stopped the next start at once")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

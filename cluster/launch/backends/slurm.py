@@ -1,0 +1,192 @@
+"""Processes that Slurm starts: a batch script with one process on each node, which is submitted.
+
+The job is queued again by its own script after a stop by the time limit or a preemption, and by
+Slurm after the loss of the node on which that script runs.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from cluster.launch.backend import (
+    BackendOptions,
+    LaunchPlan,
+    LaunchRequest,
+    PlannedCommand,
+    PlannedFile,
+)
+from cluster.launch.sbatch import BatchScript, log_pattern
+from model.errors import ConfigError
+
+# Between the end of the ranks' grace and the end of the job, for the supervisors and the script.
+_MARGIN_SECONDS = 60
+_LONGEST_LEAD = 65535  # seconds; Slurm takes no more
+_OWN_LINES = {
+    *("array", "job-name", "kill-on-bad-exit", "nodes", "no-kill", "no-requeue", "ntasks"),
+    *("ntasks-per-node", "open-mode", "output", "requeue", "signal", "wrap"),
+}
+
+
+def _matching(pattern: str, what: str) -> Callable[[str], str]:
+    """Return a validator that takes an empty text, and those that match the whole pattern."""
+
+    def check(value: str) -> str:
+        if value and not re.fullmatch(pattern, value, re.ASCII):
+            raise ValueError(f"{value!r} is no {what}")
+        return value
+
+    return check
+
+
+def _check_line(value: str) -> str:
+    match = re.fullmatch(r"--([a-z][a-z-]*)(?:=([\w@%+=:,./&|*()\[\]~ -]*))?", value, re.ASCII)
+    if not match:
+        raise ValueError(
+            f"{value!r} is no option of sbatch such as --reservation=NAME; it holds letters, "
+            "digits, spaces and @%+=:,./&|*()[]~- only"
+        )
+    if match[1] in _OWN_LINES:
+        raise ValueError(f"--{match[1]} is written by `addp launch` itself")
+    return value
+
+
+_Name = Annotated[str, AfterValidator(_matching(r"[\w.,@+-]+", "name in Slurm"))]
+
+
+class SlurmOptions(BackendOptions):
+    """What Slurm is asked for. What is left empty is the cluster's default."""
+
+    time: Annotated[
+        str, AfterValidator(_matching(r"(\d+-)?\d+(:\d+){0,2}|infinite|UNLIMITED", "time limit"))
+    ] = Field("", description="slurm: the time limit of the job, as 24:00:00 or 7-00:00:00")
+    partition: _Name = Field("", description="slurm: the partition")
+    account: _Name = Field("", description="slurm: the account")
+    qos: _Name = Field("", description="slurm: the quality of service")
+    constraint: Annotated[str, AfterValidator(_matching(r"[\w.,@+&|*()\[\]:-]+", "constraint"))] = (
+        Field("", description="slurm: features that the nodes must have, as 'h100&ib'")
+    )
+    gpus_per_node: Annotated[
+        str, AfterValidator(_matching(r"([\w.-]+:)?\d{1,3}", "number of GPUs such as 8 or h100:8"))
+    ] = Field("", description="slurm: GPUs of each node; default: one a rank; 0: none")
+    cpus: int = Field(
+        0, ge=0, le=4096, description="slurm: CPUs of each node; 0: whole nodes, with all of them"
+    )
+    sbatch: list[Annotated[str, AfterValidator(_check_line)]] = Field(
+        [], description="slurm: one more #SBATCH line, as --sbatch=--reservation=NAME"
+    )
+
+    def seconds(self) -> float | None:
+        """Return the time limit in seconds; None: there is none, or it is the cluster's."""
+        if not self.time or self.time[0] not in "0123456789":
+            return None
+        days, _, rest = self.time.rpartition("-")
+        parts = [int(part) for part in rest.split(":")]
+        if not days and len(parts) < 3:  # minutes, minutes:seconds
+            parts = [0, *parts]
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+        return float(int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds)
+
+
+class SlurmBackend:
+    """Starts processes by a job of Slurm."""
+
+    def check(self, request: LaunchRequest) -> None:
+        """Raise ConfigError where there is no sbatch here."""
+        if shutil.which("sbatch") is None:
+            raise ConfigError(
+                "sbatch is not installed here; submit the job from a machine of the cluster, or "
+                "write the script with --dry-run and submit it there"
+            )
+
+    def plan(self, request: LaunchRequest) -> LaunchPlan:
+        """Return the script and its submission.
+
+        Raises ConfigError for a time limit that leaves no time to train, and for names that a
+        script cannot hold.
+        """
+        path = request.folder / "slurm.sbatch"
+        script = PlannedFile(path, batch_script(request).text())
+        return LaunchPlan([PlannedCommand(["sbatch", str(path.absolute())])], [script], waits=False)
+
+
+def batch_script(request: LaunchRequest) -> BatchScript:
+    """Return what the batch script of a request says. Raises ConfigError, as `plan`."""
+    options = request.options_of(SlurmOptions)
+    return BatchScript(
+        options=[*_ours(request, options), *_the_users(request, options)],
+        srun=_step(options),
+        folder=str(Path.cwd()),
+        supervisor=[sys.executable, "-u", "-m", request.module, *request.arguments],
+        ending=[sys.executable, "-m", "cluster.launch.requeue", "--run", str(run_folder(request))],
+    )
+
+
+def _ours(request: LaunchRequest, options: SlurmOptions) -> list[tuple[str, str | None]]:
+    """Return what the job needs to be stopped, saved and started again, and its size."""
+    lead = math.ceil(request.grace) + _MARGIN_SECONDS
+    limit = options.seconds()
+    if lead > _LONGEST_LEAD or (limit is not None and limit <= 2 * lead):
+        raise ConfigError(
+            f"a time limit of {options.time or 'this cluster'} leaves no time to train: Slurm "
+            f"signals the job {lead} s before its end (--grace {request.grace:g} and "
+            f"{_MARGIN_SECONDS} s for the rest), up to a minute earlier; give more than "
+            f"{math.ceil(2 * lead / 60)} minutes with --time"
+        )
+    return [
+        ("job-name", job_name(request.name)),
+        ("output", log_pattern(str(run_folder(request)))),
+        ("open-mode", "append"),
+        ("requeue", None),
+        ("no-kill", None),  # a lost node is the supervisors' business: Slurm notices it late
+        ("signal", f"B:TERM@{lead}"),
+        ("nodes", str(len(request.hosts.slots))),
+        ("ntasks-per-node", "1"),
+    ]
+
+
+def _the_users(request: LaunchRequest, options: SlurmOptions) -> list[tuple[str, str | None]]:
+    ranks = request.ranks_per_host or max(request.hosts.slots.values())
+    named = {
+        "time": options.time,
+        "partition": options.partition,
+        "account": options.account,
+        "qos": options.qos,
+        "constraint": options.constraint,
+        "gpus-per-node": options.gpus_per_node or str(ranks),
+        "cpus-per-task": str(options.cpus) if options.cpus else "",
+    }
+    lines: list[tuple[str, str | None]] = [(n, v) for n, v in named.items() if v not in ("", "0")]
+    if not options.cpus:
+        lines += [("exclusive", None), ("mem", "0")]  # a job gets one CPU a task otherwise
+    for line in options.sbatch:
+        name, equals, value = line.removeprefix("--").partition("=")
+        lines.append((name, value if equals else None))
+    return lines
+
+
+def _step(options: SlurmOptions) -> list[str]:
+    """Return srun's own options. It knows nothing of the job's CPUs a task, since Slurm 22.05; and
+    a supervisor that were bound to the one CPU of its task would bind its ranks to it."""
+    cpus = [f"--cpus-per-task={options.cpus}"] if options.cpus else []
+    return [*cpus, "--cpu-bind=none", "--input=none"]
+
+
+def job_name(name: str) -> str:
+    """Return a name as Slurm shows it: other characters than letters, digits and .-_ become -."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")[:64] or "addp"
+
+
+def run_folder(request: LaunchRequest) -> Path:
+    """Return the run folder that the arguments of a request name. Raises ConfigError without."""
+    words = list(request.arguments)
+    if "--run" not in words[:-1]:
+        raise ConfigError(f"{request.module} gets no run folder; this backend needs --run")
+    return Path(words[words.index("--run") + 1]).absolute()

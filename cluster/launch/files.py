@@ -1,0 +1,40 @@
+"""The files of a launch plan, as they are written before its commands run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.launch.backend import PlannedFile
+from model.errors import ConfigError
+
+
+@contextmanager
+def written(files: Sequence[PlannedFile]) -> Iterator[None]:
+    """Write the files of a plan, readable by their owner only, and remove the private ones after.
+
+    Raises ConfigError where one cannot be written.
+    """
+    try:
+        for file in files:
+            _write(file)
+        yield
+    finally:
+        for file in files:
+            if file.private:
+                file.path.unlink(missing_ok=True)
+
+
+def _write(file: PlannedFile) -> None:
+    """Write a file whole: under a name of its own first, which nobody else can have made."""
+    try:
+        file.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, partial = tempfile.mkstemp(dir=file.path.parent, prefix=f".{file.path.name}-")
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(file.text)
+        Path(partial).replace(file.path)
+    except OSError as error:
+        raise ConfigError(f"{file.path} cannot be written: {error.strerror}") from error

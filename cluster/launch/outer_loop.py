@@ -1,0 +1,265 @@
+"""Start the supervisors of a run, and start them again until their verdict is final.
+
+    the hosts that answer -> a backend's command -> the last verdict in RUN/supervision.jsonl
+          ^                                             |
+          +------- incomplete, or none at all ----------+------> done, stopped, failed, gave up
+
+The supervisors heal what they can by themselves, and count failures in the run folder. What is left
+for this loop is what takes a supervisor down with it: the first host, a launcher, a connection.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand
+from cluster.launch.backends import BACKENDS
+from cluster.launch.files import written
+from cluster.launch.hosts import Hosts
+from cluster.launch.launch import RunFailed
+from cluster.launch.process_group import FORWARDED, Ended, run_group
+from cluster.launch.ssh import unreachable
+from cluster.launch.supervised import MODULE
+from cluster.supervise import history
+from cluster.supervise.history import EXIT_GAVE_UP, FINAL, Start, Verdict
+from cluster.supervise.policy import FINAL_CODES, Rules
+from trainer.run_folder import EXIT_PREEMPTED, RunFolder
+
+_BACKOFF = (1.0, 10.0, 20.0, 40.0, 80.0, 120.0)  # seconds before a start that follows another
+_USAGE = 2  # the exit code of a command line that is wrong
+# The supervisors kill ranks that have not saved in time, and end. Only then is it our turn.
+_MARGIN = 15.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be seen through.
+
+    backend: a name in BACKENDS.
+    hosts: all that are listed, spares included.
+    request: makes the request to start supervisors on some of these hosts.
+    node: which of the plan's commands is ours, where each host has its own.
+    asks_hosts: whether the hosts are reached over ssh, so that they can be asked before a start.
+    """
+
+    run: Path
+    backend: str
+    hosts: Hosts
+    rules: Rules
+    grace: float
+    request: Callable[[Hosts], LaunchRequest]
+    node: int | None = None
+    asks_hosts: bool = False
+
+
+def see_through(job: Job, *, stdout: int | None = None) -> bool:
+    """Start a run's supervisors until it is done, and leave no process behind.
+
+    stdout: a file descriptor in place of ours, for what the run prints.
+
+    Returns whether a signal came too late to stop the run. Raises RunFailed, with the supervisors'
+    exit code, for any other end, and what the backend's `check` raises.
+    """
+    BACKENDS[job.backend].check(job.request(job.hosts))
+    with _Signals() as signals:
+        return _Loop(job, signals, stdout).run()
+
+
+class _Round(NamedTuple):
+    """One start of the supervisors, and what came of it."""
+
+    ended: Ended
+    started: bool  # whether ranks were started
+    verdict: Verdict | None
+
+
+class _Loop:
+    def __init__(self, job: Job, signals: _Signals, stdout: int | None) -> None:
+        self._job = job
+        self._signals = signals
+        self._stdout = stdout
+        self._folder = RunFolder(job.run)
+        self._starts = 0  # since the last one that made ranks start
+        self._made_stop = False
+        self._silent = 0  # of these, those that could have worked: all hosts answered
+
+    def run(self) -> bool:
+        while True:
+            hosts = self._answering()
+            if hosts is not None:
+                this = self._start(hosts)
+                if self._is_over(this):
+                    return this.ended.signalled
+                self._count(this, hosts)
+            self._wait()
+
+    def _answering(self) -> Hosts | None:
+        """Return the hosts to start on; None where too few of them answer."""
+        job = self._job
+        if not job.asks_hosts:
+            return job.hosts
+        silent = unreachable(job.hosts.names)
+        hosts = job.hosts.among([name for name in job.hosts.names if name not in silent])
+        for host, reason in silent.items():
+            _say(f"{host} does not answer: {reason}")
+        if job.rules.most(len(hosts.slots)) == 0:
+            _say(
+                f"{len(hosts.slots)} of {len(job.hosts.slots)} hosts answer, and the run needs "
+                f"{job.rules.fewest}: waiting"
+            )
+            return None
+        return hosts
+
+    def _start(self, hosts: Hosts) -> _Round:
+        before = len(history.read(self._folder.supervision))
+        plan = BACKENDS[self._job.backend].plan(self._job.request(hosts))
+        with written(plan.files):
+            ended = run_group(
+                own_command(plan, self._job.node),
+                self._stdout,
+                ask=self._ask_to_stop,
+                asked=self._signals.came.is_set,
+                grace=self._job.grace + _MARGIN,
+            )
+        if self._made_stop:  # what was left of it would stop the next start
+            self._folder.stop.unlink(missing_ok=True)
+        events = history.read(self._folder.supervision)[before:]
+        started = any(isinstance(event, Start) for event in events)
+        return _Round(ended, started, history.last(events, Verdict))
+
+    def _ask_to_stop(self, pid: int) -> bool:
+        """Ask the supervisors below our command to stop, or all of them by a file.
+
+        A launcher that is signalled itself gives its processes 30 s, or leaves them behind, or ends
+        those of other launches on the same hosts.
+        """
+        if supervisors := supervisors_below(pid):
+            for supervisor in supervisors:
+                os.kill(supervisor, signal.SIGTERM)
+            return True
+        try:
+            self._folder.stop.parent.mkdir(parents=True, exist_ok=True)
+            self._folder.stop.touch(exist_ok=False)
+            self._made_stop = True
+        except FileExistsError:
+            return True
+        except OSError as error:
+            _say(
+                f"{self._folder.stop} cannot be made ({error.strerror}); the launcher is signalled"
+            )
+            return False
+        return True
+
+    def _is_over(self, this: _Round) -> bool:
+        """Return whether the run is done. Raises RunFailed for any other end that is final."""
+        code, verdict = this.ended.code, this.verdict
+        if verdict is not None and verdict.verdict in FINAL:
+            if verdict.verdict == "done":
+                return True
+            where = f"; {self._folder.failure} says more" if verdict.code == EXIT_GAVE_UP else ""
+            raise self._failed(verdict.code, f"{verdict.reason}{where}")
+        if code in (*FINAL_CODES, _USAGE):
+            raise self._failed(code, "the supervisors did not start; the reason stands above")
+        if this.ended.signalled or self._signals.came.is_set():
+            raise self._failed(EXIT_PREEMPTED, "it was asked to stop here")
+        return code == 0 and self._folder.is_done  # the first host's supervisor says so
+
+    def _count(self, this: _Round, hosts: Hosts) -> None:
+        """Remember whether this start came to something. Raises RunFailed where too many did not.
+
+        Failures of ranks are not counted here: the supervisors do that, at each of their starts.
+        """
+        reason = this.verdict.reason if this.verdict else f"exit code {this.ended.code}"
+        if this.started:
+            self._starts = self._silent = 0
+            _say(f"the supervisors ended ({reason}); they are started again")
+            return
+        if len(hosts.slots) == len(self._job.hosts.slots):
+            self._silent += 1
+        if self._silent >= self._job.rules.max_restarts:
+            raise self._failed(
+                EXIT_GAVE_UP,
+                f"{self._silent} starts in a row started no rank (the last: {reason}); "
+                "`addp doctor` looks for the cause",
+            )
+        _say(f"no rank was started ({reason}); another start follows")
+
+    def _wait(self) -> None:
+        """Wait before the next start. Raises RunFailed where we are asked to stop meanwhile."""
+        seconds = _BACKOFF[min(self._starts, len(_BACKOFF) - 1)]
+        self._starts += 1
+        if self._signals.came.wait(seconds):
+            raise self._failed(EXIT_PREEMPTED, "it was asked to stop before it was started again")
+
+    def _failed(self, code: int, reason: str) -> RunFailed:
+        error = RunFailed(f"training in {self._job.run} ended: {reason}")
+        error.exit_code = code
+        return error
+
+
+class _Signals:
+    """Notices signals while no command runs that they are for."""
+
+    def __init__(self) -> None:
+        self.came = threading.Event()
+
+    def __enter__(self) -> _Signals:
+        self._previous = {number: signal.signal(number, self._take) for number in FORWARDED}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: object) -> None:
+        self.came.set()
+
+
+def own_command(plan: LaunchPlan, node: int | None) -> PlannedCommand:
+    """Return the command of a plan that this process runs.
+
+    node: the number of this host, where each host has a command of its own.
+    """
+    return plan.commands[0] if len(plan.commands) == 1 else plan.commands[node or 0]
+
+
+def supervisors_below(pid: int) -> list[int]:
+    """Return the supervisors among a process and all that it started, as far as they run here."""
+    found, waiting = [], [pid]
+    while waiting:
+        process = waiting.pop()
+        if MODULE in _words(process):
+            found.append(process)  # what it has started are ranks
+        else:
+            waiting += _children(process)
+    return found
+
+
+def _words(pid: int) -> Sequence[str]:
+    """Return the first words of a process: `python -u -m MODULE`."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return ()
+    return words[:4]
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += map(int, tasks.read_text().split())
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def _say(text: str) -> None:
+    print(f"addp launch: {text}", file=sys.stderr, flush=True)

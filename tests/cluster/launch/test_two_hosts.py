@@ -1,0 +1,36 @@
+"""The hosts that other tests run on do what hosts do."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.launch.two_hosts import several_hosts
+
+pytestmark = pytest.mark.long
+
+
+def test_hosts_are_apart_and_meet_over_ssh(tmp_path: Path) -> None:
+    with several_hosts(tmp_path / "hosts", 3) as (one, two, three):
+        assert one.run(["hostname"]).stdout == "node1\n"
+        ssh = ["ssh", "-F", f"{tmp_path}/hosts/ssh_config", "-o", "ConnectTimeout=2"]
+        assert one.run([*ssh, "node2", "hostname"]).stdout == "node2\n"
+        pdsh = one.run(["pdsh", "-R", "ssh", "-w", "node2,node3", "hostname"])
+        assert sorted(pdsh.stdout.splitlines()) == ["node2: node2", "node3: node3"]
+
+        sleeping = two.start(["sleep", "1000"], tmp_path / "log")
+        time.sleep(0.2)
+        assert len(two.processes("sleep 1000")) == 1 and not one.processes("sleep 1000")
+        two.kill()
+        assert sleeping.wait(5) and not two.is_up
+        assert one.run([*ssh, "node2", "true"]).returncode == 255
+        two.boot()
+        assert one.run([*ssh, "node2", "hostname"]).stdout == "node2\n"
+
+        three.cut_link()
+        assert one.run([*ssh, "node3", "true"]).returncode == 255
+        three.restore_link()
+        assert one.run([*ssh, "node3", "true"]).returncode == 0
+    assert not one.is_up

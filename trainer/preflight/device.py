@@ -1,0 +1,90 @@
+"""Prove the devices of a node by a process of their own, which may hang or die. Imports no torch.
+
+The process is `python -m trainer.preflight.computing`; it says a line of JSON before and after each
+device.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from trainer.preflight.finding import Finding
+
+_SECONDS = 180.0  # for all devices together: the first use of a GPU may compile for a minute
+_GONE_SECONDS = 5.0  # a process that hangs in a driver may not even be killed
+_COMMAND = (sys.executable, "-m", "trainer.preflight.computing")
+_TODO = "do not train on it: run this again, and replace it if it computes wrongly once more"
+
+
+def check_devices(
+    command: Sequence[str] = _COMMAND, seconds: float = _SECONDS
+) -> Iterator[Finding]:
+    """Compute on each device that PyTorch sees, or on the CPU where there is none.
+
+    command: what computes, and says so. seconds: after which it is ended.
+    """
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, start_new_session=True
+        )
+        try:
+            code: int | None = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GONE_SECONDS)
+        output.seek(0)
+        errors.seek(0)
+        lines = output.read().decode(errors="replace").splitlines()
+        last = (errors.read().decode(errors="replace").strip().splitlines() or [""])[-1]
+    yield from judge_lines(lines, code, seconds, last)
+
+
+def judge_lines(
+    lines: Sequence[str], code: int | None, seconds: float, error: str
+) -> Iterator[Finding]:
+    """Yield what the lines of the process say.
+
+    code: its exit code; None where it was ended after `seconds`. error: the last line of its
+    standard error.
+    """
+    begun = ""
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:  # a library's own words
+            continue
+        if not isinstance(record, dict) or "device" not in record:
+            continue
+        begun = str(record["device"])
+        if "proofs" in record:
+            yield from judge_device(record)
+            begun = ""
+    where = begun or "PyTorch"
+    if code is None:
+        found = f"{where} has not answered after {seconds:g} s"
+        yield Finding("device", "FAILED", found, "see `nvidia-smi` and `dmesg`; reset it or reboot")
+    elif code < 0:
+        yield Finding("device", "FAILED", f"{where} was ended by signal {-code}", "see `dmesg`")
+    elif begun or (code != 0 and not any('"proofs"' in line for line in lines)):
+        found = f"{where} cannot compute: {error[:300] or f'exit code {code}'}"
+        yield Finding("device", "FAILED", found, "see whether driver and PyTorch fit: docs/gpu.md")
+
+
+def judge_device(record: dict[str, Any]) -> Iterator[Finding]:
+    """Yield what was found on one device. record: a line of `trainer.preflight.computing`."""
+    device = str(record["device"])
+    wrong = [proof for proof in record["proofs"] if not proof["holds"]]
+    for proof in wrong:
+        yield Finding("device", "FAILED", f"{device}: {proof['words']}", _TODO)
+    if not wrong:
+        words = "; ".join(proof["words"] for proof in record["proofs"])
+        name = f"{device} ({record['name']})" if record.get("name") else device
+        yield Finding("device", "ok", f"{name} computes right: {words}")

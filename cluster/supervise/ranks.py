@@ -15,10 +15,12 @@ import ctypes
 import json
 import os
 import platform
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +37,7 @@ from cluster.supervise.output import Output, RankOutput
 from model.documents import Count, Record, parse_json, read_file
 from model.errors import DataError
 from model.files import write_atomically
-from trainer.run_folder import RunFolder
+from trainer.run_folder import NEAR_HEARTBEATS, RunFolder
 
 PORTS = range(30_000, 32_700)  # ranks meet at one of them: below those that systems give out
 _LOOK = 0.5  # seconds between two looks at the signs of life
@@ -129,13 +131,15 @@ class Ranks:
         of our silence after which the ranks have to end."""
         self.layout, self._name, self._folder = layout, name, folder
         self._ranks: list[_Rank] = []
-        self._signs = _Signs(folder, range(layout.first, layout.first + layout.ranks))
+        self._near = _folder_in_memory()
+        self._signs = _Signs(folder, self._near, range(layout.first, layout.first + layout.ranks))
         self._killed: float | None = None
         self._guardian = _start_guardian(lost)
         try:
             for local in range(layout.ranks):
                 environment = rank_environment(os.environ, layout, local, devices)
-                self._start_rank(command, local, environment, output)
+                near = {NEAR_HEARTBEATS: str(self._near)}
+                self._start_rank(command, local, environment | near, output)
         except BaseException:
             self.kill()
             raise
@@ -217,7 +221,7 @@ class Ranks:
         """Take down what is left. Returns whether nothing is. Called again and again, after `kill`,
         or once no rank is running."""
         self.poll()
-        if self.running:
+        if any(self._code(rank) is None for rank in self._ranks):
             return False
         if self._guardian.returncode is None:
             self.kill()
@@ -233,6 +237,7 @@ class Ranks:
         assert self._guardian.stdin is not None
         self._guardian.stdin.close()
         self._signs.close()
+        shutil.rmtree(self._near, ignore_errors=True)
         _write_down(self._folder, self._name, [])
         return True
 
@@ -242,12 +247,8 @@ class Ranks:
         return tuple(self._report(rank) for rank in self._ranks)
 
     def _report(self, rank: _Rank) -> RankReport:
-        sign = self._signs.latest.get(rank.number)
-        code, age = None, self._age(rank)
-        if rank.ended is not None:
-            heard = self._signs.looked > rank.ended
-            if rank.process.returncode < 0 or heard or time.monotonic() - rank.ended > _LAST_WORDS:
-                code, age = rank.process.returncode, rank.last_age
+        sign, code = self._signs.latest.get(rank.number), self._code(rank)
+        age = self._age(rank) if code is None else rank.last_age
         if sign is None:
             return RankReport(rank=rank.number, age=age, code=code)
         return RankReport(
@@ -258,6 +259,14 @@ class Ranks:
             code=code,
             words=sign.reason[:2000] if code is not None else "",
         )
+
+    def _code(self, rank: _Rank) -> int | None:
+        """Return how a rank ended, once its last words have been looked for."""
+        if rank.ended is None:
+            return None
+        heard = self._signs.looked > rank.ended
+        late = time.monotonic() - rank.ended > _LAST_WORDS
+        return rank.process.returncode if rank.process.returncode < 0 or heard or late else None
 
     def _age(self, rank: _Rank) -> float:
         """Seconds since the last sign of life, or since the start."""
@@ -281,15 +290,25 @@ class Sign(Record):
     reason: str = ""
 
 
+def _folder_in_memory() -> Path:
+    """Make a folder of this machine's memory for signs of life. Raises OSError."""
+    memory = "/dev/shm"
+    place = memory if os.access(memory, os.W_OK) else None
+    return Path(tempfile.mkdtemp(prefix="addp-signs-", dir=place))
+
+
 class _Signs:
-    """Reads the signs of life of ranks in a thread of its own: the folder may be on a mount that
-    hangs, and then nothing new is seen, which is what silence looks like.
+    """Reads the signs of life of ranks in a thread of its own.
+
+    Ranks write them to a folder in memory and to the run folder, which may be on a mount that hangs
+    or is full. The run folder is looked at only for ranks that write nothing else.
 
     latest: by rank, of this attempt alone. looked: when the last look began.
     """
 
-    def __init__(self, folder: RunFolder, ranks: Iterable[int]) -> None:
+    def __init__(self, folder: RunFolder, near: Path, ranks: Iterable[int]) -> None:
         self._files = {rank: folder.heartbeat(rank) for rank in ranks}
+        self._near = {rank: near / file.name for rank, file in self._files.items()}
         self._ages = BeatAges()
         self.latest: dict[int, Sign] = {}
         self.looked = 0.0
@@ -317,7 +336,7 @@ class _Signs:
         while not self._closed:
             begun = time.monotonic()
             for rank, file in self._files.items():
-                sign = _read_sign(file)
+                sign = _read_sign(self._near[rank]) or _read_sign(file)
                 if sign is not None and sign != self._old[rank] and sign.host == platform.node():
                     self.latest[rank] = sign
             self.looked = begun

@@ -35,6 +35,7 @@ from benchmarks.injections import FAULTS
 from benchmarks.supervised import Job
 from cluster.supervise.history import read, times
 
+# Each of these interrupts the run; a slow rank or a disk that is full for a while would not.
 KINDS = (
     "rank-killed",
     "rank-stopped",
@@ -44,8 +45,6 @@ KINDS = (
     "launcher-killed",
     "supervisor-term",
     "rank-term",
-    "disk-full",
-    "rank-slow",
 )
 EVERY = 25  # steps between checkpoints: about 8 s
 _SAMPLE = 2.0  # seconds between two looks at the step
@@ -151,8 +150,6 @@ def stop(job: Job, record: Record) -> None:
 def down_times(job: Job, record: Record) -> None:
     """Record for each fault when it was noticed and when the next new step came."""
     for row in [row for row in record.rows if row["kind"] == "fault"]:
-        if FAULTS[row["fault"]].limit is None:
-            continue
         noticed = next(job.events_after(row["moment"], "fault", "left", "end", "start"), None)
         if noticed is None:
             record.add("problem", what=f"{row['fault']} was not noticed")
@@ -239,7 +236,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         if back := known.get(row["moment"]):
             whole = (back["detection"] or 0) + (back["recovery"] or 0)
             label += f": next new step after {whole:.0f} s"
-        axes.text(minute, top * 1.0, f" {label}", rotation=90, fontsize=7, ha="right", va="top")
+        late = minute > total["minutes"] / 2  # the label goes where the line is not
+        place = {"y": top * 0.02, "va": "bottom"} if late else {"y": top, "va": "top"}
+        axes.text(minute, s=label, rotation=90, fontsize=7, ha="right", **place)
     axes.set_xlabel("minutes since `addp launch`")
     axes.set_ylabel("step")
     axes.set_xlim(0, total["minutes"])
@@ -259,7 +258,7 @@ def run_hour(options: argparse.Namespace, folder: Path, record: Record) -> None:
     planned = plan(options.minutes, options.mean_minutes, random.Random(options.seed))
     record.add("plan", versions=versions(), faults=[(round(s), name) for s, name in planned])
     with bench.hosts() as hosts:
-        job = Job(hosts, bench.disk / "run", training)
+        job = Job(hosts, folder / "run", training)
         job.log = folder / "launch.log"
         try:
             job.start()

@@ -82,7 +82,7 @@ def _clear(reader: RunReader) -> None:
     from cluster.status import stop as stopping
 
     if stopping.take_back(reader):
-        _say(f"took {stopping.STOP} away, which would have stopped the next start at once")
+        _say("took STOP away, which would have stopped the next start at once")
 
 
 def _say(line: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from trainer.run_folder import (
     INCIDENTS,
     OLD_INCIDENTS,
     RUN,
+    STOP,
     SUPERVISION,
     RunFolder,
     in_time_order,
@@ -36,9 +38,10 @@ _RECORD = 64 << 10  # of a small file
 _INCIDENTS_OF_A_RANK = 64 << 10
 _INCIDENTS_TOGETHER = 8 << 20
 _MOST_INCIDENTS = 100  # that a snapshot lists
+_MOST_EVENTS = 20  # kinds of incidents that are counted by themselves
 _MOST_RANKS = 1 << 16
 _HOUR = 3600.0
-_LATE_RENEWAL = 30.0  # seconds by which a renewal may be late, and clocks differ
+_LEASES = 1.5  # without a renewal in which a holder may still live, as clocks differ
 _PARTING = 3.0  # seconds: a machine that only has the same name may have just written the beat
 _FACTOR = 10  # of the slowest steps: what a step may take, as the supervisors have it
 
@@ -132,14 +135,13 @@ def store_lock(source: Source, lease: float, now: float) -> Lock | None:
     claim = record(source, newest.name)
     host = fields.text(claim, "host", 64) or "an unknown host"
     process = fields.count(claim, "process")
-    renewed = now - newest.modified < lease + _LATE_RENEWAL
+    renewed = now - newest.modified < _LEASES * lease
     return Lock(f"process {process} on {host}", renewed)
 
 
 def stop_file(source: Source) -> Entry | None:
     """Return the file that asks the run to stop."""
-    name = RunFolder("").stop.name
-    return next((entry for entry in source.files(name) if entry.name == name), None)
+    return next((entry for entry in source.files(STOP) if entry.name == STOP), None)
 
 
 class Attempt(NamedTuple):
@@ -270,18 +272,31 @@ def newest_checkpoint(source: Source, now: float) -> Checkpoint | None:
 # Incidents.
 
 
-def incidents(source: Source, now: float) -> tuple[list[Incident], int]:
-    """Return the incidents of the last hour, the oldest first, and how many there were.
+class Incidents(NamedTuple):
+    """The incidents of the last hour. listed: the latest of them, the oldest first. by_event: how
+    many there were of each kind; those of rare kinds are `other`."""
 
-    Of very many, the latest are returned. Files that have not changed for an hour are not read.
-    """
+    listed: list[Incident]
+    by_event: dict[str, int]
+
+
+def incidents(source: Source, now: float) -> Incidents:
+    """Return the incidents of the last hour. Files that have not changed since are not read."""
     entries = {entry.name: entry for entry in _incident_files(source)}
     fresh = [name for name in incident_names(entries) if now - entries[name].modified < _HOUR]
     each = min(_INCIDENTS_OF_A_RANK, _INCIDENTS_TOGETHER // max(1, len(fresh)))
     pieces = (source.end(name, max(each, 4096)) for name in fresh)
-    rows = in_time_order(row for piece in pieces if piece for row in fields.json_rows(piece.lines))
-    found = [_incident(row, when) for row in rows if (when := _within(row, now)) is not None]
-    return found[-_MOST_INCIDENTS:], len(found)
+    rows = (row for piece in pieces if piece for row in fields.json_rows(piece.lines))
+    found = in_time_order(row for row in rows if _within(row, now) is not None)
+    events = Counter(_event(row) for row in found)
+    named = dict(events.most_common(_MOST_EVENTS))
+    if other := len(found) - sum(named.values()):
+        named["other"] = named.get("other", 0) + other
+    return Incidents([_incident(row) for row in found[-_MOST_INCIDENTS:]], named)
+
+
+def _event(row: dict[str, Any]) -> str:
+    return fields.text(row, "event", 40) or "unknown"
 
 
 def _incident_files(source: Source) -> Iterable[Entry]:
@@ -293,16 +308,16 @@ def _within(row: dict[str, Any], now: float) -> float | None:
     return when if when is not None and now - when < _HOUR else None
 
 
-def _incident(row: dict[str, Any], when: float) -> Incident:
+def _incident(row: dict[str, Any]) -> Incident:
     others = {k: v for k, v in row.items() if k not in ("time", "rank", "event")}
     told = ", ".join(
         f"{fields.one_line(str(key), 32)} {_shown(value)}"
         for key, value in list(others.items())[:8]
     )
     return Incident(
-        time=when,
+        time=fields.moment(row) or 0.0,
         rank=fields.count(row, "rank") or 0,
-        event=fields.text(row, "event", 40) or "unknown",
+        event=_event(row),
         details=fields.one_line(told, 240),
     )
 

@@ -74,7 +74,7 @@ class RunReader:
         judged = judge(evidence)
         step = settings.total if judged.state == "done" else None
         step = step or _step(rows, ranks, checkpoint)
-        incidents, incident_count = files.incidents(source, now)
+        incidents = files.incidents(source, now)
         starts = _starts(rows, supervised)
         copied = checkpoint
         if self.folder:
@@ -100,8 +100,8 @@ class RunReader:
             restarts=None if starts is None else starts - 1,
             failures_without_progress=supervised.failures if supervised else None,
             ettr=course.ettr(rows, now, judged.state),
-            incidents=incidents,
-            incident_count=incident_count,
+            incidents=incidents.listed,
+            incident_counts=incidents.by_event,
             expected_ranks=attempt.ranks,
             ranks=ranks,
             hosts=sorted({rank.host for rank in ranks if rank.host}),

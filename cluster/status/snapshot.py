@@ -152,7 +152,9 @@ class Snapshot(_Record):
     ettr: Ettr | None = Field(description="the effective training time ratio")
 
     incidents: list[Incident] = Field(description="of the last hour, the oldest first, at most 100")
-    incident_count: int = Field(description="how many there were in the last hour")
+    incident_counts: dict[str, int] = Field(
+        description="how many there were of each event; of many events, the rarer are `other`"
+    )
 
     expected_ranks: int | None = Field(description="ranks of the newest attempt")
     ranks: list[Rank] = Field(description="the last sign of life of each")

@@ -55,7 +55,7 @@ def judge_lines(
     code: its exit code; None where it was ended after `seconds`. error: the last line of its
     standard error.
     """
-    begun = ""
+    begun, found_wrong = "", False
     for line in lines:
         try:
             record = json.loads(line)
@@ -66,6 +66,7 @@ def judge_lines(
         begun = str(record["device"])
         if "proofs" in record:
             yield from judge_device(record)
+            found_wrong |= not all(proof["holds"] for proof in record["proofs"])
             begun = ""
     where = begun or "PyTorch"
     if code is None:
@@ -73,7 +74,7 @@ def judge_lines(
         yield Finding("device", "FAILED", found, "see `nvidia-smi` and `dmesg`; reset it or reboot")
     elif code < 0:
         yield Finding("device", "FAILED", f"{where} was ended by signal {-code}", "see `dmesg`")
-    elif begun or (code != 0 and not any('"proofs"' in line for line in lines)):
+    elif begun or (code != 0 and not found_wrong):
         found = f"{where} cannot compute: {error[:300] or f'exit code {code}'}"
         yield Finding("device", "FAILED", found, "see whether driver and PyTorch fit: docs/gpu.md")
 

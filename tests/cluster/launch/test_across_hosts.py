@@ -139,3 +139,32 @@ def test_plain_torchrun(
     ]
     finish_all(commands, log)
     assert losses(tmp_path / "run") == undisturbed
+
+
+BACKENDS = {
+    "pdsh": [],
+    "openmpi": ["--launcher", "openmpi"],
+    "no ssh": ["--no-ssh"],
+    "torchrun": ["--backend", "torchrun"],
+}
+
+
+@pytest.mark.parametrize("way", BACKENDS)
+def test_addp_launch(
+    way: str, hosts: list[Host], tokens: Path, undisturbed: list[float], tmp_path: Path
+) -> None:
+    log, run = tmp_path / "log", tmp_path / "run"
+    config = tmp_path / "run.yaml"
+    config.write_text("seed: 0\n")
+    command = [sys.executable, "-m", "cluster.cli", "launch", str(config), *BACKENDS[way]]
+    command += ["--hostfile", f"{hosts[0].folder}/hostfile", *trainer_words(run, tokens)]
+    if way in ("no ssh", "torchrun"):
+        commands = [
+            host.start([*command, "--node-rank", str(rank)], log) for rank, host in enumerate(hosts)
+        ]
+    else:
+        commands = [hosts[0].start(command, log)]
+    finish_all(commands, log)
+    assert losses(run) == undisturbed
+    left = [line for host in hosts for line in host.processes("cluster.").values()]
+    assert not left and not (run / "launch" / "environment").exists()

@@ -215,7 +215,7 @@ class Supervision(NamedTuple):
     """What supervision.jsonl says.
 
     started: when ranks were last started. acted: when the supervisors last did something, if they
-    have not ended since.
+    have not ended since. started_now: whether that was to start ranks.
     """
 
     starts: int
@@ -224,6 +224,7 @@ class Supervision(NamedTuple):
     failures: int
     verdict: Ended | None
     acted: float | None
+    started_now: bool
 
 
 def supervision(events: Sequence[history.Event], newest: int | None) -> Supervision | None:
@@ -241,6 +242,7 @@ def supervision(events: Sequence[history.Event], newest: int | None) -> Supervis
         failures=history.failures_without_progress(events, newest),
         verdict=verdict,
         acted=None if verdict else last.time,
+        started_now=isinstance(last, history.Start),
     )
 
 

@@ -129,6 +129,7 @@ class RunReader:
             exit=files.exit_record(source),
             verdict=supervised.verdict if supervised else None,
             supervised=supervised.acted if supervised else None,
+            started_now=supervised is not None and supervised.started_now,
             lock=lock,
             ranks=ranks,
             stop_requested=files.stop_file(source) is not None,

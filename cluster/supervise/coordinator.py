@@ -70,6 +70,7 @@ class Coordinator:
         self._checks = 0  # of health
         self._sent_away = False  # a node was told to go since the last start
         self._given_up: str | None = None
+        self._stopped: str | None = None  # why the run ended because a user wanted it
         self._said_waiting = ""
 
     async def open(self, port: int) -> None:
@@ -153,7 +154,7 @@ class Coordinator:
             unsure=unsure,
             waited=waited,
             outcome=outcome,
-            stop=self._stop_reason(),
+            stop=self._stop_reason() or self._stopped,
             sent_away=self._sent_away,
             given_up=self._given_up,
             newest=self._folder_watch.newest,
@@ -313,6 +314,9 @@ class Coordinator:
             asked=asked,
             done=self._folder_watch.done,
         )
+        # The ranks have removed the file that they were asked by.
+        if outcome.code == EXIT_PREEMPTED and self._folder_watch.stopped_by_file:
+            self._stopped = outcome.reason
         if outcome.trouble is not None:
             self._note_fault(attempt, outcome.trouble)
         self._note_checkpoints(attempt)

@@ -33,12 +33,19 @@ def main() -> int:
         os._exit(0)
     print(f"rank {rank} of {os.environ['WORLD_SIZE']} at {os.environ['MASTER_PORT']}", flush=True)
     step = folder.newest_checkpoint() or 0
+    (folder.path / "meetings").mkdir(exist_ok=True)
+    if rank == 0:
+        folder.exit.unlink(missing_ok=True)
     _beat(folder, rank, "restore", 0)
     while step < int(words["steps"]):
         _beat(folder, rank, "step", step)
         for fault in faults:
             _fail(folder, rank, step, fault)
-        if asked or folder.stop.exists():
+        if rank == 0 and folder.stop.exists():
+            _stopping(folder).touch()
+            folder.stop.unlink()  # as the trainer does
+            folder.write_exit(75, "STOP exists", "file")
+        if asked or _stopping(folder).exists():
             if rank == 0:
                 _commit(folder, step)
             _beat(folder, rank, "exit", step, code=75, reason="SIGTERM")
@@ -68,10 +75,15 @@ def _meet(folder: RunFolder, rank: int, step: int, asked: list[int]) -> None:
     meeting = folder.path / "meetings" / os.environ["MASTER_PORT"]
     meeting.mkdir(parents=True, exist_ok=True)
     (meeting / f"{rank}-{step}").touch()
-    while not asked and any(
+    while not (asked or _stopping(folder).exists()) and any(
         not (meeting / f"{other}-{step}").exists() for other in range(int(os.environ["WORLD_SIZE"]))
     ):
         time.sleep(0.01)
+
+
+def _stopping(folder: RunFolder) -> Path:
+    """By which rank 0 tells the others of this attempt that there was a STOP."""
+    return folder.path / "meetings" / f"stop-{os.environ['MASTER_PORT']}"
 
 
 def _commit(folder: RunFolder, step: int) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from cluster.launch.backend import BackendOptions
-from cluster.launch.patterns import matching
+from cluster.launch.patterns import each_matching, matching
 
 _LABEL_NAME = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"  # RFC 1123
 _SUBDOMAIN = rf"{_LABEL_NAME}(\.{_LABEL_NAME})*"
@@ -18,8 +18,8 @@ _PATH = r"/[\w.@%+=:,/ -]+"
 
 
 _Name = Annotated[str, matching(_SUBDOMAIN, "name in Kubernetes, such as my-claim")]
-_Mount = Annotated[
-    str, matching(rf"{_SUBDOMAIN}={_PATH}", "name and folder, such as my-claim=/data")
+_Mounts = Annotated[
+    list[str], each_matching(rf"{_SUBDOMAIN}={_PATH}", "name and folder, such as my-claim=/data")
 ]
 
 
@@ -42,33 +42,31 @@ class KubernetesOptions(BackendOptions):
         "nvidia.com/gpu",
         description="kubernetes: the resource of which each rank gets one; '' for none",
     )
-    resource: list[
-        Annotated[str, matching(rf"{_QUALIFIED}={_QUANTITY}", "resource such as cpu=96")]
+    resource: Annotated[
+        list[str], each_matching(rf"{_QUALIFIED}={_QUANTITY}", "resource such as cpu=96")
     ] = Field([], description="kubernetes: what each pod gets besides, as memory=900Gi")
-    claim: list[_Mount] = Field(
+    claim: _Mounts = Field(
         [],
         description="kubernetes: a ReadWriteMany claim and where it is mounted, as runs=/mnt/runs",
     )
-    secret_env: list[_Name] = Field(
+    secret_env: Annotated[list[str], each_matching(_SUBDOMAIN, "name of a secret")] = Field(
         [], description="kubernetes: a secret whose keys become variables"
     )
-    secret_files: list[_Mount] = Field(
+    secret_files: _Mounts = Field(
         [], description="kubernetes: a secret whose keys become files, as aws=/home/addp/.aws"
     )
     service_account: _Name = Field(
         "", description="kubernetes: the service account, as for access to S3 by a role"
     )
-    node_selector: list[
-        Annotated[str, matching(rf"{_QUALIFIED}=({_LABEL_VALUE})?", "label such as gpu=h100")]
+    node_selector: Annotated[
+        list[str], each_matching(rf"{_QUALIFIED}=({_LABEL_VALUE})?", "label such as gpu=h100")
     ] = Field([], description="kubernetes: a label that nodes must have, as gpu=h100")
-    tolerate: list[
-        Annotated[
-            str,
-            matching(
-                rf"{_QUALIFIED}(={_LABEL_VALUE})?(:(NoSchedule|PreferNoSchedule|NoExecute))?",
-                "taint such as nvidia.com/gpu:NoSchedule",
-            ),
-        ]
+    tolerate: Annotated[
+        list[str],
+        each_matching(
+            rf"{_QUALIFIED}(={_LABEL_VALUE})?(:(NoSchedule|PreferNoSchedule|NoExecute))?",
+            "taint such as nvidia.com/gpu:NoSchedule",
+        ),
     ] = Field([], description="kubernetes: a taint that pods bear, as nvidia.com/gpu:NoSchedule")
     shm: Annotated[str, matching(_QUANTITY, "size such as 16Gi")] = Field(
         "16Gi", description="kubernetes: the size of /dev/shm, which NCCL and data loaders use"

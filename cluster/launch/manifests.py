@@ -32,15 +32,15 @@ from cluster.launch.arguments import run_folder, value_of
 from cluster.launch.backend import LaunchRequest
 from cluster.launch.kubernetes_options import KubernetesOptions
 from cluster.launch.pod import EXIT_USER_STOPPED
+from cluster.launch.timeouts import NOTICE_MARGIN
 from cluster.supervise.history import EXIT_GAVE_UP
 from model.documents import MIB, read_file
 from model.errors import ConfigError
 from trainer.run_folder import EXIT_CONFIG, EXIT_DIVERGED, EXIT_NO_VALID_CHECKPOINT, EXIT_PREEMPTED
 
 Manifest = dict[str, Any]
-MARGIN_SECONDS = 60  # between the end of the ranks' grace and the end of the pod
 _CONTAINER = "supervisor"
-_GROUP = "nodes"  # the replicated job of a JobSet
+GROUP = "nodes"  # the replicated job of a JobSet
 _LONGEST_NAME = 40  # leaves room for what Job and JobSet append for their pods
 _CONFIG_FOLDER = "/etc/addp"
 _CONFIG_FILE = "run.yaml"
@@ -66,7 +66,7 @@ def manifests(request: LaunchRequest, options: KubernetesOptions) -> list[Manife
     name = resource_name(request.name)
     words, config = _own_config(request.arguments)
     parts = [] if config is None else [_config_map(_metadata(name, options), config)]
-    first = f"{name}-{_GROUP}-0-0.{name}" if options.jobset else f"{name}-0.{name}"
+    first = f"{name}-{GROUP}-0-0.{name}" if options.jobset else f"{name}-0.{name}"
     job = _job(
         len(request.hosts.slots),
         options,
@@ -165,7 +165,7 @@ def _job_set(metadata: Manifest, job: Manifest) -> Manifest:
                     }
                 ],
             },
-            "replicatedJobs": [{"name": _GROUP, "replicas": 1, "template": {"spec": job}}],
+            "replicatedJobs": [{"name": GROUP, "replicas": 1, "template": {"spec": job}}],
         },
     }
 
@@ -194,7 +194,7 @@ def _pod(
         container["envFrom"] = [{"secretRef": {"name": name}} for name in options.secret_env]
     pod: Manifest = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": math.ceil(request.grace) + MARGIN_SECONDS,
+        "terminationGracePeriodSeconds": math.ceil(request.grace + NOTICE_MARGIN),
         "enableServiceLinks": False,  # variables about every service of the namespace
         "securityContext": {
             "runAsNonRoot": True,

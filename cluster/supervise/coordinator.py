@@ -70,8 +70,8 @@ class Coordinator:
         self._checks = 0  # of health
         self._sent_away = False  # a node was told to go since the last start
         self._given_up: str | None = None
-        self._stopped: str | None = None  # why the run ended because a user wanted it
         self._said_waiting = ""
+        self._users_stop: str | None = None  # why the run ends, once a user has asked for it
 
     async def open(self, port: int) -> None:
         """Listen for nodes. Raises OSError where the port is taken."""
@@ -154,7 +154,7 @@ class Coordinator:
             unsure=unsure,
             waited=waited,
             outcome=outcome,
-            stop=self._stop_reason() or self._stopped,
+            stop=self._stop_reason(),
             sent_away=self._sent_away,
             given_up=self._given_up,
             newest=self._folder_watch.newest,
@@ -163,7 +163,9 @@ class Coordinator:
     def _stop_reason(self) -> str | None:
         """Why the whole run is to stop; None where it is not."""
         if self._folder_watch.stop:
-            return f"{self._folder.stop} exists"
+            self._users_stop = f"{self._folder.stop} exists"
+        if self._users_stop is not None:  # the ranks remove the file when they have saved
+            return self._users_stop
         there = self._members.there()
         if there and all(member.report.leaving == "signal" for member in there):
             return there[0].report.reason
@@ -314,9 +316,6 @@ class Coordinator:
             asked=asked,
             done=self._folder_watch.done,
         )
-        # The ranks have removed the file that they were asked by.
-        if outcome.code == EXIT_PREEMPTED and self._folder_watch.stopped_by_file:
-            self._stopped = outcome.reason
         if outcome.trouble is not None:
             self._note_fault(attempt, outcome.trouble)
         self._note_checkpoints(attempt)
@@ -339,7 +338,10 @@ class Coordinator:
         first = attempt.ends.get(0)
         if first is None or first.code != EXIT_PREEMPTED:
             return None
-        return first.words if self._folder_watch.stopped_by_file else None
+        if not self._folder_watch.stopped_by_file:
+            return None
+        self._users_stop = f"there was a {self._folder.stop}"
+        return first.words or self._users_stop
 
     async def _take_stacks(self, attempt: Attempt) -> None:
         deadline = time.monotonic() + _STACKS
@@ -391,6 +393,7 @@ class Coordinator:
                 verdict=verdict.verdict,
                 code=verdict.code,
                 reason=verdict.reason[:2000],
+                by_user=verdict.verdict == "stopped" and self._users_stop is not None,
             )
         )
         self._say(f"{verdict.verdict}: {verdict.reason} (exit code {verdict.code})")

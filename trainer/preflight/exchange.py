@@ -23,7 +23,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 from model.errors import ADDPError
 from trainer.distributed.world import World
 
-_LOOKS = 0.2  # seconds between two looks at what is there
+_LOOKS = 0.05  # seconds between two looks at what is there
 _PATIENCE = 10.0  # seconds after which one is told what is waited for
 _CONNECT_SECONDS = 5.0
 

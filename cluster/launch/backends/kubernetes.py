@@ -8,6 +8,7 @@ named, and stay in the cluster.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import yaml
 from cluster.launch.arguments import run_folder
 from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand, PlannedFile
 from cluster.launch.kubernetes_options import KubernetesOptions
-from cluster.launch.manifests import Manifest, manifests, pairs, resource_name
+from cluster.launch.manifests import GROUP, Manifest, manifests, pairs, resource_name
 from cluster.launch.variables import is_secret
 from model.errors import ConfigError
 
@@ -51,8 +52,24 @@ class KubernetesBackend:
         # Not in the run folder: this machine may well not see it.
         path = Path.cwd() / f"{resource_name(request.name)}.kubernetes.yaml"
         file = PlannedFile(path, to_yaml(manifests(request, options)))
-        words = ["kubectl", "apply", "-f", str(path)]
-        return LaunchPlan([PlannedCommand(words)], [file], waits=False)
+        return LaunchPlan(
+            commands=[PlannedCommand(["kubectl", "apply", "-f", str(path)])],
+            files=[file],
+            waits=False,
+            afterwards=_afterwards(request, options, path),
+        )
+
+
+def _afterwards(request: LaunchRequest, options: KubernetesOptions, path: Path) -> list[str]:
+    space = f" --namespace={options.namespace}" if options.namespace else ""
+    name, run = resource_name(request.name), shlex.quote(str(run_folder(request)))
+    job = f"job/{name}-{GROUP}-0" if options.jobset else f"job/{name}"
+    inside = f"kubectl{space} exec {job} --"
+    return [
+        f"watch it with `{inside} addp status {run}`, and the pods with `kubectl{space} get pods`",
+        f"let it save and end with `{inside} addp stop {run}`",
+        f"remove it with `kubectl delete -f {shlex.quote(str(path))}`; the run folder stays",
+    ]
 
 
 def _check_places(request: LaunchRequest, options: KubernetesOptions) -> None:
@@ -69,6 +86,19 @@ def _check_places(request: LaunchRequest, options: KubernetesOptions) -> None:
         )
 
 
+class _Readable(yaml.SafeDumper):
+    """Writes a text of several lines, as a run file, in lines of its own."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    )
+
+
+_Readable.add_representer(str, _text)
+
+
 def to_yaml(documents: Sequence[Manifest]) -> str:
     """Return manifests as one file, which `kubectl apply -f` takes."""
-    return yaml.safe_dump_all(documents, sort_keys=False, width=100)
+    return yaml.dump_all(documents, Dumper=_Readable, sort_keys=False, width=100)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from cluster.launch.arguments import run_folder
 from cluster.launch.backend import (
@@ -23,12 +24,11 @@ from cluster.launch.backend import (
     PlannedCommand,
     PlannedFile,
 )
-from cluster.launch.patterns import matching
+from cluster.launch.patterns import each, matching
 from cluster.launch.sbatch import BatchScript, log_pattern
+from cluster.launch.timeouts import NOTICE_MARGIN
 from model.errors import ConfigError
 
-# Between the end of the ranks' grace and the end of the job, for the supervisors and the script.
-_MARGIN_SECONDS = 60
 _LONGEST_LEAD = 65535  # seconds; Slurm takes no more
 _OWN_LINES = {
     *("array", "job-name", "kill-on-bad-exit", "nodes", "no-kill", "no-requeue", "ntasks"),
@@ -69,7 +69,7 @@ class SlurmOptions(BackendOptions):
     cpus: int = Field(
         0, ge=0, le=4096, description="slurm: CPUs of each node; 0: whole nodes, with all of them"
     )
-    sbatch: list[Annotated[str, AfterValidator(_check_line)]] = Field(
+    sbatch: Annotated[list[str], each(_check_line)] = Field(
         [], description="slurm: one more #SBATCH line, as --sbatch=--reservation=NAME"
     )
 
@@ -104,7 +104,18 @@ class SlurmBackend:
         """
         path = request.folder / "slurm.sbatch"
         script = PlannedFile(path, batch_script(request).text())
-        return LaunchPlan([PlannedCommand(["sbatch", str(path.absolute())])], [script], waits=False)
+        run = shlex.quote(str(run_folder(request)))
+        return LaunchPlan(
+            commands=[PlannedCommand(["sbatch", str(path.absolute())])],
+            files=[script],
+            waits=False,
+            afterwards=[
+                f"watch it with `addp status {run}`; its log is {run}/slurm-JOB.log",
+                f"let it save and end with `addp stop {run}`; `scancel JOB` does the same, if the "
+                "save takes less than Slurm's KillWait",
+                "let it save and start again elsewhere with `scancel --batch --signal=TERM JOB`",
+            ],
+        )
 
 
 def batch_script(request: LaunchRequest) -> BatchScript:
@@ -121,13 +132,13 @@ def batch_script(request: LaunchRequest) -> BatchScript:
 
 def _ours(request: LaunchRequest, options: SlurmOptions) -> list[tuple[str, str | None]]:
     """Return what the job needs to be stopped, saved and started again, and its size."""
-    lead = math.ceil(request.grace) + _MARGIN_SECONDS
+    lead = math.ceil(request.grace + NOTICE_MARGIN)
     limit = options.seconds()
     if lead > _LONGEST_LEAD or (limit is not None and limit <= 2 * lead):
         raise ConfigError(
             f"a time limit of {options.time or 'this cluster'} leaves no time to train: Slurm "
             f"signals the job {lead} s before its end (--grace {request.grace:g} and "
-            f"{_MARGIN_SECONDS} s for the rest), up to a minute earlier; give more than "
+            f"{NOTICE_MARGIN:g} s for the rest), up to a minute earlier; give more than "
             f"{math.ceil(2 * lead / 60)} minutes with --time"
         )
     return [

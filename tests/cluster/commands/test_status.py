@@ -104,8 +104,9 @@ def uploading(tokens: Path, tmp_path: Path, bucket: str, worlds: list[World]) ->
 
 
 def test_a_supervised_run_is_stopped_for_good(tmp_path: Path) -> None:
-    """Whoever sees STOP first, ranks or supervisor, and removes it: nobody starts the run again."""
-    with job(tmp_path / "run", "--ranks", "2", words=["steps=100000", "fault=1:6:kill:1"]) as one:
+    """Although its ranks remove STOP once they have saved."""
+    words = ["steps=100000", "fault=1:6:kill:1", "removes=stop"]
+    with job(tmp_path / "run", "--ranks", "2", words=words) as one:
         one.start(0)
         one.until(lambda: len(one.of(history.Progress)) == 2)
         found = until(one.run, lambda s: s["state"] == "running")

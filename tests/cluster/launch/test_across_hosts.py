@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.launch.record_words import HOSTILE
 from tests.cluster.launch.two_hosts import Host, several_hosts
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.worlds import finish
@@ -17,29 +18,6 @@ from trainer.run_folder import RunFolder
 
 pytestmark = pytest.mark.long
 
-HOSTILE = [
-    "plain=1",
-    "with space=a b",
-    "quotes='single' \"double\"",
-    "quotes='single'\"double\"",
-    "dollar=$HOME `id` $(id)",
-    "dollar=$HOME`id`$(id)",
-    "back=\\ \\\\ \\n",
-    "back=\\\\x\\$y",
-    "semi=; touch /tmp/addp-injected #",
-    "semi;touch${IFS}/tmp/addp-injected",
-    "a&b|c>d<e*?[x]{1,2}~!^()",
-    "a & b | c > d < e * ? [x] {1,2} ~ ! ^ ()",
-    "line\nbreak",
-    "line\nbreak with space",
-    "percent=%n%h%u%%",
-    "percent %n %h %u %%",
-    "umlaut=ä€",
-    "",
-    "--",
-    "-x",
-    "tab\there",
-]
 START = """
 import json, sys
 from cluster.launch.backend import LaunchRequest
@@ -161,3 +139,32 @@ def test_plain_torchrun(
     ]
     finish_all(commands, log)
     assert losses(tmp_path / "run") == undisturbed
+
+
+BACKENDS = {
+    "pdsh": [],
+    "openmpi": ["--launcher", "openmpi"],
+    "no ssh": ["--no-ssh"],
+    "torchrun": ["--backend", "torchrun"],
+}
+
+
+@pytest.mark.parametrize("way", BACKENDS)
+def test_addp_launch(
+    way: str, hosts: list[Host], tokens: Path, undisturbed: list[float], tmp_path: Path
+) -> None:
+    log, run = tmp_path / "log", tmp_path / "run"
+    config = tmp_path / "run.yaml"
+    config.write_text("seed: 0\n")
+    command = [sys.executable, "-m", "cluster.cli", "launch", str(config), *BACKENDS[way]]
+    command += ["--hostfile", f"{hosts[0].folder}/hostfile", *trainer_words(run, tokens)]
+    if way in ("no ssh", "torchrun"):
+        commands = [
+            host.start([*command, "--node-rank", str(rank)], log) for rank, host in enumerate(hosts)
+        ]
+    else:
+        commands = [hosts[0].start(command, log)]
+    finish_all(commands, log)
+    assert losses(run) == undisturbed
+    left = [line for host in hosts for line in host.processes("cluster.").values()]
+    assert not left and not (run / "launch" / "environment").exists()

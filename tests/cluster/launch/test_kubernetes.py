@@ -150,7 +150,7 @@ def test_how_the_end_of_a_pod_is_taken() -> None:
     assert spec["backoffLimitPerIndex"] == 20 and spec["podReplacementPolicy"] == "Failed"
     assert spec["successPolicy"] == {"rules": [{"succeededIndexes": "0"}]}
     pod = spec["template"]["spec"]
-    assert pod["restartPolicy"] == "Never" and pod["terminationGracePeriodSeconds"] == 180
+    assert pod["restartPolicy"] == "Never" and pod["terminationGracePeriodSeconds"] == 150
 
 
 def test_what_a_pod_gets() -> None:
@@ -310,8 +310,6 @@ def stop(number, frame):
         {"code": 75, "reason": "", "time": time.time(), "stop": sys.argv[2]}))
     sys.exit(75)
 signal.signal(signal.SIGTERM, stop)
-if sys.argv[3] == "orphan" and not os.fork() and not os.fork():
-    os._exit(0)
 print("ready", flush=True)
 if sys.argv[3] == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
@@ -323,13 +321,7 @@ time.sleep(60)
 
 @pytest.mark.parametrize(
     ("why", "mode", "code"),
-    [
-        ("signal", "waits", 75),
-        ("file", "waits", 82),
-        ("signal", "orphan", 75),
-        ("file", "killed", 137),
-        ("file", "done", 0),
-    ],
+    [("signal", "waits", 75), ("file", "waits", 82), ("file", "killed", 137), ("file", "done", 0)],
 )
 def test_a_pod_says_whether_a_user_has_stopped_the_run(
     why: str, mode: str, code: int, tmp_path: Path
@@ -338,6 +330,6 @@ def test_a_pod_says_whether_a_user_has_stopped_the_run(
     command = [sys.executable, "-m", "cluster.launch.pod", "--run", str(tmp_path), "--", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        if mode in ("waits", "orphan"):
+        if mode == "waits":
             process.terminate()
         assert process.wait(30) == code

@@ -33,21 +33,16 @@ def main() -> int:
         os._exit(0)
     print(f"rank {rank} of {os.environ['WORLD_SIZE']} at {os.environ['MASTER_PORT']}", flush=True)
     step = folder.newest_checkpoint() or 0
-    (folder.path / "meetings").mkdir(exist_ok=True)
-    if rank == 0:
-        folder.exit.unlink(missing_ok=True)
     _beat(folder, rank, "restore", 0)
     while step < int(words["steps"]):
         _beat(folder, rank, "step", step)
         for fault in faults:
             _fail(folder, rank, step, fault)
-        if rank == 0 and folder.stop.exists():
-            _stopping(folder).touch()
-            folder.stop.unlink()  # as the trainer does
-            folder.write_exit(75, "STOP exists", "file")
-        if asked or _stopping(folder).exists():
+        if asked or (folder.stop.exists() and "removes" not in words):
             if rank == 0:
                 _commit(folder, step)
+                if "removes" in words:  # as the trainer does, once it has saved
+                    folder.stop.unlink()
             _beat(folder, rank, "exit", step, code=75, reason="SIGTERM")
             return 75
         time.sleep(float(words.get("pause", "0.05")))
@@ -75,15 +70,10 @@ def _meet(folder: RunFolder, rank: int, step: int, asked: list[int]) -> None:
     meeting = folder.path / "meetings" / os.environ["MASTER_PORT"]
     meeting.mkdir(parents=True, exist_ok=True)
     (meeting / f"{rank}-{step}").touch()
-    while not (asked or _stopping(folder).exists()) and any(
+    while not asked and any(
         not (meeting / f"{other}-{step}").exists() for other in range(int(os.environ["WORLD_SIZE"]))
     ):
         time.sleep(0.01)
-
-
-def _stopping(folder: RunFolder) -> Path:
-    """By which rank 0 tells the others of this attempt that there was a STOP."""
-    return folder.path / "meetings" / f"stop-{os.environ['MASTER_PORT']}"
 
 
 def _commit(folder: RunFolder, step: int) -> None:

@@ -114,20 +114,22 @@ class Coordinator:
             self._checks += 1
         while True:
             self._members.look()
+            self._let_rest()
             if (ends := self._own_node_leaves(begun)) is not None:
                 return ends
             decision = policy.decide(self._rules, self._events, self._situation(outcome, begun))
             if not isinstance(decision, Wait):
                 return decision
             if decision.why != self._said_waiting and decision.seconds > 1.0:
-                self._say(decision.why)
+                self._say(f"{decision.why}; waiting for {decision.seconds:.0f} s at most")
                 self._said_waiting = decision.why
-            self._let_rest()
             await self._change(min(decision.seconds, _LOOK))
 
-    def _let_rest(self) -> None:
-        """Let all nodes rest, and those that go away go."""
+    def _let_rest(self, but: Sequence[Member] = ()) -> None:
+        """Let all other nodes rest, and those that go away go."""
         for member in self._members.there():
+            if member in but:
+                continue
             goes = member.report.leaving is not None and not member.report.alive and member.index
             if goes:
                 member.tell(Order(do="leave", code=EXIT_PREEMPTED))
@@ -236,6 +238,7 @@ class Coordinator:
         while True:
             await self._change(_LOOK)
             self._members.look()
+            self._let_rest(attempt.members)
             now, committed = time.monotonic(), self._note_checkpoints(attempt)
             stepped = attempt.stepped
             attempt.look(now)

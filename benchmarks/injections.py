@@ -22,8 +22,6 @@ _LINK_SECONDS = 25.0  # for which a link is cut: beyond the 10 to 15 s after whi
 _OFF_SECONDS = 15.0  # for which a host stays off
 _FULL_SECONDS = 6.0  # for which a disk stays full
 _SLOW_SECONDS = 20.0  # for which a rank gets half of its time
-# Over pdsh, nobody but `addp launch` starts a supervisor again, and it waits for the others' end.
-_AGAIN = ("--rejoin", "5")
 
 
 @dataclass(frozen=True)
@@ -159,16 +157,12 @@ FAULTS: dict[str, Fault] = {
         options=("--nodes", "2", "--spares", "1"),
         nodes=(1, 2, 3),
     ),
-    "host-back": Fault("a host is off for 15 s", _power_off_and_on, 15, options=_AGAIN),
+    "host-back": Fault("a host is off for 15 s", _power_off_and_on, 15),
     "link-cut": Fault("the link is cut for 25 s", _cut_link, 15),
     "disk-full": Fault("the disk is full for 6 s", _full_disk, None, disk=True),
     "disk-full-end": Fault("the disk is full at the end", _full_disk_at_the_end, 60, disk=True),
     "launch-term": Fault("SIGTERM to `addp launch`", _stop_launch, 15, again=True),
-    "supervisor-term": Fault(
-        "SIGTERM to a supervisor", _supervisor(signal.SIGTERM), 15, options=_AGAIN
-    ),
-    "supervisor-killed": Fault(
-        "a supervisor is SIGKILLed", _supervisor(signal.SIGKILL), 15, options=_AGAIN
-    ),
-    "launcher-killed": Fault("`launch.py` is SIGKILLed", _kill_node_launcher, 15, options=_AGAIN),
+    "supervisor-term": Fault("SIGTERM to a supervisor", _supervisor(signal.SIGTERM), 15),
+    "supervisor-killed": Fault("a supervisor is SIGKILLed", _supervisor(signal.SIGKILL), 15),
+    "launcher-killed": Fault("`launch.py` is SIGKILLed", _kill_node_launcher, 15),
 }

@@ -49,10 +49,10 @@ _NOTICED = ("fault", "left", "end")
 class Outcome:
     """What came of a fault.
 
-    detection, recovery, total: seconds to the first word about the fault, from there to the next new
-    step, and from the fault to that step; None where nothing was to be noticed. There is no word
-    where the fault killed the coordinator, which writes them. left: seconds until no process was
-    left. restarts: starts beyond the first. problems: what must not be.
+    detection, recovery, total: seconds to the first word about the fault, from there to the next
+    new step, and from the fault to that step; None where nothing was to be noticed. There is no
+    word where the fault killed the coordinator, which writes them. left: seconds until no process
+    was left. restarts: starts beyond the first. problems: what must not be.
     """
 
     fault: str

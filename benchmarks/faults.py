@@ -173,7 +173,7 @@ def _see_through(job: Job, fault: Fault, moment: float, outcome: Outcome) -> Non
         outcome.detection, outcome.recovery = noticed - moment, stepped - noticed
     if (outcome.detection or 0) > fault.limit:
         outcome.problems.append(f"noticed after {outcome.detection:.1f} s of {fault.limit:.0f} s")
-    if outcome.total > fault.limit + _RECOVERY_LIMIT:
+    if outcome.total > max(fault.limit, fault.outage) + _RECOVERY_LIMIT:
         outcome.problems.append(f"the next new step came {outcome.total:.1f} s after the fault")
 
 

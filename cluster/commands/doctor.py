@@ -55,6 +55,9 @@ def doctor(
         float | None,
         typer.Option(min=0, max=86_400, help="seconds to see a file of another node; 30"),
     ] = None,
+    grace: Annotated[
+        float, typer.Option(min=1, max=86_400, help="as for `addp launch`: seconds to save in")
+    ] = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Find out whether a run would train here, before it starts.
@@ -68,7 +71,9 @@ def doctor(
     """
     file, overrides = configured(config, arguments)
     words = [*overrides, *(["--config", str(file.absolute())] if file else [])]
-    words += [] if device else ["--no-device"]
+    if words:
+        _check_timeouts(file, overrides, grace)
+    words += [*([] if device else ["--no-device"]), "--grace", f"{grace:g}"]
     for name, value in (("--ports", ports), ("--meeting", meeting), ("--sight", sight)):
         words += [] if value is None else [name, str(value)]
     if hostfile is None:
@@ -84,6 +89,23 @@ def doctor(
         show(answer, Console(width=None if sys.stdout.isatty() else 160))
     if not answer["ready"]:
         raise typer.Exit(ConfigError.exit_code)
+
+
+def _check_timeouts(file: Path | None, overrides: list[str], grace: float) -> None:
+    """Raise ConfigError where `addp launch` would refuse the order of the time-outs.
+
+    A configuration that cannot be read is reported by the doctor itself.
+    """
+    from cluster.launch.timeouts import Timeouts
+    from cluster.supervise.limits import Limits
+    from trainer.config.reading import load_config
+
+    try:
+        config = load_config(file, overrides)
+    except ADDPError:
+        return
+    step, hang = Limits().limit_step, config.health.hang
+    Timeouts(step, hang, config.collective_timeout, grace).check()
 
 
 def _ask(hostfile: Path, backend: str, address: str | None, words: list[str]) -> dict[str, object]:
@@ -118,10 +140,10 @@ def _request(hosts: object, words: list[str], folder: Path) -> LaunchRequest:
     from cluster.launch.backend import LaunchRequest
     from cluster.launch.hosts import Hosts
     from cluster.launch.variables import split_secrets
-    from trainer.distributed.environment import settings
+    from trainer.distributed.environment import needed_names
 
     assert isinstance(hosts, Hosts)
-    carried, _ = split_secrets(settings("").names, os.environ)
+    carried, _ = split_secrets(needed_names(), os.environ)
     return LaunchRequest(_MODULE, words, hosts, folder=folder, name="doctor", carried=carried)
 
 

@@ -17,7 +17,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,23 +45,25 @@ from trainer.resilience.leaving import leave
 from trainer.run_folder import EXIT_CONFIG, EXIT_DONE
 
 _MEETING = 120.0  # seconds in which the nodes must meet
+_GRACE = 60.0  # seconds that supervisors give a run to save
 _SIGHT = 30.0  # seconds within which a node must see what another one writes
 _DEVICES = 400.0  # seconds for a node's own checks
-_PORTS = "20000-29999"  # where ranks of Slurm's jobs meet; any range can be named
+_PORTS = "30000-32699"  # where supervised ranks meet; any range can be named
 
 
 class Wanted(NamedTuple):
     """What the command line asks for. file, overrides: the configuration; both empty: none. low,
     high: the ports of which one is tried between each two nodes. meeting, sight: seconds in which
-    all must come, and see a file of another one."""
+    all must come, and see a file of another one. grace: seconds for a save when asked to stop."""
 
     file: Path | None = None
     overrides: Sequence[str] = ()
     devices: bool = True
-    low: int = 20_000
-    high: int = 29_999
+    low: int = 30_000
+    high: int = 32_699
     meeting: float = _MEETING
     sight: float = _SIGHT
+    grace: float = _GRACE
 
 
 class Own(NamedTuple):
@@ -107,7 +109,7 @@ def examine(wanted: Wanted, exchange: Exchange, say: Callable[[str], None]) -> d
         if exchange.tell("go", lambda: not (unreached or exchange.lost)):
             found, measured = exchange_tensors(exchange, names)
             between += found
-    for node, finding in _look_together(own, exchange, wanted.sight):
+    for node, finding in _look_together(own, exchange, wanted):
         checks.setdefault(node, []).append(finding)
     between += _look_at_store(own, nodes, exchange)
     return make_answer(
@@ -219,7 +221,7 @@ def _compare(nodes: list[dict[str, Any]]) -> list[Finding]:
     return findings
 
 
-def _look_together(own: Own, exchange: Exchange, sight: float) -> list[tuple[int, Finding]]:
+def _look_together(own: Own, exchange: Exchange, wanted: Wanted) -> list[tuple[int, Finding]]:
     """Return what each node sees of the run folder and how fast it writes while all others do, with
     its number."""
     has_config = [bool(one) for one in exchange.gather("configured", own.config is not None)]
@@ -228,22 +230,25 @@ def _look_together(own: Own, exchange: Exchange, sight: float) -> list[tuple[int
     config = own.config
     findings: list[Finding] = []
     if exchange.world.size > 1:
-        findings += check_sharing(config.run if config else None, exchange, sight)
+        findings += check_sharing(config.run if config else None, exchange, wanted.sight)
     exchange.gather("write", True)  # so that all write at the same time
     if config is not None:
-        findings += guarded("saving", lambda: iter(_saving(config, own, exchange)), 120)
+        findings += guarded(
+            "saving", lambda: iter(_saving(config, own, exchange, wanted.grace)), 120
+        )
     answers = exchange.gather("written", [one._asdict() for one in findings], 180)
     return [
         (node, finding_of(record)) for node, answer in enumerate(answers) for record in answer or ()
     ]
 
 
-def _saving(config: RunConfig, own: Own, exchange: Exchange) -> list[Finding]:
+def _saving(config: RunConfig, own: Own, exchange: Exchange, grace: float) -> Iterator[Finding]:
     nodes = exchange.world.size
     saves = needs.cadence(config, nodes * max(1, len(own.gpus)))
     rate = needs.measure_writing(nearest_folder(config.run))
-    findings = list(needs.check_saving(config, saves, nodes, rate))
-    return findings + (list(needs.check_room(config, saves)) if exchange.world.rank == 0 else [])
+    yield from needs.check_saving(config, saves, nodes, rate, grace)
+    if exchange.world.rank == 0:
+        yield from needs.check_room(config, saves)
 
 
 def _look_at_store(own: Own, nodes: list[dict[str, Any]], exchange: Exchange) -> list[Finding]:
@@ -264,7 +269,7 @@ def _look_at_store(own: Own, nodes: list[dict[str, Any]], exchange: Exchange) ->
 def _ports(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text, re.ASCII)
     if not match or not 1 <= int(match[1]) <= int(match[2]) <= 65_535:
-        raise ConfigError(f"--ports {text!r} is no range such as 20000-29999")
+        raise ConfigError(f"--ports {text!r} is no range such as 30000-32699")
     return int(match[1]), int(match[2])
 
 
@@ -282,6 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ports", default=_PORTS, help="range, of which one is tried")
     parser.add_argument("--meeting", type=float, default=_MEETING, help="seconds for all to start")
     parser.add_argument("--sight", type=float, default=_SIGHT, help="seconds to see a shared file")
+    parser.add_argument("--grace", type=float, default=_GRACE, help="seconds for a stop to save")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs="*", metavar="FILE|key=value")
     options = parser.parse_intermixed_args(arguments)
@@ -293,6 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
         *_ports(options.ports),
         meeting=options.meeting,
         sight=options.sight,
+        grace=options.grace,
     )
     world = take_world()
 

@@ -156,9 +156,15 @@ def measure_writing(folder: Path, count: int = _FILE_BYTES) -> float:
         return written / (time.perf_counter() - began)
 
 
-def check_saving(config: RunConfig, saves: Cadence, nodes: int, rate: float) -> Iterator[Finding]:
+def check_saving(
+    config: RunConfig, saves: Cadence, nodes: int, rate: float, grace: float
+) -> Iterator[Finding]:
     """Check that this node can write its part of each checkpoint in time, and has the memory for a
-    copy of it. rate: bytes a second, while all nodes wrote."""
+    copy of it.
+
+    rate: bytes a second, while all nodes wrote. grace: seconds that a run has to save when it is
+    asked to stop.
+    """
     name, part = "saving", saves.size / nodes
     seconds = part / rate
     found = (
@@ -168,6 +174,10 @@ def check_saving(config: RunConfig, saves: Cadence, nodes: int, rate: float) -> 
     if saves.seconds is not None and seconds > saves.seconds:
         found += f", and one is made every {saves.seconds:.1f} s"
         todo = "use faster storage, or raise checkpoint.every"
+        yield Finding(name, "FAILED", found, todo, shared=True)
+    elif seconds > grace:
+        found += f", and a run that is asked to stop is killed after {grace:g} s"
+        todo = f"start it with --grace above {seconds:.0f}, and warn it as long before"
         yield Finding(name, "FAILED", found, todo, shared=True)
     else:
         yield Finding(name, "ok", found)

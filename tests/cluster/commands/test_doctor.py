@@ -33,6 +33,13 @@ def test_a_configuration_that_cannot_be() -> None:
     assert done.code == 78 and done.stderr.startswith("error: 'no-such-recipe' is neither a run")
 
 
+def test_time_outs_in_an_order_that_does_not_work() -> None:
+    """Those of the supervisors, beside the configuration's own."""
+    done = addp("doctor", *CONFIG, "health.hang=20")
+    assert done.code == 78
+    assert "silence in a step (30 s) must be shorter than health.hang (20 s)" in done.stderr
+
+
 def test_two_nodes_under_a_launcher(tmp_path: Path) -> None:
     words = [*CONFIG, f"run={tmp_path / 'run'}", "--no-device", "--lines"]
     done = subprocess.run(
@@ -59,7 +66,10 @@ def test_a_backend_that_starts_nothing_on_other_hosts(hostfile: Path) -> None:
     assert done.code == 78 and "--lines" not in done.stderr
     for node in (0, 1):
         assert f"  on node{node + 1}: " in done.stderr and f"--node-rank={node}" in done.stderr
-    assert "-m trainer.preflight.doctor " in done.stderr and "--nproc-per-node=1" in done.stderr
+    assert (
+        "trainer.preflight.doctor objective=mage" in done.stderr
+        and "--nproc-per-node=1" in done.stderr
+    )
 
 
 def test_names_that_are_none(hostfile: Path, tmp_path: Path) -> None:

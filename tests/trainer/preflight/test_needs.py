@@ -89,13 +89,18 @@ def test_how_often_a_run_saves(tmp_path: Path) -> None:
 def test_saving(tmp_path: Path) -> None:
     assert measure_writing(tmp_path, MIB) > 0 and not list(tmp_path.iterdir())
     slow = Cadence(size=200 * MIB, every=4, seconds=1.0)
-    found = list(check_saving(config(), slow, 2, rate=10 * MIB))
+    found = list(check_saving(config(), slow, 2, 10 * MIB, grace=60))
     assert state(found, "saving") == "FAILED" and not any(one.makes_unfit for one in found)
     assert "100.0 MiB, in 10.0 s, and one is made every 1.0 s" in found[0].text
-    assert state(check_saving(config(), slow, 2, rate=1000 * MIB), "saving") == "ok"
-    assert state(check_saving(config(), slow._replace(seconds=None), 2, MIB), "saving") == "ok"
+    assert state(check_saving(config(), slow, 2, 1000 * MIB, grace=60), "saving") == "ok"
+    unknown = slow._replace(seconds=None)
+    assert state(check_saving(config(), unknown, 2, MIB, grace=101), "saving") == "ok"
+    late = text(check_saving(config(), unknown, 2, MIB, grace=99), "FAILED")
+    assert "is killed after 99 s; start it with --grace above 100" in late
     huge = Cadence(size=2.0**60, every=4, seconds=None)
-    assert "checkpoint.asynchronous=false" in text(check_saving(config(), huge, 2, 1e30), "FAILED")
+    assert "checkpoint.asynchronous=false" in text(
+        check_saving(config(), huge, 2, 1e30, grace=60), "FAILED"
+    )
 
 
 def test_room_for_checkpoints(tmp_path: Path) -> None:

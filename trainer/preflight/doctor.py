@@ -31,7 +31,7 @@ from trainer.distributed.environment import Settings, settings
 from trainer.distributed.environment import differences as environment_differences
 from trainer.distributed.world import World, take_world
 from trainer.preflight import needs, probes, sameness
-from trainer.preflight.device import check_devices
+from trainer.preflight.device import check_devices, judge_rates
 from trainer.preflight.disk import nearest_folder
 from trainer.preflight.exchange import Exchange, NodesNotMet, meet
 from trainer.preflight.finding import Finding, finding_of, guarded
@@ -67,11 +67,12 @@ class Wanted(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What this node has found out by itself."""
+    """What this node has found out by itself. rates: TFLOP/s of each GPU."""
 
     config: RunConfig | None
     findings: list[Finding]
     gpus: list[GPU]
+    rates: dict[str, float]
 
 
 def meet_or_tell(wanted: Wanted, world: World, say: Callable[[str], None]) -> Exchange:
@@ -127,13 +128,14 @@ def look(wanted: Wanted) -> Own:
     """Return what this node finds out by itself."""
     config, findings = _read(wanted)
     gpus: list[GPU] = []
+    rates: dict[str, float] = {}
     findings += check_node(config.run.absolute() if config else None, gpus)
     if wanted.devices:
-        findings += guarded("device", check_devices, _DEVICES)
+        findings += guarded("device", lambda: check_devices(rates), _DEVICES)
     if config is not None:
         findings += guarded("data and weights", lambda: needs.check_places(config), 120)
         findings += guarded("data.cache", lambda: needs.check_cache(config), 30)
-    return Own(config, findings, gpus)
+    return Own(config, findings, gpus, rates)
 
 
 def _read(wanted: Wanted) -> tuple[RunConfig | None, list[Finding]]:
@@ -165,6 +167,7 @@ def _introduce(own: Own, exchange: Exchange) -> list[dict[str, Any]]:
         "address": probes.own_address(address, port),
         "listens": probes.listening_address(),
         "gpus": len(own.gpus),
+        "rates": own.rates,
         "environment": settings(platform.node()).names,
         "facts": sameness.facts(own.config, [gpu.name for gpu in own.gpus], driver),
         "checks": [one._asdict() for one in own.findings],
@@ -199,6 +202,12 @@ def _compare(nodes: list[dict[str, Any]]) -> list[Finding]:
     names = labels(there)
     pairs = [(name, node["facts"]) for name, node in zip(names, there, strict=True)]
     findings = list(sameness.differences(pairs))
+    rates = {
+        f"{name} {device}": rate
+        for name, node in zip(names, there, strict=True)
+        for device, rate in node["rates"].items()
+    }
+    findings += judge_rates(rates)
     if len(nodes) == 1:
         return findings
     lines = environment_differences([Settings(node["host"], node["environment"]) for node in there])

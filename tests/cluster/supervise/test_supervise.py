@@ -106,6 +106,17 @@ def test_a_stop_reaches_all_ranks_and_they_save(tmp_path: Path) -> None:
         one.start(0)
         assert one.wait() == 75
         assert not (tmp_path / "run" / "STOP").exists()
+        assert [verdict.by_user for verdict in one.of(history.Verdict)] == [False, True]
+
+
+def test_a_users_stop_ends_the_run_although_the_ranks_remove_the_file(tmp_path: Path) -> None:
+    with job(tmp_path / "run", "--ranks", "2", words=["steps=1000", "removes=stop"]) as one:
+        one.start(0)
+        one.until(lambda: one.of(history.Progress))
+        (tmp_path / "run" / "STOP").touch()
+        assert one.wait() == 75 and len(one.of(history.Start)) == 1
+        (verdict,) = one.of(history.Verdict)
+        assert (verdict.verdict, verdict.by_user) == ("stopped", True)
 
 
 def test_ranks_that_do_not_save_in_time_are_killed(tmp_path: Path) -> None:

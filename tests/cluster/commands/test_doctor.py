@@ -72,6 +72,15 @@ def test_a_backend_that_starts_nothing_on_other_hosts(hostfile: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("backend", "command"),
+    [("slurm", "`srun --ntasks-per-node=1 python"), ("kubernetes", "`python")],
+)
+def test_a_scheduler(backend: str, command: str, hostfile: Path) -> None:
+    done = addp("doctor", "--hostfile", hostfile, "--backend", backend)
+    assert done.code == 78 and f"start {command} -m trainer.preflight.doctor`" in done.stderr
+
+
 def test_names_that_are_none(hostfile: Path, tmp_path: Path) -> None:
     done = addp("doctor", "--hostfile", hostfile, "--backend", "smoke-signals")
     assert done.code == 78 and "there is no backend smoke-signals; there are " in done.stderr

@@ -23,6 +23,7 @@ import model.attention
 import model.transformer
 from model.addp import ADDP
 from model.config import Geometry, TokenizerConfig, TransformerConfig
+from model.precision import keep_float32
 from model.sampler import Generation, advance, generate
 from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
@@ -79,6 +80,7 @@ def ours(network: ADDP, tokenizer: VQTokenizer, batch: int, sampling: SamplingOp
 
 def seconds(options: argparse.Namespace) -> float:
     """Time one batch, generated one of the `WAYS`."""
+    keep_float32()  # as every command and the reference do
     torch.manual_seed(0)
     published = options.size in ("base", "large")
     tokenizer = (
@@ -100,12 +102,15 @@ def seconds(options: argparse.Namespace) -> float:
     }
     if options.way != "plain" and options.device == "cpu":
         keep_freed_memory()  # as `addp generate` and `addp evaluate` do
+    on_cuda = options.device != "cpu"
+    # A GPU chooses kernels once for each length of the decoder, and every step may have another.
+    warm_up = sampling if on_cuda else sampling.model_copy(update={"steps": 2})
     with torch.no_grad():
-        ways[options.way](sampling.model_copy(update={"steps": 2}))  # warm-up
-        started = time.perf_counter()
-        ways[options.way](sampling)
-        if options.device != "cpu":
-            torch.cuda.synchronize()
+        for steps in (warm_up, sampling):
+            started = time.perf_counter()
+            ways[options.way](steps)
+            if on_cuda:
+                torch.cuda.synchronize()
     return time.perf_counter() - started
 
 

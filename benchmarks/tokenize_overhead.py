@@ -3,6 +3,7 @@ of the encoder on ready tensors.
 
     python -m benchmarks.tokenize_overhead      # small and full-size tokenizer, CPU or CUDA
     python -m benchmarks.tokenize_overhead --sizes small --shards 50    # memory over 50 shards
+    python -m benchmarks.tokenize_overhead --sizes full --batch 128 --images 256 --precision bf16
 
 Job and bare loop have the same batch, dtype and threads, and alternate in one process; the results
 are medians of the repeats. Images are JPEGs of 500 x 375 pixels, about 75 kB.
@@ -73,8 +74,9 @@ def rss_mib() -> float:
     return float("nan")
 
 
-def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, object]:
+def measure(name: str, options: argparse.Namespace) -> dict[str, object]:
     config, batch, views, images = SIZES[name]
+    batch, images, shards = options.batch or batch, options.images or images, options.shards
     rows = images if shards == 1 else max(1, images // 24)
     torch.manual_seed(0)
     tokenizer = VQTokenizer(config).eval()
@@ -87,10 +89,21 @@ def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, obje
         for i in range(rows * shards):
             (root / "images" / "class" / f"{i:05d}.jpg").write_bytes(content[i % len(content)])
         source = open_source(root / "images")
-        recipe = plan_recipe(tokenizer, ViewRecipe(size=config.image_size, views=views), rows=rows)
-        encoder = TokenEncoder(tokenizer, device=device, batch=batch)
-        ready = torch.rand(batch, 3, config.image_size, config.image_size, device=device)
-        ready = ready.to(memory_format=torch.channels_last)
+        recipe = plan_recipe(
+            tokenizer,
+            ViewRecipe(size=config.image_size, views=views),
+            rows=rows,
+            precision=options.precision,
+        )
+        encoder = TokenEncoder(
+            tokenizer,
+            device=options.device,
+            batch=batch,
+            precision=options.precision,
+            compiled=options.compile,
+        )
+        shape = (batch, config.image_size, config.image_size, 3)
+        ready = torch.randint(0, 256, shape, dtype=torch.uint8, device=options.device)
 
         @torch.inference_mode()
         def bare() -> float:
@@ -99,7 +112,7 @@ def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, obje
             batches = -(-rows * views // batch) * shards
             started = time.perf_counter()
             for _ in range(batches):
-                ids = tokenizer.encode(ready)
+                ids = encoder._ids(ready)
             ids.cpu()
             return rows * shards / (time.perf_counter() - started)
 
@@ -122,12 +135,14 @@ def measure(name: str, repeats: int, shards: int, device: str) -> dict[str, obje
 
         bare(), job(-1)  # warm-up
         memory.clear()
-        pairs = [(bare(), job(i)) for i in range(repeats)]
+        pairs = [(bare(), job(i)) for i in range(options.repeats)]
     result: dict[str, object] = {
         "tokenizer": name,
         "image_size": config.image_size,
         "parameters": sum(p.numel() for p in tokenizer.parameters()),
         "batch": batch,
+        "precision": options.precision,
+        "compiled": options.compile,
         "views": views,
         "images": rows * shards,
         "jpeg_bytes": round(statistics.mean(map(len, content))),
@@ -149,6 +164,10 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("--batch", type=int, help="views of a batch, else the size's own")
+    parser.add_argument("--images", type=int, help="else the size's own")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the encoder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     environment = {
@@ -158,13 +177,11 @@ def main() -> None:
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)),
-        "device": options.device,
+        "device": torch.cuda.get_device_name() if options.device != "cpu" else "cpu",
     }
     print(json.dumps(environment))
     for name in options.sizes:
-        print(
-            json.dumps(measure(name, options.repeats, options.shards, options.device)), flush=True
-        )
+        print(json.dumps(measure(name, options)), flush=True)
     print(
         json.dumps(
             {"peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}

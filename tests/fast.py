@@ -23,6 +23,7 @@ _STARTERS = (
 # Whole trainings in the test's own process, measurements, and processes that the program starts.
 _LONG_IN_PROCESS = (
     "tests/cluster/launch/test_launch.py",
+    "tests/cluster/launch/test_outer_loop.py",
     "tests/cluster/launch/test_toy_backend.py",
     "tests/model/test_predictor.py",
     "tests/model/test_tokenizer_training.py",

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 _MODULE = "trainer.preflight.doctor"
 
+_WITHIN_A_JOB = {  # what starts one process on each node
+    "slurm": "srun --ntasks-per-node=1 python",
+    "kubernetes": "python",  # in each pod of an indexed Job
+}
+
 
 class NoAnswer(ADDPError):
     """The nodes were started, and did not come to an answer."""
@@ -48,6 +53,16 @@ def doctor(
     ports: Annotated[
         str | None, typer.Option(help="range of ports of which one is tried between each two nodes")
     ] = None,
+    meeting: Annotated[
+        float | None, typer.Option(min=0, max=86_400, help="seconds for all nodes to start; 120")
+    ] = None,
+    sight: Annotated[
+        float | None,
+        typer.Option(min=0, max=86_400, help="seconds to see a file of another node; 30"),
+    ] = None,
+    grace: Annotated[
+        float, typer.Option(min=1, max=86_400, help="as for `addp launch`: seconds to save in")
+    ] = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Find out whether a run would train here, before it starts.
@@ -61,8 +76,11 @@ def doctor(
     """
     file, overrides = configured(config, arguments)
     words = [*overrides, *(["--config", str(file.absolute())] if file else [])]
-    words += [] if device else ["--no-device"]
-    words += ["--ports", ports] if ports else []
+    if words:
+        _check_timeouts(file, overrides, grace)
+    words += [*([] if device else ["--no-device"]), "--grace", f"{grace:g}"]
+    for name, value in (("--ports", ports), ("--meeting", meeting), ("--sight", sight)):
+        words += [] if value is None else [name, str(value)]
     if hostfile is None:
         become(_MODULE, [*words, *(["--json"] if as_json else [])], "addp doctor")
     answer = _ask(hostfile, backend, master_addr, words)
@@ -76,6 +94,23 @@ def doctor(
         show(answer, Console(width=None if sys.stdout.isatty() else 160))
     if not answer["ready"]:
         raise typer.Exit(ConfigError.exit_code)
+
+
+def _check_timeouts(file: Path | None, overrides: list[str], grace: float) -> None:
+    """Raise ConfigError where `addp launch` would refuse the order of the time-outs.
+
+    A configuration that cannot be read is reported by the doctor itself.
+    """
+    from cluster.launch.timeouts import Timeouts
+    from cluster.supervise.limits import Limits
+    from trainer.config.reading import load_config
+
+    try:
+        config = load_config(file, overrides)
+    except ADDPError:
+        return
+    step, hang = Limits().limit_step, config.health.hang
+    Timeouts(step, hang, config.collective_timeout, grace).check()
 
 
 def _ask(hostfile: Path, backend: str, address: str | None, words: list[str]) -> dict[str, object]:
@@ -110,10 +145,10 @@ def _request(hosts: object, words: list[str], folder: Path) -> LaunchRequest:
     from cluster.launch.backend import LaunchRequest
     from cluster.launch.hosts import Hosts
     from cluster.launch.variables import split_secrets
-    from trainer.distributed.environment import settings
+    from trainer.distributed.environment import needed_names
 
     assert isinstance(hosts, Hosts)
-    carried, _ = split_secrets(settings("").names, os.environ)
+    carried, _ = split_secrets(needed_names(), os.environ)
     return LaunchRequest(_MODULE, words, hosts, folder=folder, name="doctor", carried=carried)
 
 
@@ -122,12 +157,12 @@ def _refuse_unless_from_here(request: LaunchRequest, backend: str) -> None:
     from cluster.launch.backend import HERE
     from cluster.launch.backends import BACKENDS
 
-    plan = BACKENDS[backend].plan(request)
-    if not plan.waits:
+    if backend in _WITHIN_A_JOB:
         raise ConfigError(
-            f"{backend} starts jobs that nobody here waits for; within a job, start one process on "
-            f"each node: srun --ntasks-per-node=1 python -m {_MODULE}, with the same words"
+            f"{backend} starts jobs that nobody here waits for; within one, start "
+            f"`{_WITHIN_A_JOB[backend]} -m {_MODULE}` with the same words"
         )
+    plan = BACKENDS[backend].plan(request)
     if [command.where for command in plan.commands] != [HERE]:
         lines = [
             f"  on {one.where}: {shlex.join(one.words).replace(' --lines', '')}"

@@ -19,9 +19,11 @@ from cluster.launch import outer_loop
 from cluster.launch.backend import BackendOptions, LaunchPlan, LaunchRequest
 from cluster.launch.backends import BACKENDS
 from cluster.launch.backends.deepspeed import DeepSpeedOptions
+from cluster.launch.backends.slurm import SlurmOptions
 from cluster.launch.description import Batch, Description
 from cluster.launch.files import written
 from cluster.launch.hosts import Hosts, checked_address, choose_hosts, this_machine, unnamed
+from cluster.launch.kubernetes_options import KubernetesOptions
 from cluster.launch.launch import RunFailed
 from cluster.launch.process_group import run_group
 from cluster.launch.supervised import MODULE, Supervision, usual_port
@@ -65,8 +67,12 @@ class LaunchOptions(Settings):
     max_restarts: int = Field(
         3, ge=1, le=1000, description="give up after so many failures without progress"
     )
-    rejoin: float = Field(
-        120, ge=0, le=604_800, description="seconds to wait for nodes that are missing"
+    rejoin: float | None = Field(
+        None,
+        ge=0,
+        le=604_800,
+        description="seconds for which supervisors wait for missing nodes (120); where this "
+        "command starts them over ssh, they end soon (5), and it starts them again",
     )
     grow: float = Field(
         600, ge=0, le=604_800, description="seconds that fewer nodes train before more may join"
@@ -111,10 +117,18 @@ def launch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="show the plan, start nothing")
     ] = False,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            help="write the script or manifests for the scheduler to this file, start nothing"
+        ),
+    ] = None,
     as_json: AsJson = False,
     options: LaunchOptions,
     limits: Limits,
     deepspeed: DeepSpeedOptions,
+    slurm: SlurmOptions,
+    kubernetes: KubernetesOptions,
 ) -> None:
     """Show how a run will be started, start it, and see it through faults to its end.
 
@@ -133,14 +147,20 @@ def launch(
     name = backend or ("local" if hostfile is None else "deepspeed")
     if name not in BACKENDS:
         raise typer.BadParameter(f"there are {', '.join(BACKENDS)}", param_hint="--backend")
-    own: dict[str, BackendOptions] = {"deepspeed": deepspeed}
+    own: dict[str, BackendOptions] = {
+        "deepspeed": deepspeed,
+        "slurm": slurm,
+        "kubernetes": kubernetes,
+    }
     asked = _Asked(name, own.get(name), hostfile, options, limits)
     job, description = _prepare(asked, file, overrides, node_rank)
     if as_json:
         print(json.dumps(description.document(), indent=1), flush=True)
     else:
         description.show(Console(), texts=dry_run)
-    if not dry_run:
+    if write is not None:
+        _write(description.plan, write)
+    elif not dry_run:
         _start(job, description, stdout=2 if as_json else None)
 
 
@@ -214,6 +234,7 @@ def _prepare(
         hosts=hosts,
         rules=rules,
         grace=supervision.grace,
+        port=supervision.port,
         request=request,
         node=_own_node(plan, node_rank),
         asks_hosts=over_ssh,
@@ -227,7 +248,7 @@ def _prepare(
         plan=plan,
         carried=carried,
         kept=kept,
-        again=["addp", *(word for word in sys.argv[1:] if word not in ("--dry-run", "--json"))],
+        again=["addp", *_for_other_hosts(sys.argv[1:])],
     )
 
 
@@ -247,6 +268,31 @@ def _start(job: outer_loop.Job, description: Description, *, stdout: int | None)
         for command in plan.commands:
             if code := run_group(command, stdout).code:
                 raise RunFailed(f"`{command.words[0]}` failed with exit code {code}")
+    print(*plan.afterwards, sep="\n", file=sys.stderr if stdout == 2 else sys.stdout, flush=True)
+
+
+def _write(plan: LaunchPlan, path: Path) -> None:
+    """Write what a scheduler is given to a file. Raises BadParameter where there is no scheduler,
+    and ConfigError where the file cannot be written."""
+    if plan.waits:
+        raise typer.BadParameter(
+            "there is no script for a scheduler in this plan; --dry-run shows it",
+            param_hint="--write",
+        )
+    (file,) = plan.files
+    with written([replace(file, path=path)]):
+        pass
+
+
+def _for_other_hosts(words: Sequence[str]) -> list[str]:
+    """Return the words of this command line without those that only this call of it has."""
+    kept, skips = [], False
+    for word in words:
+        name = word.partition("=")[0]
+        if not skips and name not in ("--dry-run", "--json", "--node-rank"):
+            kept.append(word)
+        skips = word == "--node-rank"
+    return kept
 
 
 def _own_node(plan: LaunchPlan, node_rank: int | None) -> int | None:
@@ -286,9 +332,15 @@ def _choose(settings: RunConfig, asked: _Asked) -> tuple[Hosts, Rules]:
         spares=len(hosts.slots) - nodes,
         worlds=tuple(size for size in possible_world_sizes(settings) if size <= world),
         max_restarts=options.max_restarts,
-        rejoin=options.rejoin,
+        rejoin=_rejoin(asked, hosts),
         grow=options.grow,
     )
+
+
+def _rejoin(asked: _Asked, hosts: Hosts) -> float:
+    if asked.options.rejoin is not None:
+        return asked.options.rejoin
+    return 5.0 if asked.reaches_hosts and not hosts.is_this_machine else 120.0
 
 
 def _listed(hostfile: Path, options: LaunchOptions) -> tuple[Hosts, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -165,7 +166,9 @@ def _draw(snapshot: Snapshot, path: Path) -> None:
         color_system="truecolor",
     )
     show(snapshot, console)
+    picture = console.export_svg(title=f"addp status {snapshot.run}", unique_id="status")
+    picture = re.sub(r"\s*@font-face {[^}]*}", "", picture)  # it loads nothing from elsewhere
     try:
-        path.write_text(console.export_svg(title=f"addp status {snapshot.run}", unique_id="status"))
+        path.write_text(picture)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error

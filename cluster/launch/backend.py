@@ -117,11 +117,13 @@ class LaunchPlan:
     files: what the commands read.
     waits: whether the commands run until the last process has ended. Otherwise they submit the job
     to a scheduler, which sees it through.
+    afterwards: sentences for people on what to do with a job that was submitted.
     """
 
     commands: Sequence[PlannedCommand]
     files: Sequence[PlannedFile] = ()
     waits: bool = True
+    afterwards: Sequence[str] = ()
 
 
 class LaunchBackend(Protocol):

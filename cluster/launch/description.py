@@ -148,8 +148,10 @@ class Description:
         table.add_column("meaning")
         table.add_column("set by")
         for timeout in self._timeouts():
-            seconds = "-" if timeout.seconds is None else f"{timeout.seconds:.5g}"
-            table.add_row(timeout.name, seconds, timeout.meaning, timeout.setting)
+            seconds = "-" if timeout.seconds is None else f"{timeout.seconds:.1f}"
+            table.add_row(
+                timeout.name, seconds.removesuffix(".0"), timeout.meaning, timeout.setting
+            )
         console.print(table)
 
     def _timeouts(self) -> list[Timeout]:

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cluster.launch.stopped import user_stopped
 from cluster.supervise import history
 from cluster.supervise.history import EXIT_GAVE_UP, EXIT_INCOMPLETE
 from model.errors import DataError
@@ -67,12 +68,12 @@ class Decision(NamedTuple):
 
 
 def decide(
-    *, code: int, job: JobState, stop: str | None, events: Sequence[history.Event], since: float
+    *, code: int, job: JobState, stopped: bool, events: Sequence[history.Event], since: float
 ) -> Decision:
     """Decide on the end of a job.
 
     code: of srun, the highest of all supervisors.
-    stop: what asked the run to stop, as exit.json says: "file" is a user's STOP.
+    stopped: whether a user has stopped the run.
     events: the history of the run. since: when this job started, in seconds since 1970.
     """
     fresh = [event for event in events if event.time >= since]
@@ -83,7 +84,7 @@ def decide(
         return Decision(False, code, f"Slurm has ended the job ({job.state})")
     if code in _FINAL:
         return Decision(False, code, _FINAL[code])
-    if code == EXIT_PREEMPTED and stop == "file":
+    if code == EXIT_PREEMPTED and stopped:
         return Decision(False, code, "a user has stopped the run")
     if code == EXIT_PREEMPTED:
         return Decision(True, code, "the run has saved and stopped, and goes on later")
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     decision = decide(
         code=given.code,
         job=job_state(job),
-        stop=_who_stopped(folder, given.since),
+        stopped=user_stopped(folder, given.since),
         events=events,
         since=given.since,
     )
@@ -165,14 +166,6 @@ def job_state(job: str) -> JobState:
         said = ""
     found = dict(re.findall(r"\b(JobState|Reason)=(\S+)", said))
     return JobState(found.get("JobState", "RUNNING"), found.get("Reason", "None"))
-
-
-def _who_stopped(folder: RunFolder, since: float) -> str | None:
-    """Return what asked the run to stop since then."""
-    last = folder.read_exit()
-    if last is None or not isinstance(last.get("time"), int | float) or last["time"] < since:
-        return None
-    return str(last["stop"]) if "stop" in last else None
 
 
 def _history(folder: RunFolder) -> list[history.Event]:

@@ -82,11 +82,14 @@ class Timeouts:
 
     def saving(self) -> list[Timeout]:
         """Return the chain of those around a save, in the order in which they have to stand."""
-        return [
+        chain = [
             Timeout("save", self.save, "of a checkpoint, as estimated"),
             Timeout("grace", self.grace, "for the save when asked to stop", "--grace"),
-            Timeout("notice", self.notice, "of the scheduler before its end", "--grace"),
         ]
+        if self.notice is not None:
+            meaning = "of the scheduler before its end"
+            chain.append(Timeout("notice", self.notice, meaning, "--grace"))
+        return chain
 
     def inverted(self) -> list[str]:
         """Return a sentence for each pair that stands the wrong way round, with what to set."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import platform
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.status import fields
-from cluster.status.snapshot import Checkpoint, Incident, Rank
+from cluster.status.snapshot import Checkpoint, Incident, Rank, Recovery
 from cluster.status.source import Piece, Source
 from cluster.status.state import Ended, Lock
 from cluster.supervise import history
@@ -23,6 +24,7 @@ from trainer.run_folder import (
     INCIDENTS,
     OLD_INCIDENTS,
     RUN,
+    STOP,
     SUPERVISION,
     RunFolder,
     in_time_order,
@@ -36,9 +38,10 @@ _RECORD = 64 << 10  # of a small file
 _INCIDENTS_OF_A_RANK = 64 << 10
 _INCIDENTS_TOGETHER = 8 << 20
 _MOST_INCIDENTS = 100  # that a snapshot lists
+_MOST_EVENTS = 20  # kinds of incidents that are counted by themselves
 _MOST_RANKS = 1 << 16
 _HOUR = 3600.0
-_LATE_RENEWAL = 30.0  # seconds by which a renewal may be late, and clocks differ
+_LEASES = 1.5  # without a renewal in which a holder may still live, as clocks differ
 _PARTING = 3.0  # seconds: a machine that only has the same name may have just written the beat
 _FACTOR = 10  # of the slowest steps: what a step may take, as the supervisors have it
 
@@ -132,14 +135,13 @@ def store_lock(source: Source, lease: float, now: float) -> Lock | None:
     claim = record(source, newest.name)
     host = fields.text(claim, "host", 64) or "an unknown host"
     process = fields.count(claim, "process")
-    renewed = now - newest.modified < lease + _LATE_RENEWAL
+    renewed = now - newest.modified < _LEASES * lease
     return Lock(f"process {process} on {host}", renewed)
 
 
 def stop_file(source: Source) -> Entry | None:
     """Return the file that asks the run to stop."""
-    name = RunFolder("").stop.name
-    return next((entry for entry in source.files(name) if entry.name == name), None)
+    return next((entry for entry in source.files(STOP) if entry.name == STOP), None)
 
 
 class Attempt(NamedTuple):
@@ -213,7 +215,8 @@ class Supervision(NamedTuple):
     """What supervision.jsonl says.
 
     started: when ranks were last started. acted: when the supervisors last did something, if they
-    have not ended since.
+    have not ended since. started_now: whether that was to start ranks. faults: how many there were
+    of each kind. recent: those of the last hour.
     """
 
     starts: int
@@ -222,9 +225,15 @@ class Supervision(NamedTuple):
     failures: int
     verdict: Ended | None
     acted: float | None
+    started_now: bool
+    faults: dict[str, int]
+    recent: list[Incident]
+    recovery: Recovery | None
 
 
-def supervision(events: Sequence[history.Event], newest: int | None) -> Supervision | None:
+def supervision(
+    events: Sequence[history.Event], newest: int | None, now: float
+) -> Supervision | None:
     """Return what a history says; None where there is none. newest: the newest checkpoint."""
     if not events:
         return None
@@ -239,6 +248,37 @@ def supervision(events: Sequence[history.Event], newest: int | None) -> Supervis
         failures=history.failures_without_progress(events, newest),
         verdict=verdict,
         acted=None if verdict else last.time,
+        started_now=isinstance(last, history.Start),
+        faults=Counter(event.kind for event in events if isinstance(event, history.Fault)),
+        recent=[
+            _fault(event)
+            for event in events
+            if isinstance(event, history.Fault) and now - event.time < _HOUR
+        ],
+        recovery=_recovery(events),
+    )
+
+
+def _fault(event: history.Fault) -> Incident:
+    return Incident(
+        time=event.time,
+        rank=event.rank,
+        event=event.kind,
+        details=fields.one_line(f"{event.reason}, noticed after {event.seconds:.1f} s", 240),
+    )
+
+
+def _recovery(events: Sequence[history.Event]) -> Recovery | None:
+    """Return the recovery from the newest fault that ended an attempt."""
+    last = history.last(events, history.Fault)
+    if last is None:
+        return None
+    found = history.recoveries([event for event in events if event.attempt >= last.attempt])
+    if not found:
+        return None
+    fault, _, stepped = found[-1]
+    return Recovery(
+        time=fault.time, kind=fault.kind, noticed=max(0.0, fault.seconds), stepped=stepped
     )
 
 
@@ -270,18 +310,37 @@ def newest_checkpoint(source: Source, now: float) -> Checkpoint | None:
 # Incidents.
 
 
-def incidents(source: Source, now: float) -> tuple[list[Incident], int]:
-    """Return the incidents of the last hour, the oldest first, and how many there were.
+class Incidents(NamedTuple):
+    """The incidents of the last hour. listed: the latest of them, the oldest first. by_event: how
+    many there were of each kind; those of rare kinds are `other`."""
 
-    Of very many, the latest are returned. Files that have not changed for an hour are not read.
+    listed: list[Incident]
+    by_event: dict[str, int]
+
+
+def incidents(source: Source, now: float, faults: Sequence[Incident]) -> Incidents:
+    """Return the incidents of the last hour. Files that have not changed since are not read.
+
+    faults: those of the last hour that the supervisors saw, which are listed among them.
     """
     entries = {entry.name: entry for entry in _incident_files(source)}
     fresh = [name for name in incident_names(entries) if now - entries[name].modified < _HOUR]
     each = min(_INCIDENTS_OF_A_RANK, _INCIDENTS_TOGETHER // max(1, len(fresh)))
     pieces = (source.end(name, max(each, 4096)) for name in fresh)
-    rows = in_time_order(row for piece in pieces if piece for row in fields.json_rows(piece.lines))
-    found = [_incident(row, when) for row in rows if (when := _within(row, now)) is not None]
-    return found[-_MOST_INCIDENTS:], len(found)
+    rows = (row for piece in pieces if piece for row in fields.json_rows(piece.lines))
+    found = in_time_order(row for row in rows if _within(row, now) is not None)
+    events = Counter(_event(row) for row in found)
+    events.update(fault.event for fault in faults)
+    named = dict(events.most_common(_MOST_EVENTS))
+    if other := events.total() - sum(named.values()):
+        named["other"] = named.get("other", 0) + other
+    listed = [*(_incident(row) for row in found[-_MOST_INCIDENTS:]), *faults[-_MOST_INCIDENTS:]]
+    listed.sort(key=lambda incident: incident.time)
+    return Incidents(listed[-_MOST_INCIDENTS:], named)
+
+
+def _event(row: dict[str, Any]) -> str:
+    return fields.text(row, "event", 40) or "unknown"
 
 
 def _incident_files(source: Source) -> Iterable[Entry]:
@@ -293,16 +352,16 @@ def _within(row: dict[str, Any], now: float) -> float | None:
     return when if when is not None and now - when < _HOUR else None
 
 
-def _incident(row: dict[str, Any], when: float) -> Incident:
+def _incident(row: dict[str, Any]) -> Incident:
     others = {k: v for k, v in row.items() if k not in ("time", "rank", "event")}
     told = ", ".join(
         f"{fields.one_line(str(key), 32)} {_shown(value)}"
         for key, value in list(others.items())[:8]
     )
     return Incident(
-        time=when,
-        rank=fields.count(row, "rank") or 0,
-        event=fields.text(row, "event", 40) or "unknown",
+        time=fields.moment(row) or 0.0,
+        rank=fields.count(row, "rank"),
+        event=_event(row),
         details=fields.one_line(told, 240),
     )
 

@@ -23,7 +23,7 @@ from model.files import write_atomically
 
 _GIB = 2**30
 _MOST_HOSTS = 1024  # that have labels
-_MOST_EVENTS = 20  # kinds of incidents that have labels; the rarer ones are `other`
+_MOST_SECTIONS = 20  # that have labels
 
 
 def prometheus_text(snapshot: Snapshot) -> bytes:
@@ -138,17 +138,17 @@ def _of_metrics(metrics: Metrics, snapshot: Snapshot) -> Iterator[Metric]:
         ),
     ):
         yield from _gauge(snapshot, name, help_text, value)
-    quantiles = {
-        "0.5": metrics.rank_seconds_p50,
-        "0.95": metrics.rank_seconds_p95,
-        "1": metrics.rank_seconds_max,
+    own = {
+        "p50": metrics.rank_seconds_p50,
+        "p95": metrics.rank_seconds_p95,
+        "max": metrics.rank_seconds_max,
     }
     yield from _labelled(
         snapshot,
         "run_rank_duration_seconds",
-        "A rank's own seconds a step, over ranks",
-        "quantile",
-        {quantile: value for quantile, value in quantiles.items() if value is not None},
+        "A rank's own seconds a step: of the median rank, 95 % of the ranks, the slowest",
+        "of",
+        {of: value for of, value in own.items() if value is not None},
     )
 
 
@@ -183,6 +183,26 @@ def _of_time(snapshot: Snapshot) -> Iterator[Metric]:
         starts = CounterMetricFamily("addp_run_starts", "Starts of the run", labels=["run"])
         starts.add_metric([snapshot.run], snapshot.starts)
         yield starts
+    if snapshot.faults:
+        faults = CounterMetricFamily(
+            "addp_run_faults", "Faults that the supervisors saw", labels=["run", "kind"]
+        )
+        for kind, count in snapshot.faults.items():
+            faults.add_metric([snapshot.run, kind], count)
+        yield faults
+    if snapshot.recovery:
+        yield from _gauge(
+            snapshot,
+            "recovery_noticed_seconds",
+            "Seconds until the newest fault was noticed",
+            snapshot.recovery.noticed,
+        )
+        yield from _gauge(
+            snapshot,
+            "recovery_step_seconds",
+            "Seconds from then to the next new step",
+            snapshot.recovery.stepped,
+        )
     yield from _gauge(
         snapshot,
         "failures_without_progress",
@@ -202,15 +222,12 @@ def _of_time(snapshot: Snapshot) -> Iterator[Metric]:
             "Seconds down, starting, or in steps done again",
             snapshot.ettr.lost_seconds,
         )
-    events = Counter(incident.event for incident in snapshot.incidents)
-    named = dict(events.most_common(_MOST_EVENTS))
-    other = snapshot.incident_count - sum(named.values())
     yield from _labelled(
         snapshot,
         "run_incidents_last_hour",
         "Incidents of the last hour, by what they were",
         "event",
-        {**{event: float(count) for event, count in named.items()}, "other": float(other)},
+        {event: float(count) for event, count in snapshot.incident_counts.items()},
     )
 
 
@@ -233,7 +250,7 @@ def _of_ranks(snapshot: Snapshot) -> Iterator[Metric]:
         "run_ranks",
         "Ranks, by the section that they are in",
         "section",
-        {section: float(count) for section, count in sections.most_common(_MOST_EVENTS)},
+        {section: float(count) for section, count in sections.most_common(_MOST_SECTIONS)},
     )
     beats: dict[str, float] = {}
     for rank in ranks:

@@ -15,9 +15,8 @@ from cluster.status.snapshot import ENDED, Snapshot
 from data_pipeline.storage import Store, open_store
 from data_pipeline.storage.base import local_error
 from model.entry import EXIT_CRASH
-from trainer.run_folder import EXIT_DONE, EXIT_PREEMPTED, RunFolder
+from trainer.run_folder import EXIT_DONE, EXIT_PREEMPTED, STOP
 
-STOP = RunFolder("").stop.name
 Answer = Literal["asked", "asked before", "not running"]
 _PAUSE, _STORE_PAUSE = 1.0, 5.0  # seconds between two looks
 # A run that seems to have ended is looked at again: its supervisors may be about to start it.

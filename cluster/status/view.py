@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.status import words
-from cluster.status.snapshot import ENDED, Checkpoint, Metrics, Rank, Snapshot
+from cluster.status.snapshot import ENDED, Checkpoint, Metrics, Rank, Recovery, Snapshot
 
 _COLORS = {
     "running": "green",
@@ -114,8 +114,7 @@ def _progress(snapshot: Snapshot) -> RenderableType:
         total=total, completed=min(step, total), complete_style="green", finished_style="green"
     )
     grid.add_row(bar, Text(f"{words.percent(step / total)}   step {step:,} of {total:,}", "bold"))
-    grid.add_row(_forecast(snapshot), Text())
-    return grid
+    return Group(grid, _forecast(snapshot))
 
 
 def _forecast(snapshot: Snapshot) -> Text:
@@ -152,6 +151,8 @@ def _numbers(snapshot: Snapshot) -> RenderableType:
         grid.add_row("ETTR", _ettr(snapshot))
     elif snapshot.starts:
         grid.add_row("starts", Text(str(snapshot.starts)))
+    if snapshot.recovery:
+        grid.add_row("last fault", _recovery(snapshot.recovery, snapshot.time))
     return grid
 
 
@@ -234,6 +235,14 @@ def _ettr(snapshot: Snapshot) -> Text:
     return text
 
 
+def _recovery(recovery: Recovery, now: float) -> Text:
+    ago = words.duration(max(0.0, now - recovery.time))
+    text = f"{recovery.kind} {ago} ago, noticed after {words.duration(recovery.noticed)}"
+    if recovery.stepped is None:
+        return Text(f"{text}; no new step since", "yellow")
+    return Text(f"{text}; next step {words.duration(recovery.stepped)} later")
+
+
 # Its ranks.
 
 
@@ -248,10 +257,11 @@ def _ranks(snapshot: Snapshot) -> RenderableType:
     groups = rank_groups(snapshot.ranks)
     for group in groups[:_MOST_GROUPS]:
         table.add_row(*_row(group))
-    if rest := groups[_MOST_GROUPS:]:
-        left = sum(len(group) for group in rest)
-        table.add_row(Text(f"... {left} more ranks in {len(rest)} groups", "dim"))
-    return table
+    rest = groups[_MOST_GROUPS:]
+    if not rest:
+        return table
+    left = sum(len(group) for group in rest)
+    return Group(table, Text(f"... {left:,} more ranks in {len(rest):,} groups", "dim"))
 
 
 def rank_groups(ranks: list[Rank]) -> list[list[Rank]]:
@@ -284,7 +294,7 @@ def _row(group: list[Rank]) -> list[Text]:
         beat += f": exit code {first.code}" if first.code is not None else ""
     texts = (
         words.ranges(rank.rank for rank in group),
-        words.names(hosts, 1),
+        words.names(hosts, 2),
         first.section,
         f"{first.step:,}",
         beat,
@@ -294,24 +304,25 @@ def _row(group: list[Rank]) -> list[Text]:
 
 def _incidents(snapshot: Snapshot) -> RenderableType:
     shown = snapshot.incidents[-_MOST_INCIDENTS:]
-    count = snapshot.incident_count
+    count = sum(snapshot.incident_counts.values())
     more = f", the latest {len(shown)}" if count > len(shown) else ""
     table = Table(
-        title=Text(f"incidents of the last hour: {count}{more}", "dim"),
+        title=Text(f"incidents of the last hour: {count:,}{more}", "dim"),
         title_justify="left",
         box=None,
         show_header=False,
         pad_edge=False,
         padding=(0, 2, 0, 0),
+        expand=True,
     )
     table.add_column(no_wrap=True, style="dim")
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, style="yellow")
-    table.add_column(no_wrap=True, overflow="ellipsis")
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     for incident in shown:
         table.add_row(
             words.clock(incident.time),
-            Text(f"rank {incident.rank}"),
+            Text("" if incident.rank is None else f"rank {incident.rank}"),
             Text(incident.event),
             Text(incident.details),
         )

@@ -32,6 +32,7 @@ from cluster.supervise.messages import Order
 from cluster.supervise.node import Timing
 from cluster.supervise.output import Output
 from cluster.supervise.policy import Finish, Node, Outcome, Rules, Situation, Start, Trouble, Wait
+from cluster.supervise.report import failure_report
 from cluster.supervise.watching import FolderWatch
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
@@ -41,6 +42,7 @@ _HEALTH = 25.0  # seconds for the health checks of all nodes
 _CLEAR = 30.0  # seconds for killed ranks to be gone
 _STACKS = 7.0  # seconds for the stacks of all nodes
 _FRESH = 5.0  # seconds for a look at the run folder
+_REPORT = 20.0  # seconds for the report of a failure
 _ALL_SIGNALLED = 3.0  # seconds in which a stop reaches all supervisors, if it is meant for all
 
 
@@ -71,6 +73,7 @@ class Coordinator:
         self._sent_away = False  # a node was told to go since the last start
         self._given_up: str | None = None
         self._said_waiting = ""
+        self._users_stop: str | None = None  # why the run ends, once a user has asked for it
 
     async def open(self, port: int) -> None:
         """Listen for nodes. Raises OSError where the port is taken."""
@@ -162,7 +165,9 @@ class Coordinator:
     def _stop_reason(self) -> str | None:
         """Why the whole run is to stop; None where it is not."""
         if self._folder_watch.stop:
-            return f"{self._folder.stop} exists"
+            self._users_stop = f"{self._folder.stop} exists"
+        if self._users_stop is not None:  # the ranks remove the file when they have saved
+            return self._users_stop
         there = self._members.there()
         if there and all(member.report.leaving == "signal" for member in there):
             return there[0].report.reason
@@ -335,7 +340,10 @@ class Coordinator:
         first = attempt.ends.get(0)
         if first is None or first.code != EXIT_PREEMPTED:
             return None
-        return first.words if self._folder_watch.stopped_by_file else None
+        if not self._folder_watch.stopped_by_file:
+            return None
+        self._users_stop = f"there was a {self._folder.stop}"
+        return first.words or self._users_stop
 
     async def _take_stacks(self, attempt: Attempt) -> None:
         deadline = time.monotonic() + _STACKS
@@ -387,6 +395,7 @@ class Coordinator:
                 verdict=verdict.verdict,
                 code=verdict.code,
                 reason=verdict.reason[:2000],
+                by_user=verdict.verdict == "stopped" and self._users_stop is not None,
             )
         )
         self._say(f"{verdict.verdict}: {verdict.reason} (exit code {verdict.code})")
@@ -413,6 +422,21 @@ class Coordinator:
 
     async def _report_failure(self, verdict: Finish) -> None:
         """Write RUN/failure.txt, and print it."""
+
+        def report() -> str:
+            text = failure_report(
+                self._folder,
+                self._events,
+                reason=verdict.reason,
+                code=verdict.code,
+                now=time.time(),
+            )
+            _write(self._folder.failure, text)
+            return text
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_REPORT):
+                self._output.say(await asyncio.wrap_future(self._files.submit(report)))
 
     # What is said and written.
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.precision import InferencePrecision, keep_float32, warn_of_bf16
-from model.vq import VQTokenizer
+from model.vq import VQTokenizer, inference_layout
 
 
 class TokenEncoder:
@@ -39,16 +39,16 @@ class TokenEncoder:
             warn_of_bf16(
                 self.device.type, "Make these tokens on a GPU, or plan with --precision fp32"
             )
-        self._encoder = tokenizer.encoder.to(
-            self.device, dtype, memory_format=torch.channels_last
-        ).eval()  # type: ignore[call-overload]
+        self._layout = inference_layout(self.device, compiled=compiled)
+        encoder = tokenizer.encoder.to(self.device, dtype, memory_format=self._layout)  # type: ignore[call-overload]
+        self._encoder = encoder.eval()
         self._quantize = tokenizer.quantize.to(self.device).eval()
         self._dtype = dtype
         self._ids = torch.compile(self._encode) if compiled else self._encode
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        # The bytes are NHWC, so this is channels_last without a copy.
-        images = pixels.permute(0, 3, 1, 2).to(self._dtype) / 255
+        # The bytes are NHWC, which is channels last without a copy.
+        images = pixels.permute(0, 3, 1, 2).to(self._dtype, memory_format=self._layout) / 255
         ids: Tensor = self._quantize(self._encoder(images).float())
         return ids
 

@@ -7,8 +7,6 @@ import copy
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from data_pipeline.storage import (
     AccessDenied,
     BucketMissing,
@@ -21,7 +19,7 @@ from model.addp import ADDP
 from model.errors import ConfigError, WeightsError
 from model.precision import InferencePrecision, warn_of_bf16
 from model.predictor import TokenPredictor
-from model.vq import VQTokenizer
+from model.vq import VQTokenizer, inference_layout
 from model.weights import fingerprint, load_network
 from trainer.checkpointing.catalog import open_catalog
 from trainer.config.reading import LARGEST_FILE, resolved_config
@@ -119,16 +117,14 @@ def load_addp(
 def in_precision(trained: Trained, precision: InferencePrecision) -> Trained:
     """The networks to generate with: themselves in fp32, copies in bf16.
 
-    In bf16 the whole networks are converted: autocast would keep the residual stream in float32. On
-    CPUs convolutions take channels last; GPUs are slower with it.
+    In bf16 the whole networks are converted: autocast would keep the residual stream in float32.
     """
     if precision == "fp32":
         return trained
     warn_of_bf16(trained.network.pos_embed.device.type, "Use --precision fp32 here, or a GPU")
     network = copy.deepcopy(trained.network).bfloat16()
     tokenizer = copy.deepcopy(trained.tokenizer).bfloat16()
-    if tokenizer.codebook.device.type == "cpu":
-        tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    tokenizer.to(memory_format=inference_layout(tokenizer.codebook.device))  # type: ignore[call-overload]
     return trained._replace(network=network, tokenizer=tokenizer)
 
 

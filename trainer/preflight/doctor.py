@@ -17,10 +17,11 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 
 from model.errors import ADDPError, ConfigError
@@ -31,7 +32,7 @@ from trainer.distributed.environment import Settings, settings
 from trainer.distributed.environment import differences as environment_differences
 from trainer.distributed.world import World, take_world
 from trainer.preflight import needs, probes, sameness
-from trainer.preflight.device import check_devices
+from trainer.preflight.device import check_devices, judge_rates
 from trainer.preflight.disk import nearest_folder
 from trainer.preflight.exchange import Exchange, NodesNotMet, meet
 from trainer.preflight.finding import Finding, finding_of, guarded
@@ -45,59 +46,73 @@ from trainer.resilience.leaving import leave
 from trainer.run_folder import EXIT_CONFIG, EXIT_DONE
 
 _MEETING = 120.0  # seconds in which the nodes must meet
+_GRACE = 60.0  # seconds that supervisors give a run to save
+_SIGHT = 30.0  # seconds within which a node must see what another one writes
 _DEVICES = 400.0  # seconds for a node's own checks
-_PORTS = "20000-29999"  # where ranks of Slurm's jobs meet; any range can be named
+_PORTS = "30000-32699"  # where supervised ranks meet; any range can be named
 
 
 class Wanted(NamedTuple):
     """What the command line asks for. file, overrides: the configuration; both empty: none. low,
-    high: the ports of which one is tried between each two nodes."""
+    high: the ports of which one is tried between each two nodes. meeting, sight: seconds in which
+    all must come, and see a file of another one. grace: seconds for a save when asked to stop."""
 
     file: Path | None = None
     overrides: Sequence[str] = ()
     devices: bool = True
-    low: int = 20_000
-    high: int = 29_999
+    low: int = 30_000
+    high: int = 32_699
     meeting: float = _MEETING
+    sight: float = _SIGHT
+    grace: float = _GRACE
 
 
 class Own(NamedTuple):
-    """What this node has found out by itself."""
+    """What this node has found out by itself. rates: TFLOP/s of each GPU."""
 
     config: RunConfig | None
     findings: list[Finding]
     gpus: list[GPU]
+    rates: dict[str, float]
 
 
-def examine(wanted: Wanted, world: World, say: Callable[[str], None]) -> dict[str, Any]:
-    """Make all checks; all nodes call this together. Returns the answer, the same on all of them.
-
-    say: told what is going on. Raises NodesNotMet where this node cannot even meet the others; what
-    it has found by itself is said before.
-    """
-    began = time.monotonic()
+def meet_or_tell(wanted: Wanted, world: World, say: Callable[[str], None]) -> Exchange:
+    """Meet the other nodes. Raises NodesNotMet where this one cannot; what is wrong with it alone
+    is said before."""
     try:
-        exchange = meet(world, wanted.meeting, say)
+        return meet(world, wanted.meeting, say)
     except NodesNotMet:
         for one in look(wanted).findings:
             if one.state != "ok":
                 say(f"{one.state} {one.name}: {one.text}")
         raise
+
+
+def examine(wanted: Wanted, exchange: Exchange, say: Callable[[str], None]) -> dict[str, Any]:
+    """Make all checks; all nodes call this together. Returns the answer, the same on all of them.
+
+    say: told what is going on. Raises NodesNotMet where node 0 goes away.
+    """
+    began, world = time.monotonic(), exchange.world
+    exchange.gather("here", True, wanted.meeting)
+    absent = set(exchange.lost)
     own = look(wanted)
     nodes = _introduce(own, exchange)
-    between = _compare(nodes)
+    between = _missing(nodes, absent, wanted.meeting) + _compare(nodes)
     checks = {node["node"]: node["checks"] for node in nodes if node["checks"] is not None}
+    exchange.go_on_with(exchange.tell("there", lambda: sorted(checks)))
     measured: list[Link] = []
     names = labels(nodes)
-    if world.size > 1:
+    if len(checks) > 1:
         say(f"{len(checks)} of {world.size} nodes answer; they call each other")
         addresses = [node.get("address", "") for node in nodes]
         between += call_each_other(exchange, addresses, names, wanted.low, wanted.high)
         unreached = any(one.state == "FAILED" and one.name in _NO_LINKS for one in between)
-        if exchange.tell("go", lambda: not (unreached or exchange.lost)):
+        alike = len({bool(node.get("gpus")) for node in nodes}) == 1  # else no library fits all
+        if exchange.tell("go", lambda: alike and not (unreached or exchange.lost)):
             found, measured = exchange_tensors(exchange, names)
             between += found
-    for node, finding in _look_together(own, exchange):
+    for node, finding in _look_together(own, exchange, wanted):
         checks.setdefault(node, []).append(finding)
     between += _look_at_store(own, nodes, exchange)
     return make_answer(
@@ -115,13 +130,18 @@ def look(wanted: Wanted) -> Own:
     """Return what this node finds out by itself."""
     config, findings = _read(wanted)
     gpus: list[GPU] = []
+    rates: dict[str, float] = {}
     findings += check_node(config.run.absolute() if config else None, gpus)
+    if gpus and not torch.cuda.is_available():
+        found = f"the driver lists {len(gpus)} GPUs, and PyTorch sees none of them"
+        todo = "install a PyTorch that is built for CUDA and this driver: docs/gpu.md"
+        findings.append(Finding("device", "FAILED", found, todo))
     if wanted.devices:
-        findings += guarded("device", check_devices, _DEVICES)
+        findings += guarded("device", lambda: check_devices(rates), _DEVICES)
     if config is not None:
         findings += guarded("data and weights", lambda: needs.check_places(config), 120)
         findings += guarded("data.cache", lambda: needs.check_cache(config), 30)
-    return Own(config, findings, gpus)
+    return Own(config, findings, gpus, rates)
 
 
 def _read(wanted: Wanted) -> tuple[RunConfig | None, list[Finding]]:
@@ -151,8 +171,9 @@ def _introduce(own: Own, exchange: Exchange) -> list[dict[str, Any]]:
         "node": exchange.world.rank,
         "host": platform.node(),
         "address": probes.own_address(address, port),
-        "named": probes.own_name_address(),
+        "listens": probes.listening_address(),
         "gpus": len(own.gpus),
+        "rates": own.rates,
         "environment": settings(platform.node()).names,
         "facts": sameness.facts(own.config, [gpu.name for gpu in own.gpus], driver),
         "checks": [one._asdict() for one in own.findings],
@@ -166,19 +187,33 @@ def _introduce(own: Own, exchange: Exchange) -> list[dict[str, Any]]:
     ]
 
 
+def _missing(nodes: list[dict[str, Any]], absent: set[int], seconds: float) -> list[Finding]:
+    """Return which nodes did not answer. absent: those that did not even come."""
+    findings = []
+    for node in nodes:
+        if node["node"] in absent:
+            found = f"node {node['node']} has not come within {seconds:g} s"
+            todo = "look whether it started, at its messages above, and at the firewall"
+        elif node["checks"] is None:
+            found, todo = f"node {node['node']} came, and did not answer", "look at its messages"
+        else:
+            continue
+        findings.append(Finding("nodes", "FAILED", found, todo))
+    return findings
+
+
 def _compare(nodes: list[dict[str, Any]]) -> list[Finding]:
-    """Return what differs between nodes, and which did not answer."""
+    """Return what differs between the nodes that answered."""
     there = [node for node in nodes if node["checks"] is not None]
-    findings = [
-        Finding(
-            "nodes", "FAILED", f"{node['host']} met the others, but did not answer", "look there"
-        )
-        for node in nodes
-        if node["checks"] is None
-    ]
     names = labels(there)
     pairs = [(name, node["facts"]) for name, node in zip(names, there, strict=True)]
-    findings += sameness.differences(pairs)
+    findings = list(sameness.differences(pairs))
+    rates = {
+        f"{name} {device}": rate
+        for name, node in zip(names, there, strict=True)
+        for device, rate in node["rates"].items()
+    }
+    findings += judge_rates(rates)
     if len(nodes) == 1:
         return findings
     lines = environment_differences([Settings(node["host"], node["environment"]) for node in there])
@@ -193,15 +228,15 @@ def _compare(nodes: list[dict[str, Any]]) -> list[Finding]:
     if len({node["address"] for node in there}) > 1:
         findings += judge_own_names(
             {
-                name: node["named"]
+                name: node["listens"]
                 for name, node in zip(names, there, strict=True)
-                if "GLOO_SOCKET_IFNAME" not in node["environment"]
+                if node["listens"] is not None
             }
         )
     return findings
 
 
-def _look_together(own: Own, exchange: Exchange) -> list[tuple[int, Finding]]:
+def _look_together(own: Own, exchange: Exchange, wanted: Wanted) -> list[tuple[int, Finding]]:
     """Return what each node sees of the run folder and how fast it writes while all others do, with
     its number."""
     has_config = [bool(one) for one in exchange.gather("configured", own.config is not None)]
@@ -210,22 +245,25 @@ def _look_together(own: Own, exchange: Exchange) -> list[tuple[int, Finding]]:
     config = own.config
     findings: list[Finding] = []
     if exchange.world.size > 1:
-        findings += check_sharing(config.run if config else None, exchange)
+        findings += check_sharing(config.run if config else None, exchange, wanted.sight)
     exchange.gather("write", True)  # so that all write at the same time
     if config is not None:
-        findings += guarded("saving", lambda: iter(_saving(config, own, exchange)), 120)
+        findings += guarded(
+            "saving", lambda: iter(_saving(config, own, exchange, wanted.grace)), 120
+        )
     answers = exchange.gather("written", [one._asdict() for one in findings], 180)
     return [
         (node, finding_of(record)) for node, answer in enumerate(answers) for record in answer or ()
     ]
 
 
-def _saving(config: RunConfig, own: Own, exchange: Exchange) -> list[Finding]:
+def _saving(config: RunConfig, own: Own, exchange: Exchange, grace: float) -> Iterator[Finding]:
     nodes = exchange.world.size
     saves = needs.cadence(config, nodes * max(1, len(own.gpus)))
     rate = needs.measure_writing(nearest_folder(config.run))
-    findings = list(needs.check_saving(config, saves, nodes, rate))
-    return findings + (list(needs.check_room(config, saves)) if exchange.world.rank == 0 else [])
+    yield from needs.check_saving(config, saves, nodes, rate, grace)
+    if exchange.world.rank == 0:
+        yield from needs.check_room(config, saves)
 
 
 def _look_at_store(own: Own, nodes: list[dict[str, Any]], exchange: Exchange) -> list[Finding]:
@@ -246,7 +284,7 @@ def _look_at_store(own: Own, nodes: list[dict[str, Any]], exchange: Exchange) ->
 def _ports(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text, re.ASCII)
     if not match or not 1 <= int(match[1]) <= int(match[2]) <= 65_535:
-        raise ConfigError(f"--ports {text!r} is no range such as 20000-29999")
+        raise ConfigError(f"--ports {text!r} is no range such as 30000-32699")
     return int(match[1]), int(match[2])
 
 
@@ -263,12 +301,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-device", action="store_true", help="compute nothing on the devices")
     parser.add_argument("--ports", default=_PORTS, help="range, of which one is tried")
     parser.add_argument("--meeting", type=float, default=_MEETING, help="seconds for all to start")
+    parser.add_argument("--sight", type=float, default=_SIGHT, help="seconds to see a shared file")
+    parser.add_argument("--grace", type=float, default=_GRACE, help="seconds for a stop to save")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs="*", metavar="FILE|key=value")
     options = parser.parse_intermixed_args(arguments)
     file, overrides = configured(options.config, options.arguments)
     wanted = Wanted(
-        file, overrides, not options.no_device, *_ports(options.ports), meeting=options.meeting
+        file,
+        overrides,
+        not options.no_device,
+        *_ports(options.ports),
+        meeting=options.meeting,
+        sight=options.sight,
+        grace=options.grace,
     )
     world = take_world()
 
@@ -276,7 +322,8 @@ def main(arguments: list[str] | None = None) -> int:
         if world.rank == 0 or line.startswith("FAILED"):
             print(f"doctor: {platform.node()}: {line}", file=sys.stderr, flush=True)
 
-    answer = examine(wanted, world, say)
+    exchange = meet_or_tell(wanted, world, say)
+    answer = examine(wanted, exchange, say)
     if world.rank == 0:
         if options.lines:
             print("\n".join(to_lines(answer)), flush=True)
@@ -284,6 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps(answer, indent=1), flush=True)
         else:
             show(answer, Console(width=None if sys.stdout.isatty() else 160))
+    exchange.end()
     return EXIT_DONE if answer["ready"] else EXIT_CONFIG
 
 

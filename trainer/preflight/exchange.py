@@ -13,7 +13,8 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -22,7 +23,8 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 from model.errors import ADDPError
 from trainer.distributed.world import World
 
-_LOOKS = 0.2  # seconds between two looks at what is there
+_LOOKS = 0.05  # seconds between two looks at what is there
+_PATIENCE = 10.0  # seconds after which one is told what is waited for
 _CONNECT_SECONDS = 5.0
 
 
@@ -47,19 +49,21 @@ class Exchange:
         answer: this node's own, as JSON has it. A node that did not answer is not waited for again.
         """
         store = PrefixStore(question, self.store)
-        store.set(str(self.world.rank), json.dumps(answer))
+        with _while_node_0_lives():
+            store.set(str(self.world.rank), json.dumps(answer))
         answers: list[Any] = [None] * self.world.size
         missing = set(range(self.world.size)) - self.lost
-        deadline, patience = time.monotonic() + seconds, time.monotonic() + 10.0
+        deadline, patience = time.monotonic() + seconds, time.monotonic() + _PATIENCE
         while missing:
             for node in sorted(missing):
-                if store.check([str(node)]):
-                    answers[node] = json.loads(store.get(str(node)))
-                    missing.remove(node)
+                with _while_node_0_lives():
+                    if store.check([str(node)]):
+                        answers[node] = json.loads(store.get(str(node)))
+                        missing.remove(node)
             if not missing or time.monotonic() > deadline:
                 break
             if time.monotonic() > patience:
-                self._say(f"waiting for {_nodes(missing)} ({question})")
+                self._say(f"waits for {_nodes(missing)} ({question})")
                 patience = deadline
             time.sleep(_LOOKS)
         self.lost |= missing
@@ -72,12 +76,42 @@ class Exchange:
             result = work()
             store.set("0", json.dumps(result))
             return result
-        try:
-            store.wait(["0"], timedelta(seconds=seconds))
+        deadline = time.monotonic() + seconds
+        with _while_node_0_lives():
+            while not store.check(["0"]):
+                if time.monotonic() > deadline:
+                    self.lost.add(0)
+                    return None
+                time.sleep(_LOOKS)
             return json.loads(store.get("0"))
-        except RuntimeError:
-            self.lost.add(0)
-            return None
+
+    def go_on_with(self, nodes: Collection[int] | None) -> None:
+        """Wait for no other nodes from now on, so that all wait for the same ones."""
+        self.lost = set(range(self.world.size)) - set(nodes or ())
+
+    def end(self, seconds: float = 60.0) -> None:
+        """Let the nodes end in the right order; node 0 calls this when it has said all.
+
+        A launcher may end all of them as soon as one ends with an error, and node 0 holds what the
+        others ask: it goes last.
+        """
+        self.tell("said", lambda: True, seconds)
+        if self.world.rank == 0:
+            self.gather("end", True, seconds)
+        else:
+            with _while_node_0_lives():
+                PrefixStore("end", self.store).set(str(self.world.rank), "true")
+
+
+@contextmanager
+def _while_node_0_lives() -> Iterator[None]:
+    """Raise NodesNotMet where the store cannot be asked, which node 0 holds."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise NodesNotMet(
+            f"node 0 went away before {platform.node()} had its answers; look there"
+        ) from error
 
 
 def _nodes(numbers: set[int]) -> str:

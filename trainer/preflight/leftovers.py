@@ -3,7 +3,9 @@ Imports no torch."""
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -43,24 +45,39 @@ def rank_processes() -> list[Process]:
 
 
 def orphans(processes: Iterable[Process]) -> list[Process]:
-    """Return those whose starter is gone, so that process 1 has them now. In a container, process 1
-    may be their starter."""
+    """Return those whose starter is gone, so that process 1 (or a user's systemd) has them. In a
+    container, process 1 may be their starter."""
     return [
         process
         for process in processes
-        if process.parent_pid in (0, 1)
+        if (process.parent_pid == 1 or Path(next(iter(process.parent), "")).name == "systemd")
         and not any(name in word for word in process.parent for name in _WATCHERS)
     ]
+
+
+def heartbeat_pids(run: Path) -> set[int]:
+    """Return the processes of this host that have given the run's signs of life."""
+    found = set()
+    for path in (run / "heartbeats").glob("rank-*.json"):
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and record.get("host") == platform.node():
+            found.add(int(record.get("pid") or 0))
+    return found
 
 
 def check_leftovers(run: Path, processes: Iterable[Process] | None = None) -> Iterator[Finding]:
     """Check that no rank of an earlier start is left. processes: of this machine; None: asked."""
     found = orphans(rank_processes() if processes is None else processes)
     ours = [process for process in found if process.pid != os.getpid()]
+    beating = heartbeat_pids(run)
     same = [
         process
         for process in ours
-        if any(word.removeprefix("run=") == str(run) for word in process.words)
+        if process.pid in beating
+        or any(word.removeprefix("run=") == str(run) for word in process.words)
     ]
     others = [process for process in ours if process not in same]
     if same:

@@ -161,7 +161,7 @@ def exchange_tensors(exchange: Exchange, names: Sequence[str]) -> tuple[list[Fin
             findings.append(Finding("links", "FAILED", words, "look at the network between them"))
     findings += judge_links([link for link in found if not link.error], names)
     sums = [Together(*answer["together"]) for answer in answers if "together" in answer]
-    findings += _judge_sums(sums)
+    findings += judge_sums(sums)
     return findings, found
 
 
@@ -194,7 +194,7 @@ def _pair(link: Link, names: Sequence[str]) -> str:
     return f"{names[link.one]} - {names[link.other]}"
 
 
-def _judge_sums(sums: Sequence[Together]) -> list[Finding]:
+def judge_sums(sums: Sequence[Together]) -> list[Finding]:
     findings = [
         Finding(
             "collectives",

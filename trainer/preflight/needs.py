@@ -28,6 +28,8 @@ from trainer.run_folder import RunFolder
 
 _MIB = 2**20
 _FILE_BYTES = 64 * _MIB  # written to find how fast a run folder is
+_BLOCKS = 8  # MiB that are written before each is certain
+_ENOUGH_SECONDS = 2.0
 _OBJECT_BYTES = 8 * _MIB  # put to find how fast a store is
 _MFU = 0.4  # share of a GPU's peak that training reaches, as `addp plan` assumes
 _NETWORK_SYSTEMS = ("nfs", "nfs4", "lustre", "gpfs", "cifs", "ceph", "beegfs", "fuse.s3fs")
@@ -141,20 +143,28 @@ def file_system(folder: Path, mounts: Path = _MOUNTS) -> str:
 
 def measure_writing(folder: Path, count: int = _FILE_BYTES) -> float:
     """Return the bytes a second at which a file is written to a folder, until it is on the disk.
-    Nothing is left behind. Raises OSError."""
-    block = os.urandom(_MIB)
+    Nothing is left behind. count: bytes; less on a slow disk. Raises OSError."""
+    block, written = os.urandom(_MIB), 0
     began = time.perf_counter()
     with tempfile.TemporaryFile(prefix=".addp-check-", dir=folder) as file:
-        for _ in range(max(1, count // _MIB)):
-            file.write(block)
-        file.flush()
-        os.fsync(file.fileno())
-        return max(1, count // _MIB) * _MIB / (time.perf_counter() - began)
+        while written < count and time.perf_counter() - began < _ENOUGH_SECONDS:
+            for _ in range(_BLOCKS):
+                file.write(block)
+            written += _BLOCKS * len(block)
+            file.flush()
+            os.fsync(file.fileno())
+        return written / (time.perf_counter() - began)
 
 
-def check_saving(config: RunConfig, saves: Cadence, nodes: int, rate: float) -> Iterator[Finding]:
+def check_saving(
+    config: RunConfig, saves: Cadence, nodes: int, rate: float, grace: float
+) -> Iterator[Finding]:
     """Check that this node can write its part of each checkpoint in time, and has the memory for a
-    copy of it. rate: bytes a second, while all nodes wrote."""
+    copy of it.
+
+    rate: bytes a second, while all nodes wrote. grace: seconds that a run has to save when it is
+    asked to stop.
+    """
     name, part = "saving", saves.size / nodes
     seconds = part / rate
     found = (
@@ -164,6 +174,10 @@ def check_saving(config: RunConfig, saves: Cadence, nodes: int, rate: float) -> 
     if saves.seconds is not None and seconds > saves.seconds:
         found += f", and one is made every {saves.seconds:.1f} s"
         todo = "use faster storage, or raise checkpoint.every"
+        yield Finding(name, "FAILED", found, todo, shared=True)
+    elif seconds > grace:
+        found += f", and a run that is asked to stop is killed after {grace:g} s"
+        todo = f"start it with --grace above {seconds:.0f}, and warn it as long before"
         yield Finding(name, "FAILED", found, todo, shared=True)
     else:
         yield Finding(name, "ok", found)
@@ -197,10 +211,8 @@ def check_store(config: RunConfig, saves: Cadence, count: int = _OBJECT_BYTES) -
     url, name = config.checkpoint.upload, "checkpoint.upload"
     if url is None:
         return
-    if not is_remote(url):
-        url = str(writable(Path(url)))
     try:
-        put, read = measure_store(open_store(url), count)
+        put, read = _measure_place(url, count)
     except (ADDPError, OSError) as error:
         todo = "check the url, the credentials and the network of the node of rank 0"
         yield Finding(name, "FAILED", str(error), todo)
@@ -219,6 +231,14 @@ def check_store(config: RunConfig, saves: Cadence, count: int = _OBJECT_BYTES) -
         yield Finding(name, "ok", found, todo)
     else:
         yield Finding(name, "ok", found)
+
+
+def _measure_place(url: str, count: int) -> tuple[float, float]:
+    """Measure a store, or a folder that need not exist yet, of which nothing is left behind."""
+    if is_remote(url):
+        return measure_store(open_store(url), count)
+    with tempfile.TemporaryDirectory(prefix=".addp-check-", dir=writable(Path(url))) as scratch:
+        return measure_store(open_store(scratch), count)
 
 
 def measure_store(store: Store, count: int) -> tuple[float, float]:

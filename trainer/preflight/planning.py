@@ -31,6 +31,9 @@ from trainer.schedule import accumulation_steps, possible_world_sizes, total_ste
 _IMAGENET = 1_281_167
 _FEW = 8  # GPUs of a machine
 _GIB = 2**30
+# What training waits for at a save, however small it is: ranks that agree, files that are made.
+_LEAST_STALL = 0.5  # seconds
+_COPY_RATE = 10e9  # bytes a second from a device to host memory
 
 
 class Assumptions(Settings):
@@ -74,12 +77,13 @@ class Assumptions(Settings):
         le=YEAR,
         description="seconds from then to the next new step: start, restore, first step",
     )
-    copy_rate: float = Field(
-        10.0,
-        ge=0.001,
-        le=1e6,
-        description="GB/s at which a rank copies its part of a checkpoint to host memory; training "
-        "waits for it",
+    stall: float | None = Field(
+        None,
+        ge=0,
+        le=YEAR,
+        description="seconds for which training waits at each checkpoint. Not given: "
+        f"{_LEAST_STALL} s, and the copy of a rank's part to host memory at {_COPY_RATE / 1e9:.0f} "
+        "GB/s, or its writing if saves are not asynchronous",
     )
 
     @property
@@ -213,9 +217,10 @@ def _reliability(
     """
     write = share / (assumptions.write * 1e9)
     asynchronous = config.checkpoint.asynchronous
+    stall = _LEAST_STALL + (share / _COPY_RATE if asynchronous else write)
     failures = reliability.Failures(
         failure=reliability.mean_time_to_failure(assumptions.mttf, gpus),
-        stall=share / (assumptions.copy_rate * 1e9) if asynchronous else write,
+        stall=stall if assumptions.stall is None else assumptions.stall,
         commit=write if asynchronous else 0.0,
         down=assumptions.detect + assumptions.restart,
     )
@@ -368,7 +373,9 @@ def _show_failures(plan: dict[str, Any], console: Console) -> None:
 def _hours(hours: float) -> str:
     if hours >= 48:
         return f"{hours / 24:,.1f} d"
-    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.1f} s"
 
 
 if __name__ == "__main__":

@@ -178,11 +178,11 @@ def address_of(interface: str) -> str:
     return ""
 
 
-def own_name_address() -> str:
-    """Return the address that this host's own name stands for; empty where it stands for none.
-
-    Gloo listens there, unless GLOO_SOCKET_IFNAME says where.
-    """
+def listening_address() -> str | None:
+    """Return the address that this host's own name stands for, empty where it stands for none: gloo
+    listens there. None where GLOO_SOCKET_IFNAME says where instead."""
+    if os.environ.get("GLOO_SOCKET_IFNAME"):
+        return None
     try:
         return str(socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:

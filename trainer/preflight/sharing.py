@@ -11,13 +11,13 @@ from pathlib import Path
 from trainer.preflight.exchange import Exchange
 from trainer.preflight.finding import Finding
 
-_SIGHT = 30.0  # seconds within which a file of another node must be seen
+_LISTING = 10.0  # seconds to look for a file in a listing, on which nothing depends
 _LOOK = 0.02
 _SLOW = 5.0
 _NAME = "shared folder"
 
 
-def check_sharing(run: Path | None, exchange: Exchange, sight: float = _SIGHT) -> list[Finding]:
+def check_sharing(run: Path | None, exchange: Exchange, sight: float) -> list[Finding]:
     """Find out whether this node sees in its run folder what node 0 writes there. Nothing is left
     behind.
 
@@ -68,19 +68,21 @@ def _look_for(run: Path, name: str, sight: float) -> Iterator[Finding]:
     began = time.monotonic()
     opened: float | None = None
     listed: float | None = None
-    while time.monotonic() - began < sight and (opened is None or listed is None):
+    while opened is None or listed is None:
+        passed = time.monotonic() - began
         if opened is None and (run / name).exists():
-            opened = time.monotonic() - began
-        if listed is None:
-            with suppress(OSError):
-                if name in _names(run):
-                    listed = time.monotonic() - began
+            opened = passed
+        with suppress(OSError):
+            if listed is None and name in _names(run):
+                listed = passed
+        if passed > (sight if opened is None else _LISTING):
+            break
         time.sleep(_LOOK)
     if opened is None:
         found = f"{run} is not the run folder that node 0 sees"
         yield Finding(_NAME, "FAILED", found, "put it on storage that all nodes share")
         return
-    listing = "not at all" if listed is None else f"after {listed:.2f} s"
+    listing = f"not after {_LISTING:g} s" if listed is None else f"after {listed:.2f} s"
     found = f"{run} is shared: a new file of node 0 is found after {opened:.2f} s, listed {listing}"
     if opened > _SLOW:
         todo = "mount it so that names are remembered shorter (NFS: acregmax, lookupcache=positive)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.launch.backend import LaunchBackend
 from cluster.launch.backends.deepspeed import DeepSpeedBackend
+from cluster.launch.backends.kubernetes import KubernetesBackend
 from cluster.launch.backends.local import LocalBackend
 from cluster.launch.backends.slurm import SlurmBackend
 from cluster.launch.backends.torchrun import TorchrunBackend
@@ -13,4 +14,5 @@ BACKENDS: dict[str, LaunchBackend] = {
     "deepspeed": DeepSpeedBackend(),
     "torchrun": TorchrunBackend(),
     "slurm": SlurmBackend(),
+    "kubernetes": KubernetesBackend(),
 }

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
+from cluster.launch.arguments import run_folder
 from cluster.launch.backend import (
     BackendOptions,
     LaunchPlan,
@@ -23,27 +24,16 @@ from cluster.launch.backend import (
     PlannedCommand,
     PlannedFile,
 )
+from cluster.launch.patterns import each, matching
 from cluster.launch.sbatch import BatchScript, log_pattern
+from cluster.launch.timeouts import NOTICE_MARGIN
 from model.errors import ConfigError
 
-# Between the end of the ranks' grace and the end of the job, for the supervisors and the script.
-_MARGIN_SECONDS = 60
 _LONGEST_LEAD = 65535  # seconds; Slurm takes no more
 _OWN_LINES = {
     *("array", "job-name", "kill-on-bad-exit", "nodes", "no-kill", "no-requeue", "ntasks"),
     *("ntasks-per-node", "open-mode", "output", "requeue", "signal", "wrap"),
 }
-
-
-def _matching(pattern: str, what: str) -> Callable[[str], str]:
-    """Return a validator that takes an empty text, and those that match the whole pattern."""
-
-    def check(value: str) -> str:
-        if value and not re.fullmatch(pattern, value, re.ASCII):
-            raise ValueError(f"{value!r} is no {what}")
-        return value
-
-    return check
 
 
 def _check_line(value: str) -> str:
@@ -58,28 +48,28 @@ def _check_line(value: str) -> str:
     return value
 
 
-_Name = Annotated[str, AfterValidator(_matching(r"[\w.,@+-]+", "name in Slurm"))]
+_Name = Annotated[str, matching(r"[\w.,@+-]+", "name in Slurm")]
 
 
 class SlurmOptions(BackendOptions):
     """What Slurm is asked for. What is left empty is the cluster's default."""
 
-    time: Annotated[
-        str, AfterValidator(_matching(r"(\d+-)?\d+(:\d+){0,2}|infinite|UNLIMITED", "time limit"))
-    ] = Field("", description="slurm: the time limit of the job, as 24:00:00 or 7-00:00:00")
+    time: Annotated[str, matching(r"(\d+-)?\d+(:\d+){0,2}|infinite|UNLIMITED", "time limit")] = (
+        Field("", description="slurm: the time limit of the job, as 24:00:00 or 7-00:00:00")
+    )
     partition: _Name = Field("", description="slurm: the partition")
     account: _Name = Field("", description="slurm: the account")
     qos: _Name = Field("", description="slurm: the quality of service")
-    constraint: Annotated[str, AfterValidator(_matching(r"[\w.,@+&|*()\[\]:-]+", "constraint"))] = (
-        Field("", description="slurm: features that the nodes must have, as 'h100&ib'")
+    constraint: Annotated[str, matching(r"[\w.,@+&|*()\[\]:-]+", "constraint")] = Field(
+        "", description="slurm: features that the nodes must have, as 'h100&ib'"
     )
     gpus_per_node: Annotated[
-        str, AfterValidator(_matching(r"([\w.-]+:)?\d{1,3}", "number of GPUs such as 8 or h100:8"))
+        str, matching(r"([\w.-]+:)?\d{1,3}", "number of GPUs such as 8 or h100:8")
     ] = Field("", description="slurm: GPUs of each node; default: one a rank; 0: none")
     cpus: int = Field(
         0, ge=0, le=4096, description="slurm: CPUs of each node; 0: whole nodes, with all of them"
     )
-    sbatch: list[Annotated[str, AfterValidator(_check_line)]] = Field(
+    sbatch: Annotated[list[str], each(_check_line)] = Field(
         [], description="slurm: one more #SBATCH line, as --sbatch=--reservation=NAME"
     )
 
@@ -114,7 +104,18 @@ class SlurmBackend:
         """
         path = request.folder / "slurm.sbatch"
         script = PlannedFile(path, batch_script(request).text())
-        return LaunchPlan([PlannedCommand(["sbatch", str(path.absolute())])], [script], waits=False)
+        run = shlex.quote(str(run_folder(request)))
+        return LaunchPlan(
+            commands=[PlannedCommand(["sbatch", str(path.absolute())])],
+            files=[script],
+            waits=False,
+            afterwards=[
+                f"watch it with `addp status {run}`; its log is {run}/slurm-JOB.log",
+                f"let it save and end with `addp stop {run}`; `scancel JOB` does the same, if the "
+                "save takes less than Slurm's KillWait",
+                "let it save and start again elsewhere with `scancel --batch --signal=TERM JOB`",
+            ],
+        )
 
 
 def batch_script(request: LaunchRequest) -> BatchScript:
@@ -131,13 +132,13 @@ def batch_script(request: LaunchRequest) -> BatchScript:
 
 def _ours(request: LaunchRequest, options: SlurmOptions) -> list[tuple[str, str | None]]:
     """Return what the job needs to be stopped, saved and started again, and its size."""
-    lead = math.ceil(request.grace) + _MARGIN_SECONDS
+    lead = math.ceil(request.grace + NOTICE_MARGIN)
     limit = options.seconds()
     if lead > _LONGEST_LEAD or (limit is not None and limit <= 2 * lead):
         raise ConfigError(
             f"a time limit of {options.time or 'this cluster'} leaves no time to train: Slurm "
             f"signals the job {lead} s before its end (--grace {request.grace:g} and "
-            f"{_MARGIN_SECONDS} s for the rest), up to a minute earlier; give more than "
+            f"{NOTICE_MARGIN:g} s for the rest), up to a minute earlier; give more than "
             f"{math.ceil(2 * lead / 60)} minutes with --time"
         )
     return [
@@ -182,11 +183,3 @@ def _step(options: SlurmOptions) -> list[str]:
 def job_name(name: str) -> str:
     """Return a name as Slurm shows it: other characters than letters, digits and .-_ become -."""
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")[:64] or "addp"
-
-
-def run_folder(request: LaunchRequest) -> Path:
-    """Return the run folder that the arguments of a request name. Raises ConfigError without."""
-    words = list(request.arguments)
-    if "--run" not in words[:-1]:
-        raise ConfigError(f"{request.module} gets no run folder; this backend needs --run")
-    return Path(words[words.index("--run") + 1]).absolute()

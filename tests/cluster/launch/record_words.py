@@ -11,6 +11,30 @@ import platform
 import sys
 from pathlib import Path
 
+# Words that mean something to a shell, to pdsh, or to a command line.
+HOSTILE = [
+    "plain=1",
+    "a b",
+    'it\'s "quoted"',
+    'it\'s"quoted"',
+    "$HOME `id` $(id)",
+    "$HOME`id`$(id)",
+    "\\ \\\\ \\n",
+    "\\\\x\\$y",
+    "; touch /tmp/addp-injected #",
+    ";touch${IFS}/tmp/addp-injected",
+    "a&b|c>d<e*?[x]{1,2}~!^()",
+    "line\nbreak",
+    "line\nbreak with space",
+    "%n%h%u%%",
+    "% n %n",
+    "ä€",
+    "",
+    "--",
+    "-x",
+    "tab\there",
+]
+
 
 def main() -> None:
     record = {"host": platform.node(), "words": sys.argv[2:], "environment": dict(os.environ)}

@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.launch.record_words import HOSTILE
 from tests.cluster.launch.two_hosts import Host, several_hosts
+from tests.trainer.launching import MAGE, SMALL
+from tests.trainer.worlds import finish
+from trainer.run_folder import RunFolder
 
 pytestmark = pytest.mark.long
 
-HOSTILE = [
-    "plain=1",
-    "with space=a b",
-    "quotes='single' \"double\"",
-    "quotes='single'\"double\"",
-    "dollar=$HOME `id` $(id)",
-    "dollar=$HOME`id`$(id)",
-    "back=\\ \\\\ \\n",
-    "back=\\\\x\\$y",
-    "semi=; touch /tmp/addp-injected #",
-    "semi;touch${IFS}/tmp/addp-injected",
-    "a&b|c>d<e*?[x]{1,2}~!^()",
-    "a & b | c > d < e * ? [x] {1,2} ~ ! ^ ()",
-    "line\nbreak",
-    "line\nbreak with space",
-    "percent=%n%h%u%%",
-    "percent %n %h %u %%",
-    "umlaut=ä€",
-    "",
-    "tab\there",
-]
 START = """
 import json, sys
 from cluster.launch.backend import LaunchRequest
@@ -79,3 +63,108 @@ def test_words_and_variables_arrive_as_they_are(
         got = {name: seen["environment"].get(name) for name in variables}
         assert got == {name: value.strip() for name, value in variables.items()}
     assert not Path("/tmp/addp-injected").exists()
+
+
+# Trainings: plain launchers, and `addp launch` by each backend, as on one host.
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of two ranks on one host."""
+    run = tmp_path_factory.mktemp("one-host") / "run"
+    finish(run, *MAGE, f"data.tokens={tokens}")
+    return losses(run)
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in RunFolder(run).read_metrics()]
+
+
+def trainer_words(run: Path, tokens: Path) -> list[str]:
+    return [*MAGE, *SMALL, f"data.tokens={tokens}", f"run={run}"]
+
+
+def finish_all(
+    commands: Sequence[subprocess.Popen[bytes]], log: Path, seconds: float = 150
+) -> None:
+    """Wait for commands that must end well. What is left of them is killed."""
+    try:
+        codes = [command.wait(seconds) for command in commands]
+    finally:
+        for command in commands:
+            command.kill()
+    assert codes == [0] * len(codes), log.read_text()
+
+
+def test_plain_deepspeed_by_pdsh(
+    hosts: list[Host], tokens: Path, undisturbed: list[float], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile"]
+    command += [f"{hosts[0].folder}/hostfile", "--no_ssh_check", "--master_addr=node1"]
+    command += ["--master_port=29411", "--module", "trainer.pretrain"]
+    log = tmp_path / "log"
+    (tmp_path / ".deepspeed_env").write_text("GLOO_SOCKET_IFNAME=eth0\nDS_ACCELERATOR=cpu\n")
+    environment = {"DS_ENV_FILE": str(tmp_path / ".deepspeed_env")}
+    words = trainer_words(tmp_path / "run", tokens)
+    finish_all([hosts[0].start([*command, *words], log, environment=environment)], log)
+    assert losses(tmp_path / "run") == undisturbed
+
+
+def test_plain_deepspeed_without_ssh(
+    hosts: list[Host], tokens: Path, undisturbed: list[float], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile"]
+    command += [f"{hosts[0].folder}/hostfile", "--no_ssh", "--master_addr=node1"]
+    command += ["--master_port=29412"]
+    log, words = tmp_path / "log", trainer_words(tmp_path / "run", tokens)
+    commands = [
+        host.start(
+            [*command, "--node_rank", str(rank), "--module", "trainer.pretrain", *words], log
+        )
+        for rank, host in enumerate(hosts)
+    ]
+    finish_all(commands, log)
+    assert losses(tmp_path / "run") == undisturbed
+
+
+def test_plain_torchrun(
+    hosts: list[Host], tokens: Path, undisturbed: list[float], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    command += ["--master-addr=node1", "--master-port=29413"]
+    log, words = tmp_path / "log", trainer_words(tmp_path / "run", tokens)
+    commands = [
+        host.start([*command, f"--node-rank={rank}", "-m", "trainer.pretrain", *words], log)
+        for rank, host in enumerate(hosts)
+    ]
+    finish_all(commands, log)
+    assert losses(tmp_path / "run") == undisturbed
+
+
+BACKENDS = {
+    "pdsh": [],
+    "openmpi": ["--launcher", "openmpi"],
+    "no ssh": ["--no-ssh"],
+    "torchrun": ["--backend", "torchrun"],
+}
+
+
+@pytest.mark.parametrize("way", BACKENDS)
+def test_addp_launch(
+    way: str, hosts: list[Host], tokens: Path, undisturbed: list[float], tmp_path: Path
+) -> None:
+    log, run = tmp_path / "log", tmp_path / "run"
+    config = tmp_path / "run.yaml"
+    config.write_text("seed: 0\n")
+    command = [sys.executable, "-m", "cluster.cli", "launch", str(config), *BACKENDS[way]]
+    command += ["--hostfile", f"{hosts[0].folder}/hostfile", *trainer_words(run, tokens)]
+    if way in ("no ssh", "torchrun"):
+        commands = [
+            host.start([*command, "--node-rank", str(rank)], log) for rank, host in enumerate(hosts)
+        ]
+    else:
+        commands = [hosts[0].start(command, log)]
+    finish_all(commands, log)
+    assert losses(run) == undisturbed
+    left = [line for host in hosts for line in host.processes("cluster.").values()]
+    assert not left and not (run / "launch" / "environment").exists()

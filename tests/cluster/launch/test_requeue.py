@@ -27,56 +27,55 @@ def verdict(kind: VerdictKind, code: int, time: float = SINCE + 2) -> Verdict:
 
 
 @pytest.mark.parametrize(
-    ("code", "stop", "again"),
+    ("code", "stopped", "again"),
     [
-        (0, None, False),
-        (75, None, True),
-        (75, "signal", True),
-        (75, "launcher", True),
-        (75, "file", False),  # a user's own wish
-        (77, None, False),
-        (78, None, False),
-        (79, None, False),
-        (80, None, False),
-        (81, None, True),
-        (1, None, True),
-        (137, None, True),
+        (0, False, False),
+        (75, False, True),
+        (75, True, False),
+        (81, True, True),  # it stopped before that, and was started again
+        (77, False, False),
+        (78, False, False),
+        (79, False, False),
+        (80, False, False),
+        (81, False, True),
+        (1, False, True),
+        (137, False, True),
     ],
 )
-def test_codes(code: int, stop: str | None, again: bool) -> None:
-    made = decide(code=code, job=RUNNING, stop=stop, events=[start()], since=SINCE)
+def test_codes(code: int, stopped: bool, again: bool) -> None:
+    made = decide(code=code, job=RUNNING, stopped=stopped, events=[start()], since=SINCE)
     assert (made.again, made.code) == (again, code)
 
 
 @given(
     code=st.integers(0, 255),
-    stop=st.sampled_from([None, "signal", "file"]),
+    stopped=st.booleans(),
     state=st.sampled_from(["COMPLETING", "CANCELLED", "PENDING", "NODE_FAIL"]),
 )
-def test_a_job_that_was_cancelled_stays_so(code: int, stop: str | None, state: str) -> None:
+def test_a_job_that_was_cancelled_stays_so(code: int, stopped: bool, state: str) -> None:
     """`scontrol requeue` would bring it back, although its user has just cancelled it."""
     job = JobState(state, "None")
-    assert not decide(code=code, job=job, stop=stop, events=[start()], since=SINCE).again
+    assert not decide(code=code, job=job, stopped=stopped, events=[start()], since=SINCE).again
 
 
 def test_a_job_that_reached_its_time_limit_goes_on() -> None:
     """Where saving took longer than the time between Slurm's signal and its end of the job."""
     job = JobState("COMPLETING", "TimeLimit")
-    assert decide(code=75, job=job, stop="signal", events=[start()], since=SINCE).again
-    assert not decide(code=0, job=job, stop=None, events=[start()], since=SINCE).again
+    assert decide(code=75, job=job, stopped=False, events=[start()], since=SINCE).again
+    assert not decide(code=0, job=job, stopped=False, events=[start()], since=SINCE).again
 
 
 def test_the_verdict_goes_before_sruns_code() -> None:
     """srun ends with the highest code of all nodes: also of one that had lost touch."""
     events = [start(), verdict("done", 0)]
-    assert decide(code=81, job=RUNNING, stop=None, events=events, since=SINCE)[:2] == (False, 0)
+    assert decide(code=81, job=RUNNING, stopped=False, events=events, since=SINCE)[:2] == (False, 0)
     old = [verdict("done", 0, SINCE - 1), start()]
-    assert decide(code=81, job=RUNNING, stop=None, events=old, since=SINCE)[:2] == (True, 81)
+    assert decide(code=81, job=RUNNING, stopped=False, events=old, since=SINCE)[:2] == (True, 81)
 
 
 def test_supervisors_that_do_not_start_are_not_started_for_ever() -> None:
     for code in (1, 81, 126, 137):
-        made = decide(code=code, job=RUNNING, stop=None, events=[start(SINCE - 1)], since=SINCE)
+        made = decide(code=code, job=RUNNING, stopped=False, events=[start(SINCE - 1)], since=SINCE)
         assert not made.again and "did not start" in made.reason
 
 
@@ -88,12 +87,12 @@ def test_nodes_that_never_come_together_end_the_job() -> None:
             verdict("incomplete", 81, SINCE - 50 + number),
         ]
     events.append(Joined(time=SINCE + 1, attempt=1, node="a", host="a"))
-    assert decide(code=81, job=RUNNING, stop=None, events=events, since=SINCE).again
+    assert decide(code=81, job=RUNNING, stopped=False, events=events, since=SINCE).again
     events.append(verdict("incomplete", 81))
-    made = decide(code=81, job=RUNNING, stop=None, events=events, since=SINCE)
+    made = decide(code=81, job=RUNNING, stopped=False, events=events, since=SINCE)
     assert not made.again and made.code == 81 and "5 jobs in a row" in made.reason
     events.append(start(SINCE + 3))
-    assert decide(code=81, job=RUNNING, stop=None, events=events, since=SINCE).again
+    assert decide(code=81, job=RUNNING, stopped=False, events=events, since=SINCE).again
 
 
 def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -120,6 +119,20 @@ def test_the_job_is_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     run.exit.write_text(json.dumps({"code": 75, "reason": "", "time": SINCE - 5, "stop": "file"}))
     assert main([*words, "--code", "75"]) == 75
     assert log.read_text().splitlines()[-1] == "requeue 17"
+
+
+def test_a_users_stop_is_what_the_supervisors_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = slurm(tmp_path / "programs", monkeypatch)
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    words = ["--run", str(run.path), "--since", str(SINCE), "--code", "75"]
+    for by_user, times in ((True, 0), (False, 1)):
+        ending = verdict("stopped", 75).model_copy(update={"by_user": by_user})
+        history.append(run.supervision, ending)
+        assert main(words) == 75
+        assert log.read_text().count("requeue 17") == times
 
 
 def test_an_end_without_a_verdict_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

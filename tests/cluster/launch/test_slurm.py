@@ -50,6 +50,7 @@ def script(request: LaunchRequest) -> str:
     (command,) = plan.commands
     assert not plan.waits and not file.private
     assert list(command.words) == ["sbatch", str(file.path)]
+    assert any("addp stop" in line for line in plan.afterwards)
     return file.text
 
 
@@ -69,7 +70,7 @@ def test_a_job_can_be_stopped_saved_and_queued_again(tmp_path: Path) -> None:
         "open-mode": "append",
         "requeue": "",
         "no-kill": "",
-        "signal": "B:TERM@180",
+        "signal": "B:TERM@150",
         "nodes": "4",
         "ntasks-per-node": "1",
         "gpus-per-node": "8",
@@ -156,9 +157,9 @@ def test_time_limits_are_read_as_slurm_reads_them(text: str, seconds: float | No
 
 def test_a_time_limit_that_leaves_no_time_to_train_is_refused(tmp_path: Path) -> None:
     """Slurm would signal the job at once, and it would be queued again for ever."""
-    with pytest.raises(ConfigError, match="leaves no time to train: Slurm signals the job 180 s"):
-        script(request(tmp_path, time="6"))
-    assert lines(script(request(tmp_path, time="7")))["time"] == "7"
+    with pytest.raises(ConfigError, match="leaves no time to train: Slurm signals the job 150 s"):
+        script(request(tmp_path, time="5"))
+    assert lines(script(request(tmp_path, time="6")))["time"] == "6"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Hosts on one machine: each has processes, a network, a name, and shared memory of its own, and an
-sshd. They share the file system, as a cluster does.
+sshd. They share the file system, as a cluster does. A host has one processor: the number of threads
+with which a rank computes then does not depend on the machine, and so neither do its last digits.
 
     node1   node2   node3        each in its own network, process, mount, name and IPC namespace
       |       |       |          eth0, 10.77.0.1, .2, .3
@@ -54,6 +55,8 @@ class Host:
         self.address = f"10.77.0.{number}"
         self.folder = folder
         self.namespace = namespace
+        processors = sorted(os.sched_getaffinity(0))
+        self._processor = ["taskset", "-c", str(processors[(number - 1) % len(processors)])]
         self._holder: subprocess.Popen[bytes] | None = None
         self._init = 0
 
@@ -69,7 +72,16 @@ class Host:
         ]
         apart = ["--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--uts", "--ipc"]
         ends_with_us = ["setpriv", "--pdeathsig", "KILL"]
-        within = [*ends_with_us, "ip", "netns", "exec", self.namespace, "unshare", *apart]
+        within = [
+            *ends_with_us,
+            *self._processor,
+            "ip",
+            "netns",
+            "exec",
+            self.namespace,
+            "unshare",
+            *apart,
+        ]
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self._holder = subprocess.Popen(
                 [*within, "sh", "-ec", "; ".join(setup)],
@@ -112,7 +124,8 @@ class Host:
         """The words that run a command on this host, from outside."""
         assert self.is_up, f"{self.name} does not run"
         inside = ["--net", "--pid", "--mount", "--uts", "--ipc"]
-        return ["nsenter", "--target", str(self._init), *inside, "--", *command]
+        enter = ["nsenter", "--target", str(self._init), *inside, "--"]
+        return [*self._processor, *enter, *command]
 
     def run(
         self,

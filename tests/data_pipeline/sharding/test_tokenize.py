@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from data_pipeline.images.images import BadImage, read_image
 from data_pipeline.images.sources import split_of
 from data_pipeline.images.views import ViewRecipe, make_view
+from data_pipeline.sharding.encoder import TokenEncoder
 from data_pipeline.sharding.options import JobOptions
 from data_pipeline.sharding.tokenize import JobSettings, check_tokenizer
 from data_pipeline.shards.manifest import MANIFEST, read_manifest
@@ -137,10 +139,6 @@ def test_another_tokenizer_or_size_is_refused(
 
 
 def test_bf16_and_fp32_agree_on_most_tokens(images: Path, tokenizer: VQTokenizer) -> None:
-    import copy
-
-    from data_pipeline.sharding.encoder import TokenEncoder
-
     source = split_of(images)
     views = np.stack(
         [make_view(read_image(source.store, p), p.id, 0, RECIPE) for p in source.images[:64]]
@@ -148,6 +146,30 @@ def test_bf16_and_fp32_agree_on_most_tokens(images: Path, tokenizer: VQTokenizer
     exact = TokenEncoder(copy.deepcopy(tokenizer), batch=64)(views)
     half = TokenEncoder(copy.deepcopy(tokenizer), batch=64, precision="bf16")(views)
     assert 0.8 < (exact == half).float().mean() < 1.0
+
+
+@pytest.mark.parametrize(
+    ("device", "compiled", "layout"),
+    [
+        ("cpu", False, torch.channels_last),
+        ("meta", False, torch.contiguous_format),  # as on a GPU
+        ("meta", True, torch.channels_last),
+    ],
+)
+def test_the_encoder_computes_in_the_layout_of_its_device(
+    device: str, compiled: bool, layout: torch.memory_format, tokenizer: VQTokenizer
+) -> None:
+    """cuDNN takes channels last where either the images or the weights have it."""
+    network = copy.deepcopy(tokenizer)
+    encoder = TokenEncoder(network, device=device, batch=2, compiled=compiled)
+    inputs: list[torch.Tensor] = []
+    network.encoder.register_forward_pre_hook(lambda _, images: inputs.extend(images))
+    with torch.no_grad():
+        encoder._encode(torch.zeros(2, 16, 16, 3, dtype=torch.uint8, device=device))
+    (images,) = inputs
+    assert images.shape == (2, 3, 16, 16) and images.is_contiguous(memory_format=layout)
+    for weight in network.encoder.parameters():
+        assert weight.dim() < 4 or weight.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("format", ["AVIF", "JPEG"])

@@ -58,6 +58,10 @@ def test_a_save_that_training_waits_for_is_made_less_often() -> None:
     assert waiting["reliability"]["every"] > behind["reliability"]["every"]
     assert waiting["reliability"]["ettr"] < behind["reliability"]["ettr"]
     assert waiting["reliability"]["commit_seconds"] == 0
+    stated = make_plan(
+        ROOT / "trainer/recipes/base.yaml", [], [8], assumptions.model_copy(update={"stall": 30.0})
+    )
+    assert stated["worlds"][0]["reliability"]["stall_seconds"] == 30
 
 
 def test_impossible_sizes_are_named() -> None:

@@ -1,0 +1,270 @@
+"""A run is started again until its verdict is final. Commands stand in for supervisors here: what
+these do is tested in tests/cluster/supervise, both together in test_supervised.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.launch import outer_loop
+from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand, free_port
+from cluster.launch.backends import BACKENDS
+from cluster.launch.hosts import Hosts, this_machine
+from cluster.launch.launch import RunFailed
+from cluster.launch.outer_loop import Job, see_through
+from cluster.supervise.policy import Rules
+from trainer.run_folder import RunFolder
+
+# Each start takes the next line of a plan: `EVENTS CODE`, the events it writes and how it ends.
+SUPERVISOR = """
+import json, sys
+from pathlib import Path
+run = Path(sys.argv[1])
+left = (run / "script").read_text().splitlines()
+(run / "script").write_text("\\n".join(left[1:]))
+events, code = json.loads(left[0])
+with (run / "supervision.jsonl").open("a") as file:
+    for event in events:
+        file.write(json.dumps({"time": 1.0, "attempt": 1, **event}) + "\\n")
+sys.exit(code)
+"""
+START = {"event": "start", "nodes": [], "ranks": 1, "checkpoint": None}
+
+
+def verdict(kind: str, code: int) -> dict[str, object]:
+    return {"event": "verdict", "verdict": kind, "code": code, "reason": f"it is {kind}"}
+
+
+class Scripted:
+    """A backend whose command does what the run folder's script says next."""
+
+    def check(self, request: LaunchRequest) -> None:
+        pass
+
+    def plan(self, request: LaunchRequest) -> LaunchPlan:
+        return LaunchPlan([PlannedCommand([sys.executable, "-c", SUPERVISOR, *request.arguments])])
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outer_loop, "_BACKOFF", (0.0, 0.01))
+    monkeypatch.setattr(outer_loop, "_LOOKS", (0.0,))
+    monkeypatch.setitem(BACKENDS, "scripted", Scripted())
+
+
+def job(run: Path, **more: object) -> Job:
+    options: dict[str, object] = {
+        "run": run,
+        "backend": "scripted",
+        "hosts": this_machine(1),
+        "rules": Rules(max_restarts=3),
+        "grace": 5.0,
+        "port": free_port(),
+        "request": lambda hosts: LaunchRequest("m", [str(run)], hosts),
+    }
+    return Job(**{**options, **more})  # type: ignore[arg-type]
+
+
+def script(run: Path, *starts: tuple[list[dict[str, object]], int]) -> None:
+    (run / "script").write_text("\n".join(json.dumps(start) for start in starts))
+
+
+def starts_left(run: Path) -> int:
+    return len((run / "script").read_text().splitlines())
+
+
+def test_what_is_not_final_is_started_again(tmp_path: Path) -> None:
+    incomplete = ([START, verdict("incomplete", 81)], 81)
+    killed: tuple[list[dict[str, object]], int] = ([START], 255)  # no verdict at all
+    script(tmp_path, incomplete, killed, killed, incomplete, ([verdict("done", 0)], 0))
+    assert see_through(job(tmp_path)) is False
+    assert starts_left(tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"), [("stopped", 75), ("failed", 78), ("failed", 77), ("gave up", 80)]
+)
+def test_a_final_verdict_is_the_end(kind: str, code: int, tmp_path: Path) -> None:
+    """Whatever a launcher makes of the exit code."""
+    script(tmp_path, ([START, verdict(kind, code)], 1), ([], 0))
+    with pytest.raises(RunFailed, match=f"it is {kind}") as caught:
+        see_through(job(tmp_path))
+    assert caught.value.exit_code == code and starts_left(tmp_path) == 1
+
+
+def test_a_verdict_of_an_earlier_launch_counts_for_nothing(tmp_path: Path) -> None:
+    line = json.dumps({"time": 1.0, "attempt": 1, **verdict("done", 0)})
+    (tmp_path / "supervision.jsonl").write_text(line + "\n")
+    script(tmp_path, ([START], 1), ([verdict("stopped", 75)], 75))
+    with pytest.raises(RunFailed, match="it is stopped"):
+        see_through(job(tmp_path))
+
+
+@pytest.mark.parametrize("code", [2, 77, 78, 79])
+def test_what_no_start_can_mend_is_not_started_again(code: int, tmp_path: Path) -> None:
+    script(tmp_path, ([], code), ([], 0))
+    with pytest.raises(RunFailed, match="did not start; the reason stands above") as caught:
+        see_through(job(tmp_path))
+    assert caught.value.exit_code == code and starts_left(tmp_path) == 1
+
+
+def test_starts_that_start_no_rank_are_not_repeated_for_ever(tmp_path: Path) -> None:
+    started: tuple[list[dict[str, object]], int] = ([START], 255)
+    silent: tuple[list[dict[str, object]], int] = ([], 255)
+    script(tmp_path, silent, silent, started, silent, silent, silent, ([], 0))
+    with pytest.raises(RunFailed, match="3 starts in a row started no rank") as caught:
+        see_through(job(tmp_path))
+    assert caught.value.exit_code == 80 and starts_left(tmp_path) == 1
+
+
+def test_only_hosts_that_answer_get_a_supervisor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits while too few of them do."""
+    answers = [{"b": "gone", "c": "gone"}, {"b": "gone"}, {}]
+    monkeypatch.setattr(outer_loop, "unreachable", lambda names: answers.pop(0))
+    asked: list[list[str]] = []
+
+    def request(hosts: Hosts) -> LaunchRequest:
+        asked.append(hosts.names)
+        return LaunchRequest("m", [str(tmp_path)], hosts)
+
+    hosts = Hosts(dict.fromkeys("abc", 1))
+    script(tmp_path, ([START, verdict("incomplete", 81)], 81), ([verdict("done", 0)], 0))
+    rules = Rules(nodes=3, ranks=1, min_nodes=2)
+    see_through(job(tmp_path, hosts=hosts, rules=rules, request=request, asks_hosts=True))
+    assert asked == [["a", "b", "c"], ["a", "c"], ["a", "b", "c"]]  # the first: to check it
+
+
+def test_an_earlier_coordinator_is_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would keep its port from the next one."""
+    said: list[str] = []
+    script(tmp_path, ([START, verdict("done", 0)], 0))
+    with socket.create_server(("127.0.0.1", 0)) as earlier:
+        port = earlier.getsockname()[1]
+
+        def say(text: str) -> None:
+            said.append(text)
+            assert starts_left(tmp_path) == 1
+            earlier.close()
+
+        monkeypatch.setattr(outer_loop, "_say", say)
+        see_through(job(tmp_path, port=port))
+    assert "of an earlier start still runs" in said[0] and starts_left(tmp_path) == 0
+
+
+# Signals.
+
+WAITING = """
+import signal, sys, time
+from pathlib import Path
+run = Path(sys.argv[1])
+def stop(*_):
+    (run / "signalled").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+(run / "ready").touch()
+while not (run / "STOP").exists():
+    time.sleep(0.02)
+(run / "saw-stop").touch()
+sys.exit(75)
+"""
+SEE_THROUGH = """
+import sys
+from pathlib import Path
+from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand, free_port
+from cluster.launch.backends import BACKENDS
+from cluster.launch.hosts import this_machine
+from cluster.launch.outer_loop import Job, see_through
+from cluster.supervise.policy import Rules
+from model.entry import run_entry
+
+run, *words = sys.argv[1:]
+
+class Waiting:
+    def check(self, request): pass
+    def plan(self, request): return LaunchPlan([PlannedCommand(words)])
+
+BACKENDS["waiting"] = Waiting()
+request = lambda hosts: LaunchRequest("m", [], hosts)
+rest = (this_machine(1), Rules(), 20, free_port(), request)
+run_entry(lambda: see_through(Job(Path(run), "waiting", *rest)))
+"""
+
+
+def start_waiting(run: Path, *words: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SEE_THROUGH, str(run), *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    wait_for(run / "ready")
+    return process
+
+
+def wait_for(path: Path, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_reaches_supervisors_elsewhere_by_a_file(number: int, tmp_path: Path) -> None:
+    """The launcher itself is not signalled. What is left of the file is removed."""
+    process = start_waiting(tmp_path, sys.executable, "-c", WAITING, str(tmp_path))
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 75 and "it was asked to stop here" in said
+    assert (tmp_path / "saw-stop").exists() and not (tmp_path / "signalled").exists()
+    assert not RunFolder(tmp_path).stop.exists()
+
+
+def test_a_stop_reaches_a_supervisor_here_by_a_signal(tmp_path: Path) -> None:
+    """Past its launcher, which would give it 30 s only."""
+    package = tmp_path / "code" / "cluster" / "supervise"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(WAITING)
+    launcher = (
+        "import os, subprocess, sys; os.chdir(sys.argv[2]); "
+        "words = [sys.executable, '-u', '-m', 'cluster.supervise', sys.argv[1]]; "
+        "sys.exit(subprocess.run(words, env={**os.environ, 'PYTHONPATH': '.'}).returncode)"
+    )
+    words = (sys.executable, "-c", launcher, str(tmp_path), str(tmp_path / "code"))
+    process = start_waiting(tmp_path, *words)
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert (tmp_path / "signalled").exists() and not RunFolder(tmp_path).stop.exists()
+
+
+def test_what_runs_is_asked_to_stop_where_we_are_killed(tmp_path: Path) -> None:
+    process = start_waiting(tmp_path, sys.executable, "-c", WAITING, str(tmp_path))
+    process.kill()
+    process.communicate(timeout=30)
+    wait_for(tmp_path / "signalled")
+
+
+def test_a_stop_while_nothing_runs_starts_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outer_loop, "_BACKOFF", (60.0,))
+
+    def say(text: str) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(outer_loop, "_say", say)
+    script(tmp_path, ([START, verdict("incomplete", 81)], 81), ([verdict("done", 0)], 0))
+    with pytest.raises(RunFailed, match="stop before it was started again") as caught:
+        see_through(job(tmp_path))
+    assert caught.value.exit_code == 75 and starts_left(tmp_path) == 1

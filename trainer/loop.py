@@ -213,6 +213,7 @@ class Trainer:
         spike = judge(self._state, rows, self._step - len(rows), self._config.health)
         times = self._times.summary(self._forward.take(), self._collectives)
         if setup.metrics:
+            setup.heartbeat.beat("save", self._step)  # storage may be slow: that is no slow step
             setup.metrics.record(
                 metric_row(
                     step=self._step - 1,

@@ -52,7 +52,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_args
 
-from model.documents import parse_json, read_file
+from model.documents import parse_json, printable, read_file
 from model.errors import ConfigError, DataError
 from model.files import write_atomically
 from trainer import records
@@ -69,6 +69,8 @@ LOST_RANK = "another rank went away"
 DONE = "done.json"
 RUN = "run.json"
 STOP = "STOP"
+# Seconds after which NFS has let go of the locks of a host that died: Linux leases last 90.
+LOCK_LEASE = 120.0
 # The variable that names a folder of this machine, to which ranks write their heartbeats as well.
 NEAR_HEARTBEATS = "ADDP_HEARTBEATS"
 SUPERVISION = "supervision.jsonl"
@@ -246,15 +248,18 @@ class RunFolder:
                 return (file.read().strip() or "another process") if taken else None
         return None
 
-    def lock(self, wait_seconds: float = 5.0) -> None:
+    def lock(self, wait_seconds: float = 5.0, foreign_seconds: float = 0.0) -> None:
         """Hold RUN/lock until this process ends, however it ends.
 
         wait_seconds: how long to wait for the lock; the ranks of a run that was just killed may
-        still be ending. Raises ConfigError where another process holds it for longer.
+        still be ending. foreign_seconds: the same where a process of another host holds it. That
+        host may have died, and NFS lets go of its locks only when its lease is over.
+
+        Raises ConfigError where another process holds it for longer.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         file = (self.path / "lock").open("a+")
-        deadline = time.monotonic() + wait_seconds
+        begun, said = time.monotonic(), False
         while True:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -265,9 +270,17 @@ class RunFolder:
                     log.warning("%s: %s; nothing keeps two runs apart", self.path, reason)
                     self.incident({"event": "not locked", "error": reason})
                     break
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    holder = file.read().strip() or "another process"
+                file.seek(0)
+                holder = printable(file.read(1000).strip()) or "another process"
+                of_this_host = holder.endswith(f" on {platform.node()}") or " on " not in holder
+                waits = wait_seconds if of_this_host else max(wait_seconds, foreign_seconds)
+                if waits > wait_seconds and not said:
+                    said = True
+                    records.say(
+                        f"{self.path} is locked by {holder}; waits up to {waits:g} s, in case that "
+                        "host has died"
+                    )
+                if time.monotonic() - begun > waits:
                     raise ConfigError(
                         f"{self.path} is in use by {holder}; wait for that run to end, or use "
                         "another run folder"

@@ -45,7 +45,7 @@ from trainer.prefetch import Prefetch
 from trainer.resilience.heartbeat import Heartbeat
 from trainer.resilience.stopping import StopRequest
 from trainer.resilience.threads import ThreadWatch
-from trainer.run_folder import RunFolder, replace_text, write_json
+from trainer.run_folder import LOCK_LEASE, RunFolder, replace_text, write_json
 from trainer.schedule import total_steps
 
 
@@ -56,7 +56,7 @@ def prepare(folder: RunFolder, collectives: Collectives) -> str:
 
     def first() -> str:
         try:
-            folder.lock()
+            folder.lock(foreign_seconds=LOCK_LEASE)
             folder.exit.unlink(missing_ok=True)
             attempt = uuid.uuid4().hex[:8]
             replace_text(folder.path / "attempt", attempt)

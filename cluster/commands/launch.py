@@ -67,8 +67,12 @@ class LaunchOptions(Settings):
     max_restarts: int = Field(
         3, ge=1, le=1000, description="give up after so many failures without progress"
     )
-    rejoin: float = Field(
-        120, ge=0, le=604_800, description="seconds to wait for nodes that are missing"
+    rejoin: float | None = Field(
+        None,
+        ge=0,
+        le=604_800,
+        description="seconds for which supervisors wait for missing nodes (120); where this "
+        "command starts them over ssh, they end soon (5), and it starts them again",
     )
     grow: float = Field(
         600, ge=0, le=604_800, description="seconds that fewer nodes train before more may join"
@@ -230,6 +234,7 @@ def _prepare(
         hosts=hosts,
         rules=rules,
         grace=supervision.grace,
+        port=supervision.port,
         request=request,
         node=_own_node(plan, node_rank),
         asks_hosts=over_ssh,
@@ -327,9 +332,15 @@ def _choose(settings: RunConfig, asked: _Asked) -> tuple[Hosts, Rules]:
         spares=len(hosts.slots) - nodes,
         worlds=tuple(size for size in possible_world_sizes(settings) if size <= world),
         max_restarts=options.max_restarts,
-        rejoin=options.rejoin,
+        rejoin=_rejoin(asked, hosts),
         grow=options.grow,
     )
+
+
+def _rejoin(asked: _Asked, hosts: Hosts) -> float:
+    if asked.options.rejoin is not None:
+        return asked.options.rejoin
+    return 5.0 if asked.reaches_hosts and not hosts.is_this_machine else 120.0
 
 
 def _listed(hostfile: Path, options: LaunchOptions) -> tuple[Hosts, int, int]:

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ from cluster.supervise.policy import FINAL_CODES, Rules
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
 _BACKOFF = (1.0, 10.0, 20.0, 40.0, 80.0, 120.0)  # seconds before a start that follows another
+_LOOKS = (2.0, 4.0, 8.0, 15.0, 30.0)  # seconds before hosts are asked again
 _USAGE = 2  # the exit code of a command line that is wrong
 # The supervisors kill ranks that have not saved in time, and end. Only then is it our turn.
 _MARGIN = 15.0
@@ -47,6 +50,7 @@ class Job:
     request: makes the request to start supervisors on some of these hosts.
     node: which of the plan's commands is ours, where each host has its own.
     asks_hosts: whether the hosts are reached over ssh, so that they can be asked before a start.
+    port: the coordinator's, on the first host.
     """
 
     run: Path
@@ -54,6 +58,7 @@ class Job:
     hosts: Hosts
     rules: Rules
     grace: float
+    port: int
     request: Callable[[Hosts], LaunchRequest]
     node: int | None = None
     asks_hosts: bool = False
@@ -93,29 +98,48 @@ class _Loop:
     def run(self) -> bool:
         while True:
             hosts = self._answering()
-            if hosts is not None:
-                this = self._start(hosts)
-                if self._is_over(this):
-                    return this.ended.signalled
-                self._count(this, hosts)
-            self._wait()
+            self._await_earlier(hosts)
+            this = self._start(hosts)
+            if self._is_over(this):
+                return this.ended.signalled
+            self._count(this, hosts)
+            self._wait(_BACKOFF, self._starts)
+            self._starts += 1
 
-    def _answering(self) -> Hosts | None:
-        """Return the hosts to start on; None where too few of them answer."""
-        job = self._job
+    def _answering(self) -> Hosts:
+        """Return the hosts to start on: those that answer, once there are enough of them."""
+        job, looks = self._job, 0
         if not job.asks_hosts:
             return job.hosts
-        silent = unreachable(job.hosts.names)
-        hosts = job.hosts.among([name for name in job.hosts.names if name not in silent])
-        for host, reason in silent.items():
-            _say(f"{host} does not answer: {reason}")
-        if job.rules.most(len(hosts.slots)) == 0:
-            _say(
-                f"{len(hosts.slots)} of {len(job.hosts.slots)} hosts answer, and the run needs "
-                f"{job.rules.fewest}: waiting"
-            )
-            return None
-        return hosts
+        while True:
+            silent = unreachable(job.hosts.names)
+            there = [name for name in job.hosts.names if name not in silent]
+            for host, reason in silent.items():
+                _say(f"{host} does not answer: {reason}")
+            if job.rules.most(len(there)):
+                return job.hosts.among(there)
+            if not looks:
+                _say(
+                    f"{len(there)} of {len(job.hosts.names)} hosts answer, and the run needs "
+                    f"{job.rules.fewest}: waiting"
+                )
+            self._wait(_LOOKS, looks)
+            looks += 1
+
+    def _await_earlier(self, hosts: Hosts) -> None:
+        """Wait for the coordinator of an earlier start to end: it may still see to the last save.
+
+        It is found by its port, where that can be reached from here.
+        """
+        if self._job.node:
+            return  # it is on another host, and meant to be there
+        deadline = time.monotonic() + self._job.grace + _MARGIN
+        said = False
+        while _listens(hosts.meeting_address, self._job.port) and time.monotonic() < deadline:
+            if not said:
+                _say("the coordinator of an earlier start still runs: waiting for its end")
+                said = True
+            self._wait((1.0,), 0)
 
     def _start(self, hosts: Hosts) -> _Round:
         before = len(history.read(self._folder.supervision))
@@ -191,11 +215,9 @@ class _Loop:
             )
         _say(f"no rank was started ({reason}); another start follows")
 
-    def _wait(self) -> None:
-        """Wait before the next start. Raises RunFailed where we are asked to stop meanwhile."""
-        seconds = _BACKOFF[min(self._starts, len(_BACKOFF) - 1)]
-        self._starts += 1
-        if self._signals.came.wait(seconds):
+    def _wait(self, seconds: Sequence[float], times: int) -> None:
+        """Wait for as long as it takes this many times. Raises RunFailed where we are to stop."""
+        if self._signals.came.wait(seconds[min(times, len(seconds) - 1)]):
             raise self._failed(EXIT_PREEMPTED, "it was asked to stop before it was started again")
 
     def _failed(self, code: int, reason: str) -> RunFailed:
@@ -240,6 +262,14 @@ def supervisors_below(pid: int) -> list[int]:
         else:
             waiting += _children(process)
     return found
+
+
+def _listens(address: str, port: int) -> bool:
+    try:
+        with socket.create_connection((address, port), timeout=2.0):
+            return True
+    except OSError:
+        return False
 
 
 def _words(pid: int) -> Sequence[str]:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 _MOST_AT_ONCE = 32  # hosts that are asked at the same time
-_CONNECT_SECONDS = 10
-_ANSWER_SECONDS = 30
+_CONNECT_SECONDS = 5
+_ANSWER_SECONDS = 15
 # pdsh's own name for what it gives to ssh.
 PDSH_OPTIONS = "PDSH_SSH_ARGS_APPEND"
 # Without a sign of life, ssh would wait for a host that is gone until TCP gives up, in a quarter of

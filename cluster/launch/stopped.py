@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cluster.supervise import history
+from model.errors import DataError
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
 _FILE = "file"  # RUN/STOP, which `addp stop` writes
@@ -10,8 +12,15 @@ _FILE = "file"  # RUN/STOP, which `addp stop` writes
 def user_stopped(folder: RunFolder, since: float) -> bool:
     """Return whether the run has stopped since then because a user asked for it by RUN/STOP.
 
-    since: seconds since 1970.
+    The supervisors say so, or the ranks, where no supervisor lived to say it. since: seconds since
+    1970.
     """
+    try:
+        verdict = history.last(history.read(folder.supervision), history.Verdict)
+    except DataError:
+        verdict = None
+    if verdict is not None and verdict.time >= since:
+        return verdict.by_user
     ended = folder.read_exit()
     return (
         ended is not None

@@ -92,7 +92,8 @@ class Attempt:
             if member.lost is not None and not self.ends.keys() >= set(own) and not self.trouble:
                 self.trouble = _lost(member)
         overdue = self._watch.observe(signs, now)
-        if overdue and self.trouble is None:
+        # Ranks that wait for one that ended fall silent, and are about to be killed.
+        if overdue and self.trouble is None and self._deadline is None:
             self.hanging = overdue[0]
             self.trouble = self._hang(overdue[0])
 

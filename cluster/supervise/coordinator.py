@@ -71,6 +71,7 @@ class Coordinator:
         self._sent_away = False  # a node was told to go since the last start
         self._given_up: str | None = None
         self._said_waiting = ""
+        self._users_stop: str | None = None  # why the run ends, once a user has asked for it
 
     async def open(self, port: int) -> None:
         """Listen for nodes. Raises OSError where the port is taken."""
@@ -113,20 +114,22 @@ class Coordinator:
             self._checks += 1
         while True:
             self._members.look()
+            self._let_rest()
             if (ends := self._own_node_leaves(begun)) is not None:
                 return ends
             decision = policy.decide(self._rules, self._events, self._situation(outcome, begun))
             if not isinstance(decision, Wait):
                 return decision
             if decision.why != self._said_waiting and decision.seconds > 1.0:
-                self._say(decision.why)
+                self._say(f"{decision.why}; waiting for {decision.seconds:.0f} s at most")
                 self._said_waiting = decision.why
-            self._let_rest()
             await self._change(min(decision.seconds, _LOOK))
 
-    def _let_rest(self) -> None:
-        """Let all nodes rest, and those that go away go."""
+    def _let_rest(self, but: Sequence[Member] = ()) -> None:
+        """Let all other nodes rest, and those that go away go."""
         for member in self._members.there():
+            if member in but:
+                continue
             goes = member.report.leaving is not None and not member.report.alive and member.index
             if goes:
                 member.tell(Order(do="leave", code=EXIT_PREEMPTED))
@@ -160,7 +163,9 @@ class Coordinator:
     def _stop_reason(self) -> str | None:
         """Why the whole run is to stop; None where it is not."""
         if self._folder_watch.stop:
-            return f"{self._folder.stop} exists"
+            self._users_stop = f"{self._folder.stop} exists"
+        if self._users_stop is not None:  # the ranks remove the file when they have saved
+            return self._users_stop
         there = self._members.there()
         if there and all(member.report.leaving == "signal" for member in there):
             return there[0].report.reason
@@ -233,6 +238,7 @@ class Coordinator:
         while True:
             await self._change(_LOOK)
             self._members.look()
+            self._let_rest(attempt.members)
             now, committed = time.monotonic(), self._note_checkpoints(attempt)
             stepped = attempt.stepped
             attempt.look(now)
@@ -332,7 +338,10 @@ class Coordinator:
         first = attempt.ends.get(0)
         if first is None or first.code != EXIT_PREEMPTED:
             return None
-        return first.words if self._folder_watch.stopped_by_file else None
+        if not self._folder_watch.stopped_by_file:
+            return None
+        self._users_stop = f"there was a {self._folder.stop}"
+        return first.words or self._users_stop
 
     async def _take_stacks(self, attempt: Attempt) -> None:
         deadline = time.monotonic() + _STACKS
@@ -384,6 +393,7 @@ class Coordinator:
                 verdict=verdict.verdict,
                 code=verdict.code,
                 reason=verdict.reason[:2000],
+                by_user=verdict.verdict == "stopped" and self._users_stop is not None,
             )
         )
         self._say(f"{verdict.verdict}: {verdict.reason} (exit code {verdict.code})")

@@ -135,12 +135,16 @@ class End(_Event):
 
 
 class Verdict(_Event):
-    """The supervisors end. `incomplete` asks to be started again; the others are final."""
+    """The supervisors end. `incomplete` asks to be started again; the others are final.
+
+    by_user: a user has stopped the run by RUN/STOP, so that no scheduler is to start it again.
+    """
 
     event: Literal["verdict"] = "verdict"
     verdict: VerdictKind
     code: int = Field(ge=0, le=255)
     reason: Reason
+    by_user: bool = False
 
 
 Event = Start | Progress | Checkpoint | Fault | Stacks | Joined | Left | End | Verdict

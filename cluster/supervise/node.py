@@ -104,7 +104,7 @@ class Node:
         self._launcher = Launcher()
         self._order = Order(do="rest")
         self._heard = self._born = time.monotonic()
-        self._seen_problem = ""
+        self._problem = self._complained = ""  # why there is no connection, and which was said
         self._changed = asyncio.Event()  # something that the coordinator should know at once
         self._ranks: Ranks | None = None
         self._attempt = 0
@@ -174,7 +174,7 @@ class Node:
         if self._leaving is not None and self._options.index and silent > _GOODBYE:
             return EXIT_PREEMPTED
         if silent > timing.lost + self._options.rejoin:
-            self._say(f"no coordinator for {silent:.0f} s ({self._seen_problem}); giving up here")
+            self._say(f"no coordinator for {silent:.0f} s ({self._problem}); giving up here")
             return EXIT_INCOMPLETE
         return None
 
@@ -346,10 +346,11 @@ class Node:
 
     def _complain(self, problem: str) -> None:
         """Say once why there is no coordinator; not in the first seconds, when it is to come."""
+        self._problem = problem
         at_first = time.monotonic() - self._born < self._options.timing.lost
-        if problem != self._seen_problem and not at_first and self._order.do != "leave":
+        if problem != self._complained and not at_first and self._order.do != "leave":
+            self._complained = problem
             self._say(f"no connection to the coordinator: {problem}; trying again every second")
-        self._seen_problem = problem
 
     async def _talk(self, channel: Channel) -> None:
         """Report and receive orders until the connection ends. Raises OSError and Refused."""

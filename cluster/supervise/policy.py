@@ -288,7 +288,7 @@ def decide(rules: Rules, events: Sequence[history.Event], now: Situation) -> Dec
         )
     left = backoff(events, now.newest) - now.waited
     if outcome is not None and outcome.code == EXIT_STORAGE and left > 0:
-        return Wait(left, f"the storage gets {left:.0f} s to recover")
+        return Wait(left, "the storage gets time to recover")
     return _choose(rules, events, now)
 
 
@@ -301,7 +301,7 @@ def _choose(rules: Rules, events: Sequence[history.Event], now: Situation) -> De
     patience = rules.rejoin - now.waited
     first = now.outcome is None  # supervisors that have just come: others may still be on their way
     if patience > 0 and (not number or (first and number < rules.nodes)):
-        return Wait(patience, f"{there}; waiting for {patience:.0f} s at most")
+        return Wait(patience, there)
     if number:
         return Start(_best(number, now.nodes, events, now.newest), number * rules.ranks)
     missing = f"{there}, and at least {rules.fewest} have to be"

@@ -34,7 +34,7 @@ class TorchrunBackend:
             where += [f"--nproc-per-node={processes}", "--max-restarts=0"]
             where += [f"--master-addr={hosts.meeting_address}", f"--master-port={request.port}"]
             torchrun = [sys.executable, "-u", "-m", "torch.distributed.run", *where]
-            # Without --, torchrun takes an option of the module for one of its own that begins alike.
+            # Without --, torchrun takes an option of the module for one of its own that is longer.
             words = [*torchrun, "-m", "--", request.module, *request.arguments]
             commands.append(PlannedCommand(words, where=HERE if alone else host))
         return LaunchPlan(commands)

@@ -19,7 +19,12 @@ from cluster.launch.backends.deepspeed import DeepSpeedBackend, DeepSpeedOptions
 from cluster.launch.files import written
 from cluster.launch.hosts import Hosts, this_machine
 from cluster.launch.launch import start
+from cluster.launch.supervised import Supervision
+from cluster.launch.timeouts import BEAT_SECONDS, LOST_SECONDS
 from cluster.launch.variables import is_secret, split_secrets
+from cluster.supervise.__main__ import parse
+from cluster.supervise.limits import Limits
+from cluster.supervise.policy import Rules
 from model.errors import ConfigError
 from tests.cluster.launch.record_words import HOSTILE
 
@@ -297,13 +302,35 @@ def test_files_are_their_owners_and_private_ones_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torchrun", "deepspeed"])
-def test_launchers_on_this_machine_pass_words_on_as_they_are(
-    backend: str, tmp_path: Path
-) -> None:
-    """Also those that look like options of the launcher."""
-    words = ["--run", "x", "--node", "--master", *HOSTILE]
-    request = LaunchRequest(
-        "tests.cluster.launch.record_words", [str(tmp_path), *words], this_machine(1)
+def test_launchers_on_this_machine_pass_words_on_as_they_are(backend: str, tmp_path: Path) -> None:
+    """Also the options of supervisors, of which some begin as a launcher's own."""
+    rules = Rules(
+        nodes=2, ranks=3, min_nodes=1, spares=1, worlds=(3, 6), max_restarts=5, rejoin=9, grow=1
     )
+    limits = Limits(**dict.fromkeys(Limits.model_fields, 77))
+    supervision = Supervision(
+        tmp_path / "run", HOSTILE, rules, limits, port=20_000, grace=30, devices="0,1,2"
+    )
+    words = supervision.arguments()
+    assert len([word for word in words if word.startswith("--limit-")]) == len(Limits.model_fields)
+    module = "tests.cluster.launch.record_words"
+    request = LaunchRequest(module, [str(tmp_path), *words], this_machine(1))
     assert start(request, backend=backend, stdout=2).code == 0
     assert json.loads((tmp_path / "rank-0.json").read_text())["words"] == words
+
+
+def test_supervisors_understand_the_words_of_a_launch(tmp_path: Path) -> None:
+    rules = Rules(nodes=2, ranks=3, min_nodes=1, spares=1, worlds=(3, 6), max_restarts=5, grow=0.5)
+    limits = Limits(limit_step=44.5)
+    supervision = Supervision(
+        tmp_path / "a run", HOSTILE, rules, limits, port=20_000, grace=30, devices="0,1,2"
+    )
+    place = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "node1"}
+    understood = parse(supervision.arguments(), place)
+    assert (understood.rules, understood.limits) == (rules, limits)
+    assert understood.run.path == tmp_path / "a run"
+    node = understood.node
+    assert list(node.command[-len(HOSTILE) :]) == HOSTILE
+    assert (node.index, node.address, node.port) == (1, "node1", 20_000)
+    assert node.devices == ("0", "1", "2") and node.timing.grace == 30
+    assert node.timing.lost == LOST_SECONDS and node.timing.beat == BEAT_SECONDS

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cluster.launch import outer_loop
-from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand
+from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand, free_port
 from cluster.launch.backends import BACKENDS
 from cluster.launch.hosts import Hosts, this_machine
 from cluster.launch.launch import RunFailed
@@ -55,6 +56,7 @@ class Scripted:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outer_loop, "_BACKOFF", (0.0, 0.01))
+    monkeypatch.setattr(outer_loop, "_LOOKS", (0.0,))
     monkeypatch.setitem(BACKENDS, "scripted", Scripted())
 
 
@@ -65,6 +67,7 @@ def job(run: Path, **more: object) -> Job:
         "hosts": this_machine(1),
         "rules": Rules(max_restarts=3),
         "grace": 5.0,
+        "port": free_port(),
         "request": lambda hosts: LaunchRequest("m", [str(run)], hosts),
     }
     return Job(**{**options, **more})  # type: ignore[arg-type]
@@ -141,6 +144,23 @@ def test_only_hosts_that_answer_get_a_supervisor(
     assert asked == [["a", "b", "c"], ["a", "c"], ["a", "b", "c"]]  # the first: to check it
 
 
+def test_an_earlier_coordinator_is_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would keep its port from the next one."""
+    said: list[str] = []
+    script(tmp_path, ([START, verdict("done", 0)], 0))
+    with socket.create_server(("127.0.0.1", 0)) as earlier:
+        port = earlier.getsockname()[1]
+
+        def say(text: str) -> None:
+            said.append(text)
+            assert starts_left(tmp_path) == 1
+            earlier.close()
+
+        monkeypatch.setattr(outer_loop, "_say", say)
+        see_through(job(tmp_path, port=port))
+    assert "of an earlier start still runs" in said[0] and starts_left(tmp_path) == 0
+
+
 # Signals.
 
 WAITING = """
@@ -160,7 +180,7 @@ sys.exit(75)
 SEE_THROUGH = """
 import sys
 from pathlib import Path
-from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand
+from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand, free_port
 from cluster.launch.backends import BACKENDS
 from cluster.launch.hosts import this_machine
 from cluster.launch.outer_loop import Job, see_through
@@ -175,7 +195,8 @@ class Waiting:
 
 BACKENDS["waiting"] = Waiting()
 request = lambda hosts: LaunchRequest("m", [], hosts)
-run_entry(lambda: see_through(Job(Path(run), "waiting", this_machine(1), Rules(), 20, request)))
+rest = (this_machine(1), Rules(), 20, free_port(), request)
+run_entry(lambda: see_through(Job(Path(run), "waiting", *rest)))
 """
 
 

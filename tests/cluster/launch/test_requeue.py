@@ -121,6 +121,20 @@ def test_the_job_is_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert log.read_text().splitlines()[-1] == "requeue 17"
 
 
+def test_a_users_stop_is_what_the_supervisors_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = slurm(tmp_path / "programs", monkeypatch)
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    words = ["--run", str(run.path), "--since", str(SINCE), "--code", "75"]
+    for by_user, times in ((True, 0), (False, 1)):
+        ending = verdict("stopped", 75).model_copy(update={"by_user": by_user})
+        history.append(run.supervision, ending)
+        assert main(words) == 75
+        assert log.read_text().count("requeue 17") == times
+
+
 def test_an_end_without_a_verdict_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that supervisors that die each time before a start are counted."""
     log = slurm(tmp_path / "programs", monkeypatch)

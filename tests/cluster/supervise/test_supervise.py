@@ -41,7 +41,7 @@ def test_a_run_is_seen_through(tmp_path: Path) -> None:
 def test_ranks_that_fail_are_started_again(
     fault: str, kind: str, code: int, tmp_path: Path
 ) -> None:
-    options = ("--ranks", "2", "--limit-step", "1", "--limit-first-step", "1")
+    options = ("--ranks", "2", "--limit-step", "3", "--limit-first-step", "3")
     words = ["steps=12", f"fault=1:6:{fault}:1", "pause=0.1"]
     with job(tmp_path / "run", *options, words=words) as one:
         one.start(0)
@@ -52,7 +52,7 @@ def test_ranks_that_fail_are_started_again(
         assert first.checkpoint is None and second.checkpoint in (4, 8, 12)
         assert [end.code for end in one.of(history.End)] == [code, 0]
         if fault == "stop":
-            assert found.seconds >= 1 and "[" not in found.reason
+            assert found.seconds >= 3 and "[" not in found.reason
             (stacks,) = one.of(history.Stacks)
             assert "stopped by a signal" in stacks.summary
             assert (tmp_path / "run" / stacks.file).exists()
@@ -103,6 +103,17 @@ def test_a_stop_reaches_all_ranks_and_they_save(tmp_path: Path) -> None:
         one.start(0)
         assert one.wait() == 75
         assert not (tmp_path / "run" / "STOP").exists()
+        assert [verdict.by_user for verdict in one.of(history.Verdict)] == [False, True]
+
+
+def test_a_users_stop_ends_the_run_although_the_ranks_remove_the_file(tmp_path: Path) -> None:
+    with job(tmp_path / "run", "--ranks", "2", words=["steps=1000", "removes=stop"]) as one:
+        one.start(0)
+        one.until(lambda: one.of(history.Progress))
+        (tmp_path / "run" / "STOP").touch()
+        assert one.wait() == 75 and len(one.of(history.Start)) == 1
+        (verdict,) = one.of(history.Verdict)
+        assert (verdict.verdict, verdict.by_user) == ("stopped", True)
 
 
 def test_ranks_that_do_not_save_in_time_are_killed(tmp_path: Path) -> None:
@@ -154,12 +165,12 @@ def test_two_nodes_and_a_spare(tmp_path: Path) -> None:
 
 def test_fewer_nodes_go_on_and_grow_again(tmp_path: Path) -> None:
     options = ("--nodes", "2", "--min-nodes", "1", "--lost", "3", "--grow", "1")
-    with job(tmp_path / "run", *options, words=["steps=150", "pause=0.1"]) as two:
+    with job(tmp_path / "run", *options, words=["steps=300", "pause=0.1"]) as two:
         two.start(0, 2)
         two.start(1, 2)
         two.until(lambda: two.of(history.Progress))
         two.signal(1, signal.SIGTERM)
-        assert two.wait(1) == 75
+        assert two.wait(1) == 75 and two.nodes[0].poll() is None
         two.until(lambda: len(two.of(history.Progress)) == 2)
         assert [start.ranks for start in two.of(history.Start)] == [2, 1]
         two.start(1, 2)

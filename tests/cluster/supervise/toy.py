@@ -38,9 +38,11 @@ def main() -> int:
         _beat(folder, rank, "step", step)
         for fault in faults:
             _fail(folder, rank, step, fault)
-        if asked or folder.stop.exists():
+        if asked or (folder.stop.exists() and "removes" not in words):
             if rank == 0:
                 _commit(folder, step)
+                if "removes" in words:  # as the trainer does, once it has saved
+                    folder.stop.unlink()
             _beat(folder, rank, "exit", step, code=75, reason="SIGTERM")
             return 75
         time.sleep(float(words.get("pause", "0.05")))

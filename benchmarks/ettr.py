@@ -150,18 +150,21 @@ def stop(job: Job, record: Record) -> None:
 def down_times(job: Job, record: Record) -> None:
     """Record for each fault when it was noticed and when the next new step came."""
     for row in [row for row in record.rows if row["kind"] == "fault"]:
-        noticed = next(job.events_after(row["moment"], "fault", "left", "end", "start"), None)
-        if noticed is None:
-            record.add("problem", what=f"{row['fault']} was not noticed")
+        start = next(job.events_after(row["moment"], "start"), None)
+        noticed = next(job.events_after(row["moment"], "fault", "left", "end"), None)
+        stepped = next(job.events_after(start["time"], "progress"), None) if start else None
+        if start is None or stepped is None:
+            record.add("problem", what=f"nothing came after {row['fault']}")
             continue
-        went_on = next(job.events_after(noticed["time"], "progress"), None)
+        if noticed is not None and noticed["time"] > start["time"]:
+            noticed = None  # it killed the coordinator, which writes the events
         record.add(
             "recovery",
             fault=row["fault"],
             moment=row["moment"],
-            detection=round(noticed["time"] - row["moment"], 1),
-            recovery=round(went_on["time"] - noticed["time"], 1) if went_on else None,
-            until=went_on["time"] if went_on else None,
+            detection=round(noticed["time"] - row["moment"], 1) if noticed else None,
+            total=round(stepped["time"] - row["moment"], 1),
+            until=stepped["time"],
         )
 
 
@@ -225,8 +228,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         linewidth=1.6,
     )
     for row in of("recovery"):
-        until = row["until"] or row["moment"]
-        axes.axvspan((row["moment"] - began) / 60, (until - began) / 60, color="#d94f3d", alpha=0.3)
+        span = (row["moment"] - began) / 60, (row["until"] - began) / 60
+        axes.axvspan(*span, color="#d94f3d", alpha=0.3)
     top = max((row["step"] for row in steps), default=1)
     known = {row["moment"]: row for row in of("recovery")}
     for row in of("fault"):
@@ -234,8 +237,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.axvline(minute, color="#d94f3d", linewidth=0.8, linestyle=":")
         label = FAULTS[row["fault"]].what.replace("`", "")
         if back := known.get(row["moment"]):
-            whole = (back["detection"] or 0) + (back["recovery"] or 0)
-            label += f": next new step after {whole:.0f} s"
+            label += f": next new step after {back['total']:.0f} s"
         late = minute > total["minutes"] / 2  # the label goes where the line is not
         place = {"y": top * 0.02, "va": "bottom"} if late else {"y": top, "va": "top"}
         axes.text(minute, s=label, rotation=90, fontsize=7, ha="right", **place)

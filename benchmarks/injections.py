@@ -22,8 +22,6 @@ _LINK_SECONDS = 25.0  # for which a link is cut: beyond the 10 to 15 s after whi
 _OFF_SECONDS = 15.0  # for which a host stays off
 _FULL_SECONDS = 6.0  # for which a disk stays full
 _SLOW_SECONDS = 20.0  # for which a rank gets half of its time
-# Over pdsh, nobody but `addp launch` starts a supervisor again, and it waits for the others' end.
-_AGAIN = ("--rejoin", "5")
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,9 @@ class Fault:
 
     what: for the table. limit: seconds within which it has to be noticed; None: where nothing is
     to be noticed, since nothing may restart. options: of `addp launch`. nodes: the hosts listed.
-    fewer: whether the run ends on fewer ranks. again: whether `addp launch` itself ends, so that
-    its user or scheduler gives the command again. disk: whether the run lies on the small disk.
+    fewer: whether the run ends on fewer ranks. outage: seconds for which it cannot go on. again:
+    whether `addp launch` itself ends, so that its user or scheduler gives the command again. disk:
+    whether the run lies on the small disk.
     """
 
     what: str
@@ -42,6 +41,7 @@ class Fault:
     options: tuple[str, ...] = ()
     nodes: tuple[int, ...] = (1, 2)
     fewer: bool = False
+    outage: float = 0.0
     again: bool = False
     disk: bool = False
 
@@ -159,16 +159,12 @@ FAULTS: dict[str, Fault] = {
         options=("--nodes", "2", "--spares", "1"),
         nodes=(1, 2, 3),
     ),
-    "host-back": Fault("a host is off for 15 s", _power_off_and_on, 15, options=_AGAIN),
-    "link-cut": Fault("the link is cut for 25 s", _cut_link, 15),
+    "host-back": Fault("a host is off for 15 s", _power_off_and_on, 15, outage=_OFF_SECONDS),
+    "link-cut": Fault("the link is cut for 25 s", _cut_link, 15, outage=_LINK_SECONDS),
     "disk-full": Fault("the disk is full for 6 s", _full_disk, None, disk=True),
     "disk-full-end": Fault("the disk is full at the end", _full_disk_at_the_end, 60, disk=True),
     "launch-term": Fault("SIGTERM to `addp launch`", _stop_launch, 15, again=True),
-    "supervisor-term": Fault(
-        "SIGTERM to a supervisor", _supervisor(signal.SIGTERM), 15, options=_AGAIN
-    ),
-    "supervisor-killed": Fault(
-        "a supervisor is SIGKILLed", _supervisor(signal.SIGKILL), 15, options=_AGAIN
-    ),
-    "launcher-killed": Fault("`launch.py` is SIGKILLed", _kill_node_launcher, 15, options=_AGAIN),
+    "supervisor-term": Fault("SIGTERM to a supervisor", _supervisor(signal.SIGTERM), 15),
+    "supervisor-killed": Fault("a supervisor is SIGKILLed", _supervisor(signal.SIGKILL), 15),
+    "launcher-killed": Fault("`launch.py` is SIGKILLed", _kill_node_launcher, 15),
 }

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 _MODULE = "trainer.preflight.doctor"
 
+_WITHIN_A_JOB = {  # what starts one process on each node
+    "slurm": "srun --ntasks-per-node=1 python",
+    "kubernetes": "python",  # in each pod of an indexed Job
+}
+
 
 class NoAnswer(ADDPError):
     """The nodes were started, and did not come to an answer."""
@@ -152,12 +157,12 @@ def _refuse_unless_from_here(request: LaunchRequest, backend: str) -> None:
     from cluster.launch.backend import HERE
     from cluster.launch.backends import BACKENDS
 
-    plan = BACKENDS[backend].plan(request)
-    if not plan.waits:
+    if backend in _WITHIN_A_JOB:
         raise ConfigError(
-            f"{backend} starts jobs that nobody here waits for; within a job, start one process on "
-            f"each node: srun --ntasks-per-node=1 python -m {_MODULE}, with the same words"
+            f"{backend} starts jobs that nobody here waits for; within one, start "
+            f"`{_WITHIN_A_JOB[backend]} -m {_MODULE}` with the same words"
         )
+    plan = BACKENDS[backend].plan(request)
     if [command.where for command in plan.commands] != [HERE]:
         lines = [
             f"  on {one.where}: {shlex.join(one.words).replace(' --lines', '')}"

@@ -315,21 +315,21 @@ _DEVICES = [
     ),
     Case(
         "a hostfile that never ends",
-        ("train", "run.yaml", "--hostfile", "file"),
+        ("launch", "run.yaml", "--hostfile", "file"),
         ("file",),
         78,
         lambda folder: (text_file("run.yaml", "seed: 1\n")(folder), _fifo(folder))[0],
     ),
     Case(
         "a hostfile of zeros",
-        ("train", "run.yaml", "--hostfile", "/dev/zero"),
+        ("launch", "run.yaml", "--hostfile", "/dev/zero"),
         ("/dev/zero",),
         78,
         text_file("run.yaml", "seed: 1\n"),
     ),
     Case(
         "an address that is a command",
-        ("train", "run.yaml", "--hostfile", "file", "--master-addr", "$(id)"),
+        ("launch", "run.yaml", "--hostfile", "file", "--master-addr", "$(id)"),
         ("--master-addr",),
         78,
         lambda folder: (

@@ -133,8 +133,8 @@ def run_world(
     return World(run, overrides, processes, sabotage).wait(seconds)
 
 
-def finish(run: Path, *overrides: str, processes: int = 2) -> str:
+def finish(run: Path, *overrides: str, processes: int = 2, seconds: float = 90) -> str:
     """A run that must end well. Returns its output."""
-    codes, output = run_world(run, *overrides, processes=processes)
+    codes, output = run_world(run, *overrides, processes=processes, seconds=seconds)
     assert codes == [0] * processes, output
     return output

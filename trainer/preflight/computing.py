@@ -37,6 +37,7 @@ _SEED = 20_24
 _IMAGES = 2
 _INNER = 1024  # sums of so many products of -1, 0 and 1 stay below 256: bfloat16 holds them
 _SIDE = {"cuda": 8192, "cpu": 512}
+_COPIED = 2**26  # bytes
 _SECONDS = {"cuda": 2.0, "cpu": 0.2}
 
 
@@ -188,14 +189,36 @@ def prove_products(
     return {"holds": not (wrong or differ), "words": words, "tflops": tflops}
 
 
-def prove(device: torch.device, step: Step, seconds: float | None = None) -> dict[str, Any]:
-    """Return the record of one device, as it is printed. seconds: of each kind of product."""
+def prove_copy(source: torch.device, target: torch.device, count: int) -> dict[str, Any]:
+    """Return {"holds", "words"}: whether bytes come from one device to another one as they were.
+
+    count: of the bytes. Between two GPUs they go by NVLink, or by PCIe.
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    content = torch.randint(256, (count,), dtype=torch.uint8, generator=generator)
+    there = content.to(source).to(target).cpu()
+    wrong = int((there != content).sum())
+    words = f"a copy to {target}"
+    return {"holds": not wrong, "words": f"{words}: {wrong} bytes are wrong" if wrong else words}
+
+
+def prove(
+    device: torch.device,
+    step: Step,
+    seconds: float | None = None,
+    neighbour: torch.device | None = None,
+) -> dict[str, Any]:
+    """Return the record of one device, as it is printed.
+
+    seconds: of each kind of product. neighbour: the device that it copies to; None: none.
+    """
     keep_float32()
     kind = device.type
     limit = _SECONDS.get(kind, 1.0) if seconds is None else seconds
     reference = quantities(step)
     proofs = [prove_step(step, reference, device, dtype) for dtype in _DTYPES]
     proofs += [prove_products(device, dtype, limit, _SIDE.get(kind, 512)) for dtype in _DTYPES]
+    proofs += [prove_copy(device, neighbour, _COPIED)] if neighbour else []
     name = torch.cuda.get_device_name(device) if kind == "cuda" else ""
     return {"device": str(device), "name": name, "proofs": proofs}
 
@@ -213,9 +236,11 @@ def main(arguments: list[str] | None = None) -> int:
     names = options.devices or [f"cuda:{n}" for n in range(torch.cuda.device_count())] or ["cpu"]
     step = small_step()
     holds = True
-    for name in names:
+    neighbours = [*names[1:], names[0]] if len(names) > 1 else [None]
+    for name, neighbour in zip(names, neighbours, strict=True):
         print(json.dumps({"device": name}), flush=True)
-        record = prove(torch.device(name), step, options.seconds)
+        target = torch.device(neighbour) if neighbour else None
+        record = prove(torch.device(name), step, options.seconds, target)
         print(json.dumps(record), flush=True)
         holds &= all(proof["holds"] for proof in record["proofs"])
     return 0 if holds else 1

@@ -7,10 +7,11 @@ device.
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,16 +19,21 @@ from trainer.preflight.finding import Finding
 
 _SECONDS = 180.0  # for all devices together: the first use of a GPU may compile for a minute
 _GONE_SECONDS = 5.0  # a process that hangs in a driver may not even be killed
+_SLOW = 0.8  # of the usual rate
 _COMMAND = (sys.executable, "-m", "trainer.preflight.computing")
 _TODO = "do not train on it: run this again, and replace it if it computes wrongly once more"
 
 
 def check_devices(
-    command: Sequence[str] = _COMMAND, seconds: float = _SECONDS
+    rates: dict[str, float] | None = None,
+    *,
+    command: Sequence[str] = _COMMAND,
+    seconds: float = _SECONDS,
 ) -> Iterator[Finding]:
     """Compute on each device that PyTorch sees, or on the CPU where there is none.
 
-    command: what computes, and says so. seconds: after which it is ended.
+    rates: takes how many products of bfloat16 each GPU makes, in TFLOP/s. command: what computes,
+    and says so. seconds: after which it is ended.
     """
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -45,6 +51,8 @@ def check_devices(
         lines = output.read().decode(errors="replace").splitlines()
         last = (errors.read().decode(errors="replace").strip().splitlines() or [""])[-1]
     yield from judge_lines(lines, code, seconds, last)
+    if rates is not None:
+        rates.update(rates_in(lines))
 
 
 def judge_lines(
@@ -56,13 +64,7 @@ def judge_lines(
     standard error.
     """
     begun, found_wrong = "", False
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:  # a library's own words
-            continue
-        if not isinstance(record, dict) or "device" not in record:
-            continue
+    for record in _records(lines):
         begun = str(record["device"])
         if "proofs" in record:
             yield from judge_device(record)
@@ -77,6 +79,37 @@ def judge_lines(
     elif begun or (code != 0 and not found_wrong):
         found = f"{where} cannot compute: {error[:300] or f'exit code {code}'}"
         yield Finding("device", "FAILED", found, "see whether driver and PyTorch fit: docs/gpu.md")
+
+
+def _records(lines: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield what the process says, without a library's own words."""
+    for line in lines:
+        with suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and "device" in record:
+                yield record
+
+
+def rates_in(lines: Sequence[str]) -> dict[str, float]:
+    """Return the rate of each GPU, by its name."""
+    found = {}
+    for record in _records(lines):
+        rates = [proof["tflops"] for proof in record.get("proofs", ()) if "tflops" in proof]
+        if record.get("name") and rates:  # a CPU has no name, and other work
+            found[str(record["device"])] = float(rates[-1])
+    return found
+
+
+def judge_rates(rates: Mapping[str, float]) -> Iterator[Finding]:
+    """Yield a finding for each GPU that is much slower than the others. rates: by node and GPU."""
+    if len(rates) < 2:
+        return
+    usual = statistics.median(rates.values())
+    slow = {name: rate for name, rate in rates.items() if rate < usual * _SLOW}
+    for name, rate in slow.items():
+        found = f"{name} multiplies {rate:.0f} times 10^12 a second, where {usual:.0f} are usual"
+        todo = "look at its clocks and its cooling: all ranks wait for the slowest"
+        yield Finding("GPU speed", "warning", found, todo)
 
 
 def judge_device(record: dict[str, Any]) -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 
 from model.errors import ADDPError, ConfigError
@@ -31,7 +32,7 @@ from trainer.distributed.environment import Settings, settings
 from trainer.distributed.environment import differences as environment_differences
 from trainer.distributed.world import World, take_world
 from trainer.preflight import needs, probes, sameness
-from trainer.preflight.device import check_devices
+from trainer.preflight.device import check_devices, judge_rates
 from trainer.preflight.disk import nearest_folder
 from trainer.preflight.exchange import Exchange, NodesNotMet, meet
 from trainer.preflight.finding import Finding, finding_of, guarded
@@ -67,11 +68,12 @@ class Wanted(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What this node has found out by itself."""
+    """What this node has found out by itself. rates: TFLOP/s of each GPU."""
 
     config: RunConfig | None
     findings: list[Finding]
     gpus: list[GPU]
+    rates: dict[str, float]
 
 
 def meet_or_tell(wanted: Wanted, world: World, say: Callable[[str], None]) -> Exchange:
@@ -106,7 +108,8 @@ def examine(wanted: Wanted, exchange: Exchange, say: Callable[[str], None]) -> d
         addresses = [node.get("address", "") for node in nodes]
         between += call_each_other(exchange, addresses, names, wanted.low, wanted.high)
         unreached = any(one.state == "FAILED" and one.name in _NO_LINKS for one in between)
-        if exchange.tell("go", lambda: not (unreached or exchange.lost)):
+        alike = len({bool(node.get("gpus")) for node in nodes}) == 1  # else no library fits all
+        if exchange.tell("go", lambda: alike and not (unreached or exchange.lost)):
             found, measured = exchange_tensors(exchange, names)
             between += found
     for node, finding in _look_together(own, exchange, wanted):
@@ -127,13 +130,18 @@ def look(wanted: Wanted) -> Own:
     """Return what this node finds out by itself."""
     config, findings = _read(wanted)
     gpus: list[GPU] = []
+    rates: dict[str, float] = {}
     findings += check_node(config.run.absolute() if config else None, gpus)
+    if gpus and not torch.cuda.is_available():
+        found = f"the driver lists {len(gpus)} GPUs, and PyTorch sees none of them"
+        todo = "install a PyTorch that is built for CUDA and this driver: docs/gpu.md"
+        findings.append(Finding("device", "FAILED", found, todo))
     if wanted.devices:
-        findings += guarded("device", check_devices, _DEVICES)
+        findings += guarded("device", lambda: check_devices(rates), _DEVICES)
     if config is not None:
         findings += guarded("data and weights", lambda: needs.check_places(config), 120)
         findings += guarded("data.cache", lambda: needs.check_cache(config), 30)
-    return Own(config, findings, gpus)
+    return Own(config, findings, gpus, rates)
 
 
 def _read(wanted: Wanted) -> tuple[RunConfig | None, list[Finding]]:
@@ -165,6 +173,7 @@ def _introduce(own: Own, exchange: Exchange) -> list[dict[str, Any]]:
         "address": probes.own_address(address, port),
         "listens": probes.listening_address(),
         "gpus": len(own.gpus),
+        "rates": own.rates,
         "environment": settings(platform.node()).names,
         "facts": sameness.facts(own.config, [gpu.name for gpu in own.gpus], driver),
         "checks": [one._asdict() for one in own.findings],
@@ -199,6 +208,12 @@ def _compare(nodes: list[dict[str, Any]]) -> list[Finding]:
     names = labels(there)
     pairs = [(name, node["facts"]) for name, node in zip(names, there, strict=True)]
     findings = list(sameness.differences(pairs))
+    rates = {
+        f"{name} {device}": rate
+        for name, node in zip(names, there, strict=True)
+        for device, rate in node["rates"].items()
+    }
+    findings += judge_rates(rates)
     if len(nodes) == 1:
         return findings
     lines = environment_differences([Settings(node["host"], node["environment"]) for node in there])

@@ -66,7 +66,19 @@ def test_a_backend_that_starts_nothing_on_other_hosts(hostfile: Path) -> None:
     assert done.code == 78 and "--lines" not in done.stderr
     for node in (0, 1):
         assert f"  on node{node + 1}: " in done.stderr and f"--node-rank={node}" in done.stderr
-    assert "trainer.preflight.doctor objective=mage" in done.stderr and "--nproc-per-node=1" in done.stderr
+    assert (
+        "trainer.preflight.doctor objective=mage" in done.stderr
+        and "--nproc-per-node=1" in done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("backend", "command"),
+    [("slurm", "`srun --ntasks-per-node=1 python"), ("kubernetes", "`python")],
+)
+def test_a_scheduler(backend: str, command: str, hostfile: Path) -> None:
+    done = addp("doctor", "--hostfile", hostfile, "--backend", backend)
+    assert done.code == 78 and f"start {command} -m trainer.preflight.doctor`" in done.stderr
 
 
 def test_names_that_are_none(hostfile: Path, tmp_path: Path) -> None:

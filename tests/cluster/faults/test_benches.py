@@ -28,7 +28,7 @@ def test_random_faults_are_planned_within_the_hour_and_all_kinds_come_in_turn() 
 
 
 def test_a_failure_shows_in_the_table() -> None:
-    good = Outcome("rank-killed", 0, detection=0.4, recovery=10.0, equal=True)
+    good = Outcome("rank-killed", 0, detection=0.4, recovery=10.0, total=10.4, equal=True)
     bad = Outcome("link-cut", 0, problems=["nothing was noticed"])
     lines = table([good, good, bad]).splitlines()
     assert lines[2].startswith("| a rank is SIGKILLed | 2 | 0.4 s, worst 0.4 s | 10.0 s")
@@ -63,7 +63,7 @@ def test_the_timeline_is_drawn(tmp_path: Path) -> None:
         *({"kind": "step", "time": 1000.0 + t, "step": t} for t in range(0, 240, 2)),
         {"kind": "step", "time": 1240.0, "step": None},
         {"kind": "fault", "time": 1125.0, **fault},
-        {"kind": "recovery", **fault, "detection": 11.0, "recovery": 20.0, "until": 1131.0},
+        {"kind": "recovery", **fault, "detection": 11.0, "total": 31.0, "until": 1131.0},
         {"kind": "summary", "minutes": 4.0, "faults": 1, "ettr": 0.93},
     ]
     ettr.draw(rows, tmp_path / "ettr.png")

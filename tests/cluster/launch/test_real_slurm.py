@@ -5,19 +5,25 @@ It needs root and Debian's packages of Slurm; see slurm_here.py. docs/operations
 
 from __future__ import annotations
 
+import contextlib
+import re
+import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
+from cluster.supervise import history
 from data_pipeline.storage import open_store
 from tests.cluster.launch.slurm_here import SlurmHere, ended, slurm_here
 from tests.cluster.sharding_jobs import contents, plan, succeed, undisturbed
-from tests.trainer.comparing import same_end
+from tests.trainer.comparing import losses, same_end
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.worlds import finish
+from trainer.run_folder import RunFolder
 
 pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[3]
@@ -85,10 +91,154 @@ def test_a_sharding_job_of_which_half_the_tasks_are_killed(
     assert succeed("verify", str(out))["sound"]
 
 
-def submit(slurm: SlurmHere, *words: str) -> str:
-    """Submit a run of two nodes by `addp launch`. Returns the number of its job."""
-    backend = ["--backend", "slurm", "--nodes", "2", "--gpus-per-node", "0", "--cpus", "1"]
-    command = [sys.executable, "-m", "cluster.cli", "launch", *backend, *words]
-    said = slurm.call(*command, environment=HERE)
+# Long enough to be disturbed at once; and by the time limit, at which Slurm looks every 30 s.
+LONGER = ("schedule.total=300", "checkpoint.every=50")
+LONGEST = ("schedule.total=1500", "checkpoint.every=50")
+
+
+@pytest.fixture(scope="module")
+def longer(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of an undisturbed longer run of two ranks."""
+    run = tmp_path_factory.mktemp("longer") / "run"
+    finish(run, *MAGE, f"data.tokens={tokens}", *LONGER, seconds=300)
+    return run
+
+
+def submit(
+    slurm: SlurmHere, run: Path, tokens: Path, *options: str, length: Sequence[str] = LONGER
+) -> str:
+    """Submit a longer run of two nodes by `addp launch`. Returns the number of its job."""
+    config = run.with_suffix(".yaml")
+    config.write_text("{}")
+    nodes = ["--nodes", "2", "--gpus-per-node", "0", "--cpus", "1", "--grace", "20"]
+    words_of_run = [*words(run, tokens), *length]
+    command = [sys.executable, "-m", "cluster.cli", "launch", str(config), "--backend", "slurm"]
+    said = slurm.call(*command, *nodes, *options, *words_of_run, environment=HERE)
     (number,) = re.findall(r"Submitted batch job (\d+)", said)
+    assert f"addp stop {shlex.quote(str(run))}" in said
     return str(number)
+
+
+def until_it_trains(run: Path, step: int = 50) -> None:
+    manifest = run / "checkpoints" / f"step-{step:08d}" / "manifest.json"
+    deadline = time.monotonic() + 120
+    while not manifest.exists():
+        assert time.monotonic() < deadline, [log.read_text() for log in run.glob("slurm-*.log")]
+        time.sleep(0.1)
+
+
+def queued_again(slurm: SlurmHere, number: str) -> None:
+    """Wait until the job is queued again, and spare it the two minutes that Slurm lets it wait."""
+    slurm.wait_for(number, lambda job: job["JobState"] == "PENDING" and job["Restarts"] == "1", 90)
+    slurm.call("scontrol", "update", f"JobId={number}", "StartTime=now")
+
+
+def done(slurm: SlurmHere, number: str, run: Path) -> list[history.Event]:
+    job = slurm.wait_for(number, ended, 300)
+    log = (run / f"slurm-{number}.log").read_text()
+    assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), log
+    assert log.rstrip().endswith("the job ends")
+    return history.read(RunFolder(run).supervision)
+
+
+def attempts(events: list[history.Event]) -> list[tuple[int, str | None]]:
+    """Return of each attempt the code, and what the supervisors said then."""
+    codes = [event.code for event in events if isinstance(event, history.End)]
+    verdicts = {e.attempt: e.verdict for e in events if isinstance(e, history.Verdict)}
+    return [(code, verdicts.get(number)) for number, code in enumerate(codes, 1)]
+
+
+def test_the_time_limit_saves_and_the_job_goes_on_to_the_undisturbed_end(
+    slurm: SlurmHere, tokens: Path, tmp_path: Path
+) -> None:
+    run, whole = tmp_path / "a run", tmp_path / "whole"
+    number = submit(slurm, run, tokens, "--time", "30", length=LONGEST)
+    until_it_trains(run)
+    # What is left of one minute is less than the notice of 50 s, or soon will be.
+    slurm.call("scontrol", "update", f"JobId={number}", "TimeLimit=1")
+    queued_again(slurm, number)
+    slurm.call("scontrol", "update", f"JobId={number}", "TimeLimit=30")
+    events = done(slurm, number, run)
+    assert attempts(events) == [(75, "stopped"), (0, "done")]
+    first, second = [event for event in events if isinstance(event, history.Start)]
+    assert first.checkpoint is None and second.checkpoint is not None
+    finish(whole, *MAGE, f"data.tokens={tokens}", *LONGEST, seconds=600)
+    assert same_end(run, whole)
+
+
+def test_a_preempted_job_goes_on_to_the_undisturbed_end(
+    slurm: SlurmHere, longer: Path, tokens: Path, tmp_path: Path
+) -> None:
+    """Slurm signals the supervisors alone then, and says nothing to the script."""
+    run = tmp_path / "run"
+    number = submit(slurm, run, tokens)
+    until_it_trains(run)
+    urgent = ["sbatch", "--partition=urgent", "--nodes=2", f"--output={tmp_path}/urgent.log"]
+    slurm.call(*urgent, "--wrap", "sleep 2")
+    queued_again(slurm, number)
+    assert attempts(done(slurm, number, run)) == [(75, "stopped"), (0, "done")]
+    assert same_end(run, longer)
+
+
+def test_what_a_user_ends_stays_so(slurm: SlurmHere, tokens: Path, tmp_path: Path) -> None:
+    stopped, cancelled = tmp_path / "stopped", tmp_path / "cancelled"
+    number = submit(slurm, stopped, tokens)
+    until_it_trains(stopped)
+    RunFolder(stopped).stop.touch()
+    job = slurm.wait_for(number, ended, 90)
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "75:0", "0")
+    number = submit(slurm, cancelled, tokens)
+    until_it_trains(cancelled)
+    slurm.call("scancel", number)
+    job = slurm.wait_for(number, ended, 90)
+    time.sleep(5)  # if it came back, it would be seen by now
+    assert slurm.job(number)["JobState"] == "CANCELLED" and job["Restarts"] == "0"
+    for run in (stopped, cancelled):
+        (ending,) = attempts(history.read(RunFolder(run).supervision))
+        assert ending == (75, "stopped") and RunFolder(run).newest_checkpoint() is not None
+
+
+def test_a_run_goes_on_without_a_node_that_is_lost(
+    slurm: SlurmHere, longer: Path, tokens: Path, tmp_path: Path
+) -> None:
+    """Neither Slurm nor srun ends the others, and one node does what two did."""
+    run = tmp_path / "run"
+    number = submit(slurm, run, tokens, "--min-nodes", "1", "--rejoin", "5")
+    until_it_trains(run)
+    lose_node(slurm, number, "n2")
+    try:
+        events = done(slurm, number, run)
+    finally:
+        slurm.call("scontrol", "update", "NodeName=n2", "State=RESUME")
+    assert [len(event.nodes) for event in events if isinstance(event, history.Start)] == [2, 1]
+    assert losses(run) == pytest.approx(losses(longer), rel=1e-4)
+
+
+def lose_node(slurm: SlurmHere, job: str, node: str) -> None:
+    """Kill all that a job has on a node, with the daemon that would report it, and tell Slurm,
+    which would notice after minutes."""
+    there = [
+        process
+        for process in psutil.process_iter()
+        if _variables(process).get("SLURM_JOB_ID") == job
+        and _variables(process).get("SLURMD_NODENAME") == node
+        and "SLURM_STEP_ID" in _variables(process)
+    ]
+    assert there
+    daemons = {
+        parent.pid: parent
+        for process in there
+        for parent in process.parents()
+        if parent.name() == "slurmstepd"
+    }
+    for process in [*daemons.values(), *there]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    slurm.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+
+
+def _variables(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}

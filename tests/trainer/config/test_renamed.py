@@ -12,7 +12,14 @@ import pytest
 from model.errors import ConfigError
 from trainer.config.changes import changes
 from trainer.config.reading import load_config, resolved_config
-from trainer.config.renamed import KEYS, OPTIONS, RenamedOption, refuse_old_options, with_new_keys
+from trainer.config.renamed import (
+    KEYS,
+    MOVED_OPTIONS,
+    OPTIONS,
+    RenamedOption,
+    refuse_old_options,
+    with_new_keys,
+)
 from trainer.config.schema import RunConfig
 from trainer.config.uses import users
 from trainer.evaluation.results import Result
@@ -75,6 +82,15 @@ def test_an_old_option_is_refused_with_the_new_one(option: str) -> None:
         with pytest.raises(RenamedOption, match=f"{option} is called {OPTIONS[option]} now"):
             refuse_old_options(["run", *words])
     refuse_old_options(["run", OPTIONS[option], option.removeprefix("--")])
+
+
+@pytest.mark.parametrize("option", MOVED_OPTIONS["train"])
+def test_an_option_of_another_command_is_refused_with_that_command(option: str) -> None:
+    for words in (["base", option, "x"], [f"{option}=x", "base"]):
+        with pytest.raises(RenamedOption, match=f"`addp train` has no {option} any more; use") as e:
+            refuse_old_options(["train", *words])
+        assert MOVED_OPTIONS["train"][option] in str(e.value)
+        refuse_old_options(["launch", *words])
 
 
 @pytest.mark.parametrize("module", ["cluster.cli", "trainer.evaluation.evaluate"])

@@ -12,8 +12,15 @@ import torch
 
 from tests.trainer.preflight.finding_states import text
 from trainer.preflight import computing
-from trainer.preflight.computing import prove, prove_products, prove_step, quantities, small_step
-from trainer.preflight.device import check_devices, judge_device, judge_lines
+from trainer.preflight.computing import (
+    prove,
+    prove_copy,
+    prove_products,
+    prove_step,
+    quantities,
+    small_step,
+)
+from trainer.preflight.device import check_devices, judge_device, judge_lines, judge_rates, rates_in
 
 CPU = torch.device("cpu")
 
@@ -78,6 +85,37 @@ def test_the_command_says_what_it_found(capsys: pytest.CaptureFixture[str]) -> N
     assert first == {"device": "cpu"} and last["proofs"]
 
 
+def test_copies_between_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prove_copy(CPU, CPU, 1000)["holds"]
+    move, count = torch.Tensor.to, 0
+
+    def lossy(self: torch.Tensor, *where: Any, **more: Any) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        moved = move(self, *where, **more).clone()
+        if count == 2:
+            moved[17] ^= 4
+        return moved
+
+    monkeypatch.setattr(torch.Tensor, "to", lossy)
+    proof = prove_copy(CPU, CPU, 1000)
+    assert not proof["holds"] and proof["words"] == "a copy to cpu: 1 bytes are wrong"
+
+
+def test_a_gpu_that_is_slower_than_the_others() -> None:
+    rates = {"a cuda:0": 600.0, "a cuda:1": 610.0, "b cuda:0": 590.0, "b cuda:1": 200.0}
+    found = list(judge_rates(rates))
+    assert len(found) == 1 and found[0].state == "warning"
+    assert "b cuda:1 multiplies 200 times 10^12 a second, where 595 are usual" in found[0].found
+    assert not list(judge_rates({"a cuda:0": 1.0}))
+    proofs = [{"holds": True, "words": "", "tflops": 3.5}, {"holds": True, "words": ""}]
+    lines = [
+        json.dumps({**RIGHT, "proofs": proofs}),
+        json.dumps({"device": "cpu", "proofs": proofs}),
+    ]
+    assert rates_in([*lines, "words"]) == {"cuda:0": 3.5}
+
+
 def _script(folder: Path, text: str) -> list[str]:
     (folder / "device.py").write_text("import json, os, signal, sys, time\n" + text)
     return [sys.executable, str(folder / "device.py")]
@@ -103,13 +141,13 @@ RIGHT: dict[str, Any] = {
 )
 def test_processes_that_come_to_no_answer(program: str, words: str, tmp_path: Path) -> None:
     command = _script(tmp_path, f"print({json.dumps(json.dumps(RIGHT))}, flush=True)\n{program}\n")
-    found = list(check_devices(command, 60.0))
+    found = list(check_devices(command=command, seconds=60.0))
     assert words in text(found, "FAILED"), found
     assert "cuda:0 (H100) computes right: products" in text(found, "ok")
 
 
 def test_a_process_that_hangs(tmp_path: Path) -> None:
-    (found,) = check_devices(_script(tmp_path, "time.sleep(600)"), 0.2)
+    (found,) = check_devices(command=_script(tmp_path, "time.sleep(600)"), seconds=0.2)
     assert found.state == "FAILED" and found.found == "PyTorch has not answered after 0.2 s"
     lines = [json.dumps(RIGHT), json.dumps({"device": "cuda:1"}), "a library's own words"]
     found = list(judge_lines(lines, None, 9.0, ""))

@@ -85,7 +85,7 @@ def test_a_device_that_computes_wrongly(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = Finding("device", "FAILED", "cuda:3: products differ", "replace it")
-    monkeypatch.setattr(doctor, "check_devices", lambda: iter([wrong]))
+    monkeypatch.setattr(doctor, "check_devices", lambda rates: iter([wrong]))
     assert doctor.main(["--json"]) == 78
     assert wrong in found(json.loads(capsys.readouterr().out), 0)
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from cluster.status.read import RunReader
     from cluster.status.snapshot import Snapshot
 
+_QUIET = 30.0  # seconds between two lines that say the same, where they do not replace each other
+
 
 def stop(
     run: Annotated[
@@ -63,15 +65,16 @@ def _wait(reader: RunReader) -> Snapshot:
     """Wait for the end of the run, with a line that says what it does."""
     from cluster.status import stop as stopping
 
-    began, last, terminal = time.monotonic(), "", sys.stderr.isatty()
-    snapshot = None
+    began, terminal = time.monotonic(), sys.stderr.isatty()
+    snapshot, said = None, ("", 0.0)
     for snapshot in stopping.wait(reader):
-        line = stopping.progress_line(snapshot, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        line = stopping.progress_line(snapshot, seconds)
         if terminal:
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-        elif line.partition(":")[2] != last:
+        elif snapshot.state != said[0] or seconds - said[1] > _QUIET:
             print(line, file=sys.stderr, flush=True)
-        last = line.partition(":")[2]
+            said = snapshot.state, seconds
     if terminal:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     assert snapshot is not None

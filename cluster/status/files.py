@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.status import fields
-from cluster.status.snapshot import Checkpoint, Incident, Rank
+from cluster.status.snapshot import Checkpoint, Incident, Rank, Recovery
 from cluster.status.source import Piece, Source
 from cluster.status.state import Ended, Lock
 from cluster.supervise import history
@@ -215,7 +215,8 @@ class Supervision(NamedTuple):
     """What supervision.jsonl says.
 
     started: when ranks were last started. acted: when the supervisors last did something, if they
-    have not ended since.
+    have not ended since. started_now: whether that was to start ranks. faults: how many there were
+    of each kind. recent: those of the last hour.
     """
 
     starts: int
@@ -224,9 +225,15 @@ class Supervision(NamedTuple):
     failures: int
     verdict: Ended | None
     acted: float | None
+    started_now: bool
+    faults: dict[str, int]
+    recent: list[Incident]
+    recovery: Recovery | None
 
 
-def supervision(events: Sequence[history.Event], newest: int | None) -> Supervision | None:
+def supervision(
+    events: Sequence[history.Event], newest: int | None, now: float
+) -> Supervision | None:
     """Return what a history says; None where there is none. newest: the newest checkpoint."""
     if not events:
         return None
@@ -241,6 +248,37 @@ def supervision(events: Sequence[history.Event], newest: int | None) -> Supervis
         failures=history.failures_without_progress(events, newest),
         verdict=verdict,
         acted=None if verdict else last.time,
+        started_now=isinstance(last, history.Start),
+        faults=Counter(event.kind for event in events if isinstance(event, history.Fault)),
+        recent=[
+            _fault(event)
+            for event in events
+            if isinstance(event, history.Fault) and now - event.time < _HOUR
+        ],
+        recovery=_recovery(events),
+    )
+
+
+def _fault(event: history.Fault) -> Incident:
+    return Incident(
+        time=event.time,
+        rank=event.rank,
+        event=event.kind,
+        details=fields.one_line(f"{event.reason}, noticed after {event.seconds:.1f} s", 240),
+    )
+
+
+def _recovery(events: Sequence[history.Event]) -> Recovery | None:
+    """Return the recovery from the newest fault that ended an attempt."""
+    last = history.last(events, history.Fault)
+    if last is None:
+        return None
+    found = history.recoveries([event for event in events if event.attempt >= last.attempt])
+    if not found:
+        return None
+    fault, _, stepped = found[-1]
+    return Recovery(
+        time=fault.time, kind=fault.kind, noticed=max(0.0, fault.seconds), stepped=stepped
     )
 
 
@@ -280,8 +318,11 @@ class Incidents(NamedTuple):
     by_event: dict[str, int]
 
 
-def incidents(source: Source, now: float) -> Incidents:
-    """Return the incidents of the last hour. Files that have not changed since are not read."""
+def incidents(source: Source, now: float, faults: Sequence[Incident]) -> Incidents:
+    """Return the incidents of the last hour. Files that have not changed since are not read.
+
+    faults: those of the last hour that the supervisors saw, which are listed among them.
+    """
     entries = {entry.name: entry for entry in _incident_files(source)}
     fresh = [name for name in incident_names(entries) if now - entries[name].modified < _HOUR]
     each = min(_INCIDENTS_OF_A_RANK, _INCIDENTS_TOGETHER // max(1, len(fresh)))
@@ -289,10 +330,13 @@ def incidents(source: Source, now: float) -> Incidents:
     rows = (row for piece in pieces if piece for row in fields.json_rows(piece.lines))
     found = in_time_order(row for row in rows if _within(row, now) is not None)
     events = Counter(_event(row) for row in found)
+    events.update(fault.event for fault in faults)
     named = dict(events.most_common(_MOST_EVENTS))
-    if other := len(found) - sum(named.values()):
+    if other := events.total() - sum(named.values()):
         named["other"] = named.get("other", 0) + other
-    return Incidents([_incident(row) for row in found[-_MOST_INCIDENTS:]], named)
+    listed = [*(_incident(row) for row in found[-_MOST_INCIDENTS:]), *faults[-_MOST_INCIDENTS:]]
+    listed.sort(key=lambda incident: incident.time)
+    return Incidents(listed[-_MOST_INCIDENTS:], named)
 
 
 def _event(row: dict[str, Any]) -> str:
@@ -316,7 +360,7 @@ def _incident(row: dict[str, Any]) -> Incident:
     )
     return Incident(
         time=fields.moment(row) or 0.0,
-        rank=fields.count(row, "rank") or 0,
+        rank=fields.count(row, "rank"),
         event=_event(row),
         details=fields.one_line(told, 240),
     )

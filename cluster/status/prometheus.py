@@ -183,6 +183,26 @@ def _of_time(snapshot: Snapshot) -> Iterator[Metric]:
         starts = CounterMetricFamily("addp_run_starts", "Starts of the run", labels=["run"])
         starts.add_metric([snapshot.run], snapshot.starts)
         yield starts
+    if snapshot.faults:
+        faults = CounterMetricFamily(
+            "addp_run_faults", "Faults that the supervisors saw", labels=["run", "kind"]
+        )
+        for kind, count in snapshot.faults.items():
+            faults.add_metric([snapshot.run, kind], count)
+        yield faults
+    if snapshot.recovery:
+        yield from _gauge(
+            snapshot,
+            "recovery_noticed_seconds",
+            "Seconds until the newest fault was noticed",
+            snapshot.recovery.noticed,
+        )
+        yield from _gauge(
+            snapshot,
+            "recovery_step_seconds",
+            "Seconds from then to the next new step",
+            snapshot.recovery.stepped,
+        )
     yield from _gauge(
         snapshot,
         "failures_without_progress",

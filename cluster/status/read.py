@@ -66,7 +66,7 @@ class RunReader:
         )
         settings, rows = self._settings(source), files.metric_rows(source)
         checkpoint = files.newest_checkpoint(source, now)
-        supervised = self._supervision(source, checkpoint)
+        supervised = self._supervision(source, checkpoint, now)
         attempt = _attempt(source, supervised, settings.ranks, rows)
         ranks = files.ranks(source, now, attempt) if self.folder else []
         begun = bool(rows or checkpoint or attempt.started or settings.ranks)
@@ -74,7 +74,7 @@ class RunReader:
         judged = judge(evidence)
         step = settings.total if judged.state == "done" else None
         step = step or _step(rows, ranks, checkpoint)
-        incidents = files.incidents(source, now)
+        incidents = files.incidents(source, now, supervised.recent if supervised else ())
         starts = _starts(rows, supervised)
         copied = checkpoint
         if self.folder:
@@ -100,6 +100,8 @@ class RunReader:
             restarts=None if starts is None else starts - 1,
             failures_without_progress=supervised.failures if supervised else None,
             ettr=course.ettr(rows, now, judged.state),
+            faults=supervised.faults if supervised else {},
+            recovery=supervised.recovery if supervised else None,
             incidents=incidents.listed,
             incident_counts=incidents.by_event,
             expected_ranks=attempt.ranks,
@@ -129,6 +131,7 @@ class RunReader:
             exit=files.exit_record(source),
             verdict=supervised.verdict if supervised else None,
             supervised=supervised.acted if supervised else None,
+            started_now=supervised is not None and supervised.started_now,
             lock=lock,
             ranks=ranks,
             stop_requested=files.stop_file(source) is not None,
@@ -142,12 +145,12 @@ class RunReader:
         return files.settings(tree, files.record(source, "environment.json"))
 
     def _supervision(
-        self, source: Source, checkpoint: Checkpoint | None
+        self, source: Source, checkpoint: Checkpoint | None, now: float
     ) -> files.Supervision | None:
         events: list[history.Event] | None = self._once(
             "history", files.supervision_file(source), files.supervision_events
         )
-        return files.supervision(events or [], checkpoint.step if checkpoint else None)
+        return files.supervision(events or [], checkpoint.step if checkpoint else None, now)
 
     def _once(self, name: str, piece: Piece | None, parse: Callable[[Piece], T]) -> T | None:
         """Return what a file says. What has not changed since the last time is not parsed again."""

@@ -107,12 +107,25 @@ class Rank(_Record):
 
 
 class Incident(_Record):
-    """A fault that a rank met, one that passed included."""
+    """A fault that a rank met, one that passed included, or that the supervisors saw."""
 
     time: float = Field(description="when")
-    rank: int = Field(description="which rank met it")
-    event: str = Field(description="what it was, as docs/recovery.md names it")
+    rank: int | None = Field(description="which rank met it; null for a fault of a whole node")
+    event: str = Field(
+        description="what it was, as docs/recovery.md names it, or the kind of a fault"
+    )
     details: str = Field(description="what else the record says, in one line")
+
+
+class Recovery(_Record):
+    """How the run came back from the newest fault that ended an attempt, as supervisors saw it."""
+
+    time: float = Field(description="when the fault was noticed")
+    kind: str = Field(description="death, crash, hang, lost node, ...")
+    noticed: float = Field(description="seconds from the last sign of life until then")
+    stepped: float | None = Field(
+        description="seconds from then to the next new step; null before that"
+    )
 
 
 class Snapshot(_Record):
@@ -146,11 +159,15 @@ class Snapshot(_Record):
     starts: int | None = Field(description="how often the run was started")
     restarts: int | None = Field(description="starts after the first")
     failures_without_progress: int | None = Field(
-        description="the latest failures with no new checkpoint between them; None without a "
+        description="the latest failures with no new checkpoint between them; null without a "
         "supervisor"
     )
     ettr: Ettr | None = Field(description="the effective training time ratio")
 
+    faults: dict[str, int] = Field(
+        description="how many of each kind the supervisors saw in the life of the run"
+    )
+    recovery: Recovery | None = Field(description="from the newest fault that ended an attempt")
     incidents: list[Incident] = Field(description="of the last hour, the oldest first, at most 100")
     incident_counts: dict[str, int] = Field(
         description="how many there were of each event; of many events, the rarer are `other`"

@@ -42,8 +42,8 @@ class Evidence(NamedTuple):
 
     done: whether it is marked as complete. exit: the record of the last attempt's end. verdict: the
     supervisors', where it is their last word. supervised: when they last did something else than to
-    end; None without them. lock: of the folder or the store. ranks: their signs of life. begun:
-    whether anything of a run is there.
+    end; None without them. started_now: whether that was to start ranks. lock: of the folder or the
+    store. ranks: their signs of life. begun: whether anything of a run is there.
     """
 
     now: float
@@ -51,6 +51,7 @@ class Evidence(NamedTuple):
     exit: Ended | None = None
     verdict: Ended | None = None
     supervised: float | None = None
+    started_now: bool = False
     lock: Lock | None = None
     ranks: Sequence[Rank] = ()
     stop_requested: bool = False
@@ -84,6 +85,8 @@ def judge(seen: Evidence) -> Judgement:
         state = _VERDICTS.get(verdict.verdict or "", "failed")
         return Judgement(state, verdict.reason, verdict.time, verdict.code)
     if seen.supervised is not None and seen.now - seen.supervised < SUPERVISOR_ACTS:
+        if seen.started_now:
+            return Judgement("starting", "the supervisor has started the ranks")
         how = f": {seen.exit.reason}" if seen.exit else ""
         return Judgement("restarting", f"the supervisor starts the ranks again{how}")
     if seen.exit is not None and not living:

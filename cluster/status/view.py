@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.status import words
-from cluster.status.snapshot import ENDED, Checkpoint, Metrics, Rank, Snapshot
+from cluster.status.snapshot import ENDED, Checkpoint, Metrics, Rank, Recovery, Snapshot
 
 _COLORS = {
     "running": "green",
@@ -151,6 +151,8 @@ def _numbers(snapshot: Snapshot) -> RenderableType:
         grid.add_row("ETTR", _ettr(snapshot))
     elif snapshot.starts:
         grid.add_row("starts", Text(str(snapshot.starts)))
+    if snapshot.recovery:
+        grid.add_row("last fault", _recovery(snapshot.recovery, snapshot.time))
     return grid
 
 
@@ -233,6 +235,14 @@ def _ettr(snapshot: Snapshot) -> Text:
     return text
 
 
+def _recovery(recovery: Recovery, now: float) -> Text:
+    ago = words.duration(max(0.0, now - recovery.time))
+    text = f"{recovery.kind} {ago} ago, noticed after {words.duration(recovery.noticed)}"
+    if recovery.stepped is None:
+        return Text(f"{text}; no new step since", "yellow")
+    return Text(f"{text}; next step {words.duration(recovery.stepped)} later")
+
+
 # Its ranks.
 
 
@@ -312,7 +322,7 @@ def _incidents(snapshot: Snapshot) -> RenderableType:
     for incident in shown:
         table.add_row(
             words.clock(incident.time),
-            Text(f"rank {incident.rank}"),
+            Text("" if incident.rank is None else f"rank {incident.rank}"),
             Text(incident.event),
             Text(incident.details),
         )

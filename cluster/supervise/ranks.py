@@ -26,24 +26,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from cluster.supervise import guardian
-from cluster.supervise.limits import BeatAges
 from cluster.supervise.messages import RankReport
 from cluster.supervise.output import Output, RankOutput
-from model.documents import Count, Record, parse_json, read_file
+from cluster.supervise.signs import Signs
+from model.documents import parse_json, read_file
 from model.errors import DataError
 from model.files import write_atomically
 from trainer.run_folder import RunFolder
 
 PORTS = range(30_000, 32_700)  # ranks meet at one of them: below those that systems give out
-_LOOK = 0.5  # seconds between two looks at the signs of life
 _LAST_WORDS = 1.0  # seconds for which an end waits for the words of its rank
+_LAST_SIGN = 0.5  # the same of a rank that was killed: it has no words, but a step
 # Seconds for children of ranks to end once they are killed. Where nobody waits for orphans, as in
 # some containers, they stay behind as mere entries.
 _LEFTOVERS = 5.0
-_LARGEST_SIGN = 64 << 10  # bytes
+_LARGEST = 64 << 10  # bytes of what is written down
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: a forked child must not
 # What launchers leave in the environment of a supervisor, and what would mislead its ranks.
@@ -129,12 +127,13 @@ class Ranks:
         of our silence after which the ranks have to end."""
         self.layout, self._name, self._folder = layout, name, folder
         self._ranks: list[_Rank] = []
-        self._signs = _Signs(folder, range(layout.first, layout.first + layout.ranks))
+        self._signs = Signs(folder, range(layout.first, layout.first + layout.ranks))
         self._killed: float | None = None
         self._guardian = _start_guardian(lost)
         try:
             for local in range(layout.ranks):
                 environment = rank_environment(os.environ, layout, local, devices)
+                environment |= self._signs.environment
                 self._start_rank(command, local, environment, output)
         except BaseException:
             self.kill()
@@ -210,8 +209,9 @@ class Ranks:
     def kill(self) -> None:
         """Kill the group: ranks, their children, the guardian."""
         self._killed = self._killed or time.monotonic()
-        with suppress(ProcessLookupError):
-            os.killpg(self._guardian.pid, signal.SIGKILL)
+        if self._guardian.returncode is None:  # else its number may be somebody else's by now
+            with suppress(ProcessLookupError):
+                os.killpg(self._guardian.pid, signal.SIGKILL)
 
     def clear(self) -> bool:
         """Take down what is left. Returns whether nothing is. Called again and again, after `kill`,
@@ -228,6 +228,8 @@ class Ranks:
             with suppress(ProcessLookupError):
                 os.killpg(self._guardian.pid, 0)
                 return False  # a child of a rank is still on its way out
+        if not all(self._is_heard(rank) for rank in self._ranks):
+            return False
         for rank in self._ranks:
             rank.output.close()
         assert self._guardian.stdin is not None
@@ -242,12 +244,10 @@ class Ranks:
         return tuple(self._report(rank) for rank in self._ranks)
 
     def _report(self, rank: _Rank) -> RankReport:
-        sign = self._signs.latest.get(rank.number)
+        sign = self._signs.latest(rank.number)
         code, age = None, self._age(rank)
-        if rank.ended is not None:
-            heard = self._signs.looked > rank.ended
-            if rank.process.returncode < 0 or heard or time.monotonic() - rank.ended > _LAST_WORDS:
-                code, age = rank.process.returncode, rank.last_age
+        if self._is_heard(rank):
+            code, age = rank.process.returncode, rank.last_age
         if sign is None:
             return RankReport(rank=rank.number, age=age, code=code)
         return RankReport(
@@ -259,77 +259,18 @@ class Ranks:
             words=sign.reason[:2000] if code is not None else "",
         )
 
+    def _is_heard(self, rank: _Rank) -> bool:
+        """Whether a rank has ended, and its last word was looked for."""
+        if rank.ended is None:
+            return False
+        heard = self._signs.looked(rank.number) > rank.ended
+        killed = rank.process.returncode < 0
+        return heard or time.monotonic() - rank.ended > (_LAST_SIGN if killed else _LAST_WORDS)
+
     def _age(self, rank: _Rank) -> float:
         """Seconds since the last sign of life, or since the start."""
         alive = time.monotonic() - rank.started
         return min(alive, self._signs.age(rank.number, alive))
-
-
-# Signs of life.
-
-
-class Sign(Record):
-    """What a rank writes to RUN/heartbeats, as far as it is used here."""
-
-    model_config = Record.model_config | {"extra": "ignore"}
-
-    time: float
-    section: str
-    step: Count = 0
-    host: str = ""
-    pid: int = 0
-    reason: str = ""
-
-
-class _Signs:
-    """Reads the signs of life of ranks in a thread of its own: the folder may be on a mount that
-    hangs, and then nothing new is seen, which is what silence looks like.
-
-    latest: by rank, of this attempt alone. looked: when the last look began.
-    """
-
-    def __init__(self, folder: RunFolder, ranks: Iterable[int]) -> None:
-        self._files = {rank: folder.heartbeat(rank) for rank in ranks}
-        self._ages = BeatAges()
-        self.latest: dict[int, Sign] = {}
-        self.looked = 0.0
-        self._wake, self._closed = threading.Event(), False
-        # What is there before the ranks start is of an earlier attempt.
-        self._old: dict[int, Sign | None] | None = None
-        threading.Thread(target=self._look_again, daemon=True, name="signs of life").start()
-
-    def age(self, rank: int, otherwise: float) -> float:
-        """Return the age of a rank's last sign in seconds. otherwise: where it has given none."""
-        sign = self.latest.get(rank)
-        if sign is None:
-            return otherwise
-        return self._ages.age(rank, (sign.time, sign.section, sign.step), time.monotonic())
-
-    def look_at_once(self) -> None:
-        self._wake.set()
-
-    def close(self) -> None:
-        self._closed = True
-        self._wake.set()
-
-    def _look_again(self) -> None:
-        self._old = {rank: _read_sign(file) for rank, file in self._files.items()}
-        while not self._closed:
-            begun = time.monotonic()
-            for rank, file in self._files.items():
-                sign = _read_sign(file)
-                if sign is not None and sign != self._old[rank] and sign.host == platform.node():
-                    self.latest[rank] = sign
-            self.looked = begun
-            self._wake.wait(_LOOK)
-            self._wake.clear()
-
-
-def _read_sign(file: Path) -> Sign | None:
-    try:
-        return Sign.model_validate_json(read_file(file, _LARGEST_SIGN, DataError))
-    except (FileNotFoundError, DataError, ValidationError):
-        return None
 
 
 # Processes.
@@ -373,7 +314,7 @@ def end_orphans(folder: RunFolder, name: str) -> int:
     """
     try:
         content: dict[str, Any] = parse_json(
-            read_file(_register(folder, name), _LARGEST_SIGN, DataError), "processes", DataError
+            read_file(_register(folder, name), _LARGEST, DataError), "processes", DataError
         )
         processes = [(int(pid), int(start)) for pid, start in content.pop("processes")]
     except (OSError, DataError, KeyError, TypeError, ValueError):

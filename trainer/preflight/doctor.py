@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from rich.console import Console
 
 from model.errors import ADDPError, ConfigError
@@ -107,7 +108,8 @@ def examine(wanted: Wanted, exchange: Exchange, say: Callable[[str], None]) -> d
         addresses = [node.get("address", "") for node in nodes]
         between += call_each_other(exchange, addresses, names, wanted.low, wanted.high)
         unreached = any(one.state == "FAILED" and one.name in _NO_LINKS for one in between)
-        if exchange.tell("go", lambda: not (unreached or exchange.lost)):
+        alike = len({bool(node.get("gpus")) for node in nodes}) == 1  # else no library fits all
+        if exchange.tell("go", lambda: alike and not (unreached or exchange.lost)):
             found, measured = exchange_tensors(exchange, names)
             between += found
     for node, finding in _look_together(own, exchange, wanted):
@@ -130,6 +132,10 @@ def look(wanted: Wanted) -> Own:
     gpus: list[GPU] = []
     rates: dict[str, float] = {}
     findings += check_node(config.run.absolute() if config else None, gpus)
+    if gpus and not torch.cuda.is_available():
+        found = f"the driver lists {len(gpus)} GPUs, and PyTorch sees none of them"
+        todo = "install a PyTorch that is built for CUDA and this driver: docs/gpu.md"
+        findings.append(Finding("device", "FAILED", found, todo))
     if wanted.devices:
         findings += guarded("device", lambda: check_devices(rates), _DEVICES)
     if config is not None:

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from model.errors import ADDPError
+
 T = TypeVar("T")
 State = Literal["ok", "warning", "FAILED"]
 _ORDER: tuple[State, ...] = ("ok", "warning", "FAILED")
@@ -82,8 +84,9 @@ def guarded(
 ) -> list[Finding]:
     """Return the findings of a check, of which none is lost where the check itself fails.
 
-    A check that raises an error could not look: that is a warning and no fault of the machine. One
-    that does not answer in time is a fault.
+    An error that was written for people says what is wrong, and a check that does not answer in
+    time is a fault, too. A check that raises anything else could not look: that is a warning, and
+    no fault of the machine.
     """
     found: list[Finding] = []
 
@@ -97,6 +100,8 @@ def guarded(
     except TooSlow as error:
         todo = "look for a mount, a driver or a name server that hangs"
         return [*found, Finding(name, "FAILED", str(error), todo)]
+    except ADDPError as error:
+        return [*found, Finding(name, "FAILED", str(error))]
     except Exception as error:  # noqa: BLE001 - whatever a machine's files hold, others are checked
         kind = type(error).__name__
         return [*found, Finding(name, "warning", f"could not be looked at: {kind}: {error}")]

@@ -196,22 +196,26 @@ def _links(nvml: Any, handle: Any) -> int | None:
 
 
 def check_gpus(
-    read: Callable[[], list[GPU]] = read_gpus, pci: Path = _PCI
+    read: Callable[[], list[GPU]] = read_gpus,
+    pci: Path = _PCI,
+    environment: Mapping[str, str] = os.environ,
 ) -> tuple[list[GPU], list[Finding]]:
     """Return the GPUs of this node and what was found of them.
 
-    read: asks the driver. pci: where the system lists the devices of its bus.
+    read: asks the driver. pci: where the system lists the devices of its bus. environment: where
+    DS_ACCELERATOR may say that nobody wants them.
     """
     try:
         gpus = read()
     except NoDriver as error:
-        return [], [_without_driver(str(error), pci)]
+        return [], [_without_driver(str(error), pci, environment)]
     return gpus, list(judge_gpus(gpus))
 
 
-def _without_driver(reason: str, pci: Path) -> Finding:
+def _without_driver(reason: str, pci: Path, environment: Mapping[str, str]) -> Finding:
     there = _devices(pci)
-    if not there:
+    unwanted = environment.get("DS_ACCELERATOR") == "cpu"
+    if not there or unwanted or environment.get("CUDA_VISIBLE_DEVICES") == "":
         return Finding("GPUs", "ok", "none: ranks of this node compute on the CPU")
     found = f"{there} NVIDIA devices on the bus, but the driver does not answer: {reason}"
     return Finding("GPUs", "FAILED", found, "install or load it, and see `nvidia-smi` and `dmesg`")

@@ -45,12 +45,12 @@ def rank_processes() -> list[Process]:
 
 
 def orphans(processes: Iterable[Process]) -> list[Process]:
-    """Return those whose starter is gone, so that process 1 has them now. In a container, process 1
-    may be their starter."""
+    """Return those whose starter is gone, so that process 1 (or a user's systemd) has them. In a
+    container, process 1 may be their starter."""
     return [
         process
         for process in processes
-        if process.parent_pid in (0, 1)
+        if (process.parent_pid == 1 or Path(next(iter(process.parent), "")).name == "systemd")
         and not any(name in word for word in process.parent for name in _WATCHERS)
     ]
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.supervise import history
 from data_pipeline.storage import open_store
 from tests.cluster.calling import addp
 from tests.cluster.status.made import running
+from tests.cluster.supervise.supervising import job
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import World
 from trainer.run_folder import RunFolder
@@ -99,6 +101,20 @@ def uploading(tokens: Path, tmp_path: Path, bucket: str, worlds: list[World]) ->
     worlds.append(World(tmp_path / "run", (*MAGE, *LONG, *data), 2, None))
     worlds[0].wait_for(RunFolder(tmp_path / "run").metrics)
     return url
+
+
+def test_a_supervised_run_is_stopped_for_good(tmp_path: Path) -> None:
+    """Although its ranks remove STOP once they have saved."""
+    words = ["steps=100000", "fault=1:6:kill:1", "removes=stop"]
+    with job(tmp_path / "run", "--ranks", "2", words=words) as one:
+        one.start(0)
+        one.until(lambda: len(one.of(history.Progress)) == 2)
+        found = until(one.run, lambda s: s["state"] == "running")
+        assert (found["starts"], found["restarts"], found["expected_ranks"]) == (2, 1, 2)
+        stopped = addp("stop", one.run, "--wait")
+        assert stopped.code == 75, stopped
+        assert one.wait() == 75 and len(one.of(history.Start)) == 2
+        assert status(one.run)["state"] == "stopped" and not one.folder.stop.exists()
 
 
 def test_a_run_is_followed_and_stopped_by_its_store(

@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -91,8 +91,9 @@ def test_a_sharding_job_of_which_half_the_tasks_are_killed(
     assert succeed("verify", str(out))["sound"]
 
 
-# Long enough to be disturbed, at some 30 steps a second.
+# Long enough to be disturbed at once; and by the time limit, at which Slurm looks every 30 s.
 LONGER = ("schedule.total=300", "checkpoint.every=50")
+LONGEST = ("schedule.total=1500", "checkpoint.every=50")
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +104,14 @@ def longer(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def submit(slurm: SlurmHere, run: Path, tokens: Path, *options: str) -> str:
+def submit(
+    slurm: SlurmHere, run: Path, tokens: Path, *options: str, length: Sequence[str] = LONGER
+) -> str:
     """Submit a longer run of two nodes by `addp launch`. Returns the number of its job."""
     config = run.with_suffix(".yaml")
     config.write_text("{}")
     nodes = ["--nodes", "2", "--gpus-per-node", "0", "--cpus", "1", "--grace", "20"]
-    words_of_run = [*words(run, tokens), *LONGER]
+    words_of_run = [*words(run, tokens), *length]
     command = [sys.executable, "-m", "cluster.cli", "launch", str(config), "--backend", "slurm"]
     said = slurm.call(*command, *nodes, *options, *words_of_run, environment=HERE)
     (number,) = re.findall(r"Submitted batch job (\d+)", said)
@@ -146,10 +149,10 @@ def attempts(events: list[history.Event]) -> list[tuple[int, str | None]]:
 
 
 def test_the_time_limit_saves_and_the_job_goes_on_to_the_undisturbed_end(
-    slurm: SlurmHere, longer: Path, tokens: Path, tmp_path: Path
+    slurm: SlurmHere, tokens: Path, tmp_path: Path
 ) -> None:
-    run = tmp_path / "a run"
-    number = submit(slurm, run, tokens, "--time", "30")
+    run, whole = tmp_path / "a run", tmp_path / "whole"
+    number = submit(slurm, run, tokens, "--time", "30", length=LONGEST)
     until_it_trains(run)
     # What is left of one minute is less than the notice of 50 s, or soon will be.
     slurm.call("scontrol", "update", f"JobId={number}", "TimeLimit=1")
@@ -159,7 +162,8 @@ def test_the_time_limit_saves_and_the_job_goes_on_to_the_undisturbed_end(
     assert attempts(events) == [(75, "stopped"), (0, "done")]
     first, second = [event for event in events if isinstance(event, history.Start)]
     assert first.checkpoint is None and second.checkpoint is not None
-    assert same_end(run, longer)
+    finish(whole, *MAGE, f"data.tokens={tokens}", *LONGEST, seconds=600)
+    assert same_end(run, whole)
 
 
 def test_a_preempted_job_goes_on_to_the_undisturbed_end(

@@ -10,13 +10,22 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from cluster.status.snapshot import Checkpoint, Ettr, Incident, Metrics, Rank, Snapshot, State
+from cluster.status.snapshot import (
+    Checkpoint,
+    Ettr,
+    Incident,
+    Metrics,
+    Rank,
+    Recovery,
+    Snapshot,
+    State,
+)
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = "\n".join((DOCS / name).read_text() for name in ("operations.md", "status.md"))
 
 
-@pytest.mark.parametrize("model", [Snapshot, Metrics, Checkpoint, Ettr, Incident, Rank])
+@pytest.mark.parametrize("model", [Snapshot, Metrics, Checkpoint, Ettr, Recovery, Incident, Rank])
 def test_every_key_is_documented(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
         assert f"| `{name}` | {field.description} |" in PAGE

@@ -11,7 +11,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.status.prometheus import prometheus_text, write_textfile
-from cluster.status.snapshot import Snapshot
+from cluster.status.snapshot import Recovery, Snapshot
 from tests.cluster.status.made import NOW, MadeRun, running
 
 ALERTS = Path(__file__).parents[3] / "docs" / "alerts.yaml"
@@ -62,6 +62,16 @@ def test_every_number_arrives(tmp_path: Path) -> None:
     assert of_run(found, "run_ranks", section="step") == 15
     assert of_run(found, "run_incidents_last_hour", event="hang") == 1
     assert of_run(found, "host_beat_timestamp_seconds", host="node1") == NOW - 500
+
+
+def test_faults_and_the_newest_recovery(tmp_path: Path) -> None:
+    run = running(tmp_path / "run")
+    seen = {"faults": {"lost node": 2, "hang": 1}}
+    recovery = Recovery(time=NOW - 90, kind="hang", noticed=31.0, stepped=12.5)
+    found = run.read().model_copy(update=seen | {"recovery": recovery})
+    assert of_run(found, "run_faults_total", kind="lost node") == 2
+    assert of_run(found, "run_recovery_noticed_seconds") == 31
+    assert of_run(found, "run_recovery_step_seconds") == 12.5
 
 
 def test_names_carry_their_unit(tmp_path: Path) -> None:

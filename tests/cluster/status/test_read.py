@@ -176,6 +176,24 @@ def test_between_two_attempts_a_supervised_run_is_restarting(run: MadeRun) -> No
     assert run.read(NOW + 9000).state == "dead"
 
 
+def test_the_supervisors_faults_are_counted_and_listed(run: MadeRun) -> None:
+    again = Start(time=NOW - 28, attempt=2, nodes=NODES, ranks=2, checkpoint=30)
+    lost = Fault(time=NOW - 7200, attempt=0, kind="lost node", reason="node2 is silent", seconds=10)
+    run.lines("incidents/rank-00000.jsonl", [{"time": NOW - 40, "rank": 0, "event": "upload"}])
+    run.supervised(lost, *attempt(1, NOW - 40, 30), again)
+    found = run.read()
+    assert found.faults == {"lost node": 1, "death": 1}
+    assert [(i.rank, i.event) for i in found.incidents] == [(0, "upload"), (1, "death")]
+    assert found.incident_counts == {"upload": 1, "death": 1}
+    assert found.recovery is not None
+    assert (found.recovery.kind, found.recovery.stepped) == ("death", None)
+    run.supervised(
+        *(*attempt(1, NOW - 40, 30), again), Progress(time=NOW - 10, attempt=2, step=31, seconds=18)
+    )
+    recovery = run.read().recovery
+    assert recovery is not None and recovery.stepped == pytest.approx(21)
+
+
 @pytest.mark.parametrize("verdict", ["gave up", "failed", "incomplete", "stopped"])
 def test_the_supervisors_verdict_is_the_state(run: MadeRun, verdict: Any) -> None:
     run.metrics(40, age=3000)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from model.errors import ConfigError
 from trainer.preflight.finding import Finding, TooSlow, finding_of, guarded, size, within, worst
 
 
@@ -33,6 +34,15 @@ def test_a_check_that_breaks_is_no_fault_of_the_machine() -> None:
     found = guarded("disk", check)
     assert [one.state for one in found] == ["ok", "warning"]
     assert found[1].found == "could not be looked at: ValueError: odd"
+
+
+def test_an_error_that_was_written_for_people() -> None:
+    def check() -> Iterator[Finding]:
+        raise ConfigError("locks do not work there; give another folder")
+        yield
+
+    (found,) = guarded("data.cache", check)
+    assert found.state == "FAILED" and found.found.startswith("locks do not work")
 
 
 def test_what_a_finding_means() -> None:

@@ -105,14 +105,16 @@ def test_without_a_driver(tmp_path: Path) -> None:
     def read() -> list[GPU]:
         raise NoDriver("NVML Shared Library Not Found")
 
-    gpus, (found,) = check_gpus(read, tmp_path)
+    gpus, (found,) = check_gpus(read, tmp_path, {})
     assert gpus == [] and found.state == "ok" and "compute on the CPU" in found.found
     device = tmp_path / "0000:01:00.0"
     device.mkdir()
     (device / "vendor").write_text("0x10de\n")
     (device / "class").write_text("0x030200\n")
-    _, (found,) = check_gpus(read, tmp_path)
+    _, (found,) = check_gpus(read, tmp_path, {})
     assert found.state == "FAILED" and "NVML Shared Library Not Found" in found.found
+    for unwanted in ({"DS_ACCELERATOR": "cpu"}, {"CUDA_VISIBLE_DEVICES": ""}):
+        assert check_gpus(read, tmp_path, unwanted)[1][0].state == "ok"
 
 
 def test_the_real_library() -> None:

@@ -29,7 +29,10 @@ def test_ranks_that_somebody_watches() -> None:
     """In a container, the supervisor may be process 1."""
     watched = ORPHAN._replace(parent_pid=900, parent=("python", "-m", "cluster.supervise"))
     contained = watched._replace(parent_pid=1)
-    assert orphans([ORPHAN, watched, contained]) == [ORPHAN]
+    itself = ORPHAN._replace(pid=1, parent_pid=0, parent=())
+    assert orphans([ORPHAN, watched, contained, itself]) == [ORPHAN]
+    of_a_session = ORPHAN._replace(parent_pid=800, parent=("/lib/systemd/systemd", "--user"))
+    assert orphans([of_a_session]) == [of_a_session]
 
 
 def test_this_machine() -> None:

@@ -1,0 +1,127 @@
+"""Signs of life are seen while the run folder cannot be written or read, and those of earlier
+attempts are none."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.supervise.signs import Sign, Signs
+from trainer.run_folder import NEAR_HEARTBEATS, RunFolder
+
+# Reading the run folder takes a second for each file there, as on a slow mount.
+SLOW = """
+import sys, time
+def slowly(event, arguments):
+    if event == "open" and "/run/heartbeats/" in str(arguments[0]):
+        time.sleep(1)
+sys.addaudithook(slowly)
+"""
+# A node's loop around one rank, which ends at once with 75.
+NODE = """
+import asyncio, sys, time
+from pathlib import Path
+from cluster.supervise.output import Output
+from cluster.supervise.ranks import Layout, Ranks
+from trainer.run_folder import RunFolder
+
+RANK = '''
+import json, os, platform, sys, time
+from pathlib import Path
+word = {"time": time.time(), "section": "exit", "host": platform.node(), "reason": "bye"}
+file = Path(sys.argv[1]) / "heartbeats" / "rank-00000.json"
+file.parent.mkdir(parents=True, exist_ok=True)
+file.write_text(json.dumps(word))
+os._exit(75)
+'''
+
+async def node():
+    layout = Layout(attempt=1, first=0, ranks=1, world=1, address="127.0.0.1", port=1)
+    command = [sys.executable, "-c", RANK, sys.argv[1]]
+    ranks = Ranks(command, layout, RunFolder(sys.argv[1]), Output(), name="n", lost=10)
+    while ranks.running or not ranks.clear():
+        ranks.beat()
+        ranks.poll()
+        await asyncio.sleep(0.05)
+    print([report.code for report in ranks.reports()])
+
+asyncio.run(node())
+"""
+
+
+def write(file: Path, section: str, step: int = 0, **more: object) -> None:
+    record = {"time": time.time(), "section": section, "step": step, "host": platform.node()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".tmp")
+    partial.write_text(json.dumps(record | more))
+    partial.replace(file)
+
+
+def seen(signs: Signs, wanted: Callable[[Sign], bool]) -> Sign:
+    deadline = time.monotonic() + 20
+    while (sign := signs.latest(0)) is None or not wanted(sign):
+        assert time.monotonic() < deadline
+        signs.look_at_once()
+        time.sleep(0.01)
+    return sign
+
+
+def test_the_newer_of_two_places_counts(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write(folder.heartbeat(0), "exit", 90, code=1)  # of an earlier attempt
+    signs = Signs(folder, [0])
+    near = Path(signs.environment[NEAR_HEARTBEATS])
+    assert near.stat().st_mode & 0o777 == 0o700
+    time.sleep(0.2)
+    assert signs.latest(0) is None and signs.age(0, 3.5) == 3.5
+    write(near / "rank-00000.json", "step", 4)
+    assert seen(signs, lambda sign: sign.step == 4).section == "step"
+    assert signs.age(0, 3.5) < 3.5
+    write(folder.heartbeat(0), "step", 5)  # the memory is full, and the run folder is not
+    seen(signs, lambda sign: sign.step == 5)
+    write(near / "rank-00000.json", "data", 6)
+    seen(signs, lambda sign: sign.step == 6)
+    write(near / "rank-00000.json", "step", 99, host="elsewhere")
+    (near / "rank-00001.json").write_text("{")
+    time.sleep(0.2)
+    assert signs.latest(0).step == 6  # type: ignore[union-attr]
+    signs.close()
+    assert not near.exists()
+
+
+def test_a_run_folder_that_is_slow_to_read_hides_no_sign(tmp_path: Path) -> None:
+    code = f"""{SLOW}
+from cluster.supervise.signs import Signs
+from tests.cluster.supervise.test_signs import write
+from trainer.run_folder import NEAR_HEARTBEATS, RunFolder
+signs = Signs(RunFolder(sys.argv[1]), range(8))
+near = __import__("pathlib").Path(signs.environment[NEAR_HEARTBEATS])
+for step in range(5):
+    for rank in range(8):
+        write(near / f"rank-{{rank:05d}}.json", "step", step)
+    began = time.monotonic()
+    while any(getattr(signs.latest(rank), "step", -1) != step for rank in range(8)):
+        signs.look_at_once()
+        time.sleep(0.01)
+        assert time.monotonic() - began < 20
+print("seen", len(signs._places[1].latest))
+signs.close()
+"""
+    run = tmp_path / "run"
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)], check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "seen 0\n" and time.monotonic() - began < 60
+
+
+def test_an_end_is_told_although_its_words_are_slow_to_read(tmp_path: Path) -> None:
+    """A rank whose end were never told would be waited for until it counts as one that hangs."""
+    command = [sys.executable, "-c", SLOW + NODE, str(tmp_path / "run")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[75]\n", done.stderr

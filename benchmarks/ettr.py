@@ -46,7 +46,7 @@ KINDS = (
     "supervisor-term",
     "rank-term",
 )
-EVERY = 25  # steps between checkpoints: about 8 s
+EVERY = 15  # steps between checkpoints: about 5 s
 _SAMPLE = 2.0  # seconds between two looks at the step
 _LONG = 300.0  # seconds after which nothing is expected of a fault any more
 _QUIET = 90.0  # seconds before the end in which no fault comes any more

@@ -100,11 +100,12 @@ def examine(wanted: Wanted, exchange: Exchange, say: Callable[[str], None]) -> d
     nodes = _introduce(own, exchange)
     between = _missing(nodes, absent, wanted.meeting) + _compare(nodes)
     checks = {node["node"]: node["checks"] for node in nodes if node["checks"] is not None}
-    exchange.go_on_with(exchange.tell("there", lambda: sorted(checks)))
+    there = exchange.tell("there", lambda: sorted(checks)) or ()
+    exchange.go_on_with(there)
     measured: list[Link] = []
     names = labels(nodes)
-    if len(checks) > 1:
-        say(f"{len(checks)} of {world.size} nodes answer; they call each other")
+    if len(there) > 1:
+        say(f"{len(there)} of {world.size} nodes answer; they call each other")
         addresses = [node.get("address", "") for node in nodes]
         between += call_each_other(exchange, addresses, names, wanted.low, wanted.high)
         unreached = any(one.state == "FAILED" and one.name in _NO_LINKS for one in between)
@@ -112,6 +113,9 @@ def examine(wanted: Wanted, exchange: Exchange, say: Callable[[str], None]) -> d
         if exchange.tell("go", lambda: alike and not (unreached or exchange.lost)):
             found, measured = exchange_tensors(exchange, names)
             between += found
+        else:
+            todo = "mend what FAILED between the nodes, and run this again"
+            between.append(Finding("links", "warning", "not measured", todo))
     for node, finding in _look_together(own, exchange, wanted):
         checks.setdefault(node, []).append(finding)
     between += _look_at_store(own, nodes, exchange)

@@ -32,6 +32,7 @@ from cluster.supervise.messages import Order
 from cluster.supervise.node import Timing
 from cluster.supervise.output import Output
 from cluster.supervise.policy import Finish, Node, Outcome, Rules, Situation, Start, Trouble, Wait
+from cluster.supervise.report import failure_report
 from cluster.supervise.watching import FolderWatch
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
@@ -41,6 +42,7 @@ _HEALTH = 25.0  # seconds for the health checks of all nodes
 _CLEAR = 30.0  # seconds for killed ranks to be gone
 _STACKS = 7.0  # seconds for the stacks of all nodes
 _FRESH = 5.0  # seconds for a look at the run folder
+_REPORT = 20.0  # seconds for the report of a failure
 _ALL_SIGNALLED = 3.0  # seconds in which a stop reaches all supervisors, if it is meant for all
 
 
@@ -420,6 +422,21 @@ class Coordinator:
 
     async def _report_failure(self, verdict: Finish) -> None:
         """Write RUN/failure.txt, and print it."""
+
+        def report() -> str:
+            text = failure_report(
+                self._folder,
+                self._events,
+                reason=verdict.reason,
+                code=verdict.code,
+                now=time.time(),
+            )
+            _write(self._folder.failure, text)
+            return text
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_REPORT):
+                self._output.say(await asyncio.wrap_future(self._files.submit(report)))
 
     # What is said and written.
 

@@ -33,7 +33,7 @@ def test_a_run_is_seen_through(tmp_path: Path) -> None:
     [
         ("kill", "death", -9),
         ("crash", "crash", 1),
-        ("76", "hang", 76),
+        ("74", "storage", 74),
         ("75", "stopped", 75),
         ("stop", "hang", 76),
     ],
@@ -43,11 +43,14 @@ def test_ranks_that_fail_are_started_again(
 ) -> None:
     options = ("--ranks", "2", "--limit-step", "3", "--limit-first-step", "3")
     words = ["steps=12", f"fault=1:6:{fault}:1", "pause=0.1"]
+    if fault == "75":  # which ranks agree on
+        words.append("fault=0:6:75:1")
     with job(tmp_path / "run", *options, words=words) as one:
         one.start(0)
         assert one.wait() == 0
         (found,) = one.of(history.Fault)
-        assert (found.kind, found.rank, found.node) == (kind, 1, "n0"), found
+        assert (found.kind, found.node) == (kind, "n0"), found
+        assert found.rank == 1 or fault in ("75", "stop"), found
         first, second = one.of(history.Start)
         assert first.checkpoint is None and second.checkpoint in (4, 8, 12)
         assert [end.code for end in one.of(history.End)] == [code, 0]

@@ -46,8 +46,9 @@ KINDS = (
     "supervisor-term",
     "rank-term",
 )
-EVERY = 25  # steps between checkpoints: about 8 s
+EVERY = 15  # steps between checkpoints: about 5 s
 _SAMPLE = 2.0  # seconds between two looks at the step
+_LONG = 300.0  # seconds after which nothing is expected of a fault any more
 _QUIET = 90.0  # seconds before the end in which no fault comes any more
 
 
@@ -56,16 +57,20 @@ class Record:
 
     def __init__(self, path: Path) -> None:
         self.rows: list[dict[str, Any]] = []
-        self._path = path
+        self._path, self._lock = path, threading.Lock()
         path.write_text("")
 
     def add(self, kind: str, **content: Any) -> None:
         row = {"kind": kind, "time": round(time.time(), 2), **content}
-        self.rows.append(row)
-        with self._path.open("a") as file:
+        with self._lock, self._path.open("a") as file:
+            self.rows.append(row)
             file.write(json.dumps(row) + "\n")
         if kind != "step":
             print(json.dumps(row), flush=True)
+
+    def last_moment(self, began: float) -> float:
+        """Return when the last fault came, or when the run began."""
+        return max([began, *(row["moment"] for row in self.rows if row["kind"] == "fault")])
 
 
 def plan(minutes: float, mean: float, dice: random.Random) -> list[tuple[float, str]]:
@@ -90,10 +95,15 @@ def step_of(job: Job) -> int | None:
         return None
 
 
-def is_going(job: Job) -> bool:
-    """Whether the newest attempt has made a step, so that the next fault may come."""
-    known = [e["event"] for e in job.events if e.get("event") in ("start", "progress", "fault")]
-    return bool(known) and known[-1] == "progress"
+def is_over(job: Job, moment: float) -> bool:
+    """Return whether the run has got over the fault of this moment, so that the next one may come.
+
+    It has if an attempt that began later has made a step, or if nothing came of the fault for long.
+    """
+    start = next(job.events_after(moment, "start"), None)
+    if start is None:
+        return time.time() - moment > _LONG
+    return any(job.events_after(start["time"], "progress"))
 
 
 def inject(job: Job, name: str, turn: int, record: Record) -> None:
@@ -114,24 +124,31 @@ def inject(job: Job, name: str, turn: int, record: Record) -> None:
 
 
 def watch(job: Job, planned: Sequence[tuple[float, str]], seconds: float, record: Record) -> None:
-    """Let the run go on for so long, and put the faults in."""
+    """Let the run go on for so long, and put the faults in.
+
+    Hosts are started by this thread: they end with the thread that started them.
+    """
     began, waiting, turn = time.time(), list(planned), 0
-    busy: threading.Thread | None = None
+    ended = threading.Event()
+    sampler = threading.Thread(target=sample, args=(job, record, ended), daemon=True)
+    sampler.start()
     while (now := time.time() - began) < seconds:
-        record.add("step", step=step_of(job))
         if job.poll() is not None:
             record.add("problem", what=f"`addp launch` ended with {job.poll()}; given again")
             print(job.last_lines(), file=sys.stderr)
             job.start()
-        free = busy is None or not busy.is_alive()
-        if waiting and now >= waiting[0][0] and free and is_going(job):
-            _, name = waiting.pop(0)
-            busy = threading.Thread(target=inject, args=(job, name, turn, record), daemon=True)
-            busy.start()
+        if waiting and now >= waiting[0][0] and is_over(job, record.last_moment(began)):
+            inject(job, waiting.pop(0)[1], turn, record)
             turn += 1
-        time.sleep(_SAMPLE)
-    if busy:
-        busy.join(60)
+        time.sleep(1)
+    ended.set()
+    sampler.join(10)
+
+
+def sample(job: Job, record: Record, ended: threading.Event) -> None:
+    """Record the step again and again."""
+    while not ended.wait(_SAMPLE):
+        record.add("step", step=step_of(job))
 
 
 def stop(job: Job, record: Record) -> None:

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,7 +68,8 @@ def status(
     reader = open_run(run)
     if watch:
         pause = interval or (_PAUSE if reader.folder else _STORE_PAUSE)
-        _watch(reader, pause, as_json, textfile)
+        with suppress(KeyboardInterrupt):  # the usual way to leave
+            _watch(reader, pause, as_json, textfile)
         return
     _once(reader.read(wait_for_copy=_PATIENCE), as_json, prometheus, textfile, svg)
 

@@ -127,7 +127,7 @@ class Ranks:
         of our silence after which the ranks have to end."""
         self.layout, self._name, self._folder = layout, name, folder
         self._ranks: list[_Rank] = []
-        self._signs = Signs(folder, range(layout.first, layout.first + layout.ranks))
+        self._signs = Signs(folder, name, range(layout.first, layout.first + layout.ranks))
         self._killed: float | None = None
         self._guardian = _start_guardian(lost)
         try:

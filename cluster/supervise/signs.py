@@ -10,6 +10,7 @@ What is newer counts: a full, slow or lost run folder makes no rank look silent.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -50,8 +51,9 @@ class Signs:
     Each place is read in a thread of its own: one that hangs does not hide the other.
     """
 
-    def __init__(self, folder: RunFolder, ranks: Iterable[int]) -> None:
-        self._near = _near_folder()
+    def __init__(self, folder: RunFolder, name: str, ranks: Iterable[int]) -> None:
+        """name: of this node, which no other node of the run has."""
+        self._near = _near_folder(folder, name)
         files = {rank: folder.heartbeat(rank) for rank in ranks}
         near = {rank: self._near / file.name for rank, file in files.items()} if self._near else {}
         self._ages = BeatAges()
@@ -125,10 +127,18 @@ def _read(file: Path) -> Sign | None:
         return None
 
 
-def _near_folder() -> Path | None:
-    """Make a folder for one attempt; None where there is no room for one."""
-    parent = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+def _near_folder(folder: RunFolder, name: str) -> Path | None:
+    """Make an empty folder, where an earlier attempt of this node may have left one. None where it
+    cannot be made."""
+    whose = hashlib.sha256(f"{folder.path.absolute()}\0{name}".encode(errors="replace"))
+    parent = _MEMORY if os.access(_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+    path = parent / f"addp-heartbeats-{os.getuid()}-{whose.hexdigest()[:16]}"
+    shutil.rmtree(path, ignore_errors=True)
     try:
-        return Path(tempfile.mkdtemp(prefix="addp-heartbeats-", dir=parent))
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:  # it is not ours
+            return Path(tempfile.mkdtemp(prefix="addp-heartbeats-", dir=parent))
     except OSError:
         return None
+    return path

@@ -99,6 +99,13 @@ def test_two_hosts(tmp_path: Path) -> None:
         assert names["reachability"] == names["links"] == names["clocks"] == "ok"
         assert [node["host"] for node in answer["nodes"]] == ["node1", "node2"]
 
+        closed = ["pref", "1", "ipproto", "tcp", "dport", "30000-32699", "prohibit"]
+        assert hosts[0].run(["ip", "rule", "add", *closed]).returncode == 0
+        answer = _ask(hosts, words)
+        (one,) = (one["found"] for one in answer["checks"] if one["state"] == "FAILED")
+        assert one.startswith("node1 does not reach node2 at 10.77.0.2:3"), answer
+        hosts[0].run(["ip", "rule", "del", *closed])
+
         (tmp_path / "own").mkdir()
         hosts[1].run(["mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "own")])
         answer = _ask(hosts, [*words, f"run={tmp_path / 'own' / 'run'}", "--sight=2"])

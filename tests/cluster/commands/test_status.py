@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,7 @@ from tests.cluster.status.made import running
 from tests.cluster.supervise.supervising import job
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import World
+from tests.warm import warm_python
 from trainer.run_folder import RunFolder
 
 LONG = ("schedule.total=100000", "checkpoint.every=5", "checkpoint.keep=1")
@@ -168,6 +174,29 @@ def test_watching_ends_with_the_run(done: Path, tmp_path: Path) -> None:
     assert addp("status", done, "--watch", "--textfile", target).code == 0
     assert 'state="done"} 1.0' in target.read_text()
     assert addp("stop", done, "--wait").code == 0
+
+
+def test_a_terminal_shows_the_run_until_ctrl_c(tmp_path: Path) -> None:
+    """On a screen of its own; what was shown last stays on the usual one."""
+    run = running(tmp_path / "base-16")
+    terminal, inside = pty.openpty()
+    words = ["-m", "cluster.cli", "status", str(run.path), "--watch", "--interval", "0.2"]
+    environment = os.environ | {"TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        [warm_python(), *words], stdin=inside, stdout=inside, stderr=inside, env=environment
+    )
+    os.close(inside)
+    shown = b""
+    while shown.count(b"Ctrl-C leaves") < 3:
+        shown += os.read(terminal, 1 << 16)
+    process.send_signal(signal.SIGINT)
+    with suppress(OSError):  # the other side is closed
+        while piece := os.read(terminal, 1 << 16):
+            shown += piece
+    os.close(terminal)
+    assert process.wait(30) == 0
+    before, _, after = shown.partition(b"\x1b[?1049l")
+    assert b"\x1b[?1049h" in before and b"base-16" in after and b"interrupted" not in after
 
 
 def test_a_picture_of_the_view(done: Path, tmp_path: Path) -> None:

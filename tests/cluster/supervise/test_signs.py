@@ -74,7 +74,7 @@ def seen(signs: Signs, wanted: Callable[[Sign], bool]) -> Sign:
 def test_the_newer_of_two_places_counts(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     write(folder.heartbeat(0), "exit", 90, code=1)  # of an earlier attempt
-    signs = Signs(folder, [0])
+    signs = Signs(folder, "n", [0])
     near = Path(signs.environment[NEAR_HEARTBEATS])
     assert near.stat().st_mode & 0o777 == 0o700
     time.sleep(0.2)
@@ -94,12 +94,31 @@ def test_the_newer_of_two_places_counts(tmp_path: Path) -> None:
     assert not near.exists()
 
 
+def test_what_a_killed_supervisor_left_is_taken_over(tmp_path: Path) -> None:
+    """Each node has a folder of its own, also where several are on one machine; and a folder that
+    somebody else made under its name is left alone."""
+    folder = RunFolder(tmp_path / "run")
+    left = Path(Signs(folder, "n0", [0]).environment[NEAR_HEARTBEATS])
+    write(left / "rank-00000.json", "step", 77)
+    other = Signs(folder, "n1", [1])
+    again = Signs(folder, "n0", [0])
+    assert Path(again.environment[NEAR_HEARTBEATS]) == left and not list(left.iterdir())
+    assert other.environment != again.environment
+    again.close()
+    left.symlink_to(tmp_path)
+    foreign = Signs(folder, "n0", [0])
+    assert Path(foreign.environment[NEAR_HEARTBEATS]) != left and tmp_path.exists()
+    for signs in (other, foreign):
+        signs.close()
+    left.unlink()
+
+
 def test_a_run_folder_that_is_slow_to_read_hides_no_sign(tmp_path: Path) -> None:
     code = f"""{SLOW}
 from cluster.supervise.signs import Signs
 from tests.cluster.supervise.test_signs import write
 from trainer.run_folder import NEAR_HEARTBEATS, RunFolder
-signs = Signs(RunFolder(sys.argv[1]), range(8))
+signs = Signs(RunFolder(sys.argv[1]), "n", range(8))
 near = __import__("pathlib").Path(signs.environment[NEAR_HEARTBEATS])
 for step in range(5):
     for rank in range(8):

@@ -44,7 +44,7 @@ def test_a_plan_on_this_machine(place: Path) -> None:
     assert (said["backend"], said["ranks"], said["hosts"]) == ("local", 4, ["localhost"])
     assert said["batch"] == {"size": 64, "micro": 2, "accumulation": 8}
     assert said["worlds"] == [1, 2, 4] and said["variables"] == {"carried": None, "kept": []}
-    assert said["ports"] == {"coordinator": 21000, "launcher": 21001}
+    assert said["ports"] == {"coordinator": 21000, "launcher": 21001, "ranks": [30000, 32699]}
     (command,) = said["commands"]
     words = command["words"]
     split = words.index("--")

@@ -210,7 +210,7 @@ def summary(job: Job, record: Record, began: float, ended: float) -> dict[str, A
     """Return the ratios. began, ended: of the time that counts, in epoch seconds."""
     rows = [row for row in job.folder.read_metrics() if row["time"] <= ended]
     steps = [row["step"] for row in rows]
-    spent = times(read(job.folder.supervision), ended)
+    spent = times([e for e in read(job.folder.supervision) if e.time <= ended], ended)
     wall = ended - began
     return {
         "minutes": round(wall / 60, 2),

@@ -121,7 +121,10 @@ def exit_record(source: Source) -> Ended | None:
 
 def folder_lock(folder: RunFolder) -> Lock | None:
     """Return who holds a run folder. While its storage has locks, that is proof of life."""
-    holder = folder.holder()
+    try:
+        holder = folder.holder()
+    except ValueError:  # it is held, and its text is none
+        holder = "another process"
     return Lock(fields.one_line(holder, 200), renewed=True) if holder else None
 
 

@@ -125,7 +125,11 @@ def batch_script(request: LaunchRequest) -> BatchScript:
         options=[*_ours(request, options), *_the_users(request, options)],
         srun=_step(options),
         folder=str(Path.cwd()),
-        supervisor=[sys.executable, "-u", "-m", request.module, *request.arguments],
+        supervisor=[
+            *(sys.executable, "-u", "-m", "cluster.launch.slurm_task"),
+            *("--run", str(run_folder(request)), "--"),
+            *(sys.executable, "-u", "-m", request.module, *request.arguments),
+        ],
         ending=[sys.executable, "-m", "cluster.launch.requeue", "--run", str(run_folder(request))],
     )
 

@@ -111,9 +111,8 @@ class SlurmHere:
         self.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
 
     def restore(self, node: str) -> None:
-        """Bring a node back that was lost."""
+        """Bring a node back that was lost: Slurm takes it as soon as its daemon reports."""
         _daemon(self, "slurmd", "-N", node)
-        self.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
     def wait_for(
         self, number: int | str, meets: Callable[[dict[str, str]], bool], seconds: float

@@ -311,7 +311,7 @@ def contents(draw: st.DrawFn) -> bytes:
     return content[: draw(st.integers(0, len(content)))] if draw(st.booleans()) else content
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(NAMES), contents(), min_size=1))
 def test_no_record_breaks_a_snapshot(tmp_path: Path, files: dict[str, bytes]) -> None:
     run = running(tmp_path / "run")

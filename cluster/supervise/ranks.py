@@ -19,9 +19,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,7 @@ _LAST_SIGN = 0.5  # the same of a rank that was killed: it has no words, but a s
 # Seconds for children of ranks to end once they are killed. Where nobody waits for orphans, as in
 # some containers, they stay behind as mere entries.
 _LEFTOVERS = 5.0
+_REGISTER = ThreadPoolExecutor(1, "register")  # one after the other; a mount may hang
 _LARGEST = 64 << 10  # bytes of what is written down
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: a forked child must not
@@ -296,18 +297,23 @@ def _register(folder: RunFolder, name: str) -> Path:
 
 
 def _write_down(folder: RunFolder, name: str, pids: Iterable[int]) -> None:
-    """Write the processes of this node down, each with its start, by which it is known again."""
-    content = _place() | {"processes": [[pid, start] for pid in pids if (start := _start_of(pid))]}
+    """Write the processes of this node down, each with its start, by which it is known again, and
+    this supervisor itself."""
+    own = os.getpid()
+    content = _place() | {
+        "supervisor": [own, _start_of(own)],
+        "processes": [[pid, start] for pid in pids if (start := _start_of(pid))],
+    }
 
     def write() -> None:
         with suppress(OSError):
             write_atomically(_register(folder, name), json.dumps(content).encode())
 
-    threading.Thread(target=write, daemon=True, name="register").start()
+    _REGISTER.submit(write)
 
 
 def end_orphans(folder: RunFolder, name: str) -> int:
-    """Kill what an earlier supervisor of this node has left behind. Returns how many processes.
+    """Kill what a supervisor of this node that is gone has left behind. Returns how many processes.
 
     Numbers of processes mean something on one machine, until it is booted, and within one
     container. So all of these are compared, and the time at which each process began.
@@ -317,9 +323,10 @@ def end_orphans(folder: RunFolder, name: str) -> int:
             read_file(_register(folder, name), _LARGEST, DataError), "processes", DataError
         )
         processes = [(int(pid), int(start)) for pid, start in content.pop("processes")]
+        supervisor, begun = map(int, content.pop("supervisor"))
     except (OSError, DataError, KeyError, TypeError, ValueError):
         return 0
-    if content != _place():
+    if content != _place() or _start_of(supervisor) == begun:
         return 0
     killed = 0
     for pid, start in processes:

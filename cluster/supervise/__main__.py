@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from cluster.supervise.coordinator import Coordinator
 from cluster.supervise.limits import Limits
 from cluster.supervise.messages import KEY, await_key, make_key
-from cluster.supervise.node import Node, NodeOptions, Timing
+from cluster.supervise.node import HEALTH, Node, NodeOptions, Timing
 from cluster.supervise.output import Output
 from cluster.supervise.policy import Rules
 from model.documents import first_problem
@@ -62,7 +62,8 @@ def parse(words: Sequence[str], environment: dict[str, str]) -> Arguments:
     add("--lost", type=float, default=10.0, help="seconds of silence of a node that is lost (10)")
     add("--name", default=platform.node(), help="what this node is called (its host's name)")
     add("--address", help="by which other nodes reach this one (as node 0 sees it)")
-    add("--module", default=_TRAINER, help=argparse.SUPPRESS)
+    add("--module", default=_TRAINER, help=argparse.SUPPRESS)  # for tests, as the next one
+    add("--health", default=HEALTH, help=argparse.SUPPRESS)
     _add_options(parser, Rules)
     _add_options(parser, Limits)
     add("trainer", nargs="*", metavar="WORD", help="arguments of the trainer, after --")
@@ -86,6 +87,7 @@ def parse(words: Sequence[str], environment: dict[str, str]) -> Arguments:
             command=(sys.executable, "-u", "-m", options["module"], *options["trainer"]),
             own_address=options["address"] or (None if world.rank else address),
             tell_ranks=options["module"] == _TRAINER,
+            health=options["health"],
             devices=tuple(filter(None, options["devices"].split(","))),
             rejoin=rules.rejoin,
             timing=Timing(

@@ -43,6 +43,7 @@ from cluster.supervise.ranks import Layout, Ranks, end_orphans, free_port
 from cluster.supervise.stacks import RankStack, collect
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
+HEALTH = "trainer.preflight.node"
 _TICK = 0.1  # seconds between two looks at the ranks
 _CONNECT = 5.0  # seconds for a connection
 _HEALTH = 20.0  # seconds for the health check
@@ -71,8 +72,8 @@ class NodeOptions:
 
     index: which node this is. address, port: where the coordinator listens. own_address: by which
     others reach this node, where the coordinator cannot see it by itself. command: of a rank,
-    without what says which one it is; `expect_ranks=N` is added where tell_ranks is set. rejoin:
-    seconds to look for a coordinator that is gone.
+    without what says which one it is; `expect_ranks=N` is added where tell_ranks is set. health:
+    the module that checks this node. rejoin: seconds to look for a coordinator that is gone.
     """
 
     index: int
@@ -82,6 +83,7 @@ class NodeOptions:
     command: Sequence[str]
     own_address: str | None = None
     tell_ranks: bool = True
+    health: str = HEALTH
     devices: Sequence[str] = ()
     rejoin: float = 120.0
     timing: Timing = field(default_factory=Timing)
@@ -274,7 +276,8 @@ class Node:
 
     async def _check(self, number: int) -> None:
         """Find out whether this node is fit. Without an answer it counts as fit."""
-        command = [sys.executable, "-m", "trainer.preflight.node", "--json", str(self._folder.path)]
+        module = self._options.health
+        command = [sys.executable, "-m", module, "--json", str(self._folder.path)]
         unfit: str | None = None
         process = None
         try:

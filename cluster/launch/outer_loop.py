@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from cluster.launch.files import written
 from cluster.launch.hosts import Hosts
 from cluster.launch.launch import RunFailed
 from cluster.launch.newcomers import Newcomers
-from cluster.launch.process_group import FORWARDED, Ended, Stopping, run_group
+from cluster.launch.process_group import Ended, Stopping, catch_stops, run_group
 from cluster.launch.ssh import unreachable
 from cluster.launch.supervised import MODULE
 from cluster.supervise import history
@@ -256,7 +257,7 @@ class _Signals:
         self.came = threading.Event()
 
     def __enter__(self) -> _Signals:
-        self._previous = {number: signal.signal(number, self._take) for number in FORWARDED}
+        self._previous = catch_stops(self._take)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -315,4 +316,5 @@ def _children(pid: int) -> list[int]:
 
 
 def _say(text: str) -> None:
-    print(f"addp launch: {text}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # the terminal may be gone
+        print(f"addp launch: {text}", file=sys.stderr, flush=True)

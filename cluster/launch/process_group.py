@@ -9,13 +9,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cluster.launch.backend import PlannedCommand
 
 _GRACE_SECONDS = 60  # for ranks to save, once they were asked to stop
 _LOOK_SECONDS = 0.5  # between two looks at the command
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: not in a child that shares our memory
 
@@ -70,15 +70,15 @@ def run_group(
         stopped_at.append(time.monotonic())
         for pid in group:
             if not how.ask(pid):
-                # Launchers know no SIGUSR1: it would end them, and their ranks would run on.
-                _signal_group(pid, signal.SIGTERM if number == signal.SIGUSR1 else number)
+                # Other signals end launchers, whose ranks would run on.
+                _signal_group(pid, number if number == signal.SIGINT else signal.SIGTERM)
 
     def forward(number: int, _: object) -> None:
         signals.append(number)
         stop(number)
 
     # Before the start: a signal in between would otherwise end us and leave the group behind.
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
+    previous = catch_stops(forward)
     try:
         process = _start(command, stdout)
         group.append(process.pid)
@@ -97,6 +97,15 @@ def run_group(
             signal.signal(number, handler)
         for pid in group:
             _end_group(pid, how.grace)
+
+
+def catch_stops(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Have the signals that ask us to stop handled. Returns the handlers that they had.
+
+    A terminal that goes away does not stop what `nohup` has started.
+    """
+    numbers = [n for n in _STOPS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 def _start(command: PlannedCommand, stdout: int | None) -> subprocess.Popen[bytes]:

@@ -269,7 +269,9 @@ def start_waiting(run: Path, *words: str) -> subprocess.Popen[str]:
         [sys.executable, "-c", SEE_THROUGH, str(run), *words],
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: [
+            signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)
+        ],
     )
     wait_for(run / "ready")
     return process
@@ -282,7 +284,7 @@ def wait_for(path: Path, seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_reaches_supervisors_elsewhere_by_a_file(number: int, tmp_path: Path) -> None:
     """The launcher itself is not signalled. What is left of the file is removed."""
     process = start_waiting(tmp_path, sys.executable, "-c", WAITING, str(tmp_path))

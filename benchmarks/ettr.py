@@ -57,13 +57,13 @@ class Record:
 
     def __init__(self, path: Path) -> None:
         self.rows: list[dict[str, Any]] = []
-        self._path = path
+        self._path, self._lock = path, threading.Lock()
         path.write_text("")
 
     def add(self, kind: str, **content: Any) -> None:
         row = {"kind": kind, "time": round(time.time(), 2), **content}
-        self.rows.append(row)
-        with self._path.open("a") as file:
+        with self._lock, self._path.open("a") as file:
+            self.rows.append(row)
             file.write(json.dumps(row) + "\n")
         if kind != "step":
             print(json.dumps(row), flush=True)
@@ -124,24 +124,31 @@ def inject(job: Job, name: str, turn: int, record: Record) -> None:
 
 
 def watch(job: Job, planned: Sequence[tuple[float, str]], seconds: float, record: Record) -> None:
-    """Let the run go on for so long, and put the faults in."""
+    """Let the run go on for so long, and put the faults in.
+
+    Hosts are started by this thread: they end with the thread that started them.
+    """
     began, waiting, turn = time.time(), list(planned), 0
-    busy: threading.Thread | None = None
+    ended = threading.Event()
+    sampler = threading.Thread(target=sample, args=(job, record, ended), daemon=True)
+    sampler.start()
     while (now := time.time() - began) < seconds:
-        record.add("step", step=step_of(job))
         if job.poll() is not None:
             record.add("problem", what=f"`addp launch` ended with {job.poll()}; given again")
             print(job.last_lines(), file=sys.stderr)
             job.start()
-        free = busy is None or not busy.is_alive()
-        if waiting and now >= waiting[0][0] and free and is_over(job, record.last_moment(began)):
-            _, name = waiting.pop(0)
-            busy = threading.Thread(target=inject, args=(job, name, turn, record), daemon=True)
-            busy.start()
+        if waiting and now >= waiting[0][0] and is_over(job, record.last_moment(began)):
+            inject(job, waiting.pop(0)[1], turn, record)
             turn += 1
-        time.sleep(_SAMPLE)
-    if busy:
-        busy.join(60)
+        time.sleep(1)
+    ended.set()
+    sampler.join(10)
+
+
+def sample(job: Job, record: Record, ended: threading.Event) -> None:
+    """Record the step again and again."""
+    while not ended.wait(_SAMPLE):
+        record.add("step", step=step_of(job))
 
 
 def stop(job: Job, record: Record) -> None:

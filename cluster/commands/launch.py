@@ -59,7 +59,10 @@ class LaunchOptions(Settings):
         description="ranks on each node; the hostfile's slots if not given, or 1",
     )
     min_nodes: int | None = Field(
-        None, ge=1, description="go on with as few nodes as this where others are lost (all)"
+        None,
+        ge=1,
+        le=16_384,
+        description="go on with as few nodes as this where others are lost (all)",
     )
     spares: int = Field(
         0, ge=0, le=1024, description="nodes beyond --nodes, which wait until one is needed"
@@ -112,7 +115,9 @@ def launch(
     ] = None,
     node_rank: Annotated[
         int | None,
-        typer.Option(min=0, help="the number of this host, where each host has its own command"),
+        typer.Option(
+            min=0, max=16_383, help="the number of this host, where each host has its own command"
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="show the plan, start nothing")
@@ -192,9 +197,9 @@ def _prepare(
     from data_pipeline.storage.output import check_output
     from trainer.config.reading import load_config
 
-    settings = load_config(file, list(overrides))
     words = ["--config", str(file.absolute()), *overrides]
     _refuse_passwords(words)
+    settings = load_config(file, list(overrides))
     check_output(settings.run)
     hosts, rules = _choose(settings, asked)
     timeouts = _timeouts(settings, asked, rules)

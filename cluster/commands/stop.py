@@ -37,6 +37,12 @@ def stop(
     if answer == "not running":
         _say(f"{reader.name} is not running ({snapshot.state}: {snapshot.reason}); nothing to stop")
         _clear(reader)
+    elif answer == "for the next start":
+        _say(
+            f"{reader.name} does not train now ({snapshot.state}: {snapshot.reason}). Its launcher "
+            "may start it again: STOP is there, and ends that start at once. If no launcher runs "
+            f"any more, remove it before you start the run: {reader.place}/STOP"
+        )
     else:
         _explain(reader, snapshot, again=answer == "asked before")
         if wait:

@@ -19,6 +19,7 @@ from cluster.launch.backend import HERE, LaunchPlan
 from cluster.launch.hosts import Hosts
 from cluster.launch.supervised import Supervision
 from cluster.launch.timeouts import Timeout, Timeouts
+from cluster.supervise.ranks import PORTS
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,11 @@ class Description:
             "batch": vars(self.batch),
             "hosts": self.hosts.names,
             "address": self.hosts.meeting_address,
-            "ports": {"coordinator": supervision.port, "launcher": supervision.port + 1},
+            "ports": {
+                "coordinator": supervision.port,
+                "launcher": supervision.port + 1,
+                "ranks": [PORTS[0], PORTS[-1]],  # one of these
+            },
             "variables": {
                 "carried": None if self.carried is None else list(self.carried),
                 "kept": list(self.kept),
@@ -131,8 +136,8 @@ class Description:
             ("possible ranks", ", ".join(map(str, rules.worlds)) or "any"),
             (
                 "meeting",
-                f"{self.hosts.meeting_address}, ports {supervision.port} (coordinator) and "
-                f"{supervision.port + 1} (launcher)",
+                f"{self.hosts.meeting_address}, ports {supervision.port} (coordinator), "
+                f"{supervision.port + 1} (launcher), one of {PORTS[0]}-{PORTS[-1]} (ranks)",
             ),
             ("gives up", f"after {rules.max_restarts} failures without progress"),
             ("variables", carried),

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,8 @@ from cluster.launch.backends import BACKENDS
 from cluster.launch.files import written
 from cluster.launch.hosts import Hosts
 from cluster.launch.launch import RunFailed
-from cluster.launch.process_group import FORWARDED, Ended, run_group
+from cluster.launch.newcomers import Newcomers
+from cluster.launch.process_group import Ended, Stopping, catch_stops, run_group
 from cluster.launch.ssh import unreachable
 from cluster.launch.supervised import MODULE
 from cluster.supervise import history
@@ -72,9 +74,18 @@ def see_through(job: Job, *, stdout: int | None = None) -> bool:
     Returns whether a signal came too late to stop the run. Raises RunFailed, with the supervisors'
     exit code, for any other end, and what the backend's `check` raises.
     """
-    BACKENDS[job.backend].check(job.request(job.hosts))
+    BACKENDS[job.backend].check(job.request(_worth_checking(job)))
     with _Signals() as signals:
         return _Loop(job, signals, stdout).run()
+
+
+def _worth_checking(job: Job) -> Hosts:
+    """Return the hosts that answer, if they are enough to begin with, else all: the check tells."""
+    if not job.asks_hosts:
+        return job.hosts
+    silent = unreachable(job.hosts.names)
+    there = [name for name in job.hosts.names if name not in silent]
+    return job.hosts.among(there) if job.rules.most(len(there)) else job.hosts
 
 
 class _Round(NamedTuple):
@@ -92,7 +103,7 @@ class _Loop:
         self._stdout = stdout
         self._folder = RunFolder(job.run)
         self._starts = 0  # since the last one that made ranks start
-        self._made_stop = False
+        self._made_stop = self._made_room = False
         self._silent = 0  # of these, those that could have worked: all hosts answered
 
     def run(self) -> bool:
@@ -142,16 +153,24 @@ class _Loop:
             self._wait((1.0,), 0)
 
     def _start(self, hosts: Hosts) -> _Round:
+        job = self._job
         before = len(history.read(self._folder.supervision))
-        plan = BACKENDS[self._job.backend].plan(self._job.request(hosts))
+        plan = BACKENDS[job.backend].plan(job.request(hosts))
+        newcomers = Newcomers(job.hosts, hosts, job.rules)
+        self._made_room = False
+
+        def makes_room() -> bool:
+            """Whether the run is to stop, so that it can be started with hosts that are back."""
+            if back := newcomers.came():
+                _say(f"{', '.join(back)} answers again: the run stops, and starts with more nodes")
+                self._made_room = True
+            return self._made_room
+
+        stopping = Stopping(
+            self._ask_to_stop, self._signals.came.is_set, makes_room, job.grace + _MARGIN
+        )
         with written(plan.files):
-            ended = run_group(
-                own_command(plan, self._job.node),
-                self._stdout,
-                ask=self._ask_to_stop,
-                asked=self._signals.came.is_set,
-                grace=self._job.grace + _MARGIN,
-            )
+            ended = run_group(own_command(plan, job.node), self._stdout, stopping)
         if self._made_stop:  # what was left of it would stop the next start
             self._folder.stop.unlink(missing_ok=True)
         events = history.read(self._folder.supervision)[before:]
@@ -184,6 +203,9 @@ class _Loop:
     def _is_over(self, this: _Round) -> bool:
         """Return whether the run is done. Raises RunFailed for any other end that is final."""
         code, verdict = this.ended.code, this.verdict
+        stopped_here = this.ended.signalled or self._signals.came.is_set()
+        if self._made_room and not stopped_here and verdict and verdict.verdict == "stopped":
+            return False
         if verdict is not None and verdict.verdict in FINAL:
             if verdict.verdict == "done":
                 return True
@@ -191,7 +213,7 @@ class _Loop:
             raise self._failed(verdict.code, f"{verdict.reason}{where}")
         if code in (*FINAL_CODES, _USAGE):
             raise self._failed(code, "the supervisors did not start; the reason stands above")
-        if this.ended.signalled or self._signals.came.is_set():
+        if stopped_here:
             raise self._failed(EXIT_PREEMPTED, "it was asked to stop here")
         return code == 0 and self._folder.is_done  # the first host's supervisor says so
 
@@ -203,6 +225,8 @@ class _Loop:
         reason = this.verdict.reason if this.verdict else f"exit code {this.ended.code}"
         if this.started:
             self._starts = self._silent = 0
+            if self._made_room:
+                return
             _say(f"the supervisors ended ({reason}); they are started again")
             return
         if len(hosts.slots) == len(self._job.hosts.slots):
@@ -233,7 +257,7 @@ class _Signals:
         self.came = threading.Event()
 
     def __enter__(self) -> _Signals:
-        self._previous = {number: signal.signal(number, self._take) for number in FORWARDED}
+        self._previous = catch_stops(self._take)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -292,4 +316,5 @@ def _children(pid: int) -> list[int]:
 
 
 def _say(text: str) -> None:
-    print(f"addp launch: {text}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # the terminal may be gone
+        print(f"addp launch: {text}", file=sys.stderr, flush=True)

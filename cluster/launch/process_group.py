@@ -8,13 +8,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from cluster.launch.backend import PlannedCommand
 
 _GRACE_SECONDS = 60  # for ranks to save, once they were asked to stop
 _LOOK_SECONDS = 0.5  # between two looks at the command
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: not in a child that shares our memory
 
@@ -31,13 +32,25 @@ class Ended(NamedTuple):
     signalled: bool
 
 
+@dataclass(frozen=True)
+class Stopping:
+    """How what a command starts is asked to stop.
+
+    ask: asks it, instead of a signal to the group. It is given the command's process id, and
+    returns whether it could.
+    asked: says whether somebody asked us to stop before the command was started.
+    enough: says whether we want it to stop by ourselves; it is asked again and again.
+    grace: seconds for ranks to save, once they were asked to stop.
+    """
+
+    ask: Callable[[int], bool] = lambda pid: False
+    asked: Callable[[], bool] = lambda: False
+    enough: Callable[[], bool] = lambda: False
+    grace: float = _GRACE_SECONDS
+
+
 def run_group(
-    command: PlannedCommand,
-    stdout: int | None = None,
-    *,
-    ask: Callable[[int], bool] | None = None,
-    asked: Callable[[], bool] = lambda: False,
-    grace: float = _GRACE_SECONDS,
+    command: PlannedCommand, stdout: int | None = None, stopping: Stopping | None = None
 ) -> Ended:
     """Run a command in a process group of its own, and take the whole group down with us.
 
@@ -47,39 +60,52 @@ def run_group(
     stop by the kernel.
 
     stdout: a file descriptor in place of ours.
-    ask: asks what runs to stop, instead of a signal to the group. It is given the command's process
-    id, and returns whether it could.
-    asked: says whether somebody asked us to stop before we were called.
-    grace: seconds for ranks to save, once they were asked to stop.
     """
+    how = stopping or Stopping()
     group: list[int] = []
+    signals: list[int] = []
     stopped_at: list[float] = []
 
-    def forward(number: int, _: object) -> None:
+    def stop(number: int) -> None:
         stopped_at.append(time.monotonic())
         for pid in group:
-            if ask is None or not ask(pid):
-                # Launchers know no SIGUSR1: it would end them, and their ranks would run on.
-                _signal_group(pid, signal.SIGTERM if number == signal.SIGUSR1 else number)
+            if not how.ask(pid):
+                # Other signals end launchers, whose ranks would run on.
+                _signal_group(pid, number if number == signal.SIGINT else signal.SIGTERM)
+
+    def forward(number: int, _: object) -> None:
+        signals.append(number)
+        stop(number)
 
     # Before the start: a signal in between would otherwise end us and leave the group behind.
-    previous = {number: signal.signal(number, forward) for number in FORWARDED}
+    previous = catch_stops(forward)
     try:
         process = _start(command, stdout)
         group.append(process.pid)
-        if stopped_at or asked():
+        if signals or how.asked():
             forward(signal.SIGTERM, None)
         while True:
             try:
-                return Ended(process.wait(timeout=_LOOK_SECONDS), bool(stopped_at))
+                return Ended(process.wait(timeout=_LOOK_SECONDS), bool(signals))
             except subprocess.TimeoutExpired:
-                if stopped_at and time.monotonic() - stopped_at[0] > grace:
+                if not stopped_at and how.enough():
+                    stop(signal.SIGTERM)
+                if stopped_at and time.monotonic() - stopped_at[0] > how.grace:
                     _signal_group(process.pid, signal.SIGKILL)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         for pid in group:
-            _end_group(pid, grace)
+            _end_group(pid, how.grace)
+
+
+def catch_stops(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Have the signals that ask us to stop handled. Returns the handlers that they had.
+
+    A terminal that goes away does not stop what `nohup` has started.
+    """
+    numbers = [n for n in _STOPS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in numbers}
 
 
 def _start(command: PlannedCommand, stdout: int | None) -> subprocess.Popen[bytes]:

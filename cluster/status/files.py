@@ -121,7 +121,10 @@ def exit_record(source: Source) -> Ended | None:
 
 def folder_lock(folder: RunFolder) -> Lock | None:
     """Return who holds a run folder. While its storage has locks, that is proof of life."""
-    holder = folder.holder()
+    try:
+        holder = folder.holder()
+    except ValueError:  # it is held, and its text is none
+        holder = "another process"
     return Lock(fields.one_line(holder, 200), renewed=True) if holder else None
 
 
@@ -169,7 +172,12 @@ def ranks(source: Source, now: float, attempt: Attempt) -> list[Rank]:
         beat = record(source, entry.name)
         time = fields.moment(beat)
         if time is not None and time >= attempt.started:
-            found.append(_rank(rank, beat, now - time, limits, attempt.slowest_step))
+            ahead = max(0.0, time - now)
+            # A clock that is ahead would have its rank live for ever: then the file's own time
+            # counts, which the storage gave it.
+            age = max(0.0, now - (entry.modified if ahead else time))
+            shown = _rank(rank, beat, age, limits, attempt.slowest_step)
+            found.append(shown.model_copy(update={"ahead": ahead}))
     return sorted(found, key=lambda rank: rank.rank)
 
 
@@ -181,8 +189,7 @@ def _rank(rank: int, beat: dict[str, Any], age: float, limits: Limits, slowest_s
         host=host,
         section=section,
         step=step,
-        age=max(0.0, age),
-        ahead=max(0.0, -age),
+        age=age,
         gone=section != "exit" and age > _PARTING and _is_gone(host, fields.count(beat, "pid")),
         limit=silence_limit(section, limits, slowest_step),
         code=code if isinstance(code, int) and -255 <= code <= 255 else None,

@@ -34,13 +34,17 @@ def open_run(run: str) -> RunReader:
         next(iter(open_store(run).list("metrics.jsonl")), None)  # raises where there is no bucket
         return RunReader(run, None)
     path = Path(run)
-    if not path.is_dir():
+    try:
+        there = path.is_dir()
+        # A folder that a run uploads to: only a run itself has heartbeats.
+        is_store = (path / "owner").is_dir() and not (path / "heartbeats").exists()
+    except OSError:  # a name that is too long, a folder that we may not enter
+        there = is_store = False
+    if not there:
         raise ConfigError(
-            f"there is no run folder {fields.one_line(run)}; give the folder that `run=` named, or "
-            "the s3://bucket/prefix that the run uploads to"
+            f"there is no run folder {fields.one_line(run)} that can be read; give the folder that "
+            "`run=` named, or the s3://bucket/prefix that the run uploads to"
         )
-    # A folder that a run uploads to: only a run itself has heartbeats.
-    is_store = (path / "owner").is_dir() and not (path / "heartbeats").exists()
     return RunReader(run, None if is_store else RunFolder(path.absolute()))
 
 

@@ -17,7 +17,7 @@ from data_pipeline.storage.base import local_error
 from model.entry import EXIT_CRASH
 from trainer.run_folder import EXIT_DONE, EXIT_PREEMPTED, STOP
 
-Answer = Literal["asked", "asked before", "not running"]
+Answer = Literal["asked", "asked before", "for the next start", "not running"]
 _PAUSE, _STORE_PAUSE = 1.0, 5.0  # seconds between two looks
 # A run that seems to have ended is looked at again: its supervisors may be about to start it.
 _LOOKS = 2
@@ -26,15 +26,27 @@ _LOOKS = 2
 def ask(reader: RunReader) -> tuple[Answer, Snapshot]:
     """Ask a run to save and stop. Returns what came of it, and how the run was.
 
-    A run that does not run is not asked, and a STOP that lies there is taken away: it would stop
-    the next start at once. Raises StorageError.
+    A run that does not run is not asked: a STOP would stop the next start at once. But where a
+    launcher may be about to start it again by itself, the STOP is for that start. Raises
+    StorageError.
     """
     before = reader.read()
+    if may_come_back(before):
+        _create(reader)
+        return "for the next start", before
     if has_ended(before):
         return "not running", before
     asked: Answer = "asked" if _create(reader) else "asked before"
     after = reader.read()
-    return (asked, before) if not has_ended(after) else ("not running", after)
+    ended = has_ended(after) and not may_come_back(after)
+    return ("not running", after) if ended else (asked, before)
+
+
+def may_come_back(snapshot: Snapshot) -> bool:
+    """Whether nothing of the run goes on, and its launcher may start it again all the same: its
+    supervisors were not complete, or are gone without a verdict."""
+    supervised = snapshot.failures_without_progress is not None
+    return snapshot.state == "incomplete" or (snapshot.state == "dead" and supervised)
 
 
 def has_ended(snapshot: Snapshot) -> bool:

@@ -29,8 +29,12 @@ def duration(seconds: float) -> str:
 
 
 def clock(moment: float) -> str:
-    """Return a time of today as 14:03:12, and another day's as Sat 28 Nov 14:03."""
-    then = time.localtime(moment)
+    """Return a time of today as 14:03:12, another day's as Sat 28 Nov 14:03, and one that no
+    calendar has as `never`."""
+    try:
+        then = time.localtime(moment)
+    except (OverflowError, ValueError, OSError):
+        return "never"
     today = then[:3] == time.localtime()[:3]
     return time.strftime("%H:%M:%S" if today else "%a %d %b %H:%M", then)
 

@@ -18,7 +18,8 @@ from model.documents import Settings
 
 LONGEST = 7 * 86_400.0  # seconds
 _FACTOR = 10.0  # of the slowest hundredth of the steps
-_KEPT = 1000  # latest steps, from which the time of a step is learnt
+_KEPT = 1000  # times of steps from which the time of a step is learnt
+_LEARNERS = 8  # ranks that they are taken from
 
 
 class Limits(Settings):
@@ -90,7 +91,8 @@ class Sign(NamedTuple):
 
 
 class Overdue(NamedTuple):
-    """A rank that hangs. seconds: for how long it is silent. limit: for how long it might be."""
+    """A rank that hangs. seconds: for how long it is silent. limit: for how long it might be; more
+    than that where others hang already, and it has been silent for longer than they."""
 
     rank: int
     section: str
@@ -99,10 +101,13 @@ class Overdue(NamedTuple):
     limit: float
 
     def __str__(self) -> str:
-        return (
+        silent = (
             f"rank {self.rank} has been silent for {self.seconds:.0f} s in {self.section} at step "
-            f"{self.step}, where {self.limit:.0f} s are allowed"
+            f"{self.step}"
         )
+        if self.seconds <= self.limit:
+            return f"{silent}, and others that wait for it hang"
+        return f"{silent}, where {self.limit:.0f} s are allowed"
 
 
 class BeatAges:
@@ -141,23 +146,31 @@ class SilenceWatch:
         self._limits = limits
         self._anchors: dict[int, _Anchor] = {}
         self._stepped = set[int]()  # ranks that have made a step in this attempt
-        self._seconds = deque[float](maxlen=_KEPT)  # of the latest steps, from all ranks
+        # Ranks make their steps together, so a few of them tell how long these take.
+        self._learners = set[int]()
+        self._seconds = deque[float](maxlen=_KEPT)  # of the latest steps, from the learners
         self._first_seconds = 0.0  # the longest first step of a rank: it counts while it is alone
         self._p99: float | None = None
 
     def observe(self, signs: Iterable[Sign], now: float) -> list[Overdue]:
         """Learn from signs of life, and return the ranks that hang, the most silent first.
 
+        Ranks wait for each other, and not all in the same section. So where one hangs, those that
+        have been silent for longer hang as well: the first of them is what all wait for.
+
         now: seconds of a monotonic clock.
         """
-        overdue = []
+        ranks = []
         for sign in signs:
             self._learn(sign, now - sign.age)
             limit = self.limit(sign.rank, sign.section)
-            if sign.age > limit:
-                section = sign.section or "setup"
-                overdue.append(Overdue(sign.rank, section, sign.step, sign.age, limit))
-        return sorted(overdue, key=lambda rank: (-rank.seconds, rank.rank))
+            section = sign.section or "setup"
+            ranks.append(Overdue(sign.rank, section, sign.step, sign.age, limit))
+        silent = max((rank.seconds for rank in ranks if rank.seconds > rank.limit), default=None)
+        if silent is None:
+            return []
+        hanging = [r for r in ranks if r.seconds > r.limit or r.seconds > silent]
+        return sorted(hanging, key=lambda rank: (-rank.seconds, rank.rank))
 
     def limit(self, rank: int, section: str | None) -> float:
         """Return for how many seconds a rank may now be silent in a section. In a section that this
@@ -207,8 +220,11 @@ class SilenceWatch:
             return  # the same step, a rewind, or a clock that went back
         seconds = (moment - before.moment) / (sign.step - before.step)
         if sign.rank in self._stepped:
-            self._seconds.append(seconds)
-            self._p99 = None
+            if len(self._learners) < _LEARNERS:
+                self._learners.add(sign.rank)
+            if sign.rank in self._learners:
+                self._seconds.append(seconds)
+                self._p99 = None
         else:
             self._stepped.add(sign.rank)
             self._first_seconds = max(self._first_seconds, seconds)

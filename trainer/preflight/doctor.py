@@ -21,25 +21,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 
-from model.errors import ADDPError, ConfigError
+from model.errors import ConfigError
 from trainer.config.arguments import configured
-from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
-from trainer.distributed.environment import Settings, settings
-from trainer.distributed.environment import differences as environment_differences
 from trainer.distributed.world import World, take_world
-from trainer.preflight import needs, probes, sameness
-from trainer.preflight.device import check_devices, judge_rates
+from trainer.preflight import needs
+from trainer.preflight.comparing import compare, missing
 from trainer.preflight.disk import nearest_folder
 from trainer.preflight.exchange import Exchange, NodesNotMet, meet
 from trainer.preflight.finding import Finding, finding_of, guarded
-from trainer.preflight.gpus import GPU, driver_version
 from trainer.preflight.links import Link, exchange_tensors
-from trainer.preflight.node import check_node
-from trainer.preflight.reachability import call_each_other, judge_own_names
+from trainer.preflight.looking import Node, Own, introduce, look
+from trainer.preflight.reachability import call_each_other, is_deaf
 from trainer.preflight.reporting import labels, make_answer, show, to_lines
 from trainer.preflight.sharing import check_sharing
 from trainer.resilience.leaving import leave
@@ -48,7 +43,6 @@ from trainer.run_folder import EXIT_CONFIG, EXIT_DONE
 _MEETING = 120.0  # seconds in which the nodes must meet
 _GRACE = 60.0  # seconds that supervisors give a run to save
 _SIGHT = 30.0  # seconds within which a node must see what another one writes
-_DEVICES = 400.0  # seconds for a node's own checks
 _PORTS = "30000-32699"  # where supervised ranks meet; any range can be named
 
 
@@ -67,22 +61,13 @@ class Wanted(NamedTuple):
     grace: float = _GRACE
 
 
-class Own(NamedTuple):
-    """What this node has found out by itself. rates: TFLOP/s of each GPU."""
-
-    config: RunConfig | None
-    findings: list[Finding]
-    gpus: list[GPU]
-    rates: dict[str, float]
-
-
 def meet_or_tell(wanted: Wanted, world: World, say: Callable[[str], None]) -> Exchange:
     """Meet the other nodes. Raises NodesNotMet where this one cannot; what is wrong with it alone
     is said before."""
     try:
         return meet(world, wanted.meeting, say)
     except NodesNotMet:
-        for one in look(wanted).findings:
+        for one in look(wanted.file, wanted.overrides, wanted.devices).findings:
             if one.state != "ok":
                 say(f"{one.state} {one.name}: {one.text}")
         raise
@@ -96,152 +81,52 @@ def examine(wanted: Wanted, exchange: Exchange, say: Callable[[str], None]) -> d
     began, world = time.monotonic(), exchange.world
     exchange.gather("here", True, wanted.meeting)
     absent = set(exchange.lost)
-    own = look(wanted)
-    nodes = _introduce(own, exchange)
-    between = _missing(nodes, absent, wanted.meeting) + _compare(nodes)
-    checks = {node["node"]: node["checks"] for node in nodes if node["checks"] is not None}
-    exchange.go_on_with(exchange.tell("there", lambda: sorted(checks)))
+    own = look(wanted.file, wanted.overrides, wanted.devices)
+    nodes = introduce(own, exchange)
+    between = missing(nodes, absent, wanted.meeting) + compare(nodes)
+    answered = [node.number for node in nodes if node.checks is not None]
+    there = exchange.tell("there", lambda: answered) or ()
+    exchange.go_on_with(there)
     measured: list[Link] = []
-    names = labels(nodes)
-    if len(checks) > 1:
-        say(f"{len(checks)} of {world.size} nodes answer; they call each other")
-        addresses = [node.get("address", "") for node in nodes]
-        between += call_each_other(exchange, addresses, names, wanted.low, wanted.high)
-        unreached = any(one.state == "FAILED" and one.name in _NO_LINKS for one in between)
-        alike = len({bool(node.get("gpus")) for node in nodes}) == 1  # else no library fits all
-        if exchange.tell("go", lambda: alike and not (unreached or exchange.lost)):
-            found, measured = exchange_tensors(exchange, names)
-            between += found
-    for node, finding in _look_together(own, exchange, wanted):
-        checks.setdefault(node, []).append(finding)
+    if len(there) > 1:
+        say(f"{len(there)} of {world.size} nodes answer; they call each other")
+        found, measured = _connect(nodes, exchange, wanted)
+        between += found
+    later = _look_together(own, exchange, wanted)
     between += _look_at_store(own, nodes, exchange)
     return make_answer(
-        [{**node, "checks": checks.get(node["node"], [])} for node in nodes],
+        [
+            node._replace(checks=[*(node.checks or ()), *later[node.number]]).record()
+            for node in nodes
+        ],
         between,
         links=[link._asdict() for link in measured],
         seconds=round(time.monotonic() - began, 1),
     )
 
 
-_NO_LINKS = ("reachability", "own name")
+def _connect(
+    nodes: Sequence[Node], exchange: Exchange, wanted: Wanted
+) -> tuple[list[Finding], list[Link]]:
+    """Have the nodes call each other, and exchange tensors where all calls arrive."""
+    names = labels([(node.number, node.host) for node in nodes])
+    addresses = [node.address for node in nodes]
+    findings = call_each_other(exchange, addresses, names, wanted.low, wanted.high)
+    unreached = any(one.state == "FAILED" for one in findings if one.name == "reachability")
+    deaf = len(set(addresses)) > 1 and any(is_deaf(node.listens) for node in nodes)
+    mixed = len({bool(node.gpus) for node in nodes}) > 1  # no library fits all
+    in_the_way = unreached or deaf or mixed or bool(exchange.lost)
+    if exchange.tell("go", lambda: not in_the_way):
+        found, measured = exchange_tensors(exchange, names)
+        return findings + found, measured
+    todo = "mend what FAILED between the nodes, and run this again"
+    return [*findings, Finding("links", "warning", "not measured", todo)], []
 
 
-def look(wanted: Wanted) -> Own:
-    """Return what this node finds out by itself."""
-    config, findings = _read(wanted)
-    gpus: list[GPU] = []
-    rates: dict[str, float] = {}
-    findings += check_node(config.run.absolute() if config else None, gpus)
-    if gpus and not torch.cuda.is_available():
-        found = f"the driver lists {len(gpus)} GPUs, and PyTorch sees none of them"
-        todo = "install a PyTorch that is built for CUDA and this driver: docs/gpu.md"
-        findings.append(Finding("device", "FAILED", found, todo))
-    if wanted.devices:
-        findings += guarded("device", lambda: check_devices(rates), _DEVICES)
-    if config is not None:
-        findings += guarded("data and weights", lambda: needs.check_places(config), 120)
-        findings += guarded("data.cache", lambda: needs.check_cache(config), 30)
-    return Own(config, findings, gpus, rates)
-
-
-def _read(wanted: Wanted) -> tuple[RunConfig | None, list[Finding]]:
-    if wanted.file is None and not wanted.overrides:
-        return None, []
-    try:
-        config = load_config(wanted.file, list(wanted.overrides))
-    except ADDPError as error:
-        return None, [Finding("configuration", "FAILED", str(error))]
-    hang, timeout = config.health.hang, config.collective_timeout
-    findings = [
-        Finding("configuration", "ok", f"objective {config.objective}, {config.precision}"),
-        Finding("time-outs", "ok", f"health.hang {hang:g} s < collective_timeout {timeout:g} s"),
-    ]
-    if hang == 0:
-        found = f"health.hang is 0: a rank that hangs ends after collective_timeout, {timeout:g} s"
-        findings[1] = Finding("time-outs", "warning", found, "set it, below collective_timeout")
-    return config, findings
-
-
-def _introduce(own: Own, exchange: Exchange) -> list[dict[str, Any]]:
-    """Return what each node has found by itself: {"node", "host", "checks", "facts", ...}."""
-    address = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    port = int(os.environ.get("MASTER_PORT", "29500"))
-    driver = driver_version() if own.gpus else ""
-    answer = {
-        "node": exchange.world.rank,
-        "host": platform.node(),
-        "address": probes.own_address(address, port),
-        "listens": probes.listening_address(),
-        "gpus": len(own.gpus),
-        "rates": own.rates,
-        "environment": settings(platform.node()).names,
-        "facts": sameness.facts(own.config, [gpu.name for gpu in own.gpus], driver),
-        "checks": [one._asdict() for one in own.findings],
-    }
-    answers = exchange.gather("nodes", answer, _DEVICES + 240)
-    return [
-        {**one, "checks": [finding_of(check) for check in one["checks"]]}
-        if one is not None
-        else {"node": node, "host": f"node {node}", "checks": None}
-        for node, one in enumerate(answers)
-    ]
-
-
-def _missing(nodes: list[dict[str, Any]], absent: set[int], seconds: float) -> list[Finding]:
-    """Return which nodes did not answer. absent: those that did not even come."""
-    findings = []
-    for node in nodes:
-        if node["node"] in absent:
-            found = f"node {node['node']} has not come within {seconds:g} s"
-            todo = "look whether it started, at its messages above, and at the firewall"
-        elif node["checks"] is None:
-            found, todo = f"node {node['node']} came, and did not answer", "look at its messages"
-        else:
-            continue
-        findings.append(Finding("nodes", "FAILED", found, todo))
-    return findings
-
-
-def _compare(nodes: list[dict[str, Any]]) -> list[Finding]:
-    """Return what differs between the nodes that answered."""
-    there = [node for node in nodes if node["checks"] is not None]
-    names = labels(there)
-    pairs = [(name, node["facts"]) for name, node in zip(names, there, strict=True)]
-    findings = list(sameness.differences(pairs))
-    rates = {
-        f"{name} {device}": rate
-        for name, node in zip(names, there, strict=True)
-        for device, rate in node["rates"].items()
-    }
-    findings += judge_rates(rates)
-    if len(nodes) == 1:
-        return findings
-    lines = environment_differences([Settings(node["host"], node["environment"]) for node in there])
-    todo = (
-        "launchers pass on little: see docs/operations.md; no matter where they differ on purpose"
-    )
-    findings += [Finding("environment", "warning", line, todo) for line in lines]
-    if not lines:
-        names_set = sorted(there[0]["environment"])
-        found = f"the same on all nodes: {', '.join(names_set) or 'nothing is set'}"
-        findings.append(Finding("environment", "ok", found))
-    if len({node["address"] for node in there}) > 1:
-        findings += judge_own_names(
-            {
-                name: node["listens"]
-                for name, node in zip(names, there, strict=True)
-                if node["listens"] is not None
-            }
-        )
-    return findings
-
-
-def _look_together(own: Own, exchange: Exchange, wanted: Wanted) -> list[tuple[int, Finding]]:
-    """Return what each node sees of the run folder and how fast it writes while all others do, with
-    its number."""
-    has_config = [bool(one) for one in exchange.gather("configured", own.config is not None)]
-    if not any(has_config):
-        return []
+def _look_together(own: Own, exchange: Exchange, wanted: Wanted) -> list[list[Finding]]:
+    """Return what each node sees of the run folder, and how fast it writes while all others do."""
+    if not any(exchange.gather("configured", own.config is not None)):
+        return [[] for _ in range(exchange.world.size)]
     config = own.config
     findings: list[Finding] = []
     if exchange.world.size > 1:
@@ -252,9 +137,7 @@ def _look_together(own: Own, exchange: Exchange, wanted: Wanted) -> list[tuple[i
             "saving", lambda: iter(_saving(config, own, exchange, wanted.grace)), 120
         )
     answers = exchange.gather("written", [one._asdict() for one in findings], 180)
-    return [
-        (node, finding_of(record)) for node, answer in enumerate(answers) for record in answer or ()
-    ]
+    return [[finding_of(record) for record in answer or ()] for answer in answers]
 
 
 def _saving(config: RunConfig, own: Own, exchange: Exchange, grace: float) -> Iterator[Finding]:
@@ -266,10 +149,10 @@ def _saving(config: RunConfig, own: Own, exchange: Exchange, grace: float) -> It
         yield from needs.check_room(config, saves)
 
 
-def _look_at_store(own: Own, nodes: list[dict[str, Any]], exchange: Exchange) -> list[Finding]:
+def _look_at_store(own: Own, nodes: Sequence[Node], exchange: Exchange) -> list[Finding]:
     """Have node 0, which uploads, try the store."""
     config = own.config
-    ranks = sum(max(1, node.get("gpus", 1)) for node in nodes)
+    ranks = sum(max(1, node.gpus) for node in nodes)
 
     def work() -> list[dict[str, Any]]:
         if config is None:

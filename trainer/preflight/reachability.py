@@ -88,13 +88,18 @@ def judge_clocks(calls: Sequence[Sequence[probes.Reached]], names: Sequence[str]
     return findings
 
 
-def judge_own_names(addresses: Mapping[str, str]) -> list[Finding]:
+def is_deaf(listens: str | None) -> bool:
+    """Return whether gloo would listen where no other host reaches it. listens: the address; empty
+    where there is none, None where an interface is named."""
+    return listens is not None and (not listens or listens.startswith(_LOOPBACK))
+
+
+def judge_own_names(listening: Mapping[str, str | None]) -> list[Finding]:
     """Return which hosts would listen where no other one reaches them: gloo takes the address of
-    the host's own name, unless it is told an interface. addresses: those, by node; empty where the
-    name has none."""
+    the host's own name, unless it is told an interface. listening: those addresses, by node."""
     findings = []
-    for name, address in addresses.items():
-        if not address or address.startswith(_LOOPBACK):
+    for name, address in listening.items():
+        if is_deaf(address):
             meaning = f"{address}, its own loopback" if address else "no address"
             found = f"on {name}, the host's name stands for {meaning}: no other node reaches it"
             todo = "set GLOO_SOCKET_IFNAME on all nodes, or mend /etc/hosts there"

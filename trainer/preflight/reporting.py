@@ -28,18 +28,17 @@ def make_answer(
 ) -> dict[str, Any]:
     """Return the whole answer.
 
-    nodes: {"node", "host", "checks": findings, ...} of each. between: what was found of all of them
-    together.
+    nodes: {"node", "host", "checks": findings as JSON has them, ...} of each. between: what was
+    found of all of them together.
     """
-    shown = [{**node, "checks": [one._asdict() for one in node["checks"]]} for node in nodes]
     together = [one._asdict() for one in between]
-    states = [one["state"] for node in shown for one in node["checks"]]
+    states = [one["state"] for node in nodes for one in node["checks"]]
     states += [one["state"] for one in together]
     return {
         "ready": "FAILED" not in states,
         "failed": states.count("FAILED"),
         "warnings": states.count("warning"),
-        "nodes": shown,
+        "nodes": list(nodes),
         "checks": together,
         **more,
     }
@@ -90,7 +89,7 @@ def _rows(answer: dict[str, Any]) -> list[tuple[str, State, str, str]]:
 
     What is well is one row for each check.
     """
-    names = labels(answer["nodes"])
+    names = labels([(node["node"], node["host"]) for node in answer["nodes"]])
     found: dict[str, list[tuple[str, Finding]]] = {}
     for label, node in zip(names, answer["nodes"], strict=True):
         for record in node["checks"]:
@@ -128,10 +127,8 @@ def _some(labels: Sequence[str], count: int) -> str:
     return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")
 
 
-def labels(nodes: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a name for each node: its host's, with its number where several have the same."""
-    hosts = [node["host"] for node in nodes]
-    return [
-        host if hosts.count(host) == 1 else f"{host} (node {node['node']})"
-        for host, node in zip(hosts, nodes, strict=True)
-    ]
+def labels(nodes: Sequence[tuple[int, str]]) -> list[str]:
+    """Return a name for each node: its host's, with its number where several have the same. nodes:
+    their numbers and their hosts."""
+    hosts = [host for _, host in nodes]
+    return [host if hosts.count(host) == 1 else f"{host} (node {number})" for number, host in nodes]

@@ -51,6 +51,7 @@ class StopRequest:
         # Hosts of other ranks may still see a file that is gone.
         self._looks = os.environ.get("RANK", "0") == "0"
         self._cause: StopCause | None = None
+        self._settled = False  # whether the file was looked for since there was a cause
         self._launcher = _launcher_chain()
         self._looked = 0.0
         for number in _SIGNALS:
@@ -68,11 +69,19 @@ class StopRequest:
         now = time.monotonic()
         if self._cause is None and now - self._looked > _PAUSE:
             self._looked = now
-            if self._looks and os.path.exists(self._file):  # noqa: PTH110 - False where it cannot be looked at
+            if self._file_exists():
                 self.ask(StopCause("file", f"{self._file} exists"))
             elif any(_parent(pid) != parent for pid, parent in self._launcher):
                 self.ask(StopCause("launcher", "the launcher went away"))
+        elif self._cause is not None and not self._settled:
+            # A supervisor that saw the file signals all ranks, and is often faster than we are.
+            self._settled = True
+            if self._cause.kind != "file" and self._file_exists():
+                self._cause = StopCause("file", f"{self._file} exists")
         return self._cause
+
+    def _file_exists(self) -> bool:
+        return self._looks and os.path.exists(self._file)  # noqa: PTH110 - False where it cannot be looked at
 
 
 def first_cause(causes: list[StopCause]) -> StopCause:

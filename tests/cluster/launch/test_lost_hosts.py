@@ -75,7 +75,7 @@ def test_the_run_goes_on_without_the_first_host(
     hosts[0].kill()
     killed = time.time()
     try:
-        assert process.wait(200) == 0, (tmp_path / "log").read_text()
+        assert process.wait(400) == 0, (tmp_path / "log").read_text()
     finally:
         hosts[0].boot()
     events = history.read(RunFolder(run).supervision)
@@ -96,7 +96,7 @@ def test_a_host_that_comes_back_is_taken_again(
     time.sleep(20)
     hosts[1].boot()
     booted = time.time()
-    assert process.wait(200) == 0, (tmp_path / "log").read_text()
+    assert process.wait(400) == 0, (tmp_path / "log").read_text()
     events = history.read(RunFolder(run).supervision)
     again = [e for e in events if isinstance(e, history.Progress)][-1]
     print(f"first new step {again.time - booted:.1f} s after the host was back")
@@ -113,7 +113,7 @@ def test_a_link_that_was_cut_is_used_again(
     time.sleep(20)
     hosts[0].restore_link()
     restored = time.time()
-    assert process.wait(200) == 0, (tmp_path / "log").read_text()
+    assert process.wait(400) == 0, (tmp_path / "log").read_text()
     events = history.read(RunFolder(run).supervision)
     again = [e for e in events if isinstance(e, history.Progress)][-1]
     print(f"first new step {again.time - restored:.1f} s after the link was back")
@@ -128,12 +128,12 @@ def test_a_launch_that_is_signalled_saves_and_goes_on(
     process = launch(hosts, run, tokens)
     wait_for_step(run, 40, process)
     hosts[2].signal(number, "cluster.cli launch")
-    assert process.wait(60) == (75 if number == signal.SIGTERM else 128 + 9)
-    deadline = time.monotonic() + 60
+    assert process.wait(120) == (75 if number == signal.SIGTERM else -9)
+    deadline = time.monotonic() + 100
     while not nothing_is_left(hosts):
         assert time.monotonic() < deadline, [host.processes() for host in hosts]
         time.sleep(0.2)
     stopped = RunFolder(run).newest_checkpoint()
     assert stopped is not None and stopped % 20, "it did not save when it was asked to stop"
-    assert launch(hosts, run, tokens).wait(200) == 0, (tmp_path / "log").read_text()
+    assert launch(hosts, run, tokens).wait(400) == 0, (tmp_path / "log").read_text()
     assert losses(run) == undisturbed and nothing_is_left(hosts)

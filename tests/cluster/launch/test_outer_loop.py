@@ -19,8 +19,10 @@ from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand, fr
 from cluster.launch.backends import BACKENDS
 from cluster.launch.hosts import Hosts, this_machine
 from cluster.launch.launch import RunFailed
+from cluster.launch.newcomers import Newcomers
 from cluster.launch.outer_loop import Job, see_through
 from cluster.supervise.policy import Rules
+from model.errors import ConfigError
 from trainer.run_folder import RunFolder
 
 # Each start takes the next line of a plan: `EVENTS CODE`, the events it writes and how it ends.
@@ -129,7 +131,7 @@ def test_only_hosts_that_answer_get_a_supervisor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waits while too few of them do."""
-    answers = [{"b": "gone", "c": "gone"}, {"b": "gone"}, {}]
+    answers = [{}, {"b": "gone", "c": "gone"}, {"b": "gone"}, {}]
     monkeypatch.setattr(outer_loop, "unreachable", lambda names: answers.pop(0))
     asked: list[list[str]] = []
 
@@ -142,6 +144,68 @@ def test_only_hosts_that_answer_get_a_supervisor(
     rules = Rules(nodes=3, ranks=1, min_nodes=2)
     see_through(job(tmp_path, hosts=hosts, rules=rules, request=request, asks_hosts=True))
     assert asked == [["a", "b", "c"], ["a", "c"], ["a", "b", "c"]]  # the first: to check it
+
+
+@pytest.mark.parametrize(("least", "checked"), [(2, ["a", "c"]), (3, ["a", "b", "c"])])
+def test_a_launch_begins_without_hosts_that_it_can_do_without(
+    least: int, checked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it cannot, the backend's check says which one is missing, and nothing is started."""
+    monkeypatch.setattr(outer_loop, "unreachable", lambda names: {"b": "gone"})
+
+    class Checks(Scripted):
+        def check(self, request: LaunchRequest) -> None:
+            assert request.hosts.names == checked
+            if "b" in request.hosts.names:
+                raise ConfigError("b: gone")
+
+    monkeypatch.setitem(BACKENDS, "scripted", Checks())
+    script(tmp_path, ([START, verdict("done", 0)], 0))
+    hosts, rules = Hosts(dict.fromkeys("abc", 1)), Rules(nodes=3, ranks=1, min_nodes=least)
+    asked = job(
+        tmp_path,
+        hosts=hosts,
+        rules=rules,
+        request=lambda hosts: LaunchRequest("m", [str(tmp_path)], hosts),
+        asks_hosts=True,
+    )
+    if least == 3:
+        with pytest.raises(ConfigError, match="b: gone"):
+            see_through(asked)
+    else:
+        see_through(asked)
+    assert starts_left(tmp_path) == (least == 3)
+
+
+def test_a_host_that_is_back_gets_a_supervisor_with_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is asked to stop by its file, which is not the end of the launch."""
+    answers: list[dict[str, str]] = [{"b": "gone"}, {"b": "gone"}, {}, {}]
+    monkeypatch.setattr(outer_loop, "unreachable", lambda names: answers.pop(0))
+    monkeypatch.setattr(Newcomers, "came", lambda self: ["b"])
+    asked: list[list[str]] = []
+
+    def request(hosts: Hosts) -> LaunchRequest:
+        asked.append(hosts.names)
+        return LaunchRequest("m", [str(tmp_path)], hosts)
+
+    class WaitsForStop(Scripted):
+        def plan(self, request: LaunchRequest) -> LaunchPlan:
+            if request.hosts.names == ["a", "b"]:
+                return super().plan(request)
+            code = (
+                "import sys, time, pathlib; stop = pathlib.Path(sys.argv[1], 'STOP')\n"
+                "while not stop.exists(): time.sleep(0.02)\n" + SUPERVISOR
+            )
+            words = [sys.executable, "-c", code, *request.arguments]
+            return LaunchPlan([PlannedCommand(words)])
+
+    monkeypatch.setitem(BACKENDS, "scripted", WaitsForStop())
+    script(tmp_path, ([START, verdict("stopped", 75)], 75), ([START, verdict("done", 0)], 0))
+    hosts, rules = Hosts(dict.fromkeys("ab", 1)), Rules(nodes=2, ranks=1, min_nodes=1)
+    see_through(job(tmp_path, hosts=hosts, rules=rules, request=request, asks_hosts=True))
+    assert asked[1:] == [["a"], ["a", "b"]] and not RunFolder(tmp_path).stop.exists()
 
 
 def test_an_earlier_coordinator_is_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +269,9 @@ def start_waiting(run: Path, *words: str) -> subprocess.Popen[str]:
         [sys.executable, "-c", SEE_THROUGH, str(run), *words],
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: [
+            signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)
+        ],
     )
     wait_for(run / "ready")
     return process
@@ -218,7 +284,7 @@ def wait_for(path: Path, seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_reaches_supervisors_elsewhere_by_a_file(number: int, tmp_path: Path) -> None:
     """The launcher itself is not signalled. What is left of the file is removed."""
     process = start_waiting(tmp_path, sys.executable, "-c", WAITING, str(tmp_path))

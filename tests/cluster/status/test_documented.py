@@ -8,8 +8,10 @@ from typing import get_args
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
+from cluster.status.prometheus import prometheus_text
 from cluster.status.snapshot import (
     Checkpoint,
     Ettr,
@@ -20,6 +22,7 @@ from cluster.status.snapshot import (
     Snapshot,
     State,
 )
+from tests.cluster.status.made import running
 
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = "\n".join((DOCS / name).read_text() for name in ("operations.md", "status.md"))
@@ -29,6 +32,12 @@ PAGE = "\n".join((DOCS / name).read_text() for name in ("operations.md", "status
 def test_every_key_is_documented(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
         assert f"| `{name}` | {field.description} |" in PAGE
+
+
+def test_every_metric_is_documented(tmp_path: Path) -> None:
+    text = prometheus_text(running(tmp_path / "run").read()).decode()
+    for family in text_string_to_metric_families(text):
+        assert f"| `{family.samples[0].name}` |" in PAGE and f"| {family.documentation} |" in PAGE
 
 
 def test_every_state_and_alarm_is_documented() -> None:

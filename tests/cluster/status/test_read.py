@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
@@ -12,9 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
 
+from cluster.status.prometheus import prometheus_text
 from cluster.status.read import open_run
 from cluster.status.snapshot import Snapshot
+from cluster.status.view import show
 from cluster.supervise.history import End, Fault, NodeName, Progress, Start, Verdict
 from model.errors import ConfigError
 from tests.cluster.status.made import METRICS, NOW, MadeRun, running
@@ -43,8 +48,10 @@ def test_a_run_in_its_steps(tmp_path: Path) -> None:
 def test_a_folder_in_which_nothing_is(run: MadeRun) -> None:
     found = run.read()
     assert (found.state, found.step, found.metrics, found.ettr) == ("new", None, None, None)
-    with pytest.raises(ConfigError, match="there is no run folder"):
-        open_run(str(run.path / "elsewhere"))
+    for name in ("elsewhere", "x" * 5000, "\0", "a\x1b[2Jb"):
+        with pytest.raises(ConfigError, match="there is no run folder") as error:
+            open_run(str(run.path / name))
+        assert "\x1b" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +265,14 @@ def test_what_is_in_the_way_is_said(tmp_path: Path) -> None:
     ]
 
 
+def test_a_clock_that_is_ahead_keeps_no_rank_alive(tmp_path: Path) -> None:
+    run = running(tmp_path / "run")
+    ahead = {"time": NOW + 1e6, "section": "step", "step": 40, "host": "node1"}
+    for rank in range(2):
+        run.write(f"heartbeats/rank-{rank:05d}.json", ahead, age=500)
+    assert run.read().state == "dead"
+
+
 # Records that lie.
 
 NAMES = (
@@ -279,7 +294,9 @@ VALUES = st.recursive(
     | st.integers()
     | st.floats()
     | st.text(max_size=20)
-    | st.sampled_from(["nan", "-inf", "\x1b[2J\x07", "\u202e", "9" * 5000, NOW, NOW - 5, 10**400]),
+    | st.sampled_from(
+        ["nan", "-inf", "\x1b[2J\x07", "\u202e", "9" * 5000, NOW, NOW - 5, 10**400, 1e17, 10**17]
+    ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
@@ -302,7 +319,7 @@ def contents(draw: st.DrawFn) -> bytes:
     return content[: draw(st.integers(0, len(content)))] if draw(st.booleans()) else content
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(NAMES), contents(), min_size=1))
 def test_no_record_breaks_a_snapshot(tmp_path: Path, files: dict[str, bytes]) -> None:
     run = running(tmp_path / "run")
@@ -315,6 +332,10 @@ def test_no_record_breaks_a_snapshot(tmp_path: Path, files: dict[str, bytes]) ->
     assert Snapshot.model_validate_json(text) == found
     assert "NaN" not in text and "Infinity" not in text
     assert all(word.isprintable() for word in strings(found.model_dump()))
+    view = io.StringIO()
+    show(found, Console(file=view, width=80))
+    assert "run" in view.getvalue() and "\x1b" not in view.getvalue()
+    assert list(text_string_to_metric_families(prometheus_text(found).decode()))
 
 
 def strings(value: Any) -> list[str]:

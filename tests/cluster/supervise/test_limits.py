@@ -162,6 +162,28 @@ def test_the_most_silent_rank_comes_first() -> None:
     )
 
 
+def test_the_rank_that_others_wait_for_comes_first() -> None:
+    """Rank 2 saves, which may take longer; the others wait for it at the next border."""
+    watch = SilenceWatch(LIMITS)
+    others = [Sign(rank, "data", 4, 119.0) for rank in range(2)]
+    assert not watch.observe([*others, Sign(2, "save", 4, 125.0), Sign(3, "data", 4, 5.0)], 1000)
+    others = [Sign(rank, "data", 4, 121.0) for rank in range(2)]
+    found = watch.observe([*others, Sign(2, "save", 4, 127.0), Sign(3, "data", 4, 7.0)], 1002)
+    assert [rank.rank for rank in found] == [2, 0, 1]
+    assert str(found[0]) == (
+        "rank 2 has been silent for 127 s in save at step 4, and others that wait for it hang"
+    )
+
+
+def test_many_ranks_do_not_shorten_the_memory() -> None:
+    """Of a thousand ranks, the steps of the last hundred are still known."""
+    watch = SilenceWatch(LIMITS)
+    for step in range(100):
+        now = 20.0 * step if step < 11 else 200.0 + 4.0 * (step - 10)
+        watch.observe([Sign(rank, "step", step, 0.0) for rank in range(1000)], now)
+        assert step < 2 or watch.step_seconds == 20.0, step
+
+
 @given(
     walls=st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=20, unique=True),
     pause=st.floats(0.1, 50),

@@ -26,6 +26,7 @@ class Asked(StopRequest):
 
     def __init__(self) -> None:
         self._cause = None
+        self._settled = True
 
     def await_cause(self) -> StopCause:
         deadline = time.monotonic() + 20

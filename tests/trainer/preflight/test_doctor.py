@@ -14,7 +14,7 @@ import pytest
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.preflight.finding_states import state, text
 from tests.trainer.worlds import Ranks
-from trainer.preflight import doctor
+from trainer.preflight import doctor, looking
 from trainer.preflight.finding import Finding, finding_of
 from trainer.preflight.reporting import from_lines
 from trainer.resilience.leaving import leave
@@ -85,7 +85,7 @@ def test_a_device_that_computes_wrongly(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = Finding("device", "FAILED", "cuda:3: products differ", "replace it")
-    monkeypatch.setattr(doctor, "check_devices", lambda rates: iter([wrong]))
+    monkeypatch.setattr(looking, "check_devices", lambda rates: iter([wrong]))
     assert doctor.main(["--json"]) == 78
     assert wrong in found(json.loads(capsys.readouterr().out), 0)
 
@@ -151,9 +151,9 @@ def test_two_nodes_that_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def deserting(words: list[str]) -> int:
     """Node 1 comes, and ends before it has looked."""
     if os.environ["RANK"] == "1":
-        doctor.look = lambda wanted: os._exit(3)  # type: ignore[assignment]
+        doctor.look = lambda *_: os._exit(3)  # type: ignore[assignment]
     else:
-        doctor._DEVICES = -238.0  # waits for answers for 2 s
+        looking.OWN_SECONDS = -238.0  # waits for answers for 2 s
     return doctor.main(words)
 
 

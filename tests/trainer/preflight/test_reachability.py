@@ -117,7 +117,7 @@ def test_own_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_that_stand_for_the_loopback() -> None:
-    found = judge_own_names({"node1": "10.0.0.1", "node2": "127.0.1.1", "node3": ""})
+    found = judge_own_names({"node1": "10.0.0.1", "node2": "127.0.1.1", "node3": "", "node4": None})
     assert [one.state for one in found] == ["FAILED", "FAILED"]
     assert "on node2, the host's name stands for 127.0.1.1" in found[0].found
     assert "no address" in found[1].found and "GLOO_SOCKET_IFNAME" in found[1].todo

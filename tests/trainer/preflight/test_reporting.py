@@ -16,7 +16,7 @@ BAD = Finding("disk [space]", "FAILED", "[red]full", "make room")
 
 def answer() -> dict[str, object]:
     nodes = [
-        {"node": n, "host": host, "checks": [OK, *([BAD] if n == 1 else [])]}
+        {"node": n, "host": host, "checks": [one._asdict() for one in (OK, BAD)[: 1 + (n == 1)]]}
         for n, host in enumerate(["a", "b", "b"])
     ]
     return make_answer(nodes, [Finding("clocks", "warning", "3 s apart", "synchronise them")])
@@ -25,7 +25,7 @@ def answer() -> dict[str, object]:
 def test_what_it_counts() -> None:
     made = answer()
     assert not made["ready"] and made["failed"] == 1 and made["warnings"] == 1
-    assert make_answer([{"node": 0, "host": "a", "checks": [OK]}], [])["ready"]
+    assert make_answer([{"node": 0, "host": "a", "checks": [OK._asdict()]}], [])["ready"]
 
 
 def test_lines_that_a_launcher_mixes_with_others() -> None:
@@ -50,10 +50,9 @@ def test_the_table() -> None:
     assert "disk [space]" in said and "[red]full; make room" in said and "b (node 1)" in said
     assert "between nodes" in said and "3 nodes are not ready: 1 failed" in said
     out = io.StringIO()
-    show(make_answer([{"node": 0, "host": "a", "checks": [OK]}], []), Console(file=out))
+    show(make_answer([{"node": 0, "host": "a", "checks": [OK._asdict()]}], []), Console(file=out))
     assert "this machine is ready\n" in out.getvalue()
 
 
 def test_names_of_nodes() -> None:
-    nodes = [{"node": n, "host": host} for n, host in enumerate("abb")]
-    assert labels(nodes) == ["a", "b (node 1)", "b (node 2)"]
+    assert labels([(0, "a"), (1, "b"), (3, "b")]) == ["a", "b (node 1)", "b (node 3)"]

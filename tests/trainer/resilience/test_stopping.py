@@ -58,6 +58,10 @@ def test_rank_0_alone_looks_for_the_file(tmp_path: Path, monkeypatch: pytest.Mon
     for rank, expected in (("1", None), ("0", StopCause("file", f"{folder.stop} exists"))):
         monkeypatch.setenv("RANK", rank)
         assert StopRequest(folder).cause() == expected
+        # Also where a supervisor that saw it has signalled the ranks first.
+        signalled = StopRequest(folder)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signalled.cause() == (expected or StopCause("signal", "SIGTERM"))
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

@@ -32,8 +32,9 @@ from cluster.supervise.messages import Order
 from cluster.supervise.node import Timing
 from cluster.supervise.output import Output
 from cluster.supervise.policy import Finish, Node, Outcome, Rules, Situation, Start, Trouble, Wait
-from cluster.supervise.report import failure_report
+from cluster.supervise.report import clean, failure_report
 from cluster.supervise.watching import FolderWatch
+from trainer import records
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
 _LOOK = 0.25  # seconds between two looks at everything
@@ -284,7 +285,10 @@ class Coordinator:
         free = [
             member
             for member in self._members.there()
-            if member not in attempt.members and member.report.leaving is None
+            if member not in attempt.members
+            and member.report.leaving is None
+            and member.report.unfit is None
+            and member.report.checked >= self._checks
         ]
         if policy.grows(
             self._rules,
@@ -421,7 +425,7 @@ class Coordinator:
             self._files.submit(_remove, self._folder)
         with suppress(TimeoutError):
             async with asyncio.timeout(_FRESH):
-                await asyncio.wrap_future(self._files.submit(lambda: None))
+                await asyncio.wrap_future(self._files.submit(records.finish))
         for member in self._members.all.values():
             member.tell(
                 Order(
@@ -503,7 +507,7 @@ class Coordinator:
         return text
 
     def _say(self, line: str) -> None:
-        self._output.say(f"supervisor: {line}")
+        self._output.say(f"supervisor: {clean(line)}")
 
     async def _change(self, seconds: float) -> None:
         """Wait until something changes, for so long at most."""

@@ -40,6 +40,7 @@ from cluster.supervise.messages import (
 from cluster.supervise.output import Output
 from cluster.supervise.parents import Launcher
 from cluster.supervise.ranks import Layout, Ranks, end_orphans, free_port
+from cluster.supervise.report import clean
 from cluster.supervise.stacks import RankStack, collect
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
@@ -310,7 +311,7 @@ class Node:
     # What is said.
 
     def _say(self, line: str) -> None:
-        self._output.say(f"supervisor of {self._name}: {line}")
+        self._output.say(clean(f"supervisor of {self._name}: {line}"))
 
     def _report(self) -> Report:
         ranks = self._ranks
@@ -344,7 +345,7 @@ class Node:
                     self._channel = None
                     streams[1].transport.abort()
             except (OSError, Refused) as error:  # TimeoutError is an OSError
-                self._complain(str(error) or type(error).__name__)
+                self._complain(str(error) or "it does not answer")
             await asyncio.sleep(max(0.0, begun + 1.0 - time.monotonic()))
 
     def _complain(self, problem: str) -> None:

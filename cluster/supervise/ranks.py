@@ -19,12 +19,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from cluster.supervise import guardian
 from cluster.supervise.messages import RankReport
@@ -41,7 +42,6 @@ _LAST_SIGN = 0.5  # the same of a rank that was killed: it has no words, but a s
 # Seconds for children of ranks to end once they are killed. Where nobody waits for orphans, as in
 # some containers, they stay behind as mere entries.
 _LEFTOVERS = 5.0
-_REGISTER = ThreadPoolExecutor(1, "register")  # one after the other; a mount may hang
 _LARGEST = 64 << 10  # bytes of what is written down
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: a forked child must not
@@ -293,40 +293,50 @@ def _start_guardian(lost: float) -> subprocess.Popen[bytes]:
 
 
 def _register(folder: RunFolder, name: str) -> Path:
-    return folder.path / "supervisors" / f"{name}.json"
+    return folder.path / "supervisors" / f"{quote(name, safe='')}.json"
+
+
+_registering = threading.Lock()
+_newest: dict[Path, object] = {}  # what is to be in each register
 
 
 def _write_down(folder: RunFolder, name: str, pids: Iterable[int]) -> None:
     """Write the processes of this node down, each with its start, by which it is known again, and
-    this supervisor itself."""
-    own = os.getpid()
+    this supervisor in the same way."""
+    path = _register(folder, name)
     content = _place() | {
-        "supervisor": [own, _start_of(own)],
-        "processes": [[pid, start] for pid in pids if (start := _start_of(pid))],
+        "supervisor": _known(os.getpid()),
+        "processes": [known for pid in pids if (known := _known(pid))[1]],
     }
+    _newest[path] = content
 
     def write() -> None:
-        with suppress(OSError):
-            write_atomically(_register(folder, name), json.dumps(content).encode())
+        # On slow storage, threads may come to this in another order than they were started.
+        with _registering, suppress(OSError):
+            if _newest[path] is content:
+                write_atomically(path, json.dumps(content).encode())
 
-    _REGISTER.submit(write)
+    threading.Thread(target=write, daemon=True, name="register").start()
 
 
 def end_orphans(folder: RunFolder, name: str) -> int:
-    """Kill what a supervisor of this node that is gone has left behind. Returns how many processes.
+    """Kill what an earlier supervisor of this node has left behind. Returns how many processes.
 
     Numbers of processes mean something on one machine, until it is booted, and within one
-    container. So all of these are compared, and the time at which each process began.
+    container. So all of these are compared, and the time at which each process began. A supervisor
+    of the same name that still lives, on a machine that has several, has left nothing behind.
     """
     try:
         content: dict[str, Any] = parse_json(
             read_file(_register(folder, name), _LARGEST, DataError), "processes", DataError
         )
         processes = [(int(pid), int(start)) for pid, start in content.pop("processes")]
-        supervisor, begun = map(int, content.pop("supervisor"))
+        supervisor, began = content.pop("supervisor", (0, 0))
+        if supervisor != os.getpid() and began and _start_of(supervisor) == began:
+            return 0
     except (OSError, DataError, KeyError, TypeError, ValueError):
         return 0
-    if content != _place() or _start_of(supervisor) == begun:
+    if content != _place():
         return 0
     killed = 0
     for pid, start in processes:
@@ -344,6 +354,11 @@ def _place() -> dict[str, Any]:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         space = str(Path("/proc/self/ns/pid").readlink())
     return {"host": platform.node(), "boot": boot, "namespace": space}
+
+
+def _known(pid: int) -> tuple[int, int]:
+    """By what a process is known again: its number, and when it began."""
+    return pid, _start_of(pid)
 
 
 def _start_of(pid: int) -> int:

@@ -83,8 +83,8 @@ def test_what_an_earlier_supervisor_left_behind_is_ended_and_no_stranger(tmp_pat
         left = _place() | {"processes": processes, "supervisor": [orphan.pid, begun - 1]}
         register.write_text(json.dumps(left | {"boot": "another"}))
         assert end_orphans(folder, "n0") == 0
-        own = [os.getpid(), _start_of(os.getpid())]
-        register.write_text(json.dumps(left | {"supervisor": own}))  # which is still there
+        alive = [stranger.pid, _start_of(stranger.pid)]
+        register.write_text(json.dumps(left | {"supervisor": alive}))
         assert end_orphans(folder, "n0") == 0
         register.write_text(json.dumps(left))
         assert end_orphans(folder, "n1") == 0

@@ -13,6 +13,7 @@ import pytest
 # Whoever uses one of their functions starts processes.
 _STARTERS = (
     "tests.cluster.sharding_jobs",
+    "tests.cluster.supervise.supervising",
     "tests.s3_server",
     "tests.test_hostile",
     "tests.trainer.evaluation.evaluating",

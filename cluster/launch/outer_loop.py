@@ -103,8 +103,10 @@ class _Loop:
         self._stdout = stdout
         self._folder = RunFolder(job.run)
         self._starts = 0  # since the last one that made ranks start
-        self._made_stop = self._made_room = False
         self._silent = 0  # of these, those that could have worked: all hosts answered
+        # In this start: whether we asked the run to stop by its file, and whether we did so for
+        # hosts that are back.
+        self._made_stop = self._made_room = False
 
     def run(self) -> bool:
         while True:
@@ -157,7 +159,7 @@ class _Loop:
         before = len(history.read(self._folder.supervision))
         plan = BACKENDS[job.backend].plan(job.request(hosts))
         newcomers = Newcomers(job.hosts, hosts, job.rules)
-        self._made_room = False
+        self._made_stop = self._made_room = False
 
         def makes_room() -> bool:
             """Whether the run is to stop, so that it can be started with hosts that are back."""

@@ -154,6 +154,16 @@ def _record_end(
 
 def job_state(job: str) -> JobState:
     """Return the state of a job. Where Slurm gives no answer, nobody is known to have ended it."""
+    found = _shown(job)
+    return JobState(found.get("JobState", "RUNNING"), found.get("Reason", "None"))
+
+
+def batch_host(job: str) -> str | None:
+    """Return the node on which the script of a job runs; None where Slurm does not say."""
+    return _shown(job).get("BatchHost")
+
+
+def _shown(job: str) -> dict[str, str]:
     try:
         said = subprocess.run(
             ["scontrol", "show", "job", "-o", job],
@@ -163,9 +173,8 @@ def job_state(job: str) -> JobState:
             timeout=60,
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
-        said = ""
-    found = dict(re.findall(r"\b(JobState|Reason)=(\S+)", said))
-    return JobState(found.get("JobState", "RUNNING"), found.get("Reason", "None"))
+        return {}
+    return dict(re.findall(r"\b(JobState|Reason|BatchHost)=(\S+)", said))
 
 
 def _history(folder: RunFolder) -> list[history.Event]:

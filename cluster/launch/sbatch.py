@@ -7,6 +7,8 @@
                  |
                  +--> python -m cluster.launch.requeue: queue the job again, or let it end
 
+--no-kill keeps the job where a node is lost: the supervisors go on with fewer, or a spare one.
+
 Seen with Slurm 22.05: srun does not pass SIGTERM on to its tasks. It kills them at once, so that
 nothing would be saved. Slurm itself has to bring the signal to them.
 """

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.status import course, fields, files
+from cluster.status import alive, course, fields, files, supervision
 from cluster.status.copies import CopyWatch
+from cluster.status.incidents import recent_incidents
 from cluster.status.snapshot import Checkpoint, Rank, Snapshot, State
 from cluster.status.source import FolderSource, Piece, Source, StoreSource
 from cluster.status.state import Evidence, judge
@@ -72,13 +73,13 @@ class RunReader:
         checkpoint = files.newest_checkpoint(source, now)
         supervised = self._supervision(source, checkpoint, now)
         attempt = _attempt(source, supervised, settings.ranks, rows)
-        ranks = files.ranks(source, now, attempt) if self.folder else []
+        ranks = alive.ranks(source, now, attempt) if self.folder else []
         begun = bool(rows or checkpoint or attempt.started or settings.ranks)
         evidence = self._evidence(source, supervised, ranks, settings.lease, begun=begun, now=now)
         judged = judge(evidence)
         step = settings.total if judged.state == "done" else None
         step = step or _step(rows, ranks, checkpoint)
-        incidents = files.incidents(source, now, supervised.recent if supervised else ())
+        incidents = recent_incidents(source, now, supervised.recent if supervised else ())
         starts = _starts(rows, supervised)
         copied = checkpoint
         if self.folder:
@@ -118,7 +119,7 @@ class RunReader:
     def _evidence(
         self,
         source: Source,
-        supervised: files.Supervision | None,
+        supervised: supervision.Supervision | None,
         ranks: Sequence[Rank],
         lease: float,
         *,
@@ -127,7 +128,7 @@ class RunReader:
     ) -> Evidence:
         """Return what the state of the run is judged by. lease: of the lock on its store."""
         lock = (
-            files.folder_lock(self.folder) if self.folder else files.store_lock(source, lease, now)
+            alive.folder_lock(self.folder) if self.folder else alive.store_lock(source, lease, now)
         )
         return Evidence(
             now=now,
@@ -138,7 +139,7 @@ class RunReader:
             started_now=supervised is not None and supervised.started_now,
             lock=lock,
             ranks=ranks,
-            stop_requested=files.stop_file(source) is not None,
+            stop_requested=alive.stop_file(source) is not None,
             begun=begun,
             from_store=self.folder is None,
         )
@@ -150,11 +151,11 @@ class RunReader:
 
     def _supervision(
         self, source: Source, checkpoint: Checkpoint | None, now: float
-    ) -> files.Supervision | None:
+    ) -> supervision.Supervision | None:
         events: list[history.Event] | None = self._once(
-            "history", files.supervision_file(source), files.supervision_events
+            "history", supervision.history_file(source), supervision.events_of
         )
-        return files.supervision(events or [], checkpoint.step if checkpoint else None, now)
+        return supervision.summary(events or [], checkpoint.step if checkpoint else None, now)
 
     def _once(self, name: str, piece: Piece | None, parse: Callable[[Piece], T]) -> T | None:
         """Return what a file says. What has not changed since the last time is not parsed again."""
@@ -181,8 +182,8 @@ class RunReader:
 
 
 def _attempt(
-    source: Source, supervised: files.Supervision | None, ranks: int | None, rows: course.Rows
-) -> files.Attempt:
+    source: Source, supervised: supervision.Supervision | None, ranks: int | None, rows: course.Rows
+) -> alive.Attempt:
     """Tell the newest attempt from earlier ones. ranks: of the attempt that came to train last."""
     begun = source.end("attempt", 64)
     moments = [begun.modified if begun else 0.0]
@@ -190,7 +191,7 @@ def _attempt(
         moments.append(supervised.started)
         ranks = supervised.ranks if supervised.started >= moments[0] - _SLACK else ranks
     started = max(0.0, max(moments) - _SLACK)
-    return files.Attempt(ranks, started, course.slowest_step(rows))
+    return alive.Attempt(ranks, started, course.slowest_step(rows))
 
 
 def _step(rows: course.Rows, ranks: Sequence[Rank], checkpoint: Checkpoint | None) -> int | None:
@@ -200,7 +201,7 @@ def _step(rows: course.Rows, ranks: Sequence[Rank], checkpoint: Checkpoint | Non
     return max((step for step in known if step is not None), default=None)
 
 
-def _starts(rows: course.Rows, supervised: files.Supervision | None) -> int | None:
+def _starts(rows: course.Rows, supervised: supervision.Supervision | None) -> int | None:
     return max(course.starts(rows) or 0, supervised.starts if supervised else 0) or None
 
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,18 +26,25 @@ from pydantic import BaseModel, ValidationError
 from cluster.supervise.coordinator import Coordinator
 from cluster.supervise.limits import Limits
 from cluster.supervise.messages import KEY, await_key, make_key
-from cluster.supervise.node import Node, NodeOptions, Timing
+from cluster.supervise.node import HEALTH, Node, NodeOptions, Timing
 from cluster.supervise.output import Output
 from cluster.supervise.policy import Rules
 from model.documents import first_problem
 from model.entry import EXIT_CRASH, run_entry
-from model.errors import ConfigError
+from model.errors import ADDPError, ConfigError
 from trainer.distributed.world import take_world
-from trainer.run_folder import RunFolder
+from trainer.run_folder import EXIT_STORAGE, RunFolder
 
 PORT = 29_650  # the coordinator's, where none is chosen
 _GOODBYE = 15.0  # seconds for the coordinator to send all nodes home
+_PORT_WAIT = 75.0  # seconds: longer than a coordinator that is stopped may live
 _TRAINER = "trainer.pretrain"
+
+
+class UnwritableRun(ADDPError):
+    """The run folder cannot be written."""
+
+    exit_code = EXIT_STORAGE
 
 
 class Arguments(NamedTuple):
@@ -62,7 +71,8 @@ def parse(words: Sequence[str], environment: dict[str, str]) -> Arguments:
     add("--lost", type=float, default=10.0, help="seconds of silence of a node that is lost (10)")
     add("--name", default=platform.node(), help="what this node is called (its host's name)")
     add("--address", help="by which other nodes reach this one (as node 0 sees it)")
-    add("--module", default=_TRAINER, help=argparse.SUPPRESS)
+    add("--module", default=_TRAINER, help=argparse.SUPPRESS)  # for tests, as the next one
+    add("--health", default=HEALTH, help=argparse.SUPPRESS)
     _add_options(parser, Rules)
     _add_options(parser, Limits)
     add("trainer", nargs="*", metavar="WORD", help="arguments of the trainer, after --")
@@ -86,6 +96,7 @@ def parse(words: Sequence[str], environment: dict[str, str]) -> Arguments:
             command=(sys.executable, "-u", "-m", options["module"], *options["trainer"]),
             own_address=options["address"] or (None if world.rank else address),
             tell_ranks=options["module"] == _TRAINER,
+            health=options["health"],
             devices=tuple(filter(None, options["devices"].split(","))),
             rejoin=rules.rejoin,
             timing=Timing(
@@ -118,10 +129,14 @@ def _model(model: type[Any], options: dict[str, Any]) -> Any:
 async def supervise(arguments: Arguments, output: Output) -> int:
     """Run the node's supervisor and, on node 0, the coordinator. Returns the exit code."""
     run, options = arguments.run, arguments.node
+    try:
+        key = await asyncio.to_thread(await_key if options.index else make_key, run.path / KEY)
+    except OSError as error:
+        raise UnwritableRun(
+            f"{run.path / KEY} cannot be made or read: {error.strerror or error}"
+        ) from error
     if options.index:
-        key = await asyncio.to_thread(await_key, run.path / KEY)
         return await Node(options, run, key, output).run()
-    key = await asyncio.to_thread(make_key, run.path / KEY)
     coordinator = Coordinator(
         arguments.rules,
         run,
@@ -131,12 +146,7 @@ async def supervise(arguments: Arguments, output: Output) -> int:
         timing=options.timing,
         own_address=options.own_address or "127.0.0.1",
     )
-    try:
-        await coordinator.open(options.port)
-    except OSError as error:
-        raise ConfigError(
-            f"port {options.port} cannot be opened ({error.strerror}); choose another with --port"
-        ) from error
+    await _open(coordinator, options.port, output)
     node = Node(options, run, key, output)
     serving = asyncio.create_task(node.run())
     deciding = asyncio.create_task(coordinator.run())
@@ -149,6 +159,25 @@ async def supervise(arguments: Arguments, output: Output) -> int:
         return code
     finally:
         node.end_now()
+
+
+async def _open(coordinator: Coordinator, port: int, output: Output) -> None:
+    """Listen for nodes, as soon as an earlier coordinator that was stopped has been killed by its
+    guardian. Raises ConfigError."""
+    deadline, said = time.monotonic() + _PORT_WAIT, False
+    while True:
+        try:
+            await coordinator.open(port)
+            return
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise ConfigError(
+                    f"port {port} cannot be opened ({error.strerror}); choose another with --port"
+                ) from error
+            if not said:
+                output.say(f"supervisor: port {port} is taken; waiting until it is free")
+                said = True
+            await asyncio.sleep(1.0)
 
 
 def main() -> int:

@@ -25,7 +25,8 @@ class Attempt:
     """What is known of an attempt.
 
     members: its nodes, in the order of their ranks. ends: of the ranks, as they were noticed, until
-    we killed the others. trouble: what went wrong besides. asked: why the ranks were asked to stop.
+    we killed the others. trouble: what went wrong besides. noticed: when something of both was seen
+    first. asked: why the ranks were asked to stop. committed: the newest checkpoint.
     """
 
     def __init__(
@@ -40,10 +41,12 @@ class Attempt:
         now: float,
     ) -> None:
         self.number, self.members, self.ranks = number, tuple(members), ranks
-        self.checkpoint, self.begun = checkpoint, now
+        self.checkpoint = self.committed = checkpoint
+        self.begun = now
         self._timing, self._watch = timing, SilenceWatch(limits)
         self.ends: dict[int, RankEnd] = {}
         self.trouble: Trouble | None = None
+        self.noticed: float | None = None
         self.hanging: Overdue | None = None
         self.asked: str | None = None
         self._deadline: float | None = None
@@ -96,6 +99,12 @@ class Attempt:
         if overdue and self.trouble is None and self._deadline is None:
             self.hanging = overdue[0]
             self.trouble = self._hang(overdue[0])
+        if self.noticed is None and (self.trouble is not None or self._failed()):
+            self.noticed = now
+
+    def _failed(self) -> bool:
+        """Whether a rank has ended as none should."""
+        return any(end.code != EXIT_DONE for end in self.ends.values())
 
     def _follow(self, rank: RankReport, moment: float) -> None:
         """Notice the first new step. moment: of the sign of life."""

@@ -32,8 +32,9 @@ from cluster.supervise.messages import Order
 from cluster.supervise.node import Timing
 from cluster.supervise.output import Output
 from cluster.supervise.policy import Finish, Node, Outcome, Rules, Situation, Start, Trouble, Wait
-from cluster.supervise.report import failure_report
+from cluster.supervise.report import clean, failure_report
 from cluster.supervise.watching import FolderWatch
+from trainer import records
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
 _LOOK = 0.25  # seconds between two looks at everything
@@ -73,6 +74,9 @@ class Coordinator:
         self._sent_away = False  # a node was told to go since the last start
         self._given_up: str | None = None
         self._said_waiting = ""
+        self._own_node_left: float | None = None  # when node 0 was told to go
+        self._running: Attempt | None = None
+        self._left_out = set[str]()  # nodes that were said to be unfit
         self._users_stop: str | None = None  # why the run ends, once a user has asked for it
 
     async def open(self, port: int) -> None:
@@ -117,7 +121,7 @@ class Coordinator:
         while True:
             self._members.look()
             self._let_rest()
-            if (ends := self._own_node_leaves(begun)) is not None:
+            if (ends := self._own_node_leaves()) is not None:
                 return ends
             decision = policy.decide(self._rules, self._events, self._situation(outcome, begun))
             if not isinstance(decision, Wait):
@@ -151,6 +155,9 @@ class Coordinator:
                 unsure += waited < _CLEAR
             elif report.unfit is None:
                 fit.append(Node(member.index, member.name))
+                self._left_out.discard(member.name)
+            else:
+                self._leave_out(member, report.unfit)
         return Situation(
             nodes=tuple(sorted(fit)),
             unsure=unsure,
@@ -161,6 +168,17 @@ class Coordinator:
             given_up=self._given_up,
             newest=self._folder_watch.newest,
         )
+
+    def _leave_out(self, member: Member, reason: str) -> None:
+        """Say once that a node is not fit."""
+        if member.name in self._left_out:
+            return
+        self._left_out.add(member.name)
+        reason = f"{member.name} is not fit and is left out: {reason}"[:2000]
+        self._note_fault(
+            Trouble("unfit node", reason, node=member.name, host=member.host), time.time()
+        )
+        self._say(reason)
 
     def _stop_reason(self) -> str | None:
         """Why the whole run is to stop; None where it is not."""
@@ -173,14 +191,15 @@ class Coordinator:
             return there[0].report.reason
         return None
 
-    def _own_node_leaves(self, begun: float) -> Finish | None:
+    def _own_node_leaves(self) -> Finish | None:
         """The verdict where node 0, and so the coordinator, has to end, and others have not."""
         own = self._members.all.get(0)
         if own is None or own.report.leaving is None or self._stop_reason() is not None:
             return None
         if own.report.leaving == "launcher":
             return Finish("incomplete", history.EXIT_INCOMPLETE, own.report.reason)
-        if time.monotonic() - begun < _ALL_SIGNALLED:
+        self._own_node_left = self._own_node_left or time.monotonic()
+        if time.monotonic() - self._own_node_left < _ALL_SIGNALLED:
             return None
         return Finish("incomplete", EXIT_PREEMPTED, own.report.reason)
 
@@ -219,6 +238,7 @@ class Coordinator:
             )
         else:
             self._say(_starting(attempt))
+            self._running = attempt
             for place, member in enumerate(members):
                 member.tell(attempt.order(place, port))
             await self._see_through(attempt)
@@ -265,7 +285,10 @@ class Coordinator:
         free = [
             member
             for member in self._members.there()
-            if member not in attempt.members and member.report.leaving is None
+            if member not in attempt.members
+            and member.report.leaving is None
+            and member.report.unfit is None
+            and member.report.checked >= self._checks
         ]
         if policy.grows(
             self._rules,
@@ -279,13 +302,10 @@ class Coordinator:
 
     def _note_checkpoints(self, attempt: Attempt) -> bool:
         """Write down that a checkpoint was committed. Returns whether one was."""
-        newest = self._folder_watch.newest
-        known = history.last(self._events, history.Checkpoint)
-        before = attempt.checkpoint
-        if known is not None and known.attempt == attempt.number:
-            before = known.step
+        newest, before = self._folder_watch.newest, attempt.committed
         if newest is None or newest <= (-1 if before is None else before):
             return False
+        attempt.committed = newest
         self._note(history.Checkpoint(time=time.time(), attempt=attempt.number, step=newest))
         return True
 
@@ -318,8 +338,10 @@ class Coordinator:
             asked=asked,
             done=self._folder_watch.done,
         )
+        self._running = None
         if outcome.trouble is not None:
-            self._note_fault(attempt, outcome.trouble)
+            since = time.monotonic() - (attempt.noticed or time.monotonic())
+            self._note_fault(outcome.trouble, time.time() - since)
         self._note_checkpoints(attempt)
         self._note(
             history.End(
@@ -403,7 +425,7 @@ class Coordinator:
             self._files.submit(_remove, self._folder)
         with suppress(TimeoutError):
             async with asyncio.timeout(_FRESH):
-                await asyncio.wrap_future(self._files.submit(lambda: None))
+                await asyncio.wrap_future(self._files.submit(records.finish))
         for member in self._members.all.values():
             member.tell(
                 Order(
@@ -461,10 +483,12 @@ class Coordinator:
                 reason=reason,
             )
         )
-        self._say(f"{member.name} is lost: {reason}")
+        if self._running is None or member not in self._running.members:
+            self._say(f"{member.name} is gone: {reason}")
 
-    def _note_fault(self, attempt: Attempt, trouble: Trouble) -> None:
-        self._note(history.Fault(time=time.time(), attempt=attempt.number, **trouble._asdict()))
+    def _note_fault(self, trouble: Trouble, moment: float) -> None:
+        """moment: when it was noticed, in seconds since 1970."""
+        self._note(history.Fault(time=moment, attempt=self._number, **trouble._asdict()))
 
     def _note(self, event: Event) -> None:
         self._events.append(event)
@@ -483,7 +507,7 @@ class Coordinator:
         return text
 
     def _say(self, line: str) -> None:
-        self._output.say(f"supervisor: {line}")
+        self._output.say(f"supervisor: {clean(line)}")
 
     async def _change(self, seconds: float) -> None:
         """Wait until something changes, for so long at most."""

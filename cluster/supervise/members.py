@@ -37,6 +37,8 @@ from model.documents import printable
 
 # The numbers of orders, which differ from those of an earlier coordinator, too.
 _ORDERS = itertools.count(int(time.time() * 1000))
+_QUIET = 60.0  # seconds in which the same is not said again
+_MOST_COMPLAINTS = 20  # in that time
 _MOST_GREETINGS = 256  # at the same time; who comes then tries again a second later
 
 
@@ -99,6 +101,7 @@ class Members:
         self.all: dict[int, Member] = {}
         self.changed = asyncio.Event()
         self._greetings = 0
+        self._complained: dict[str, float] = {}  # when something was said of connections
         self._looked = time.monotonic()
         self._server: asyncio.Server | None = None
         self._connections = set[asyncio.Task[None]]()
@@ -159,7 +162,7 @@ class Members:
         try:
             member, channel = await self._welcome(reader, writer)
         except Refused as error:
-            self._say(f"a connection from {_peer(writer)} was dropped: {error}")
+            self._complain(f"a connection from {_peer(writer)} was dropped: {error}")
             writer.transport.abort()
             return
         except OSError:
@@ -168,7 +171,7 @@ class Members:
         try:
             await self._converse(member, channel)
         except Refused as error:
-            self._say(f"the connection of {member.name} was dropped: {error}")
+            self._complain(f"the connection of {member.name} was dropped: {error}")
         except OSError:  # it ended, or is silent
             pass
         finally:
@@ -176,6 +179,14 @@ class Members:
             if member.channel is channel:
                 member.channel, member.away_since = None, time.monotonic()
             self.changed.set()
+
+    def _complain(self, line: str) -> None:
+        """Say something once a minute, and not too many things: a scanner of ports may be about."""
+        now = time.monotonic()
+        self._complained = {k: v for k, v in self._complained.items() if now - v < _QUIET}
+        if line not in self._complained and len(self._complained) < _MOST_COMPLAINTS:
+            self._complained[line] = now
+            self._say(line)
 
     async def _welcome(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter

@@ -40,9 +40,11 @@ from cluster.supervise.messages import (
 from cluster.supervise.output import Output
 from cluster.supervise.parents import Launcher
 from cluster.supervise.ranks import Layout, Ranks, end_orphans, free_port
+from cluster.supervise.report import clean
 from cluster.supervise.stacks import RankStack, collect
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
+HEALTH = "trainer.preflight.node"
 _TICK = 0.1  # seconds between two looks at the ranks
 _CONNECT = 5.0  # seconds for a connection
 _HEALTH = 20.0  # seconds for the health check
@@ -71,8 +73,8 @@ class NodeOptions:
 
     index: which node this is. address, port: where the coordinator listens. own_address: by which
     others reach this node, where the coordinator cannot see it by itself. command: of a rank,
-    without what says which one it is; `expect_ranks=N` is added where tell_ranks is set. rejoin:
-    seconds to look for a coordinator that is gone.
+    without what says which one it is; `expect_ranks=N` is added where tell_ranks is set. health:
+    the module that checks this node. rejoin: seconds to look for a coordinator that is gone.
     """
 
     index: int
@@ -82,6 +84,7 @@ class NodeOptions:
     command: Sequence[str]
     own_address: str | None = None
     tell_ranks: bool = True
+    health: str = HEALTH
     devices: Sequence[str] = ()
     rejoin: float = 120.0
     timing: Timing = field(default_factory=Timing)
@@ -274,7 +277,8 @@ class Node:
 
     async def _check(self, number: int) -> None:
         """Find out whether this node is fit. Without an answer it counts as fit."""
-        command = [sys.executable, "-m", "trainer.preflight.node", "--json", str(self._folder.path)]
+        module = self._options.health
+        command = [sys.executable, "-m", module, "--json", str(self._folder.path)]
         unfit: str | None = None
         process = None
         try:
@@ -307,7 +311,7 @@ class Node:
     # What is said.
 
     def _say(self, line: str) -> None:
-        self._output.say(f"supervisor of {self._name}: {line}")
+        self._output.say(clean(f"supervisor of {self._name}: {line}"))
 
     def _report(self) -> Report:
         ranks = self._ranks
@@ -341,7 +345,7 @@ class Node:
                     self._channel = None
                     streams[1].transport.abort()
             except (OSError, Refused) as error:  # TimeoutError is an OSError
-                self._complain(str(error) or type(error).__name__)
+                self._complain(str(error) or "it does not answer")
             await asyncio.sleep(max(0.0, begun + 1.0 - time.monotonic()))
 
     def _complain(self, problem: str) -> None:

@@ -147,7 +147,7 @@ def judge(
                 return Outcome(code, _said(end), False, _trouble(kind, end, _said(end)))
     if asked is not None:
         saved = first_rank is not None and first_rank.code == EXIT_PREEMPTED
-        how = "" if saved else ", but did not save in time"
+        how = "" if saved else "; the ranks did not save before they ended"
         return Outcome(EXIT_PREEMPTED if saved else -signal.SIGKILL, asked + how, failed=False)
     if noticed is not None:
         code = EXIT_HANG if noticed.kind == "hang" else -signal.SIGKILL

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from cluster.supervise import guardian
 from cluster.supervise.messages import RankReport
@@ -292,16 +293,28 @@ def _start_guardian(lost: float) -> subprocess.Popen[bytes]:
 
 
 def _register(folder: RunFolder, name: str) -> Path:
-    return folder.path / "supervisors" / f"{name}.json"
+    return folder.path / "supervisors" / f"{quote(name, safe='')}.json"
+
+
+_registering = threading.Lock()
+_newest: dict[Path, object] = {}  # what is to be in each register
 
 
 def _write_down(folder: RunFolder, name: str, pids: Iterable[int]) -> None:
-    """Write the processes of this node down, each with its start, by which it is known again."""
-    content = _place() | {"processes": [[pid, start] for pid in pids if (start := _start_of(pid))]}
+    """Write the processes of this node down, each with its start, by which it is known again, and
+    this supervisor in the same way."""
+    path = _register(folder, name)
+    content = _place() | {
+        "supervisor": _known(os.getpid()),
+        "processes": [known for pid in pids if (known := _known(pid))[1]],
+    }
+    _newest[path] = content
 
     def write() -> None:
-        with suppress(OSError):
-            write_atomically(_register(folder, name), json.dumps(content).encode())
+        # On slow storage, threads may come to this in another order than they were started.
+        with _registering, suppress(OSError):
+            if _newest[path] is content:
+                write_atomically(path, json.dumps(content).encode())
 
     threading.Thread(target=write, daemon=True, name="register").start()
 
@@ -310,13 +323,17 @@ def end_orphans(folder: RunFolder, name: str) -> int:
     """Kill what an earlier supervisor of this node has left behind. Returns how many processes.
 
     Numbers of processes mean something on one machine, until it is booted, and within one
-    container. So all of these are compared, and the time at which each process began.
+    container. So all of these are compared, and the time at which each process began. A supervisor
+    of the same name that still lives, on a machine that has several, has left nothing behind.
     """
     try:
         content: dict[str, Any] = parse_json(
             read_file(_register(folder, name), _LARGEST, DataError), "processes", DataError
         )
         processes = [(int(pid), int(start)) for pid, start in content.pop("processes")]
+        supervisor, began = content.pop("supervisor", (0, 0))
+        if supervisor != os.getpid() and began and _start_of(supervisor) == began:
+            return 0
     except (OSError, DataError, KeyError, TypeError, ValueError):
         return 0
     if content != _place():
@@ -337,6 +354,11 @@ def _place() -> dict[str, Any]:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         space = str(Path("/proc/self/ns/pid").readlink())
     return {"host": platform.node(), "boot": boot, "namespace": space}
+
+
+def _known(pid: int) -> tuple[int, int]:
+    """By what a process is known again: its number, and when it began."""
+    return pid, _start_of(pid)
 
 
 def _start_of(pid: int) -> int:

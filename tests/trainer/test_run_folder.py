@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,45 +25,50 @@ time.sleep(float(sys.argv[3]))
 """
 
 
-@contextmanager
-def held(folder: RunFolder, host: str, seconds: float) -> Iterator[None]:
-    """Another process of that host holds the lock for so long."""
-    command = [sys.executable, "-c", HOLDER, str(folder.path), host, str(seconds)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "holds\n"
-        yield
-    finally:
+Hold = Callable[[RunFolder, str, float], None]
+
+
+@pytest.fixture
+def hold() -> Iterator[Hold]:
+    """Have another process, of that host, hold the lock for so many seconds."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def begin(folder: RunFolder, host: str, seconds: float) -> None:
+        command = [sys.executable, "-c", HOLDER, str(folder.path), host, str(seconds)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert processes[-1].stdout is not None
+        assert processes[-1].stdout.readline() == "holds\n"
+
+    yield begin
+    for process in processes:
         process.kill()
         process.communicate()
 
 
 def test_the_lock_of_another_host_is_waited_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hold: Hold, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It may be held for a host that died; the storage lets go of it later."""
     folder = RunFolder(tmp_path)
-    with held(folder, "elsewhere", 1.5):
-        folder.lock(wait_seconds=0, foreign_seconds=60)
+    hold(folder, "elsewhere", 1.5)
+    folder.lock(wait_seconds=0, foreign_seconds=60)
     assert folder.is_locked
     (said,) = capsys.readouterr().err.splitlines()
     assert "on elsewhere; waits up to 60 s, in case that host has died" in said
 
 
-def test_who_holds_the_lock_for_too_long_is_named(tmp_path: Path) -> None:
+def test_who_holds_the_lock_for_too_long_is_named(hold: Hold, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    with held(folder, "elsewhere", 60):
-        began = time.monotonic()
-        with pytest.raises(ConfigError, match=r"in use by process \d+ on elsewhere"):
-            folder.lock(wait_seconds=0, foreign_seconds=0.5)
-        assert time.monotonic() - began >= 0.5
+    hold(folder, "elsewhere", 60)
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match=r"in use by process \d+ on elsewhere"):
+        folder.lock(wait_seconds=0, foreign_seconds=0.5)
+    assert time.monotonic() - began >= 0.5
 
 
-def test_a_lock_of_this_host_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_lock_of_this_host_is_not_waited_for(hold: Hold, tmp_path: Path) -> None:
     """The kernel lets go of it when its holder ends."""
-    import platform
-
     folder = RunFolder(tmp_path)
-    with held(folder, platform.node(), 60), pytest.raises(ConfigError, match="is in use by"):
+    hold(folder, platform.node(), 60)
+    with pytest.raises(ConfigError, match="is in use by"):
         folder.lock(wait_seconds=0.2, foreign_seconds=3600)

@@ -150,28 +150,14 @@ def make_plan(
     trained, frozen = costs.parameters(config)
     operations = costs.image_operations(config)
     size = costs.checkpoint_bytes(config)
-    worlds = []
-    for world in gpus:
-        rate = peak * assumptions.mfu * world
-        save = size / world / (assumptions.write * 1e9)
-        worlds.append(
-            {
-                "gpus": world,
-                "accumulation": accumulation[world],
-                "days": steps * config.batch.global_batch * operations.total / rate / 86400,
-                "memory_gib": _memory(config, world),
-                "save_seconds": save,
-                "saves_within_grace": save < assumptions.grace,
-                "reliability": _reliability(
-                    config,
-                    assumptions,
-                    gpus=world,
-                    step_seconds=config.batch.global_batch * operations.total / rate,
-                    share=size / world,
-                    steps=steps,
-                ),
-            }
-        )
+    worlds = [
+        {
+            "gpus": world,
+            "accumulation": accumulation[world],
+            **_time_and_memory(config, assumptions, world, steps, operations.total),
+        }
+        for world in gpus
+    ]
     return {
         "objective": config.objective,
         "learning_rate": config.learning_rate,
@@ -197,6 +183,25 @@ def make_plan(
         "restart_seconds": assumptions.restart,
         "checkpoint_every": config.checkpoint.every,
         "worlds": worlds,
+    }
+
+
+def _time_and_memory(
+    config: RunConfig, assumptions: Assumptions, gpus: int, steps: int, operations: float
+) -> dict[str, Any]:
+    """Return what the run takes on so many GPUs. operations: of one image."""
+    rate = assumptions.peak * assumptions.mfu * gpus
+    step_seconds = config.batch.global_batch * operations / rate
+    share = costs.checkpoint_bytes(config) / gpus
+    save = share / (assumptions.write * 1e9)
+    return {
+        "days": steps * step_seconds / 86400,
+        "memory_gib": _memory(config, gpus),
+        "save_seconds": save,
+        "saves_within_grace": save < assumptions.grace,
+        "reliability": _reliability(
+            config, assumptions, gpus=gpus, step_seconds=step_seconds, share=share, steps=steps
+        ),
     }
 
 

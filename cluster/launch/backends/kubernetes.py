@@ -30,8 +30,8 @@ class KubernetesBackend:
         """Raise ConfigError where there is no kubectl here."""
         if shutil.which("kubectl") is None:
             raise ConfigError(
-                "kubectl is not installed here; write the manifests with --dry-run, and apply them "
-                "where it is"
+                "kubectl is not installed here; write the manifests with --write FILE, and apply "
+                "them where it is"
             )
 
     def plan(self, request: LaunchRequest) -> LaunchPlan:

@@ -1,7 +1,7 @@
 """Processes that Slurm starts: a batch script with one process on each node, which is submitted.
 
 The job is queued again by its own script after a stop by the time limit or a preemption, and by
-Slurm after the loss of the node on which that script runs.
+another node where the node of the script is lost (cluster/launch/requeue.py, slurm_task.py).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class SlurmBackend:
         if shutil.which("sbatch") is None:
             raise ConfigError(
                 "sbatch is not installed here; submit the job from a machine of the cluster, or "
-                "write the script with --dry-run and submit it there"
+                "write the script with --write FILE and submit it there"
             )
 
     def plan(self, request: LaunchRequest) -> LaunchPlan:
@@ -125,7 +125,11 @@ def batch_script(request: LaunchRequest) -> BatchScript:
         options=[*_ours(request, options), *_the_users(request, options)],
         srun=_step(options),
         folder=str(Path.cwd()),
-        supervisor=[sys.executable, "-u", "-m", request.module, *request.arguments],
+        supervisor=[
+            *(sys.executable, "-u", "-m", "cluster.launch.slurm_task"),
+            *("--run", str(run_folder(request)), "--"),
+            *(sys.executable, "-u", "-m", request.module, *request.arguments),
+        ],
         ending=[sys.executable, "-m", "cluster.launch.requeue", "--run", str(run_folder(request))],
     )
 

@@ -123,9 +123,7 @@ def test_a_supervised_run_is_stopped_for_good(tmp_path: Path) -> None:
         assert status(one.run)["state"] == "stopped" and not one.folder.stop.exists()
 
 
-def test_a_run_is_followed_and_stopped_by_its_store(
-    uploading: str, tmp_path: Path, worlds: list[World]
-) -> None:
+def test_a_run_is_followed_by_its_store(uploading: str, tmp_path: Path) -> None:
     """From a machine that does not see its folder. What is known there comes with uploads."""
     found = until(uploading, lambda s: s["copied"] and s["metrics"])
     assert (found["run"], found["source"], found["state"]) == ("base-16", "store", "running")
@@ -135,6 +133,11 @@ def test_a_run_is_followed_and_stopped_by_its_store(
     assert at_home["upload"] == uploading and at_home["problems"] == []
     assert "on the store: step" in addp("status", uploading).stdout
 
+
+@pytest.mark.long
+def test_a_run_is_stopped_by_its_store(uploading: str, tmp_path: Path, worlds: list[World]) -> None:
+    """It looks for the object every 15 s."""
+    until(uploading, lambda s: s["copied"])
     stopped = addp("stop", uploading, "--wait")
     assert stopped.code == 75 and "when it next looks at its store" in stopped.stdout
     assert worlds[0].wait().codes == [75, 75]

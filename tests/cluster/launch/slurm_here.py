@@ -6,6 +6,7 @@ folder and all ports are free ones, so that it disturbs no other Slurm, nor a se
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import platform
@@ -17,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from cluster.launch.backend import free_port
 
@@ -94,6 +97,23 @@ class SlurmHere:
         said = self.call("scontrol", "show", "job", "-o", str(number))
         return dict(re.findall(r"(\w+)=(\S*)", said))
 
+    def lose(self, node: str, job: int | str) -> None:
+        """Kill all that is on a node: its daemons first, which would report the rest. Slurm, which
+        would notice after minutes, is told at once."""
+        _kill(self.root / f"slurmd.{node}.pid", signal.SIGKILL)
+        there = [p for p in psutil.process_iter() if _variables(p).get("SLURM_JOB_ID") == str(job)]
+        there = [p for p in there if _variables(p).get("SLURMD_NODENAME") == node]
+        daemons = {d.pid: d for p in there for d in p.parents() if d.name() == "slurmstepd"}
+        assert daemons, f"job {job} has nothing on {node}"
+        for process in [*daemons.values(), *there]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+
+    def restore(self, node: str) -> None:
+        """Bring a node back that was lost: Slurm takes it as soon as its daemon reports."""
+        _daemon(self, "slurmd", "-N", node)
+
     def wait_for(
         self, number: int | str, meets: Callable[[dict[str, str]], bool], seconds: float
     ) -> dict[str, str]:
@@ -103,6 +123,13 @@ class SlurmHere:
             assert time.monotonic() < deadline, f"after {seconds} s still {job}"
             time.sleep(0.5)
         return job
+
+
+def _variables(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
 
 
 def ended(job: dict[str, str]) -> bool:

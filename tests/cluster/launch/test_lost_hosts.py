@@ -14,7 +14,7 @@ import pytest
 from cluster.supervise import history
 from tests.cluster.launch.two_hosts import Host, several_hosts
 from tests.trainer.launching import MAGE, SMALL
-from tests.trainer.worlds import finish
+from tests.trainer.worlds import run_world
 from trainer.run_folder import RunFolder
 
 pytestmark = pytest.mark.long
@@ -32,7 +32,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
 def undisturbed(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of two ranks on one host."""
     run = tmp_path_factory.mktemp("one-host") / "run"
-    finish(run, *MAGE, *LENGTH, f"data.tokens={tokens}")
+    done = run_world(run, *MAGE, *LENGTH, f"data.tokens={tokens}", seconds=600)
+    assert done.codes == [0, 0], done.output
     return losses(run)
 
 

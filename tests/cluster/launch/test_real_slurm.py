@@ -5,7 +5,6 @@ It needs root and Debian's packages of Slurm; see slurm_here.py. docs/operations
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 import sys
@@ -13,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import psutil
 import pytest
 
 from cluster.supervise import history
@@ -51,7 +49,7 @@ def words(run: Path, tokens: Path) -> list[str]:
 def test_plain_srun_trains_as_one_world(
     slurm: SlurmHere, whole: Path, tokens: Path, tmp_path: Path
 ) -> None:
-    """Without any launcher: one rank a task, on two nodes."""
+    """Without any launcher: one rank a task, on two nodes. Losses as without Slurm."""
     run = tmp_path / "run"
     command = ["srun", "-N2", "--ntasks-per-node=1", sys.executable, "-m", "trainer.pretrain"]
     slurm.call(*command, *words(run, tokens), "expect_ranks=2", environment=HERE)
@@ -97,10 +95,10 @@ LONGEST = ("schedule.total=1500", "checkpoint.every=50")
 
 
 @pytest.fixture(scope="module")
-def longer(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of an undisturbed longer run of two ranks."""
+def longer(slurm: SlurmHere, tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a longer run under Slurm that nobody disturbs."""
     run = tmp_path_factory.mktemp("longer") / "run"
-    finish(run, *MAGE, f"data.tokens={tokens}", *LONGER, seconds=300)
+    assert attempts(done(slurm, submit(slurm, run, tokens), run)) == [(0, "done")]
     return run
 
 
@@ -130,6 +128,7 @@ def until_it_trains(run: Path, step: int = 50) -> None:
 def queued_again(slurm: SlurmHere, number: str) -> None:
     """Wait until the job is queued again, and spare it the two minutes that Slurm lets it wait."""
     slurm.wait_for(number, lambda job: job["JobState"] == "PENDING" and job["Restarts"] == "1", 90)
+    time.sleep(3)  # what Slurm issued before would be taken for the new start
     slurm.call("scontrol", "update", f"JobId={number}", "StartTime=now")
 
 
@@ -162,7 +161,7 @@ def test_the_time_limit_saves_and_the_job_goes_on_to_the_undisturbed_end(
     assert attempts(events) == [(75, "stopped"), (0, "done")]
     first, second = [event for event in events if isinstance(event, history.Start)]
     assert first.checkpoint is None and second.checkpoint is not None
-    finish(whole, *MAGE, f"data.tokens={tokens}", *LONGEST, seconds=600)
+    done(slurm, submit(slurm, whole, tokens, length=LONGEST), whole)
     assert same_end(run, whole)
 
 
@@ -205,40 +204,27 @@ def test_a_run_goes_on_without_a_node_that_is_lost(
     run = tmp_path / "run"
     number = submit(slurm, run, tokens, "--min-nodes", "1", "--rejoin", "5")
     until_it_trains(run)
-    lose_node(slurm, number, "n2")
+    slurm.lose("n2", number)
     try:
         events = done(slurm, number, run)
     finally:
-        slurm.call("scontrol", "update", "NodeName=n2", "State=RESUME")
+        slurm.restore("n2")
     assert [len(event.nodes) for event in events if isinstance(event, history.Start)] == [2, 1]
     assert losses(run) == pytest.approx(losses(longer), rel=1e-4)
 
 
-def lose_node(slurm: SlurmHere, job: str, node: str) -> None:
-    """Kill all that a job has on a node, with the daemon that would report it, and tell Slurm,
-    which would notice after minutes."""
-    there = [
-        process
-        for process in psutil.process_iter()
-        if _variables(process).get("SLURM_JOB_ID") == job
-        and _variables(process).get("SLURMD_NODENAME") == node
-        and "SLURM_STEP_ID" in _variables(process)
-    ]
-    assert there
-    daemons = {
-        parent.pid: parent
-        for process in there
-        for parent in process.parents()
-        if parent.name() == "slurmstepd"
-    }
-    for process in [*daemons.values(), *there]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    slurm.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
-
-
-def _variables(process: psutil.Process) -> dict[str, str]:
+def test_a_job_whose_script_is_lost_is_queued_again(
+    slurm: SlurmHere, longer: Path, tokens: Path, tmp_path: Path
+) -> None:
+    """Slurm itself would let it run on with the second node, where nothing runs any more."""
+    run = tmp_path / "run"
+    number = submit(slurm, run, tokens, "--rejoin", "5")
+    until_it_trains(run)
+    slurm.lose("n1", number)
     try:
-        return process.environ()
-    except psutil.Error:
-        return {}
+        slurm.wait_for(number, lambda job: job["JobState"] == "PENDING", 120)
+    finally:
+        slurm.restore("n1")
+    queued_again(slurm, number)
+    done(slurm, number, run)
+    assert same_end(run, longer)

@@ -27,12 +27,27 @@ class Job:
     def __init__(self, run: Path, options: Sequence[str], words: Sequence[str]) -> None:
         self.run, self.folder = run, RunFolder(run)
         run.mkdir(parents=True, exist_ok=True)
-        self._words = [*options, "--run", str(run), "--port", str(free_port()), "--", *words]
+        self.port = free_port()
+        self._options, self._words = [*options, "--run", str(run)], ["--", *words]
         self.nodes: dict[int, subprocess.Popen[bytes]] = {}
         self.output = run / "console.txt"
 
-    def start(self, node: int, size: int = 1, python: str = sys.executable) -> None:
-        """Start the supervisor of a node. size: how many nodes a launcher would have started."""
+    def start(
+        self,
+        node: int,
+        size: int = 1,
+        *,
+        python: str = sys.executable,
+        port: int | None = None,
+        before: Sequence[str] = (),
+    ) -> None:
+        """Start the supervisor of a node.
+
+        size: how many nodes a launcher would have started. port: where it finds the coordinator, if
+        that is not its own. before: words of a command that starts the supervisor.
+        """
+        words = [python, "-m", "cluster.supervise", "--name", f"n{node}", *self._options]
+        words += ["--port", str(port or self.port), *self._words]
         environment = os.environ | {
             "RANK": str(node),
             "WORLD_SIZE": str(max(size, node + 1)),
@@ -41,7 +56,7 @@ class Job:
         }
         with self.output.open("ab") as console:
             self.nodes[node] = subprocess.Popen(
-                [python, "-m", "cluster.supervise", "--name", f"n{node}", *self._words],
+                [*before, *words],
                 env=environment,
                 stdout=console,
                 stderr=console,

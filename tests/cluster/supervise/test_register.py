@@ -1,0 +1,84 @@
+"""What a supervisor writes down of its ranks, for the one that comes after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.supervise import ranks
+from cluster.supervise.ranks import end_orphans
+from trainer.run_folder import RunFolder
+
+SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+# A supervisor as far as its register goes: it writes a rank down, and lives on or ends.
+SUPERVISOR = """
+import subprocess, sys, time
+from cluster.supervise import ranks
+from trainer.run_folder import RunFolder
+rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+ranks._write_down(RunFolder(sys.argv[1]), "n0", [rank.pid])
+time.sleep(0.5)
+print(rank.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_ranks_of_a_supervisor_that_lives_are_no_orphans(tmp_path: Path) -> None:
+    """Two supervisors on one machine may have the same name before the coordinator gives them
+    others."""
+    folder = RunFolder(tmp_path)
+    command = [sys.executable, "-c", SUPERVISOR, str(tmp_path)]
+    supervisor = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert supervisor.stdout is not None
+    rank = int(supervisor.stdout.readline())
+    try:
+        assert end_orphans(folder, "n0") == 0 and alive(rank)
+        supervisor.kill()
+        supervisor.communicate()
+        assert end_orphans(folder, "n0") == 1
+        deadline = time.monotonic() + 10
+        while alive(rank):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        supervisor.kill()
+        if alive(rank):
+            os.kill(rank, 9)
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a b; $(x)\n", ".."])
+def test_a_name_is_no_path(name: str, tmp_path: Path) -> None:
+    assert ranks._register(RunFolder(tmp_path), name).parent == tmp_path / "supervisors"
+
+
+def test_the_last_word_on_a_node_stays(tmp_path: Path) -> None:
+    """Although each is written by a thread of its own."""
+    folder = RunFolder(tmp_path)
+    process = subprocess.Popen(SLEEP)
+    try:
+        for number in range(50):
+            ranks._write_down(folder, "n0", [process.pid] if number % 2 else [])
+        register, deadline = ranks._register(folder, "n0"), time.monotonic() + 20
+        while not register.exists() or not json.loads(register.read_text())["processes"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.3)
+        assert json.loads(register.read_text())["processes"][0][0] == process.pid
+        assert [file.name for file in register.parent.iterdir()] == ["n0.json"]
+    finally:
+        process.kill()
+        process.wait()

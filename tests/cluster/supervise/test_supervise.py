@@ -81,16 +81,22 @@ def test_what_no_start_helps_is_passed_on(code: int, tmp_path: Path) -> None:
 
 
 def test_it_gives_up_without_progress_and_stays_so(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    options = ("--ranks", "2", "--max-restarts", "2")
-    with job(run, *options, words=["steps=12", "fault=1:6:crash:9"]) as one:
+    with job(tmp_path / "run", "--ranks", "2", words=["steps=12", "fault=1:2:crash:9"]) as one:
         one.start(0)
         assert one.wait() == 80
-        # The first attempt commits step 4, which is progress.
         assert len(one.of(history.Start)) == 3
         assert one.of(history.Verdict)[-1].verdict == "gave up"
         report = one.folder.failure.read_text()
         assert "RuntimeError" in report and "rank 1" in report
+        one.start(0)
+        assert one.wait() == 80 and len(one.of(history.Start)) == 3
+
+
+@pytest.mark.long
+def test_it_tries_again_once_somebody_has_looked(tmp_path: Path) -> None:
+    """Progress forgives failures, and so does whoever removes the report."""
+    options = ("--ranks", "2", "--max-restarts", "2")
+    with job(tmp_path / "run", *options, words=["steps=12", "fault=1:6:crash:9"]) as one:
         one.start(0)
         assert one.wait() == 80 and len(one.of(history.Start)) == 3
         one.folder.failure.unlink()
@@ -135,7 +141,9 @@ def test_ranks_that_do_not_save_in_time_are_killed(tmp_path: Path) -> None:
         assert "did not save" in one.said() and not one.processes()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)]
+)
 def test_no_rank_outlives_its_supervisor(number: int, tmp_path: Path) -> None:
     """Killed, its ranks and their children end at once; stopped, within the time in which the
     others would take this node for lost."""
@@ -150,6 +158,7 @@ def test_no_rank_outlives_its_supervisor(number: int, tmp_path: Path) -> None:
         assert time.monotonic() - begun < (2 if number == signal.SIGKILL else 8)
 
 
+@pytest.mark.long
 def test_two_nodes_and_a_spare(tmp_path: Path) -> None:
     """A node is killed, and the spare takes its place."""
     options = ("--nodes", "2", "--spares", "1", "--ranks", "2", "--lost", "3")

@@ -194,7 +194,7 @@ def _of_time(snapshot: Snapshot) -> Iterator[Metric]:
         yield from _gauge(
             snapshot,
             "recovery_noticed_seconds",
-            "Seconds until the newest fault was noticed",
+            "Seconds from the last sign of life to the newest fault",
             snapshot.recovery.noticed,
         )
         yield from _gauge(

@@ -68,7 +68,9 @@ def _fault(event: history.Fault) -> Incident:
         time=event.time,
         rank=event.rank,
         event=event.kind,
-        details=fields.one_line(f"{event.reason}, noticed after {event.seconds:.1f} s", 240),
+        details=fields.one_line(
+            f"{event.reason}, {event.seconds:.1f} s after the last sign of life", 240
+        ),
     )
 
 

@@ -237,7 +237,7 @@ def _ettr(snapshot: Snapshot) -> Text:
 
 def _recovery(recovery: Recovery, now: float) -> Text:
     ago = words.duration(max(0.0, now - recovery.time))
-    text = f"{recovery.kind} {ago} ago, noticed after {words.duration(recovery.noticed)}"
+    text = f"{recovery.kind} {ago} ago, {words.duration(recovery.noticed)} after a sign of life"
     if recovery.stepped is None:
         return Text(f"{text}; no new step since", "yellow")
     return Text(f"{text}; next step {words.duration(recovery.stepped)} later")

@@ -499,7 +499,7 @@ class Coordinator:
         where = "the beginning" if newest is None else f"step {newest}"
         text = outcome.reason
         if outcome.trouble is not None and outcome.trouble.seconds:
-            text += f" (noticed after {outcome.trouble.seconds:.1f} s)"
+            text += f" ({outcome.trouble.seconds:.1f} s after the last sign of life)"
         if outcome.failed:
             failures = history.failures_without_progress(self._events, newest)
             text += f"; the run stands at {where}"

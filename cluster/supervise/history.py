@@ -79,7 +79,7 @@ class Fault(_Event):
     death: a signal ended a rank. crash: a rank ended with a code that is none of ours. hang: a rank
     was silent for too long. stopped: somebody stopped a rank behind the supervisors' backs.
     diverged and refused: a rank ended with a code after which no start helps.
-    seconds: how long after the last sign of life it was noticed.
+    seconds: how long the last sign of life was ago then.
     """
 
     event: Literal["fault"] = "fault"

@@ -115,9 +115,9 @@ def test_the_last_fault_and_how_the_run_came_back(tmp_path: Path) -> None:
     run = running(tmp_path / "run")
     recovery = Recovery(time=NOW - 90, kind="hang", noticed=31.0, stepped=12.5)
     found = run.read().model_copy(update={"recovery": recovery})
-    assert "hang 1 min 30 s ago, noticed after 31 s; next step 12 s later" in shown(found)
+    assert "hang 1 min 30 s ago, 31 s after a sign of life; next step 12 s later" in shown(found)
     down = found.model_copy(update={"recovery": recovery.model_copy(update={"stepped": None})})
-    assert "noticed after 31 s; no new step since" in shown(down)
+    assert "31 s after a sign of life; no new step since" in shown(down)
 
 
 def test_a_loss_that_is_no_number_is_said(tmp_path: Path) -> None:

@@ -163,7 +163,9 @@ FAULTS: dict[str, Fault] = {
     "link-cut": Fault("the link is cut for 25 s", _cut_link, 15, outage=_LINK_SECONDS),
     "disk-full": Fault("the disk is full for 6 s", _full_disk, None, disk=True),
     "disk-full-end": Fault("the disk is full at the end", _full_disk_at_the_end, 60, disk=True),
-    "launch-term": Fault("SIGTERM to `addp launch`", _stop_launch, 15, again=True),
+    "launch-term": Fault(
+        "SIGTERM to `addp launch`, then the same command", _stop_launch, 15, again=True
+    ),
     "supervisor-term": Fault("SIGTERM to a supervisor", _supervisor(signal.SIGTERM), 15),
     "supervisor-killed": Fault("a supervisor is SIGKILLed", _supervisor(signal.SIGKILL), 15),
     "launcher-killed": Fault("`launch.py` is SIGKILLed", _kill_node_launcher, 15),

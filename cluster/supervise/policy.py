@@ -35,6 +35,7 @@ from trainer.run_folder import (
 FINAL_CODES = (EXIT_CONFIG, EXIT_NO_VALID_CHECKPOINT, EXIT_DIVERGED)
 _BACKOFF = 10.0  # seconds before a start after the first failure of storage; doubled each time
 _LONGEST_BACKOFF = 120.0
+_PATIENCE = 4  # storage comes back: so many times as many failures of it are put up with
 _SUSPECT = 2  # failures without progress after which a node is taken last
 
 Seconds = Annotated[float, Field(ge=0, le=7 * 86_400)]
@@ -279,7 +280,8 @@ def decide(rules: Rules, events: Sequence[history.Event], now: Situation) -> Dec
     if now.given_up is not None:
         return Finish("gave up", EXIT_GAVE_UP, now.given_up)
     failures = history.failures_without_progress(events, now.newest)
-    if failures >= rules.max_restarts:
+    storage = min(failures, storage_failures(events, now.newest))
+    if failures - storage >= rules.max_restarts or storage >= _PATIENCE * rules.max_restarts:
         why = outcome.reason if outcome is not None else "the supervisors were killed as well"
         return Finish(
             "gave up",
@@ -322,13 +324,20 @@ def _best(
 def backoff(events: Sequence[history.Event], newest: int | None = None) -> float:
     """Return for how many seconds storage is left alone after the last attempt: 0 unless storage
     was its fault, else 10 s, doubled for each such failure in a row without progress."""
+    streak = storage_failures(events, newest)
+    return min(_BACKOFF * 2 ** min(streak - 1, 10), _LONGEST_BACKOFF) if streak else 0.0
+
+
+def storage_failures(events: Sequence[history.Event], newest: int | None = None) -> int:
+    """Return how many of the latest attempts in a row had storage as their fault, since the last
+    one that made progress."""
     streak = 0
     for attempt in history.attempts(events, newest):
         if attempt.made_progress or attempt.end is None or attempt.end.code != EXIT_STORAGE:
             streak = 0
         if attempt.end is not None and attempt.end.code == EXIT_STORAGE:
             streak += 1
-    return min(_BACKOFF * 2 ** min(streak - 1, 10), _LONGEST_BACKOFF) if streak else 0.0
+    return streak
 
 
 def grows(rules: Rules, *, running: int, available: int, age: float, committed: bool) -> bool:

@@ -503,7 +503,7 @@ class Coordinator:
         if outcome.failed:
             failures = history.failures_without_progress(self._events, newest)
             text += f"; the run stands at {where}"
-            text += f" ({failures} of {self._rules.max_restarts} failures without progress)"
+            text += f" ({failures} of {self._rules.chances(outcome.code)} failures without progress)"
         return text
 
     def _say(self, line: str) -> None:

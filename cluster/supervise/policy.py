@@ -79,6 +79,10 @@ class Rules(Settings):
         """The smallest number of nodes that may train."""
         return self.nodes if self.min_nodes is None else self.min_nodes
 
+    def chances(self, code: int) -> int:
+        """Return after how many failures with an exit code like this one the run is given up."""
+        return self.max_restarts * (_PATIENCE if code == EXIT_STORAGE else 1)
+
     def most(self, available: int) -> int:
         """Return the largest number of nodes that may train out of so many; 0 if there is none."""
         for number in range(min(self.nodes, available), self.fewest - 1, -1):
@@ -281,7 +285,7 @@ def decide(rules: Rules, events: Sequence[history.Event], now: Situation) -> Dec
         return Finish("gave up", EXIT_GAVE_UP, now.given_up)
     failures = history.failures_without_progress(events, now.newest)
     storage = min(failures, storage_failures(events, now.newest))
-    if failures - storage >= rules.max_restarts or storage >= _PATIENCE * rules.max_restarts:
+    if failures - storage >= rules.max_restarts or storage >= rules.chances(EXIT_STORAGE):
         why = outcome.reason if outcome is not None else "the supervisors were killed as well"
         return Finish(
             "gave up",

@@ -21,7 +21,8 @@ SUPERVISOR = """
 import subprocess, sys, time
 from cluster.supervise import ranks
 from trainer.run_folder import RunFolder
-rank = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+rank = subprocess.Popen(sleep, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 ranks._write_down(RunFolder(sys.argv[1]), "n0", [rank.pid])
 time.sleep(0.5)
 print(rank.pid, flush=True)

@@ -35,6 +35,7 @@ ORDER = [
     "retention",
     "restore",
     "ownership",
+    "stop_object",
     "upload",
     "saver",
     "admin",

@@ -502,8 +502,9 @@ class Coordinator:
             text += f" ({outcome.trouble.seconds:.1f} s after the last sign of life)"
         if outcome.failed:
             failures = history.failures_without_progress(self._events, newest)
+            chances = self._rules.chances(outcome.code)
             text += f"; the run stands at {where}"
-            text += f" ({failures} of {self._rules.chances(outcome.code)} failures without progress)"
+            text += f" ({failures} of {chances} failures without progress)"
         return text
 
     def _say(self, line: str) -> None:

@@ -125,7 +125,7 @@ def test_a_supervised_run_is_stopped_for_good(tmp_path: Path) -> None:
 
 def test_a_run_is_followed_by_its_store(uploading: str, tmp_path: Path) -> None:
     """From a machine that does not see its folder. What is known there comes with uploads."""
-    found = until(uploading, lambda s: s["copied"] and s["metrics"])
+    found = until(uploading, lambda s: s["copied"] and s["metrics"] and s["expected_ranks"])
     assert (found["run"], found["source"], found["state"]) == ("base-16", "store", "running")
     assert found["checkpoint"] is None and found["copied"]["step"] % 5 == 0
     assert found["ranks"] == [] and found["expected_ranks"] == 2 and found["total"] == 100_000

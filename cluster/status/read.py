@@ -75,6 +75,8 @@ class RunReader:
         attempt = _attempt(source, supervised, settings.ranks, rows)
         ranks = alive.ranks(source, now, attempt) if self.folder else []
         begun = bool(rows or checkpoint or attempt.started or settings.ranks)
+        if supervised:
+            supervised = supervised.without_verdict_before(attempt.started)
         evidence = self._evidence(source, supervised, ranks, settings.lease, begun=begun, now=now)
         judged = judge(evidence)
         step = settings.total if judged.state == "done" else None

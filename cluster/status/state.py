@@ -8,8 +8,9 @@ from typing import NamedTuple
 from cluster.status.snapshot import Rank, State
 from trainer.run_folder import EXIT_DONE, EXIT_PREEMPTED
 
-# Seconds in which a supervisor starts the next attempt: the longest pause between two is 120.
-SUPERVISOR_ACTS = 600.0
+# Seconds in which a supervisor starts the next attempt: the longest pause between two is 120. A
+# store does not say when the last one ended, and most runs that let go of its lock have stopped.
+_ACTS, _ACTS_ON_STORE = 600.0, 180.0
 _STARTING = ("setup", "restore")
 _NAMED = 4  # ranks that a reason lists
 _VERDICTS: dict[str, State] = {
@@ -84,7 +85,8 @@ def judge(seen: Evidence) -> Judgement:
         verdict = seen.verdict
         state = _VERDICTS.get(verdict.verdict or "", "failed")
         return Judgement(state, verdict.reason, verdict.time, verdict.code)
-    if seen.supervised is not None and seen.now - seen.supervised < SUPERVISOR_ACTS:
+    acts = _ACTS_ON_STORE if seen.from_store else _ACTS
+    if seen.supervised is not None and seen.now - seen.supervised < acts:
         if seen.started_now:
             return Judgement("starting", "the supervisor has started the ranks")
         how = f": {seen.exit.reason}" if seen.exit else ""

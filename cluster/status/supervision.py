@@ -36,6 +36,14 @@ class Supervision(NamedTuple):
     recent: list[Incident]
     recovery: Recovery | None
 
+    def without_verdict_before(self, moment: float) -> Supervision:
+        """Return the same without a verdict of before that moment, in seconds since 1970: the run
+        was started again since, without supervisors."""
+        verdict = self.verdict
+        if verdict is None or verdict.time is None or verdict.time >= moment:
+            return self
+        return self._replace(verdict=None)
+
 
 def summary(events: Sequence[history.Event], newest: int | None, now: float) -> Supervision | None:
     """Return what a history says; None where there is none. newest: the newest checkpoint."""
@@ -49,7 +57,7 @@ def summary(events: Sequence[history.Event], newest: int | None, now: float) -> 
         starts=sum(isinstance(event, history.Start) for event in events),
         started=start.time if start else 0.0,
         ranks=start.ranks if start else None,
-        failures=history.failures_without_progress(events, newest),
+        failures=_failures(events, newest),
         verdict=verdict,
         acted=None if verdict else last.time,
         started_now=isinstance(last, history.Start),
@@ -61,6 +69,14 @@ def summary(events: Sequence[history.Event], newest: int | None, now: float) -> 
         ],
         recovery=_recovery(events),
     )
+
+
+def _failures(events: Sequence[history.Event], newest: int | None) -> int:
+    """Return how many attempts have failed since the last one that made progress. One that still
+    runs has not: it counts once it has ended."""
+    failures = history.failures_without_progress(events, newest)
+    runs = failures > 0 and history.attempts(events, newest)[-1].end is None
+    return failures - 1 if runs else failures
 
 
 def _fault(event: history.Fault) -> Incident:

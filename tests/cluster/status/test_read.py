@@ -213,6 +213,36 @@ def test_the_supervisors_verdict_is_the_state(run: MadeRun, verdict: Any) -> Non
     assert (found.state, found.code, found.reason) == (verdict, 80, "3 failures [2J")
 
 
+def test_a_verdict_does_not_count_once_the_run_was_started_without_supervisors(
+    run: MadeRun,
+) -> None:
+    run.metrics(40, age=900)
+    verdict = Verdict(time=NOW - 2900, attempt=1, verdict="gave up", code=80, reason="3 failures")
+    run.supervised(*attempt(1, NOW - 3000, 30), verdict)
+    run.write("attempt", "7f3a", age=2950)
+    assert run.read().state == "gave up"
+    run.write("attempt", "90bc", age=1000)
+    assert run.read().state == "dead"
+    run.write("exit.json", {"code": 77, "reason": "it diverged", "time": NOW - 900})
+    assert (run.read().state, run.read().code) == ("failed", 77)
+
+
+def test_an_attempt_that_runs_has_not_failed(run: MadeRun) -> None:
+    """Though no checkpoint has come of it yet."""
+    run.checkpoint(30, age=600)
+    start = Start(time=NOW - 20, attempt=2, nodes=NODES, ranks=2, checkpoint=30)
+    for begun, failures in (
+        ([start], 0),
+        ([*attempt(1, NOW - 60, 30), start], 1),
+        ([*attempt(1, NOW - 60, 20), start], 0),
+    ):
+        run.supervised(*begun)
+        assert run.read().failures_without_progress == failures
+    run.checkpoint(35)
+    run.supervised(*attempt(1, NOW - 60, 30), start)
+    assert run.read().failures_without_progress == 0
+
+
 def test_only_the_end_of_metrics_of_weeks_is_read(run: MadeRun) -> None:
     line = json.dumps(METRICS | {"step": 0, "time": NOW}) + "\n"
     last = json.dumps(METRICS | {"step": 77, "loss": 2.0, "time": NOW}) + "\n"

@@ -80,9 +80,9 @@ def _tighter(limits: Limits, group: Path) -> Limits:
     cores = _cores(group)
     if cores is not None and (limits.cores is None or cores < limits.cores):
         limits = limits._replace(cores=cores)
-    most, now = _number(group / "pids.max"), _number(group / "pids.current")
-    if most is not None:
-        left = max(0, most - (now or 0))
+    threads, started = _number(group / "pids.max"), _number(group / "pids.current")
+    if threads is not None:
+        left = max(0, threads - (started or 0))
         if limits.processes is None or left < limits.processes:
             limits = limits._replace(processes=left)
     killed = _field(group / "memory.events", "oom_kill") or 0

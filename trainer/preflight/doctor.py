@@ -32,6 +32,7 @@ from trainer.preflight.comparing import compare, missing
 from trainer.preflight.disk import nearest_folder
 from trainer.preflight.exchange import Exchange, NodesNotMet, meet
 from trainer.preflight.finding import Finding, finding_of, guarded
+from trainer.preflight.gpus import see_all
 from trainer.preflight.links import Link, exchange_tensors
 from trainer.preflight.looking import Node, Own, introduce, look
 from trainer.preflight.reachability import call_each_other, is_deaf
@@ -200,6 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
         grace=options.grace,
     )
     world = take_world()
+    see_all()
 
     def say(line: str) -> None:
         if world.rank == 0 or line.startswith("FAILED"):

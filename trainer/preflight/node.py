@@ -24,7 +24,7 @@ from typing import Any
 from trainer.preflight.cgroups import check_groups, read_limits
 from trainer.preflight.disk import check_run_folder
 from trainer.preflight.finding import Finding, guarded
-from trainer.preflight.gpus import GPU, check_gpus, check_kernel_log, check_use, kernel_log
+from trainer.preflight.gpus import GPU, check_gpus, check_kernel_log, check_use, kernel_log, see_all
 from trainer.preflight.leftovers import check_leftovers
 from trainer.preflight.machine import (
     check_clock,
@@ -89,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     parser.add_argument("--device", action="store_true", help="also compute on each GPU")
     options = parser.parse_args(arguments)
+    see_all()
     began = time.monotonic()
     findings = check_node(options.run.absolute() if options.run else None)
     if options.device:

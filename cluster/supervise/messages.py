@@ -138,7 +138,7 @@ class Report(Record):
     order: the number of the one that it follows. attempt: that of the ranks. alive: whether
     anything of it still runs. prepared: the attempt that `port` was found for. leaving: by what
     this node was told to go away; reason: in words. checked: the number of the last health check;
-    unfit: what it found. blind: why signs of life cannot be read or written here.
+    unfit: what it found.
     """
 
     kind: Literal["report"] = "report"
@@ -152,7 +152,6 @@ class Report(Record):
     reason: Reason = ""
     checked: Count = 0
     unfit: Reason | None = None
-    blind: Reason | None = None
 
 
 class StackReport(Record):

@@ -235,8 +235,13 @@ class Coordinator:
             )
         )
         if port is None:
+            first = members[0]
+            reason = "it names no free port at which the ranks could meet"
             attempt.trouble = Trouble(
-                "lost node", f"{members[0].name} has no port for its ranks", node=members[0].name
+                "lost node",
+                f"{first.name}: {first.lost or reason}",
+                node=first.name,
+                host=first.host,
             )
         else:
             self._say(_starting(attempt))

@@ -50,10 +50,10 @@ def group(stacks: Iterable[RankStack]) -> list[Group]:
 def apart(stacks: Sequence[RankStack]) -> tuple[int, ...]:
     """Return the ranks that are somewhere else than most; none where most are not at one place, or
     it is not known at which."""
-    most, *others = group(stacks) or [None]
-    if most is None or 2 * len(most.ranks) <= len(stacks) or not most.stack.threads:
+    groups = group(stacks)
+    if not groups or 2 * len(groups[0].ranks) <= len(stacks) or not groups[0].stack.threads:
         return ()
-    return tuple(sorted(rank for found in others if found for rank in found.ranks))
+    return tuple(sorted(rank for found in groups[1:] for rank in found.ranks))
 
 
 def summary(stacks: Sequence[RankStack]) -> str:

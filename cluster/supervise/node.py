@@ -179,7 +179,8 @@ class Node:
         if self._ranks is not None and not self._waits_in_vain():
             return None
         if self._order.do == "leave":
-            return EXIT_PREEMPTED if self._leaving else self._order.code
+            goes = self._leaving is not None and self._order.verdict != "done"
+            return EXIT_PREEMPTED if goes else self._order.code
         if self._leaving is not None and self._options.index and silent > _GOODBYE:
             return EXIT_PREEMPTED
         if silent > timing.lost + self._options.rejoin:
@@ -305,10 +306,12 @@ class Node:
                 unfit = "; ".join(map(str, answer["reasons"]))[:LONGEST_REASON] or "it is not fit"
         except TimeoutError:
             unfit = f"its health check does not end within {_HEALTH:.0f} s"
-            if process is not None:
-                process.kill()
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._say(f"the health check of this node does not work ({type(error).__name__})")
+        finally:
+            if process is not None and process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.kill()
         self._checked, self._unfit = number, unfit
         self._changed.set()
 

@@ -46,7 +46,13 @@ _LARGEST = 64 << 10  # bytes of what is written down
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: a forked child must not
 # What launchers leave in the environment of a supervisor, and what would mislead its ranks.
-_OF_LAUNCHERS = ("TORCHELASTIC_", "GROUP_", "ROLE_", "LOCAL_", "CROSS_", "TORCH_NCCL_ASYNC_ERROR")
+_OF_LAUNCHERS = frozenset(
+    (
+        *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE"),
+        *("LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "CROSS_RANK", "CROSS_SIZE"),
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING",
+    )
+)
 
 
 class Layout(NamedTuple):
@@ -66,7 +72,11 @@ def rank_environment(
     """Return the variables of a rank. local: its number on this node. devices: those that the ranks
     of this node may use; none: all."""
     launched = "LOCAL_RANK" in environment
-    kept = {k: v for k, v in environment.items() if not k.startswith(_OF_LAUNCHERS)}
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if name not in _OF_LAUNCHERS and not name.startswith("TORCHELASTIC_")
+    }
     visible = kept.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if launched and len(visible) < layout.ranks:
         # A launcher that started one process here, the supervisor, has given it one GPU.

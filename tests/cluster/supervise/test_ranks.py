@@ -30,6 +30,7 @@ LAYOUT = Layout(attempt=2, first=4, ranks=4, world=8, address="node1", port=30_0
 def test_ranks_know_their_place_and_nothing_of_the_launcher_of_supervisors() -> None:
     environment = {
         "PATH": "/bin",
+        "LOCAL_SCRATCH": "/scratch",
         "RANK": "1",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "2",
@@ -40,6 +41,7 @@ def test_ranks_know_their_place_and_nothing_of_the_launcher_of_supervisors() -> 
     }
     assert rank_environment(environment, LAYOUT, 3) == {
         "PATH": "/bin",
+        "LOCAL_SCRATCH": "/scratch",
         "RANK": "7",
         "WORLD_SIZE": "8",
         "LOCAL_RANK": "3",

@@ -21,8 +21,9 @@ class Supervision(NamedTuple):
     """What supervision.jsonl says.
 
     started: when ranks were last started. acted: when the supervisors last did something, if they
-    have not ended since. started_now: whether that was to start ranks. faults: how many there were
-    of each kind. recent: those of the last hour.
+    have not ended since. touched: when they last changed their file, if that is known. started_now:
+    whether what they did last was to start ranks. faults: how many there were of each kind. recent:
+    those of the last hour.
     """
 
     starts: int
@@ -31,6 +32,7 @@ class Supervision(NamedTuple):
     failures: int
     verdict: Ended | None
     acted: float | None
+    touched: float | None
     started_now: bool
     faults: dict[str, int]
     recent: list[Incident]
@@ -45,8 +47,11 @@ class Supervision(NamedTuple):
         return self._replace(verdict=None)
 
 
-def summary(events: Sequence[history.Event], newest: int | None, now: float) -> Supervision | None:
-    """Return what a history says; None where there is none. newest: the newest checkpoint."""
+def summary(
+    events: Sequence[history.Event], newest: int | None, now: float, touched: float | None = None
+) -> Supervision | None:
+    """Return what a history says; None where there is none. newest: the newest checkpoint. touched:
+    when its file was last changed, where that is by the supervisors themselves."""
     if not events:
         return None
     last, start = events[-1], history.last(events, history.Start)
@@ -60,6 +65,7 @@ def summary(events: Sequence[history.Event], newest: int | None, now: float) -> 
         failures=_failures(events, newest),
         verdict=verdict,
         acted=None if verdict else last.time,
+        touched=touched,
         started_now=isinstance(last, history.Start),
         faults=Counter(event.kind for event in events if isinstance(event, history.Fault)),
         recent=[

@@ -183,6 +183,16 @@ def test_between_two_attempts_a_supervised_run_is_restarting(run: MadeRun) -> No
     assert run.read(NOW + 9000).state == "dead"
 
 
+def test_a_supervisor_that_waits_for_nodes_lives(run: MadeRun) -> None:
+    run.metrics(40, age=30)
+    run.beat(0, age=25)
+    run.supervised(*attempt(1, NOW - 60, 30))
+    touched = NOW + 8950
+    os.utime(run.folder.supervision, (touched, touched))
+    assert run.read(NOW + 9000).state == "restarting"
+    assert run.read(NOW + 9200).state == "dead"
+
+
 def test_the_supervisors_faults_are_counted_and_listed(run: MadeRun) -> None:
     again = Start(time=NOW - 28, attempt=2, nodes=NODES, ranks=2, checkpoint=30)
     lost = Fault(time=NOW - 7200, attempt=0, kind="lost node", reason="node2 is silent", seconds=10)

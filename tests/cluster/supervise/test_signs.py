@@ -139,6 +139,24 @@ signs.close()
     assert done.stdout == "seen 0\n" and time.monotonic() - began < 60
 
 
+def test_a_section_without_a_name_is_no_sign(tmp_path: Path) -> None:
+    """A report that cannot be made of it would keep the node from saying anything."""
+    folder = RunFolder(tmp_path)
+    signs = Signs(folder, "n", [0])
+    near = Path(signs.environment[NEAR_HEARTBEATS]) / "rank-00000.json"
+    write(near, "step", 4)
+    seen(signs, lambda sign: sign.step == 4)
+    for section in ("", "x" * 300):
+        write(near, section, 5)
+        begun = signs.looked(0)
+        while signs.looked(0) == begun:
+            signs.look_at_once()
+        signs.look_at_once()
+    latest = signs.latest(0)
+    assert latest is not None and latest.step == 4
+    signs.close()
+
+
 def test_an_end_is_told_although_its_words_are_slow_to_read(tmp_path: Path) -> None:
     """A rank whose end were never told would be waited for until it counts as one that hangs."""
     command = [sys.executable, "-c", SLOW + NODE, str(tmp_path / "run")]

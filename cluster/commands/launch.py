@@ -23,7 +23,7 @@ from cluster.launch.backends.slurm import SlurmOptions
 from cluster.launch.description import Batch, Description
 from cluster.launch.files import written
 from cluster.launch.hosts import Hosts, checked_address, choose_hosts, this_machine, unnamed
-from cluster.launch.kubernetes_options import KubernetesOptions
+from cluster.launch.kubernetes.options import KubernetesOptions
 from cluster.launch.launch import RunFailed
 from cluster.launch.process_group import run_group
 from cluster.launch.supervised import MODULE, Supervision, usual_port

@@ -1,6 +1,6 @@
 """The end of a batch job of Slurm: whether the job is queued again.
 
-    python -m cluster.launch.requeue --run RUN --code CODE --since SECONDS
+    python -m cluster.launch.slurm.requeue --run RUN --code CODE --since SECONDS
 
 runs in the batch script when the supervisors have ended. It queues the job again where the run has
 to go on and nobody wanted its end, and exits with the code of the run.

@@ -21,9 +21,8 @@ from cluster.launch.hosts import Hosts
 from cluster.launch.outer_loop import Job
 from cluster.launch.supervised import MODULE, Supervision, usual_port
 from cluster.launch.timeouts import NOTICE_MARGIN, Timeouts
-from cluster.launch.variables import has_login, split_secrets
+from cluster.launch.variables import refuse_passwords, split_secrets
 from cluster.supervise.policy import Rules
-from model.errors import ConfigError
 from trainer.config.schema import RunConfig
 from trainer.distributed.environment import needed_names
 
@@ -39,7 +38,7 @@ def prepare(
     from trainer.config.reading import load_config
 
     words = ["--config", str(file.absolute()), *overrides]
-    _refuse_passwords(words)
+    refuse_passwords(words)
     settings = load_config(file, list(overrides))
     check_output(settings.run)
     hosts, rules = choose_nodes(settings, asked)
@@ -157,13 +156,3 @@ def _devices(devices: str | None, ranks: int) -> str | None:
     if len(devices.split(",")) < ranks:
         raise typer.BadParameter(f"fewer than the {ranks} ranks", param_hint="--devices")
     return devices
-
-
-def _refuse_passwords(words: Sequence[str]) -> None:
-    """Raise ConfigError for an override with a password: everybody can read a command line."""
-    for word in words:
-        if has_login(word):
-            raise ConfigError(
-                f"{word.partition('=')[0]} holds a password, which every user of a host could read "
-                "on the command line; keep credentials in ~/.aws/credentials on each host"
-            )

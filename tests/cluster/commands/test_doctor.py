@@ -88,6 +88,12 @@ def test_names_that_are_none(hostfile: Path, tmp_path: Path) -> None:
     assert done.code == 78 and "cannot be read: No such file" in done.stderr
 
 
+def test_a_password_goes_on_no_command_line(hostfile: Path) -> None:
+    done = addp("doctor", "--hostfile", hostfile, "checkpoint.upload=s3://key:very-secret@bucket/x")
+    assert done.code == 78 and "checkpoint.upload holds a password" in done.stderr
+    assert "very-secret" not in done.stdout + done.stderr
+
+
 @pytest.mark.long
 def test_two_hosts(tmp_path: Path) -> None:
     """Over ssh: what is well, and what is not once each host has a disk and a name of its own."""

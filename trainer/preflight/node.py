@@ -6,8 +6,8 @@ RUN is the run folder. --device also computes on each GPU (or the CPU) by a proc
 takes up to some minutes; without it the answer takes less than a second. Exits with 0 where the
 node is fit, else with 78. JSON: {"host", "fit", "reasons": why it is not, "seconds", "checks":
 [{"name", "state": "ok" | "warning" | "FAILED", "found", "todo", "shared"}]}. A fault of what all
-nodes share, such as a full disk of the run folder, FAILS and leaves the node fit: without it, a run
-would fare no better.
+nodes share, such as a full disk of the run folder, is FAILED, but the node is fit: without it, a
+run would fare no better.
 """
 
 from __future__ import annotations

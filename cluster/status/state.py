@@ -102,7 +102,7 @@ def _is_supervised(seen: Evidence) -> bool:
     """Whether supervisors see to it that the run goes on."""
     if seen.supervised is None:
         return False
-    waits = seen.touched is not None and seen.now - seen.touched < SUPERVISOR_LIVES
+    waits = seen.touched is not None and abs(seen.now - seen.touched) < SUPERVISOR_LIVES
     return waits or seen.now - seen.supervised < SUPERVISOR_ACTS
 
 

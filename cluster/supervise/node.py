@@ -129,12 +129,13 @@ class Node:
     async def run(self) -> int:
         """Serve until the coordinator says to leave, or there is none any more. Returns the exit
         code."""
+        # While a lost mount holds this up, a signal still ends us.
+        if killed := await asyncio.to_thread(end_orphans, self._folder):
+            self._say(f"{killed} processes that an earlier supervisor left behind were killed")
         loop = asyncio.get_running_loop()
         for number in _STOP_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGTERM:
                 loop.add_signal_handler(number, self._signalled, number)
-        if killed := await asyncio.to_thread(end_orphans, self._folder):
-            self._say(f"{killed} processes that an earlier supervisor left behind were killed")
         contact = asyncio.create_task(self._keep_in_touch())
         last_beat = 0.0
         try:

@@ -127,6 +127,21 @@ def test_starts_that_start_no_rank_are_not_repeated_for_ever(tmp_path: Path) -> 
     assert caught.value.exit_code == 80 and starts_left(tmp_path) == 1
 
 
+def test_nodes_that_never_come_together_are_said_to_be_missing(tmp_path: Path) -> None:
+    incomplete = ([verdict("incomplete", 81)], 255)
+    script(tmp_path, incomplete, incomplete, incomplete, ([], 0))
+    with pytest.raises(RunFailed, match="the last: it is incomplete") as caught:
+        see_through(job(tmp_path))
+    assert caught.value.exit_code == 81 and starts_left(tmp_path) == 1
+
+
+def test_an_end_after_a_start_is_not_called_one_before_it(tmp_path: Path) -> None:
+    script(tmp_path, ([START], 78), ([], 0))
+    with pytest.raises(RunFailed, match="ended without a verdict") as caught:
+        see_through(job(tmp_path))
+    assert caught.value.exit_code == 78 and starts_left(tmp_path) == 1
+
+
 def test_only_hosts_that_answer_get_a_supervisor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,8 +274,9 @@ class Waiting:
 
 BACKENDS["waiting"] = Waiting()
 request = lambda hosts: LaunchRequest("m", [], hosts)
-rest = (this_machine(1), Rules(), 20, free_port(), request)
-run_entry(lambda: see_through(Job(Path(run), "waiting", *rest)))
+job = Job(run=Path(run), backend="waiting", hosts=this_machine(1), rules=Rules(), grace=20,
+    port=free_port(), request=request)
+run_entry(lambda: see_through(job))
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -94,14 +95,17 @@ def launch(
     else:
         description.show(Console(), texts=dry_run)
     if write is not None:
-        _write(description.plan, write)
+        _say(_write(description.plan, write), as_json)
     elif not dry_run:
-        _start(job, description, stdout=2 if as_json else None)
+        _start(job, description, as_json)
 
 
-def _start(job: outer_loop.Job, description: Description, *, stdout: int | None) -> None:
-    """Start what was planned, and see it through unless a scheduler does."""
-    plan = description.plan
+def _start(job: outer_loop.Job, description: Description, as_json: bool) -> None:
+    """Start what was planned, and see it through unless a scheduler does.
+
+    as_json: standard output holds the plan as JSON, and nothing else.
+    """
+    plan, stdout = description.plan, 2 if as_json else None
     if plan.waits:
         if len(plan.commands) > 1 and job.node is None:
             raise ConfigError(
@@ -115,17 +119,26 @@ def _start(job: outer_loop.Job, description: Description, *, stdout: int | None)
         for command in plan.commands:
             if code := run_group(command, stdout).code:
                 raise RunFailed(f"`{command.words[0]}` failed with exit code {code}")
-    print(*plan.afterwards, sep="\n", file=sys.stderr if stdout == 2 else sys.stdout, flush=True)
+    _say("\n".join(plan.afterwards), as_json)
 
 
-def _write(plan: LaunchPlan, path: Path) -> None:
-    """Write what a scheduler is given to a file. Raises BadParameter where there is no scheduler,
-    and ConfigError where the file cannot be written."""
+def _say(text: str, as_json: bool) -> None:
+    print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+
+def _write(plan: LaunchPlan, path: Path) -> str:
+    """Write what a scheduler is given to a file, and return how it is started.
+
+    Raises BadParameter where there is no scheduler, and ConfigError where the file cannot be
+    written.
+    """
     if plan.waits:
         raise typer.BadParameter(
             "there is no script for a scheduler in this plan; --dry-run shows it",
             param_hint="--write",
         )
-    (file,) = plan.files
+    (file,), (command,) = plan.files, plan.commands
     with written([replace(file, path=path)]):
-        pass
+        planned = str(file.path.absolute())
+        words = [str(path) if word == planned else word for word in command.words]
+    return f"{path} is written, and nothing is started; `{shlex.join(words)}` starts it"

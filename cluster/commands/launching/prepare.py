@@ -152,7 +152,7 @@ def _devices(devices: str | None, ranks: int) -> str | None:
     if devices is None:
         return None
     if not re.fullmatch(r"\d{1,3}(,\d{1,3})*", devices, re.ASCII):
-        raise typer.BadParameter(f"{devices!r} is no list as 0,1", param_hint="--devices")
+        raise typer.BadParameter(f"{devices!r} is not a list such as 0,1", param_hint="--devices")
     if len(devices.split(",")) < ranks:
         raise typer.BadParameter(f"fewer than the {ranks} ranks", param_hint="--devices")
     return devices

@@ -16,6 +16,7 @@ from cluster.launch.arguments import run_folder
 from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand, PlannedFile
 from cluster.launch.kubernetes.manifests import GROUP, manifests, resource_name, to_yaml
 from cluster.launch.kubernetes.options import KubernetesOptions, pairs
+from cluster.launch.kubernetes.pod_spec import OWN_FOLDERS
 from cluster.launch.variables import is_secret
 from model.errors import ConfigError
 
@@ -72,9 +73,12 @@ def _afterwards(request: LaunchRequest, options: KubernetesOptions, path: Path) 
 def _check_places(request: LaunchRequest, options: KubernetesOptions) -> None:
     """Raise ConfigError where two things are mounted in one folder, or the run lies in none."""
     claims = [path for _, path in pairs(options.claim)]
-    places = [*claims, *(path for _, path in pairs(options.secret_files))]
+    places = [*OWN_FOLDERS, *claims, *(path for _, path in pairs(options.secret_files))]
     if twice := sorted({path for path in places if places.count(path) > 1}):
-        raise ConfigError(f"{', '.join(twice)} is given to more than one claim or secret")
+        raise ConfigError(
+            f"two things would be mounted at {', '.join(twice)}; give each claim and each secret a "
+            f"folder of its own, which is none of {', '.join(OWN_FOLDERS)}"
+        )
     run = run_folder(request)
     if not any(run.is_relative_to(claim) for claim in claims):
         raise ConfigError(

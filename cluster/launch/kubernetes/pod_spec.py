@@ -16,6 +16,8 @@ from model.errors import ConfigError
 Manifest = dict[str, Any]
 CONTAINER = "supervisor"
 CONFIG_FOLDER = "/etc/addp"
+_SHARED_MEMORY = "/dev/shm"
+OWN_FOLDERS = (_SHARED_MEMORY, CONFIG_FOLDER)  # where pods mount something by themselves
 _INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 _GONE_SECONDS = 30  # after which the pods of a node that is gone are replaced; 300 by default
 
@@ -106,7 +108,7 @@ def _volumes(
 ) -> tuple[list[Manifest], list[Manifest]]:
     """Return the volumes of a pod, and where its container has them."""
     sources: list[tuple[str, Manifest, bool]] = [
-        ("/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": options.shm}}, False)
+        (_SHARED_MEMORY, {"emptyDir": {"medium": "Memory", "sizeLimit": options.shm}}, False)
     ]
     for claim, path in pairs(options.claim):
         sources.append((path, {"persistentVolumeClaim": {"claimName": claim}}, False))

@@ -174,7 +174,10 @@ def _shown(job: str) -> dict[str, str]:
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return {}
-    return dict(re.findall(r"\b(JobState|Reason|BatchHost)=(\S+)", said))
+    # The first of each is Slurm's own: a path or a comment of the user that reads like one comes
+    # later.
+    found = re.findall(r"(?<!\S)(JobState|Reason|BatchHost)=(\S+)", said)
+    return dict(reversed(found))
 
 
 def _history(folder: RunFolder) -> list[history.Event]:

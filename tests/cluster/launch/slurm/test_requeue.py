@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.launch.slurm.requeue import JobState, decide, main
+from cluster.launch.slurm.requeue import JobState, batch_host, decide, job_state, main
 from cluster.supervise import history
 from cluster.supervise.history import Joined, Verdict
 from tests.cluster.launch.slurm.jobs import SINCE, slurm, start, verdict
@@ -85,6 +85,13 @@ def test_nodes_that_never_come_together_end_the_job() -> None:
     assert not made.again and made.code == 81 and "5 jobs in a row" in made.reason
     events.append(start(SINCE + 3))
     assert decide(code=81, job=RUNNING, stopped=False, events=events, since=SINCE).again
+
+
+def test_what_a_user_writes_is_not_taken_for_slurms_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm(tmp_path / "programs", monkeypatch, after=" WorkDir=/a/Reason=x Comment=a JobState=DONE")
+    assert (job_state("17"), batch_host("17")) == (RUNNING, "n1")
 
 
 def test_the_job_is_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

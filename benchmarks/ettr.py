@@ -7,8 +7,8 @@ Two hosts and a small training as in `benchmarks.faults`. Faults of different ki
 moments, on average one in so many minutes; the waits are exponential, cut to between a third and
 twice their mean. Nobody helps. Two ratios are printed:
 
-- ETTR: time in which steps were made that count, over all time since `addp launch`, as `addp
-  status` computes it: starts, waiting, and steps that were lost and made again count as lost,
+- ETTR: time in which steps were made that count, over all time since `addp launch`, by what the
+  supervisors wrote: starts, waiting, and steps that were lost and made again count as lost,
 - strict: the seconds of the steps that count alone, so that saves and logging count as lost, too.
 
 Afterwards the first steps are made again without any fault, and their losses compared.

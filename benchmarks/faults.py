@@ -37,6 +37,7 @@ from benchmarks.injections import FAULTS, Fault
 from benchmarks.supervised import TRAINING, Job, write_data
 from tests.cluster.launch.two_hosts import Host, several_hosts
 from tests.trainer.comparing import losses, same_end
+from trainer.run_folder import RunFolder
 
 STEPS, FAULT_STEP, EVERY = 60, 22, 10
 _DISK_MIB = 192
@@ -98,8 +99,9 @@ class Bench:
             subprocess.run(["umount", "-l", self.disk], check=False)
 
     def undisturbed(self) -> Path:
-        """Return the undisturbed run; the first call makes it."""
-        if not self._whole.exists():
+        """Return the undisturbed run; the first call makes it. Raises AssertionError where it does
+        not come to its end."""
+        if not RunFolder(self._whole).is_done:
             with self.hosts() as hosts:
                 job = Job(hosts, self._whole, self.training)
                 job.start()

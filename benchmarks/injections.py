@@ -130,7 +130,7 @@ def _full_disk(job: Job, turn: int) -> float:
 
 def _full_disk_at_the_end(job: Job, turn: int) -> float:
     """Fill the disk until the run could not be saved at its end."""
-    moment = time.time()
+    moment, filler = time.time(), fill(job.run.parent)
     while not any(job.events_after(moment, "fault", "end")) and job.poll() is None:
         filler = fill(job.run.parent)
         time.sleep(0.5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from cluster.launch.kubernetes_options import KubernetesOptions
+from cluster.launch.kubernetes.options import KubernetesOptions
 
 ROOT = Path(__file__).parents[1]
 

@@ -27,6 +27,7 @@ RUN/
                           (which went away); else null.
   supervision.jsonl       what the supervisors of `addp launch` did: starts, faults, verdicts
   supervisor.key          by which supervisors know each other; readable by the owner only
+  supervisors/on-HOST/    the processes that supervisors have started there, by node
   logs/HOST/rank-N.log    what a supervised rank printed
   stacks/                 where all ranks were when one of them hung
   failure.txt             why the supervisors gave up, with each rank's last error
@@ -185,7 +186,7 @@ class RunFolder:
         steps = [
             int(path.parent.name.removeprefix("step-"))
             for path in self.checkpoints.glob("step-*/manifest.json")
-            if path.parent.name.removeprefix("step-").isdigit()
+            if path.parent.name.removeprefix("step-").isdecimal()
         ]
         return max(steps, default=None)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.commands.modules import become
+from cluster.launch.variables import refuse_passwords
 from model.errors import ADDPError, ConfigError
 from trainer.config.arguments import configured
 from trainer.config.options import AsJson, ConfigFile, RunArguments
@@ -83,6 +84,7 @@ def doctor(
         words += [] if value is None else [name, str(value)]
     if hostfile is None:
         become(_MODULE, [*words, *(["--json"] if as_json else [])], "addp doctor")
+    refuse_passwords(words)
     answer = _ask(hostfile, backend, master_addr, words)
     if as_json:
         print(json.dumps(answer, indent=1))

@@ -31,7 +31,7 @@ class Batch:
     accumulation: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Description:
     """What is known of a launch before it begins.
 

@@ -32,9 +32,14 @@ def _write(file: PlannedFile) -> None:
     """Write a file whole: under a name of its own first, which nobody else can have made."""
     try:
         file.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=file.path.parent, prefix=f".{file.path.name}-")
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(file.text)
-        Path(partial).replace(file.path)
+        descriptor, name = tempfile.mkstemp(dir=file.path.parent, prefix=f".{file.path.name}-")
+        partial = Path(name)
+        try:
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(file.text)
+            partial.replace(file.path)
+        except BaseException:  # it may hold values of variables
+            partial.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise ConfigError(f"{file.path} cannot be written: {error.strerror}") from error

@@ -93,7 +93,7 @@ def choose_hosts(hostfile: Path, processes: int | None, address: str | None) -> 
     few = [f"{host} has {count}" for host, count in slots.items() if count < each]
     if few:
         raise ConfigError(
-            f"{each} ranks a host are more than the slots in {hostfile}: {', '.join(few)}"
+            f"--processes {each} is more than the slots of hosts in {hostfile}: {', '.join(few)}"
         )
     hosts = Hosts(slots, checked_address(address))
     return hosts if processes is None else hosts.with_processes(processes)
@@ -125,7 +125,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
         host, slots = _read_line(line, where)
         if host in hosts:
             raise ConfigError(
-                f"{where}: {host} stands there twice; give it one line with all its slots"
+                f"{where}: {host} is listed twice; give it one line with all its slots"
             )
         hosts[host] = slots
     if not hosts:
@@ -141,7 +141,7 @@ def _read_line(line: str, where: str) -> tuple[str, int]:
     if not _HOST.fullmatch(host):
         raise ConfigError(
             f"{where}: {host!r} is no host name (letters, digits, dots, dashes and underscores "
-            "between letters or digits); a user or a port belongs into ~/.ssh/config"
+            "between letters or digits); a user or a port belongs in ~/.ssh/config"
         )
     if not re.fullmatch(r"[1-9][0-9]{0,3}", slots):
         raise ConfigError(f"{where}: slots={slots} is no number of ranks from 1 to 9999")

@@ -32,18 +32,19 @@ from cluster.launch.process_group import Ended, Stopping, catch_stops, run_group
 from cluster.launch.ssh import unreachable
 from cluster.launch.supervised import MODULE
 from cluster.supervise import history
-from cluster.supervise.history import EXIT_GAVE_UP, FINAL, Start, Verdict
+from cluster.supervise.history import EXIT_GAVE_UP, EXIT_INCOMPLETE, FINAL, Start, Verdict
 from cluster.supervise.policy import FINAL_CODES, Rules
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
 _BACKOFF = (1.0, 10.0, 20.0, 40.0, 80.0, 120.0)  # seconds before a start that follows another
 _LOOKS = (2.0, 4.0, 8.0, 15.0, 30.0)  # seconds before hosts are asked again
 _USAGE = 2  # the exit code of a command line that is wrong
+_STOPPED_HERE = "it was asked to stop here; the same command goes on"
 # The supervisors kill ranks that have not saved in time, and end. Only then is it our turn.
 _MARGIN = 15.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A run to be seen through.
 
@@ -104,6 +105,7 @@ class _Loop:
         self._folder = RunFolder(job.run)
         self._starts = 0  # since the last one that made ranks start
         self._silent = 0  # of these, those that could have worked: all hosts answered
+        self._unreachable: dict[str, str] = {}  # hosts that did not answer, and why, as was said
         # In this start: whether we asked the run to stop by its file, and whether we did so for
         # hosts that are back.
         self._made_stop = self._made_room = False
@@ -128,7 +130,9 @@ class _Loop:
             silent = unreachable(job.hosts.names)
             there = [name for name in job.hosts.names if name not in silent]
             for host, reason in silent.items():
-                _say(f"{host} does not answer: {reason}")
+                if self._unreachable.get(host) != reason:
+                    _say(f"{host} does not answer: {reason}")
+            self._unreachable = silent
             if job.rules.most(len(there)):
                 return job.hosts.among(there)
             if not looks:
@@ -183,11 +187,15 @@ class _Loop:
         """Ask the supervisors below our command to stop, or all of them by a file.
 
         A launcher that is signalled itself gives its processes 30 s, or leaves them behind, or ends
-        those of other launches on the same hosts.
+        those of other launches on the same hosts. And where our command starts other hosts too, a
+        supervisor that runs here, as below mpirun, is only one of several: the others would take
+        its end for that of a node that goes away.
         """
-        if supervisors := supervisors_below(pid):
-            for supervisor in supervisors:
+        supervisors = [] if self._job.asks_hosts else supervisors_below(pid)
+        for supervisor in supervisors:
+            with suppress(ProcessLookupError):  # it has just ended
                 os.kill(supervisor, signal.SIGTERM)
+        if supervisors:
             return True
         try:
             self._folder.stop.parent.mkdir(parents=True, exist_ok=True)
@@ -211,12 +219,15 @@ class _Loop:
         if verdict is not None and verdict.verdict in FINAL:
             if verdict.verdict == "done":
                 return True
+            if verdict.verdict == "stopped" and stopped_here:  # the STOP was ours, and is gone
+                raise self._failed(verdict.code, _STOPPED_HERE)
             where = f"; {self._folder.failure} says more" if verdict.code == EXIT_GAVE_UP else ""
             raise self._failed(verdict.code, f"{verdict.reason}{where}")
         if code in (*FINAL_CODES, _USAGE):
-            raise self._failed(code, "the supervisors did not start; the reason stands above")
+            what = "ended without a verdict" if this.started else "did not start"
+            raise self._failed(code, f"the supervisors {what}; the reason stands above")
         if stopped_here:
-            raise self._failed(EXIT_PREEMPTED, "it was asked to stop here")
+            raise self._failed(EXIT_PREEMPTED, _STOPPED_HERE)
         return code == 0 and self._folder.is_done  # the first host's supervisor says so
 
     def _count(self, this: _Round, hosts: Hosts) -> None:
@@ -235,7 +246,7 @@ class _Loop:
             self._silent += 1
         if self._silent >= self._job.rules.max_restarts:
             raise self._failed(
-                EXIT_GAVE_UP,
+                EXIT_INCOMPLETE if this.verdict else EXIT_GAVE_UP,
                 f"{self._silent} starts in a row started no rank (the last: {reason}); "
                 "`addp doctor` looks for the cause",
             )

@@ -1,9 +1,11 @@
-"""Which variables of this process may be brought to other hosts: those that hold no secret."""
+"""Which variables and words may be brought to other hosts: those that hold no secret."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+
+from model.errors import ConfigError
 
 # Names of variables that hold a secret; a variable that names a FILE with one does not.
 _SECRET = re.compile(
@@ -32,3 +34,13 @@ def split_secrets(
     there = sorted(name for name in set(names) if name in environment)
     secrets = [name for name in there if is_secret(name, environment[name])]
     return [name for name in there if name not in secrets], secrets
+
+
+def refuse_passwords(words: Sequence[str]) -> None:
+    """Raise ConfigError for an override with a password: everybody can read a command line."""
+    for word in words:
+        if has_login(word):
+            raise ConfigError(
+                f"{word.partition('=')[0]} holds a password, which every user of a host could read "
+                "on the command line; keep credentials in ~/.aws/credentials on each host"
+            )

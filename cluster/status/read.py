@@ -75,6 +75,8 @@ class RunReader:
         attempt = _attempt(source, supervised, settings.ranks, rows)
         ranks = alive.ranks(source, now, attempt) if self.folder else []
         begun = bool(rows or checkpoint or attempt.started or settings.ranks)
+        if supervised:
+            supervised = supervised.without_verdict_before(attempt.started)
         evidence = self._evidence(source, supervised, ranks, settings.lease, begun=begun, now=now)
         judged = judge(evidence)
         step = settings.total if judged.state == "done" else None
@@ -136,6 +138,7 @@ class RunReader:
             exit=files.exit_record(source),
             verdict=supervised.verdict if supervised else None,
             supervised=supervised.acted if supervised else None,
+            touched=supervised.touched if supervised else None,
             started_now=supervised is not None and supervised.started_now,
             lock=lock,
             ranks=ranks,
@@ -152,10 +155,12 @@ class RunReader:
     def _supervision(
         self, source: Source, checkpoint: Checkpoint | None, now: float
     ) -> supervision.Supervision | None:
-        events: list[history.Event] | None = self._once(
-            "history", supervision.history_file(source), supervision.events_of
-        )
-        return supervision.summary(events or [], checkpoint.step if checkpoint else None, now)
+        piece = supervision.history_file(source)
+        events: list[history.Event] | None = self._once("history", piece, supervision.events_of)
+        newest = checkpoint.step if checkpoint else None
+        # A copy on a store is changed by whoever makes it.
+        touched = piece.modified if piece and self.folder else None
+        return supervision.summary(events or [], newest, now, touched)
 
     def _once(self, name: str, piece: Piece | None, parse: Callable[[Piece], T]) -> T | None:
         """Return what a file says. What has not changed since the last time is not parsed again."""

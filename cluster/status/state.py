@@ -8,8 +8,11 @@ from typing import NamedTuple
 from cluster.status.snapshot import Rank, State
 from trainer.run_folder import EXIT_DONE, EXIT_PREEMPTED
 
-# Seconds in which a supervisor starts the next attempt: the longest pause between two is 120.
-SUPERVISOR_ACTS = 600.0
+# Seconds in which a supervisor starts the next attempt: the longest pause between two is 120. A
+# store does not say when the last one ended, and most runs that let go of its lock have stopped.
+_ACTS, _ACTS_ON_STORE = 600.0, 180.0
+# Seconds without a sign of life of a supervisor that waits; they come once a minute.
+_LIVES = 180.0
 _STARTING = ("setup", "restore")
 _NAMED = 4  # ranks that a reason lists
 _VERDICTS: dict[str, State] = {
@@ -42,7 +45,8 @@ class Evidence(NamedTuple):
 
     done: whether it is marked as complete. exit: the record of the last attempt's end. verdict: the
     supervisors', where it is their last word. supervised: when they last did something else than to
-    end; None without them. started_now: whether that was to start ranks. lock: of the folder or the
+    end; None without them. touched: when they last gave a sign of life, where that is known.
+    started_now: whether the last thing they did was to start ranks. lock: of the folder or the
     store. ranks: their signs of life. begun: whether anything of a run is there.
     """
 
@@ -51,6 +55,7 @@ class Evidence(NamedTuple):
     exit: Ended | None = None
     verdict: Ended | None = None
     supervised: float | None = None
+    touched: float | None = None
     started_now: bool = False
     lock: Lock | None = None
     ranks: Sequence[Rank] = ()
@@ -84,14 +89,24 @@ def judge(seen: Evidence) -> Judgement:
         verdict = seen.verdict
         state = _VERDICTS.get(verdict.verdict or "", "failed")
         return Judgement(state, verdict.reason, verdict.time, verdict.code)
-    if seen.supervised is not None and seen.now - seen.supervised < SUPERVISOR_ACTS:
+    if _is_supervised(seen):
         if seen.started_now:
             return Judgement("starting", "the supervisor has started the ranks")
         how = f": {seen.exit.reason}" if seen.exit else ""
-        return Judgement("restarting", f"the supervisor starts the ranks again{how}")
+        return Judgement("restarting", f"the supervisor waits, or starts the ranks{how}")
     if seen.exit is not None and not living:
         return _ended(seen.exit)
     return _lifeless(seen, living)
+
+
+def _is_supervised(seen: Evidence) -> bool:
+    """Whether supervisors see to it that the run goes on."""
+    if seen.supervised is None:
+        return False
+    # A time far ahead is that of a clock that is wrong, and no sign of life.
+    waits = seen.touched is not None and abs(seen.now - seen.touched) < _LIVES
+    acts = _ACTS_ON_STORE if seen.from_store else _ACTS
+    return waits or seen.now - seen.supervised < acts
 
 
 def _alive(seen: Evidence, living: Sequence[Rank], holder: str) -> Judgement:

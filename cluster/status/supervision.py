@@ -21,8 +21,9 @@ class Supervision(NamedTuple):
     """What supervision.jsonl says.
 
     started: when ranks were last started. acted: when the supervisors last did something, if they
-    have not ended since. started_now: whether that was to start ranks. faults: how many there were
-    of each kind. recent: those of the last hour.
+    have not ended since. touched: when they last changed their file, if that is known. started_now:
+    whether what they did last was to start ranks. faults: how many there were of each kind. recent:
+    those of the last hour.
     """
 
     starts: int
@@ -31,14 +32,26 @@ class Supervision(NamedTuple):
     failures: int
     verdict: Ended | None
     acted: float | None
+    touched: float | None
     started_now: bool
     faults: dict[str, int]
     recent: list[Incident]
     recovery: Recovery | None
 
+    def without_verdict_before(self, moment: float) -> Supervision:
+        """Return the same without a verdict of before that moment, in seconds since 1970: the run
+        was started again since, without supervisors."""
+        verdict = self.verdict
+        if verdict is None or verdict.time is None or verdict.time >= moment:
+            return self
+        return self._replace(verdict=None)
 
-def summary(events: Sequence[history.Event], newest: int | None, now: float) -> Supervision | None:
-    """Return what a history says; None where there is none. newest: the newest checkpoint."""
+
+def summary(
+    events: Sequence[history.Event], newest: int | None, now: float, touched: float | None = None
+) -> Supervision | None:
+    """Return what a history says; None where there is none. newest: the newest checkpoint. touched:
+    when its file was last changed, where that is by the supervisors themselves."""
     if not events:
         return None
     last, start = events[-1], history.last(events, history.Start)
@@ -49,9 +62,10 @@ def summary(events: Sequence[history.Event], newest: int | None, now: float) -> 
         starts=sum(isinstance(event, history.Start) for event in events),
         started=start.time if start else 0.0,
         ranks=start.ranks if start else None,
-        failures=history.failures_without_progress(events, newest),
+        failures=_failures(events, newest),
         verdict=verdict,
         acted=None if verdict else last.time,
+        touched=touched,
         started_now=isinstance(last, history.Start),
         faults=Counter(event.kind for event in events if isinstance(event, history.Fault)),
         recent=[
@@ -61,6 +75,14 @@ def summary(events: Sequence[history.Event], newest: int | None, now: float) -> 
         ],
         recovery=_recovery(events),
     )
+
+
+def _failures(events: Sequence[history.Event], newest: int | None) -> int:
+    """Return how many attempts have failed since the last one that made progress. One that still
+    runs has not: it counts once it has ended."""
+    failures = history.failures_without_progress(events, newest)
+    runs = failures > 0 and history.attempts(events, newest)[-1].end is None
+    return failures - 1 if runs else failures
 
 
 def _fault(event: history.Fault) -> Incident:

@@ -37,6 +37,7 @@ from trainer.run_folder import EXIT_STORAGE, RunFolder
 
 PORT = 29_650  # the coordinator's, where none is chosen
 _GOODBYE = 15.0  # seconds for the coordinator to send all nodes home
+_LEAST_LOST = 2.0  # seconds
 _PORT_WAIT = 75.0  # seconds: longer than a coordinator that is stopped may live
 _TRAINER = "trainer.pretrain"
 
@@ -81,6 +82,13 @@ def parse(words: Sequence[str], environment: dict[str, str]) -> Arguments:
     if world.local:
         raise ConfigError(
             "this is the second supervisor on this node; a launcher has to start one on each node"
+        )
+    if world.rank and not environment.get("MASTER_ADDR"):
+        raise ConfigError("MASTER_ADDR is not set; it has to say where node 0 is")
+    if not (options["lost"] >= _LEAST_LOST and options["grace"] >= 0):
+        raise ConfigError(
+            f"--lost {options['lost']:g} --grace {options['grace']:g}: a node beats once a second, "
+            f"so that --lost has to be {_LEAST_LOST:g} at least; --grace cannot be negative"
         )
     rules, limits = _model(Rules, options), _model(Limits, options)
     address = environment.get("MASTER_ADDR", "127.0.0.1")
@@ -130,7 +138,10 @@ async def supervise(arguments: Arguments, output: Output) -> int:
     """Run the node's supervisor and, on node 0, the coordinator. Returns the exit code."""
     run, options = arguments.run, arguments.node
     try:
-        key = await asyncio.to_thread(await_key if options.index else make_key, run.path / KEY)
+        if options.index:
+            key = await asyncio.to_thread(await_key, run.path / KEY, options.rejoin)
+        else:
+            key = await asyncio.to_thread(make_key, run.path / KEY)
     except OSError as error:
         raise UnwritableRun(
             f"{run.path / KEY} cannot be made or read: {error.strerror or error}"

@@ -48,6 +48,7 @@ class Attempt:
         self.trouble: Trouble | None = None
         self.noticed: float | None = None
         self.hanging: Overdue | None = None
+        self._signs: dict[int, Sign] = {}  # of the ranks that have not ended, at the last look
         self.asked: str | None = None
         self._deadline: float | None = None
         self._restored: dict[int, int] = {}  # the first step at which a rank was seen to train
@@ -78,7 +79,7 @@ class Attempt:
 
     def look(self, now: float) -> None:
         """Take in what the nodes have reported."""
-        signs = []
+        signs: list[Sign] = []
         for member in self.members:
             report = member.report
             if report.attempt != self.number:
@@ -88,12 +89,13 @@ class Attempt:
                 self._follow(rank, now - age)
                 if rank.code is not None:
                     self._take_end(member, rank, now)
-                elif report.blind is None:
+                else:
                     signs.append(Sign(rank.rank, rank.section, rank.step, age))
         for place, member in enumerate(self.members):
             own = range(place * self.ranks, (place + 1) * self.ranks)
             if member.lost is not None and not self.ends.keys() >= set(own) and not self.trouble:
                 self.trouble = _lost(member)
+        self._signs = {sign.rank: sign for sign in signs}
         overdue = self._watch.observe(signs, now)
         # Ranks that wait for one that ended fall silent, and are about to be killed.
         if overdue and self.trouble is None and self._deadline is None:
@@ -101,6 +103,17 @@ class Attempt:
             self.trouble = self._hang(overdue[0])
         if self.noticed is None and (self.trouble is not None or self._failed()):
             self.noticed = now
+
+    def blame(self, apart: Sequence[int]) -> None:
+        """Name another rank for a hang than the most silent one: of those that are somewhere else
+        than most ranks, the most silent. Most ranks fall silent since they wait for it."""
+        signs = [self._signs[rank] for rank in apart if rank in self._signs]
+        if self.hanging is None or self.hanging.rank in apart or not signs:
+            return
+        sign = max(signs, key=lambda sign: (sign.age, -sign.rank))
+        limit = self._watch.limit(sign.rank, sign.section)
+        self.hanging = Overdue(sign.rank, sign.section or "setup", sign.step, sign.age, limit)
+        self.trouble = self._hang(self.hanging)
 
     def _failed(self) -> bool:
         """Whether a rank has ended as none should."""
@@ -154,15 +167,15 @@ class Attempt:
         return Trouble(
             "hang",
             f"{overdue} (on {place.name})",
-            overdue.seconds,
-            overdue.rank,
-            place.name,
-            place.host,
-            overdue.step,
-            overdue.section,
+            seconds=overdue.seconds,
+            rank=overdue.rank,
+            node=place.name,
+            host=place.host,
+            step=overdue.step,
+            section=overdue.section,
         )
 
 
 def _lost(member: Member) -> Trouble:
     reason = f"{member.name} is lost: {member.lost}"
-    return Trouble("lost node", reason, member.silence, None, member.name, member.host)
+    return Trouble("lost node", reason, seconds=member.silence, node=member.name, host=member.host)

@@ -43,6 +43,7 @@ _HEALTH = 25.0  # seconds for the health checks of all nodes
 _CLEAR = 30.0  # seconds for killed ranks to be gone
 _STACKS = 7.0  # seconds for the stacks of all nodes
 _FRESH = 5.0  # seconds for a look at the run folder
+_SIGN = 60.0  # seconds between our signs of life, where there is nothing to write down
 _REPORT = 20.0  # seconds for the report of a failure
 _ALL_SIGNALLED = 3.0  # seconds in which a stop reaches all supervisors, if it is meant for all
 
@@ -74,6 +75,7 @@ class Coordinator:
         self._sent_away = False  # a node was told to go since the last start
         self._given_up: str | None = None
         self._said_waiting = ""
+        self._touched = time.monotonic()  # when supervision.jsonl was
         self._own_node_left: float | None = None  # when node 0 was told to go
         self._running: Attempt | None = None
         self._left_out = set[str]()  # nodes that were said to be unfit
@@ -233,8 +235,13 @@ class Coordinator:
             )
         )
         if port is None:
+            first = members[0]
+            reason = "it names no free port at which the ranks could meet"
             attempt.trouble = Trouble(
-                "lost node", f"{members[0].name} has no port for its ranks", node=members[0].name
+                "lost node",
+                f"{first.name}: {first.lost or reason}",
+                node=first.name,
+                host=first.host,
             )
         else:
             self._say(_starting(attempt))
@@ -392,6 +399,7 @@ class Coordinator:
             history.Stacks(time=time.time(), attempt=attempt.number, file=name, summary=summary)
         )
         self._say(f"{summary}; all stacks are in {file}")
+        attempt.blame(grouping.apart(stacks))
 
     async def _clear(self, attempt: Attempt) -> None:
         """Kill what is left of an attempt. A node on which it does not go is given up."""
@@ -512,6 +520,9 @@ class Coordinator:
 
     async def _change(self, seconds: float) -> None:
         """Wait until something changes, for so long at most."""
+        if time.monotonic() - self._touched > _SIGN:
+            self._touched = time.monotonic()
+            self._files.submit(history.touch, self._folder.supervision)
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._members.changed.wait()

@@ -47,6 +47,15 @@ def group(stacks: Iterable[RankStack]) -> list[Group]:
     return sorted(groups, key=lambda group: (-len(group.ranks), group.ranks))
 
 
+def apart(stacks: Sequence[RankStack]) -> tuple[int, ...]:
+    """Return the ranks that are somewhere else than most; none where most are not at one place, or
+    it is not known at which."""
+    groups = group(stacks)
+    if not groups or 2 * len(groups[0].ranks) <= len(stacks) or not groups[0].stack.threads:
+        return ()
+    return tuple(sorted(rank for found in groups[1:] for rank in found.ranks))
+
+
 def summary(stacks: Sequence[RankStack]) -> str:
     """Return in one line where the ranks are."""
     groups = group(stacks)

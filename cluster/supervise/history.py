@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
@@ -24,7 +25,7 @@ from trainer import records
 EXIT_GAVE_UP = 80  # failures without progress: a person has to look
 EXIT_INCOMPLETE = 81  # nodes are missing: start the supervisors again
 _LARGEST = 64 << 20  # bytes of supervision.jsonl
-_LONGEST_LINE = 64 << 10
+_LONGEST_LINE = 8 << 20  # a start names all its nodes
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 Reason = Annotated[str, StringConstraints(max_length=4000)]
@@ -182,6 +183,13 @@ def read(path: Path) -> list[Event]:
 def append(path: Path, event: Event) -> None:
     """Add an event. It waits in memory where the file cannot be written, and never raises."""
     records.append(path, (event.model_dump_json(exclude_none=False) + "\n").encode())
+
+
+def touch(path: Path) -> None:
+    """Show that the supervisors live, though they do nothing that would be an event: they may wait
+    for a node for a long time. Never raises."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 def mend(path: Path) -> None:

@@ -130,6 +130,7 @@ class Members:
             # It is us who were silent: stopped, or on a machine that was. Nobody else is to blame.
             for member in self.all.values():
                 member.heard += now - self._looked
+                member.reported += now - self._looked
                 if member.away_since is not None:
                     member.away_since += now - self._looked
         self._looked = now
@@ -239,7 +240,7 @@ class Members:
         """Take reports and send orders until the connection ends. Raises Refused and OSError."""
         orders = asyncio.create_task(member.send_orders(channel, self._timing.beat))
         try:
-            while True:
+            while not orders.done():
                 said = await channel.receive(FROM_NODE, self._timing.lost)
                 member.heard = time.monotonic()
                 if isinstance(said, StackReport):
@@ -247,6 +248,7 @@ class Members:
                 else:
                     member.report, member.reported = said, member.heard
                 self.changed.set()
+            orders.result()  # raises why none can be given any more
         finally:
             orders.cancel()
             await asyncio.gather(orders, return_exceptions=True)

@@ -33,7 +33,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
-from cluster.supervise.history import Name, Reason, VerdictKind
+from cluster.supervise.history import EXIT_INCOMPLETE, Name, Reason, VerdictKind
 from cluster.supervise.stacks import RankStack
 from model.documents import Count, Positive, Record, first_problem, read_file
 from model.errors import ADDPError, ConfigError, DataError
@@ -47,7 +47,6 @@ LONGEST_GREETING = 4 << 10  # bytes of a line of somebody who has proved nothing
 LONGEST_LINE = 64 << 20  # of a line after that; stacks of all ranks of a node are long
 LONGEST_REASON = 2000  # characters
 _ANSWER = 5.0  # seconds for each line of the greeting
-_KEY_WAIT = 60.0  # seconds for the coordinator to make the key
 
 Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Proof = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -58,6 +57,12 @@ Port = Annotated[int, Field(gt=0, lt=65_536, strict=True)]
 
 class Refused(ADDPError):
     """The other side is none of ours, or speaks nonsense. The connection is of no use."""
+
+
+class NoCoordinator(ADDPError):
+    """Node 0 has not come. It may still come: start this node again."""
+
+    exit_code = EXIT_INCOMPLETE
 
 
 class Challenge(Record):
@@ -138,7 +143,7 @@ class Report(Record):
     order: the number of the one that it follows. attempt: that of the ranks. alive: whether
     anything of it still runs. prepared: the attempt that `port` was found for. leaving: by what
     this node was told to go away; reason: in words. checked: the number of the last health check;
-    unfit: what it found. blind: why signs of life cannot be read or written here.
+    unfit: what it found.
     """
 
     kind: Literal["report"] = "report"
@@ -152,7 +157,6 @@ class Report(Record):
     reason: Reason = ""
     checked: Count = 0
     unfit: Reason | None = None
-    blind: Reason | None = None
 
 
 class StackReport(Record):
@@ -192,18 +196,18 @@ def make_key(path: Path) -> bytes:
     return _read_key(path)
 
 
-def await_key(path: Path) -> bytes:
-    """Return the run's key, once the coordinator has made it. Raises ConfigError where it does not
-    appear within a minute."""
-    deadline = time.monotonic() + _KEY_WAIT
+def await_key(path: Path, seconds: float) -> bytes:
+    """Return the run's key, once the coordinator has made it. Raises NoCoordinator where it does
+    not appear in that time."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
             return _read_key(path)
         except FileNotFoundError:
             if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"{path} did not appear within {_KEY_WAIT:.0f} s; is the run folder shared by "
-                    "all nodes, and does the supervisor of node 0 run?"
+                raise NoCoordinator(
+                    f"{path} did not appear within {seconds:.0f} s; look whether the supervisor of "
+                    "node 0 runs, and whether all nodes share the run folder"
                 ) from None
             time.sleep(0.2)
 

@@ -48,6 +48,7 @@ HEALTH = "trainer.preflight.node"
 _TICK = 0.1  # seconds between two looks at the ranks
 _CONNECT = 5.0  # seconds for a connection
 _HEALTH = 20.0  # seconds for the health check
+_UNKILLABLE = 30.0  # seconds after which ranks that were killed hold up no end of this supervisor
 _GOODBYE = 5.0  # seconds in which a node that goes away is heard by the coordinator
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
@@ -112,9 +113,12 @@ class Node:
         self._ranks: Ranks | None = None
         self._attempt = 0
         self._ended: tuple[RankReport, ...] = ()  # of the attempt, once nothing of it is alive
-        self._stopped = self._killed = False
-        self._prepared, self._port = 0, None  # type: tuple[int, int | None]
-        self._checked, self._unfit = 0, None  # type: tuple[int, str | None]
+        self._stopped = False
+        self._killed: float | None = None  # when the ranks were
+        self._prepared = 0  # the last attempt for which a port was looked for
+        self._port: int | None = None
+        self._checked = 0  # the last health check that has ended
+        self._unfit: str | None = None  # what it found
         self._checking: asyncio.Task[None] | None = None
         self._stacks: asyncio.Task[None] | None = None
         self._stack_attempt = 0
@@ -125,12 +129,13 @@ class Node:
     async def run(self) -> int:
         """Serve until the coordinator says to leave, or there is none any more. Returns the exit
         code."""
+        # While a lost mount holds this up, a signal still ends us.
+        if killed := await asyncio.to_thread(end_orphans, self._folder):
+            self._say(f"{killed} processes that an earlier supervisor left behind were killed")
         loop = asyncio.get_running_loop()
         for number in _STOP_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN or number == signal.SIGTERM:
                 loop.add_signal_handler(number, self._signalled, number)
-        if killed := end_orphans(self._folder, self._name):
-            self._say(f"{killed} processes that an earlier supervisor left behind were killed")
         contact = asyncio.create_task(self._keep_in_touch())
         last_beat = 0.0
         try:
@@ -138,6 +143,8 @@ class Node:
                 if time.monotonic() - last_beat > self._options.timing.beat:
                     last_beat = time.monotonic()
                     self._beat()
+                if contact.done():
+                    contact.result()  # raises what has gone wrong
                 await asyncio.sleep(_TICK)
             return code
         finally:
@@ -164,16 +171,17 @@ class Node:
         """Look at everything once. Returns the exit code when it is time to end."""
         silent = time.monotonic() - self._heard
         timing = self._options.timing
-        if self._ranks is not None and silent > timing.lost and not self._killed:
+        if self._ranks is not None and silent > timing.lost and self._killed is None:
             self._say(f"the coordinator is silent for {silent:.0f} s; the ranks here are killed")
             self._kill()
         if self._ranks is not None:
             self._watch_ranks(self._ranks)
         self._obey(self._order)
-        if self._ranks is not None:
+        if self._ranks is not None and not self._waits_in_vain():
             return None
         if self._order.do == "leave":
-            return EXIT_PREEMPTED if self._leaving else self._order.code
+            goes = self._leaving is not None and self._order.verdict != "done"
+            return EXIT_PREEMPTED if goes else self._order.code
         if self._leaving is not None and self._options.index and silent > _GOODBYE:
             return EXIT_PREEMPTED
         if silent > timing.lost + self._options.rejoin:
@@ -184,14 +192,18 @@ class Node:
     def _watch_ranks(self, ranks: Ranks) -> None:
         if ranks.poll():
             self._changed.set()
-        if self._leaving is not None and not self._killed:
+        if self._leaving is not None and self._killed is None:
             waited = time.monotonic() - self._leaving_since
             if waited > self._options.timing.grace:
                 self._say(f"the ranks have not saved within {waited:.0f} s and are killed")
                 self._kill()
-        if (self._killed or not ranks.running) and ranks.clear():
+        if (self._killed is not None or not ranks.running) and ranks.clear():
             self._ended, self._ranks = ranks.reports(), None
             self._changed.set()
+
+    def _waits_in_vain(self) -> bool:
+        """Whether ranks that were killed do not end: the kernel holds them, for a lost mount."""
+        return self._killed is not None and time.monotonic() - self._killed > _UNKILLABLE
 
     def _signalled(self, number: int) -> None:
         self._leave("signal", f"it got {signal.Signals(number).name}")
@@ -233,7 +245,7 @@ class Node:
         self._changed.set()
 
     def _start(self, order: Order) -> None:
-        self._attempt, self._stopped, self._killed, self._ended = order.attempt, False, False, ()
+        self._attempt, self._stopped, self._killed, self._ended = order.attempt, False, None, ()
         assert order.address is not None and order.port is not None
         layout = Layout(
             attempt=order.attempt,
@@ -271,8 +283,8 @@ class Node:
             self._ranks.stop()
 
     def _kill(self) -> None:
-        if self._ranks is not None and not self._killed:
-            self._killed = True
+        if self._ranks is not None and self._killed is None:
+            self._killed = time.monotonic()
             self._ranks.kill()
 
     async def _check(self, number: int) -> None:
@@ -295,10 +307,12 @@ class Node:
                 unfit = "; ".join(map(str, answer["reasons"]))[:LONGEST_REASON] or "it is not fit"
         except TimeoutError:
             unfit = f"its health check does not end within {_HEALTH:.0f} s"
-            if process is not None:
-                process.kill()
         except (OSError, ValueError, KeyError, TypeError) as error:
             self._say(f"the health check of this node does not work ({type(error).__name__})")
+        finally:
+            if process is not None and process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.kill()
         self._checked, self._unfit = number, unfit
         self._changed.set()
 
@@ -360,10 +374,11 @@ class Node:
         """Report and receive orders until the connection ends. Raises OSError and Refused."""
         reports = asyncio.create_task(self._send_reports(channel))
         try:
-            while True:
+            while not reports.done():
                 self._order = await channel.receive(FROM_COORDINATOR, self._options.timing.lost)
                 self._heard = time.monotonic()
                 self._obey(self._order)
+            reports.result()  # raises why there are none any more
         finally:
             reports.cancel()
             await asyncio.gather(reports, return_exceptions=True)

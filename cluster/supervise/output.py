@@ -18,6 +18,7 @@ from pathlib import Path
 _MOST_WAITING = 2000  # pieces in a queue; each has 64 KiB at most
 _LONGEST_LINE = 64 << 10  # bytes that wait for the end of their line
 _CONSOLE = 2
+_MOST_LEFT = 256  # pieces that are taken of a pipe which is closed: somebody may go on writing
 
 
 class _Sink:
@@ -100,8 +101,9 @@ class RankOutput:
 
     def close(self) -> None:
         """Take what is left in the pipe, and close it. Children of the rank may still hold it."""
-        while self._pipe is not None and self._read():
-            pass
+        for _ in range(_MOST_LEFT):
+            if self._pipe is None or not self._read():
+                break
         self._close()
 
     def _read(self) -> bool:

@@ -46,7 +46,13 @@ _LARGEST = 64 << 10  # bytes of what is written down
 _PR_SET_PDEATHSIG = 1
 _prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: a forked child must not
 # What launchers leave in the environment of a supervisor, and what would mislead its ranks.
-_OF_LAUNCHERS = ("TORCHELASTIC_", "GROUP_", "ROLE_", "LOCAL_", "CROSS_", "TORCH_NCCL_ASYNC_ERROR")
+_OF_LAUNCHERS = frozenset(
+    (
+        *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE"),
+        *("LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "CROSS_RANK", "CROSS_SIZE"),
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING",
+    )
+)
 
 
 class Layout(NamedTuple):
@@ -66,7 +72,11 @@ def rank_environment(
     """Return the variables of a rank. local: its number on this node. devices: those that the ranks
     of this node may use; none: all."""
     launched = "LOCAL_RANK" in environment
-    kept = {k: v for k, v in environment.items() if not k.startswith(_OF_LAUNCHERS)}
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if name not in _OF_LAUNCHERS and not name.startswith("TORCHELASTIC_")
+    }
     visible = kept.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if launched and len(visible) < layout.ranks:
         # A launcher that started one process here, the supervisor, has given it one GPU.
@@ -107,6 +117,7 @@ class _Rank:
         self.started = time.monotonic()
         self.ended: float | None = None  # when that was noticed
         self.last_age = 0.0  # of its sign of life, at that moment
+        self.heard = False  # whether its last word was looked for since then
 
 
 class Ranks:
@@ -128,9 +139,9 @@ class Ranks:
         of our silence after which the ranks have to end."""
         self.layout, self._name, self._folder = layout, name, folder
         self._ranks: list[_Rank] = []
-        self._signs = Signs(folder, name, range(layout.first, layout.first + layout.ranks))
         self._killed: float | None = None
         self._guardian = _start_guardian(lost)
+        self._signs = Signs(folder, name, range(layout.first, layout.first + layout.ranks))
         try:
             for local in range(layout.ranks):
                 environment = rank_environment(os.environ, layout, local, devices)
@@ -138,6 +149,7 @@ class Ranks:
                 self._start_rank(command, local, environment, output)
         except BaseException:
             self.kill()
+            self._let_go()
             raise
         _write_down(folder, name, [self._guardian.pid, *self.pids().values()])
 
@@ -213,6 +225,7 @@ class Ranks:
         if self._guardian.returncode is None:  # else its number may be somebody else's by now
             with suppress(ProcessLookupError):
                 os.killpg(self._guardian.pid, signal.SIGKILL)
+            self._guardian.kill()  # it has left the group where we were silent
 
     def clear(self) -> bool:
         """Take down what is left. Returns whether nothing is. Called again and again, after `kill`,
@@ -231,13 +244,16 @@ class Ranks:
                 return False  # a child of a rank is still on its way out
         if not all(self._is_heard(rank) for rank in self._ranks):
             return False
+        self._let_go()
+        _write_down(self._folder, self._name, [])
+        return True
+
+    def _let_go(self) -> None:
         for rank in self._ranks:
             rank.output.close()
         assert self._guardian.stdin is not None
         self._guardian.stdin.close()
         self._signs.close()
-        _write_down(self._folder, self._name, [])
-        return True
 
     def reports(self) -> tuple[RankReport, ...]:
         """Return how each rank is. The end of one that may have left a word is told with it, or
@@ -261,12 +277,12 @@ class Ranks:
         )
 
     def _is_heard(self, rank: _Rank) -> bool:
-        """Whether a rank has ended, and its last word was looked for."""
-        if rank.ended is None:
-            return False
-        heard = self._signs.looked(rank.number) > rank.ended
-        killed = rank.process.returncode < 0
-        return heard or time.monotonic() - rank.ended > (_LAST_SIGN if killed else _LAST_WORDS)
+        """Whether a rank has ended, and its last word was looked for. Once it is, it stays so."""
+        if rank.ended is not None and not rank.heard:
+            patience = _LAST_SIGN if rank.process.returncode < 0 else _LAST_WORDS
+            looked = self._signs.looked(rank.number) > rank.ended
+            rank.heard = looked or time.monotonic() - rank.ended > patience
+        return rank.heard
 
     def _age(self, rank: _Rank) -> float:
         """Seconds since the last sign of life, or since the start."""
@@ -292,8 +308,13 @@ def _start_guardian(lost: float) -> subprocess.Popen[bytes]:
     return process
 
 
+def _registers(folder: RunFolder) -> Path:
+    """The folder of the registers of all nodes on this machine."""
+    return folder.path / "supervisors" / f"on-{quote(platform.node(), safe='')}"
+
+
 def _register(folder: RunFolder, name: str) -> Path:
-    return folder.path / "supervisors" / f"{quote(name, safe='')}.json"
+    return _registers(folder) / f"{quote(name, safe='')}.json"
 
 
 _registering = threading.Lock()
@@ -319,32 +340,42 @@ def _write_down(folder: RunFolder, name: str, pids: Iterable[int]) -> None:
     threading.Thread(target=write, daemon=True, name="register").start()
 
 
-def end_orphans(folder: RunFolder, name: str) -> int:
-    """Kill what an earlier supervisor of this node has left behind. Returns how many processes.
+def end_orphans(folder: RunFolder) -> int:
+    """Kill what earlier supervisors have left behind on this machine. Returns how many processes.
 
-    Numbers of processes mean something on one machine, until it is booted, and within one
-    container. So all of these are compared, and the time at which each process began. A supervisor
-    of the same name that still lives, on a machine that has several, has left nothing behind.
+    The coordinator gives names to nodes, and may give this one another than an earlier one had, so
+    all registers of this machine count. A supervisor that still lives, on a machine that has
+    several, has left nothing behind.
     """
     try:
-        content: dict[str, Any] = parse_json(
-            read_file(_register(folder, name), _LARGEST, DataError), "processes", DataError
-        )
-        processes = [(int(pid), int(start)) for pid, start in content.pop("processes")]
-        supervisor, began = content.pop("supervisor", (0, 0))
-        if supervisor != os.getpid() and began and _start_of(supervisor) == began:
-            return 0
-    except (OSError, DataError, KeyError, TypeError, ValueError):
-        return 0
-    if content != _place():
+        registers = sorted(_registers(folder).glob("*.json"))
+    except OSError:
         return 0
     killed = 0
-    for pid, start in processes:
+    for pid, start in (process for file in registers for process in _left_behind(file)):
         if pid > 1 and _start_of(pid) == start:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
                 killed += 1
     return killed
+
+
+def _left_behind(register: Path) -> list[tuple[int, int]]:
+    """Return the processes of a supervisor that is gone, as far as they may still live.
+
+    Numbers of processes mean something on one machine, until it is booted, and within one
+    container. So all of these are compared, and the time at which each process began.
+    """
+    try:
+        content: dict[str, Any] = parse_json(
+            read_file(register, _LARGEST, DataError), "processes", DataError
+        )
+        processes = [(int(pid), int(start)) for pid, start in content.pop("processes")]
+        supervisor, began = content.pop("supervisor", (0, 0))
+        lives = supervisor != os.getpid() and began and _start_of(supervisor) == began
+    except (OSError, DataError, KeyError, TypeError, ValueError):
+        return []
+    return [] if lives or content != _place() else processes
 
 
 def _place() -> dict[str, Any]:
@@ -362,8 +393,10 @@ def _known(pid: int) -> tuple[int, int]:
 
 
 def _start_of(pid: int) -> int:
-    """When a process began, in clock ticks after the boot; 0 where there is none."""
+    """When a process began, in clock ticks after the boot; 0 where there is none, or where it has
+    ended and is only not waited for."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return 0 if state in "ZX" else int(others[18])
     except (OSError, ValueError, IndexError):
         return 0

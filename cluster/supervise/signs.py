@@ -22,6 +22,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from cluster.supervise.history import Name
 from cluster.supervise.limits import BeatAges
 from model.documents import Count, Record, read_file
 from model.errors import DataError
@@ -38,7 +39,7 @@ class Sign(Record):
     model_config = Record.model_config | {"extra": "ignore"}
 
     time: float
-    section: str
+    section: Name
     step: Count = 0
     host: str = ""
     pid: int = 0

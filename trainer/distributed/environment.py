@@ -37,7 +37,7 @@ def needed_names(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def settings(host: str, environment: Mapping[str, str] = os.environ) -> Settings:
-    """The settings of this process."""
+    """Return the settings of this process. host: what its machine is called."""
     names = {}
     for name, value in environment.items():
         if _NAMES.fullmatch(name):
@@ -49,8 +49,8 @@ def settings(host: str, environment: Mapping[str, str] = os.environ) -> Settings
 
 
 def differences(ranks: Sequence[Settings]) -> list[str]:
-    """A line for each group of ranks that lack the same variables, or have others than rank 0.
-    ranks: by rank."""
+    """Return a line for each group of ranks that lack the same variables, or have other values than
+    the first rank that has them. ranks: the settings of all ranks, in their order."""
     missing: dict[tuple[int, ...], list[str]] = {}
     other: dict[tuple[int, ...], list[str]] = {}
     for name in sorted({name for rank in ranks for name in rank.names}):
@@ -71,7 +71,7 @@ def differences(ranks: Sequence[Settings]) -> list[str]:
 
 
 def _named(which: Sequence[int], ranks: Sequence[Settings]) -> str:
-    """0, 1, 2, 5 -> ranks 0-2, 5 (their hosts)."""
+    """Return what ranks are called, with their hosts: 0, 1, 2, 5 are `ranks 0-2, 5 (a, b)`."""
     runs: list[list[int]] = []
     for rank in which:
         if runs and runs[-1][1] == rank - 1:

@@ -20,9 +20,10 @@ _NO_LIMIT = 1 << 60  # bytes; the first version writes a huge number
 class Limits(NamedTuple):
     """The tightest limits of a process's groups; None where there is no limit.
 
-    memory, memory_used: bytes, of the same group. cores: processors' time that it may use in a
-    second. processes: processes and threads that it may still start. killed: how often a process of
-    the group was ended since its memory ran out.
+    memory, memory_used: bytes, of the group that has least left; files that the system only keeps
+    in memory do not count as used. cores: processors' time that it may use in a second. processes:
+    processes and threads that it may still start. killed: how often a process of the group was
+    ended since its memory ran out.
     """
 
     memory: int | None = None
@@ -70,21 +71,33 @@ def _tighter(limits: Limits, group: Path) -> Limits:
         ("memory.max", "memory.current"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
-        most, now = _number(group / limit), _number(group / used)
+        most = _number(group / limit)
         if most is None or most >= _NO_LIMIT:
             continue
-        if limits.memory is None or most < limits.memory:
-            limits = limits._replace(memory=most, memory_used=now or 0)
+        now = max(0, (_number(group / used) or 0) - _cached(group))
+        if limits.memory is None or most - now < limits.memory - limits.memory_used:
+            limits = limits._replace(memory=most, memory_used=now)
     cores = _cores(group)
     if cores is not None and (limits.cores is None or cores < limits.cores):
         limits = limits._replace(cores=cores)
-    most, now = _number(group / "pids.max"), _number(group / "pids.current")
-    if most is not None:
-        left = max(0, most - (now or 0))
+    threads, started = _number(group / "pids.max"), _number(group / "pids.current")
+    if threads is not None:
+        left = max(0, threads - (started or 0))
         if limits.processes is None or left < limits.processes:
             limits = limits._replace(processes=left)
     killed = _field(group / "memory.events", "oom_kill") or 0
     return limits._replace(killed=max(limits.killed, killed))
+
+
+def _cached(group: Path) -> int:
+    """Return the bytes of files that the system keeps in a group's memory, and gives up for
+    whoever needs it: a job that reads its data for hours fills its limit with them."""
+    stat = group / "memory.stat"
+    for names in (("total_active_file", "total_inactive_file"), ("active_file", "inactive_file")):
+        known = [count for name in names if (count := _field(stat, name)) is not None]
+        if known:
+            return sum(known)
+    return 0
 
 
 def _cores(group: Path) -> float | None:

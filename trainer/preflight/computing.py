@@ -33,7 +33,7 @@ from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_SEED = 20_24
+_SEED = 2024
 _IMAGES = 2
 _INNER = 1024  # sums of so many products of -1, 0 and 1 stay below 256: bfloat16 holds them
 _SIDE = {"cuda": 8192, "cpu": 512}

@@ -32,6 +32,7 @@ from trainer.preflight.comparing import compare, missing
 from trainer.preflight.disk import nearest_folder
 from trainer.preflight.exchange import Exchange, NodesNotMet, meet
 from trainer.preflight.finding import Finding, finding_of, guarded
+from trainer.preflight.gpus import see_all
 from trainer.preflight.links import Link, exchange_tensors
 from trainer.preflight.looking import Node, Own, introduce, look
 from trainer.preflight.reachability import call_each_other, is_deaf
@@ -43,7 +44,7 @@ from trainer.run_folder import EXIT_CONFIG, EXIT_DONE
 _MEETING = 120.0  # seconds in which the nodes must meet
 _GRACE = 60.0  # seconds that supervisors give a run to save
 _SIGHT = 30.0  # seconds within which a node must see what another one writes
-_PORTS = "30000-32699"  # where supervised ranks meet; any range can be named
+PORTS = (30_000, 32_699)  # where supervised ranks meet; any range can be named
 
 
 class Wanted(NamedTuple):
@@ -54,8 +55,8 @@ class Wanted(NamedTuple):
     file: Path | None = None
     overrides: Sequence[str] = ()
     devices: bool = True
-    low: int = 30_000
-    high: int = 32_699
+    low: int = PORTS[0]
+    high: int = PORTS[1]
     meeting: float = _MEETING
     sight: float = _SIGHT
     grace: float = _GRACE
@@ -182,7 +183,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     parser.add_argument("--lines", action="store_true", help=argparse.SUPPRESS)  # for `addp doctor`
     parser.add_argument("--no-device", action="store_true", help="compute nothing on the devices")
-    parser.add_argument("--ports", default=_PORTS, help="range, of which one is tried")
+    ports = f"{PORTS[0]}-{PORTS[1]}"
+    parser.add_argument("--ports", default=ports, help="range, of which one is tried")
     parser.add_argument("--meeting", type=float, default=_MEETING, help="seconds for all to start")
     parser.add_argument("--sight", type=float, default=_SIGHT, help="seconds to see a shared file")
     parser.add_argument("--grace", type=float, default=_GRACE, help="seconds for a stop to save")
@@ -200,6 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
         grace=options.grace,
     )
     world = take_world()
+    see_all()
 
     def say(line: str) -> None:
         if world.rank == 0 or line.startswith("FAILED"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -96,6 +96,13 @@ def read_gpus(environment: Mapping[str, str] = os.environ) -> list[GPU]:
         with suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
     return visible(gpus, environment.get("CUDA_VISIBLE_DEVICES"))
+
+
+def see_all(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Have this process see all GPUs of its node where DeepSpeed's launcher has started it alone
+    there: the launcher shows the processes of a node as many GPUs as it starts processes."""
+    if "CROSS_SIZE" in environment and environment.get("LOCAL_SIZE") == "1":
+        environment.pop("CUDA_VISIBLE_DEVICES", None)
 
 
 def driver_version() -> str:

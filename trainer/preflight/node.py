@@ -6,8 +6,8 @@ RUN is the run folder. --device also computes on each GPU (or the CPU) by a proc
 takes up to some minutes; without it the answer takes less than a second. Exits with 0 where the
 node is fit, else with 78. JSON: {"host", "fit", "reasons": why it is not, "seconds", "checks":
 [{"name", "state": "ok" | "warning" | "FAILED", "found", "todo", "shared"}]}. A fault of what all
-nodes share, such as a full disk of the run folder, FAILS and leaves the node fit: without it, a run
-would fare no better.
+nodes share, such as a full disk of the run folder, is FAILED, but the node is fit: without it, a
+run would fare no better.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 from trainer.preflight.cgroups import check_groups, read_limits
 from trainer.preflight.disk import check_run_folder
 from trainer.preflight.finding import Finding, guarded
-from trainer.preflight.gpus import GPU, check_gpus, check_kernel_log, check_use, kernel_log
+from trainer.preflight.gpus import GPU, check_gpus, check_kernel_log, check_use, kernel_log, see_all
 from trainer.preflight.leftovers import check_leftovers
 from trainer.preflight.machine import (
     check_clock,
@@ -89,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     parser.add_argument("--device", action="store_true", help="also compute on each GPU")
     options = parser.parse_args(arguments)
+    see_all()
     began = time.monotonic()
     findings = check_node(options.run.absolute() if options.run else None)
     if options.device:

@@ -90,9 +90,9 @@ class Heartbeat:
         self._ended.set()
         if not self.began:
             return
-        self.beat("exit", self.step)
+        last = self._beat = _Beat("exit", self.step, time.time(), time.monotonic())
         for file in self._files:
-            file.finish(self._beat, {"code": code, "reason": reason})
+            file.finish(last, {"code": code, "reason": reason})
 
     def _write_beats(self, file: _File) -> None:
         written: _Beat | None = None

@@ -87,6 +87,7 @@ class DeepSpeedBackend:
         _check_address(request.hosts.meeting_address)
 
     def plan(self, request: LaunchRequest) -> LaunchPlan:
+        """Return the launcher's command, or that of each host where there is no ssh."""
         options = request.options_of(DeepSpeedOptions)
         if request.hosts.is_this_machine:
             return self._on_this_machine(request)

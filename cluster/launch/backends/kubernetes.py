@@ -1,8 +1,8 @@
 """Processes that Kubernetes starts: an indexed Job, or a JobSet, with one pod for each node.
 
-The manifests are plain mappings (cluster/launch/manifests.py). They are shown, written to a file,
-or given to `kubectl apply`. No value passes through a shell, and no secret is in them: secrets are
-named, and stay in the cluster.
+The manifests are plain mappings (cluster/launch/kubernetes/manifests.py). They are shown, written
+to a file, or given to `kubectl apply`. No value passes through a shell, and no secret is in them:
+secrets are named, and stay in the cluster.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-
-import yaml
 
 from cluster.launch.arguments import run_folder
 from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand, PlannedFile
-from cluster.launch.kubernetes_options import KubernetesOptions
-from cluster.launch.manifests import GROUP, Manifest, manifests, pairs, resource_name
+from cluster.launch.kubernetes.manifests import GROUP, manifests, resource_name, to_yaml
+from cluster.launch.kubernetes.options import KubernetesOptions, pairs
+from cluster.launch.kubernetes.pod_spec import OWN_FOLDERS
 from cluster.launch.variables import is_secret
 from model.errors import ConfigError
 
@@ -75,30 +73,15 @@ def _afterwards(request: LaunchRequest, options: KubernetesOptions, path: Path) 
 def _check_places(request: LaunchRequest, options: KubernetesOptions) -> None:
     """Raise ConfigError where two things are mounted in one folder, or the run lies in none."""
     claims = [path for _, path in pairs(options.claim)]
-    places = [*claims, *(path for _, path in pairs(options.secret_files))]
+    places = [*OWN_FOLDERS, *claims, *(path for _, path in pairs(options.secret_files))]
     if twice := sorted({path for path in places if places.count(path) > 1}):
-        raise ConfigError(f"{', '.join(twice)} is given to more than one claim or secret")
+        raise ConfigError(
+            f"two things would be mounted at {', '.join(twice)}; give each claim and each secret a "
+            f"folder of its own, which is none of {', '.join(OWN_FOLDERS)}"
+        )
     run = run_folder(request)
     if not any(run.is_relative_to(claim) for claim in claims):
         raise ConfigError(
             f"the run folder {run} lies in no claim, so that each pod would have its own; mount a "
             "ReadWriteMany claim with --claim NAME=FOLDER, and put run= below that folder"
         )
-
-
-class _Readable(yaml.SafeDumper):
-    """Writes a text of several lines, as a run file, in lines of its own."""
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
-    )
-
-
-_Readable.add_representer(str, _text)
-
-
-def to_yaml(documents: Sequence[Manifest]) -> str:
-    """Return manifests as one file, which `kubectl apply -f` takes."""
-    return yaml.dump_all(documents, Dumper=_Readable, sort_keys=False, width=100)

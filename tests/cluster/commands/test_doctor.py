@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from cluster.supervise import ranks
 from tests.cluster.calling import addp, typed
 from tests.cluster.launch.two_hosts import Host, several_hosts
 from tests.trainer.launching import MAGE, SMALL, warm_launcher
+from trainer.preflight.doctor import PORTS
 from trainer.preflight.reporting import from_lines
 
 CONFIG = [*MAGE, *SMALL]
@@ -86,6 +88,16 @@ def test_names_that_are_none(hostfile: Path, tmp_path: Path) -> None:
     assert done.code == 78 and "there is no backend smoke-signals; there are " in done.stderr
     done = addp("doctor", "--hostfile", tmp_path / "none")
     assert done.code == 78 and "cannot be read: No such file" in done.stderr
+
+
+def test_the_ports_that_are_tried_are_those_of_the_ranks() -> None:
+    assert (ranks.PORTS[0], ranks.PORTS[-1]) == PORTS
+
+
+def test_a_password_goes_on_no_command_line(hostfile: Path) -> None:
+    done = addp("doctor", "--hostfile", hostfile, "checkpoint.upload=s3://key:very-secret@bucket/x")
+    assert done.code == 78 and "checkpoint.upload holds a password" in done.stderr
+    assert "very-secret" not in done.stdout + done.stderr
 
 
 @pytest.mark.long

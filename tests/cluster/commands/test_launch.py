@@ -111,6 +111,31 @@ def test_a_command_for_each_host_says_what_to_type_there(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "start", "words"),
+    [
+        (("--backend", "slurm"), "sbatch", "#SBATCH --nodes=2"),
+        (
+            ("--backend", "kubernetes", "--image", "x", "--claim", "runs=/mnt", "run=/mnt/a"),
+            "kubectl apply -f",
+            "completions: 2",
+        ),
+    ],
+)
+def test_what_a_scheduler_gets_is_written_to_a_file(
+    options: tuple[str, ...], start: str, words: str, place: Path
+) -> None:
+    done = addp(
+        *("launch", "run.yaml", *BATCH, "--nodes", "2", "--write", "a file", "--json", *options)
+    )
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout)["nodes"] == 2
+    assert f"nothing is started; `{start} 'a file'` starts it" in done.stderr
+    assert words in (place / "a file").read_text()
+    assert sorted(path.name for path in place.iterdir()) == ["a file", "hosts", "run.yaml"]
+    assert "there is no script" in refused("--write", "b", code=2)
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--limit-step", "5"), "set --limit-step above 10"),
@@ -138,7 +163,7 @@ def test_what_cannot_work_is_refused(options: tuple[str, ...], words: str, place
     [
         (("--backend", "ray"), "there are local, deepspeed, torchrun"),
         (("--node-rank", "0"), "one command starts all hosts here"),
-        (("--devices", "0;1"), "is no list as 0,1"),
+        (("--devices", "0;1"), "is not a list such as 0,1"),
         (("--processes", "2", "--devices", "0"), "fewer than the 2 ranks"),
         (("--hostfile", "hosts", "--nodes", "2", "--no-ssh", "--node-rank", "3"), "from 0 to 2"),
         (("--launcher", "ssh"), "pdsh"),

@@ -26,7 +26,7 @@ from tests.trainer.worlds import run_world
         ("node1 slots=4x", "slots=4x is no number"),
         ("node1", "'node1' is not of the form HOST slots=N"),
         ("node1 slots=4 max=8", "is not of the form"),
-        ("node1 slots=4\n\nnode1 slots=4", "line 3: node1 stands there twice"),
+        ("node1 slots=4\n\nnode1 slots=4", "line 3: node1 is listed twice"),
         ("# nothing\n", "names no host"),
         (None, "cannot be read: No such file or directory"),
     ],

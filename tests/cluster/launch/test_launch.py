@@ -1,3 +1,5 @@
+"""What is started ends whole, and is explained from what the run itself says."""
+
 from __future__ import annotations
 
 import json
@@ -81,18 +83,16 @@ def test_a_signal_reaches_the_whole_group(number: int, tmp_path: Path) -> None:
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a test run in the background ignores it
+        # A test run in the background ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     child = int(process.stdout.readline())
     started = time.monotonic()
     process.send_signal(number)
     process.wait(timeout=120)
-    assert time.monotonic() - started < 50 and not alive(
-        child
-    )  # 60: the grace after which all are killed
+    assert time.monotonic() - started < 50  # 60: the grace after which all are killed
+    assert not alive(child)
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,8 @@ def test_a_signal_reaches_the_whole_group(number: int, tmp_path: Path) -> None:
         (0, False, r"died \(exit code 0\); the reason stands above. Run it again to go on$"),
         (247, False, "it died"),
         (78, False, "it did not start; the reason stands above$"),
-        (
-            78,
-            True,
-            "it did not start; the reason stands above$",
-        ),  # refused in the folder of a run that is done
+        # Refused in the folder of a run that is done.
+        (78, True, "it did not start; the reason stands above$"),
     ],
 )
 def test_only_the_run_itself_says_that_it_is_done(

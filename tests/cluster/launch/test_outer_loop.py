@@ -127,6 +127,21 @@ def test_starts_that_start_no_rank_are_not_repeated_for_ever(tmp_path: Path) -> 
     assert caught.value.exit_code == 80 and starts_left(tmp_path) == 1
 
 
+def test_nodes_that_never_come_together_are_said_to_be_missing(tmp_path: Path) -> None:
+    incomplete = ([verdict("incomplete", 81)], 255)
+    script(tmp_path, incomplete, incomplete, incomplete, ([], 0))
+    with pytest.raises(RunFailed, match="the last: it is incomplete") as caught:
+        see_through(job(tmp_path))
+    assert caught.value.exit_code == 81 and starts_left(tmp_path) == 1
+
+
+def test_an_end_after_a_start_is_not_called_one_before_it(tmp_path: Path) -> None:
+    script(tmp_path, ([START], 78), ([], 0))
+    with pytest.raises(RunFailed, match="ended without a verdict") as caught:
+        see_through(job(tmp_path))
+    assert caught.value.exit_code == 78 and starts_left(tmp_path) == 1
+
+
 def test_only_hosts_that_answer_get_a_supervisor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +259,7 @@ sys.exit(75)
 SEE_THROUGH = """
 import sys
 from pathlib import Path
+from cluster.launch import outer_loop
 from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand, free_port
 from cluster.launch.backends import BACKENDS
 from cluster.launch.hosts import this_machine
@@ -251,7 +267,8 @@ from cluster.launch.outer_loop import Job, see_through
 from cluster.supervise.policy import Rules
 from model.entry import run_entry
 
-run, *words = sys.argv[1:]
+run, over_ssh, *words = sys.argv[1:]
+outer_loop.unreachable = lambda names: {}
 
 class Waiting:
     def check(self, request): pass
@@ -259,14 +276,15 @@ class Waiting:
 
 BACKENDS["waiting"] = Waiting()
 request = lambda hosts: LaunchRequest("m", [], hosts)
-rest = (this_machine(1), Rules(), 20, free_port(), request)
-run_entry(lambda: see_through(Job(Path(run), "waiting", *rest)))
+job = Job(run=Path(run), backend="waiting", hosts=this_machine(1), rules=Rules(), grace=20,
+    port=free_port(), request=request, asks_hosts=over_ssh == "True")
+run_entry(lambda: see_through(job))
 """
 
 
-def start_waiting(run: Path, *words: str) -> subprocess.Popen[str]:
+def start_waiting(run: Path, *words: str, over_ssh: bool = False) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SEE_THROUGH, str(run), *words],
+        [sys.executable, "-c", SEE_THROUGH, str(run), str(over_ssh), *words],
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: [
@@ -295,8 +313,10 @@ def test_a_stop_reaches_supervisors_elsewhere_by_a_file(number: int, tmp_path: P
     assert not RunFolder(tmp_path).stop.exists()
 
 
-def test_a_stop_reaches_a_supervisor_here_by_a_signal(tmp_path: Path) -> None:
-    """Past its launcher, which would give it 30 s only."""
+@pytest.mark.parametrize("over_ssh", [False, True])
+def test_a_stop_reaches_a_supervisor_here_by_a_signal(over_ssh: bool, tmp_path: Path) -> None:
+    """Past its launcher, which would give it 30 s only. But where its launcher has started others
+    over ssh, as mpirun does, all get the file: a signal would be for this node alone."""
     package = tmp_path / "code" / "cluster" / "supervise"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -307,11 +327,13 @@ def test_a_stop_reaches_a_supervisor_here_by_a_signal(tmp_path: Path) -> None:
         "sys.exit(subprocess.run(words, env={**os.environ, 'PYTHONPATH': '.'}).returncode)"
     )
     words = (sys.executable, "-c", launcher, str(tmp_path), str(tmp_path / "code"))
-    process = start_waiting(tmp_path, *words)
+    process = start_waiting(tmp_path, *words, over_ssh=over_ssh)
     process.terminate()
     process.communicate(timeout=30)
     assert process.returncode == 75
-    assert (tmp_path / "signalled").exists() and not RunFolder(tmp_path).stop.exists()
+    assert (tmp_path / "signalled").exists() != over_ssh
+    assert (tmp_path / "saw-stop").exists() == over_ssh
+    assert not RunFolder(tmp_path).stop.exists()
 
 
 def test_what_runs_is_asked_to_stop_where_we_are_killed(tmp_path: Path) -> None:

@@ -14,15 +14,18 @@ from cluster.launch.launch import train
 from cluster.supervise import history
 from tests.trainer.launching import MAGE, SMALL, kill_group
 from tests.trainer.worlds import finish
+from tests.warm import warm_python
 from trainer.run_folder import RunFolder
 
 
-def start(run: Path, tokens: Path, *options: str) -> subprocess.Popen[str]:
+def start(
+    run: Path, tokens: Path, *options: str, python: str = sys.executable
+) -> subprocess.Popen[str]:
     config = run.parent / "run.yaml"
     config.write_text("seed: 0\n")
     words = [*MAGE, *SMALL, "schedule.total=60", f"data.tokens={tokens}", f"run={run}"]
     return subprocess.Popen(
-        [sys.executable, "-m", "cluster.cli", "launch", str(config), *words, *options],
+        [python, "-m", "cluster.cli", "launch", str(config), *words, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -36,7 +39,7 @@ def losses(run: Path) -> list[float]:
 
 
 def outcome(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """The exit code and the output of a launch. It is killed if it takes too long."""
+    """Return the exit code and the output of a launch. It is killed if it takes too long."""
     try:
         said, _ = process.communicate(timeout=240)
     finally:
@@ -45,7 +48,7 @@ def outcome(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def test_a_launch_is_stopped_and_goes_on_to_the_same_end(tokens: Path, tmp_path: Path) -> None:
-    """First by the local backend, which is signalled; then under torchrun."""
+    """The first start is a real one, because its signal is passed on along real processes."""
     folder = RunFolder(tmp_path / "run")
     process = start(folder.path, tokens, "--processes", "2")
     deadline = time.monotonic() + 120
@@ -58,9 +61,9 @@ def test_a_launch_is_stopped_and_goes_on_to_the_same_end(tokens: Path, tmp_path:
         assert code == 75, said
         verdict = history.last(history.read(folder.supervision), history.Verdict)
         assert verdict is not None and verdict.verdict == "stopped"
-    code, said = outcome(start(folder.path, tokens, "--processes", "2", "--backend", "torchrun"))
+    code, said = outcome(start(folder.path, tokens, "--processes", "2", python=warm_python()))
     assert code == 0 and folder.is_done, said
-    assert "2 ranks" in said and "torch.distributed.run" in said  # the plan is shown first
+    assert "2 ranks" in said and "-m cluster.supervise" in said  # the plan is shown first
     finish(tmp_path / "plain", *MAGE, "schedule.total=60", f"data.tokens={tokens}")
     assert losses(folder.path) == losses(tmp_path / "plain")
 

@@ -183,6 +183,16 @@ def test_between_two_attempts_a_supervised_run_is_restarting(run: MadeRun) -> No
     assert run.read(NOW + 9000).state == "dead"
 
 
+def test_a_supervisor_that_waits_for_nodes_lives(run: MadeRun) -> None:
+    run.metrics(40, age=30)
+    run.beat(0, age=25)
+    run.supervised(*attempt(1, NOW - 60, 30))
+    touched = NOW + 8950
+    os.utime(run.folder.supervision, (touched, touched))
+    assert run.read(NOW + 9000).state == "restarting"
+    assert run.read(NOW + 9200).state == "dead"
+
+
 def test_the_supervisors_faults_are_counted_and_listed(run: MadeRun) -> None:
     again = Start(time=NOW - 28, attempt=2, nodes=NODES, ranks=2, checkpoint=30)
     lost = Fault(time=NOW - 7200, attempt=0, kind="lost node", reason="node2 is silent", seconds=10)
@@ -211,6 +221,36 @@ def test_the_supervisors_verdict_is_the_state(run: MadeRun, verdict: Any) -> Non
     )
     found = run.read()
     assert (found.state, found.code, found.reason) == (verdict, 80, "3 failures [2J")
+
+
+def test_a_verdict_does_not_count_once_the_run_was_started_without_supervisors(
+    run: MadeRun,
+) -> None:
+    run.metrics(40, age=900)
+    verdict = Verdict(time=NOW - 2900, attempt=1, verdict="gave up", code=80, reason="3 failures")
+    run.supervised(*attempt(1, NOW - 3000, 30), verdict)
+    run.write("attempt", "7f3a", age=2950)
+    assert run.read().state == "gave up"
+    run.write("attempt", "90bc", age=1000)
+    assert run.read().state == "dead"
+    run.write("exit.json", {"code": 77, "reason": "it diverged", "time": NOW - 900})
+    assert (run.read().state, run.read().code) == ("failed", 77)
+
+
+def test_an_attempt_that_runs_has_not_failed(run: MadeRun) -> None:
+    """Though no checkpoint has come of it yet."""
+    run.checkpoint(30, age=600)
+    start = Start(time=NOW - 20, attempt=2, nodes=NODES, ranks=2, checkpoint=30)
+    for begun, failures in (
+        ([start], 0),
+        ([*attempt(1, NOW - 60, 30), start], 1),
+        ([*attempt(1, NOW - 60, 20), start], 0),
+    ):
+        run.supervised(*begun)
+        assert run.read().failures_without_progress == failures
+    run.checkpoint(35)
+    run.supervised(*attempt(1, NOW - 60, 30), start)
+    assert run.read().failures_without_progress == 0
 
 
 def test_only_the_end_of_metrics_of_weeks_is_read(run: MadeRun) -> None:

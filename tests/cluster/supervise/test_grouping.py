@@ -7,7 +7,7 @@ import string
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.supervise.grouping import group, report, summary
+from cluster.supervise.grouping import apart, group, report, summary
 from cluster.supervise.stacks import Frame, RankStack, Thread, of_faulthandler
 
 WAIT = [("wait", "lib/python3.11/threading.py", 327)]
@@ -51,6 +51,15 @@ def test_the_rank_that_is_elsewhere_is_named() -> None:
     text = report(stacks)
     assert "== ranks 0-2, 4-7: in all_reduce" in text and "== rank 3: in decode_image" in text
     assert "    load (PIL/ImageFile.py:300)\n" in text and text.count("main thread") == 2
+
+
+def test_who_is_apart_is_known_where_most_are_at_one_place() -> None:
+    waiting = [stack(rank, REDUCE) for rank in range(5)]
+    assert apart([*waiting, stack(6, DECODE), stack(5, LOOP)]) == (5, 6)
+    assert apart(waiting) == () and apart([]) == ()
+    assert apart([stack(0, REDUCE), stack(1, DECODE)]) == ()
+    unknown = [RankStack(rank=rank, pid=1, source="none", note="no answer") for rank in range(3)]
+    assert apart([*unknown, stack(3, REDUCE)]) == ()
 
 
 def test_a_rank_in_another_exchange_is_elsewhere() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,24 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         history.append(path, event)
     assert history.read(path) == events
     assert history.read(tmp_path / "none") == []
+
+
+def test_a_start_on_many_nodes_counts(tmp_path: Path) -> None:
+    path, name = tmp_path / "supervision.jsonl", "a" * 200
+    nodes = tuple(history.NodeName(node=f"{name}{n}", host=name) for n in range(4096))
+    made = history.Start(time=1.0, attempt=1, nodes=nodes, ranks=8, checkpoint=None)
+    history.append(path, made)
+    assert history.read(path) == [made]
+
+
+def test_a_sign_of_life_changes_nothing_but_the_time(tmp_path: Path) -> None:
+    path = tmp_path / "supervision.jsonl"
+    history.touch(path)
+    assert not path.exists()
+    history.append(path, start(1, 10.0))
+    os.utime(path, (1.0, 1.0))
+    history.touch(path)
+    assert path.stat().st_mtime > 1.0 and history.read(path) == [start(1, 10.0)]
 
 
 @given(cut=st.integers(0, 400), junk=st.binary(max_size=40).filter(lambda junk: b"\n" not in junk))

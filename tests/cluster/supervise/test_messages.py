@@ -19,6 +19,7 @@ from cluster.supervise.messages import (
     Challenge,
     Channel,
     Hello,
+    NoCoordinator,
     Order,
     RankReport,
     Refused,
@@ -162,9 +163,13 @@ def test_the_key_is_made_once_and_for_the_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "run" / "supervisor.key"
     os.umask(os.umask(0))
     key = make_key(path)
-    assert make_key(path) == await_key(path) == key and len(key) == 64
+    assert make_key(path) == await_key(path, 0) == key and len(key) == 64
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     path.write_text("short")
     with pytest.raises(ConfigError, match="holds no key"):
-        await_key(path)
+        await_key(path, 0)
+    path.unlink()
+    with pytest.raises(NoCoordinator, match="supervisor of node 0") as late:
+        await_key(path, 0)
+    assert late.value.exit_code == 81  # start it again

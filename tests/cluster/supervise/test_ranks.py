@@ -16,6 +16,7 @@ from cluster.supervise.ranks import (
     PORTS,
     Layout,
     _place,
+    _registers,
     _start_of,
     end_orphans,
     free_port,
@@ -29,6 +30,7 @@ LAYOUT = Layout(attempt=2, first=4, ranks=4, world=8, address="node1", port=30_0
 def test_ranks_know_their_place_and_nothing_of_the_launcher_of_supervisors() -> None:
     environment = {
         "PATH": "/bin",
+        "LOCAL_SCRATCH": "/scratch",
         "RANK": "1",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "2",
@@ -39,6 +41,7 @@ def test_ranks_know_their_place_and_nothing_of_the_launcher_of_supervisors() -> 
     }
     assert rank_environment(environment, LAYOUT, 3) == {
         "PATH": "/bin",
+        "LOCAL_SCRATCH": "/scratch",
         "RANK": "7",
         "WORLD_SIZE": "8",
         "LOCAL_RANK": "3",
@@ -76,23 +79,22 @@ def test_what_an_earlier_supervisor_left_behind_is_ended_and_no_stranger(tmp_pat
     sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
     orphan, stranger = subprocess.Popen(sleeper), subprocess.Popen(sleeper)
     try:
-        register = tmp_path / "supervisors" / "n0.json"
-        register.parent.mkdir()
+        register = _registers(folder) / "n0.json"
+        register.parent.mkdir(parents=True)
         begun = _start_of(orphan.pid)
         processes = [[orphan.pid, begun], [stranger.pid, begun + 7777], [1, _start_of(1)]]
         left = _place() | {"processes": processes, "supervisor": [orphan.pid, begun - 1]}
         register.write_text(json.dumps(left | {"boot": "another"}))
-        assert end_orphans(folder, "n0") == 0
+        assert end_orphans(folder) == 0
         alive = [stranger.pid, _start_of(stranger.pid)]
         register.write_text(json.dumps(left | {"supervisor": alive}))
-        assert end_orphans(folder, "n0") == 0
-        register.write_text(json.dumps(left))
-        assert end_orphans(folder, "n1") == 0
-        assert end_orphans(folder, "n0") == 1
+        assert end_orphans(folder) == 0
+        register.with_name("n1.json").write_text(json.dumps(left))  # its name then was another
+        assert end_orphans(folder) == 1
         assert orphan.wait(5) == -9 and stranger.poll() is None
         for content in ("", "[]", '{"processes": [[1]]}', "\x00"):
             register.write_text(content)
-            assert end_orphans(folder, "n0") == 0
+            assert end_orphans(folder) == 0
     finally:
         for process in (orphan, stranger):
             process.kill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -29,6 +30,29 @@ print(rank.pid, flush=True)
 sys.stdin.read()
 """
 
+# A supervisor that is silent until its rank is killed, and then lives on.
+SILENT = """
+import asyncio, sys, time
+from cluster.supervise.output import Output
+from cluster.supervise.ranks import Layout, Ranks
+from trainer.run_folder import RunFolder
+
+async def node():
+    layout = Layout(attempt=1, first=0, ranks=1, world=1, address="127.0.0.1", port=1)
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    ranks = Ranks(sleep, layout, RunFolder(sys.argv[1]), Output(), name="n0", lost=2)
+    deadline = time.monotonic() + 30
+    while ranks.running or not ranks.clear():
+        ranks.poll()
+        if not ranks.running:
+            ranks.beat()
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    print([report.code for report in ranks.reports()])
+
+asyncio.run(node())
+"""
+
 
 def alive(pid: int) -> bool:
     try:
@@ -47,10 +71,10 @@ def test_ranks_of_a_supervisor_that_lives_are_no_orphans(tmp_path: Path) -> None
     assert supervisor.stdout is not None
     rank = int(supervisor.stdout.readline())
     try:
-        assert end_orphans(folder, "n0") == 0 and alive(rank)
+        assert end_orphans(folder) == 0 and alive(rank)
         supervisor.kill()
         supervisor.communicate()
-        assert end_orphans(folder, "n0") == 1
+        assert end_orphans(folder) == 1
         deadline = time.monotonic() + 10
         while alive(rank):
             assert time.monotonic() < deadline
@@ -63,7 +87,21 @@ def test_ranks_of_a_supervisor_that_lives_are_no_orphans(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a b; $(x)\n", ".."])
 def test_a_name_is_no_path(name: str, tmp_path: Path) -> None:
-    assert ranks._register(RunFolder(tmp_path), name).parent == tmp_path / "supervisors"
+    folder = RunFolder(tmp_path)
+    assert ranks._register(folder, name).parent == ranks._registers(folder)
+
+
+def test_a_hosts_name_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "../..")
+    assert ranks._registers(RunFolder(tmp_path)).parent == tmp_path / "supervisors"
+
+
+def test_a_guardian_that_has_killed_the_ranks_ends(tmp_path: Path) -> None:
+    """Where a supervisor is silent for a while and comes back, its guardian waits on, outside of
+    the group of the ranks. If it were waited for, the node could never take part again."""
+    command = [sys.executable, "-c", SILENT, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "[-9]\n", done.stderr
 
 
 def test_the_last_word_on_a_node_stays(tmp_path: Path) -> None:

@@ -71,13 +71,22 @@ def seen(signs: Signs, wanted: Callable[[Sign], bool]) -> Sign:
     return sign
 
 
+def looked(signs: Signs) -> None:
+    """Wait for a look that began after this call."""
+    now, deadline = time.monotonic(), time.monotonic() + 20
+    while signs.looked(0) <= now:
+        assert time.monotonic() < deadline
+        signs.look_at_once()
+        time.sleep(0.01)
+
+
 def test_the_newer_of_two_places_counts(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     write(folder.heartbeat(0), "exit", 90, code=1)  # of an earlier attempt
     signs = Signs(folder, "n", [0])
     near = Path(signs.environment[NEAR_HEARTBEATS])
     assert near.stat().st_mode & 0o777 == 0o700
-    time.sleep(0.2)
+    looked(signs)
     assert signs.latest(0) is None and signs.age(0, 3.5) == 3.5
     write(near / "rank-00000.json", "step", 4)
     assert seen(signs, lambda sign: sign.step == 4).section == "step"
@@ -88,7 +97,7 @@ def test_the_newer_of_two_places_counts(tmp_path: Path) -> None:
     seen(signs, lambda sign: sign.step == 6)
     write(near / "rank-00000.json", "step", 99, host="elsewhere")
     (near / "rank-00001.json").write_text("{")
-    time.sleep(0.2)
+    looked(signs)
     assert signs.latest(0).step == 6  # type: ignore[union-attr]
     signs.close()
     assert not near.exists()
@@ -137,6 +146,21 @@ signs.close()
         [sys.executable, "-c", code, str(run)], check=True, capture_output=True, text=True
     )
     assert done.stdout == "seen 0\n" and time.monotonic() - began < 60
+
+
+def test_a_section_without_a_name_is_no_sign(tmp_path: Path) -> None:
+    """A report that cannot be made of it would keep the node from saying anything."""
+    folder = RunFolder(tmp_path)
+    signs = Signs(folder, "n", [0])
+    near = Path(signs.environment[NEAR_HEARTBEATS]) / "rank-00000.json"
+    write(near, "step", 4)
+    seen(signs, lambda sign: sign.step == 4)
+    for section in ("", "x" * 300):
+        write(near, section, 5)
+        looked(signs)
+        latest = signs.latest(0)
+        assert latest is not None and latest.step == 4
+    signs.close()
 
 
 def test_an_end_is_told_although_its_words_are_slow_to_read(tmp_path: Path) -> None:

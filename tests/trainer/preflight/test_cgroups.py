@@ -55,6 +55,34 @@ def test_the_first_version(tmp_path: Path) -> None:
     assert read_limits(root, membership) == Limits(2 * GIB, GIB, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("limit", "usage", "prefix"),
+    [
+        ("memory__max", "memory__current", ""),
+        ("memory__limit_in_bytes", "memory__usage_in_bytes", "total_"),
+    ],
+)
+def test_files_that_the_system_keeps_in_memory_take_none(
+    limit: str, usage: str, prefix: str, tmp_path: Path
+) -> None:
+    """They fill the limit of each job that reads much, and a node with such a job is fit."""
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/\n" if not prefix else "5:memory:/\n")
+    stat = f"anon {GIB}\n{prefix}active_file {GIB}\n{prefix}inactive_file {2 * GIB}"
+    group = tmp_path / "fs" / ("memory" if prefix else "")
+    write(group, **{limit: str(4 * GIB), usage: str(4 * GIB), "memory__stat": stat})
+    assert read_limits(tmp_path / "fs", membership) == Limits(4 * GIB, GIB)
+
+
+def test_the_group_with_least_memory_left_counts(tmp_path: Path) -> None:
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/job/step\n")
+    job, step = tmp_path / "fs" / "job", tmp_path / "fs" / "job" / "step"
+    write(step, memory__max=str(4 * GIB), memory__current=str(GIB))
+    write(job, memory__max=str(8 * GIB), memory__current=str(7 * GIB))
+    assert read_limits(tmp_path / "fs", membership)[:2] == (8 * GIB, 7 * GIB)
+
+
 def test_a_container_that_sees_its_group_at_the_root(tmp_path: Path) -> None:
     membership = tmp_path / "cgroup"
     membership.write_text("0::/../../somewhere\n")

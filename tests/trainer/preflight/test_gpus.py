@@ -20,6 +20,7 @@ from trainer.preflight.gpus import (
     judge_gpus,
     kernel_log,
     read_gpus,
+    see_all,
     visible,
 )
 
@@ -97,6 +98,17 @@ def test_which_gpus_a_process_may_use() -> None:
     assert numbers("") == [] and numbers("1,7,0") == [1] and numbers("-1") == []
     assert [gpu.name for gpu in visible(gpus, "MIG-x")] == ["MIG-x"]
     assert "it computes on the CPU" in text(judge_gpus([]), "ok")
+
+
+def test_the_only_process_of_a_launcher_sees_all_gpus_of_its_node() -> None:
+    """As the doctor and the supervisors are, which look at a node for all of its ranks."""
+    launched = {"CROSS_SIZE": "2", "LOCAL_SIZE": "1", "CUDA_VISIBLE_DEVICES": "0"}
+    see_all(launched)
+    assert "CUDA_VISIBLE_DEVICES" not in launched
+    for others in ({"LOCAL_SIZE": "1"}, {"CROSS_SIZE": "2", "LOCAL_SIZE": "4"}, {}):
+        chosen = {**others, "CUDA_VISIBLE_DEVICES": "0"}  # by a user or a scheduler
+        see_all(chosen)
+        assert chosen["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_without_a_driver(tmp_path: Path) -> None:

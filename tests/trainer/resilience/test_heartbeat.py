@@ -100,7 +100,11 @@ def test_a_heartbeat_that_cannot_be_written_is_said_once_and_comes_back(
     folder = RunFolder(tmp_path)
     folder.heartbeats.touch()  # a file in the place of the folder
     with Heartbeat(folder, 0, hang=0) as heartbeat:
-        time.sleep(1.2)
+        deadline = time.monotonic() + 20
+        while not heartbeat._files[0]._fails:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(1.2)  # time for a second try, which says nothing
         folder.heartbeats.unlink()
         await_word(folder, "setup", 0)
         heartbeat.leave(0, "done")

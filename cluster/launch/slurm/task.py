@@ -1,7 +1,7 @@
 """The task of a node in a job of Slurm: it runs the supervisor, and stands in for a script that is
 lost.
 
-    python -m cluster.launch.slurm_task --run RUN -- COMMAND
+    python -m cluster.launch.slurm.task --run RUN -- COMMAND
 
 The batch script lives on the job's first node, as the coordinator does. Where that node is lost,
 the other supervisors find no coordinator and end (81); but Slurm lets the job run on, without its
@@ -19,8 +19,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.launch import requeue
 from cluster.launch.foreground import run_to_end
+from cluster.launch.slurm import requeue
 from cluster.supervise import history
 from cluster.supervise.history import EXIT_INCOMPLETE
 from model.errors import DataError

@@ -21,34 +21,28 @@ a liveness probe that is wrong once in a month would cost more than it finds.
 
 from __future__ import annotations
 
-import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from cluster.launch.arguments import run_folder, value_of
+import yaml
+
+from cluster.launch.arguments import value_of
 from cluster.launch.backend import LaunchRequest
-from cluster.launch.kubernetes_options import KubernetesOptions
-from cluster.launch.pod import EXIT_USER_STOPPED
-from cluster.launch.timeouts import NOTICE_MARGIN
+from cluster.launch.kubernetes.options import KubernetesOptions
+from cluster.launch.kubernetes.pod import EXIT_USER_STOPPED
+from cluster.launch.kubernetes.pod_spec import CONFIG_FOLDER, CONTAINER, Manifest, pod_spec
 from cluster.supervise.history import EXIT_GAVE_UP
 from model.documents import MIB, read_file
 from model.errors import ConfigError
 from trainer.run_folder import EXIT_CONFIG, EXIT_DIVERGED, EXIT_NO_VALID_CHECKPOINT, EXIT_PREEMPTED
 
-Manifest = dict[str, Any]
-_CONTAINER = "supervisor"
 GROUP = "nodes"  # the replicated job of a JobSet
 _LONGEST_NAME = 40  # leaves room for what Job and JobSet append for their pods
-_CONFIG_FOLDER = "/etc/addp"
 _CONFIG_FILE = "run.yaml"
-_INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 _FINAL = sorted(
     (EXIT_DIVERGED, EXIT_CONFIG, EXIT_NO_VALID_CHECKPOINT, EXIT_GAVE_UP, EXIT_USER_STOPPED)
 )
-_GONE_SECONDS = 30  # after which the pods of a node that is gone are replaced; 300 by default
 
 
 def resource_name(name: str) -> str:
@@ -70,7 +64,7 @@ def manifests(request: LaunchRequest, options: KubernetesOptions) -> list[Manife
     job = _job(
         len(request.hosts.slots),
         options,
-        _pod(request, options, words, name=name, first=first, has_config=config is not None),
+        pod_spec(request, options, words, name=name, first=first, has_config=config is not None),
     )
     metadata = _metadata(name, options)
     if options.queue:
@@ -105,7 +99,7 @@ def _own_config(words: Sequence[str]) -> tuple[list[str], str | None]:
         text = read_file(Path(path), MIB // 2, ConfigError).decode()
     except (FileNotFoundError, UnicodeDecodeError) as error:
         raise ConfigError(f"the run file {path} cannot be read: {error}") from error
-    given[given.index("--config") + 1] = f"{_CONFIG_FOLDER}/{_CONFIG_FILE}"
+    given[given.index("--config") + 1] = f"{CONFIG_FOLDER}/{_CONFIG_FILE}"
     return given, text
 
 
@@ -145,7 +139,7 @@ def _job(nodes: int, options: KubernetesOptions, pod: Manifest) -> Manifest:
 
 
 def _codes(codes: Sequence[int]) -> Manifest:
-    return {"containerName": _CONTAINER, "operator": "In", "values": list(codes)}
+    return {"containerName": CONTAINER, "operator": "In", "values": list(codes)}
 
 
 def _job_set(metadata: Manifest, job: Manifest) -> Manifest:
@@ -170,124 +164,19 @@ def _job_set(metadata: Manifest, job: Manifest) -> Manifest:
     }
 
 
-def _pod(
-    request: LaunchRequest,
-    options: KubernetesOptions,
-    words: Sequence[str],
-    *,
-    name: str,
-    first: str,
-    has_config: bool,
-) -> Manifest:
-    """Return the spec of a pod. first: the name by which the first pod is found."""
-    volumes, mounts = _volumes(options, name if has_config else None)
-    container = {
-        "name": _CONTAINER,
-        "image": options.image,
-        "command": [_literal(word) for word in _command(request, words)],
-        "env": _environment(request, first),
-        "resources": _resources(request, options),
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": mounts,
-    }
-    if options.secret_env:
-        container["envFrom"] = [{"secretRef": {"name": name}} for name in options.secret_env]
-    pod: Manifest = {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": math.ceil(request.grace + NOTICE_MARGIN),
-        "enableServiceLinks": False,  # variables about every service of the namespace
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": options.user,
-            "runAsGroup": options.user,
-            "fsGroup": options.user,
-            "fsGroupChangePolicy": "OnRootMismatch",
-        },
-        "tolerations": [*map(_toleration, options.tolerate), *_short_patience()],
-        "containers": [container],
-        "volumes": volumes,
-    }
-    if options.service_account:
-        pod["serviceAccountName"] = options.service_account
-    if options.node_selector:
-        pod["nodeSelector"] = dict(pairs(options.node_selector))
-    return pod
+class _Readable(yaml.SafeDumper):
+    """Writes a text of several lines, as a run file, in lines of its own."""
 
 
-def _command(request: LaunchRequest, words: Sequence[str]) -> list[str]:
-    run = str(run_folder(request))
-    first = ["python", "-u", "-m", "cluster.launch.pod", "--run", run, "--"]
-    return [*first, "python", "-u", "-m", request.module, *words]
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    )
 
 
-def _literal(text: str) -> str:
-    """Return a text that Kubernetes takes as it is: $(NAME) would be replaced, and $$ is $.
-
-    Raises ConfigError for bytes that are no text.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{text!r} is no text, which Kubernetes needs") from error
-    return text.replace("$", "$$")
+_Readable.add_representer(str, _text)
 
 
-def _environment(request: LaunchRequest, first: str) -> list[Manifest]:
-    """Return the variables of the container. Raises ConfigError where one holds a secret."""
-    own = {
-        "WORLD_SIZE": str(len(request.hosts.slots)),
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": first,
-        "MASTER_PORT": str(request.port),
-    }
-    carried = {name: _literal(os.environ[name]) for name in request.carried}
-    index = {"name": "RANK", "valueFrom": {"fieldRef": {"fieldPath": _INDEX}}}
-    return [index, *({"name": name, "value": value} for name, value in (carried | own).items())]
-
-
-def _resources(request: LaunchRequest, options: KubernetesOptions) -> Manifest:
-    ranks = request.ranks_per_host or max(request.hosts.slots.values())
-    asked = ({options.gpu: str(ranks)} if options.gpu else {}) | dict(pairs(options.resource))
-    return {"requests": asked, "limits": dict(asked)} if asked else {}
-
-
-def _volumes(
-    options: KubernetesOptions, config: str | None
-) -> tuple[list[Manifest], list[Manifest]]:
-    """Return the volumes of a pod, and where its container has them."""
-    sources: list[tuple[str, Manifest, bool]] = [
-        ("/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": options.shm}}, False)
-    ]
-    for claim, path in pairs(options.claim):
-        sources.append((path, {"persistentVolumeClaim": {"claimName": claim}}, False))
-    for secret, path in pairs(options.secret_files):
-        # Readable by the group of the pod alone.
-        sources.append((path, {"secret": {"secretName": secret, "defaultMode": 0o440}}, True))
-    if config is not None:
-        sources.append((_CONFIG_FOLDER, {"configMap": {"name": config}}, True))
-    volumes, mounts = [], []
-    for number, (path, source, read_only) in enumerate(sources):
-        volumes.append({"name": f"volume-{number}", **source})
-        mount: Manifest = {"name": f"volume-{number}", "mountPath": path}
-        mounts.append({**mount, "readOnly": True} if read_only else mount)
-    return volumes, mounts
-
-
-def _toleration(taint: str) -> Manifest:
-    """Return the toleration of KEY[=VALUE][:EFFECT]."""
-    pair, _, effect = taint.partition(":")
-    key, equals, value = pair.partition("=")
-    matches = {"operator": "Equal", "value": value} if equals else {"operator": "Exists"}
-    return {"key": key, **matches, **({"effect": effect} if effect else {})}
-
-
-def _short_patience() -> list[Manifest]:
-    """Return tolerations by which the pods of a node that is gone are soon replaced."""
-    kinds = ("not-ready", "unreachable")
-    when = {"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": _GONE_SECONDS}
-    return [{"key": f"node.kubernetes.io/{kind}", **when} for kind in kinds]
-
-
-def pairs(items: Sequence[str]) -> list[tuple[str, str]]:
-    """Return NAME=VALUE items as pairs."""
-    return [(name, value) for name, _, value in (item.partition("=") for item in items)]
+def to_yaml(documents: Sequence[Manifest]) -> str:
+    """Return manifests as one file, which `kubectl apply -f` takes."""
+    return yaml.dump_all(documents, Dumper=_Readable, sort_keys=False, width=100)

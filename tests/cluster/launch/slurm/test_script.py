@@ -10,12 +10,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 from cluster.launch.backend import LaunchRequest
 from cluster.launch.backends import BACKENDS
-from cluster.launch.backends.slurm import SlurmBackend, SlurmOptions, job_name
+from cluster.launch.backends.slurm import SlurmBackend, job_name
 from cluster.launch.hosts import unnamed
+from cluster.launch.slurm.options import SlurmOptions
 from model.errors import ConfigError
 
 HOSTILE = [
@@ -108,51 +108,6 @@ def test_what_a_user_asks_for_stands_in_the_script(tmp_path: Path) -> None:
     assert asked.items() <= lines(text).items() and "mem" not in lines(text)
     assert "--no-kill --cpus-per-task=96 --cpu-bind=none" in text
     assert "gpus-per-node" not in lines(script(request(tmp_path, gpus_per_node="0")))
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("partition", "gpu\n#SBATCH --wrap=x"),
-        ("partition", "a b"),
-        ("account", "$(id)"),
-        ("qos", 'x"'),
-        ("constraint", "h100;id"),
-        ("constraint", "h100 #"),
-        ("time", "tomorrow"),
-        ("time", "1:2:3:4"),
-        ("gpus_per_node", "all"),
-        ("sbatch", ["--wrap=id"]),
-        ("sbatch", ["--signal=KILL"]),
-        ("sbatch", ["--output=/etc/passwd"]),
-        ("sbatch", ["-N 3"]),
-        ("sbatch", ["--comment=a\n#SBATCH --uid=0"]),
-        ("sbatch", ['--comment="']),
-        ("sbatch", ["--reservation=x #"]),
-        ("cpus", -1),
-    ],
-)
-def test_a_bad_option_is_refused(name: str, value: object) -> None:
-    with pytest.raises(ValidationError) as caught:
-        SlurmOptions.model_validate({name: value})
-    assert name in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("30", 1800),
-        ("30:15", 1815),
-        ("2:30:15", 9015),
-        ("1-12", 129_600),
-        ("1-12:30", 131_400),
-        ("1-12:30:15", 131_415),
-        ("", None),
-        ("infinite", None),
-    ],
-)
-def test_time_limits_are_read_as_slurm_reads_them(text: str, seconds: float | None) -> None:
-    assert SlurmOptions(time=text).seconds() == seconds
 
 
 def test_a_time_limit_that_leaves_no_time_to_train_is_refused(tmp_path: Path) -> None:

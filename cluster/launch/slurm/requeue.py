@@ -1,6 +1,6 @@
 """The end of a batch job of Slurm: whether the job is queued again.
 
-    python -m cluster.launch.requeue --run RUN --code CODE --since SECONDS
+    python -m cluster.launch.slurm.requeue --run RUN --code CODE --since SECONDS
 
 runs in the batch script when the supervisors have ended. It queues the job again where the run has
 to go on and nobody wanted its end, and exits with the code of the run.
@@ -174,7 +174,10 @@ def _shown(job: str) -> dict[str, str]:
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return {}
-    return dict(re.findall(r"\b(JobState|Reason|BatchHost)=(\S+)", said))
+    # The first of each is Slurm's own: a path or a comment of the user that reads like one comes
+    # later.
+    found = re.findall(r"(?<!\S)(JobState|Reason|BatchHost)=(\S+)", said)
+    return dict(reversed(found))
 
 
 def _history(folder: RunFolder) -> list[history.Event]:

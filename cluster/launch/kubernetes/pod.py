@@ -1,6 +1,6 @@
 """The first process of a pod: it starts the supervisor, and tells Kubernetes how that ended.
 
-    python -m cluster.launch.pod --run RUN -- COMMAND
+    python -m cluster.launch.kubernetes.pod --run RUN -- COMMAND
 
 A Job of Kubernetes knows of a pod's end only its exit code, and the supervisor's 75 says that the
 run has saved and stopped: for a node that is drained as well as for a user who wants it to end. The

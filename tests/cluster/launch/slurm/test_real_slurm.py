@@ -1,4 +1,4 @@
-"""Under a real Slurm, on this machine: `pytest -m long tests/cluster/launch/test_real_slurm.py`.
+"""Under a real Slurm, on this machine: `pytest -m long tests/cluster/launch/slurm`.
 
 It needs root and Debian's packages of Slurm; see slurm_here.py. docs/operations.md has the results.
 """
@@ -16,7 +16,7 @@ import pytest
 
 from cluster.supervise import history
 from data_pipeline.storage import open_store
-from tests.cluster.launch.slurm_here import SlurmHere, ended, slurm_here
+from tests.cluster.launch.slurm.slurm_here import SlurmHere, ended, slurm_here
 from tests.cluster.sharding_jobs import contents, plan, succeed, undisturbed
 from tests.trainer.comparing import losses, same_end
 from tests.trainer.launching import MAGE, SMALL
@@ -24,7 +24,7 @@ from tests.trainer.worlds import finish
 from trainer.run_folder import RunFolder
 
 pytestmark = pytest.mark.long
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 HERE = {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 

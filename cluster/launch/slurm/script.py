@@ -5,7 +5,7 @@
                  |
     time limit --+--> TERM --> scancel --signal=TERM JOB.0 --> every supervisor --> ranks save, 75
                  |
-                 +--> python -m cluster.launch.requeue: queue the job again, or let it end
+                 +--> python -m cluster.launch.slurm.requeue: queue the job again, or let it end
 
 --no-kill keeps the job where a node is lost: the supervisors go on with fewer, or a spare one.
 

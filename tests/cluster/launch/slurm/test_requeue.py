@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.launch import slurm_task
-from cluster.launch.requeue import JobState, decide, main
+from cluster.launch.slurm.requeue import JobState, batch_host, decide, job_state, main
 from cluster.supervise import history
-from cluster.supervise.history import Joined, Start, Verdict, VerdictKind
+from cluster.supervise.history import Joined, Verdict
+from tests.cluster.launch.slurm.jobs import SINCE, slurm, start, verdict
 from trainer.run_folder import RunFolder
 
 RUNNING = JobState("RUNNING", "None")
-SINCE = 1000.0
-
-
-def start(time: float = SINCE + 1) -> Start:
-    return Start(time=time, attempt=1, nodes=(), ranks=2, checkpoint=None)
-
-
-def verdict(kind: VerdictKind, code: int, time: float = SINCE + 2) -> Verdict:
-    return Verdict(time=time, attempt=1, verdict=kind, code=code, reason="")
 
 
 @pytest.mark.parametrize(
@@ -97,18 +87,11 @@ def test_nodes_that_never_come_together_end_the_job() -> None:
     assert decide(code=81, job=RUNNING, stopped=False, events=events, since=SINCE).again
 
 
-def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put a scontrol on the path that writes down what it is asked, and knows a running job."""
-    folder.mkdir()
-    log = folder / "log"
-    program = folder / "scontrol"
-    program.write_text(
-        f"#!/bin/sh\necho \"$@\" >> '{log}'\necho JobState=RUNNING Reason=None BatchHost=n1\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    return log
+def test_what_a_user_writes_is_not_taken_for_slurms_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm(tmp_path / "programs", monkeypatch, after=" WorkDir=/a/Reason=x Comment=a JobState=DONE")
+    assert (job_state("17"), batch_host("17")) == (RUNNING, "n1")
 
 
 def test_the_job_is_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,40 +134,3 @@ def test_an_end_without_a_verdict_gets_one(tmp_path: Path, monkeypatch: pytest.M
     _, ending = history.read(run.supervision)
     assert isinstance(ending, Verdict) and ending.verdict == "incomplete"
     assert log.read_text().count("requeue 17") == 2
-
-
-@pytest.mark.parametrize(
-    ("code", "node", "answers", "coordinator", "times"),
-    [
-        (81, "n2", False, "lost", 1),
-        (81, "n2", True, "lost", 0),  # the script lives, and decides
-        (81, "n2", False, "said so", 0),
-        (81, "n1", False, "lost", 0),  # the script's own node
-        (75, "n2", False, "lost", 0),
-        (0, "n2", False, "lost", 0),
-    ],
-)
-def test_a_node_stands_in_for_a_script_that_is_lost(
-    code: int,
-    node: str,
-    answers: bool,
-    coordinator: str,
-    times: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    log = slurm(tmp_path / "programs", monkeypatch)
-    srun = tmp_path / "programs" / "srun"
-    srun.write_text(f"#!/bin/sh\nexit {0 if answers else 1}\n")
-    srun.chmod(0o755)
-    monkeypatch.setenv("SLURMD_NODENAME", node)
-    run = RunFolder(tmp_path / "run")
-    run.path.mkdir()
-    now = time.time() + 60  # what the supervisor writes while it runs
-    history.append(run.supervision, start(now))
-    if coordinator == "said so":
-        history.append(run.supervision, verdict("incomplete", 81, now))
-    command = ["--run", str(run.path), "--", "sh", "-c", f"exit {code}", "--", "word"]
-    assert slurm_task.main(command) == code
-    assert log.exists() == (code == 81 and coordinator == "lost")
-    assert (log.read_text().count("requeue 17") if log.exists() else 0) == times

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -83,3 +84,8 @@ class KubernetesOptions(BackendOptions):
         le=10_000,
         description="kubernetes: how often a pod may fail; the run counts its own failures",
     )
+
+
+def pairs(items: Sequence[str]) -> list[tuple[str, str]]:
+    """Return NAME=VALUE items as pairs."""
+    return [(name, value) for name, _, value in (item.partition("=") for item in items)]

@@ -164,8 +164,10 @@ async def supervise(arguments: Arguments, output: Output) -> int:
     try:
         await asyncio.wait((serving, deciding), return_when=asyncio.FIRST_COMPLETED)
         if deciding.done():
-            deciding.result()  # raises what has gone wrong
-        code = await serving
+            verdict = deciding.result()  # raises what has gone wrong
+            await asyncio.wait((serving,), timeout=_GOODBYE)  # it was told as all nodes were
+            return serving.result() if serving.done() else verdict.code
+        code = serving.result()
         await asyncio.wait((deciding,), timeout=_GOODBYE)  # it still tells the others
         return code
     finally:

@@ -38,6 +38,7 @@ from trainer import records
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
 _LOOK = 0.25  # seconds between two looks at everything
+_TOGETHER = 0.02  # seconds in which reports are taken in together: there may be hundreds a second
 _PREPARE = 10.0  # seconds for a node to find a port
 _HEALTH = 25.0  # seconds for the health checks of all nodes
 _CLEAR = 30.0  # seconds for killed ranks to be gone
@@ -526,6 +527,7 @@ class Coordinator:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._members.changed.wait()
+                await asyncio.sleep(_TOGETHER)
         self._members.changed.clear()
 
 

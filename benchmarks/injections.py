@@ -90,15 +90,15 @@ def _cut_link(job: Job, turn: int) -> float:
 
 
 def _power_off(job: Job, turn: int) -> float:
-    """End a host as a power cut does: none of its connections is closed."""
-    job.hosts[1].kill()
+    """End the host of rank 1 as a power cut does: none of its connections is closed."""
+    job.host_of(1).kill()
     return time.time()
 
 
 def _power_off_and_on(job: Job, turn: int) -> float:
-    moment = _power_off(job, turn)
+    host, moment = job.host_of(1), _power_off(job, turn)
     time.sleep(_OFF_SECONDS)
-    job.hosts[1].boot()
+    host.boot()
     return moment
 
 

@@ -196,6 +196,12 @@ class Job:
                 return process.pid
         raise LookupError(f"there is no rank {rank}")
 
+    def host_of(self, rank: int) -> Host:
+        """Return the host of a rank, of which each host has one, in the newest attempt."""
+        starts = [event for event in self.events if event["event"] == "start"]
+        name = starts[-1]["nodes"][rank]["host"]
+        return next(host for host in self.hosts if host.name == name)
+
     def supervisor(self, node: int) -> int:
         """Return the supervisor's process on a node, the first of which is 0."""
         return self._process_on(node, "cluster.supervise")

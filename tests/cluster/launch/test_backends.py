@@ -9,6 +9,7 @@ import re
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -299,6 +300,13 @@ def test_files_are_their_owners_and_private_ones_go(tmp_path: Path) -> None:
         written([PlannedFile(Path("/proc/x/y"), "")]),
     ):
         pass
+    (folder / "b").mkdir()
+    with (
+        pytest.raises(ConfigError, match="cannot be written"),
+        written([replace(files[1], private=False)]),
+    ):
+        pass
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]  # nothing is left of it
 
 
 @pytest.mark.parametrize("backend", ["torchrun", "deepspeed"])

@@ -209,8 +209,8 @@ class _Loop:
             self._folder.stop.parent.mkdir(parents=True, exist_ok=True)
             self._folder.stop.touch(exist_ok=False)
             self._made_stop = True
-        except FileExistsError:
-            return True
+        except FileExistsError:  # a user has asked already, and means the end
+            self._made_room = False
         except OSError as error:
             _say(
                 f"{self._folder.stop} cannot be made ({error.strerror}); the launcher is signalled"

@@ -230,6 +230,7 @@ def test_places_that_a_shell_would_read_are_refused(
         ("WANDB_API_KEY", "x", True),
         ("MY_PASSWORD", "x", True),
         ("HTTPS_PROXY", "http://me:word@proxy:80", True),
+        ("https_proxy", "me:word@proxy:80", True),
         ("HTTPS_PROXY", "http://proxy:80", False),
         ("AWS_WEB_IDENTITY_TOKEN_FILE", "/run/token", False),
         ("AWS_PROFILE", "x", False),

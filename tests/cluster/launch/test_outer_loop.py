@@ -246,13 +246,21 @@ def test_a_launch_begins_without_hosts_that_it_can_do_without(
     assert starts_left(tmp_path) == (least == 3)
 
 
+@pytest.mark.parametrize("users", [False, True])
 def test_a_host_that_is_back_gets_a_supervisor_with_the_next_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    users: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run is asked to stop by its file, which is not the end of the launch."""
+    """The run is asked to stop by its file, which is not the end of the launch, unless a user has
+    made that file at this moment."""
     answers: list[dict[str, str]] = [{"b": "gone"}, {"b": "gone"}, {}, {}]
     monkeypatch.setattr(outer_loop, "unreachable", lambda names: answers.pop(0))
-    monkeypatch.setattr(Newcomers, "came", lambda self: ["b"])
+
+    def came(newcomers: Newcomers) -> list[str]:
+        if users:
+            RunFolder(tmp_path).stop.touch()
+        return ["b"]
+
+    monkeypatch.setattr(Newcomers, "came", came)
     asked: list[list[str]] = []
 
     def request(hosts: Hosts) -> LaunchRequest:
@@ -273,8 +281,14 @@ def test_a_host_that_is_back_gets_a_supervisor_with_the_next_start(
     monkeypatch.setitem(BACKENDS, "scripted", WaitsForStop())
     script(tmp_path, ([START, verdict("stopped", 75)], 75), ([START, verdict("done", 0)], 0))
     hosts, rules = Hosts(dict.fromkeys("ab", 1)), Rules(nodes=2, ranks=1, min_nodes=1)
-    see_through(job(tmp_path, hosts=hosts, rules=rules, request=request, asks_hosts=True))
-    assert asked[1:] == [["a"], ["a", "b"]] and not RunFolder(tmp_path).stop.exists()
+    grows = job(tmp_path, hosts=hosts, rules=rules, request=request, asks_hosts=True)
+    if users:
+        with pytest.raises(RunFailed, match="it is stopped"):
+            see_through(grows)
+        assert asked[1:] == [["a"]]
+    else:
+        see_through(grows)
+        assert asked[1:] == [["a"], ["a", "b"]] and not RunFolder(tmp_path).stop.exists()
 
 
 def test_an_earlier_coordinator_is_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

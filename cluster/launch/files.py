@@ -12,11 +12,15 @@ from cluster.launch.backend import PlannedFile
 from model.errors import ConfigError
 
 
+class UnwritablePlan(ConfigError):
+    """A file of a launch plan cannot be written, or not be removed."""
+
+
 @contextmanager
 def written(files: Sequence[PlannedFile]) -> Iterator[None]:
     """Write the files of a plan, readable by their owner only, and remove the private ones after.
 
-    Raises ConfigError where one cannot be written.
+    Raises UnwritablePlan where one cannot be written, or a private one not be removed.
     """
     try:
         for file in files:
@@ -25,7 +29,7 @@ def written(files: Sequence[PlannedFile]) -> Iterator[None]:
     finally:
         for file in files:
             if file.private:
-                file.path.unlink(missing_ok=True)
+                _remove(file)
 
 
 def _write(file: PlannedFile) -> None:
@@ -42,4 +46,13 @@ def _write(file: PlannedFile) -> None:
             partial.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise ConfigError(f"{file.path} cannot be written: {error.strerror}") from error
+        raise UnwritablePlan(f"{file.path} cannot be written: {error.strerror}") from error
+
+
+def _remove(file: PlannedFile) -> None:
+    try:
+        file.path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UnwritablePlan(
+            f"{file.path} holds values of variables and cannot be removed: {error.strerror}"
+        ) from error

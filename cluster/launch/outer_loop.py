@@ -24,17 +24,18 @@ from typing import NamedTuple
 
 from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand
 from cluster.launch.backends import BACKENDS
-from cluster.launch.files import written
+from cluster.launch.files import UnwritablePlan, written
 from cluster.launch.hosts import Hosts
 from cluster.launch.launch import RunFailed
 from cluster.launch.newcomers import Newcomers
 from cluster.launch.process_group import Ended, Stopping, catch_stops, run_group
+from cluster.launch.process_tree import supervisors_below
 from cluster.launch.ssh import unreachable
-from cluster.launch.supervised import MODULE
 from cluster.supervise import history
 from cluster.supervise.history import EXIT_GAVE_UP, EXIT_INCOMPLETE, FINAL, Start, Verdict
 from cluster.supervise.policy import FINAL_CODES, Rules
-from trainer.run_folder import EXIT_PREEMPTED, RunFolder
+from model.errors import ADDPError, DataError
+from trainer.run_folder import EXIT_PREEMPTED, EXIT_STORAGE, RunFolder
 
 _BACKOFF = (1.0, 10.0, 20.0, 40.0, 80.0, 120.0)  # seconds before a start that follows another
 _LOOKS = (2.0, 4.0, 8.0, 15.0, 30.0)  # seconds before hosts are asked again
@@ -106,6 +107,8 @@ class _Loop:
         self._starts = 0  # since the last one that made ranks start
         self._silent = 0  # of these, those that could have worked: all hosts answered
         self._unreachable: dict[str, str] = {}  # hosts that did not answer, and why, as was said
+        self._begun = False  # whether supervisors were started at all
+        self._storage = 0  # failures of the run folder since a start that worked
         # In this start: whether we asked the run to stop by its file, and whether we did so for
         # hosts that are back.
         self._made_stop = self._made_room = False
@@ -114,10 +117,15 @@ class _Loop:
         while True:
             hosts = self._answering()
             self._await_earlier(hosts)
-            this = self._start(hosts)
-            if self._is_over(this):
-                return this.ended.signalled
-            self._count(this, hosts)
+            try:
+                this = self._start(hosts)
+            except (UnwritablePlan, DataError) as error:
+                self._count_storage(error)
+            else:
+                self._storage = 0
+                if self._is_over(this):
+                    return this.ended.signalled
+                self._count(this, hosts)
             self._wait(_BACKOFF, self._starts)
             self._starts += 1
 
@@ -176,9 +184,9 @@ class _Loop:
             self._ask_to_stop, self._signals.came.is_set, makes_room, job.grace + _MARGIN
         )
         with written(plan.files):
+            self._begun = True
             ended = run_group(own_command(plan, job.node), self._stdout, stopping)
-        if self._made_stop:  # what was left of it would stop the next start
-            self._folder.stop.unlink(missing_ok=True)
+        self._take_stop_back()
         events = history.read(self._folder.supervision)[before:]
         started = any(isinstance(event, Start) for event in events)
         return _Round(ended, started, history.last(events, Verdict))
@@ -201,14 +209,23 @@ class _Loop:
             self._folder.stop.parent.mkdir(parents=True, exist_ok=True)
             self._folder.stop.touch(exist_ok=False)
             self._made_stop = True
-        except FileExistsError:
-            return True
+        except FileExistsError:  # a user has asked already, and means the end
+            self._made_room = False
         except OSError as error:
             _say(
                 f"{self._folder.stop} cannot be made ({error.strerror}); the launcher is signalled"
             )
             return False
         return True
+
+    def _take_stop_back(self) -> None:
+        """Remove the file by which we asked the run to stop: it would stop the next start."""
+        if not self._made_stop:
+            return
+        try:
+            self._folder.stop.unlink(missing_ok=True)
+        except OSError as error:
+            _say(f"{self._folder.stop} cannot be removed ({error.strerror}); remove it yourself")
 
     def _is_over(self, this: _Round) -> bool:
         """Return whether the run is done. Raises RunFailed for any other end that is final."""
@@ -252,6 +269,17 @@ class _Loop:
             )
         _say(f"no rank was started ({reason}); another start follows")
 
+    def _count_storage(self, error: ADDPError) -> None:
+        """Remember that the run folder failed us: it gets as many chances as the supervisors give
+        storage. Raises the error itself before the first start, when a user looks on, and RunFailed
+        after the last chance."""
+        self._storage += 1
+        if not self._begun:
+            raise error
+        if self._storage >= self._job.rules.chances(EXIT_STORAGE):
+            raise self._failed(EXIT_STORAGE, str(error)) from error
+        _say(f"{error}; another start follows")
+
     def _wait(self, seconds: Sequence[float], times: int) -> None:
         """Wait for as long as it takes this many times. Raises RunFailed where we are to stop."""
         if self._signals.came.wait(seconds[min(times, len(seconds) - 1)]):
@@ -289,43 +317,12 @@ def own_command(plan: LaunchPlan, node: int | None) -> PlannedCommand:
     return plan.commands[0] if len(plan.commands) == 1 else plan.commands[node or 0]
 
 
-def supervisors_below(pid: int) -> list[int]:
-    """Return the supervisors among a process and all that it started, as far as they run here."""
-    found, waiting = [], [pid]
-    while waiting:
-        process = waiting.pop()
-        if MODULE in _words(process):
-            found.append(process)  # what it has started are ranks
-        else:
-            waiting += _children(process)
-    return found
-
-
 def _listens(address: str, port: int) -> bool:
     try:
         with socket.create_connection((address, port), timeout=2.0):
             return True
     except OSError:
         return False
-
-
-def _words(pid: int) -> Sequence[str]:
-    """Return the first words of a process: `python -u -m MODULE`."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return ()
-    return words[:4]
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found += map(int, tasks.read_text().split())
-        except OSError:  # it has ended
-            continue
-    return found
 
 
 def _say(text: str) -> None:

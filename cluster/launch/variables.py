@@ -12,11 +12,13 @@ _SECRET = re.compile(
     r"(SECRET|TOKEN|PASSW|CREDENTIAL|_KEY$|^AWS_ACCESS_KEY_ID$)(?!.*_FILE$)", re.IGNORECASE
 )
 _LOGIN = re.compile(r"://[^/\s@]*:[^/\s@]*@")  # a password within a url, as in HTTPS_PROXY
+_PROXY = re.compile(r"(https?|all)_proxy", re.IGNORECASE)  # which needs no scheme
 
 
 def is_secret(name: str, value: str) -> bool:
     """Return whether a variable holds a secret, by its name or by a password in its value."""
-    return bool(_SECRET.search(name)) or has_login(value)
+    names_user = _PROXY.fullmatch(name) is not None and "@" in value
+    return bool(_SECRET.search(name)) or has_login(value) or names_user
 
 
 def has_login(value: str) -> bool:

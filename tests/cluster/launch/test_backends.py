@@ -9,6 +9,7 @@ import re
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -229,6 +230,7 @@ def test_places_that_a_shell_would_read_are_refused(
         ("WANDB_API_KEY", "x", True),
         ("MY_PASSWORD", "x", True),
         ("HTTPS_PROXY", "http://me:word@proxy:80", True),
+        ("https_proxy", "me:word@proxy:80", True),
         ("HTTPS_PROXY", "http://proxy:80", False),
         ("AWS_WEB_IDENTITY_TOKEN_FILE", "/run/token", False),
         ("AWS_PROFILE", "x", False),
@@ -299,6 +301,13 @@ def test_files_are_their_owners_and_private_ones_go(tmp_path: Path) -> None:
         written([PlannedFile(Path("/proc/x/y"), "")]),
     ):
         pass
+    (folder / "b").mkdir()
+    with (
+        pytest.raises(ConfigError, match="cannot be written"),
+        written([replace(files[1], private=False)]),
+    ):
+        pass
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]  # nothing is left of it
 
 
 @pytest.mark.parametrize("backend", ["torchrun", "deepspeed"])

@@ -10,19 +10,20 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.launch import outer_loop
-from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand, free_port
+from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand, PlannedFile, free_port
 from cluster.launch.backends import BACKENDS
 from cluster.launch.hosts import Hosts, this_machine
 from cluster.launch.launch import RunFailed
 from cluster.launch.newcomers import Newcomers
 from cluster.launch.outer_loop import Job, see_through
 from cluster.supervise.policy import Rules
-from model.errors import ConfigError
+from model.errors import ADDPError, ConfigError
 from trainer.run_folder import RunFolder
 
 # Each start takes the next line of a plan: `EVENTS CODE`, the events it writes and how it ends.
@@ -142,6 +143,59 @@ def test_an_end_after_a_start_is_not_called_one_before_it(tmp_path: Path) -> Non
     assert caught.value.exit_code == 78 and starts_left(tmp_path) == 1
 
 
+class WithAFile(Scripted):
+    """The same, with a file that is written before each start."""
+
+    def plan(self, request: LaunchRequest) -> LaunchPlan:
+        path = Path(request.arguments[0], "launch", "hostfile")
+        return replace(super().plan(request), files=[PlannedFile(path, "a slots=1\n")])
+
+
+def test_a_run_folder_that_fails_for_a_while_is_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder takes the place of a file that has to be written, for two starts."""
+    monkeypatch.setitem(BACKENDS, "scripted", WithAFile())
+    path, said = tmp_path / "launch" / "hostfile", list[str]()
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 1:
+            path.unlink()
+            path.mkdir()
+        if len(said) == 3:
+            path.rmdir()
+
+    monkeypatch.setattr(outer_loop, "_say", say)
+    script(tmp_path, ([START, verdict("incomplete", 81)], 81), ([verdict("done", 0)], 0))
+    see_through(job(tmp_path))
+    assert "they are started again" in said[0] and len(said) == 3
+    assert all("hostfile cannot be written" in text for text in said[1:])
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_folder_that_fails_for_good_is_the_end(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once before the first start, when somebody looks on."""
+    monkeypatch.setitem(BACKENDS, "scripted", WithAFile())
+    path, said = tmp_path / "launch" / "hostfile", list[str]()
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 1:
+            path.unlink()
+            path.mkdir()
+
+    monkeypatch.setattr(outer_loop, "_say", say)
+    if not begun:
+        path.mkdir(parents=True)
+    script(tmp_path, ([START, verdict("incomplete", 81)], 81), ([verdict("done", 0)], 0))
+    with pytest.raises(ADDPError, match="hostfile cannot be written") as caught:
+        see_through(job(tmp_path))
+    assert (caught.value.exit_code, len(said)) == ((74, 12) if begun else (78, 0))
+
+
 def test_only_hosts_that_answer_get_a_supervisor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,13 +246,21 @@ def test_a_launch_begins_without_hosts_that_it_can_do_without(
     assert starts_left(tmp_path) == (least == 3)
 
 
+@pytest.mark.parametrize("users", [False, True])
 def test_a_host_that_is_back_gets_a_supervisor_with_the_next_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    users: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run is asked to stop by its file, which is not the end of the launch."""
+    """The run is asked to stop by its file, which is not the end of the launch, unless a user has
+    made that file at this moment."""
     answers: list[dict[str, str]] = [{"b": "gone"}, {"b": "gone"}, {}, {}]
     monkeypatch.setattr(outer_loop, "unreachable", lambda names: answers.pop(0))
-    monkeypatch.setattr(Newcomers, "came", lambda self: ["b"])
+
+    def came(newcomers: Newcomers) -> list[str]:
+        if users:
+            RunFolder(tmp_path).stop.touch()
+        return ["b"]
+
+    monkeypatch.setattr(Newcomers, "came", came)
     asked: list[list[str]] = []
 
     def request(hosts: Hosts) -> LaunchRequest:
@@ -219,8 +281,14 @@ def test_a_host_that_is_back_gets_a_supervisor_with_the_next_start(
     monkeypatch.setitem(BACKENDS, "scripted", WaitsForStop())
     script(tmp_path, ([START, verdict("stopped", 75)], 75), ([START, verdict("done", 0)], 0))
     hosts, rules = Hosts(dict.fromkeys("ab", 1)), Rules(nodes=2, ranks=1, min_nodes=1)
-    see_through(job(tmp_path, hosts=hosts, rules=rules, request=request, asks_hosts=True))
-    assert asked[1:] == [["a"], ["a", "b"]] and not RunFolder(tmp_path).stop.exists()
+    grows = job(tmp_path, hosts=hosts, rules=rules, request=request, asks_hosts=True)
+    if users:
+        with pytest.raises(RunFailed, match="it is stopped"):
+            see_through(grows)
+        assert asked[1:] == [["a"]]
+    else:
+        see_through(grows)
+        assert asked[1:] == [["a"], ["a", "b"]] and not RunFolder(tmp_path).stop.exists()
 
 
 def test_an_earlier_coordinator_is_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,9 +170,23 @@ def test_what_a_pod_gets() -> None:
         {"key": "dedicated", "operator": "Equal", "value": "training", "effect": "NoExecute"},
         {"key": "spot", "operator": "Exists"},
     ]
-    assert pod["securityContext"]["runAsNonRoot"] is True
     nothing = made(request(), gpu="", resource=[], secret_env=[])["Job"]
     assert container_of(nothing)["resources"] == {} and "envFrom" not in container_of(nothing)
+
+
+def test_a_namespace_for_restricted_pods_takes_them() -> None:
+    """By the rules of Kubernetes' Pod Security Standards, and they know nothing of the API."""
+    job = made(request())["Job"]
+    pod, container = pod_of(job), container_of(job)
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    kinds = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
+    assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
+    assert pod["automountServiceAccountToken"] is False
 
 
 def test_a_job_set_starts_the_same_job() -> None:

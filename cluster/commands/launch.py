@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from cluster.commands.launching.options import Asked, LaunchOptions
+from cluster.commands.launching.options import Asked, LaunchOptions, refuse_options_of_others
 from cluster.commands.launching.prepare import prepare
 from cluster.launch import outer_loop
 from cluster.launch.backend import BackendOptions, LaunchPlan
@@ -88,6 +88,7 @@ def launch(
         "slurm": slurm,
         "kubernetes": kubernetes,
     }
+    refuse_options_of_others(name, own)
     asked = Asked(name, own.get(name), hostfile, options, limits)
     job, description = prepare(asked, file, overrides, node_rank)
     if as_json:

@@ -20,6 +20,11 @@ def choose_nodes(settings: RunConfig, asked: Asked) -> tuple[Hosts, Rules]:
     from trainer.schedule import accumulation_steps, possible_world_sizes
 
     options = asked.options
+    if asked.hostfile is not None and not asked.has_no_scheduler:
+        raise ConfigError(
+            f"{asked.backend} chooses the hosts by itself: give their number with --nodes, and no "
+            "--hostfile"
+        )
     hosts, nodes, ranks = (
         _unlisted(asked) if asked.hostfile is None else _listed(asked.hostfile, options)
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
 from pydantic import Field
 
 from cluster.launch.backend import BackendOptions
@@ -88,3 +90,19 @@ class Asked:
     def has_no_scheduler(self) -> bool:
         """Whether the hosts are known here, and not only to a scheduler."""
         return self.backend in ("local", "deepspeed", "torchrun")
+
+
+def refuse_options_of_others(backend: str, own: Mapping[str, BackendOptions]) -> None:
+    """Raise BadParameter for an option that only another backend has: it would change nothing.
+
+    own: the options of each backend that has some.
+    """
+    for other, options in own.items():
+        if other == backend:
+            continue
+        for name, field in type(options).model_fields.items():
+            if getattr(options, name) != field.default:
+                raise typer.BadParameter(
+                    f"this is an option of --backend {other}, and the backend is {backend}",
+                    param_hint=f"--{name.replace('_', '-')}",
+                )

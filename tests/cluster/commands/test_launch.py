@@ -147,6 +147,7 @@ def test_what_a_scheduler_gets_is_written_to_a_file(
         (("--nodes", "2", "--backend", "deepspeed"), "2 nodes need a hostfile"),
         (("--nodes", "2", "--backend", "torchrun"), "have to know where they meet"),
         (("--hostfile", "hosts", "--nodes", "4"), "lists 3 hosts, which are too few for 4 nodes"),
+        (("--hostfile", "hosts", "--backend", "slurm"), "slurm chooses the hosts by itself"),
         (("--hostfile", "hosts", "--spares", "3"), "too few for 1 nodes and 3 spares"),
         (("--hostfile", "hosts", "--nodes", "2", "--processes", "5"), "node1 has 4"),
         (("checkpoint.upload=s3://key:very-secret@bucket/x",), "holds a password"),
@@ -162,6 +163,9 @@ def test_what_cannot_work_is_refused(options: tuple[str, ...], words: str, place
     ("options", "words"),
     [
         (("--backend", "ray"), "there are local, deepspeed, torchrun"),
+        (("--time", "24:00:00"), "an option of --backend slurm, and the backend is local"),
+        (("--backend", "slurm", "--image", "x"), "an option of --backend kubernetes"),
+        (("--no-ssh",), "an option of --backend deepspeed"),
         (("--node-rank", "0"), "one command starts all hosts here"),
         (("--devices", "0;1"), "is not a list such as 0,1"),
         (("--processes", "2", "--devices", "0"), "fewer than the 2 ranks"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -12,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cluster.launch.backend import PlannedCommand
+from model.processes import signal_at_end_of_parent
 
 _GRACE_SECONDS = 60  # for ranks to save, once they were asked to stop
 _LOOK_SECONDS = 0.5  # between two looks at the command
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)  # loaded here: not in a child that shares our memory
 
 
 class Ended(NamedTuple):
@@ -113,7 +111,7 @@ def _start(command: PlannedCommand, stdout: int | None) -> subprocess.Popen[byte
     parent = os.getpid()
 
     def ask_when_we_are_gone() -> None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        signal_at_end_of_parent(signal.SIGTERM)
         if os.getppid() != parent:  # we were gone before
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.launch.supervised import MODULE
+from model.processes import command_of
 
 
 def supervisors_below(pid: int) -> list[int]:
@@ -22,11 +23,7 @@ def supervisors_below(pid: int) -> list[int]:
 
 def _words(pid: int) -> Sequence[str]:
     """Return the first words of a process: `python -u -m MODULE`."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return ()
-    return words[:4]
+    return command_of(pid).decode(errors="replace").split("\0")[:4]
 
 
 def _children(pid: int) -> list[int]:

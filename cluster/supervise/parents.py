@@ -4,8 +4,9 @@ what it has started would run on unseen. Imports no torch."""
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import NamedTuple
+
+from model.processes import command_of, parent_of
 
 _LAUNCHERS = (
     *(b"deepspeed.launcher", b"torch.distributed", b"torchrun", b"mpirun", b"orted", b"prted"),
@@ -31,32 +32,17 @@ class Launcher:
         self._chain: list[_Link] = []
         process = os.getpid() if pid is None else pid
         while len(self._chain) < _MOST:
-            parent = _parent(process)
-            command = b"" if parent is None else _command(parent)
+            parent = parent_of(process)
+            command = b"" if parent is None else command_of(parent)
             known = _LAUNCHERS + (_BETWEEN if self._chain else ())
             if parent is None or parent <= 1 or not any(word in command for word in known):
                 break
             self._chain.append(_Link(process, parent))
             process = parent
-        if self._chain and (above := _parent(process)) is not None:
+        if self._chain and (above := parent_of(process)) is not None:
             self._chain.append(_Link(process, above))
 
     @property
     def is_gone(self) -> bool:
         """Whether a process of the chain has another parent now: its own is gone."""
-        return any(_parent(link.process) != link.parent for link in self._chain)
-
-
-def _parent(pid: int) -> int | None:
-    """Return the parent of a process; None where there is no such process."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+        return any(parent_of(link.process) != link.parent for link in self._chain)

@@ -11,7 +11,6 @@ folder, and its next supervisor ends them (`end_orphans`). Imports no torch.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
@@ -34,6 +33,7 @@ from cluster.supervise.signs import Signs
 from model.documents import parse_json, read_file
 from model.errors import DataError
 from model.files import write_atomically
+from model.processes import machine, signal_at_end_of_parent, start_of
 from trainer.run_folder import RunFolder
 
 PORTS = range(30_000, 32_700)  # ranks meet at one of them: below those that systems give out
@@ -43,8 +43,6 @@ _LAST_SIGN = 0.5  # the same of a rank that was killed: it has no words, but a s
 # some containers, they stay behind as mere entries.
 _LEFTOVERS = 5.0
 _LARGEST = 64 << 10  # bytes of what is written down
-_PR_SET_PDEATHSIG = 1
-_prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: a forked child must not
 # What launchers leave in the environment of a supervisor, and what would mislead its ranks.
 _OF_LAUNCHERS = frozenset(
     (
@@ -161,7 +159,7 @@ class Ranks:
         read_end, write_end = os.pipe()
 
         def tie() -> None:  # in the child
-            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            signal_at_end_of_parent(signal.SIGKILL)
             if os.getppid() != parent:
                 os._exit(1)
 
@@ -353,7 +351,7 @@ def end_orphans(folder: RunFolder) -> int:
         return 0
     killed = 0
     for pid, start in (process for file in registers for process in _left_behind(file)):
-        if pid > 1 and _start_of(pid) == start:
+        if pid > 1 and start_of(pid) == start:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
                 killed += 1
@@ -372,7 +370,7 @@ def _left_behind(register: Path) -> list[tuple[int, int]]:
         )
         processes = [(int(pid), int(start)) for pid, start in content.pop("processes")]
         supervisor, began = content.pop("supervisor", (0, 0))
-        lives = supervisor != os.getpid() and began and _start_of(supervisor) == began
+        lives = supervisor != os.getpid() and began and start_of(supervisor) == began
     except (OSError, DataError, KeyError, TypeError, ValueError):
         return []
     return [] if lives or content != _place() else processes
@@ -380,23 +378,9 @@ def _left_behind(register: Path) -> list[tuple[int, int]]:
 
 def _place() -> dict[str, Any]:
     """What the numbers of processes are good for."""
-    boot, space = "", ""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        space = str(Path("/proc/self/ns/pid").readlink())
-    return {"host": platform.node(), "boot": boot, "namespace": space}
+    return {"host": platform.node(), "machine": machine()}
 
 
 def _known(pid: int) -> tuple[int, int]:
     """By what a process is known again: its number, and when it began."""
-    return pid, _start_of(pid)
-
-
-def _start_of(pid: int) -> int:
-    """When a process began, in clock ticks after the boot; 0 where there is none, or where it has
-    ended and is only not waited for."""
-    try:
-        state, *others = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return 0 if state in "ZX" else int(others[18])
-    except (OSError, ValueError, IndexError):
-        return 0
+    return pid, start_of(pid)

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from model.documents import Count, Record, printable, read_file
 from model.errors import DataError
+from model.processes import state_of
 from trainer.run_folder import RunFolder
 
 SECONDS = 5.0  # for all stacks of a node
@@ -94,13 +95,15 @@ def collect(
         thread.join(max(0.0, deadline - time.monotonic()))
     return [
         found.get(rank)
-        or RankStack(rank=rank, pid=pid, source="none", state=_state(pid), note="no answer in time")
+        or RankStack(
+            rank=rank, pid=pid, source="none", state=state_of(pid), note="no answer in time"
+        )
         for rank, pid in sorted(pids.items())
     ]
 
 
 def _stack(rank: int, pid: int, folder: RunFolder, deadline: float) -> RankStack:
-    state = _state(pid)
+    state = state_of(pid)
     if state in ("", "Z"):
         return RankStack(rank=rank, pid=pid, source="none", note="the process is gone")
     threads, note = _by_py_spy(pid, state, deadline)
@@ -111,13 +114,6 @@ def _stack(rank: int, pid: int, folder: RunFolder, deadline: float) -> RankStack
         return RankStack(rank=rank, pid=pid, source="faulthandler", state=state, threads=threads)
     note = printable(f"{note}; {own_note}")
     return RankStack(rank=rank, pid=pid, source="none", state=state, note=note)
-
-
-def _state(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return ""
 
 
 # py-spy.

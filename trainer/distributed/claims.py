@@ -20,12 +20,12 @@ import platform
 import threading
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from data_pipeline.storage import ObjectMissing, StorageError, Store
+from model.processes import machine
 
 log = logging.getLogger(__name__)
 FOLDER = "evaluation/claims"
@@ -42,7 +42,7 @@ class Claims:
         self._store, self._lease, self._folder = store, lease, folder
         self.owner: dict[str, Any] = {  # what a claim says of its holder
             "host": platform.node(),
-            "machine": _machine(),
+            "machine": machine(),
             "process": os.getpid(),
             "started": psutil.Process().create_time(),
             "holder": uuid.uuid4().hex,
@@ -138,19 +138,9 @@ def _record(content: bytes) -> dict[str, Any] | None:
     return owner if is_claim else None
 
 
-def _machine() -> str:
-    """Identifies where a process id means what it means here: this start of the kernel, and this
-    name space of processes."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return boot + str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""
-
-
 def is_here(owner: dict[str, Any]) -> bool:
     """Whether a holder is a process of this machine, or container: hosts may share their names."""
-    return bool(owner["host"] == platform.node() and owner.get("machine", _machine()) == _machine())
+    return bool(owner["host"] == platform.node() and owner.get("machine", machine()) == machine())
 
 
 def _is_gone(owner: dict[str, Any]) -> bool:

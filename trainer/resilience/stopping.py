@@ -6,10 +6,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 from model.errors import ADDPError
+from model.processes import command_of, parent_of
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder, StopKind
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -71,7 +71,7 @@ class StopRequest:
             self._looked = now
             if self._file_exists():
                 self.ask(StopCause("file", f"{self._file} exists"))
-            elif any(_parent(pid) != parent for pid, parent in self._launcher):
+            elif any(parent_of(pid) != parent for pid, parent in self._launcher):
                 self.ask(StopCause("launcher", "the launcher went away"))
         elif self._cause is not None and not self._settled:
             # A supervisor that saw the file signals all ranks, and is often faster than we are.
@@ -89,15 +89,6 @@ def first_cause(causes: list[StopCause]) -> StopCause:
     return min(causes, key=lambda cause: _ORDER.index(cause.kind))
 
 
-def _parent(pid: int) -> int | None:
-    """The parent of a process; None where there is no such process."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return int(status.rpartition(")")[2].split()[1])
-
-
 def _launcher_chain() -> list[tuple[int, int | None]]:
     """The processes from here up, as far as they belong to a launcher: (process, its parent).
 
@@ -107,12 +98,9 @@ def _launcher_chain() -> list[tuple[int, int | None]]:
     chain: list[tuple[int, int | None]] = []
     pid = os.getpid()
     for _ in range(3):
-        parent = _parent(pid)
+        parent = parent_of(pid)
         chain.append((pid, parent))
-        try:
-            command = Path(f"/proc/{parent}/cmdline").read_bytes()
-        except OSError:
-            break
+        command = command_of(parent)
         if not any(word in command for word in _LAUNCHERS):
             break
         assert parent is not None

@@ -17,11 +17,11 @@ from cluster.supervise.ranks import (
     Layout,
     _place,
     _registers,
-    _start_of,
     end_orphans,
     free_port,
     rank_environment,
 )
+from model.processes import start_of
 from trainer.run_folder import RunFolder
 
 LAYOUT = Layout(attempt=2, first=4, ranks=4, world=8, address="node1", port=30_001)
@@ -81,12 +81,12 @@ def test_what_an_earlier_supervisor_left_behind_is_ended_and_no_stranger(tmp_pat
     try:
         register = _registers(folder) / "n0.json"
         register.parent.mkdir(parents=True)
-        begun = _start_of(orphan.pid)
-        processes = [[orphan.pid, begun], [stranger.pid, begun + 7777], [1, _start_of(1)]]
+        begun = start_of(orphan.pid)
+        processes = [[orphan.pid, begun], [stranger.pid, begun + 7777], [1, start_of(1)]]
         left = _place() | {"processes": processes, "supervisor": [orphan.pid, begun - 1]}
         register.write_text(json.dumps(left | {"boot": "another"}))
         assert end_orphans(folder) == 0
-        alive = [stranger.pid, _start_of(stranger.pid)]
+        alive = [stranger.pid, start_of(stranger.pid)]
         register.write_text(json.dumps(left | {"supervisor": alive}))
         assert end_orphans(folder) == 0
         register.with_name("n1.json").write_text(json.dumps(left))  # its name then was another

@@ -472,19 +472,18 @@ class Coordinator:
     # What is said and written.
 
     def _joined(self, member: Member, reason: str) -> None:
-        self._note(
-            history.Joined(
-                time=time.time(),
-                attempt=self._number,
-                node=member.name,
-                host=member.host,
-                reason=reason,
-            )
-        )
+        self._note_member(history.Joined, member, reason)
 
     def _left(self, member: Member, reason: str) -> None:
+        self._note_member(history.Left, member, reason)
+        if self._running is None or member not in self._running.members:
+            self._say(f"{member.name} is gone: {reason}")
+
+    def _note_member(
+        self, event: type[history.Joined | history.Left], member: Member, reason: str
+    ) -> None:
         self._note(
-            history.Left(
+            event(
                 time=time.time(),
                 attempt=self._number,
                 node=member.name,
@@ -492,8 +491,6 @@ class Coordinator:
                 reason=reason,
             )
         )
-        if self._running is None or member not in self._running.members:
-            self._say(f"{member.name} is gone: {reason}")
 
     def _note_fault(self, trouble: Trouble, moment: float) -> None:
         """moment: when it was noticed, in seconds since 1970."""

@@ -9,29 +9,20 @@ first is to be started again, and the second is not; so the second becomes a cod
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from cluster.launch.foreground import run_to_end
+from cluster.launch.foreground import run_given
 from cluster.launch.stopped import user_stopped
-from trainer.run_folder import EXIT_PREEMPTED, RunFolder
+from trainer.run_folder import EXIT_PREEMPTED
 
 EXIT_USER_STOPPED = 82
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command to its end, and return the exit code of the pod."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    at = words.index("--")  # the command may have one of its own
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True)
-    given = parser.parse_args(words[:at])
-    started = time.time()
-    code = run_to_end(words[at + 1 :])
-    if code == EXIT_PREEMPTED and user_stopped(RunFolder(given.run), started):
+    folder, started, code = run_given(__doc__, arguments)
+    if code == EXIT_PREEMPTED and user_stopped(folder, started):
         print("a user has stopped the run", flush=True)
         return EXIT_USER_STOPPED
     return code

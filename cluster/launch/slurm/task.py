@@ -11,45 +11,27 @@ node still answers, and queues the job again where it does not.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.launch.foreground import run_to_end
+from cluster.launch.foreground import run_given
 from cluster.launch.slurm import requeue
-from cluster.supervise import history
+from cluster.launch.stopped import verdict_since
 from cluster.supervise.history import EXIT_INCOMPLETE
-from model.errors import DataError
-from trainer.run_folder import RunFolder
 
 _ANSWER_SECONDS = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command to its end, and return its exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    at = words.index("--")  # the command may have one of its own
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True)
-    given = parser.parse_args(words[:at])
-    started = time.time()
-    code = run_to_end(words[at + 1 :])
-    if code == EXIT_INCOMPLETE and not _has_verdict(RunFolder(given.run), started):
-        _stand_in(given.run, started)
+    folder, started, code = run_given(__doc__, arguments)
+    # Where the coordinator said how it ended, it lived, and so does the script.
+    if code == EXIT_INCOMPLETE and verdict_since(folder, started) is None:
+        _stand_in(folder.path, started)
     return code
-
-
-def _has_verdict(folder: RunFolder, since: float) -> bool:
-    """Return whether the coordinator said how it ended: it lived, and so does the script."""
-    try:
-        verdict = history.last(history.read(folder.supervision), history.Verdict)
-    except DataError:
-        return False
-    return verdict is not None and verdict.time >= since
 
 
 def _stand_in(run: Path, since: float) -> None:

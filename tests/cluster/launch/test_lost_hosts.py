@@ -62,6 +62,13 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> Non
         time.sleep(0.1)
 
 
+def tell_first_new_step(run: Path, since: float, what: str) -> None:
+    """Print how long the last new start took to its first step. since: when `what` happened."""
+    events = history.read(RunFolder(run).supervision)
+    again = [e for e in events if isinstance(e, history.Progress)][-1]
+    print(f"first new step {again.time - since:.1f} s after {what}")
+
+
 def nothing_is_left(hosts: Sequence[Host]) -> bool:
     return not [line for host in hosts for line in host.processes("cluster.").values()]
 
@@ -79,9 +86,7 @@ def test_the_run_goes_on_without_the_first_host(
         assert process.wait(400) == 0, (tmp_path / "log").read_text()
     finally:
         hosts[0].boot()
-    events = history.read(RunFolder(run).supervision)
-    again = [e for e in events if isinstance(e, history.Progress)][-1]
-    print(f"first new step {again.time - killed:.1f} s after the first host was killed")
+    tell_first_new_step(run, killed, "the first host was killed")
     steps = [row["step"] for row in RunFolder(run).read_metrics()]
     assert steps == list(range(400)) and nothing_is_left(hosts)
 
@@ -98,9 +103,7 @@ def test_a_host_that_comes_back_is_taken_again(
     hosts[1].boot()
     booted = time.time()
     assert process.wait(400) == 0, (tmp_path / "log").read_text()
-    events = history.read(RunFolder(run).supervision)
-    again = [e for e in events if isinstance(e, history.Progress)][-1]
-    print(f"first new step {again.time - booted:.1f} s after the host was back")
+    tell_first_new_step(run, booted, "the host was back")
     assert losses(run) == undisturbed and nothing_is_left(hosts)
 
 
@@ -115,9 +118,7 @@ def test_a_link_that_was_cut_is_used_again(
     hosts[0].restore_link()
     restored = time.time()
     assert process.wait(400) == 0, (tmp_path / "log").read_text()
-    events = history.read(RunFolder(run).supervision)
-    again = [e for e in events if isinstance(e, history.Progress)][-1]
-    print(f"first new step {again.time - restored:.1f} s after the link was back")
+    tell_first_new_step(run, restored, "the link was back")
     assert losses(run) == undisturbed and nothing_is_left(hosts)
 
 

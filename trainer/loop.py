@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 import torch
-from torch import Tensor
 
 from model.errors import ADDPError
 from model.randomness import raw_bits
@@ -106,7 +105,7 @@ class Trainer:
         self._step = self._saved_step = restored.step
         self._rewinds = restored.rewinds
         self._state = _state_of(restored)
-        self._unread: list[StepResult] = []  # of the latest steps; their losses are on the device
+        self._unread: list[StepResult] = []  # of the latest steps; their numbers are on the device
         self._state.started()
 
     def train(self) -> None:
@@ -232,15 +231,14 @@ class Trainer:
             self._answer(spike)
 
     def _read_losses(self) -> list[Row]:
-        """Bring the losses of the latest steps to the host, averaged over ranks. Returns the steps
-        since the last metric line."""
+        """Bring what came of the latest steps to the host, losses averaged over ranks. Only here
+        does the host wait for the device. Returns the steps since the last metric line."""
         results, self._unread = self._unread, []
         if results:
-            own: Tensor = torch.stack([result.loss for result in results]).double()
-            self._state.rows += [
-                Row(loss=loss, norm=result.norm, applied=result.applied)
-                for loss, result in zip(self._collectives.mean(own.tolist()), results, strict=True)
-            ]
+            columns = zip(*results, strict=True)
+            own, norms, applied = (torch.stack(column).tolist() for column in columns)
+            rows = zip(self._collectives.mean(own), norms, applied, strict=True)
+            self._state.rows += [Row(loss=loss, norm=n, applied=took) for loss, n, took in rows]
         return self._state.rows
 
     def _answer(self, spike: Spike) -> None:

@@ -235,8 +235,10 @@ class Trainer:
         does the host wait for the device. Returns the steps since the last metric line."""
         results, self._unread = self._unread, []
         if results:
-            columns = zip(*results, strict=True)
+            started, columns = time.perf_counter(), zip(*results, strict=True)
             own, norms, applied = (torch.stack(column).tolist() for column in columns)
+            # A device that runs behind its host ends its steps here.
+            self._state.train_seconds += time.perf_counter() - started
             rows = zip(self._collectives.mean(own), norms, applied, strict=True)
             self._state.rows += [Row(loss=loss, norm=n, applied=took) for loss, n, took in rows]
         return self._state.rows

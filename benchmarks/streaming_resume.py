@@ -71,7 +71,7 @@ def start(config: RunConfig, step: int) -> Times:
     opened = milliseconds(started)
     started, before = time.perf_counter(), time.process_time()
     prefetch = Prefetch(cast(Objective, tokens), rank=0, accumulation=1, micro=MICRO)
-    prefetch.get(data_step([], step), data_step([], step + 1)).result()
+    prefetch.get([data_step([], step), data_step([], step + 1)])[0].result()
     times = Times(opened, milliseconds(started), 1000 * (time.process_time() - before))
     prefetch.close()
     tokens.close()

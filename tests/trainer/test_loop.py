@@ -29,7 +29,7 @@ INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 METHODS = ("cpu", "numpy", "tolist")
 
 # It reads numbers of the host, that ranks have told each other.
-AGREEMENT = "trainer.distributed.collectives.Collectives.agree"
+AGREEMENT = "trainer.distributed.collectives.Agreement.result"
 JUDGES, CLIPS = (
     f"deepspeed.runtime.utils.{name}"
     for name in ("is_invalid_grad_norm", "clip_tensors_by_global_norm")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.storage import LocalStore
-from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
+from data_pipeline.streaming.loader import Batch, LoaderOptions, TokenLoader
 from model.errors import ConfigError
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Objective, pinned
@@ -108,14 +108,17 @@ class TokenObjective(Objective):
     def batch(self, step: int, offset: int, count: int) -> TokenBatch:
         """The tokens of the samples, and their masks. A micro batch gets the mask ratio of the step
         (ADDP algorithm 1) or one of its own, as in the reference."""
-        ids, _, start, weights = self.loader.batch(step, offset, count)
+        return self._masked(self.loader.batch(step, offset, count), step)
+
+    def _masked(self, batch: Batch, step: int) -> TokenBatch:
+        ids, _, start, weights = batch
         draw = step if self.config.mask_ratio_scope == "step" else start
-        batch = TokenBatch(
+        masked = TokenBatch(
             torch.from_numpy(ids.astype("int64")),
             _each_tensor(self.draw_masks(draw, start, *ids.shape), pinned),
             None if weights is None else torch.from_numpy(weights),
         )
-        return _each_tensor(batch, pinned)
+        return _each_tensor(masked, pinned)
 
     def close(self) -> None:
         self.loader.close()

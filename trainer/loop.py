@@ -7,7 +7,7 @@ it goes on from.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 import torch
 
 from model.errors import ADDPError
-from model.randomness import raw_bits
 from trainer import records
 from trainer.borders import Border, Borders
 from trainer.checkpointing.format import Manifest
@@ -29,7 +28,8 @@ from trainer.distributed.collectives import Collectives
 from trainer.ending import conclude, end_line, wait_for_copies
 from trainer.engine.engine import Engine, StepResult
 from trainer.metrics import Metrics, metric_row
-from trainer.objectives.base import Inputs, Objective
+from trainer.micro_batches import MicroBatch, MicroBatches, runs_ahead
+from trainer.objectives.base import Objective
 from trainer.objectives.counting import Operations
 from trainer.prefetch import Prefetch
 from trainer.resilience.health import ADVICE, Diverged, Spike, answer_to, judge
@@ -88,6 +88,12 @@ class Trainer:
         self._borders = Borders(
             setup.collectives, setup.saver, setup.stop, setup.heartbeat, self._lost_thread
         )
+        self._inputs = MicroBatches(
+            setup.objective,
+            setup.device,
+            setup.config.seed,
+            ahead=runs_ahead(setup.config, setup.objective, setup.device),
+        )
         self._forward, self._times = Stopwatch(setup.device.type == "cuda"), StepTimes()
         # Where the run stands; a rewind sets it anew.
         self._step = self._saved_step = restored.step
@@ -103,10 +109,11 @@ class Trainer:
             self._save()  # so that there is something to go back to
         while self._step < self._setup.total:
             batches, *ahead = self._fetch()
-            border = self._borders.cross(self._step, batches, ahead[0] if ahead else None)
+            following = ahead[0] if ahead else None
+            border = self._borders.cross(self._step, batches, following)
             if border.ends_run:
                 self._end_early(border)
-            self._train_step(batches.result(), border.waited)
+            self._train_step(batches, following, border.waited)
             if self._is_due(self._config.log_every):
                 self._log_and_check_health()
             if self._is_due(self._config.checkpoint.every):
@@ -129,13 +136,22 @@ class Trainer:
         uploader = self._setup.uploader
         return self._setup.threads.lost or (uploader.lost if uploader else None)
 
-    def _train_step(self, batches: list[Any], waited: float) -> None:
-        """Take one optimizer step. waited: seconds for which it has waited for its data."""
+    def _train_step(
+        self, batches: Future[list[Any]], following: Future[list[Any]] | None, waited: float
+    ) -> None:
+        """Take one optimizer step. following: the batches of the next one, which may not be here
+        yet. waited: seconds for which the step has waited for its data."""
         self._setup.heartbeat.beat("step", self._step)
-        started = time.perf_counter()
-        inputs = self._micro_batches(batches)
+        started, after = time.perf_counter(), None
+        if following and following.done() and not following.exception():
+            after = self._micro_batches(self._step + 1, following)[0]
         self._unread.append(
-            self._engine.optimizer_step(inputs, self._learning_rate(self._step), self._forward)
+            self._engine.optimizer_step(
+                self._inputs.inputs(self._micro_batches(self._step, batches), after),
+                self._learning_rate(self._step),
+                self._forward,
+                before_backward=self._inputs.make_ahead,
+            )
         )
         self._step += 1
         seconds = time.perf_counter() - started + waited
@@ -148,14 +164,14 @@ class Trainer:
             config.learning_rate, config.schedule, self._setup.objective.epochs, step
         )
 
-    def _micro_batches(self, batches: list[Any]) -> Iterator[Inputs]:
-        """Dropout is seeded by the index of a micro batch in the run's data, so that it depends
-        neither on the rank that computes it nor on what was computed before."""
-        config, step = self._config, data_step(self._rewinds, self._step)
-        for offset, batch in zip(self._setup.prefetch.offsets, batches, strict=True):
-            index = step * config.batch.global_batch + offset
-            torch.manual_seed(int(raw_bits(config.seed, "dropout", index, 1, 1)[0, 0] >> 1))
-            yield self._setup.objective.inputs(batch, step, self._setup.device)
+    def _micro_batches(self, step: int, batches: Future[list[Any]]) -> list[MicroBatch]:
+        """Those of a step, whose data are here."""
+        of_data = data_step(self._rewinds, step)
+        first = of_data * self._config.batch.global_batch
+        return [
+            MicroBatch(first + offset, of_data, batch)
+            for offset, batch in zip(self._setup.prefetch.offsets, batches.result(), strict=True)
+        ]
 
     # A metric line, and what it shows.
 

@@ -142,6 +142,19 @@ def test_a_step_without_zero_waits_for_nothing(
     say("steps of mage and addp in ZeRO-0: nothing waits for the device")
 
 
+def test_frozen_networks_beside_the_backward_pass_change_no_number(
+    tokens: Path, frozen_files: list[str], tmp_path: Path, say: Say
+) -> None:
+    tiny = ("addp.sizes.size=tiny", "predictor.sizes.size=tiny", "tokenizer.sizes.size=tiny")
+    options = ("objective=addp", *tiny, f"data.tokens={tokens}", *frozen_files, EXACT)
+    finish(
+        training(tmp_path / "beside", *options),
+        training(tmp_path / "before", *options, "frozen_ahead=false"),
+    )
+    assert same_end(tmp_path / "beside", tmp_path / "before")
+    say("frozen networks beside the backward pass: bit-equal")
+
+
 def test_offload_and_recomputation_train_alike(tokens: Path, tmp_path: Path, say: Say) -> None:
     """Recomputation with dropout: the same operations on the same numbers, so float32's losses to
     1e-6. Offload: the optimizer's arithmetic moves to the CPU, and float32 rounds elsewhere; after

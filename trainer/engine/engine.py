@@ -203,7 +203,11 @@ class Engine:
         return int(self._applied)
 
     def optimizer_step(
-        self, micro_batches: Iterable[dict[str, Any]], learning_rate: float, own: Stopwatch
+        self,
+        micro_batches: Iterable[dict[str, Any]],
+        learning_rate: float,
+        own: Stopwatch,
+        before_backward: Callable[[], None] = lambda: None,
     ) -> StepResult:
         """Take one optimizer step over all micro batches. A gradient that is not finite changes
         nothing, on any rank.
@@ -212,7 +216,7 @@ class Engine:
         it skips the step (docs/performance.md).
 
         own: a clock that runs while this rank works alone, from making inputs to the end of the
-        forward pass.
+        forward pass. before_backward: called when the forward pass of a micro batch is under way.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group.get("scale", 1.0)
@@ -222,6 +226,7 @@ class Engine:
             own.start()
             loss = self._engine(**next(batches))
             own.stop()
+            before_backward()
             self._engine.backward(loss)
             if self._stage == 0 and index + 1 == self._accumulation:
                 norm, applied = self._clip_whole_gradients()

@@ -72,6 +72,7 @@ class ADDPObjective(TokenObjective):
     """Trains ADDP on what a frozen tokenizer and a frozen predictor make of the tokens."""
 
     initial_section = "addp"
+    inputs_ahead = True
 
     def __init__(self, config: RunConfig, fresh: bool = False) -> None:
         frozen = load_frozen(config)

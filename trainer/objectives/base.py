@@ -60,6 +60,10 @@ class Objective(ABC):
     # what it needs at every start.
     initial_section: ClassVar[str | None] = None
 
+    # Whether `inputs` runs frozen networks and draws nothing from PyTorch's generators, so that it
+    # can be called ahead of its turn, and is worth it.
+    inputs_ahead: ClassVar[bool] = False
+
     def __init__(self, config: RunConfig, fresh: bool = False) -> None:
         """fresh: there is no checkpoint to go on from, so that `exported` takes the initial
         weights."""

@@ -3,28 +3,30 @@ be on more ranks.
 
     python -m benchmarks.agreement [--processes 2 4 8 16] [--json FILE]
 
-Processes on this machine agree over gloo, as ranks do. Two times are measured, each the median over
-many agreements and the least of some repeats, which take the numbers of processes in turn: from the
-beginning of an agreement to its result, and for how long the training loop is held up where the
-result is taken a step later.
+Processes on this machine agree over gloo, as ranks do. Repeats take the numbers of processes in
+turn. Two times are measured: from the beginning of an agreement to its result, and for how long the
+training loop is held up where the result is taken a step later. Of the first the median and the
+least are printed, of the second the median.
 
 The model: gloo sums up around a ring, and then passes the result around it, so that an agreement of
 P ranks is 2 (P - 1) messages one after the other. The line t = start + 2 (P - 1) hop is fitted to
-the measured times. On one machine a hop is the time to wake a process and to hand it a message; on
-several machines the latency of the network comes on top of it (--latency).
+the least times, which other work on the machine disturbs least. On one machine a hop is the time to
+wake a process and to hand it a message; on several machines the latency of the network comes on top
+of it (--latency).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
 import statistics
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,12 +39,21 @@ RANKS = (32, 128, 512, 1024, 4096)
 WARM_UP, COUNT = 20, 200
 
 
+class Times(NamedTuple):
+    """Seconds from the beginning to the result, the least and the median; and for which the loop is
+    held up, the median."""
+
+    least: float
+    median: float
+    held: float
+
+
 def rank(place: dict[str, str], step: float, results: Any) -> None:
     """Agree again and again, at once and then a step of `step` seconds later."""
     os.environ.update(place)
     join_ranks(120.0)
     collectives = Collectives(120.0)
-    whole, begun, taken = [], [], []
+    whole, held = [], []
     for _ in range(WARM_UP + COUNT):
         started = time.perf_counter()
         collectives.agree(Flags())
@@ -50,19 +61,18 @@ def rank(place: dict[str, str], step: float, results: Any) -> None:
     for _ in range(COUNT // 4):
         started = time.perf_counter()
         agreement = collectives.begin_to_agree(Flags())
-        begun.append(time.perf_counter() - started)
+        begun = time.perf_counter()
         time.sleep(step)
-        started = time.perf_counter()
+        asked = time.perf_counter()
         agreement.result()
-        taken.append(time.perf_counter() - started)
+        held.append(begun - started + time.perf_counter() - asked)
     if collectives.rank == 0:
-        held = statistics.median(b + t for b, t in zip(begun, taken, strict=True))
-        results.put((statistics.median(whole[WARM_UP:]), held))
+        own = whole[WARM_UP:]
+        results.put(Times(min(own), statistics.median(own), statistics.median(held)))
     collectives.barrier()
 
 
-def measure(processes: int, step: float) -> tuple[float, float]:
-    """Seconds from the beginning to the result, and seconds that the loop is held up."""
+def measure(processes: int, step: float) -> Times:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["trainer.distributed.collectives"])
     port, results = str(free_port()), context.Queue()
@@ -73,7 +83,7 @@ def measure(processes: int, step: float) -> tuple[float, float]:
         ranks.append(context.Process(target=rank, args=(place, step, results)))
     for process in ranks:
         process.start()
-    times: tuple[float, float] = results.get(timeout=300)
+    times: Times = results.get(timeout=300)
     for process in ranks:
         process.join()
     return times
@@ -89,33 +99,30 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args()
-    times: dict[int, list[tuple[float, float]]] = {count: [] for count in options.processes}
+    taken: dict[int, list[Times]] = {count: [] for count in options.processes}
     for _ in range(options.repeats):
-        for processes, taken in times.items():
-            taken.append(measure(processes, options.step))
-    best = {p: tuple(map(min, zip(*taken, strict=True))) for p, taken in times.items()}
+        for processes, repeats in taken.items():
+            repeats.append(measure(processes, options.step))
+    best = {count: Times(*map(min, zip(*repeats, strict=True))) for count, repeats in taken.items()}
     hops = [2 * (processes - 1) for processes in best]
-    hop, start = np.polyfit(hops, [whole for whole, _ in best.values()], 1)
-    print(
-        f"torch {torch.__version__}, {os.cpu_count()} cores, {platform.processor()}; "
-        f"a hop {1e6 * hop:.0f} us, a start {1e6 * start:.0f} us"
-    )
-    for processes, (whole, held) in best.items():
+    hop, start = np.polyfit(hops, [times.least for times in best.values()], 1)
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, {platform.machine()}")
+    for processes, times in best.items():
         print(
-            f"{processes:5} processes: {1e3 * whole:7.2f} ms to agree, "
-            f"{1e3 * held:.2f} ms in which the loop is held up"
+            f"{processes:5} processes: {1e3 * times.least:.2f} ms at least, "
+            f"{1e3 * times.median:.2f} ms (median); the loop is held up for "
+            f"{1e3 * times.held:.2f} ms"
         )
-    table = {
-        ranks: {
-            "ring_ms": 1e3 * (start + 2 * (ranks - 1) * (hop + options.latency)),
-            "tree_ms": 1e3 * (start + 2 * np.ceil(np.log2(ranks)) * (hop + options.latency)),
-        }
+    print(f"a hop {1e6 * hop:.0f} us, a start {1e6 * start:.0f} us")
+    hop += options.latency
+    model = {
+        ranks: (start + 2 * (ranks - 1) * hop, start + 2 * math.ceil(math.log2(ranks)) * hop)
         for ranks in RANKS
     }
-    for ranks, row in table.items():
-        print(f"{ranks:5} ranks by the model: {row['ring_ms']:.1f} ms (tree: {row['tree_ms']:.1f})")
+    for ranks, (ring, tree) in model.items():
+        print(f"{ranks:5} ranks by the model: {1e3 * ring:.1f} ms (by a tree {1e3 * tree:.1f} ms)")
     if options.json:
-        figures = {"hop": hop, "start": start, "measured": best, "model": table}
+        figures = {"hop": hop, "start": start, "measured": best, "ring and tree": model}
         options.json.write_text(json.dumps(figures, indent=1))
 
 

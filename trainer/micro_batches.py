@@ -23,10 +23,10 @@ from trainer.objectives.base import Inputs, Objective
 
 
 class MicroBatch(NamedTuple):
-    """A micro batch in host memory. index: that of its first sample in the run's data, which no
-    other micro batch has. step: its data step."""
+    """A micro batch in host memory. first: the index of its first sample in the run's data, which
+    no other micro batch has. step: its data step."""
 
-    index: int
+    first: int
     step: int
     batch: Any
 
@@ -49,19 +49,21 @@ class MicroBatches:
     ) -> None:
         self._objective, self._device, self._seed = objective, device, seed
         self._ahead = ahead
-        self._beside = torch.cuda.Stream(device) if ahead and device.type == "cuda" else None
+        self._beside: torch.cuda.Stream | None = None
+        if ahead and device.type == "cuda":
+            self._beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._next: MicroBatch | None = None
-        self._made: tuple[int, Inputs] | None = None  # by the index of the micro batch
+        self._made: tuple[int, Inputs] | None = None  # for the micro batch with that `first`
 
     def inputs(self, own: Sequence[MicroBatch], following: MicroBatch | None) -> Iterator[Inputs]:
         """The inputs of a step's micro batches. following: the one that comes after them; None
         where it is not known.
 
-        Dropout is seeded by the index of a micro batch, so that it depends neither on the rank that
-        computes it nor on what was computed before.
+        Dropout is seeded by the index of a micro batch's first sample, so that it depends neither
+        on the rank that computes it nor on what was computed before.
         """
         for micro_batch, self._next in zip(own, [*own[1:], following], strict=True):
-            bits = raw_bits(self._seed, "dropout", micro_batch.index, 1, 1)
+            bits = raw_bits(self._seed, "dropout", micro_batch.first, 1, 1)
             torch.manual_seed(int(bits[0, 0] >> 1))
             yield self._take(micro_batch)
 
@@ -73,13 +75,13 @@ class MicroBatches:
         if self._beside:
             self._beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._beside):
-            self._made = self._next.index, self._make(self._next)
+            self._made = self._next.first, self._make(self._next)
 
     def _take(self, micro_batch: MicroBatch) -> Inputs:
         """The inputs of a micro batch, whether they were made ahead or not. What was made for
         another one, as before a rewind, is dropped."""
         made, self._made = self._made, None
-        if made is None or made[0] != micro_batch.index:
+        if made is None or made[0] != micro_batch.first:
             return self._make(micro_batch)
         inputs = made[1]
         if self._beside:

@@ -248,7 +248,7 @@ class Engine:
         if self._clip:
             torch.nn.utils.clip_grads_with_norm_(trained, self._clip, norm)
         if self._skips_by_itself:
-            self._base.found_inf = finite.logical_not().float()
+            self._base.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
         elif not finite:  # this waits for the device
             for parameter in trained:
                 parameter.grad = None

@@ -218,7 +218,7 @@ def summary(job: Job, record: Record, began: float, ended: float) -> dict[str, A
         "steps": len(steps),
         "each_once": steps == list(range(len(steps))),
         "ettr": round(spent.trained / wall, 4),
-        "strict": round(sum(row["seconds_per_step"] for row in rows) / wall, 4),
+        "strict": round(rows[-1]["train_seconds"] / wall, 4),
         "repeated_seconds": round(spent.repeated, 1),
         "down_seconds": round(wall - spent.trained - spent.repeated, 1),
         "problems": sum(row["kind"] == "problem" for row in record.rows),

@@ -3,7 +3,7 @@ epoch, and what a checkpoint holds of the data.
 
     python -m benchmarks.streaming_resume
 
-The path is a run's: `TokenObjective` opens the data set, and `Prefetch` brings the micro batch.
+The path is a run's: the objective opens the data set, and `Prefetch` brings the micro batch.
 Shards are hard links to one file, so that data sets of 1.28 and 100 million samples fit on a
 laptop; reading them is real.
 """
@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,9 +29,7 @@ from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from tests.token_sets import write_tokens
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
-from trainer.objectives.base import Objective
 from trainer.objectives.mage import MageObjective
-from trainer.objectives.tokens import TokenObjective
 from trainer.prefetch import Prefetch
 from trainer.resilience.state import data_step
 
@@ -67,11 +65,11 @@ def start(config: RunConfig, step: int) -> Times:
     """Do what rank 0 of 64 does when its run goes on with a step: open the data set, and have the
     prefetching thread bring the first micro batch."""
     started = time.perf_counter()
-    tokens = TokenObjective(config, None)
+    tokens = MageObjective(config)
     opened = milliseconds(started)
     started, before = time.perf_counter(), time.process_time()
-    prefetch = Prefetch(cast(Objective, tokens), rank=0, accumulation=1, micro=MICRO)
-    prefetch.get(data_step([], step), data_step([], step + 1)).result()
+    prefetch = Prefetch(tokens, rank=0, accumulation=1, micro=MICRO)
+    prefetch.get([data_step([], step), data_step([], step + 1)])[0].result()
     times = Times(opened, milliseconds(started), 1000 * (time.process_time() - before))
     prefetch.close()
     tokens.close()

@@ -7,17 +7,16 @@ it goes on from.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 from model.errors import ADDPError
-from model.randomness import raw_bits
 from trainer import records
+from trainer.borders import Border, Borders
 from trainer.checkpointing.format import Manifest
 from trainer.checkpointing.restore import Restored
 from trainer.checkpointing.retention import leave_out
@@ -25,13 +24,14 @@ from trainer.checkpointing.saver import Saver
 from trainer.checkpointing.stop_object import StopObject
 from trainer.checkpointing.upload import Uploader
 from trainer.config.schema import RunConfig
-from trainer.distributed.collectives import Collectives, Flags
+from trainer.distributed.collectives import Collectives
 from trainer.ending import conclude, end_line, wait_for_copies
 from trainer.engine.engine import Engine, StepResult
 from trainer.metrics import Metrics, metric_row
-from trainer.objectives.base import Inputs, Objective
+from trainer.micro_batches import MicroBatch, MicroBatches, runs_ahead
+from trainer.objectives.base import Objective
 from trainer.objectives.counting import Operations
-from trainer.prefetch import Prefetch, failure
+from trainer.prefetch import Prefetch
 from trainer.resilience.health import ADVICE, Diverged, Spike, answer_to, judge
 from trainer.resilience.heartbeat import Heartbeat
 from trainer.resilience.state import Row, TrainerState, data_step, rewinds_before
@@ -41,7 +41,7 @@ from trainer.run_folder import RunFolder
 from trainer.schedule import learning_rate
 from trainer.timing import StepTimes, Stopwatch
 
-_LOOK = 0.5  # seconds between two agreements while data are awaited
+_AHEAD = 2  # steps whose data are fetched before it is their turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,22 +75,6 @@ class Setup:
     threads: ThreadWatch
 
 
-class Border(NamedTuple):
-    """What the ranks have agreed on between two steps.
-
-    error: why this rank cannot go on; None where it can. waited: seconds until all ranks had their
-    data, or until the run had to end.
-    """
-
-    flags: Flags
-    error: ADDPError | None
-    waited: float
-
-    @property
-    def ends_run(self) -> bool:
-        return self.flags.stop or self.flags.failed != 0
-
-
 class Trainer:
     """One rank of a run. Every method is called on all ranks together.
 
@@ -101,12 +85,21 @@ class Trainer:
         self._setup = setup
         self._config, self._folder = setup.config, setup.folder
         self._collectives, self._engine, self._saver = setup.collectives, setup.engine, setup.saver
+        self._borders = Borders(
+            setup.collectives, setup.saver, setup.stop, setup.heartbeat, self._lost_thread
+        )
+        self._inputs = MicroBatches(
+            setup.objective,
+            setup.device,
+            setup.config.seed,
+            ahead=runs_ahead(setup.config, setup.objective, setup.device),
+        )
         self._forward, self._times = Stopwatch(setup.device.type == "cuda"), StepTimes()
         # Where the run stands; a rewind sets it anew.
         self._step = self._saved_step = restored.step
         self._rewinds = restored.rewinds
         self._state = _state_of(restored)
-        self._unread: list[StepResult] = []  # of the latest steps; their losses are on the device
+        self._unread: list[StepResult] = []  # of the latest steps; their numbers are on the device
         self._state.started()
 
     def train(self) -> None:
@@ -115,11 +108,12 @@ class Trainer:
         if self._step == 0 and self._config.health.spikes == "rewind":
             self._save()  # so that there is something to go back to
         while self._step < self._setup.total:
-            batches = self._fetch()
-            border = self._wait_at_border(batches)
+            batches, *ahead = self._fetch()
+            following = ahead[0] if ahead else None
+            border = self._borders.cross(self._step, batches, following)
             if border.ends_run:
                 self._end_early(border)
-            self._train_step(batches.result(), border.waited)
+            self._train_step(batches, following, border.waited)
             if self._is_due(self._config.log_every):
                 self._log_and_check_health()
             if self._is_due(self._config.checkpoint.every):
@@ -131,58 +125,33 @@ class Trainer:
 
     # A step.
 
-    def _fetch(self) -> Future[list[Any]]:
-        """The batches of this step. Those of the next one are fetched behind them."""
-        following = self._step + 1
-        ahead = data_step(self._rewinds, following) if following < self._setup.total else None
-        return self._setup.prefetch.get(data_step(self._rewinds, self._step), ahead)
+    def _fetch(self) -> list[Future[list[Any]]]:
+        """The batches of this step, and those of the two after it: the ranks agree a step ahead on
+        which data are here, and these have had a step to come."""
+        last = min(self._step + _AHEAD, self._setup.total - 1)
+        steps = range(self._step, last + 1)
+        return self._setup.prefetch.get([data_step(self._rewinds, step) for step in steps])
 
-    def _wait_at_border(self, batches: Future[list[Any]]) -> Border:
-        """Wait until all ranks have their data, or the run has to end.
+    def _lost_thread(self) -> ADDPError | None:
+        uploader = self._setup.uploader
+        return self._setup.threads.lost or (uploader.lost if uploader else None)
 
-        No rank decides alone: one that stopped, saved or failed by itself would leave the others in
-        an exchange that is never answered. Each says what it knows, and all take the largest of
-        each flag. One such agreement, of four numbers, happens at every border between two steps:
-
-                        stop   waiting   writing   failed
-            rank 0       1        0         0         0      SIGTERM came here
-            rank 1       0        1         0         0      its data are not here yet
-            rank 2       0        0         1         0      its file of a checkpoint is not written
-                       ------------------------------------
-            all ranks    1        1         1         0      so all save and stop
-
-        `waiting` makes all of them agree again, half a second later. Once nobody is `writing`, the
-        checkpoint under way is committed. `failed` is the exit code of a rank that cannot go on.
-        """
-        setup, started = self._setup, time.perf_counter()
-        setup.heartbeat.beat("data", self._step)
-        while True:
-            wait([batches], timeout=_LOOK)
-            lost = setup.threads.lost or (setup.uploader.lost if setup.uploader else None)
-            error = failure(batches) or lost
-            flags = self._collectives.agree(
-                Flags(
-                    stop=setup.stop.cause() is not None,
-                    waiting=not batches.done(),
-                    writing=self._saver.writing,
-                    failed=error.exit_code if error else 0,
-                )
-            )
-            if not flags.writing:
-                self._saver.commit()
-            border = Border(flags, error, time.perf_counter() - started)
-            if border.ends_run or not flags.waiting:
-                return border
-            # A store that is patiently tried again is no hang.
-            setup.heartbeat.beat("data", self._step)
-
-    def _train_step(self, batches: list[Any], waited: float) -> None:
-        """Take one optimizer step. waited: seconds for which it has waited for its data."""
+    def _train_step(
+        self, batches: Future[list[Any]], following: Future[list[Any]] | None, waited: float
+    ) -> None:
+        """Take one optimizer step. following: the batches of the next one, which may not be here
+        yet. waited: seconds for which the step has waited for its data."""
         self._setup.heartbeat.beat("step", self._step)
-        started = time.perf_counter()
-        inputs = self._micro_batches(batches)
+        started, after = time.perf_counter(), None
+        if following and following.done() and not following.exception():
+            after = self._micro_batches(self._step + 1, following)[0]
         self._unread.append(
-            self._engine.optimizer_step(inputs, self._learning_rate(self._step), self._forward)
+            self._engine.optimizer_step(
+                self._inputs.inputs(self._micro_batches(self._step, batches), after),
+                self._learning_rate(self._step),
+                self._forward,
+                before_backward=self._inputs.make_ahead,
+            )
         )
         self._step += 1
         seconds = time.perf_counter() - started + waited
@@ -195,14 +164,14 @@ class Trainer:
             config.learning_rate, config.schedule, self._setup.objective.epochs, step
         )
 
-    def _micro_batches(self, batches: list[Any]) -> Iterator[Inputs]:
-        """Dropout is seeded by the index of a micro batch in the run's data, so that it depends
-        neither on the rank that computes it nor on what was computed before."""
-        config, step = self._config, data_step(self._rewinds, self._step)
-        for offset, batch in zip(self._setup.prefetch.offsets, batches, strict=True):
-            index = step * config.batch.global_batch + offset
-            torch.manual_seed(int(raw_bits(config.seed, "dropout", index, 1, 1)[0, 0] >> 1))
-            yield self._setup.objective.inputs(batch, step, self._setup.device)
+    def _micro_batches(self, step: int, batches: Future[list[Any]]) -> list[MicroBatch]:
+        """Those of a step, whose data are here."""
+        of_data = data_step(self._rewinds, step)
+        first = of_data * self._config.batch.global_batch
+        return [
+            MicroBatch(first + offset, of_data, batch)
+            for offset, batch in zip(self._setup.prefetch.offsets, batches.result(), strict=True)
+        ]
 
     # A metric line, and what it shows.
 
@@ -232,15 +201,16 @@ class Trainer:
             self._answer(spike)
 
     def _read_losses(self) -> list[Row]:
-        """Bring the losses of the latest steps to the host, averaged over ranks. Returns the steps
-        since the last metric line."""
+        """Bring what came of the latest steps to the host, losses averaged over ranks. Only here
+        does the host wait for the device. Returns the steps since the last metric line."""
         results, self._unread = self._unread, []
         if results:
-            own: Tensor = torch.stack([result.loss for result in results]).double()
-            self._state.rows += [
-                Row(loss=loss, norm=result.norm, applied=result.applied)
-                for loss, result in zip(self._collectives.mean(own.tolist()), results, strict=True)
-            ]
+            started, columns = time.perf_counter(), zip(*results, strict=True)
+            own, norms, applied = (torch.stack(column).tolist() for column in columns)
+            # A device that runs behind its host ends its steps here.
+            self._state.train_seconds += time.perf_counter() - started
+            rows = zip(self._collectives.mean(own), norms, applied, strict=True)
+            self._state.rows += [Row(loss=loss, norm=n, applied=took) for loss, n, took in rows]
         return self._state.rows
 
     def _answer(self, spike: Spike) -> None:
@@ -258,6 +228,7 @@ class Trainer:
         """Go back to a checkpoint before the spike, and leave its data out from there on. What was
         trained since is lost, and counted as that."""
         heartbeat, step = self._setup.heartbeat, self._step
+        self._borders.settle()
         self._saver.drain(lambda: heartbeat.beat("save", step))
         length = spike.last - spike.first + 1 + self._config.health.extra_skip_steps
         self._collectives.broadcast_from_rank0(lambda: leave_out(self._folder, spike.first, length))
@@ -279,7 +250,7 @@ class Trainer:
     def _save(self) -> None:
         """Begin to save the state as it is, unless it is saved already. Training waits for a copy
         to host memory and no longer: `trainer/checkpointing/saver.py` draws what follows. The save
-        is committed at the first border where no rank is writing (`_wait_at_border`)."""
+        is committed at the first border where the ranks know that none is writing."""
         if self._saved_step == self._step and self._step:
             return
         self._setup.heartbeat.beat("save", self._step)
@@ -355,6 +326,7 @@ class Trainer:
 
     def _finish(self) -> None:
         """Publish the trained network, and mark the run as done."""
+        self._borders.settle()
         uploader, copied = self._setup.uploader, self._complete_save()
         done = {"step": self._step, "run": self._setup.run, "start": self._setup.attempt}
 

@@ -1,7 +1,8 @@
-"""A thread reads data one step ahead, so that waiting for them can be watched, and given up."""
+"""A thread reads data ahead of the steps, so that waiting for them can be watched, and given up."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -30,15 +31,15 @@ class Prefetch:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._futures: dict[int, Future[list[Any]]] = {}
 
-    def get(self, step: int, ahead: int | None) -> Future[list[Any]]:
-        """The batches of a data step. Those of the data step `ahead` are fetched behind them, and
-        what was fetched for others is dropped."""
-        for other in [s for s in self._futures if s not in (step, ahead)]:
+    def get(self, steps: Sequence[int]) -> list[Future[list[Any]]]:
+        """The batches of data steps, which are fetched in this order. What was fetched for others
+        is dropped."""
+        for other in [step for step in self._futures if step not in steps]:
             self._futures.pop(other).cancel()
-        for wanted in (step, ahead):
-            if wanted is not None and wanted not in self._futures:
-                self._futures[wanted] = self._thread.submit(self._fetch, wanted)
-        return self._futures[step]
+        for step in steps:
+            if step not in self._futures:
+                self._futures[step] = self._thread.submit(self._fetch, step)
+        return [self._futures[step] for step in steps]
 
     def _fetch(self, step: int) -> list[Any]:
         return [self._objective.batch(step, offset, self._micro) for offset in self.offsets]

@@ -51,11 +51,13 @@ class Stopwatch:
 
 
 class StepTimes:
-    """The times of the steps since the last metric line, on this rank."""
+    """The times of the steps since the last metric line, on this rank. The first line counts from
+    when the object is made."""
 
     def __init__(self) -> None:
         self._steps: list[float] = []
         self._waited = 0.0
+        self._since = time.perf_counter()
 
     def add(self, seconds: float, waited: float) -> None:
         """Count a step. seconds: the whole of it; waited: how much of that it waited for data."""
@@ -64,19 +66,21 @@ class StepTimes:
 
     def summary(self, own: float, collectives: Collectives) -> dict[str, Any]:
         """All ranks together: the part of a metric line that is about time and memory. It starts
-        again with no steps.
+        again with no steps. The mean of a step is by the time since the last line, whatever was
+        done in it: only so do the steps of a device that runs behind its host count in full.
 
         own: seconds in forward passes and frozen networks, in which a rank waits for no other. A
         straggler is a rank whose own time is well above that of the median rank: the others wait
         for it in every step.
         """
-        steps = np.array(self._steps)
-        mean = float(steps.mean())
+        steps, now = np.array(self._steps), time.perf_counter()
+        elapsed, self._since = now - self._since, now
+        mean = elapsed / len(steps)
         own_step = (own + self._waited) / len(steps)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         on_device = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
         ranks = np.array(
-            collectives.all_gather((own_step, self._waited / steps.sum(), memory, on_device))
+            collectives.all_gather((own_step, self._waited / elapsed, memory, on_device))
         )
         slowest = int(ranks[:, 0].argmax())
         middle = float(np.median(ranks[:, 0]))

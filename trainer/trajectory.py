@@ -322,7 +322,7 @@ def replay(
         ledger.add("skipped_steps", "count", float(step + 1 - engine.applied))
         for name, value in (
             ("loss", collectives.mean([float(result.loss)])[0]),
-            ("grad_norm", result.norm),
+            ("grad_norm", float(result.norm)),
         ):
             expected = float(getattr(steps, name)[step])
             ledger.add(name, name, abs(value - expected) / max(abs(expected), 1e-12))

@@ -43,7 +43,7 @@ def first_steps(config: RunConfig) -> dict[str, Any]:
     def step(number: int) -> tuple[float, float, bool]:
         batch = objective.batch(number % objective.epochs.steps_per_epoch, 0, micro)
         result = engine.optimizer_step(iter([objective.inputs(batch, number, device)]), 1e-6, clock)
-        return float(result.loss), result.norm, result.applied
+        return float(result.loss), float(result.norm), bool(result.applied)
 
     losses = [step(0)[0]]
     started = time.perf_counter()

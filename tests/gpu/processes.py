@@ -24,6 +24,20 @@ from tests.trainer.sabotage import Sabotage
 Sabotage("os.rename", ({!r},)).install(0)
 trainer.pretrain.run_and_leave()
 """
+_WATCHED = """
+import torch
+import trainer.pretrain
+from trainer.loop import Trainer
+step = Trainer._train_step
+def watched(self, *arguments):
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("error" if self._step > 2 else "default")
+    step(self, *arguments)
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("default")
+Trainer._train_step = watched
+trainer.pretrain.run_and_leave()
+"""
 
 
 class Ended(NamedTuple):
@@ -60,6 +74,11 @@ def training(run: Path, *overrides: str, killed_at: str | None = None) -> list[s
     rename of such a name."""
     start = ["-c", _SABOTAGED.format(killed_at)] if killed_at else ["-m", "trainer.pretrain"]
     return [*start, f"run={run}", *SMALL, *overrides]
+
+
+def watched(run: Path, *overrides: str) -> list[str]:
+    """As `training`; from the fourth step on, CUDA raises an error where a step waits for it."""
+    return ["-c", _WATCHED, f"run={run}", *SMALL, *overrides]
 
 
 def finish(*commands: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from model.addp import ADDP
 from model.config import Geometry, TransformerConfig
 from model.vq import VQTokenizer
 from model.weights import save_network
-from tests.gpu.processes import backends, finish, processes, training
+from tests.gpu.processes import backends, finish, processes, training, watched
 from tests.trainer.comparing import losses, same_end
 from tests.trainer.launching import MAGE
 from trainer.config.schema import RunConfig
@@ -127,6 +127,32 @@ def test_killed_and_resumed_it_ends_bit_for_bit_the_same(
     (output,) = finish(training(cut, *options))
     assert "resumed at step 4 of 12" in output and same_end(whole, cut)
     say(f"killed and resumed, bit-equal: {' '.join(case)}")
+
+
+def test_a_step_without_zero_waits_for_nothing(
+    tokens: Path, frozen_files: list[str], tmp_path: Path, say: Say
+) -> None:
+    """Neither for a number that is computed on the device, nor for a copy."""
+    shared = (f"data.tokens={tokens}", "zero_stage=0", "precision=bf16-mixed", "ema_decay=0.9")
+    tiny = ("addp.sizes.size=tiny", "predictor.sizes.size=tiny", "tokenizer.sizes.size=tiny")
+    finish(
+        watched(tmp_path / "mage", *MAGE, *shared),
+        watched(tmp_path / "addp", "objective=addp", *tiny, *frozen_files, *shared),
+    )
+    say("steps of mage and addp in ZeRO-0: nothing waits for the device")
+
+
+def test_frozen_networks_beside_the_backward_pass_change_no_number(
+    tokens: Path, frozen_files: list[str], tmp_path: Path, say: Say
+) -> None:
+    tiny = ("addp.sizes.size=tiny", "predictor.sizes.size=tiny", "tokenizer.sizes.size=tiny")
+    options = ("objective=addp", *tiny, f"data.tokens={tokens}", *frozen_files, EXACT)
+    finish(
+        training(tmp_path / "beside", *options),
+        training(tmp_path / "before", *options, "frozen_ahead=false"),
+    )
+    assert same_end(tmp_path / "beside", tmp_path / "before")
+    say("frozen networks beside the backward pass: bit-equal")
 
 
 def test_offload_and_recomputation_train_alike(tokens: Path, tmp_path: Path, say: Say) -> None:

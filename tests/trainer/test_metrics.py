@@ -46,6 +46,26 @@ def _pairs(run: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     return rows[:-1], rows[1:]
 
 
+def test_speed_is_by_all_time_between_metric_lines(tokens: Path, tmp_path: Path) -> None:
+    """A save that training waits for counts, too; not as time in steps."""
+    run, pause = tmp_path / "run", 0.3
+    options = (*MAGE, f"data.tokens={tokens}", "checkpoint.asynchronous=false")
+    codes, output = run_world(
+        run,
+        *options,
+        "checkpoint.every=1",
+        "schedule.total=4",
+        processes=1,
+        sabotage=Sabotage("os.rename", ("step-",), f"sleep:{pause}", nth=0),
+    )
+    assert codes == [0], output
+    rows = RunFolder(run).read_metrics()
+    for row in rows[1:]:  # the save of the step before lies between two lines
+        assert row["seconds_per_step"] > pause and row["images_per_second"] < 8 / pause
+        assert row["seconds_per_step_p95"] < row["seconds_per_step"] - 0.9 * pause
+    assert rows[-1]["train_seconds"] < sum(row["seconds_per_step"] for row in rows) - 3 * pause
+
+
 def test_a_clock_that_goes_back_costs_nothing() -> None:
     state = TrainerState(seen=time.time() + 3600)
     state.started()

@@ -53,7 +53,7 @@ def config(data: Path, *overrides: str) -> RunConfig:
 
 def read(prefetch: Prefetch, step: int) -> np.ndarray:
     """Ids of this rank's micro batches, while the next step's are fetched."""
-    return np.concatenate([batch.ids for batch in prefetch.get(step, step + 1).result()])
+    return np.concatenate([batch.ids for batch in prefetch.get([step, step + 1])[0].result()])
 
 
 def test_a_run_that_moves_between_clusters_sees_each_sample_once(data: Path) -> None:

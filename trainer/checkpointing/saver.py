@@ -7,10 +7,10 @@
     rank 0's thread                       manifest, one rename, retention, upload
 
 A save copies this rank's share to host memory and returns; a thread writes the file. At a later
-step border all ranks agree that their files are written, and tell rank 0 sizes and hashes. Rank 0's
-thread publishes: the manifest last, then one rename. Until the rename there is no checkpoint; a
-slow or dead rank delays it for ever rather than show it early. A save that comes due while one is
-under way waits for it.
+step border (`trainer/borders.py`) all ranks agree that their files are written, and tell rank 0
+sizes and hashes. Rank 0's thread publishes: the manifest last, then one rename. Until the rename
+there is no checkpoint; a slow or dead rank delays it for ever rather than show it early. A save
+that comes due while one is under way waits for it.
 """
 
 from __future__ import annotations
@@ -83,6 +83,12 @@ class Saver:
     def writing(self) -> bool:
         """Whether this rank's file is still on its way."""
         return self._pending is not None and not self._pending.file.done()
+
+    @property
+    def under_way(self) -> int | None:
+        """The step whose save is not committed yet, the same on all ranks; None if there is
+        none."""
+        return self._pending.manifest.step if self._pending else None
 
     def save(self, manifest: Manifest) -> None:
         """All ranks together: copy the state to host memory, and begin to write it. Returns at

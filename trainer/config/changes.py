@@ -31,6 +31,7 @@ FREE = (
     "offload",
     "recompute_every",
     "deterministic",
+    "frozen_ahead",
     "expect_ranks",
     "collective_timeout",
     "data.tokens",

@@ -340,6 +340,11 @@ class RunConfig(Settings):
         description="decay of a moving average of the weights, saved beside them; null: none",
     )
     deterministic: bool = Field(False, description="only deterministic kernels; slower on CUDA")
+    frozen_ahead: bool = Field(
+        True,
+        description="on CUDA, run the frozen networks for the next micro batch beside the backward "
+        "pass; they then share no memory with it",
+    )
     checkpoint: CheckpointSection = CheckpointSection()
     resume: ResumeSection = ResumeSection()
     health: HealthSection = HealthSection()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from data_pipeline.storage import StorageError
 from model.errors import ADDPError
@@ -53,14 +54,28 @@ def is_late(error: BaseException) -> bool:
 
 
 class Flags(NamedTuple):
-    """What a rank says at a border. stop: it was asked to stop. waiting: it waits, for data or for
-    uploads. writing: its file of a checkpoint is not written yet. failed: the exit code of an error
-    after which it cannot go on; 0 without one."""
+    """What a rank says at a border. stop: it was asked to stop. waiting: it lacks data, or waits
+    for uploads. writing: its file of a checkpoint is not written yet. failed: the exit code of an
+    error after which it cannot go on; 0 without one."""
 
     stop: bool = False
     waiting: bool = False
     writing: bool = False
     failed: int = 0
+
+
+class Agreement:
+    """An exchange of flags that is under way."""
+
+    def __init__(self, values: Tensor, work: dist.Work) -> None:
+        self._values, self._work = values, work
+
+    def result(self) -> Flags:
+        """Wait until all ranks have said theirs. The largest of each flag, the same on all of
+        them."""
+        self._work.wait()
+        stop, waiting, writing, failed = self._values.tolist()
+        return Flags(bool(stop), bool(waiting), bool(writing), failed)
 
 
 class Collectives:
@@ -76,12 +91,16 @@ class Collectives:
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
+    def begin_to_agree(self, flags: Flags) -> Agreement:
+        """Tell all ranks this rank's flags, without waiting for theirs. Other exchanges may come
+        before the result is asked for."""
+        values = torch.tensor([int(flag) for flag in flags])
+        work = dist.all_reduce(values, dist.ReduceOp.MAX, self._group, async_op=True)
+        return Agreement(values, work)
+
     def agree(self, flags: Flags) -> Flags:
         """The largest of each flag over all ranks, the same on all of them."""
-        values = torch.tensor([int(flag) for flag in flags])
-        dist.all_reduce(values, dist.ReduceOp.MAX, self._group)
-        stop, waiting, writing, failed = values.tolist()
-        return Flags(bool(stop), bool(waiting), bool(writing), failed)
+        return self.begin_to_agree(flags).result()
 
     def mean(self, values: list[float]) -> list[float]:
         """The mean of each value over all ranks, in float64, the same bits on all of them."""

@@ -26,10 +26,16 @@ class WeightEMA:
         self.values = [fragment.weights().clone() for fragment in self._partition.owned]
 
     @torch.no_grad()
-    def update(self, applied: int) -> None:
-        """Take the weights into the average. applied: the number of updates so far, this one
-        included."""
+    def update(self, updates: Tensor, applied: Tensor) -> None:
+        """Take the weights into the average if a step was applied. Neither scalar leaves its
+        device, which is that of the weights.
+
+        updates: int64, how many there were so far, this one included. applied: bool; where it is
+        False, the values keep their bits.
+        """
         if self.values:
-            decay = min(self._decay, (1 + applied) / (10 + applied))
+            counted = updates.double()
+            decay = ((1 + counted) / (10 + counted)).clamp(max=self._decay)
+            share = torch.where(applied, 1 - decay, 0.0).float()
             weights = [fragment.weights() for fragment in self._partition.owned]
-            torch._foreach_lerp_(self.values, weights, 1 - decay)
+            torch._foreach_lerp_(self.values, weights, [share] * len(weights))

@@ -7,7 +7,6 @@ itself. No other file touches it.
 from __future__ import annotations
 
 import gc
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +23,7 @@ from trainer.distributed.meeting import LONG, join_ranks
 from trainer.distributed.world import take_world
 from trainer.engine import deepspeed_internals as internals
 from trainer.engine.ema import WeightEMA
-from trainer.engine.optimizers import STATE, make_optimizer, parameter_groups
+from trainer.engine.optimizers import STATE, make_optimizer, parameter_groups, skips_by_itself
 from trainer.engine.partition import Fragment, Partition
 from trainer.engine.precision import MODES, Precision
 from trainer.engine.state_keys import EMA, WEIGHTS, Range
@@ -92,6 +91,8 @@ def deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
+        # It waits for the device twice in each micro batch.
+        "timers": {"throughput": {"enabled": False}},
     }
     if config.precision == "bf16":
         result["bf16"] = {"enabled": True, "check_grad_overflow": True}
@@ -121,16 +122,17 @@ def check_device(precision: Precision) -> None:
 
 
 class StepResult(NamedTuple):
-    """What came of an optimizer step.
+    """What came of an optimizer step: scalars, which may still be computed. To read one waits for
+    the device.
 
-    loss: this rank's mean over its micro batches, a float32 scalar on its device. norm: of the
-    gradient before it was clipped, the same on all ranks; not finite where nothing was applied.
-    applied: whether the weights were changed.
+    loss: float32, this rank's mean over its micro batches. norm: of the gradient before it was
+    clipped, the same on all ranks; not finite where nothing was applied. applied: bool, whether the
+    weights were changed.
     """
 
     loss: Tensor
-    norm: float
-    applied: bool
+    norm: Tensor
+    applied: Tensor
 
 
 class Engine:
@@ -187,17 +189,34 @@ class Engine:
         self.ema = (
             WeightEMA(self.partition, config.ema_decay) if config.ema_decay is not None else None
         )
-        self.applied = 0  # updates so far
+        self._skips_by_itself = skips_by_itself(self._base)
+        # Updates so far, beside the weights: on the CPU where the optimizer is offloaded.
+        offloaded = config.offload != "none"
+        self._applied = torch.zeros(
+            (), dtype=torch.int64, device="cpu" if offloaded else self.device
+        )
         self._engine.train()
 
+    @property
+    def applied(self) -> int:
+        """The number of updates so far. To read it waits for the device."""
+        return int(self._applied)
+
     def optimizer_step(
-        self, micro_batches: Iterable[dict[str, Any]], learning_rate: float, own: Stopwatch
+        self,
+        micro_batches: Iterable[dict[str, Any]],
+        learning_rate: float,
+        own: Stopwatch,
+        before_backward: Callable[[], None] = lambda: None,
     ) -> StepResult:
         """Take one optimizer step over all micro batches. A gradient that is not finite changes
         nothing, on any rank.
 
+        Nothing here waits for the device. ZeRO itself does, once it has the norm, to learn whether
+        it skips the step (docs/performance.md).
+
         own: a clock that runs while this rank works alone, from making inputs to the end of the
-        forward pass.
+        forward pass. before_backward: called when the forward pass of a micro batch is under way.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate * group.get("scale", 1.0)
@@ -207,34 +226,46 @@ class Engine:
             own.start()
             loss = self._engine(**next(batches))
             own.stop()
+            before_backward()
             self._engine.backward(loss)
             if self._stage == 0 and index + 1 == self._accumulation:
-                norm = self._clip_whole_gradients()
+                norm, applied = self._clip_whole_gradients()
             self._engine.step()
             losses.append(loss.detach().float())
         if self._stage:
-            norm = float(self._engine.get_global_grad_norm())
-        applied = math.isfinite(norm) and bool(self._engine.was_step_applied())
+            norm, applied = self._outcome_of_zero()
+        self._applied += applied
+        if self.ema:
+            self.ema.update(self._applied, applied)
+        return StepResult(torch.stack(losses).mean(), norm, applied)
+
+    def _clip_whole_gradients(self) -> tuple[Tensor, Tensor]:
+        """Do what ZeRO does by itself in stages 1 to 3: clip the gradients, and have the optimizer
+        skip the step where they are not finite. Returns their norm, and whether they are finite."""
+        trained = [p for p in self._network.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        finite = norm.isfinite()
+        if self._clip:
+            torch.nn.utils.clip_grads_with_norm_(trained, self._clip, norm)
+        if self._skips_by_itself:
+            self._base.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
+        elif not finite:  # this waits for the device
+            for parameter in trained:
+                parameter.grad = None
+        return norm, finite
+
+    def _outcome_of_zero(self) -> tuple[Tensor, Tensor]:
+        """The norm of the gradient, and whether the step was applied. ZeRO knows on the host which
+        steps it skips, and states no norm of theirs but infinity."""
+
+        def scalar(value: float) -> Tensor:
+            return torch.full((), value, device=self._applied.device)
+
+        norm, applied = self._engine.get_global_grad_norm(), self._engine.was_step_applied()
         if not applied:
             # ZeRO-3 skips a step without gathering again the parameters that it keeps whole.
             self.partition.publish()
-        if applied:
-            self.applied += 1
-            if self.ema:
-                self.ema.update(self.applied)
-        return StepResult(torch.stack(losses).mean(), norm, applied)
-
-    def _clip_whole_gradients(self) -> float:
-        """Do what ZeRO does by itself in stages 1 to 3: clip the gradients, or drop them where they
-        are not finite. Returns their norm."""
-        trained = [p for p in self._network.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-        if not bool(norm.isfinite()):
-            for parameter in trained:
-                parameter.grad = None
-        elif self._clip:
-            torch.nn.utils.clip_grads_with_norm_(trained, self._clip, norm)
-        return float(norm)
+        return norm if isinstance(norm, Tensor) else scalar(norm), scalar(applied)
 
     @property
     def state_keys(self) -> tuple[str, ...]:
@@ -285,7 +316,7 @@ class Engine:
         `buffers()`, `scaler()` and `applied` were. with_ema: whether the state has a moving average
         of the weights; where one is wanted and missing, it starts from the weights.
         """
-        self.applied = applied
+        self._applied.fill_(applied)
         self.partition.make_state(self._base, self._state_keys, applied)
         for fragment in self.partition.held:
             at = (fragment.name, fragment.start, fragment.length)

@@ -250,6 +250,12 @@ def make_optimizer(config: RunConfig, groups: list[dict[str, Any]], on_cuda: boo
     return optimizer
 
 
+def skips_by_itself(optimizer: Optimizer) -> bool:
+    """Whether a step of the optimizer changes nothing where its attribute `found_inf`, a scalar on
+    the device, is 1. So do PyTorch's fused kernels, for its gradient scaler."""
+    return isinstance(optimizer, AdamW)
+
+
 def _apex(config: RunConfig, on_cuda: bool) -> Any:
     """apex.optimizers, or None. The package of that name on PyPI is another one and has no
     `optimizers`."""

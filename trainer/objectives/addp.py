@@ -9,7 +9,6 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.streaming.loader import Batch
 from model.addp import ADDP
 from model.denoising import FrozenNetworks
 from model.errors import ConfigError
@@ -19,7 +18,7 @@ from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
 from trainer.engine.precision import MODES
-from trainer.objectives.base import Inputs, Objective, on_device
+from trainer.objectives.base import Inputs, Objective
 from trainer.objectives.counting import (
     inference_flops,
     logit_activations,
@@ -27,7 +26,7 @@ from trainer.objectives.counting import (
     transformer_activations,
 )
 from trainer.objectives.initial_weights import given_network, take_initial_weights, without_values
-from trainer.objectives.tokens import TokenObjective, row_weights
+from trainer.objectives.tokens import TokenBatch, TokenObjective
 
 
 def load_frozen(config: RunConfig) -> FrozenNetworks:
@@ -73,6 +72,7 @@ class ADDPObjective(TokenObjective):
     """Trains ADDP on what a frozen tokenizer and a frozen predictor make of the tokens."""
 
     initial_section = "addp"
+    inputs_ahead = True
 
     def __init__(self, config: RunConfig, fresh: bool = False) -> None:
         frozen = load_frozen(config)
@@ -85,17 +85,15 @@ class ADDPObjective(TokenObjective):
         self.initial_weights = take_initial_weights(config, network, fresh)
         self.exported = self.network = network
 
-    def inputs(self, batch: Batch, step: int, device: torch.device) -> Inputs:
-        """As `denoising_inputs` has them, for masks that are drawn by the index of the samples."""
+    def draw_masks(self, draw: int, start: int, count: int, length: int) -> DenoisingMasks:
+        return denoising_masks(self.config.seed, draw, start, count, length)
+
+    def inputs(self, batch: TokenBatch, step: int, device: torch.device) -> Inputs:
+        """As `denoising_inputs` has them."""
         # To go through all tensors takes 10 ms a step, whether one moves or not.
         if self.frozen_networks.device != device:
             self.frozen_networks.to(device)
-        ids = on_device(device, batch.ids.astype("int64"))
-        masks = denoising_masks(
-            self.config.seed, self.ratio_draw(batch, step), batch.start, *ids.shape
-        )
-        masks = masks._replace(mask_t=masks.mask_t.to(device), mask_next=masks.mask_next.to(device))
-        weights = row_weights(batch, device)
+        ids, masks, weights = batch.on(device)
         return denoising_inputs(
             self.frozen_networks, ids, masks, self.config.label_smoothing, weights
         )

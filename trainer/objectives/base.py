@@ -60,6 +60,10 @@ class Objective(ABC):
     # what it needs at every start.
     initial_section: ClassVar[str | None] = None
 
+    # Whether `inputs` runs frozen networks and draws nothing from PyTorch's generators, so that it
+    # can be called ahead of its turn, and is worth it.
+    inputs_ahead: ClassVar[bool] = False
+
     def __init__(self, config: RunConfig, fresh: bool = False) -> None:
         """fresh: there is no checkpoint to go on from, so that `exported` takes the initial
         weights."""
@@ -72,14 +76,15 @@ class Objective(ABC):
 
     @abstractmethod
     def batch(self, step: int, offset: int, count: int) -> Any:
-        """The data of the samples offset .. offset+count-1 of the global batch of a data step. Runs
-        in a thread, one step ahead."""
+        """The data of the samples offset .. offset+count-1 of the global batch of a data step, in
+        host memory. Runs in a thread, ahead of the steps."""
 
     @abstractmethod
     def inputs(self, batch: Any, step: int, device: torch.device) -> Inputs:
-        """What `network` is called with for that batch: tensors on `device`, masks, and what the
-        frozen networks make of the data. PyTorch's generators are seeded by the batch's index in
-        the data, so that what is drawn here depends on nothing else."""
+        """What `network` is called with for that batch: tensors on `device`, and what the frozen
+        networks make of the data. It waits for no work on the device. PyTorch's generators are
+        seeded by the batch's index in the data, so that what is drawn here depends on nothing
+        else."""
 
     @abstractmethod
     def close(self) -> None:
@@ -205,8 +210,12 @@ class Objective(ABC):
         return f"`addp export {run}`"
 
 
+def pinned(tensor: Tensor) -> Tensor:
+    """A tensor of the host in pinned memory, if there is CUDA: only from there does a copy to the
+    device not wait for the work before it."""
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+
+
 def on_device(device: torch.device, array: NDArray[Any]) -> Tensor:
-    """An array as a tensor on the device. It goes to CUDA by way of pinned memory, so that the copy
-    does not wait for the work before it."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    """An array as a tensor on the device, by way of pinned memory."""
+    return pinned(torch.from_numpy(array)).to(device, non_blocking=True)

@@ -9,14 +9,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from data_pipeline.streaming.loader import Batch
-from model.masking import mage_masks
+from model.masking import MageMasks, mage_masks
 from model.predictor import TokenPredictor
 from trainer.config.schema import RunConfig
-from trainer.objectives.base import Inputs, Objective, on_device
+from trainer.objectives.base import Inputs, Objective
 from trainer.objectives.counting import logit_activations, transformer_activations
 from trainer.objectives.initial_weights import take_initial_weights, without_values
-from trainer.objectives.tokens import TokenObjective, row_weights
+from trainer.objectives.tokens import TokenBatch, TokenObjective
 
 
 class MageObjective(TokenObjective):
@@ -32,17 +31,19 @@ class MageObjective(TokenObjective):
         self.exported = self.network = network
         self.frozen = {"tokenizer": self.loader.manifest.tokenizer}
 
-    def inputs(self, batch: Batch, step: int, device: torch.device) -> Inputs:
+    def draw_masks(self, draw: int, start: int, count: int, length: int) -> MageMasks:
+        return mage_masks(self.config.seed, draw, start, count, length)
+
+    def inputs(self, batch: TokenBatch, step: int, device: torch.device) -> Inputs:
         """ids: (B, L) int64. mask: (B, L) bool, True where a token is to be predicted. kept: (B,
         M) int64, the positions that the encoder sees."""
-        ids = on_device(device, batch.ids.astype("int64"))
-        masks = mage_masks(self.config.seed, self.ratio_draw(batch, step), batch.start, *ids.shape)
+        ids, masks, weights = batch.on(device)
         return {
             "ids": ids,
-            "mask": masks.mask.to(device),
-            "kept": masks.kept.to(device),
+            "mask": masks.mask,
+            "kept": masks.kept,
             "smoothing": self.config.label_smoothing,
-            "weights": row_weights(batch, device),
+            "weights": weights,
         }
 
     @classmethod

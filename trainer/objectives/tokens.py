@@ -1,7 +1,11 @@
-"""What the objectives that read token shards share: the loader, mask ratios, and the start of the
-output bias."""
+"""What the objectives that read token shards share: the loader, masks, and the start of the output
+bias."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,12 +14,34 @@ from data_pipeline.storage import LocalStore
 from data_pipeline.streaming.loader import Batch, LoaderOptions, TokenLoader
 from model.errors import ConfigError
 from trainer.config.schema import RunConfig
-from trainer.objectives.base import Objective, on_device
+from trainer.objectives.base import Objective, pinned
 from trainer.objectives.registry import trained_sizes
 from trainer.run_folder import RunFolder
 
 # Where the output bias starts from the data: the bias of vocabulary entries that are no codes.
 _UNUSED_LOGIT = -12.0
+
+T = TypeVar("T", bound=tuple[Any, ...])
+
+
+class TokenBatch(NamedTuple):
+    """A micro batch in pinned host memory, with its masks.
+
+    ids: (B, L) int64. masks: as `draw_masks` of the objective returns them. weights: (B,) float32,
+    0 for rows of quarantined shards and for padding; None if all rows count.
+    """
+
+    ids: Tensor
+    masks: Any
+    weights: Tensor | None
+
+    def on(self, device: torch.device) -> TokenBatch:
+        """The same batch on a device. The copies wait for nothing that is computed there."""
+
+        def move(parts: T) -> T:
+            return _each_tensor(parts, lambda part: part.to(device, non_blocking=True))
+
+        return move(self._replace(masks=move(self.masks)))
 
 
 class TokenObjective(Objective):
@@ -74,14 +100,25 @@ class TokenObjective(Objective):
                 bias.fill_(_UNUSED_LOGIT)
                 bias[..., : len(frequencies)] = frequencies.log().to(bias)
 
-    def ratio_draw(self, batch: Batch, step: int) -> int:
-        """The number of the mask ratio that a micro batch gets: that of the step (ADDP algorithm
-        1), or one of its own, as in the reference."""
-        return step if self.config.mask_ratio_scope == "step" else batch.start
+    @abstractmethod
+    def draw_masks(self, draw: int, start: int, count: int, length: int) -> tuple[Any, ...]:
+        """The masks of the samples with global indices start .. start+count-1, of `length` tokens
+        each: a named tuple of tensors and numbers. draw: the number of the mask ratio."""
 
-    def batch(self, step: int, offset: int, count: int) -> Batch:
-        """The tokens of the samples: ids (B, L), and weights (B,) where some rows do not count."""
-        return self.loader.batch(step, offset, count)
+    def batch(self, step: int, offset: int, count: int) -> TokenBatch:
+        """The tokens of the samples, and their masks. A micro batch gets the mask ratio of the step
+        (ADDP algorithm 1) or one of its own, as in the reference."""
+        return self._masked(self.loader.batch(step, offset, count), step)
+
+    def _masked(self, batch: Batch, step: int) -> TokenBatch:
+        ids, _, start, weights = batch
+        draw = step if self.config.mask_ratio_scope == "step" else start
+        masked = TokenBatch(
+            torch.from_numpy(ids.astype("int64")),
+            _each_tensor(self.draw_masks(draw, start, *ids.shape), pinned),
+            None if weights is None else torch.from_numpy(weights),
+        )
+        return _each_tensor(masked, pinned)
 
     def close(self) -> None:
         self.loader.close()
@@ -116,6 +153,6 @@ class TokenObjective(Objective):
         )
 
 
-def row_weights(batch: Batch, device: torch.device) -> Tensor | None:
-    """(B,) float32, 0 for rows of quarantined shards and for padding; None where all rows count."""
-    return None if batch.weights is None else on_device(device, batch.weights)
+def _each_tensor(parts: T, change: Callable[[Tensor], Tensor]) -> T:
+    """A named tuple, with each of its tensors changed."""
+    return type(parts)(*(change(part) if isinstance(part, Tensor) else part for part in parts))

@@ -97,8 +97,8 @@ def observe(arguments: list[str]) -> int:
         rows.append(
             {
                 "skipped": (
-                    skipped.norm,
-                    skipped.applied,
+                    float(skipped.norm),
+                    bool(skipped.applied),
                     all(torch.equal(*pair) for pair in weights),
                 ),
                 "engine": str(engine._engine.communication_data_type),
@@ -106,7 +106,7 @@ def observe(arguments: list[str]) -> int:
                 "state": sorted({f"{key} {v.dtype}" for key, _, v in engine.owned()}),
                 "seen": sorted(network.seen),
                 "losses": [float(result.loss) for result in results],
-                "norms": [result.norm for result in results],
+                "norms": [float(result.norm) for result in results],
             }
         )
         summed.clear()
@@ -169,10 +169,8 @@ def overflow(arguments: list[str]) -> int:
         before = engine.scaler()
         for x in [torch.randn(4, 64), *[torch.full((4, 64), torch.nan)] * 40, torch.randn(4, 64)]:
             result = engine.optimizer_step([{"x": x}] * 2, 1e-3, Stopwatch(False))
-            assert result.applied == math.isfinite(result.norm) == bool(x.isfinite().all()), (
-                stage,
-                result,
-            )
+            finite = bool(x.isfinite().all())
+            assert result.applied == result.norm.isfinite() == finite, (stage, result)
         assert before["cur_scale"] > engine.scaler()["cur_scale"] == 1, (stage, before)
         engine.fill(lambda key, name, start, length: torch.ones(length), {}, before, 1, False)
         assert engine.scaler() == before

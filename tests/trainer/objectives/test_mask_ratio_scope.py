@@ -63,7 +63,7 @@ def step_masks(objective: Objective, config: RunConfig, step: int, ranks: int) -
         with closing(Prefetch(objective, rank, accumulation, config.batch.micro)) as prefetch:
             masks += [
                 objective.inputs(batch, step, CPU)["mask"]
-                for batch in prefetch.get(step, None).result()
+                for batch in prefetch.get([step])[0].result()
             ]
     return masks
 

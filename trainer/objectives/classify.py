@@ -21,7 +21,7 @@ from trainer.engine.optimizers import layerwise_groups
 from trainer.objectives.augmentation import Augmentation
 from trainer.objectives.base import Inputs, on_device
 from trainer.objectives.counting import transformer_activations
-from trainer.objectives.images import ImageObjective, pixels_on
+from trainer.objectives.images import ImageObjective, Listed, pixels_on
 from trainer.objectives.initial_weights import InitialWeights
 
 
@@ -29,8 +29,10 @@ class ClassifyObjective(ImageObjective):
     """Trains a classifier on ADDP's encoder, as a whole or its head alone. A linear probe sees
     crops and flips only, as in MAE's protocol."""
 
-    def __init__(self, config: RunConfig, fresh: bool = False) -> None:
-        super().__init__(config, fresh)
+    def __init__(
+        self, config: RunConfig, fresh: bool = False, listed: Listed | None = None
+    ) -> None:
+        super().__init__(config, fresh, listed)
         section, classes = config.classifier, self.source.classes
         linear = section.method == "linear"
         network = Classifier(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from data_pipeline.storage import StorageError
 from model.errors import ADDPError
@@ -88,6 +89,15 @@ class Collectives:
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, group=self._group)
         return (total / self.world_size).tolist()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of each value over all ranks, on the device of `values`, the same bits on all of
+        them."""
+        if self.world_size == 1:
+            return values
+        total = values.to("cpu", copy=True)
+        dist.all_reduce(total, group=self._group)
+        return total.to(values.device)
 
     def all_gather(self, value: Any) -> list[Any]:
         """The values of all ranks, by rank, on all of them."""

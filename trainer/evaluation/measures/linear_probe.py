@@ -90,7 +90,7 @@ class LinearProbe:
         return mean.to(self._dtype), scale.to(self._dtype)
 
     def _standardised(self, features: Tensor) -> Tensor:
-        return (features - self._mean) / self._scale
+        return features.sub(self._mean).div_(self._scale)
 
     def _logits(self, x: Tensor, weights: Tensor) -> Tensor:
         return torch.addmm(weights[-1], x, weights[:-1])

@@ -56,7 +56,7 @@ class Augmentation:
         if torch.are_deterministic_algorithms_enabled():
             # kornia's `equalize` makes a running sum, which CUDA makes in no fixed order.
             images = images.cpu()
-        groups = torch.arange(len(images)).split(_TOGETHER)
+        groups = torch.split(torch.arange(len(images)), _TOGETHER)
         drawn = [self._rand.forward_parameters((len(g), *images.shape[1:])) for g in groups]
         for operations in zip(*drawn, strict=True):
             images = self._applied(operations, groups, images)

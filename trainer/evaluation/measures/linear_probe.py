@@ -109,14 +109,15 @@ class LinearProbe:
             weights.grad = gradient / first
             return loss / first
 
-        torch.optim.LBFGS(
+        optimizer = torch.optim.LBFGS(
             [weights],
             max_iter=_MOST_STEPS,
             tolerance_grad=tolerance,
             tolerance_change=torch.finfo(self._dtype).eps / 100,  # rounding, not progress
             history_size=_HISTORY,
             line_search_fn="strong_wolfe",
-        ).step(evaluate)
+        )
+        optimizer.step(evaluate)  # type: ignore[no-untyped-call]
         return weights.detach()
 
     def _loss(self, weights: Tensor) -> tuple[Tensor, Tensor]:

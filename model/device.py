@@ -1,8 +1,10 @@
-"""The device that a user names."""
+"""The device that a user names, and host memory that a GPU copies from."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from model.documents import show
 from model.errors import ConfigError
@@ -26,3 +28,10 @@ def usable_device(name: str) -> torch.device:
         first = (str(error).splitlines() or ["no reason given"])[0][:200]
         raise ConfigError(f"--device {name} cannot be used on this machine: {first}") from error
     return device
+
+
+def staging(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Return memory for bytes that go to this process's device. Where that is a GPU the memory is
+    pinned: a copy with `non_blocking` does not make the host wait, and PyTorch uses the memory anew
+    only after that copy."""
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()).numpy()

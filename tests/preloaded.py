@@ -24,7 +24,9 @@ MODULES = (
     "model.parity",
     "trainer.board",
     "trainer.engine.engine",
+    "trainer.evaluation.measures.linear_probe",
     "trainer.evaluation.measures.masked_tokens",
+    "trainer.evaluation.measures.neighbours",
     "trainer.evaluation.measures.recognition",
     "trainer.evaluation.measures.reconstruction",
     "trainer.evaluation.measures.sample_grids",
@@ -52,8 +54,6 @@ MODULES = (
     "deepspeed.runtime.zero.muon.original_muon",
     "matplotlib.pyplot",
     "pytest",
-    "sklearn.linear_model",
-    "sklearn.pipeline",
     "torch._dynamo",
     "torch.profiler._cupti_monitor",
 )

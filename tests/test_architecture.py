@@ -41,7 +41,6 @@ PACKAGES = list(ORDER)
 ONE_PLACE = {
     "deepspeed": "trainer/engine",
     "xformers": "model/attention.py",
-    "sklearn": "trainer/evaluation/measures/recognition.py",
     "kornia": "trainer/objectives/augmentation.py",
     "torch_fidelity": "trainer/evaluation/measures/fidelity.py",
     "apex": "trainer/engine/optimizers.py",

@@ -62,7 +62,7 @@ def train(
 
     from trainer.distributed.collectives import Collectives
     from trainer.engine.engine import start_distributed
-    from trainer.objectives.registry import make_objective
+    from trainer.objectives.registry import make_objective, objective_class
     from trainer.schedule import accumulation_steps
     from trainer.startup import prepare, set_up, takes_initial_weights
 
@@ -79,8 +79,10 @@ def train(
     collectives = Collectives(config.collective_timeout)
     attempt = prepare(folder, collectives)
     fresh = collectives.broadcast_from_rank0(lambda: takes_initial_weights(config, folder))
+    kind = objective_class(config.objective)
+    listed = collectives.broadcast_from_rank0(lambda: kind.listed(config))
     torch.manual_seed(config.seed)  # every rank starts from the same weights
-    objective = stack.enter_context(closing(make_objective(config, fresh)))
+    objective = stack.enter_context(closing(make_objective(config, fresh, listed)))
     trainer = set_up(
         config,
         folder,

@@ -122,6 +122,7 @@ def set_up(
     if config.deterministic:
         make_deterministic()
     identity, rank = objective.identity(), collectives.rank
+    seen_by_all(collectives, objective)
     same_on_all(collectives, config, {**identity, **objective.read_fingerprints()})
     total = total_steps(config.schedule, objective.epochs)
     recompute_blocks(objective.network, config.recompute_every)
@@ -259,10 +260,21 @@ def make_deterministic() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def seen_by_all(collectives: Collectives, objective: Objective) -> None:
+    """All ranks together: look whether each can read what rank 0 has listed for them. Raises
+    ConfigError that names the first rank that cannot."""
+    for rank, reason in enumerate(collectives.all_gather(objective.unseen())):
+        if reason is not None:
+            raise ConfigError(
+                f"rank {rank} cannot read the data that rank 0 has listed: {reason}; look whether "
+                "their hosts see the same storage, and start again"
+            )
+
+
 def same_on_all(collectives: Collectives, config: RunConfig, identity: dict[str, Any]) -> None:
     """All ranks together: compare the configuration, except for where things lie, and what was
-    read. Each rank reads and lists files by itself, and what hosts see of shared storage may
-    differ. Raises ConfigError that names the rank that differs from rank 0, and in what."""
+    read. Each rank reads files by itself, and what hosts see of shared storage may differ. Raises
+    ConfigError that names the rank that differs from rank 0, and in what."""
     digests = {
         key: hashlib.sha256(json.dumps(value).encode()).hexdigest()
         for key, value in identity.items()

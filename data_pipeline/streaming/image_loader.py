@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +22,14 @@ from model.errors import DataError
 
 log = logging.getLogger(__name__)
 _CACHE_BYTES = 512 * 2**20
+# Batches that are read ahead: so many steps, as far as they take no more than these bytes. The next
+# step's are always read.
+_STEPS_AHEAD = 4
+_AHEAD_BYTES = 256 * 2**20
+# As many are begun at once. The first batches of a run would else wait for those of later steps.
+_BEGUN_TOGETHER = 2
+
+Buffer = Callable[[tuple[int, ...]], NDArray[np.uint8]]
 
 
 class ImageBatch(NamedTuple):
@@ -31,12 +41,27 @@ class ImageBatch(NamedTuple):
     start: int
 
 
+class _Reading(NamedTuple):
+    """A batch that threads read: each fills its image's place in `pixels` and `labels`."""
+
+    pixels: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    images: list[Future[None]]
+
+    def drop(self) -> None:
+        for image in self.images:
+            image.cancel()
+
+
 class ImageLoader:
     """Random access to batches of seeded views; each epoch sees a new view of every image.
 
-    Threads read the images and keep them in memory, shrunk as far as the smallest crop allows. An
-    unreadable image is reported, and the next one takes its place. bad_limit: share of the images
-    that may be unreadable, at least one; more raise DataError.
+    Threads read the images, some batches ahead, and keep them in memory, shrunk as far as the
+    smallest crop allows. Decoding and resizing release Python's lock, so that threads share the
+    cores. An unreadable image is reported, and the next one takes its place.
+
+    bad_limit: share of the images that may be unreadable, at least one; more raise DataError.
+    buffer: makes the memory of a batch of a given shape; the trainer gives pinned memory.
     """
 
     def __init__(
@@ -48,6 +73,7 @@ class ImageLoader:
         seed: int,
         threads: int = 2,
         bad_limit: float = 0.01,
+        buffer: Buffer = lambda shape: np.empty(shape, np.uint8),
     ) -> None:
         self.recipe = recipe
         self._side = (
@@ -56,8 +82,10 @@ class ImageLoader:
             else recipe.size
         )
         self._cache: OrderedDict[str, Image.Image] = OrderedDict()
-        self._pool = ThreadPoolExecutor(threads)
-        self._ahead: dict[tuple[int, int, int], list[Future[tuple[NDArray[np.uint8], int]]]] = {}
+        self._cache_lock = Lock()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
+        self._buffer = buffer
+        self._ahead: dict[tuple[int, int, int], _Reading] = {}  # by step, offset and count
         self.store, self.images = source.store, source.images
         self.bad: dict[str, str] = {}  # image id -> reason
         self._bad_allowed = max(1, int(bad_limit * len(self.images)))
@@ -71,21 +99,23 @@ class ImageLoader:
             factor = min(image.size) // self._side
             if factor > 1:
                 image = image.reduce(factor)
-            # Entries are about equal in size, so counting them bounds the memory.
-            if (
-                len(self._cache) + 1
-            ) * 3 * image.width * image.height > _CACHE_BYTES and self._cache:
-                self._cache.popitem(last=False)
-            self._cache[entry.id] = image
+            with self._cache_lock:
+                # Entries are about equal in size, so counting them bounds the memory.
+                size = 3 * image.width * image.height
+                if self._cache and (len(self._cache) + 1) * size > _CACHE_BYTES:
+                    self._cache.popitem(last=False)
+                self._cache[entry.id] = image
         return image
 
-    def _view(self, row: int, epoch: int) -> tuple[NDArray[np.uint8], int]:
-        """Return a view of the image at `row`, or of the next one that can be read, and its
-        label."""
+    def _read(self, row: int, epoch: int, batch: _Reading, place: int) -> None:
+        """Put a view of the image at `row`, or of the next one that can be read, and its label at a
+        place of the batch."""
         while True:
             entry = self.images[row % len(self.images)]
             try:
-                return make_view(self._image(entry), entry.id, epoch, self.recipe), entry.label
+                batch.pixels[place] = make_view(self._image(entry), entry.id, epoch, self.recipe)
+                batch.labels[place] = entry.label
+                return
             except BadImage as error:
                 if entry.id not in self.bad:
                     log.warning("%s; the next image takes its place", error)
@@ -96,12 +126,28 @@ class ImageLoader:
                     ) from error
             row += 1
 
-    def _start(
-        self, step: int, offset: int, count: int
-    ) -> list[Future[tuple[NDArray[np.uint8], int]]]:
+    def _start(self, step: int, offset: int, count: int) -> _Reading:
         epoch, position = self.schedule.locate(step)
         rows = self.order.locate(epoch, position + offset, count).row
-        return [self._pool.submit(self._view, int(row), epoch) for row in rows]
+        size = self.recipe.size
+        batch = _Reading(self._buffer((count, size, size, 3)), np.empty(count, np.int64), [])
+        for place, row in enumerate(rows):
+            batch.images.append(self._pool.submit(self._read, int(row), epoch, batch, place))
+        return batch
+
+    def _read_ahead(self, step: int, offset: int, count: int) -> None:
+        """Begin to read the same slice of the next steps, and drop it of steps that were passed
+        over."""
+        wanted = [(step + number, offset, count) for number in range(1, _STEPS_AHEAD + 1)]
+        for key in [key for key in self._ahead if key[1:] == (offset, count)]:
+            if key not in wanted:
+                self._ahead.pop(key).drop()
+        size = 3 * count * self.recipe.size**2
+        held = sum(batch.pixels.nbytes for batch in self._ahead.values())
+        for key in [key for key in wanted if key not in self._ahead][:_BEGUN_TOGETHER]:
+            if key == wanted[0] or held + size <= _AHEAD_BYTES:
+                self._ahead[key] = self._start(*key)
+                held += size
 
     def close(self) -> None:
         """Drop what is being read, without waiting."""
@@ -109,9 +155,10 @@ class ImageLoader:
 
     def batch(self, step: int, offset: int, count: int) -> ImageBatch:
         """Return the samples offset .. offset+count-1 of a step's global batch, and start those of
-        the next step. Raises DataError if too many images are unreadable."""
-        futures = self._ahead.pop((step, offset, count), None) or self._start(step, offset, count)
-        self._ahead[step + 1, offset, count] = self._start(step + 1, offset, count)
-        pixels, labels = zip(*(f.result() for f in futures), strict=True)
+        the next steps. Raises DataError if too many images are unreadable."""
+        batch = self._ahead.pop((step, offset, count), None) or self._start(step, offset, count)
+        self._read_ahead(step, offset, count)
+        for image in batch.images:
+            image.result()
         start = step * self.schedule.global_batch + offset
-        return ImageBatch(np.stack(pixels), np.array(labels, np.int64), start)
+        return ImageBatch(batch.pixels, batch.labels, start)

@@ -1,23 +1,32 @@
-"""Tokenizing, generation and augmentation on the GPU against the CPU."""
+"""Tokenizing, generation, augmentation and probes on the GPU against the CPU."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from data_pipeline.images.sources import split_of
+from data_pipeline.images.views import ViewRecipe
 from data_pipeline.sharding.encoder import TokenEncoder
+from data_pipeline.streaming.image_loader import ImageLoader
 from model.addp import ADDP
 from model.config import Geometry, TokenizerConfig, TransformerConfig
+from model.device import staging
 from model.sampler import generate
 from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 from tests.conftest import fresh_tokenizer
+from tests.gpu.conftest import DEVICE
+from tests.gpu.processes import finish
 from trainer.config.schema import AugmentationSection
 from trainer.objectives.augmentation import Augmentation
+from trainer.objectives.images import pixels_on
 
 pytestmark = pytest.mark.gpu
 Say = Callable[[str], None]
@@ -110,3 +119,31 @@ def test_deterministic_randaugment_is_the_cpus(device: torch.device) -> None:
     section = AugmentationSection(mixup=0, cutmix=0, erasing=0)
     ours, expected = augmented(device, section)[0], augmented(torch.device("cpu"), section)[0]
     assert torch.equal(ours.cpu(), expected)
+
+
+def test_batches_of_images_arrive_whole(device: torch.device, images: Path) -> None:
+    """The host goes on while a batch is copied, and its memory is used again."""
+    source = split_of(images, "train")
+
+    def batches(place: torch.device) -> list[torch.Tensor]:
+        loader = ImageLoader(
+            source, ViewRecipe(size=64), global_batch=32, seed=0, threads=4, buffer=staging
+        )
+        return [pixels_on(place, loader.batch(step, 0, 32)).cpu() for step in range(12)]
+
+    assert all(map(torch.equal, batches(device), batches(torch.device("cpu"))))
+
+
+def test_probes_are_the_cpus(say: Say, tmp_path: Path) -> None:
+    """A vote may differ by a neighbour that is as near as another. Weights in float64 agree to
+    1e-6, those of float32 products to 1e-3."""
+    module = "tests.trainer.evaluation.measures.probing"
+    files = {place: tmp_path / place for place in ("cpu", DEVICE)}
+    finish(*(["-m", module, str(file), place] for place, file in files.items()))
+    expected, found = (load_file(files[place]) for place in ("cpu", DEVICE))
+    worst = {"top1": 0.0, "float64": 0.0, "float32": 0.0}
+    for name, value in expected.items():
+        kind = next(kind for kind in worst if kind in name)
+        worst[kind] = max(worst[kind], float((value - found[name]).abs().max()))
+    say(f"probes, differences from the CPU: {worst}")
+    assert worst["top1"] <= 0.02 and worst["float64"] < 1e-6 and worst["float32"] < 1e-3

@@ -108,6 +108,15 @@ class Collectives:
         dist.all_reduce(total, group=self._group)
         return (total / self.world_size).tolist()
 
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of each value over all ranks, on the device of `values`, the same bits on all of
+        them."""
+        if self.world_size == 1:
+            return values
+        total = values.to("cpu", copy=True)
+        dist.all_reduce(total, group=self._group)
+        return total.to(values.device)
+
     def all_gather(self, value: Any) -> list[Any]:
         """The values of all ranks, by rank, on all of them."""
         values: list[Any] = [None] * self.world_size

@@ -35,6 +35,13 @@ _MPI = {  # rank, size, rank and size on this host
     ),
     "MPI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 }
+# How many processes this host has: by launchers, and by srun's --ntasks-per-node.
+_LOCAL_SIZES = (
+    "LOCAL_WORLD_SIZE",
+    "LOCAL_SIZE",
+    *(names[3] for names in _MPI.values()),
+    "SLURM_NTASKS_PER_NODE",
+)
 _ASK = (
     "start it with a launcher (`addp train`, deepspeed, torchrun), or set RANK, WORLD_SIZE, "
     "LOCAL_RANK, MASTER_ADDR and MASTER_PORT for each process"
@@ -84,6 +91,15 @@ def take_world(environment: MutableMapping[str, str] = os.environ) -> World:
         else:
             environment[name] = value
     return World(int(own["RANK"]), int(own["WORLD_SIZE"]), int(own["LOCAL_RANK"]))
+
+
+def own_cores(environment: Mapping[str, str] = os.environ) -> int:
+    """The processor cores that this rank may use, at least 1: its share of those that it and the
+    other ranks of its host have. Where nobody says how many ranks the host has, all of the world
+    count."""
+    usable = len(os.sched_getaffinity(0))
+    local = next((_stated(name, environment) for name in _LOCAL_SIZES if name in environment), 0)
+    return max(1, usable // (local or _stated("WORLD_SIZE", environment) or 1))
 
 
 def refuse_tasks(command: str, environment: Mapping[str, str] = os.environ) -> None:

@@ -20,7 +20,7 @@ from model.errors import ConfigError
 from model.precision import keep_float32
 from trainer.config.schema import RunConfig
 from trainer.distributed.meeting import LONG, join_ranks
-from trainer.distributed.world import take_world
+from trainer.distributed.world import own_cores, take_world
 from trainer.engine import deepspeed_internals as internals
 from trainer.engine.ema import WeightEMA
 from trainer.engine.optimizers import STATE, make_optimizer, parameter_groups, skips_by_itself
@@ -51,8 +51,7 @@ def start_distributed(timeout: float = LONG) -> tuple[int, int, torch.device]:
     else:
         device = torch.device("cpu")
         keep_freed_memory()
-        local = int(os.environ.get("LOCAL_WORLD_SIZE") or world.size)
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+        torch.set_num_threads(own_cores())
         internals.without_shared_memory_kernel()
     # DeepSpeed calls collectives by names that PyTorch is about to change; that is no news for the
     # user of a run.

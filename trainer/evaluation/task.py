@@ -20,12 +20,13 @@ from model.vq import VQTokenizer
 from trainer.checkpointing.format import Manifest
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives
-from trainer.evaluation.contents import Contents
-from trainer.evaluation.crops import Crop, Crops
+from trainer.evaluation.contents import Contents, Listing
+from trainer.evaluation.crops import Chunk, Crop, Crops
 from trainer.evaluation.options import ResolvedOptions, SetOptions
 from trainer.evaluation.results import suffix
 from trainer.evaluation.sample_set import SampleSet
 from trainer.evaluation.trained import Trained, frozen_tokenizer
+from trainer.objectives.images import reading_threads
 from trainer.run_folder import Weights
 
 T = TypeVar("T")
@@ -65,6 +66,7 @@ class Task:
         self.network = checkpoint.network.to(device).eval()
         self._checkpoint, self._contents, self._tokenizer = checkpoint, contents, tokenizer
         self._sets = work / f"samples{suffix(checkpoint.weights)}"
+        self._listings: dict[str, Listing] = {}
         self._crops: dict[tuple[str, Split, Crop], Crops] = {}
         self._computed: dict[Hashable, Any] = {}
 
@@ -102,13 +104,9 @@ class Task:
         return self.options.images
 
     def _opened(self, location: str, split: Split, crop: Crop) -> Crops:
-        """All ranks take rank 0's listing, which the key of the result was computed from: hosts may
-        see different states of shared storage."""
         wanted = (location, split, crop)
         if wanted not in self._crops:
-            listing = self.collectives.broadcast_from_rank0(
-                lambda: self._contents.listing(location)
-            )
+            listing = self._listing(location)
             images = tuple(of_split(listing.images, split, self.options.held_out))
             if not images:
                 raise DataError(
@@ -122,8 +120,18 @@ class Task:
                 size=self.image_size,
                 chunk=self.options.batch,
                 crop=crop,
+                threads=reading_threads(location),
             )
         return self._crops[wanted]
+
+    def _listing(self, location: str) -> Listing:
+        """All ranks take rank 0's listing, which the key of the result was computed from: hosts may
+        see different states of shared storage."""
+        if location not in self._listings:
+            self._listings[location] = self.collectives.broadcast_from_rank0(
+                lambda: self._contents.listing(location)
+            )
+        return self._listings[location]
 
     @cached_property
     def samples(self) -> SampleSet:
@@ -166,9 +174,17 @@ class Task:
 
         Returns all results, in order, on rank 0; an empty list on the other ranks.
         """
-        mine = range(self.collectives.rank, chunks, self.collectives.world_size)
-        with self.progress(title, len(mine)) as progress:
+        with self.progress(title, len(self.own(chunks))) as progress:
             return self.collectives.divide(chunks, work, progress.advance)
+
+    def over_images(self, title: str, crops: Crops, work: Callable[[Chunk], T]) -> list[T]:
+        """As `over`, for all chunks of images; the next ones are read meanwhile."""
+        chunks = crops.each(self.own(crops.chunks))
+        return self.over(title, crops.chunks, lambda _: work(next(chunks)))
+
+    def own(self, chunks: int) -> range:
+        """Which of a number of chunks are this rank's."""
+        return range(self.collectives.rank, chunks, self.collectives.world_size)
 
     def progress(self, title: str, total: int) -> Progress:
         """Show how far rank 0 is, in batches."""

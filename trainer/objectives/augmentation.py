@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,9 +18,8 @@ from torch import Tensor
 
 from trainer.config.schema import AugmentationSection
 
-# So many images share the operations that RandAugment draws: one at a time would take four times as
-# long.
-_TOGETHER = 4
+_SHAPE = "forward_input_shape"  # the one parameter of kornia's that is not by image
+_TOGETHER = 4  # so many neighbours share the operations that RandAugment draws
 
 
 class Augmentation:
@@ -56,8 +56,40 @@ class Augmentation:
         if torch.are_deterministic_algorithms_enabled():
             # kornia's `equalize` makes a running sum, which CUDA makes in no fixed order.
             images = images.cpu()
-        distorted = [self._rand(few) for few in torch.split(images, _TOGETHER)]
-        return torch.cat(distorted).clamp(0, 1).to(device)
+        groups = torch.split(torch.arange(len(images)), _TOGETHER)
+        drawn = [self._rand.forward_parameters((len(g), *images.shape[1:])) for g in groups]
+        for operations in zip(*drawn, strict=True):
+            images = self._applied(operations, groups, images)
+        return images.clamp(0, 1).to(device)
+
+    def _applied(
+        self, operations: Sequence[Any], groups: Sequence[Tensor], images: Tensor
+    ) -> Tensor:
+        """Apply to each group of images its operation. Groups that drew the same one go together:
+        the calls, and what they cost, do not grow with the batch."""
+        drew: dict[str, list[int]] = {}
+        for number, operation in enumerate(operations):
+            drew.setdefault(operation.name, []).append(number)
+        distorted = torch.empty_like(images)
+        for numbers in drew.values():
+            rows = torch.cat([groups[number] for number in numbers]).to(images.device)
+            some = images[rows]
+            together = _together([operations[number] for number in numbers], some.shape)
+            distorted[rows] = self._rand.transform_inputs(some, params=[together])
+        return distorted
+
+
+def _together(operations: Sequence[Any], shape: Sequence[int]) -> Any:
+    """One application of an operation that has the parameters of several, as kornia draws them:
+    (name, [(name within, parameters by name)]), one row an image. shape: of all images."""
+    first = operations[0]
+    within, parameters = first.data[0].name, first.data[0].data
+    rows = {
+        name: torch.cat([operation.data[0].data[name] for operation in operations])
+        for name in parameters
+        if name != _SHAPE
+    }
+    return type(first)(first.name, [type(first)(within, {**rows, _SHAPE: torch.tensor(shape)})])
 
 
 def mixed(images: Tensor, target: Tensor, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:

@@ -72,6 +72,19 @@ class Objective(ABC):
         self.frozen: dict[str, str] = {}
         self.initial_weights: InitialWeights | None = None
 
+    # Before it trains, on all ranks together.
+
+    @classmethod
+    def listed(cls, config: RunConfig) -> Any:
+        """What rank 0 alone lists for all ranks, where that takes long: the constructor's third
+        argument on each of them. None: each rank reads by itself what the constructor needs.
+        Raises ADDPError."""
+        return None
+
+    def unseen(self) -> str | None:
+        """Why this rank cannot read what rank 0 has listed; None where it can."""
+        return None
+
     # While it trains.
 
     @abstractmethod

@@ -19,9 +19,9 @@ from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
 from trainer.engine.optimizers import layerwise_groups
 from trainer.objectives.augmentation import Augmentation
-from trainer.objectives.base import Inputs
+from trainer.objectives.base import Inputs, on_device
 from trainer.objectives.counting import transformer_activations
-from trainer.objectives.images import ImageObjective, pixels_on
+from trainer.objectives.images import ImageObjective, Listed, pixels_on
 from trainer.objectives.initial_weights import InitialWeights
 
 
@@ -29,8 +29,10 @@ class ClassifyObjective(ImageObjective):
     """Trains a classifier on ADDP's encoder, as a whole or its head alone. A linear probe sees
     crops and flips only, as in MAE's protocol."""
 
-    def __init__(self, config: RunConfig, fresh: bool = False) -> None:
-        super().__init__(config, fresh)
+    def __init__(
+        self, config: RunConfig, fresh: bool = False, listed: Listed | None = None
+    ) -> None:
+        super().__init__(config, fresh, listed)
         section, classes = config.classifier, self.source.classes
         linear = section.method == "linear"
         network = Classifier(
@@ -64,7 +66,7 @@ class ClassifyObjective(ImageObjective):
         """images: (B, 3, H, W) float32 in [0, 1]. target: (B, classes) float32, each row a
         distribution."""
         images = pixels_on(device, batch)
-        labels = torch.from_numpy(batch.labels).to(device)
+        labels = on_device(device, batch.labels)
         if self._augment is None:
             target = torch.nn.functional.one_hot(labels, self._classes).float()
         else:

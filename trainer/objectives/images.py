@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from data_pipeline.images.images import ImageSource
+from data_pipeline.images.images import BadImage, ImageEntry, ImageSource, read_image
+from data_pipeline.images.location import locate
 from data_pipeline.images.sources import split_of
+from data_pipeline.storage import StorageError, is_remote
 from data_pipeline.streaming.image_loader import ImageBatch, ImageLoader
+from model.device import staging
 from model.errors import ConfigError
 from trainer.config.schema import RunConfig
-from trainer.objectives.base import Objective, on_device
+from trainer.distributed.world import own_cores
+from trainer.objectives.base import Objective
+
+_MOST_THREADS = 64  # and connections to a store
+_REMOTE = 4  # threads a core where images come from a store: most of them wait for it
+_LOOKED_AT = 8  # images, on each rank, at a start
 
 
 def images_fingerprint(source: ImageSource) -> str:
@@ -24,13 +33,46 @@ def images_fingerprint(source: ImageSource) -> str:
     return digest.hexdigest()
 
 
+def reading_threads(location: str) -> int:
+    """How many threads of this rank read and decode the images of a source."""
+    return min(_MOST_THREADS, max(2, own_cores()) * (_REMOTE if is_remote(location) else 1))
+
+
+class Listed(NamedTuple):
+    """The images of a run, as rank 0 lists them for all ranks; some 50 bytes an image when sent.
+    classes: their names, which the labels of images index."""
+
+    images: tuple[ImageEntry, ...]
+    classes: tuple[str, ...]
+
+
 class ImageObjective(Objective):
     """Reads the training images of `data.images`, in views of the size that the networks have."""
 
-    def __init__(self, config: RunConfig, fresh: bool = False) -> None:
-        """Raises ConfigError where there are no images, or their views have another size than the
-        networks; DataError, StorageError."""
+    def __init__(
+        self, config: RunConfig, fresh: bool = False, listed: Listed | None = None
+    ) -> None:
+        """listed: the images, where rank 0 has listed them for all ranks; else they are listed
+        here. Raises what `listed` raises."""
         super().__init__(config, fresh)
+        images, classes = listed or self.listed(config)
+        assert config.data.images is not None
+        self.source = ImageSource(locate(config.data.images).store, images, classes)
+        self.loader = ImageLoader(
+            self.source,
+            config.data.views,
+            global_batch=config.batch.global_batch,
+            seed=config.seed,
+            threads=reading_threads(config.data.images),
+            buffer=staging,
+        )
+        self.epochs = self.loader.schedule
+        self.data_fingerprint = images_fingerprint(self.source)
+
+    @classmethod
+    def listed(cls, config: RunConfig) -> Listed:
+        """The training images. Raises ConfigError where there are none, or their views have another
+        size than the networks; DataError, StorageError."""
         data, size = config.data, config.tokenizer.sizes.image_size
         if data.images is None:
             raise ConfigError(
@@ -42,12 +84,21 @@ class ImageObjective(Objective):
                 f"data.views.size = {data.views.size} must equal tokenizer.sizes.image_size = "
                 f"{size}, the size that the networks are made for"
             )
-        self.source = split_of(data.images, "train", data.held_out)
-        self.loader = ImageLoader(
-            self.source, data.views, global_batch=config.batch.global_batch, seed=config.seed
-        )
-        self.epochs = self.loader.schedule
-        self.data_fingerprint = images_fingerprint(self.source)
+        source = split_of(data.images, "train", data.held_out)
+        return Listed(source.images, source.classes)
+
+    def unseen(self) -> str | None:
+        """Where none of a few images can be read, why not the last of them: single ones may be
+        damaged."""
+        images, reason = self.source.images, None
+        for image in images[:: max(1, len(images) // _LOOKED_AT)][:_LOOKED_AT]:
+            try:
+                read_image(self.source.store, image)
+            except (BadImage, StorageError) as error:
+                reason = str(error)
+            else:
+                return None
+        return reason
 
     def batch(self, step: int, offset: int, count: int) -> ImageBatch:
         """Views and labels of the samples."""
@@ -61,5 +112,7 @@ class ImageObjective(Objective):
 
 
 def pixels_on(device: torch.device, batch: ImageBatch) -> Tensor:
-    """The images of a batch on the device: (B, 3, H, W) float32 in [0, 1]."""
-    return on_device(device, batch.pixels).permute(0, 3, 1, 2).float() / 255
+    """The images of a batch on the device: (B, 3, H, W) float32 in [0, 1]. Bytes go over; they
+    become float32 there."""
+    pixels = torch.from_numpy(batch.pixels).to(device, non_blocking=True)
+    return pixels.permute(0, 3, 1, 2).float() / 255

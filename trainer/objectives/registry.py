@@ -122,10 +122,12 @@ def objective_class(name: str) -> type[Objective]:
     return chosen
 
 
-def make_objective(config: RunConfig, fresh: bool = False) -> Objective:
+def make_objective(config: RunConfig, fresh: bool = False, listed: Any = None) -> Objective:
     """The configured objective, with its data opened and its networks made.
 
     fresh: there is no checkpoint to go on from, so that the network takes the initial weights that
-    the configuration names. Raises what reading weights and data raises.
+    the configuration names. listed: what `Objective.listed` returned on rank 0, where ranks share
+    it. Raises what reading weights and data raises.
     """
-    return objective_class(config.objective)(config, fresh)
+    kind = objective_class(config.objective)
+    return kind(config, fresh) if listed is None else kind(config, fresh, listed)  # type: ignore[call-arg]

@@ -14,7 +14,7 @@ from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Inputs
-from trainer.objectives.images import ImageObjective, pixels_on
+from trainer.objectives.images import ImageObjective, Listed, pixels_on
 from trainer.objectives.initial_weights import take_initial_weights
 
 
@@ -23,13 +23,15 @@ class TokenizerObjective(ImageObjective):
 
     initial_section = "tokenizer"
 
-    def __init__(self, config: RunConfig, fresh: bool = False) -> None:
+    def __init__(
+        self, config: RunConfig, fresh: bool = False, listed: Listed | None = None
+    ) -> None:
         if config.precision != "fp32":
             raise ConfigError(
                 "objective tokenizer trains in fp32 only (its codebook averages need it): "
                 "set precision: fp32"
             )
-        super().__init__(config, fresh)
+        super().__init__(config, fresh, listed)
         tokenizer = VQTokenizer(config.tokenizer.sizes)
         training = TokenizerTraining(tokenizer, config.tokenizer_loss, config.seed)
         self.initial_weights = take_initial_weights(config, tokenizer, fresh)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from data_pipeline.images.sources import split_of
 from data_pipeline.images.views import ViewRecipe
 from data_pipeline.shards.manifest import MANIFEST, read_manifest
+from data_pipeline.streaming import image_loader
 from data_pipeline.streaming.image_loader import ImageLoader
 from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from model.errors import ConfigError, DataError
@@ -71,10 +73,13 @@ def test_refusals(tokens: Path, tmp_path: Path) -> None:
 
 
 def test_image_batches_are_a_function_of_the_step(images: Path) -> None:
-    source = split_of(images, "train")
+    """Not of the number of threads, nor of what was read ahead for other steps."""
+    source, threads = split_of(images, "train"), iter((1, 8))
 
     def loader() -> ImageLoader:
-        return ImageLoader(source, ViewRecipe(size=16), global_batch=8, seed=1)
+        return ImageLoader(
+            source, ViewRecipe(size=16), global_batch=8, seed=1, threads=next(threads)
+        )
 
     first = loader()
     batches = [first.batch(step, 0, 8).pixels for step in range(3)]
@@ -82,6 +87,32 @@ def test_image_batches_are_a_function_of_the_step(images: Path) -> None:
     np.testing.assert_array_equal(resumed.batch(2, 0, 4).pixels, batches[2][:4])
     np.testing.assert_array_equal(resumed.batch(2, 4, 4).pixels, batches[2][4:])
     assert batches[0].shape == (8, 16, 16, 3) and not np.array_equal(batches[0], batches[1])
+    for step in (0, 2, 1):  # as a rewind, and data that it leaves out
+        np.testing.assert_array_equal(first.batch(step, 0, 8).pixels, batches[step])
+
+
+def test_batches_are_read_ahead_within_a_bound(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four steps, in two slices each: as many as the memory allows, and always the next one."""
+    source = split_of(images, "train")
+
+    def ahead(room: int) -> int:
+        monkeypatch.setattr(image_loader, "_AHEAD_BYTES", room)
+        made = []
+
+        def buffer(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+            made.append(shape)
+            return np.empty(shape, np.uint8)
+
+        loader = ImageLoader(source, ViewRecipe(size=16), global_batch=8, seed=1, buffer=buffer)
+        slices = [loader.batch(step, offset, 4) for step in range(4) for offset in (0, 4)]
+        loader.close()
+        return len(made) - len(slices)
+
+    assert ahead(2**28) == 4 * 2
+    assert ahead(3 * 4 * 3 * 16 * 16) == 3
+    assert ahead(0) == 2
 
 
 def test_an_unreadable_image_is_replaced_up_to_a_limit(images: Path, tmp_path: Path) -> None:

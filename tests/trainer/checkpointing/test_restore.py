@@ -228,27 +228,36 @@ def test_a_rank_that_never_sees_the_files_ends_all_ranks(
     ), output
 
 
-def test_ranks_that_list_other_data_are_refused(images: Path, tmp_path: Path) -> None:
-    """They would train on different samples under the same numbers."""
-    options = (
-        "objective=tokenizer",
-        "tokenizer.sizes.size=tiny",
-        f"data.images={images}",
-        "data.views.size=16",
-    )
-    hidden = next(images.glob("*/*")).name
-    sabotage = Sabotage(rank=1, unlisted=(hidden,))
-    codes, output = run_world(tmp_path / "run", *options, "precision=fp32", sabotage=sabotage)
-    assert codes == [78, 78] and "rank 1 sees other files than rank 0: data differ" in output, (
-        output
-    )
-
-
 def elsewhere(arguments: list[str]) -> None:
     """Rank 1's host has the shared storage mounted at another place, and a cache of its own."""
     if os.environ["RANK"] == "1":
         arguments = [a.replace("/here/", "/there/") for a in arguments]
     run_and_leave(arguments)
+
+
+def image_options(images: Path) -> tuple[str, ...]:
+    sizes = ("tokenizer.sizes.size=tiny", "data.views.size=16")
+    return ("objective=tokenizer", f"data.images={images}", "precision=fp32", *sizes)
+
+
+def test_rank_0_lists_the_images_for_all(images: Path, tmp_path: Path) -> None:
+    """Rank 1, whose host shows it no name, reads what rank 0 has listed."""
+    names = tuple(file.name for file in images.glob("*/*"))
+    sabotage = Sabotage(rank=1, unlisted=names)
+    codes, output = run_world(tmp_path / "run", *image_options(images), sabotage=sabotage)
+    assert codes == [0, 0], output
+
+
+def test_a_rank_without_the_images_is_refused(images: Path, tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "here" / "images").symlink_to(images)
+    arguments = [f"run={tmp_path / 'run'}", *SMALL, *image_options(tmp_path / "here" / "images")]
+    done = Ranks(elsewhere, arguments, 2, tmp_path / "log").wait()
+    assert done.codes == [78, 78], done.output
+    assert (
+        "rank 1 cannot read the data that rank 0 has listed: cannot read the image" in done.output
+    )
 
 
 def test_hosts_may_have_the_storage_at_different_places(

@@ -13,7 +13,7 @@ from model.errors import ConfigError
 from tests.cluster.calling import addp
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.worlds import Ranks
-from trainer.distributed.world import World, host_names, take_world
+from trainer.distributed.world import World, host_names, own_cores, take_world
 from trainer.pretrain import run_and_leave
 from trainer.run_folder import RunFolder
 
@@ -49,6 +49,24 @@ def test_slurm_makes_a_world() -> None:
         name: value for name, value in TASK.items() if "STEP" not in name and name != "ENVIRONMENT"
     }
     assert take_world(bare) == World(3, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "cores"),
+    [
+        ({}, 16),
+        ({"WORLD_SIZE": "64", "LOCAL_WORLD_SIZE": "4"}, 4),
+        ({"WORLD_SIZE": "64", "LOCAL_SIZE": "8"}, 2),
+        (TASK | {"WORLD_SIZE": "4", "SLURM_NTASKS_PER_NODE": "2"}, 8),
+        ({"WORLD_SIZE": "4"}, 4),
+        ({"WORLD_SIZE": "64"}, 1),
+    ],
+)
+def test_ranks_share_the_cores_of_their_host(
+    environment: dict[str, str], cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert own_cores(environment) == cores
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from model.classifier import Classifier
 from model.config import ClassifierConfig
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Inputs
-from trainer.objectives.images import ImageObjective, pixels_on
+from trainer.objectives.images import ImageObjective, Listed, pixels_on
 from trainer.objectives.registry import IMAGE_KEYS, Entry
 
 ANGLES = ("0", "90", "180", "270")
@@ -29,8 +29,10 @@ ENTRY = Entry(
 
 
 class RotationObjective(ImageObjective):
-    def __init__(self, config: RunConfig, fresh: bool = False) -> None:
-        super().__init__(config, fresh)
+    def __init__(
+        self, config: RunConfig, fresh: bool = False, listed: Listed | None = None
+    ) -> None:
+        super().__init__(config, fresh, listed)
         network, _ = self.networks(config)
         self.exported = self.network = cast(Classifier, network)
 

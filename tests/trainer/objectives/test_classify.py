@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from kornia.augmentation.auto import RandAugment
 from safetensors.torch import load_file
 
 from data_pipeline.storage import LocalStore
@@ -190,6 +191,24 @@ def test_mixing_keeps_what_the_target_says() -> None:
             assert torch.allclose(pixels.mean((1, 2, 3)), labels @ torch.arange(4.0), atol=1e-5)
             assert torch.allclose(labels.sum(1), torch.ones(4))
     assert mixed(images, target, 0.0, 0.0)[0] is images
+
+
+def test_randaugment_of_a_batch_is_that_of_its_groups() -> None:
+    """Bit for bit: kornia's own, group by group of four. Every operation is drawn."""
+    section = AugmentationSection(erasing=0, mixup=0, cutmix=0)
+    augment, kornia, drawn = Augmentation(section, 2), RandAugment(2, 9), set[str]()
+    images, labels = torch.rand(42, 3, 24, 32), torch.arange(42) % 2
+    for seed in range(5):
+        torch.manual_seed(seed)
+        together, _ = augment(images, labels)
+        torch.manual_seed(seed)
+        torch.randint(2**31, (1,))  # which seeds Python's generator
+        groups = []
+        for group in images.split(4):
+            groups.append(kornia(group))
+            drawn |= {operation.name for operation in kornia._params}
+        assert torch.equal(together, torch.cat(groups).clamp(0, 1))
+    assert len(drawn) == 15
 
 
 def test_augmentation_is_a_function_of_the_seed() -> None:

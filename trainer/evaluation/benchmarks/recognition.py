@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from trainer.evaluation.benchmarks.base import IMAGES, UP, Benchmark, Metric, Outcome
@@ -43,9 +42,10 @@ class KNN(_Probe):
         return super().metric(name)
 
     def run(self, task: Task) -> Outcome:
-        from trainer.evaluation.measures.recognition import knn, probe
+        from trainer.evaluation.measures.neighbours import knn
+        from trainer.evaluation.measures.recognition import probe
 
-        return Outcome(probe(task, partial(knn, device=task.device)))
+        return Outcome(probe(task, knn))
 
 
 class LinearProbe(_Probe):
@@ -55,6 +55,7 @@ class LinearProbe(_Probe):
     summary = "logistic regression on frozen features"
 
     def run(self, task: Task) -> Outcome:
-        from trainer.evaluation.measures.recognition import linear, probe
+        from trainer.evaluation.measures.linear_probe import linear
+        from trainer.evaluation.measures.recognition import probe
 
         return Outcome(probe(task, linear))

@@ -59,7 +59,7 @@ def measure(task: Task) -> Outcome:
     metrics = {"cross_entropy": entropy, "unigram": unigram, "gain": unigram - entropy}
     if frozen is None or crops is None:
         return Outcome(metrics)
-    shown = crops.read(0).pixels[:_SHOWN].to(task.device).float() / 255
+    shown = crops.read(0).on(task.device)[:_SHOWN]
     noisy = _noisy_images(frozen, shown).cpu()
     grid = image_grid(noisy, columns=len(_RATIOS) + 2, zoom=zoom_of(task.image_size))
     return Outcome(metrics, {"x_t": png(grid)})

@@ -10,6 +10,7 @@ from torch import Tensor
 from data_pipeline.images.image_grid import image_grid
 from model.vq import VQTokenizer
 from trainer.evaluation.benchmarks.base import Outcome
+from trainer.evaluation.crops import Chunk
 from trainer.evaluation.measures.grids import png, zoom_of
 from trainer.evaluation.task import Task
 
@@ -20,9 +21,7 @@ def measure(task: Task) -> Outcome:
     """Reconstruct held-out images, by all ranks together. Raises ADDPError."""
     tokenizer, crops = task.network, task.crops("val")
     assert isinstance(tokenizer, VQTokenizer)
-    chunks = task.over(
-        "images", crops.chunks, lambda number: _reconstruct(tokenizer, crops.read(number).pixels)
-    )
+    chunks = task.over_images("images", crops, lambda chunk: _reconstruct(tokenizer, chunk))
     if task.collectives.rank:
         return Outcome({})
     squared, values = sum(error for error, _, _ in chunks), sum(count for _, count, _ in chunks)
@@ -31,7 +30,7 @@ def measure(task: Task) -> Outcome:
         "psnr": -10 * math.log10(squared / values),
         "codebook_used": float(used.float().mean()),
     }
-    shown = crops.read(0).pixels[:_SHOWN].to(task.device).float() / 255
+    shown = crops.read(0).on(task.device)[:_SHOWN]
     with torch.no_grad():
         pairs = torch.cat([shown, tokenizer.reconstruct(shown)]).cpu()
     grid = image_grid(pairs, columns=len(shown), zoom=zoom_of(task.image_size))
@@ -39,13 +38,13 @@ def measure(task: Task) -> Outcome:
 
 
 @torch.no_grad()
-def _reconstruct(tokenizer: VQTokenizer, pixels: Tensor) -> tuple[float, int, Tensor]:
-    """Reconstruct images. pixels: uint8 (B, 3, H, W).
+def _reconstruct(tokenizer: VQTokenizer, chunk: Chunk) -> tuple[float, int, Tensor]:
+    """Reconstruct images.
 
     Returns the sum of squared errors of values in [0, 1], the number of values, and which of the K
     codes are used, (K,) bool.
     """
-    images = pixels.to(tokenizer.codebook.device).float() / 255
+    images = chunk.on(tokenizer.codebook.device)
     ids = tokenizer.encode(images)
     used = torch.zeros(tokenizer.config.codebook_size, dtype=torch.bool)
     used[ids.flatten().cpu()] = True

@@ -73,9 +73,8 @@ def _reference(task: Task, extractor: Extractor) -> FeatureSet | None:
     path = task.work.parent / "reference" / f"{key.replace(' ', '_')}.safetensors"
     if not task.collectives.broadcast_from_rank0(path.is_file):
         title = f"{extractor.name} of real images"
-        real = _feature_set(
-            task, title, crops.chunks, lambda number: crops.read(number).pixels, extractor
-        )
+        chunks = crops.each(task.own(crops.chunks))
+        real = _feature_set(task, title, crops.chunks, lambda _: next(chunks).pixels, extractor)
         if real is not None:
             arrays = {name: np.ascontiguousarray(a) for name, a in real._asdict().items()}
             write_atomically(path, save(arrays))

@@ -30,8 +30,8 @@ class Brightness(Benchmark):
         from trainer.evaluation.measures.grids import png, zoom_of
 
         crops = task.crops("val")
-        means = task.over(
-            "images", crops.chunks, lambda n: crops.read(n).pixels.float().mean((1, 2, 3)).tolist()
+        means = task.over_images(
+            "images", crops, lambda chunk: chunk.pixels.float().mean((1, 2, 3)).tolist()
         )
         if task.collectives.rank:
             return Outcome({})

@@ -14,7 +14,7 @@ from model.masking import mage_masks
 from model.predictor import TokenPredictor
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Inputs, Objective, on_device
-from trainer.objectives.counting import logit_activations, transformer_activations
+from trainer.objectives.counting import logit_activations, mean_visible, transformer_activations
 from trainer.objectives.initial_weights import take_initial_weights, without_values
 from trainer.objectives.tokens import TokenObjective, row_weights
 
@@ -34,7 +34,8 @@ class MageObjective(TokenObjective):
 
     def inputs(self, batch: Batch, step: int, device: torch.device) -> Inputs:
         """ids: (B, L) int64. mask: (B, L) bool, True where a token is to be predicted. kept: (B,
-        M) int64, the positions that the encoder sees."""
+        M) int64, the positions that the encoder sees. masked_count: how many positions of an image
+        are masked."""
         ids = on_device(device, batch.ids.astype("int64"))
         masks = mage_masks(self.config.seed, self.ratio_draw(batch, step), batch.start, *ids.shape)
         return {
@@ -43,6 +44,7 @@ class MageObjective(TokenObjective):
             "kept": masks.kept.to(device),
             "smoothing": self.config.label_smoothing,
             "weights": row_weights(batch, device),
+            "masked_count": masks.masked,
         }
 
     @classmethod
@@ -60,7 +62,10 @@ class MageObjective(TokenObjective):
         ids = torch.empty(1, tokens, dtype=torch.int64)
         mask = torch.empty(1, tokens, dtype=torch.bool)
         kept = torch.empty(1, tokens // 2, dtype=torch.int64)
-        return cast(TokenPredictor, network).logits(ids, mask, kept)
+        masked = tokens - mean_visible(config.geometry)
+        return cast(TokenPredictor, network)(
+            ids, mask, kept, config.label_smoothing, masked_count=masked
+        )
 
     @classmethod
     def activation_bytes(cls, config: RunConfig) -> float:

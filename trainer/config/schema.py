@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from data_pipeline.images.views import ViewRecipe
 from data_pipeline.storage import is_remote
@@ -339,6 +339,10 @@ class RunConfig(Settings):
         lt=1,
         description="decay of a moving average of the weights, saved beside them; null: none",
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="torch.compile the networks; auto: on GPUs, in runs of 2,000 steps or more",
+    )
     deterministic: bool = Field(False, description="only deterministic kernels; slower on CUDA")
     frozen_ahead: bool = Field(
         True,
@@ -367,6 +371,12 @@ class RunConfig(Settings):
         pattern=r"^[^\s/\\#?%:]{1,128}$",
         description="project of Weights & Biases to log to as well (extra `wandb`)",
     )
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        """Take true and false, which YAML makes of a plain on and off."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @property
     def learning_rate(self) -> float:

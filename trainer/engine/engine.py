@@ -16,8 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.compiling import is_compiled
 from model.errors import ConfigError
 from model.precision import keep_float32
+from model.transformer import Block
 from trainer.config.schema import RunConfig
 from trainer.distributed.meeting import LONG, join_ranks
 from trainer.distributed.world import own_cores, take_world
@@ -166,6 +168,9 @@ class Engine:
             decay = config.optimizer.weight_decay
             groups = parameter_groups(network.named_parameters(), decay)
         self._base = make_optimizer(config, groups, torch.cuda.is_available())
+        if self._stage == 3 and is_compiled(network):
+            # Hooks on the layers of a block would cut its graph to pieces.
+            deepspeed.utils.set_z3_leaf_modules(network, [Block])
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=network,
             optimizer=self._base,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model.addp import ADDP
+from model.compiling import Compiler
 from model.denoising import FrozenNetworks
 from model.errors import ConfigError
 from model.masking import DenoisingMasks, denoising_masks
@@ -98,6 +99,11 @@ class ADDPObjective(TokenObjective):
             self.frozen_networks, ids, masks, self.config.label_smoothing, weights
         )
 
+    def use_compiler(self, compiler: Compiler | None) -> bool:
+        """As the base class says, and the frozen networks, too."""
+        self.frozen_networks.use_compiler(compiler)
+        return super().use_compiler(compiler)
+
     @classmethod
     def check_weights(cls, config: RunConfig) -> list[Path]:
         load_frozen(config)
@@ -120,7 +126,10 @@ class ADDPObjective(TokenObjective):
         images = torch.empty(1, 3, g.image_size, g.image_size)
         ids = torch.empty(1, g.tokens, dtype=torch.int64)
         mask = torch.empty(1, g.tokens, dtype=torch.bool)
-        return cast(ADDP, network).logits(images, ids, mask, mean_visible(g))
+        target = torch.empty(1, g.tokens, g.codebook_size)
+        return cast(ADDP, network)(
+            images, ids, mask, target, config.label_smoothing, visible_count=mean_visible(g)
+        )
 
     @classmethod
     def frozen_flops(cls, config: RunConfig) -> float:
@@ -132,7 +141,7 @@ class ADDPObjective(TokenObjective):
             ids = torch.empty(1, g.tokens, dtype=torch.int64)
             mask = torch.empty(1, g.tokens, dtype=torch.bool)
             codes = torch.empty(1, tokenizer.config.code_dim, g.grid, g.grid)
-        return 2 * inference_flops(lambda: predictor.logits(ids, mask)) + inference_flops(
+        return 2 * inference_flops(lambda: predictor.probabilities(ids, mask)) + inference_flops(
             lambda: tokenizer.decode(codes)
         )
 

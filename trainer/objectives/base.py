@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data_pipeline.streaming.epochs import EpochSchedule
+from model.compiling import Compiler, compile_blocks
 from model.config import TransformerConfig
 from model.networks import Network
 from trainer.config.schema import RunConfig
@@ -98,6 +99,16 @@ class Objective(ABC):
         networks make of the data. It waits for no work on the device. PyTorch's generators are
         seeded by the batch's index in the data, so that what is drawn here depends on nothing
         else."""
+
+    def use_compiler(self, compiler: Compiler | None) -> bool:
+        """Compile what is worth it of the networks, before the engine takes them; None: no longer.
+        Returns whether there is anything."""
+        return compile_blocks(self.network, compiler) > 0
+
+    def blank_batch(self, count: int) -> Any:
+        """A batch of `count` samples as `batch` returns it, without any data: what is compiled is
+        tried on it."""
+        raise NotImplementedError(f"{type(self).__name__} has parts to compile, and no blank batch")
 
     @abstractmethod
     def close(self) -> None:

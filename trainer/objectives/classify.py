@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from data_pipeline.streaming.image_loader import ImageBatch
 from model.addp import ADDP
 from model.classifier import Classifier
+from model.compiling import Compiler
 from model.config import ClassifierConfig
 from model.errors import ConfigError
 from model.transformer import drop_paths
@@ -72,6 +73,11 @@ class ClassifyObjective(ImageObjective):
         else:
             images, target = self._augment(images, labels)
         return {"images": images, "target": target, "smoothing": self._smoothing}
+
+    def use_compiler(self, compiler: Compiler | None) -> bool:
+        """As the base class says. A linear probe waits for its images, and not for its encoder."""
+        finetunes = self.config.classifier.method == "finetune"
+        return finetunes and super().use_compiler(compiler)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group, or two, for each layer: the learning rate falls from the head down."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,6 +104,11 @@ class ImageObjective(Objective):
     def batch(self, step: int, offset: int, count: int) -> ImageBatch:
         """Views and labels of the samples."""
         return self.loader.batch(step, offset, count)
+
+    def blank_batch(self, count: int) -> ImageBatch:
+        size = self.config.tokenizer.sizes.image_size
+        pixels = np.zeros((count, size, size, 3), np.uint8)
+        return ImageBatch(pixels, labels=np.zeros(count, np.int64), start=0)
 
     def close(self) -> None:
         self.loader.close()

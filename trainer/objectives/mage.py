@@ -13,7 +13,7 @@ from model.masking import MageMasks, mage_masks
 from model.predictor import TokenPredictor
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Inputs, Objective
-from trainer.objectives.counting import logit_activations, transformer_activations
+from trainer.objectives.counting import logit_activations, mean_visible, transformer_activations
 from trainer.objectives.initial_weights import take_initial_weights, without_values
 from trainer.objectives.tokens import TokenBatch, TokenObjective
 
@@ -36,7 +36,8 @@ class MageObjective(TokenObjective):
 
     def inputs(self, batch: TokenBatch, step: int, device: torch.device) -> Inputs:
         """ids: (B, L) int64. mask: (B, L) bool, True where a token is to be predicted. kept: (B,
-        M) int64, the positions that the encoder sees."""
+        M) int64, the positions that the encoder sees. masked_count: how many positions of an image
+        are masked."""
         ids, masks, weights = batch.on(device)
         return {
             "ids": ids,
@@ -44,6 +45,7 @@ class MageObjective(TokenObjective):
             "kept": masks.kept,
             "smoothing": self.config.label_smoothing,
             "weights": weights,
+            "masked_count": masks.masked,
         }
 
     @classmethod
@@ -61,7 +63,10 @@ class MageObjective(TokenObjective):
         ids = torch.empty(1, tokens, dtype=torch.int64)
         mask = torch.empty(1, tokens, dtype=torch.bool)
         kept = torch.empty(1, tokens // 2, dtype=torch.int64)
-        return cast(TokenPredictor, network).logits(ids, mask, kept)
+        masked = tokens - mean_visible(config.geometry)
+        return cast(TokenPredictor, network)(
+            ids, mask, kept, config.label_smoothing, masked_count=masked
+        )
 
     @classmethod
     def activation_bytes(cls, config: RunConfig) -> float:

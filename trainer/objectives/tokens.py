@@ -7,6 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,6 +120,10 @@ class TokenObjective(Objective):
             None if weights is None else torch.from_numpy(weights),
         )
         return _each_tensor(masked, pinned)
+
+    def blank_batch(self, count: int) -> TokenBatch:
+        ids = np.zeros((count, self.config.geometry.tokens), np.uint16)
+        return self._masked(Batch(ids, labels=np.empty(0, np.int64), start=0), 0)
 
     def close(self) -> None:
         self.loader.close()

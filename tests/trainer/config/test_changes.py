@@ -78,3 +78,12 @@ def test_a_permission_for_a_key_that_is_none() -> None:
         match=r"there is no key schedul\.total; the nearest known one is schedule\.total",
     ):
         load_config(None, ["resume.allow=[schedul.total]"])
+
+
+def test_what_is_settled_at_the_start_is_no_change_before_it() -> None:
+    """A checkpoint states whether its networks were compiled; `auto` will find out."""
+    before = load_config(None, ["compile=on"]).model_dump(mode="json")
+    assert before["compile"] == "on"  # and not true, which YAML makes of it
+    assert changes(before, load_config(None, [])) == []
+    (change,) = changes(before, load_config(None, ["compile=off"]))
+    assert str(change) == "compile: on -> off" and forbidden([change], ()) == []

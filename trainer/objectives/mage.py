@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from data_pipeline.streaming.loader import Batch
-from model.masking import mage_masks
+from model.masking import DROPPED, mage_masks
 from model.predictor import TokenPredictor
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Inputs, Objective, on_device
-from trainer.objectives.counting import logit_activations, transformer_activations
+from trainer.objectives.footprint import Rehearsal
 from trainer.objectives.initial_weights import take_initial_weights, without_values
 from trainer.objectives.tokens import TokenObjective, row_weights
 
@@ -63,11 +63,18 @@ class MageObjective(TokenObjective):
         return cast(TokenPredictor, network).logits(ids, mask, kept)
 
     @classmethod
-    def activation_bytes(cls, config: RunConfig) -> float:
-        tokens = config.geometry.tokens
-        lengths = (1 + tokens // 2, 1 + tokens)
-        blocks = transformer_activations(config, config.predictor.sizes, lengths)
-        return blocks + logit_activations(config.geometry)
+    def rehearsal(cls, config: RunConfig) -> Rehearsal:
+        micro, tokens = config.batch.micro, config.geometry.tokens
+
+        def inputs() -> Inputs:
+            return {
+                "ids": torch.empty(micro, tokens, dtype=torch.int64),
+                "mask": torch.empty(micro, tokens, dtype=torch.bool),
+                "kept": torch.empty(micro, tokens - int(DROPPED * tokens), dtype=torch.int64),
+                "smoothing": config.label_smoothing,
+            }
+
+        return Rehearsal(TokenPredictor(config.geometry, config.predictor.sizes), inputs)
 
     @classmethod
     def next_steps(cls, run: Path, network: Path) -> str:

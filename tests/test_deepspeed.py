@@ -42,6 +42,11 @@ PRIVATE = {
         "bit16_groups",
         "single_partition_of_fp32_groups",
         "update_lp_params",
+        "cpu_offload",
+        "dp_process_group",
+        "get_grad_norm_direct",
+        "check_overflow",
+        "_update_model_bit16_weights",
     ],
     "runtime/bf16_optimizer.py": ["bf16_groups", "fp32_groups_flat_partition", "update_lp_params"],
     "runtime/zero/stage3.py": [

@@ -13,10 +13,14 @@ import torch
 from torch import nn
 
 from model.documents import Settings
+from model.transformer import recompute_blocks
 from trainer.config.schema import RunConfig
 from trainer.engine.optimizers import STATE
 from trainer.engine.precision import MODES
+from trainer.engine.zero import bucket_bytes
 from trainer.objectives.counting import Operations
+from trainer.objectives.footprint import Footprint, footprint
+from trainer.objectives.initial_weights import without_values
 from trainer.objectives.registry import OBJECTIVES, objective_class
 
 PEAKS = {  # dense bf16 operations a second, from the makers' data sheets
@@ -38,13 +42,19 @@ _SIZES: dict[str, Any] = {
 
 
 class Memory(NamedTuple):
-    """An estimate of the bytes that a run takes on one rank."""
+    """The bytes that a run takes on one rank when it takes most.
+
+    buffers: in which ZeRO sends gradients. activations: what the step holds then beside the other
+    uses. Where gradients only come as activations go, they are among the activations that they
+    replace.
+    """
 
     weights: float
     gradients: float
     optimizer: float
     ema: float
     frozen: float
+    buffers: float
     activations: float
 
     @property
@@ -99,36 +109,57 @@ def _operations(sizes: str) -> Operations:
 
 
 def rank_memory(config: RunConfig, stage: int, world_size: int) -> Memory:
-    """Estimate what the tensors of the training take on each of `world_size` ranks.
+    """Count what the tensors of the training take on each of `world_size` ranks.
 
-    stage: of ZeRO. The buffers of communication and the allocator's waste are not counted, and
-    offloading to host memory is not taken into account.
+    stage: of ZeRO. The workspaces of cuDNN, cuBLAS and NCCL and the allocator's waste are not
+    counted, and offloading to host memory is not taken into account.
     """
     trained, frozen = parameters(config)
     mode = MODES[config.precision]
     divided = world_size if stage >= 1 else 1
+    step = step_footprint(config)
+    gradients = 4 * trained / (world_size if stage >= 2 else 1)
+    # Stages 2 and 3 let go of a gradient once its bucket is sent. Stages 0 and 1 keep all of them,
+    # from the first micro batch of a step on.
+    least = gradients if stage < 2 and _accumulates(config, world_size) else 0
+    most = max(step.inputs, step.trained if stage >= 2 or least else step.with_gradients)
     # Float32 weights are the optimizer's own where ZeRO does not copy its share of them.
     master = 0 if mode.width == 4 and stage in (0, 3) else 4
     states = len(STATE[config.optimizer.name])
     return Memory(
-        # Mixed precision keeps what it casts until the backward pass, whole in every stage.
-        weights=mode.width * trained / (world_size if stage == 3 else 1)
-        + (2 * trained if mode.mixed else 0),
-        gradients=4 * trained / (world_size if stage >= 2 else 1),
+        # Stage 3 keeps what it has gathered from the forward to the backward pass.
+        weights=mode.width * trained * (1 + 1 / world_size if stage == 3 else 1),
+        gradients=gradients,
         optimizer=(master + 4 * states) * trained / divided,
         ema=4 * trained / world_size if config.ema_decay is not None else 0,
         frozen=(4 if mode.frozen == "float32" else 2) * frozen,
-        activations=activation_bytes(config) * config.batch.micro,
+        buffers=bucket_bytes(stage, world_size, trained, mode),
+        activations=most if stage >= 2 or least else max(0, most - gradients),
     )
 
 
-def activation_bytes(config: RunConfig) -> float:
-    """Return the bytes that one image holds between the forward and the backward pass.
+def _accumulates(config: RunConfig, world_size: int) -> bool:
+    """Whether gradients are there while a micro batch is computed: those of the one before, or the
+    float32 ones that ZeRO-1 makes for bf16 at the start."""
+    several = config.batch.global_batch > config.batch.micro * world_size
+    return several or config.precision == "bf16"
 
-    Attention is taken to be memory-efficient. The number is 0 for a tokenizer, where it is not
-    estimated, and for a linear probe, where it is next to nothing.
-    """
-    return objective_class(config.objective).activation_bytes(config)
+
+def step_footprint(config: RunConfig) -> Footprint:
+    """Return what a micro batch takes at once beside the weights; zeros where the objective does
+    not say what a step needs."""
+    return _footprint(config.model_dump_json())
+
+
+@lru_cache(maxsize=8)
+def _footprint(config_as_json: str) -> Footprint:
+    config = RunConfig.model_validate_json(config_as_json)
+    with without_values():
+        rehearsal = objective_class(config.objective).rehearsal(config)
+        if rehearsal is None:
+            return Footprint(0, 0, 0)
+        recompute_blocks(rehearsal.network, config.recompute_every)
+    return footprint(rehearsal, MODES[config.precision])
 
 
 def checkpoint_bytes(config: RunConfig) -> float:

@@ -57,7 +57,7 @@ def step_in_all_modes(arguments: list[str]) -> int:
             for step in range(3):
                 inputs = objective.inputs(objective.batch(step, 2 * rank, 2), step, device)
                 result = engine.optimizer_step([inputs], 1e-3, Stopwatch(False))
-                found += [float(result.loss), result.norm]
+                found += [float(result.loss), float(result.norm)]
             rows.append((found, compilations() - tried, sorted(objective.network.state_dict())))
             objective.close()
             torch.compiler.reset()

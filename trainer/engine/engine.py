@@ -29,14 +29,13 @@ from trainer.engine.optimizers import STATE, make_optimizer, parameter_groups, s
 from trainer.engine.partition import Fragment, Partition
 from trainer.engine.precision import MODES, Precision
 from trainer.engine.state_keys import EMA, WEIGHTS, Range
+from trainer.engine.zero import zero_settings
 from trainer.host_memory import keep_freed_memory
 from trainer.timing import Stopwatch
 
 if not torch.cuda.is_available():
     # Otherwise every import of DeepSpeed probes for accelerators, and warns.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-_BUCKET = 500_000_000  # elements that are reduced together at most; DeepSpeed's own default
 
 
 def start_distributed(timeout: float = LONG) -> tuple[int, int, torch.device]:
@@ -69,11 +68,7 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """DeepSpeed's configuration, made from the run's and never written by hand. parameters: how
     many the network has."""
-    # DeepSpeed allocates a bucket in full, also where the whole network is smaller.
-    zero: dict[str, Any] = {
-        "stage": config.zero_stage,
-        "reduce_bucket_size": min(_BUCKET, max(parameters, 1)),
-    }
+    zero = zero_settings(config.zero_stage, world_size, parameters)
     on_cuda = torch.cuda.is_available()
     if config.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_cuda}
@@ -179,6 +174,7 @@ class Engine:
                 config, accumulation, world_size, sum(t.numel() for t in first.values())
             ),
         )
+        internals.save_passes(self._optimizer)
         self._scaler: Any = internals.loss_scaler(self._optimizer)
         self.device: torch.device = self._engine.device
         self.partition = Partition(

@@ -13,19 +13,15 @@ from model.addp import ADDP
 from model.compiling import Compiler
 from model.denoising import FrozenNetworks
 from model.errors import ConfigError
-from model.masking import DenoisingMasks, denoising_masks
+from model.masking import LOW, DenoisingMasks, denoising_masks, masked_count
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
 from trainer.engine.precision import MODES
 from trainer.objectives.base import Inputs, Objective
-from trainer.objectives.counting import (
-    inference_flops,
-    logit_activations,
-    mean_visible,
-    transformer_activations,
-)
+from trainer.objectives.counting import inference_flops, mean_visible
+from trainer.objectives.footprint import Rehearsal
 from trainer.objectives.initial_weights import given_network, take_initial_weights, without_values
 from trainer.objectives.tokens import TokenBatch, TokenObjective
 
@@ -146,11 +142,20 @@ class ADDPObjective(TokenObjective):
         )
 
     @classmethod
-    def activation_bytes(cls, config: RunConfig) -> float:
-        geometry = config.geometry
-        lengths = (1 + geometry.tokens, 1 + geometry.tokens + mean_visible(geometry))
-        blocks = transformer_activations(config, config.addp.sizes, lengths)
-        return blocks + logit_activations(geometry)
+    def rehearsal(cls, config: RunConfig) -> Rehearsal:
+        """At the least mask ratio, when most tokens are visible to the decoder."""
+        g, shape = config.geometry, (config.batch.micro, config.geometry.tokens)
+        tokenizer = VQTokenizer(config.tokenizer.sizes)
+        frozen = FrozenNetworks(tokenizer, TokenPredictor(g, config.predictor.sizes))
+        frozen.to(frozen_dtype(config))
+
+        def inputs() -> Inputs:
+            ids = torch.empty(shape, dtype=torch.int64)
+            mask_t, mask_next = (torch.empty(shape, dtype=torch.bool) for _ in range(2))
+            masks = DenoisingMasks(mask_t, mask_next, masked_count(g.tokens, LOW))
+            return denoising_inputs(frozen, ids, masks, config.label_smoothing)
+
+        return Rehearsal(ADDP(g, config.addp.sizes), inputs)
 
     @classmethod
     def next_steps(cls, run: Path, network: Path) -> str:

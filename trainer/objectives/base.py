@@ -31,6 +31,7 @@ from model.networks import Network
 from trainer.config.schema import RunConfig
 from trainer.engine.optimizers import parameter_groups
 from trainer.objectives.counting import Operations, by_blocks, training_flops
+from trainer.objectives.footprint import Rehearsal
 from trainer.objectives.initial_weights import InitialWeights
 from trainer.objectives.registry import trained_sizes
 
@@ -214,10 +215,10 @@ class Objective(ABC):
         return cls.counted_flops(config)
 
     @classmethod
-    def activation_bytes(cls, config: RunConfig) -> float:
-        """An estimate of what one image holds in memory between the forward and the backward pass.
-        0: it is not estimated."""
-        return 0
+    def rehearsal(cls, config: RunConfig) -> Rehearsal | None:
+        """What a step needs whose memory is to be counted. Called on the meta device. None: it is
+        not counted."""
+        return None
 
     @classmethod
     def depends_on_micro(cls, config: RunConfig) -> bool:

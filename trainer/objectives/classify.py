@@ -21,8 +21,8 @@ from trainer.config.schema import RunConfig
 from trainer.engine.optimizers import layerwise_groups
 from trainer.objectives.augmentation import Augmentation
 from trainer.objectives.base import Inputs, on_device
-from trainer.objectives.counting import transformer_activations
-from trainer.objectives.images import ImageObjective, Listed, pixels_on
+from trainer.objectives.footprint import Rehearsal
+from trainer.objectives.images import ImageObjective, Listed, pixels_on, unfilled_pixels
 from trainer.objectives.initial_weights import InitialWeights
 
 
@@ -34,17 +34,9 @@ class ClassifyObjective(ImageObjective):
         self, config: RunConfig, fresh: bool = False, listed: Listed | None = None
     ) -> None:
         super().__init__(config, fresh, listed)
-        section, classes = config.classifier, self.source.classes
-        linear = section.method == "linear"
-        network = Classifier(
-            config.geometry,
-            ClassifierConfig(
-                encoder=config.addp.sizes.model_copy(update={"dropout": section.dropout}),
-                classes=classes,
-                method=section.method,
-                tokenizer_norm=section.tokenizer_norm,
-            ),
-        )
+        classes = self.source.classes
+        linear = config.classifier.method == "linear"
+        network = self._network(config, classes)
         if config.addp.weights is not None:
             pretrained = _encoder(config, config.addp.weights)
             network.take(pretrained)
@@ -56,12 +48,27 @@ class ClassifyObjective(ImageObjective):
             raise ConfigError(
                 "classifier.method = linear needs addp.weights, the encoder that is probed"
             )
-        if not linear:
-            drop_paths(network.blocks, section.drop_path)
         self._augment = None if linear else Augmentation(config.augmentation, len(classes))
         self._smoothing = 0.0 if linear else config.label_smoothing
         self._classes = len(classes)
         self.exported = self.network = network
+
+    @staticmethod
+    def _network(config: RunConfig, classes: tuple[str, ...]) -> Classifier:
+        """The network as it trains, with fresh weights."""
+        section = config.classifier
+        network = Classifier(
+            config.geometry,
+            ClassifierConfig(
+                encoder=config.addp.sizes.model_copy(update={"dropout": section.dropout}),
+                classes=classes,
+                method=section.method,
+                tokenizer_norm=section.tokenizer_norm,
+            ),
+        )
+        if section.method != "linear":
+            drop_paths(network.blocks, section.drop_path)
+        return network
 
     def inputs(self, batch: ImageBatch, step: int, device: torch.device) -> Inputs:
         """images: (B, 3, H, W) float32 in [0, 1]. target: (B, classes) float32, each row a
@@ -111,11 +118,16 @@ class ClassifyObjective(ImageObjective):
         return cast(Classifier, network).eval().logits(torch.empty(1, 3, size, size))
 
     @classmethod
-    def activation_bytes(cls, config: RunConfig) -> float:
-        """As the base class says; a linear probe keeps next to nothing, which counts as 0."""
-        if config.classifier.method == "linear":
-            return 0
-        return transformer_activations(config, config.addp.sizes, (1 + config.geometry.tokens, 0))
+    def rehearsal(cls, config: RunConfig) -> Rehearsal:
+        """For 1,000 classes, and without the augmentation, which is over before the network
+        computes."""
+        network = cls._network(config, tuple(map(str, range(1000))))
+
+        def inputs() -> Inputs:
+            target = torch.empty(config.batch.micro, len(network.config.classes))
+            return {"images": unfilled_pixels(config), "target": target, "smoothing": 0.0}
+
+        return Rehearsal(network, inputs)
 
     @classmethod
     def next_steps(cls, run: Path, network: Path) -> str:

@@ -1,4 +1,4 @@
-"""Operations and activations of a network, counted without computing anything.
+"""Operations of a network, counted without computing anything.
 
 PyTorch's own counter goes over the real networks on the meta device, where tensors have shapes and
 no values.
@@ -16,13 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.config import Geometry, TransformerConfig
 from model.masking import masked_count, ratio_table
 from trainer.config.schema import RunConfig
-from trainer.engine.precision import MODES
-
-# Bytes, divided by the width, that a block keeps of a token for its backward pass: 34 in 16 bits
-# (arXiv 2205.05198, eq. 2) and twice as many in float32. In mixed precision the inputs of the two
-# norms, 2 of the 34 each, are float32.
-_SAVED_PER_TOKEN = {("float32", "float32"): 68, ("float32", "bfloat16"): 38}
-_SAVED_IN_16_BITS = 34
 
 
 class Operations(NamedTuple):
@@ -87,22 +80,3 @@ def mean_visible(geometry: Geometry) -> int:
     ratios, weights = ratio_table()
     mean = sum(r * w for r, w in zip(ratios, weights, strict=True))
     return geometry.tokens - masked_count(geometry.tokens, mean)
-
-
-def transformer_activations(
-    config: RunConfig, sizes: TransformerConfig, lengths: tuple[int, int]
-) -> float:
-    """Bytes that the blocks keep of one image, with memory-efficient attention. lengths: tokens in
-    the encoder and in the decoder."""
-    mode = MODES[config.precision]
-    saved = _SAVED_PER_TOKEN.get((mode.weights, mode.products), _SAVED_IN_16_BITS)
-    total = 0.0
-    for length, depth in zip(lengths, (sizes.depth, sizes.decoder_depth), strict=True):
-        recomputed = -(-depth // config.recompute_every) if config.recompute_every else 0
-        total += length * sizes.dim * (saved * (depth - recomputed) + mode.width * recomputed)
-    return total
-
-
-def logit_activations(geometry: Geometry) -> float:
-    """Bytes of the logits of one image, their log-softmax and its gradient, in float32."""
-    return 3 * 4 * geometry.tokens * geometry.vocabulary

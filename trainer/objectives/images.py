@@ -120,5 +120,14 @@ class ImageObjective(Objective):
 def pixels_on(device: torch.device, batch: ImageBatch) -> Tensor:
     """The images of a batch on the device: (B, 3, H, W) float32 in [0, 1]. Bytes go over; they
     become float32 there."""
-    pixels = torch.from_numpy(batch.pixels).to(device, non_blocking=True)
+    return _scaled(torch.from_numpy(batch.pixels).to(device, non_blocking=True))
+
+
+def unfilled_pixels(config: RunConfig) -> Tensor:
+    """What `pixels_on` makes of a micro batch, without values, where memory is counted."""
+    size = config.tokenizer.sizes.image_size
+    return _scaled(torch.empty(config.batch.micro, size, size, 3, dtype=torch.uint8))
+
+
+def _scaled(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float() / 255

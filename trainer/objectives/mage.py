@@ -9,11 +9,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from model.masking import MageMasks, mage_masks
+from model.masking import DROPPED, MageMasks, mage_masks
 from model.predictor import TokenPredictor
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Inputs, Objective
-from trainer.objectives.counting import logit_activations, mean_visible, transformer_activations
+from trainer.objectives.counting import mean_visible
+from trainer.objectives.footprint import Rehearsal
 from trainer.objectives.initial_weights import take_initial_weights, without_values
 from trainer.objectives.tokens import TokenBatch, TokenObjective
 
@@ -69,11 +70,19 @@ class MageObjective(TokenObjective):
         )
 
     @classmethod
-    def activation_bytes(cls, config: RunConfig) -> float:
-        tokens = config.geometry.tokens
-        lengths = (1 + tokens // 2, 1 + tokens)
-        blocks = transformer_activations(config, config.predictor.sizes, lengths)
-        return blocks + logit_activations(config.geometry)
+    def rehearsal(cls, config: RunConfig) -> Rehearsal:
+        micro, tokens = config.batch.micro, config.geometry.tokens
+
+        def inputs() -> Inputs:
+            return {
+                "ids": torch.empty(micro, tokens, dtype=torch.int64),
+                "mask": torch.empty(micro, tokens, dtype=torch.bool),
+                "kept": torch.empty(micro, tokens - int(DROPPED * tokens), dtype=torch.int64),
+                "smoothing": config.label_smoothing,
+                "masked_count": tokens,
+            }
+
+        return Rehearsal(TokenPredictor(config.geometry, config.predictor.sizes), inputs)
 
     @classmethod
     def next_steps(cls, run: Path, network: Path) -> str:

@@ -14,7 +14,8 @@ from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Inputs
-from trainer.objectives.images import ImageObjective, Listed, pixels_on
+from trainer.objectives.footprint import Rehearsal
+from trainer.objectives.images import ImageObjective, Listed, pixels_on, unfilled_pixels
 from trainer.objectives.initial_weights import take_initial_weights
 
 
@@ -53,6 +54,16 @@ class TokenizerObjective(ImageObjective):
         tokenizer, size = cast(VQTokenizer, network), config.tokenizer.sizes.image_size
         reconstruction: Tensor = tokenizer.decoder(tokenizer.encoder(torch.empty(1, 3, size, size)))
         return reconstruction
+
+    @classmethod
+    def rehearsal(cls, config: RunConfig) -> Rehearsal:
+        """With the networks of the losses. In eval mode, which leaves the codebook alone: what
+        moves its codes depends on values, and takes little."""
+        network = TokenizerTraining(
+            VQTokenizer(config.tokenizer.sizes), config.tokenizer_loss, config.seed
+        )
+        network.batches = torch.zeros((), dtype=torch.int64, device="cpu")  # its value is asked for
+        return Rehearsal(network.eval(), lambda: {"images": unfilled_pixels(config)})
 
     @classmethod
     def next_steps(cls, run: Path, network: Path) -> str:

@@ -115,9 +115,10 @@ def main(
     checkpoints, and the time that failures cost. Without a run file, it plans a run with the
     defaults.
 
-    Memory and days are estimates: memory counts the training's own tensors, and days assume the
-    share of the GPU's peak that --mfu states. ETTR is the share of the time in steps that count,
-    where GPUs fail as --mttf says, at random; `checkpoint.every` is proposed for most of it.
+    Memory counts the training's own tensors when there are most of them; the libraries' workspaces
+    come on top. Days assume the share of the GPU's peak that --mfu states. ETTR is the share of the
+    time in steps that count, where GPUs fail as --mttf says, at random; `checkpoint.every` is
+    proposed for most of it.
     """
     file, overrides = configured(config, arguments)
     plan = make_plan(file, overrides, gpus or [], assumptions)
@@ -333,8 +334,9 @@ def _show(plan: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"days: at {plan['mfu']:.0%} of {plan['tflops']:.0f} TFLOP/s ({plan['device']}). Memory of "
-        "a GPU: weights, gradients, optimizer, frozen networks, activations of a micro batch "
-        "(estimates; offload not counted). save: of one rank's share."
+        "a GPU: weights, gradients, optimizer, frozen networks, ZeRO's buckets, and the tensors of "
+        "a micro batch when there are most (offload and libraries' workspaces not counted). save: "
+        "of one rank's share."
     )
     _show_failures(plan, console)
 

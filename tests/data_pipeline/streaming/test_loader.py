@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.images.sources import split_of
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.shards.manifest import MANIFEST, read_manifest
 from data_pipeline.streaming.image_loader import ImageLoader
 from data_pipeline.streaming.loader import LoaderOptions, TokenLoader

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from data_pipeline.images.images import Split
+from data_pipeline.images.split import Split
 from model.classifier import Classifier
 from model.encoder import Encoder
 from model.errors import ConfigError

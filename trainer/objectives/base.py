@@ -49,6 +49,7 @@ class Objective(ABC):
     order: the options on which the order of the samples depends.
     frozen: fingerprints of the frozen networks, by name.
     initial_weights: the weights that `exported` was given; None for random ones.
+    opening: seconds that it took to open the data.
     """
 
     network: nn.Module
@@ -67,6 +68,7 @@ class Objective(ABC):
         self.order: dict[str, Any] = {}
         self.frozen: dict[str, str] = {}
         self.initial_weights: InitialWeights | None = None
+        self.opening = 0.0
 
     # While it trains.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 
 import torch
 from torch import Tensor
@@ -42,10 +43,12 @@ class ImageObjective(Objective):
                 f"data.views.size = {data.views.size} must equal tokenizer.sizes.image_size = "
                 f"{size}, the size that the networks are made for"
             )
+        started = time.monotonic()
         self.source = split_of(data.images, "train", data.held_out)
         self.loader = ImageLoader(
             self.source, data.views, global_batch=config.batch.global_batch, seed=config.seed
         )
+        self.opening = time.monotonic() - started
         self.epochs = self.loader.schedule
         self.data_fingerprint = images_fingerprint(self.source)
 

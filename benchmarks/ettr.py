@@ -236,7 +236,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         return [row for row in rows if row["kind"] == kind]
 
     began, total = of("began")[0]["time"], of("summary")[-1]
-    steps = [row for row in of("step") if row["step"] is not None]
+    steps = [row for row in of("step") if row["step"]]  # a rank that starts stands at 0
     figure, axes = pyplot.subplots(figsize=(11, 5), dpi=130)
     axes.plot(
         [(row["time"] - began) / 60 for row in steps],

@@ -139,8 +139,8 @@ class Bench:
 
 def _disturb(job: Job, fault: Fault, repeat: int) -> float:
     """Put the fault in, in the middle of the run. Returns its moment."""
-    late = STEPS - EVERY // 2 if fault.what.endswith("at the end") else FAULT_STEP
-    job.until_step(late + repeat)
+    at_the_end = fault.what.endswith("at the end")
+    job.until_step(STEPS - EVERY // 2 if at_the_end else FAULT_STEP + repeat)
     return fault.inject(job, repeat)
 
 

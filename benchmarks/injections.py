@@ -20,7 +20,7 @@ Inject = Callable[[Job, int], float]
 NODES = 2  # that train, one rank on each
 _LINK_SECONDS = 25.0  # for which a link is cut: beyond the 10 to 15 s after which a node is lost
 _OFF_SECONDS = 15.0  # for which a host stays off
-_FULL_SECONDS = 6.0  # for which a disk stays full
+_FULL_SECONDS = 4.0  # for which a disk stays full: a save falls due, but not the last one
 _SLOW_SECONDS = 20.0  # for which a rank gets half of its time
 
 
@@ -161,7 +161,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "host-back": Fault("a host is off for 15 s", _power_off_and_on, 15, outage=_OFF_SECONDS),
     "link-cut": Fault("the link is cut for 25 s", _cut_link, 15, outage=_LINK_SECONDS),
-    "disk-full": Fault("the disk is full for 6 s", _full_disk, None, disk=True),
+    "disk-full": Fault("the disk is full for 4 s", _full_disk, None, disk=True),
     "disk-full-end": Fault("the disk is full at the end", _full_disk_at_the_end, 60, disk=True),
     "launch-term": Fault(
         "SIGTERM to `addp launch`, then the same command", _stop_launch, 15, again=True

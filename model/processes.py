@@ -4,9 +4,12 @@ here raises for one that is gone."""
 from __future__ import annotations
 
 import ctypes
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_MOST_ABOVE = 10  # processes on the way up to the first launcher
 _PRCTL = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: a forked child must not
 
 
@@ -69,6 +72,45 @@ def signal_at_end_of_parent(number: int) -> None:
     called between fork and exec.
     """
     _PRCTL(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+class Launcher:
+    """The processes above one, as far as they belong to a launcher, as they are now.
+
+    A launcher that is killed signals nobody, and what it has started would run on unseen. What
+    somebody starts by hand has none: it may outlive the shell that it came from.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[bytes],
+        *,
+        between: Sequence[bytes] = (),
+        last: bytes | None = None,
+        pid: int | None = None,
+    ) -> None:
+        """words: the command of a launcher has one of them. between: the command of what runs
+        between two launchers has one. last: the command of a launcher that watches its own one has
+        it. pid: the process whose launcher it is; None for this process.
+        """
+        self._parents: dict[int, int] = {}
+        process, known = os.getpid() if pid is None else pid, tuple(words)
+        while len(self._parents) < _MOST_ABOVE:
+            parent = parent_of(process)
+            command = b"" if parent is None else command_of(parent)
+            if parent is None or parent <= 1 or not any(word in command for word in known):
+                break
+            self._parents[process] = parent
+            if last is not None and last in command:
+                return
+            process, known = parent, (*words, *between)
+        if self._parents and (above := parent_of(process)) is not None:
+            self._parents[process] = above
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether one of these processes has another parent now: its own is gone."""
+        return any(parent_of(process) != parent for process, parent in self._parents.items())
 
 
 def _status(pid: int) -> list[str]:

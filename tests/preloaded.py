@@ -39,7 +39,7 @@ MODULES = (
     "trainer.objectives.mage",
     "trainer.objectives.tokenizer",
     "trainer.preflight.checks",
-    "trainer.preflight.doctor",
+    "trainer.preflight.doctor.examination",
     "trainer.preflight.planning",
     "trainer.pretrain",
     # What the libraries import when they are first used.

@@ -22,7 +22,7 @@ from model.errors import ADDPError, ConfigError
 from model.transformer import recompute_blocks
 from trainer import costs, records
 from trainer.checkpointing.expected import Expected, last_config
-from trainer.checkpointing.ownership import enter, new_identity
+from trainer.checkpointing.ownership import Ownership, enter, new_identity
 from trainer.checkpointing.restore import Restored, has_checkpoints, restore
 from trainer.checkpointing.saver import Saver
 from trainer.checkpointing.stop_object import StopObject
@@ -152,12 +152,9 @@ def set_up(
         attempt=attempt,
         say=say,
     )
-    if owner:
-        stack.callback(owner.release)
-    uploader = Uploader(folder, config.checkpoint, owner.confirm) if owner else None
-    stop_object = StopObject(owner.store, stop) if owner else None
-    if stop_object:
-        stack.callback(stop_object.close)
+    uploader, stop_object = (
+        _use_store(owner, config, folder, stop, stack) if owner else (None, None)
+    )
     saver = Saver(
         folder, engine, collectives, config.checkpoint, attempt=attempt, uploader=uploader
     )
@@ -169,10 +166,8 @@ def set_up(
         restored = restore(
             folder, engine, collectives, expected, store=store, attempt=attempt, latest=latest
         )
-        for reason in restored.refused:
-            say(f"refused a checkpoint: {reason}")
-            if rank == 0:
-                folder.incident({"event": "checkpoint refused", "reason": reason})
+        if rank == 0:
+            tell_refused(folder, restored, say)
         return restored
 
     restored = load(None)
@@ -191,10 +186,8 @@ def set_up(
     )
     if rank == 0:
         describe_run(folder, config, collectives.world_size, operations, total)
-    if uploader and restored.step < total:
-        uploader.withdraw_end()
-    if uploader and restored.step:  # the last start may not have brought it; no copy is sent twice
-        uploader.offer(restored.step)
+    if uploader:
+        _bring_up_to_date(uploader, restored.step, total)
     metrics = Metrics(folder, config, restored.step, total) if rank == 0 else None
     if metrics:
         stack.enter_context(metrics)
@@ -225,6 +218,26 @@ def set_up(
     )
     times.done("records")
     return Trainer(setup, restored)
+
+
+def _use_store(
+    owner: Ownership, config: RunConfig, folder: RunFolder, stop: StopRequest, stack: ExitStack
+) -> tuple[Uploader, StopObject]:
+    """Rank 0, which holds the store: make what copies checkpoints to it, and what looks there for a
+    request to stop. The store is let go last."""
+    stack.callback(owner.release)
+    uploader = Uploader(folder, config.checkpoint, owner.confirm)
+    stop_object = StopObject(owner.store, stop)
+    stack.callback(stop_object.close)
+    return uploader, stop_object
+
+
+def _bring_up_to_date(uploader: Uploader, step: int, total: int) -> None:
+    """Have the store show that the run goes on at a step of so many."""
+    if step < total:
+        uploader.withdraw_end()
+    if step:  # the last start may not have brought it; no copy is sent twice
+        uploader.offer(step)
 
 
 def _closing_after_agreement(
@@ -278,6 +291,13 @@ def same_on_all(collectives: Collectives, config: RunConfig, identity: dict[str,
 
 def _different(one: dict[str, str], other: dict[str, str]) -> list[str]:
     return [key for key in {**one, **other} if one.get(key) != other.get(key)]
+
+
+def tell_refused(folder: RunFolder, restored: Restored, say: Callable[[str], None]) -> None:
+    """Rank 0: say which checkpoints were refused, and why, and write that down."""
+    for reason in restored.refused:
+        say(f"refused a checkpoint: {reason}")
+        folder.incident({"event": "checkpoint refused", "reason": reason})
 
 
 def take_up(

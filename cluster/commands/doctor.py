@@ -92,7 +92,7 @@ def doctor(
     else:
         from rich.console import Console
 
-        from trainer.preflight.reporting import show
+        from trainer.preflight.doctor.reporting import show
 
         show(answer, Console(width=None if sys.stdout.isatty() else 160))
     if not answer["ready"]:
@@ -122,7 +122,7 @@ def _ask(hostfile: Path, backend: str, address: str | None, words: list[str]) ->
     from cluster.launch.backends import BACKENDS
     from cluster.launch.hosts import choose_hosts
     from cluster.launch.launch import start
-    from trainer.preflight.reporting import from_lines
+    from trainer.preflight.doctor.reporting import from_lines
 
     if backend not in BACKENDS:
         raise ConfigError(f"there is no backend {backend}; there are {', '.join(BACKENDS)}")

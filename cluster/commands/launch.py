@@ -71,19 +71,11 @@ def launch(
     from rich.console import Console
 
     from cluster.commands.launching.prepare import prepare
-    from trainer.config.arguments import configured
     from trainer.distributed.world import refuse_tasks
-    from trainer.recipes import recipe_names
 
     refuse_tasks("addp launch")
-    file, overrides = configured(config, arguments)
-    if file is None:
-        raise typer.BadParameter(
-            "name a run file, or a recipe: " + ", ".join(recipe_names()), param_hint="FILE"
-        )
-    name = backend or ("local" if hostfile is None else "deepspeed")
-    if name not in BACKENDS:
-        raise typer.BadParameter(f"there are {', '.join(BACKENDS)}", param_hint="--backend")
+    file, overrides = _configured(config, arguments)
+    name = _backend_name(backend, hostfile)
     own: dict[str, BackendOptions] = {
         "deepspeed": deepspeed,
         "slurm": slurm,
@@ -100,6 +92,29 @@ def launch(
         _say(_write(description.plan, write), as_json)
     elif not dry_run:
         _start(job, description, as_json)
+
+
+def _configured(config: Path | None, arguments: list[str] | None) -> tuple[Path, list[str]]:
+    """Return the run file and what the command line changes in it. Raises BadParameter where none
+    is named."""
+    from trainer.config.arguments import configured
+    from trainer.recipes import recipe_names
+
+    file, overrides = configured(config, arguments)
+    if file is None:
+        raise typer.BadParameter(
+            "name a run file, or a recipe: " + ", ".join(recipe_names()), param_hint="FILE"
+        )
+    return file, overrides
+
+
+def _backend_name(backend: str | None, hostfile: Path | None) -> str:
+    """Return the backend that was named, or the one that the hostfile suggests. Raises
+    BadParameter."""
+    name = backend or ("local" if hostfile is None else "deepspeed")
+    if name not in BACKENDS:
+        raise typer.BadParameter(f"there are {', '.join(BACKENDS)}", param_hint="--backend")
+    return name
 
 
 def _start(job: Job, description: Description, as_json: bool) -> None:

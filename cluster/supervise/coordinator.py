@@ -10,8 +10,9 @@ node 0.
                        v
                    CONCLUDE: the verdict; all nodes leave
 
-What it has to remember stands in RUN/supervision.jsonl (`history.py`). Files are touched by threads
-alone: the run folder may be on a mount that hangs. Imports no torch.
+What it has to remember stands in RUN/supervision.jsonl (`history.py`). Threads alone touch files,
+since the run folder may be on a mount that hangs: `watching.py` looks, and `journal.py` writes.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,22 +20,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 from cluster.supervise import grouping, history, policy
 from cluster.supervise.attempt import Attempt
-from cluster.supervise.history import Event, NodeName
+from cluster.supervise.journal import Journal
 from cluster.supervise.limits import Limits
 from cluster.supervise.members import Member, Members
 from cluster.supervise.messages import Order
 from cluster.supervise.node import Timing
 from cluster.supervise.output import Output
 from cluster.supervise.policy import Finish, Node, Outcome, Rules, Situation, Start, Trouble, Wait
-from cluster.supervise.report import clean, failure_report
+from cluster.supervise.report import clean
 from cluster.supervise.watching import FolderWatch
-from trainer import records
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
 _LOOK = 0.25  # seconds between two looks at everything
@@ -44,8 +42,6 @@ _HEALTH = 25.0  # seconds for the health checks of all nodes
 _CLEAR = 30.0  # seconds for killed ranks to be gone
 _STACKS = 7.0  # seconds for the stacks of all nodes
 _FRESH = 5.0  # seconds for a look at the run folder
-_SIGN = 60.0  # seconds between our signs of life, where there is nothing to write down
-_REPORT = 20.0  # seconds for the report of a failure
 _ALL_SIGNALLED = 3.0  # seconds in which a stop reaches all supervisors, if it is meant for all
 
 
@@ -65,18 +61,20 @@ class Coordinator:
     ) -> None:
         self._rules, self._folder, self._output = rules, folder, output
         self._limits, self._timing = limits, timing
+        self._journal = Journal(folder)
         self._members = Members(
-            key, timing, own_address=own_address, came=self._joined, went=self._left, say=self._say
+            key,
+            timing,
+            own_address=own_address,
+            came=self._journal.joined,
+            went=self._left,
+            say=self._say,
         )
         self._folder_watch = FolderWatch(folder)
-        self._files = ThreadPoolExecutor(1, "history")
-        self._events: list[Event] = []
-        self._number = 0  # of the last attempt
         self._checks = 0  # of health
         self._sent_away = False  # a node was told to go since the last start
         self._given_up: str | None = None
         self._said_waiting = ""
-        self._touched = time.monotonic()  # when supervision.jsonl was
         self._own_node_left: float | None = None  # when node 0 was told to go
         self._running: Attempt | None = None
         self._left_out = set[str]()  # nodes that were said to be unfit
@@ -100,12 +98,9 @@ class Coordinator:
 
     async def _remember(self) -> None:
         """Read what earlier supervisors of this run did."""
-        path = self._folder.supervision
-        await asyncio.wrap_future(self._files.submit(history.mend, path))
-        self._events = await asyncio.wrap_future(self._files.submit(history.read, path))
-        self._number = history.attempts_so_far(self._events)
+        await self._journal.open()
         await self._folder_watch.fresh(_FRESH)
-        verdict = history.last(self._events, history.Verdict)
+        verdict = history.last(self._journal.events, history.Verdict)
         if verdict is not None and verdict.verdict == "gave up" and self._folder_watch.failure:
             self._given_up = (
                 f"this run was given up before: {verdict.reason}. Mend that, remove "
@@ -126,7 +121,8 @@ class Coordinator:
             self._let_rest()
             if (ends := self._own_node_leaves()) is not None:
                 return ends
-            decision = policy.decide(self._rules, self._events, self._situation(outcome, begun))
+            situation = self._situation(outcome, begun)
+            decision = policy.decide(self._rules, self._journal.events, situation)
             if not isinstance(decision, Wait):
                 return decision
             if decision.why != self._said_waiting and decision.seconds > 1.0:
@@ -178,9 +174,7 @@ class Coordinator:
             return
         self._left_out.add(member.name)
         reason = f"{member.name} is not fit and is left out: {reason}"[:2000]
-        self._note_fault(
-            Trouble("unfit node", reason, node=member.name, host=member.host), time.time()
-        )
+        self._journal.failed(Trouble("unfit node", reason, node=member.name, host=member.host))
         self._say(reason)
 
     def _stop_reason(self) -> str | None:
@@ -212,12 +206,11 @@ class Coordinator:
         members = [self._members.all[node.number] for node in start.nodes]
         self._sent_away = False
         reports = [member.report for member in self._members.all.values()]
-        self._number = 1 + max(
-            self._number, *(max(report.attempt, report.prepared) for report in reports)
-        )
+        known = max(max(report.attempt, report.prepared) for report in reports)
+        number = self._journal.next_attempt(known)
         await self._folder_watch.fresh(_FRESH)
         attempt = Attempt(
-            self._number,
+            number,
             members,
             self._rules.ranks,
             checkpoint=self._folder_watch.newest,
@@ -225,16 +218,8 @@ class Coordinator:
             timing=self._timing,
             now=time.monotonic(),
         )
-        port = await self._prepare(members[0])
-        self._note(
-            history.Start(
-                time=time.time(),
-                attempt=self._number,
-                nodes=tuple(NodeName(node=m.name, host=m.host) for m in members),
-                ranks=attempt.world,
-                checkpoint=attempt.checkpoint,
-            )
-        )
+        port = await self._prepare(members[0], number)
+        self._journal.started(attempt)
         if port is None:
             first = members[0]
             reason = "it names no free port at which the ranks could meet"
@@ -252,12 +237,13 @@ class Coordinator:
             await self._see_through(attempt)
         return await self._end(attempt)
 
-    async def _prepare(self, member: Member) -> int | None:
-        """Return the port at which the ranks meet. None where the node does not name one."""
+    async def _prepare(self, member: Member, number: int) -> int | None:
+        """Return the port at which the ranks of an attempt meet. None where the node does not name
+        one."""
         deadline = time.monotonic() + _PREPARE
-        member.tell(Order(do="prepare", attempt=self._number, check=self._checks))
+        member.tell(Order(do="prepare", attempt=number, check=self._checks))
         while member.lost is None and time.monotonic() < deadline:
-            if member.report.prepared == self._number:
+            if member.report.prepared == number:
                 return member.report.port
             await self._change(_LOOK)
             self._members.look()
@@ -269,11 +255,12 @@ class Coordinator:
             await self._change(_LOOK)
             self._members.look()
             self._let_rest(attempt.members)
-            now, committed = time.monotonic(), self._note_checkpoints(attempt)
+            now, committed = time.monotonic(), self._take_checkpoint(attempt)
             stepped = attempt.stepped
             attempt.look(now)
             if attempt.stepped is not None and stepped is None:
-                self._note_progress(attempt, now)
+                self._journal.stepped(attempt, now)
+                self._say(self._stepped(attempt))
             if attempt.is_over(now):
                 return
             if attempt.asked is None and (reason := self._why_stop(attempt, committed)):
@@ -308,30 +295,14 @@ class Coordinator:
             return f"{', '.join(member.name for member in free)} can take part"
         return None
 
-    def _note_checkpoints(self, attempt: Attempt) -> bool:
-        """Write down that a checkpoint was committed. Returns whether one was."""
+    def _take_checkpoint(self, attempt: Attempt) -> bool:
+        """Return whether a checkpoint was committed since the last look, and have that noted."""
         newest, before = self._folder_watch.newest, attempt.committed
         if newest is None or newest <= (-1 if before is None else before):
             return False
         attempt.committed = newest
-        self._note(history.Checkpoint(time=time.time(), attempt=attempt.number, step=newest))
+        self._journal.committed(attempt, newest)
         return True
-
-    def _note_progress(self, attempt: Attempt, now: float) -> None:
-        assert attempt.stepped is not None and attempt.step is not None
-        self._note(
-            history.Progress(
-                time=time.time() - (now - attempt.stepped),
-                attempt=attempt.number,
-                step=attempt.step,
-                seconds=round(attempt.stepped - attempt.begun, 3),
-            )
-        )
-        text = f"{attempt.stepped - attempt.begun:.0f} s after the start"
-        recovered = history.recoveries(self._events)
-        if recovered and recovered[-1].fault.attempt == attempt.number - 1:
-            text += f" and {recovered[-1].stepped:.0f} s after the fault"
-        self._say(f"step {attempt.step} is reached, {text}")
 
     async def _end(self, attempt: Attempt) -> Outcome:
         """Take stacks where ranks hang, kill what is left, and judge."""
@@ -349,19 +320,9 @@ class Coordinator:
         self._running = None
         if outcome.trouble is not None:
             since = time.monotonic() - (attempt.noticed or time.monotonic())
-            self._note_fault(outcome.trouble, time.time() - since)
-        self._note_checkpoints(attempt)
-        self._note(
-            history.End(
-                time=time.time(),
-                attempt=attempt.number,
-                code=outcome.code,
-                step=attempt.step,
-                checkpoint=self._folder_watch.newest,
-                reason=outcome.reason[:2000],
-                failed=outcome.failed,
-            )
-        )
+            self._journal.failed(outcome.trouble, since)
+        self._take_checkpoint(attempt)
+        self._journal.ended(attempt, outcome, self._folder_watch.newest)
         self._say(self._ended(outcome))
         return outcome
 
@@ -392,13 +353,8 @@ class Coordinator:
         ]
         if not stacks:
             return
-        file = self._folder.stacks / f"attempt-{attempt.number}.txt"
         summary = grouping.summary(stacks)[:2000]
-        self._files.submit(_write, file, grouping.report(stacks))
-        name = file.relative_to(self._folder.path).as_posix()
-        self._note(
-            history.Stacks(time=time.time(), attempt=attempt.number, file=name, summary=summary)
-        )
+        file = self._journal.hangs(attempt, summary, grouping.report(stacks))
         self._say(f"{summary}; all stacks are in {file}")
         attempt.blame(grouping.apart(stacks))
 
@@ -417,24 +373,15 @@ class Coordinator:
 
     async def _conclude(self, verdict: Finish) -> None:
         """Write the verdict down, and send all nodes home with it."""
-        if verdict.verdict == "gave up" and self._given_up is None:
-            await self._report_failure(verdict)
-        self._note(
-            history.Verdict(
-                time=time.time(),
-                attempt=self._number,
-                verdict=verdict.verdict,
-                code=verdict.code,
-                reason=verdict.reason[:2000],
-                by_user=verdict.verdict == "stopped" and self._users_stop is not None,
-            )
-        )
+        gives_up = verdict.verdict == "gave up" and self._given_up is None
+        if gives_up and (report := await self._journal.report_failure(verdict)):
+            self._output.say(report)
+        by_user = verdict.verdict == "stopped" and self._users_stop is not None
+        self._journal.concluded(verdict, by_user)
         self._say(f"{verdict.verdict}: {verdict.reason} (exit code {verdict.code})")
         if verdict.verdict == "stopped":
-            self._files.submit(_remove, self._folder)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_FRESH):
-                await asyncio.wrap_future(self._files.submit(records.finish))
+            self._journal.forget_stop()
+        await self._journal.finish()
         for member in self._members.all.values():
             member.tell(
                 Order(
@@ -451,54 +398,20 @@ class Coordinator:
             await self._change(_LOOK)
         await self._members.close()
 
-    async def _report_failure(self, verdict: Finish) -> None:
-        """Write RUN/failure.txt, and print it."""
-
-        def report() -> str:
-            text = failure_report(
-                self._folder,
-                self._events,
-                reason=verdict.reason,
-                code=verdict.code,
-                now=time.time(),
-            )
-            _write(self._folder.failure, text)
-            return text
-
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_REPORT):
-                self._output.say(await asyncio.wrap_future(self._files.submit(report)))
-
-    # What is said and written.
-
-    def _joined(self, member: Member, reason: str) -> None:
-        self._note_member(history.Joined, member, reason)
+    # What is said.
 
     def _left(self, member: Member, reason: str) -> None:
-        self._note_member(history.Left, member, reason)
+        self._journal.left(member, reason)
         if self._running is None or member not in self._running.members:
             self._say(f"{member.name} is gone: {reason}")
 
-    def _note_member(
-        self, event: type[history.Joined | history.Left], member: Member, reason: str
-    ) -> None:
-        self._note(
-            event(
-                time=time.time(),
-                attempt=self._number,
-                node=member.name,
-                host=member.host,
-                reason=reason,
-            )
-        )
-
-    def _note_fault(self, trouble: Trouble, moment: float) -> None:
-        """moment: when it was noticed, in seconds since 1970."""
-        self._note(history.Fault(time=moment, attempt=self._number, **trouble._asdict()))
-
-    def _note(self, event: Event) -> None:
-        self._events.append(event)
-        self._files.submit(history.append, self._folder.supervision, event)
+    def _stepped(self, attempt: Attempt) -> str:
+        assert attempt.stepped is not None
+        text = f"{attempt.stepped - attempt.begun:.0f} s after the start"
+        recovered = history.recoveries(self._journal.events)
+        if recovered and recovered[-1].fault.attempt == attempt.number - 1:
+            text += f" and {recovered[-1].stepped:.0f} s after the fault"
+        return f"step {attempt.step} is reached, {text}"
 
     def _ended(self, outcome: Outcome) -> str:
         newest = self._folder_watch.newest
@@ -507,7 +420,7 @@ class Coordinator:
         if outcome.trouble is not None and outcome.trouble.seconds:
             text += f" ({outcome.trouble.seconds:.1f} s after the last sign of life)"
         if outcome.failed:
-            failures = history.failures_without_progress(self._events, newest)
+            failures = history.failures_without_progress(self._journal.events, newest)
             chances = self._rules.chances(outcome.code)
             text += f"; the run stands at {where}"
             text += f" ({failures} of {chances} failures without progress)"
@@ -518,9 +431,7 @@ class Coordinator:
 
     async def _change(self, seconds: float) -> None:
         """Wait until something changes, for so long at most."""
-        if time.monotonic() - self._touched > _SIGN:
-            self._touched = time.monotonic()
-            self._files.submit(history.touch, self._folder.supervision)
+        self._journal.sign()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._members.changed.wait()
@@ -536,15 +447,3 @@ def _starting(attempt: Attempt) -> str:
         f"attempt {attempt.number}: starting {attempt.world} ranks on {nodes} "
         f"({', '.join(names)}) from {where}"
     )
-
-
-def _write(path: Path, text: str) -> None:
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-def _remove(folder: RunFolder) -> None:
-    """Remove the file that asked to stop, else the next start would stop at once."""
-    with suppress(OSError):
-        folder.stop.unlink(missing_ok=True)

@@ -2,9 +2,9 @@
 
     start -> progress -> checkpoint ... -> fault -> stacks -> end -> start -> ... -> verdict
 
-Only the coordinator writes it. It is the memory of the supervisors: attempts and failures are
-counted over it, so that nobody who starts supervisors again, by hand or by a controller, resets the
-count. Whatever looks at a run from outside reads it, too. Imports no torch.
+Only the coordinator writes it (`journal.py`). It is the memory of the supervisors: attempts and
+failures are counted over it, so that nobody who starts supervisors again, by hand or by a
+controller, resets the count. Whatever looks at a run from outside reads it, too. Imports no torch.
 """
 
 from __future__ import annotations

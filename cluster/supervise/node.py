@@ -38,7 +38,7 @@ from cluster.supervise.messages import (
     join,
 )
 from cluster.supervise.output import Output
-from cluster.supervise.parents import Launcher
+from cluster.supervise.parents import own_launcher
 from cluster.supervise.ranks import Layout, Ranks, end_orphans, free_port
 from cluster.supervise.report import clean
 from cluster.supervise.stacks import RankStack, collect
@@ -105,7 +105,7 @@ class Node:
             session=secrets.token_hex(16),
             address=options.own_address,
         )
-        self._launcher = Launcher()
+        self._launcher = own_launcher()
         self._order = Order(do="rest")
         self._heard = self._born = time.monotonic()
         self._problem = self._complained = ""  # why there is no connection, and which was said

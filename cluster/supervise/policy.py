@@ -311,8 +311,8 @@ def _choose(rules: Rules, events: Sequence[history.Event], now: Situation) -> De
     if number:
         return Start(_best(number, now.nodes, events, now.newest), number * rules.ranks)
     missing = f"{there}, and at least {rules.fewest} have to be"
-    if now.sent_away:
-        return Finish("stopped", EXIT_PREEMPTED, f"{missing}; the others were told to go away")
+    if now.sent_away:  # a drained node: the run goes on once there is another
+        return Finish("incomplete", EXIT_PREEMPTED, f"{missing}; the others were told to go away")
     return Finish("incomplete", EXIT_INCOMPLETE, missing)
 
 

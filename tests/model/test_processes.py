@@ -63,3 +63,20 @@ def test_a_child_ends_with_its_parent() -> None:
     parent.kill()
     parent.communicate()
     until(lambda: processes.start_of(child) == 0)
+
+
+def test_a_launcher_that_is_killed_is_gone() -> None:
+    """What somebody starts by hand, from a shell that is no launcher, outlives that shell."""
+    words = ["sh", "-c", "sleep 60 & echo $!; wait", "a.launcher"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        child = int(launcher.stdout.readline())
+        try:
+            watched = processes.Launcher([b"a.launcher"], pid=child)
+            by_hand = processes.Launcher([b"another"], pid=child)
+            assert not watched.is_gone
+            launcher.kill()
+            until(lambda: watched.is_gone)
+            assert not by_hand.is_gone
+        finally:
+            os.kill(child, signal.SIGKILL)

@@ -9,12 +9,14 @@ import time
 from typing import NamedTuple
 
 from model.errors import ADDPError
-from model.processes import command_of, parent_of
+from model.processes import Launcher
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder, StopKind
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _PAUSE = 1.0  # seconds between looks at the STOP file and the launcher
-# Words in the command line of a launcher. A supervisor watches its own launcher itself.
+# Words in the command line of a launcher. The deepspeed launcher is two processes: where the outer
+# one is killed, nobody signals the ranks; where the inner one is, `deepspeed` exits with 0. A
+# supervisor watches its own launcher itself.
 _SUPERVISOR = b"cluster.supervise"
 _LAUNCHERS = (b"deepspeed.launcher.launch", b"torch.distributed", b"torchrun", _SUPERVISOR)
 # What a user wants counts more than what a machine does.
@@ -52,7 +54,7 @@ class StopRequest:
         self._looks = os.environ.get("RANK", "0") == "0"
         self._cause: StopCause | None = None
         self._settled = False  # whether the file was looked for since there was a cause
-        self._launcher = _launcher_chain()
+        self._launcher = Launcher(_LAUNCHERS, last=_SUPERVISOR)
         self._looked = 0.0
         for number in _SIGNALS:
             signal.signal(number, self._receive)
@@ -71,7 +73,7 @@ class StopRequest:
             self._looked = now
             if self._file_exists():
                 self.ask(StopCause("file", f"{self._file} exists"))
-            elif any(parent_of(pid) != parent for pid, parent in self._launcher):
+            elif self._launcher.is_gone:
                 self.ask(StopCause("launcher", "the launcher went away"))
         elif self._cause is not None and not self._settled:
             # A supervisor that saw the file signals all ranks, and is often faster than we are.
@@ -87,24 +89,3 @@ class StopRequest:
 def first_cause(causes: list[StopCause]) -> StopCause:
     """Return the cause that counts, of those that several ranks have noticed, in their order."""
     return min(causes, key=lambda cause: _ORDER.index(cause.kind))
-
-
-def _launcher_chain() -> list[tuple[int, int | None]]:
-    """The processes from here up, as far as they belong to a launcher: (process, its parent).
-
-    The deepspeed launcher is two processes. Where the outer one is killed, nobody signals the
-    ranks, which would run on unseen; where the inner one is, `deepspeed` exits with 0.
-    """
-    chain: list[tuple[int, int | None]] = []
-    pid = os.getpid()
-    for _ in range(3):
-        parent = parent_of(pid)
-        chain.append((pid, parent))
-        command = command_of(parent)
-        if not any(word in command for word in _LAUNCHERS):
-            break
-        assert parent is not None
-        pid = parent
-        if _SUPERVISOR in command:
-            return chain
-    return chain if len(chain) > 1 else []

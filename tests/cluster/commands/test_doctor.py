@@ -13,8 +13,8 @@ from cluster.supervise import ranks
 from tests.cluster.calling import addp, typed
 from tests.cluster.launch.two_hosts import Host, several_hosts
 from tests.trainer.launching import MAGE, SMALL, warm_launcher
-from trainer.preflight.doctor import PORTS
-from trainer.preflight.reporting import from_lines
+from trainer.preflight.doctor.examination import PORTS
+from trainer.preflight.doctor.reporting import from_lines
 
 CONFIG = [*MAGE, *SMALL]
 

@@ -13,6 +13,7 @@ from cluster.launch.hosts import this_machine
 from cluster.launch.launch import train
 from model.errors import ConfigError
 from tests.trainer.launching import MAGE, SMALL
+from tests.warm import warm_python
 from trainer.run_folder import RunFolder
 
 # Starts `sys.argv[3:]` once for each of so many ranks, and ends with the first exit code that is
@@ -36,7 +37,7 @@ class ToyBackend:
 
     def plan(self, request: LaunchRequest) -> LaunchPlan:
         starter = [sys.executable, "-c", STARTER, str(request.hosts.processes), str(request.port)]
-        rank = [sys.executable, "-m", request.module, *request.arguments]
+        rank = [warm_python(), "-m", request.module, *request.arguments]
         return LaunchPlan([PlannedCommand([*starter, *rank], {"DS_ACCELERATOR": "cpu"})])
 
 

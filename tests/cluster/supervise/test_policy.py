@@ -104,11 +104,13 @@ def test_every_answer_is_allowed(rules: Rules, events: list[Event], now: Situati
         assert answer.reason
         assert (answer.verdict == "done") == (code == 0)
         assert (answer.verdict == "failed") == (code in FINAL_CODES)
-        expected = {"done": 0, "stopped": 75, "gave up": 80, "incomplete": 81}
+        incomplete = 75 if now.sent_away else 81
+        expected = {"done": 0, "stopped": 75, "gave up": 80, "incomplete": incomplete}
         assert answer.code == expected.get(answer.verdict, code)
+        assert (answer.verdict == "stopped") <= (now.stop is not None)
         if answer.verdict == "gave up":
             assert failures >= rules.max_restarts
-        if answer.verdict == "incomplete" or (answer.verdict == "stopped" and not now.stop):
+        if answer.verdict == "incomplete":
             assert not rules.most(len(now.nodes)) and now.waited >= rules.rejoin
 
 

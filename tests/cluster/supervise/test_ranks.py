@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from cluster.supervise.parents import Launcher
 from cluster.supervise.ranks import (
     PORTS,
     Layout,
@@ -99,8 +97,3 @@ def test_what_an_earlier_supervisor_left_behind_is_ended_and_no_stranger(tmp_pat
         for process in (orphan, stranger):
             process.kill()
             process.wait()
-
-
-def test_a_supervisor_without_a_launcher_outlives_the_shell_that_it_came_from() -> None:
-    assert not Launcher(os.getpid()).is_gone
-    assert not Launcher(1).is_gone

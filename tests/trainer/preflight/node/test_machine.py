@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.preflight.finding_states import state, text
-from trainer.preflight.machine import (
+from trainer.preflight.node.machine import (
     check_clock,
     check_limits,
     check_memory,

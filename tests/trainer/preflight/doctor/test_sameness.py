@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.trainer.preflight.finding_states import state, text
 from trainer.config.reading import load_config
-from trainer.preflight.sameness import code_digest, configuration_digest, differences, facts
+from trainer.preflight.doctor.sameness import code_digest, configuration_digest, differences, facts
 
 ONE = {"python": "3.11.7", "torch": "2.13.0", "code": "a1", "driver": "610", "GPUs": "8 x H100"}
 

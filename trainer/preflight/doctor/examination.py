@@ -1,49 +1,26 @@
-"""Find out whether a run would train on these nodes. One process on each of them; none trains.
-
-    addp doctor CONFIG --hostfile hosts
-    srun -N4 --ntasks-per-node=1 python -m trainer.preflight.doctor --config base
-
-Every node is looked at by itself, then all of them together: do they meet, reach each other, have
-the same time, versions and configuration, see the same run folder, and is the store fast enough.
-Node 0 prints the answer. Nothing is left behind. Exits with 0, or with 78 where something failed.
-"""
+"""The examination that all nodes make together: each looks at itself, then they look at each other,
+at their run folder and at the store."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-
-from model.errors import ConfigError
-from trainer.config.arguments import configured
 from trainer.config.schema import RunConfig
-from trainer.distributed.world import World, take_world
-from trainer.preflight import needs
-from trainer.preflight.comparing import compare, missing
-from trainer.preflight.disk import nearest_folder
-from trainer.preflight.exchange import Exchange, NodesNotMet, meet
+from trainer.distributed.world import World
+from trainer.preflight.doctor import needs
+from trainer.preflight.doctor.comparing import compare, missing
+from trainer.preflight.doctor.exchange import Exchange, NodesNotMet, meet
+from trainer.preflight.doctor.links import Link, exchange_tensors
+from trainer.preflight.doctor.looking import Node, Own, introduce, look
+from trainer.preflight.doctor.reachability import call_each_other, is_deaf
+from trainer.preflight.doctor.reporting import labels, make_answer
+from trainer.preflight.doctor.sharing import check_sharing
 from trainer.preflight.finding import Finding, finding_of, guarded
-from trainer.preflight.gpus import see_all
-from trainer.preflight.links import Link, exchange_tensors
-from trainer.preflight.looking import Node, Own, introduce, look
-from trainer.preflight.reachability import call_each_other, is_deaf
-from trainer.preflight.reporting import labels, make_answer, show, to_lines
-from trainer.preflight.sharing import check_sharing
-from trainer.resilience.leaving import leave
-from trainer.run_folder import EXIT_CONFIG, EXIT_DONE
+from trainer.preflight.node.disk import nearest_folder
 
-_MEETING = 120.0  # seconds in which the nodes must meet
-_GRACE = 60.0  # seconds that supervisors give a run to save
-_SIGHT = 30.0  # seconds within which a node must see what another one writes
 PORTS = (30_000, 32_699)  # where supervised ranks meet; any range can be named
 
 
@@ -57,9 +34,9 @@ class Wanted(NamedTuple):
     devices: bool = True
     low: int = PORTS[0]
     high: int = PORTS[1]
-    meeting: float = _MEETING
-    sight: float = _SIGHT
-    grace: float = _GRACE
+    meeting: float = 120.0
+    sight: float = 30.0
+    grace: float = 60.0
 
 
 def meet_or_tell(wanted: Wanted, world: World, say: Callable[[str], None]) -> Exchange:
@@ -163,63 +140,3 @@ def _look_at_store(own: Own, nodes: Sequence[Node], exchange: Exchange) -> list[
         return [one._asdict() for one in found]
 
     return [finding_of(record) for record in exchange.tell("store", work, 180) or ()]
-
-
-def _ports(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", text, re.ASCII)
-    if not match or not 1 <= int(match[1]) <= int(match[2]) <= 65_535:
-        raise ConfigError(f"--ports {text!r} is no range such as 30000-32699")
-    return int(match[1]), int(match[2])
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Examine this node together with the others. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog=os.environ.pop("ADDP_PROGRAM", "python -m trainer.preflight.doctor"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", type=Path, help="run file (YAML) or recipe")
-    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
-    parser.add_argument("--lines", action="store_true", help=argparse.SUPPRESS)  # for `addp doctor`
-    parser.add_argument("--no-device", action="store_true", help="compute nothing on the devices")
-    ports = f"{PORTS[0]}-{PORTS[1]}"
-    parser.add_argument("--ports", default=ports, help="range, of which one is tried")
-    parser.add_argument("--meeting", type=float, default=_MEETING, help="seconds for all to start")
-    parser.add_argument("--sight", type=float, default=_SIGHT, help="seconds to see a shared file")
-    parser.add_argument("--grace", type=float, default=_GRACE, help="seconds for a stop to save")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("arguments", nargs="*", metavar="FILE|key=value")
-    options = parser.parse_intermixed_args(arguments)
-    file, overrides = configured(options.config, options.arguments)
-    wanted = Wanted(
-        file,
-        overrides,
-        not options.no_device,
-        *_ports(options.ports),
-        meeting=options.meeting,
-        sight=options.sight,
-        grace=options.grace,
-    )
-    world = take_world()
-    see_all()
-
-    def say(line: str) -> None:
-        if world.rank == 0 or line.startswith("FAILED"):
-            print(f"doctor: {platform.node()}: {line}", file=sys.stderr, flush=True)
-
-    exchange = meet_or_tell(wanted, world, say)
-    answer = examine(wanted, exchange, say)
-    if world.rank == 0:
-        if options.lines:
-            print("\n".join(to_lines(answer)), flush=True)
-        elif options.json:
-            print(json.dumps(answer, indent=1), flush=True)
-        else:
-            show(answer, Console(width=None if sys.stdout.isatty() else 160))
-    exchange.end()
-    return EXIT_DONE if answer["ready"] else EXIT_CONFIG
-
-
-if __name__ == "__main__":
-    leave(main)

@@ -22,8 +22,8 @@ from model.errors import ADDPError
 from trainer import costs
 from trainer.config.schema import RunConfig
 from trainer.objectives.registry import users_of
-from trainer.preflight.disk import nearest_folder
 from trainer.preflight.finding import Finding, size
+from trainer.preflight.node.disk import nearest_folder
 from trainer.run_folder import RunFolder
 
 _MIB = 2**20

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.trainer.preflight.finding_states import state, text
-from trainer.preflight.gpus import (
+from trainer.preflight.node.gpus import (
     GPU,
     NoDriver,
     Usage,

@@ -7,8 +7,8 @@ import json
 
 from rich.console import Console
 
+from trainer.preflight.doctor.reporting import from_lines, labels, make_answer, show, to_lines
 from trainer.preflight.finding import Finding
-from trainer.preflight.reporting import from_lines, labels, make_answer, show, to_lines
 
 OK = Finding("memory", "ok", "8.0 GiB of 9.0 GiB available")
 BAD = Finding("disk [space]", "FAILED", "[red]full", "make room")

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.preflight.finding_states import state, text
-from trainer.preflight.network import Interface, Port, check_network, read_interfaces, read_ports
+from trainer.preflight.node.network import (
+    Interface,
+    Port,
+    check_network,
+    read_interfaces,
+    read_ports,
+)
 
 ETH = Interface("eth0", True, True, 100_000, 9000, 10**9, 0, 0)
 DOWN = ETH._replace(name="eth1", is_up=False)

@@ -1,6 +1,6 @@
 """Prove that devices compute right: a training step in small, and products whose sums are known.
 
-    python -m trainer.preflight.computing [--seconds S] [DEVICE ...]
+    python -m trainer.preflight.node.computing [--seconds S] [DEVICE ...]
 
 Prints a line of JSON when it begins with a device and one when it has finished with it. Without
 DEVICE: each GPU that PyTorch sees, or the CPU. Exits with 0 where all computed right, else with 1.
@@ -226,7 +226,7 @@ def prove(
 def main(arguments: list[str] | None = None) -> int:
     """Prove the devices. Returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.preflight.computing",
+        prog="python -m trainer.preflight.node.computing",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,17 +1,16 @@
 """Prove the devices of a node by a process of their own, which may hang or die. Imports no torch.
 
-The process is `python -m trainer.preflight.computing`; it says a line of JSON before and after each
-device.
+The process is `python -m trainer.preflight.node.computing`; it says a line of JSON before and after
+each device.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,8 +18,7 @@ from trainer.preflight.finding import Finding
 
 _SECONDS = 180.0  # for all devices together: the first use of a GPU may compile for a minute
 _GONE_SECONDS = 5.0  # a process that hangs in a driver may not even be killed
-_SLOW = 0.8  # of the usual rate
-_COMMAND = (sys.executable, "-m", "trainer.preflight.computing")
+_COMMAND = (sys.executable, "-m", "trainer.preflight.node.computing")
 _TODO = "do not train on it: run this again, and replace it if it computes wrongly once more"
 
 
@@ -100,20 +98,8 @@ def rates_in(lines: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def judge_rates(rates: Mapping[str, float]) -> Iterator[Finding]:
-    """Yield a finding for each GPU that is much slower than the others. rates: by node and GPU."""
-    if len(rates) < 2:
-        return
-    usual = statistics.median(rates.values())
-    slow = {name: rate for name, rate in rates.items() if rate < usual * _SLOW}
-    for name, rate in slow.items():
-        found = f"{name} multiplies {rate:.0f} times 10^12 a second, where {usual:.0f} are usual"
-        todo = "look at its clocks and its cooling: all ranks wait for the slowest"
-        yield Finding("GPU speed", "warning", found, todo)
-
-
 def judge_device(record: dict[str, Any]) -> Iterator[Finding]:
-    """Yield what was found on one device. record: a line of `trainer.preflight.computing`."""
+    """Yield what was found on one device. record: a line of `trainer.preflight.node.computing`."""
     device = str(record["device"])
     wrong = [proof for proof in record["proofs"] if not proof["holds"]]
     for proof in wrong:

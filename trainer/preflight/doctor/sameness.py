@@ -15,7 +15,7 @@ from trainer.config.changes import alike
 from trainer.config.schema import RunConfig
 from trainer.preflight.finding import Finding
 
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[3]
 _PACKAGES = ("torch", "deepspeed", "numpy", "xformers")
 # What to do where a fact differs; other facts only slow a run down.
 _TODO = {

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.preflight.exchange import Exchange
+from trainer.preflight.doctor.exchange import Exchange
 from trainer.preflight.finding import Finding
 
 _LISTING = 10.0  # seconds to look for a file in a listing, on which nothing depends

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.trainer.preflight.finding_states import state, text
-from trainer.preflight.probes import (
+from trainer.preflight.doctor.probes import (
     EVERY_PAIR,
     ProbeServer,
     Reached,
@@ -21,7 +21,7 @@ from trainer.preflight.probes import (
     serve_within,
     targets,
 )
-from trainer.preflight.reachability import judge_calls, judge_clocks, judge_own_names
+from trainer.preflight.doctor.reachability import judge_calls, judge_clocks, judge_own_names
 
 TOKEN = bytes(range(16))
 NAMES = ("node1", "node2", "node3")

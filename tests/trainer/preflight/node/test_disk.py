@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.preflight.finding_states import state, text
-from trainer.preflight import disk
-from trainer.preflight.disk import DiskLimits, DiskState, check_run_folder, judge_disk, measure
+from trainer.preflight.node import disk
+from trainer.preflight.node.disk import DiskLimits, DiskState, check_run_folder, judge_disk, measure
 
 GOOD = DiskState(free=2**40, files=10**6, fsync=0.001, apart=0.0)
 

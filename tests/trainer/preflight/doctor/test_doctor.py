@@ -14,9 +14,10 @@ import pytest
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.preflight.finding_states import state, text
 from tests.trainer.worlds import Ranks
-from trainer.preflight import doctor, looking
+from trainer.preflight.doctor import __main__ as doctor
+from trainer.preflight.doctor import examination, looking
+from trainer.preflight.doctor.reporting import from_lines
 from trainer.preflight.finding import Finding, finding_of
-from trainer.preflight.reporting import from_lines
 from trainer.resilience.leaving import leave
 
 
@@ -151,7 +152,7 @@ def test_two_nodes_that_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def deserting(words: list[str]) -> int:
     """Node 1 comes, and ends before it has looked."""
     if os.environ["RANK"] == "1":
-        doctor.look = lambda *_: os._exit(3)  # type: ignore[assignment]
+        examination.look = lambda *_: os._exit(3)  # type: ignore[assignment]
     else:
         looking.OWN_SECONDS = -238.0  # waits for answers for 2 s
     return doctor.main(words)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 
-from trainer.preflight import probes
-from trainer.preflight.exchange import Exchange
+from trainer.preflight.doctor import probes
+from trainer.preflight.doctor.exchange import Exchange
 from trainer.preflight.finding import Finding
 
 _APART, _FAR_APART = 1.0, 300.0  # seconds between clocks

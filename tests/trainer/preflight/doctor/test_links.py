@@ -7,7 +7,14 @@ from itertools import combinations
 import pytest
 
 from tests.trainer.preflight.finding_states import state, text
-from trainer.preflight.links import EVERY_PAIR, Link, Together, judge_links, judge_sums, rounds
+from trainer.preflight.doctor.links import (
+    EVERY_PAIR,
+    Link,
+    Together,
+    judge_links,
+    judge_sums,
+    rounds,
+)
 
 NAMES = [f"node{n}" for n in range(40)]
 

@@ -14,12 +14,12 @@ from model.errors import ADDPError
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
 from trainer.distributed.environment import settings
-from trainer.preflight import needs, probes, sameness
-from trainer.preflight.device import check_devices
-from trainer.preflight.exchange import Exchange
+from trainer.preflight.doctor import needs, probes, sameness
+from trainer.preflight.doctor.exchange import Exchange
 from trainer.preflight.finding import Finding, finding_of, guarded
-from trainer.preflight.gpus import GPU, driver_version
-from trainer.preflight.node import check_node
+from trainer.preflight.node.device import check_devices
+from trainer.preflight.node.fitness import check_node
+from trainer.preflight.node.gpus import GPU, driver_version
 
 OWN_SECONDS = 400.0  # for a node's own checks
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.preflight.finding_states import state, text
-from trainer.preflight.cgroups import Limits, check_groups, read_limits
+from trainer.preflight.node.cgroups import Limits, check_groups, read_limits
 
 GIB = 2**30
 

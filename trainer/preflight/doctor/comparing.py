@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import statistics
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from trainer.distributed.environment import Settings
 from trainer.distributed.environment import differences as environment_differences
-from trainer.preflight import sameness
-from trainer.preflight.device import judge_rates
+from trainer.preflight.doctor import sameness
+from trainer.preflight.doctor.looking import Node
+from trainer.preflight.doctor.reachability import judge_own_names
+from trainer.preflight.doctor.reporting import labels
 from trainer.preflight.finding import Finding
-from trainer.preflight.looking import Node
-from trainer.preflight.reachability import judge_own_names
-from trainer.preflight.reporting import labels
+
+_SLOW = 0.8  # of the usual rate of a GPU
 
 
 def missing(nodes: Sequence[Node], absent: Collection[int], seconds: float) -> list[Finding]:
@@ -48,6 +50,18 @@ def compare(nodes: Sequence[Node]) -> list[Finding]:
     if len({node.address for node in there}) > 1:
         findings += judge_own_names({name: node.listens for name, node in named.items()})
     return findings
+
+
+def judge_rates(rates: Mapping[str, float]) -> Iterator[Finding]:
+    """Yield a finding for each GPU that is much slower than the others. rates: by node and GPU."""
+    if len(rates) < 2:
+        return
+    usual = statistics.median(rates.values())
+    slow = {name: rate for name, rate in rates.items() if rate < usual * _SLOW}
+    for name, rate in slow.items():
+        found = f"{name} multiplies {rate:.0f} times 10^12 a second, where {usual:.0f} are usual"
+        todo = "look at its clocks and its cooling: all ranks wait for the slowest"
+        yield Finding("GPU speed", "warning", found, todo)
 
 
 def _compare_environments(there: Sequence[Node]) -> list[Finding]:

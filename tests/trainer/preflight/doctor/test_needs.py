@@ -14,7 +14,7 @@ from tests.trainer.preflight.finding_states import state, text
 from trainer import costs
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
-from trainer.preflight.needs import (
+from trainer.preflight.doctor.needs import (
     Cadence,
     cadence,
     check_cache,

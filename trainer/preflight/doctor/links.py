@@ -15,7 +15,7 @@ from torch._C._distributed_c10d import PrefixStore
 
 from trainer.distributed.collectives import own_device
 from trainer.distributed.meeting import NotMet, join_ranks
-from trainer.preflight.exchange import Exchange
+from trainer.preflight.doctor.exchange import Exchange
 from trainer.preflight.finding import Finding
 
 EVERY_PAIR = 8  # nodes up to which each pair is measured; of more, each with its neighbours

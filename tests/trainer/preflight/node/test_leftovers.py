@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 
 from tests.trainer.preflight.finding_states import state, text
-from trainer.preflight.leftovers import Process, check_leftovers, orphans, rank_processes
+from trainer.preflight.node.leftovers import Process, check_leftovers, orphans, rank_processes
 
 WORDS = ("python", "-m", "trainer.pretrain", "run=/runs/a")
 ORPHAN = Process(4321, WORDS, 1, ("/sbin/init",))

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.trainer.preflight.finding_states import state
-from trainer.preflight import node
 from trainer.preflight.finding import Finding, finding_of
-from trainer.preflight.node import report
+from trainer.preflight.node import __main__ as node
+from trainer.preflight.node.fitness import report
 
 COMMAND = [sys.executable, "-m", "trainer.preflight.node", "--json"]
 
@@ -36,7 +36,7 @@ def test_this_machine(tmp_path: Path) -> None:
 def test_it_needs_no_torch() -> None:
     """It is asked while ranks wait, and torch takes seconds to import."""
     code = (
-        "import sys, trainer.preflight.node, trainer.preflight.device\n"
+        "import sys, trainer.preflight.node.__main__, trainer.preflight.node.device\n"
         "print({'torch', 'numpy', 'boto3', 'rich'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,1 @@
+"""Whether one machine is fit to train: `python -m trainer.preflight.node`."""

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.images.images import ImageEntry
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.sharding.plan import Plan, PlanRecipe, make_plan, shard_images
 from data_pipeline.sharding.receipts import ShardReceipt, layout_of, receipt_name, shard_name
 from data_pipeline.shards.manifest import ShardEntry

@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 from data_pipeline.images.sources import open_source
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.sharding.encoder import TokenEncoder
 from data_pipeline.sharding.plan import make_plan
 from data_pipeline.sharding.tokenize import TokenizeJob, plan_recipe

@@ -1,35 +1,124 @@
 """`addp`, the one command line for people. Launchers start the modules themselves.
 
-Each command, or group of commands, is one file in `cluster/commands/`; this file puts them
-together.
+Each command, or group of commands, is one file in `cluster/commands/`, or a module of the trainer;
+this file lists them. A command is imported when it is called.
 """
 
 from __future__ import annotations
 
 import typer
 
-from cluster.commands import (
-    check,
-    checkpoints,
-    config,
-    data,
-    demo,
-    doctor,
-    launch,
-    openmoji,
-    parity,
-    status,
-    stop,
-    tokenize,
-    train,
-    version,
-    weights,
-)
-from cluster.commands.modules import PASS_ON, module_command
+from cluster.commands import version
+from cluster.commands.loading import Entry, lazy_group
 from model.entry import run_entry
 from trainer.command import run_app
 
+_MAKE = "Make and look at data"
+_TRAIN = "Train"
+_OPERATE = "Operate a run, on one machine or many"
+_USE = "Use what was trained"
+_TRY = "Try and prove"
+
+COMMANDS = {
+    "openmoji": Entry(
+        "cluster.commands.openmoji:openmoji",
+        _MAKE,
+        "Render the OpenMoji set (CC BY-SA 4.0) into class folders: real images without a "
+        "download.",
+    ),
+    "tokenize": Entry(
+        "cluster.commands.tokenize:app",
+        _MAKE,
+        "Images -> token shards: `plan` freezes the work, `run` does it on many machines, "
+        "`finalize` ends it.",
+    ),
+    "data": Entry(
+        "cluster.commands.data:app",
+        _MAKE,
+        "Look at a token data set as a run reads it: its speed, the contents of a batch, and "
+        "where a sample lies.",
+    ),
+    "train": Entry(
+        "cluster.commands.train:train",
+        _TRAIN,
+        "Train on this machine, under the DeepSpeed launcher.",
+    ),
+    "config": Entry(
+        "cluster.commands.config:config",
+        _TRAIN,
+        "Show the resolved configuration of a run file, or every key with its meaning.",
+    ),
+    "plan": Entry(
+        "trainer.preflight.planning",
+        _TRAIN,
+        "Say what a run will take: batch arithmetic, memory, days, checkpoints.",
+    ),
+    "check": Entry(
+        "cluster.commands.check:check", _TRAIN, "Check a run before it waits in a queue."
+    ),
+    "checkpoints": Entry(
+        "cluster.commands.checkpoints:checkpoints",
+        _TRAIN,
+        "List, verify or prune checkpoints; `addp export` takes a network out of one.",
+    ),
+    "doctor": Entry(
+        "cluster.commands.doctor:doctor",
+        _OPERATE,
+        "Find out whether a run would train here, before it starts.",
+    ),
+    "launch": Entry(
+        "cluster.commands.launch:launch",
+        _OPERATE,
+        "Show how a run will be started, start it, and see it through faults to its end.",
+    ),
+    "status": Entry(
+        "cluster.commands.status:status",
+        _OPERATE,
+        "Say how a run is doing: state, step, loss, speed, checkpoints, ETTR, incidents, ranks.",
+    ),
+    "stop": Entry(
+        "cluster.commands.stop:stop",
+        _OPERATE,
+        "Have a run save and stop, from anywhere that sees its folder or its store.",
+    ),
+    "generate": Entry(
+        "trainer.evaluation.generate",
+        _USE,
+        "Sample images from an ADDP network: a grid, a set, completions.",
+    ),
+    "evaluate": Entry(
+        "trainer.evaluation.evaluate",
+        _USE,
+        "Measure checkpoints: FID, kNN, linear probe; --follow a run.",
+    ),
+    "report": Entry(
+        "trainer.evaluation.report",
+        _USE,
+        "Write one self-contained HTML page about a run, or several.",
+    ),
+    "export": Entry(
+        "cluster.commands.weights:export", _USE, "Write a trained network for other programs."
+    ),
+    "import": Entry(
+        "cluster.commands.weights:import_weights",
+        _USE,
+        "Turn official weights into files that describe themselves, each network its own; no code "
+        "in them is run.",
+    ),
+    "demo": Entry(
+        "cluster.commands.demo:demo",
+        _TRY,
+        "Go the whole road on real images, from a tokenizer to a report.",
+    ),
+    "parity": Entry(
+        "cluster.commands.parity:parity",
+        _TRY,
+        "Reproduce what the reference computed, by the contents of FOLDER.",
+    ),
+}
+
 app = typer.Typer(
+    cls=lazy_group(COMMANDS),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Pre-train ADDP: token shards, training, generation, evaluation. Start with `addp demo`.",
@@ -38,41 +127,6 @@ app = typer.Typer(
     "81 nodes are missing.",
 )
 app.callback()(version.options)
-
-
-def _module(name: str, panel: str, summary: str) -> None:
-    add = app.command(name, context_settings=PASS_ON, help=summary, rich_help_panel=panel)
-    add(module_command(name))
-
-
-_MAKE = "Make and look at data"
-app.add_typer(tokenize.app, name="tokenize", rich_help_panel=_MAKE)
-app.add_typer(data.app, name="data", rich_help_panel=_MAKE)
-app.command(rich_help_panel=_MAKE)(openmoji.openmoji)
-
-_TRAIN = "Train"
-app.command(rich_help_panel=_TRAIN)(train.train)
-app.command(rich_help_panel=_TRAIN)(config.config)
-_module("plan", _TRAIN, "Say what a run will take: batch arithmetic, memory, days, checkpoints.")
-app.command(rich_help_panel=_TRAIN)(check.check)
-app.command(rich_help_panel=_TRAIN)(checkpoints.checkpoints)
-
-_OPERATE = "Operate a run, on one machine or many"
-app.command(rich_help_panel=_OPERATE)(doctor.doctor)
-app.command(rich_help_panel=_OPERATE)(launch.launch)
-app.command(rich_help_panel=_OPERATE)(status.status)
-app.command(rich_help_panel=_OPERATE)(stop.stop)
-
-_USE = "Use what was trained"
-_module("generate", _USE, "Sample images from an ADDP network: a grid, a set, completions.")
-_module("evaluate", _USE, "Measure checkpoints: FID, kNN, linear probe; --follow a run.")
-_module("report", _USE, "Write one self-contained HTML page about a run, or several.")
-app.command(rich_help_panel=_USE)(weights.export)
-app.command("import", rich_help_panel=_USE)(weights.import_weights)
-
-_TRY = "Try and prove"
-app.command(rich_help_panel=_TRY)(demo.demo)
-app.command(rich_help_panel=_TRY)(parity.parity)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import torch
 from hypothesis import settings
 from PIL import Image, ImageDraw
 
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.view_recipe import ViewRecipe
 from model.config import TokenizerConfig
 from model.vq import VQTokenizer
 from model.weights import save_network

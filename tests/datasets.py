@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipeline.images.images import Split, of_split
 from data_pipeline.images.location import images_store
 from data_pipeline.images.sources import open_source
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.split import Split, of_split
+from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.sharding.encoder import TokenEncoder
 from data_pipeline.sharding.options import OnBad
 from data_pipeline.sharding.plan import Plan, make_plan

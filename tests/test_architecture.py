@@ -23,7 +23,16 @@ ORDER = {
     "data_pipeline": ["progress", "storage", "images", "shards", "streaming", "sharding"],
     "trainer": [
         # What everything else may know: files, names and numbers. No torch.
-        *("records", "host_memory", "run_folder", "recipes", "engine.precision"),
+        *(
+            "records",
+            "host_memory",
+            "formats",
+            "peaks",
+            "run_folder",
+            "recipes",
+            "start_times",
+            "engine.precision",
+        ),
         *("objectives.registry", "config"),
         # Ranks that work together, and that survive.
         *("distributed", "timing", "resilience", "command"),
@@ -164,6 +173,7 @@ LIGHT = [
 RUN_FOLDER = {
     "trainer",
     "trainer.run_folder",
+    "trainer.formats",
     "trainer.records",
     # which process of how many this one is
     "trainer.distributed",

@@ -3,17 +3,13 @@ name exist."""
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 
-from cluster import cli
-from cluster.commands.modules import MODULES
+from tests.cluster.calling import commands
 
 Words = tuple[str, ...]
 ROOT = Path(__file__).parents[1]
@@ -51,22 +47,6 @@ def test_files_exist(page: Path) -> None:
     packages = r"(?:model|data_pipeline|trainer|cluster|benchmarks|tests|docs)/[\w./-]+"
     for name in re.findall(rf"`({packages})`", page.read_text()):
         assert (ROOT / name).exists() or "NAME" in name, name
-
-
-def commands() -> dict[Words, Any]:
-    """All commands of `addp`, by their words."""
-
-    def below(command: Any, words: Words) -> Iterator[tuple[Words, Any]]:
-        yield words, command
-        for name, own in getattr(command, "commands", {}).items():  # of a group
-            yield from below(own, (*words, name))
-
-    found = dict(below(typer.main.get_command(cli.app), ()))
-    for name, module in MODULES.items():
-        app = typer.Typer(add_completion=False)
-        app.command()(importlib.import_module(module).main)
-        found[(name,)] = typer.main.get_command(app)
-    return found
 
 
 @pytest.fixture(scope="module")

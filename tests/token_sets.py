@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 import xxhash
 
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.shards.format import Layout, Sample, write_shard
 from data_pipeline.shards.manifest import MANIFEST, Manifest, ShardEntry, manifest_bytes
 from data_pipeline.storage import Store

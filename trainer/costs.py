@@ -22,16 +22,8 @@ from trainer.objectives.counting import Operations
 from trainer.objectives.footprint import Footprint, footprint
 from trainer.objectives.initial_weights import without_values
 from trainer.objectives.registry import OBJECTIVES, objective_class
+from trainer.peaks import PEAKS
 
-PEAKS = {  # dense bf16 operations a second, from the makers' data sheets
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "B200": 2250e12,
-    "L40S": 362e12,
-    "MI300X": 1307e12,
-    "V100": 125e12,
-}
 # What the operations of every objective's networks depend on; of its own sections, all keys may.
 _SIZES: dict[str, Any] = {
     "objective": True,

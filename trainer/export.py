@@ -17,7 +17,8 @@ from model.weights import load_network, read_kind, save_network
 from trainer.checkpointing.catalog import open_catalog
 from trainer.config.schema import RunConfig
 from trainer.evaluation.trained import frozen_predictor, frozen_tokenizer, run_config
-from trainer.run_folder import Format, Weights, write_json
+from trainer.formats import Format, Weights
+from trainer.run_folder import write_json
 
 
 class Source(NamedTuple):

@@ -39,6 +39,7 @@ from trainer.resilience.stopping import Preempted, StopRequest, first_cause
 from trainer.resilience.threads import ThreadWatch
 from trainer.run_folder import RunFolder
 from trainer.schedule import learning_rate
+from trainer.start_times import StartTimes
 from trainer.timing import StepTimes, Stopwatch
 
 _AHEAD = 2  # steps whose data are fetched before it is their turn
@@ -50,7 +51,8 @@ class Setup:
 
     run: the run's id. attempt: the name of this start. identity: what checkpoints of the run share.
     total: steps of the whole run. operations: of one image. restore: loads the newest valid
-    checkpoint of at most that step. uploader, stop_object, metrics: on rank 0 alone.
+    checkpoint of at most that step. uploader, stop_object, metrics: on rank 0 alone. times: of this
+    start, up to the loop.
     """
 
     config: RunConfig
@@ -73,6 +75,7 @@ class Setup:
     heartbeat: Heartbeat
     stop: StopRequest
     threads: ThreadWatch
+    times: StartTimes
 
 
 class Trainer:
@@ -141,6 +144,9 @@ class Trainer:
     ) -> None:
         """Take one optimizer step. following: the batches of the next one, which may not be here
         yet. waited: seconds for which the step has waited for its data."""
+        starts = not self._setup.times.complete
+        if starts:
+            self._setup.times.done("first batch")
         self._setup.heartbeat.beat("step", self._step)
         started, after = time.perf_counter(), None
         if following and following.done() and not following.exception():
@@ -157,6 +163,19 @@ class Trainer:
         seconds = time.perf_counter() - started + waited
         self._times.add(seconds, waited)
         self._state.train_seconds += seconds
+        if starts:
+            self._end_start()
+
+    def _end_start(self) -> None:
+        """The first step of this start has ended: say how long all of it took."""
+        times = self._setup.times
+        if self._setup.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.done("first step")
+        times.complete = True
+        if self._collectives.rank == 0:
+            times.write(self._folder, self._step - 1)
+        self._say(f"the first step ended after {times.line()}")
 
     def _learning_rate(self, step: int) -> float:
         config = self._config

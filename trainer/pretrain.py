@@ -32,6 +32,7 @@ from trainer.resilience.stacks import answer_with_stacks
 from trainer.resilience.stopping import Preempted, StopRequest
 from trainer.resilience.threads import ThreadWatch
 from trainer.run_folder import LOST_RANK, RunFolder
+from trainer.start_times import StartTimes
 
 # Launchers look at their ranks once a second, and pass on the code of one that ended. A rank that
 # ends only since another did leaves later, so that the code they find, and the signal in it, are
@@ -51,17 +52,22 @@ def check_ranks(expected: int | None, started: int) -> None:
 
 
 def train(
-    config: RunConfig, folder: RunFolder, heartbeat: Heartbeat, stop: StopRequest, stack: ExitStack
+    config: RunConfig,
+    folder: RunFolder,
+    heartbeat: Heartbeat,
+    stop: StopRequest,
+    stack: ExitStack,
+    times: StartTimes,
 ) -> None:
     """Train on this rank, to the end of the run. Raises Preempted, once it has saved, where it was
     asked to stop.
 
-    stack: takes what is to be closed.
+    stack: takes what is to be closed. times: of this start, none of whose parts has ended.
     """
     import torch
 
     from trainer.distributed.collectives import Collectives
-    from trainer.engine.engine import start_distributed
+    from trainer.engine.engine import load_deepspeed, start_distributed
     from trainer.objectives.registry import make_objective, objective_class
     from trainer.schedule import accumulation_steps
     from trainer.startup import prepare, set_up, takes_initial_weights
@@ -71,6 +77,9 @@ def train(
     check_ranks(config.expect_ranks, world.size)
     accumulation = accumulation_steps(config, world.size)
     answer_with_stacks(folder, world.rank)
+    load_deepspeed()
+    objective_class(config.objective)
+    times.done("imports")
     _, _, device = start_distributed(config.collective_timeout)
     if MODES[config.precision].products == "bfloat16":
         warn_of_bf16(device.type, "Set precision: fp32 on CPUs")
@@ -79,10 +88,13 @@ def train(
     collectives = Collectives(config.collective_timeout)
     attempt = prepare(folder, collectives)
     fresh = collectives.broadcast_from_rank0(lambda: takes_initial_weights(config, folder))
+    times.done("meeting")
     kind = objective_class(config.objective)
     listed = collectives.broadcast_from_rank0(lambda: kind.listed(config))
     torch.manual_seed(config.seed)  # every rank starts from the same weights
     objective = stack.enter_context(closing(make_objective(config, fresh, listed)))
+    times.done("networks")
+    times.apart("data", within="networks", seconds=objective.opening)
     trainer = set_up(
         config,
         folder,
@@ -93,6 +105,7 @@ def train(
         heartbeat=heartbeat,
         stop=stop,
         threads=threads,
+        times=times,
         device=device,
         stack=stack,
     )
@@ -101,6 +114,7 @@ def train(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one rank to its end. Returns its exit code."""
+    times = StartTimes()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     rank = take_world().rank
     if rank == 0:
@@ -112,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder = RunFolder(config.run)
         heartbeat = Heartbeat(folder, rank, config.health.hang)
         stop = StopRequest(folder)  # before torch is imported, so that no signal is missed
-        train(config, folder, heartbeat, stop, stack)
+        train(config, folder, heartbeat, stop, stack, times)
         stack.close()
     except Exception as error:  # noqa: BLE001 - the last place that can say anything
         return _end(error, folder, heartbeat, stack, rank)

@@ -5,6 +5,7 @@ Imports no torch.
 RUN/
   config.resolved.yaml    the configuration with every key
   environment.json        versions, host, command, ranks, steps of the whole run
+  start.json              how long the last start took, part by part, to the end of its first step
   metrics.jsonl           one line every `log_every` steps
   incidents/rank-N.jsonl  the faults that a rank met, those that passed included. Each rank has its
                           own file, because appends of several hosts to one file on NFS overwrite
@@ -57,9 +58,8 @@ from model.documents import parse_json, printable, read_file
 from model.errors import ConfigError, DataError
 from model.files import write_atomically
 from trainer import records
+from trainer.formats import Weights
 
-Weights = Literal["raw", "ema"]  # the trained weights, or the moving average of them
-Format = Literal["native", "addp", "timm", "huggingface"]  # of an export
 StopKind = Literal["file", "signal", "launcher"]  # by what a run was asked to stop
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ TARGETS = "targets.json"  # below evaluation/: metrics and what they must reach,
 # The last word of a rank that ends only because another one did begins with this.
 LOST_RANK = "another rank went away"
 DONE = "done.json"
+START = "start.json"
 RUN = "run.json"
 STOP = "STOP"
 # Seconds after which NFS has let go of the locks of a host that died: Linux leases last 90.

@@ -48,6 +48,7 @@ from trainer.resilience.stopping import StopRequest
 from trainer.resilience.threads import ThreadWatch
 from trainer.run_folder import LOCK_LEASE, RunFolder, replace_text, write_json
 from trainer.schedule import total_steps
+from trainer.start_times import StartTimes
 
 
 def prepare(folder: RunFolder, collectives: Collectives) -> str:
@@ -111,6 +112,7 @@ def set_up(
     heartbeat: Heartbeat,
     stop: StopRequest,
     threads: ThreadWatch,
+    times: StartTimes,
     device: torch.device,
     stack: ExitStack,
 ) -> Trainer:
@@ -145,6 +147,8 @@ def set_up(
         groups=objective.parameter_groups(),
     )
     stack.push(_closing_after_agreement(engine))
+    times.done("engine")
+
     heartbeat.beat("restore", 0)
     upload, lease = config.checkpoint.upload, config.checkpoint.lease
     run, owner, store = enter(
@@ -175,6 +179,7 @@ def set_up(
         return restored
 
     restored = load(None)
+    times.done("restore")
     operations = costs.image_operations(config) if rank == 0 else Operations(0, 0)
     collectives.broadcast_from_rank0(
         lambda: take_up(
@@ -217,7 +222,9 @@ def set_up(
         heartbeat=heartbeat,
         stop=stop,
         threads=threads,
+        times=times,
     )
+    times.done("records")
     return Trainer(setup, restored)
 
 

@@ -6,11 +6,8 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from model.errors import ConfigError
-from trainer.config.arguments import configured
 from trainer.config.options import AsJson, ConfigFile, RunArguments, gpus_option
 
 _COLORS = {"ok": "green", "warning": "yellow", "FAILED": "bold red"}
@@ -31,6 +28,10 @@ def check(
     login node. Large networks are checked by their headers. Exits with 78 where a line says FAILED;
     warnings do not count.
     """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from trainer.config.arguments import configured
     from trainer.preflight.checks import check_run
 
     file, overrides = configured(config, arguments)

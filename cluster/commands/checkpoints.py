@@ -8,8 +8,6 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from model.errors import ADDPError
 from trainer.config.options import LARGEST_STEP, AsJson, step_option
@@ -81,6 +79,9 @@ def _show(rows: list[dict[str, Any]], as_json: bool, empty: str = "no checkpoint
     if not rows:
         print(empty)
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     for name, justify in (
         ("step", "right"),

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from trainer.config.arguments import configured
 from trainer.config.options import ConfigFile, RunArguments
 
 
@@ -20,6 +19,7 @@ def config(
     """Show the resolved configuration of a run file, or every key with its meaning."""
     import yaml
 
+    from trainer.config.arguments import configured
     from trainer.config.defaults import documented_defaults
     from trainer.config.reading import load_config
 

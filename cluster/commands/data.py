@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import json
 import time
-from functools import cache as cache_results
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+from pydantic import Field
 
-from cluster.commands.reading import Reading, ReadingOptions, reading
-from data_pipeline.images.images import ImageEntry
-from data_pipeline.sharding.plan import PLAN, Plan, read_plan, shard_images
-from data_pipeline.storage import ObjectMissing
-from data_pipeline.storage.output import IMAGES, check_output
-from data_pipeline.streaming.loader import SampleLocation, TokenLoader
-from model.documents import printable
-from model.errors import ConfigError, DataError
-from trainer.config.options import AsJson, Zoom, from_models, step_option
-from trainer.config.schema import LARGEST_BATCH, YEAR
+from model.documents import Settings
+from model.errors import ConfigError
+from trainer.config.bounds import LARGEST_BATCH, YEAR
+from trainer.config.options import LARGEST_SEED, AsJson, Zoom, from_models, step_option
+
+if TYPE_CHECKING:
+    from cluster.commands.reading import Reading
+    from data_pipeline.streaming.loader import TokenLoader
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    add_completion=False,
     help="Look at a token data set as a run reads it: its speed, the contents of a batch, and "
     "where a sample lies.",
 )
-_console = Console(stderr=True)
 
 Tokens = Annotated[
     str | None,
@@ -44,8 +41,33 @@ OfRun = Annotated[
 ]
 
 
+class ReadingOptions(Settings):
+    """How data are read, as the command line says it. None: as the run reads them, or else as
+    `cluster/commands/reading.py` says."""
+
+    global_batch: int | None = Field(
+        None,
+        ge=1,
+        le=LARGEST_BATCH,
+        description="samples of one optimizer step over all ranks; without --run 1024",
+    )
+    seed: int | None = Field(
+        None, ge=-LARGEST_SEED - 1, le=LARGEST_SEED, description="the run's seed; without --run 0"
+    )
+    window: int | None = Field(
+        None, ge=1, le=10**6, description="the run's data.window; without --run 16"
+    )
+    stripes: int | None = Field(
+        None, ge=1, le=10**6, description="the run's data.stripes; without --run 1"
+    )
+    cache: Path | None = Field(None, description="folder on a local disk for shards from s3://")
+
+
 def _open(asked: Reading) -> TokenLoader:
-    return asked.open(lambda record: _console.print(f"[yellow]{json.dumps(record)}"))
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    return asked.open(lambda record: console.print(f"[yellow]{json.dumps(record)}"))
 
 
 @app.command()
@@ -59,13 +81,17 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Read batches as fast as they come, in one process, and say how many samples a second."""
+    from rich.console import Console
+
+    from cluster.commands.reading import reading
+
     asked = reading(tokens, run, options)
     loader, batch = _open(asked), asked.global_batch
     started = time.perf_counter()
     loader.batch(0, 0, batch)
     first = time.perf_counter() - started
     cpu, began, step, longest = time.process_time(), time.perf_counter(), 1, 0.0
-    with _console.status("reading"):
+    with Console(stderr=True).status("reading"):
         while (now := time.perf_counter()) - began < seconds:
             loader.batch(step, 0, batch)
             longest = max(longest, time.perf_counter() - now)
@@ -109,6 +135,9 @@ def preview(
     zoom: Zoom = 1,
 ) -> None:
     """Decode the first samples of a step back to images: what the network saw there."""
+    from cluster.commands.reading import reading
+    from data_pipeline.storage.output import IMAGES, check_output
+
     check_output(page, IMAGES)
     asked = reading(tokens, run, options)
     weights = tokenizer or asked.tokenizer
@@ -154,6 +183,10 @@ def order(
     With --run, data that the run left out after a rewind are taken into account: what is listed is
     what the step read in the end.
     """
+    from cluster.commands.provenance import Names
+    from cluster.commands.reading import reading
+    from model.documents import printable
+
     asked = reading(tokens, run, options)
     if offset + count > asked.global_batch:
         raise ConfigError(
@@ -161,7 +194,7 @@ def order(
             f"{asked.global_batch}"
         )
     loader, data_step = _open(asked), asked.data_step(step)
-    names = _Names(loader)
+    names = Names(loader)
     labels = loader.batch(data_step, offset, count).labels
     entries: list[dict[str, Any]] = []
     for i in range(count):
@@ -177,53 +210,3 @@ def order(
     else:
         for entry in entries:
             print("  ".join(f"{key} {printable(str(value))}" for key, value in entry.items()))
-
-
-class _Names:
-    """Describes where a sample lies in the words of its data set, its class and its image."""
-
-    def __init__(self, loader: TokenLoader) -> None:
-        self._sets = {shards.store.url: shards for shards in loader.shards}
-        self._plans = {url: _plan_of(loader, url) for url in self._sets}
-        self._numbers = {
-            url: {shard.name: number for number, shard in enumerate(shards.manifest.shards)}
-            for url, shards in self._sets.items()
-        }
-
-    def of(self, location: SampleLocation, label: int) -> dict[str, Any]:
-        shards, plan = self._sets[location.dataset], self._plans[location.dataset]
-        entry: dict[str, Any] = {"dataset": location.dataset} if len(self._sets) > 1 else {}
-        entry |= {
-            "epoch": location.epoch,
-            "shard": location.shard,
-            "row": location.row,
-            "view": location.view,
-            "label": label,
-            "class": shards.manifest.classes[label],
-        }
-        if plan is not None:
-            number = self._numbers[location.dataset][location.shard]
-            image = int(shards.open(number).records["index"][location.row])
-            shard = image // plan.recipe.rows
-            listed = self._listed(location.dataset, shard) if shard < plan.shards else {}
-            if image not in listed:
-                raise DataError(
-                    f"{location.dataset}/{PLAN} is not the plan of this data set: it has no image "
-                    f"{image}; remove it, or put back the one that the data set was made by"
-                )
-            entry |= {"image": listed[image].id, "source": plan.source}
-        return entry
-
-    @cache_results  # noqa: B019 - one command, one object
-    def _listed(self, dataset: str, shard: int) -> dict[int, ImageEntry]:
-        plan = self._plans[dataset]
-        assert plan is not None
-        return dict(shard_images(self._sets[dataset].store, plan, shard))
-
-
-def _plan_of(loader: TokenLoader, url: str) -> Plan | None:
-    store = next(shards.store for shards in loader.shards if shards.store.url == url)
-    try:
-        return read_plan(store)
-    except ObjectMissing:
-        return None

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.commands.modules import become
-from cluster.launch.variables import refuse_passwords
 from model.errors import ADDPError, ConfigError
-from trainer.config.arguments import configured
 from trainer.config.options import AsJson, ConfigFile, RunArguments
 
 if TYPE_CHECKING:
@@ -75,6 +73,9 @@ def doctor(
     With a configuration also at what that needs: data, weights, the shared run folder, the store,
     and whether its checkpoints are written fast enough. Exits with 78 where something failed.
     """
+    from cluster.launch.variables import refuse_passwords
+    from trainer.config.arguments import configured
+
     file, overrides = configured(config, arguments)
     words = [*overrides, *(["--config", str(file.absolute())] if file else [])]
     if words:

@@ -7,27 +7,24 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from cluster.commands.launching.options import Asked, LaunchOptions, refuse_options_of_others
-from cluster.commands.launching.prepare import prepare
-from cluster.launch import outer_loop
-from cluster.launch.backend import BackendOptions, LaunchPlan
+from cluster.launch.backend import BackendOptions
 from cluster.launch.backends import BACKENDS
 from cluster.launch.backends.deepspeed import DeepSpeedOptions
-from cluster.launch.description import Description
-from cluster.launch.files import written
 from cluster.launch.kubernetes.options import KubernetesOptions
-from cluster.launch.launch import RunFailed
-from cluster.launch.process_group import run_group
 from cluster.launch.slurm.options import SlurmOptions
 from cluster.supervise.limits import Limits
 from model.errors import ConfigError
-from trainer.config.arguments import configured
 from trainer.config.options import AsJson, ConfigFile, RunArguments, from_models
+
+if TYPE_CHECKING:
+    from cluster.launch.backend import LaunchPlan
+    from cluster.launch.description import Description
+    from cluster.launch.outer_loop import Job
 
 
 @from_models
@@ -71,6 +68,9 @@ def launch(
     Each node gets a supervisor, which starts the ranks there, notices what dies, hangs or is lost,
     and goes on from the newest checkpoint. A stop of this command makes the whole run save.
     """
+    from rich.console import Console
+
+    from cluster.commands.launching.prepare import prepare
     from trainer.distributed.world import refuse_tasks
 
     refuse_tasks("addp launch")
@@ -97,6 +97,7 @@ def launch(
 def _configured(config: Path | None, arguments: list[str] | None) -> tuple[Path, list[str]]:
     """Return the run file and what the command line changes in it. Raises BadParameter where none
     is named."""
+    from trainer.config.arguments import configured
     from trainer.recipes import recipe_names
 
     file, overrides = configured(config, arguments)
@@ -116,11 +117,16 @@ def _backend_name(backend: str | None, hostfile: Path | None) -> str:
     return name
 
 
-def _start(job: outer_loop.Job, description: Description, as_json: bool) -> None:
+def _start(job: Job, description: Description, as_json: bool) -> None:
     """Start what was planned, and see it through unless a scheduler does.
 
     as_json: standard output holds the plan as JSON, and nothing else.
     """
+    from cluster.launch import outer_loop
+    from cluster.launch.files import written
+    from cluster.launch.launch import RunFailed
+    from cluster.launch.process_group import run_group
+
     plan, stdout = description.plan, 2 if as_json else None
     if plan.waits:
         if len(plan.commands) > 1 and job.node is None:
@@ -153,6 +159,8 @@ def _write(plan: LaunchPlan, path: Path) -> str:
             "there is no script for a scheduler in this plan; --dry-run shows it",
             param_hint="--write",
         )
+    from cluster.launch.files import written
+
     (file,), (command,) = plan.files, plan.commands
     with written([replace(file, path=path)]):
         planned = str(file.path.absolute())

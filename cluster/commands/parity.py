@@ -9,12 +9,8 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from cluster.commands.modules import become
-from cluster.launch.backend import LaunchRequest
-from cluster.launch.hosts import this_machine
-from cluster.launch.launch import RunFailed, start
 from model.errors import ConfigError
 from trainer.config.options import processes_option
-from trainer.distributed.world import refuse_tasks
 
 _PROGRAM = "addp parity"
 _TRAJECTORY = "trajectory.safetensors"
@@ -67,6 +63,8 @@ def parity(
     Prints JSON, and the verdict in one line on standard error. Exits with 0 if all holds, with 1 if
     not.
     """
+    from trainer.distributed.world import refuse_tasks
+
     if attention:
         become("model.parity", ["--attention", "--device", device, *["--json"] * as_json], _PROGRAM)
     if folder is None:
@@ -97,6 +95,10 @@ def _replay(arguments: list[str], processes: int) -> NoReturn:
     The report goes through a file: rank 0 and the launcher share one standard output, and what the
     launcher says there would be no JSON.
     """
+    from cluster.launch.backend import LaunchRequest
+    from cluster.launch.hosts import this_machine
+    from cluster.launch.launch import RunFailed, start
+
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.json"
         words = [*arguments, "--report", str(report)]

@@ -5,39 +5,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
-from pydantic import Field
 
 from data_pipeline.storage import open_store
 from data_pipeline.streaming.fetch import Incident
 from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
-from model.documents import Settings
 from model.errors import ConfigError
-from trainer.config.options import LARGEST_SEED
-from trainer.config.schema import LARGEST_BATCH
 
-
-class ReadingOptions(Settings):
-    """How data are read, as the command line says it. None: as the run reads them, or else as
-    `Reading` says."""
-
-    global_batch: int | None = Field(
-        None,
-        ge=1,
-        le=LARGEST_BATCH,
-        description="samples of one optimizer step over all ranks; without --run 1024",
-    )
-    seed: int | None = Field(
-        None, ge=-LARGEST_SEED - 1, le=LARGEST_SEED, description="the run's seed; without --run 0"
-    )
-    window: int | None = Field(
-        None, ge=1, le=10**6, description="the run's data.window; without --run 16"
-    )
-    stripes: int | None = Field(
-        None, ge=1, le=10**6, description="the run's data.stripes; without --run 1"
-    )
-    cache: Path | None = Field(None, description="folder on a local disk for shards from s3://")
+if TYPE_CHECKING:
+    from cluster.commands.data import ReadingOptions
 
 
 @dataclass(frozen=True)

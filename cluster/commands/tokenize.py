@@ -10,41 +10,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from data_pipeline.images.class_names import ClassNames, read_class_names, read_devkit, read_labels
-from data_pipeline.images.images import of_split
-from data_pipeline.images.location import absolute
-from data_pipeline.images.sources import open_source
-from data_pipeline.progress import Progress
-from data_pipeline.sharding.job_status import Known, count, job_status
-from data_pipeline.sharding.options import JobOptions, PlanOptions
-from data_pipeline.sharding.plan import Plan, make_plan, read_plan
-from data_pipeline.sharding.quarantine import BAD_LIMIT, Totals, check_bad
-from data_pipeline.sharding.receipts import ShardReceipt, finalize, survey
-from data_pipeline.sharding.verify import totals_of, verify
-from data_pipeline.shards.manifest import MANIFEST, Manifest, read_manifest
-from data_pipeline.storage import Store, is_remote, open_store
-from data_pipeline.storage.output import IMAGES, check_apart, check_output
-from model.documents import first_problem
+from data_pipeline.sharding.options import BAD_LIMIT, JobOptions, PlanOptions
 from model.errors import ConfigError, DataError
+from trainer.config.bounds import YEAR
 from trainer.config.options import AsJson, from_models
-from trainer.config.schema import YEAR
 
-if TYPE_CHECKING:  # it loads torch
+if TYPE_CHECKING:
+    from data_pipeline.images.class_names import ClassNames
+    from data_pipeline.sharding.job_status import Known
+    from data_pipeline.sharding.plan import Plan
+    from data_pipeline.sharding.receipts import ShardReceipt
     from data_pipeline.sharding.tokenize import JobSettings
+    from data_pipeline.shards.manifest import Manifest
+    from data_pipeline.storage import Store
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    add_completion=False,
     help="Images -> token shards: `plan` freezes the work, `run` does it on many machines, "
     "`finalize` ends it.\n\n"
     "Folders and s3://bucket/prefix alike. docs/tokenize.md walks through ImageNet.",
 )
-_console = Console(stderr=True)
 
 Out = Annotated[
     str, typer.Argument(help="the data set: a folder or s3://bucket/prefix", show_default=False)
@@ -77,7 +65,17 @@ def plan(
 
     Run again, it must give the same plan.
     """
+    from pydantic import ValidationError
+
+    from data_pipeline.images.location import absolute
+    from data_pipeline.images.sources import open_source
+    from data_pipeline.images.split import of_split
+    from data_pipeline.progress import Progress
+    from data_pipeline.sharding.plan import make_plan
     from data_pipeline.sharding.tokenize import plan_recipe
+    from data_pipeline.storage import is_remote, open_store
+    from data_pipeline.storage.output import check_apart, check_output
+    from model.documents import first_problem
     from model.weights import load_tokenizer
 
     check_apart(out, source)
@@ -121,6 +119,8 @@ def plan(
 def _given_classes(options: PlanOptions) -> tuple[ClassNames | None, list[str] | None]:
     """Read (class names, classes of the validation images) from the files that are given; a file
     for one of them goes before the devkit, which has both. Raises DataError."""
+    from data_pipeline.images.class_names import read_class_names, read_devkit, read_labels
+
     names, labels = read_devkit(options.devkit) if options.devkit else (None, None)
     if options.class_names:
         names = read_class_names(options.class_names)
@@ -158,7 +158,14 @@ def run(
 
     Start it on as many machines as you like, kill it, start it again: the bytes are the same.
     """
+    from data_pipeline.images.location import absolute
+    from data_pipeline.progress import Progress
+    from data_pipeline.sharding.job_status import count
+    from data_pipeline.sharding.plan import read_plan
+    from data_pipeline.sharding.quarantine import check_bad
+    from data_pipeline.sharding.receipts import survey
     from data_pipeline.sharding.tokenize import JobSettings
+    from data_pipeline.storage import open_store
 
     store = open_store(out, closed=True)
     planned = read_plan(store)
@@ -209,6 +216,9 @@ def run(
 
 
 def _finalized(store: Store, planned: Plan, bad_limit: float) -> Manifest:
+    from data_pipeline.progress import Progress
+    from data_pipeline.sharding.receipts import finalize
+
     with Progress("finalizing", planned.shards, "shards") as progress:
         return finalize(store, planned, bad_limit, progress.set)
 
@@ -258,6 +268,12 @@ def status(
 
     With --json and --watch it prints a line at each look.
     """
+    from data_pipeline.progress import Progress
+    from data_pipeline.sharding.job_status import job_status
+    from data_pipeline.sharding.plan import read_plan
+    from data_pipeline.sharding.receipts import survey
+    from data_pipeline.storage import open_store
+
     store = open_store(out, closed=True)
     planned = read_plan(store)
     known: Known = {}
@@ -285,6 +301,10 @@ def finalize_command(
 
     Refuses gaps, duplicates, and shards of other tokenizers or views.
     """
+    from data_pipeline.sharding.plan import read_plan
+    from data_pipeline.sharding.quarantine import Totals
+    from data_pipeline.storage import open_store
+
     store = open_store(out, closed=True)
     planned = read_plan(store)
     manifest = _finalized(store, planned, bad_limit)
@@ -310,6 +330,11 @@ def verify_command(out: Out, as_json: AsJson = False) -> None:
 
     Exits with 1 where something does not match.
     """
+    from data_pipeline.progress import Progress
+    from data_pipeline.sharding.verify import totals_of, verify
+    from data_pipeline.shards.manifest import MANIFEST, read_manifest
+    from data_pipeline.storage import open_store
+
     store = open_store(out, closed=True)
     manifest = read_manifest(store)
     totals = totals_of(store, manifest)
@@ -364,13 +389,20 @@ def inspect(
 
     The page has histograms of classes and code usage, and a few rows decoded back to images.
     """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     from data_pipeline.sharding import inspection
+    from data_pipeline.shards.manifest import read_manifest
+    from data_pipeline.storage import open_store
+    from data_pipeline.storage.output import IMAGES, check_output
 
     check_output(page, (*IMAGES, ".pdf", ".svg"))
     store = open_store(out, closed=True)
     manifest = read_manifest(store)
     network = inspection.tokenizer_of(manifest, tokenizer) if tokenizer else None
-    with _console.status("reading shards"):
+    with Console(stderr=True).status("reading shards"):
         contents = inspection.inspect(store, manifest, shards, rows)
         page.parent.mkdir(parents=True, exist_ok=True)
         inspection.draw(contents, manifest, network).savefig(page, dpi=110)

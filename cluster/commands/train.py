@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from trainer.config.arguments import configured
 from trainer.config.options import ConfigFile, RunArguments, processes_option
 
 
@@ -23,6 +22,7 @@ def train(
     from cluster.launch import launch
     from cluster.launch.hosts import this_machine
     from data_pipeline.storage.output import check_output
+    from trainer.config.arguments import configured
     from trainer.config.reading import load_config
     from trainer.distributed.world import refuse_tasks
     from trainer.pretrain import check_ranks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -11,6 +10,8 @@ import typer
 def _print_versions(wanted: bool) -> None:
     if not wanted:
         return
+    from importlib import metadata
+
     for package in ("addp", "torch", "deepspeed"):
         try:
             print(package, metadata.version(package))

@@ -11,7 +11,7 @@ import typer
 
 from model.config import LARGEST_IMAGE, MOST_HEADS, WIDEST
 from trainer.config.options import LocalTokenizer, TrainedWeights, step_option
-from trainer.run_folder import Format
+from trainer.formats import Format
 
 
 def export(

@@ -7,15 +7,16 @@ import re
 from typing import Any, NamedTuple
 
 from cluster.status import fields
-from cluster.status.snapshot import Checkpoint
+from cluster.status.snapshot import Checkpoint, Start
 from cluster.status.source import Piece, Source
 from cluster.status.state import Ended
 from model.documents import parse_yaml
 from model.errors import DataError
-from trainer.run_folder import DONE, RUN, step_folder
+from trainer.run_folder import DONE, RUN, START, step_folder
 
 _METRICS = 192 << 10  # bytes of its end: some 250 lines
 _RECORD = 64 << 10  # of a small file
+_PARTS = 20  # of a start that are shown
 
 
 def record(source: Source, name: str) -> dict[str, Any]:
@@ -86,6 +87,16 @@ def exit_record(source: Source) -> Ended | None:
     if isinstance(code, bool) or not isinstance(code, int) or not -255 <= code <= 255:
         return None
     return Ended(code, fields.text(found, "reason") or "it left no reason", fields.moment(found))
+
+
+def start(source: Source) -> Start | None:
+    """Return how long the last start took; None where none has come to its first step."""
+    found = record(source, START)
+    seconds, parts = fields.number(found, "seconds", 0), found.get("parts")
+    if seconds is None or not isinstance(parts, dict):
+        return None
+    known = {fields.one_line(name, 40): fields.number(parts, name) for name in list(parts)[:_PARTS]}
+    return Start(seconds=seconds, parts={n: s for n, s in known.items() if s is not None})
 
 
 def newest_checkpoint(source: Source, now: float) -> Checkpoint | None:

@@ -190,6 +190,13 @@ def _of_time(snapshot: Snapshot) -> Iterator[Metric]:
         for kind, count in snapshot.faults.items():
             faults.add_metric([snapshot.run, kind], count)
         yield faults
+    if snapshot.started:
+        yield from _gauge(
+            snapshot,
+            "start_seconds",
+            "Seconds of the last start, to the end of its first step",
+            snapshot.started.seconds,
+        )
     if snapshot.recovery:
         yield from _gauge(
             snapshot,

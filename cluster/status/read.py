@@ -105,6 +105,7 @@ class RunReader:
             copied=copied,
             starts=starts,
             restarts=None if starts is None else starts - 1,
+            started=files.start(source),
             failures_without_progress=supervised.failures if supervised else None,
             ettr=course.ettr(rows, now, judged.state),
             faults=supervised.faults if supervised else {},

@@ -106,6 +106,16 @@ class Rank(_Record):
         return self.lives and (self.gone or self.age > self.limit)
 
 
+class Start(_Record):
+    """How long the newest start took that came to its first step, as rank 0 saw it."""
+
+    seconds: float = Field(description="from the beginning of the process to the end of that step")
+    parts: dict[str, float] = Field(
+        description="seconds of imports, meeting, networks, data, engine, restore, records, first "
+        "batch, first step"
+    )
+
+
 class Incident(_Record):
     """A fault that a rank met, one that passed included, or that the supervisors saw."""
 
@@ -158,6 +168,7 @@ class Snapshot(_Record):
 
     starts: int | None = Field(description="how often the run was started")
     restarts: int | None = Field(description="starts after the first")
+    started: Start | None = Field(description="how long the last start took")
     failures_without_progress: int | None = Field(
         description="the latest failures with no new checkpoint between them; null without a "
         "supervisor"

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.status import words
-from cluster.status.snapshot import ENDED, Checkpoint, Metrics, Rank, Recovery, Snapshot
+from cluster.status.snapshot import ENDED, Checkpoint, Metrics, Rank, Recovery, Snapshot, Start
 
 _COLORS = {
     "running": "green",
@@ -35,6 +35,7 @@ _IN_WORDS = {"hung": "hung?", "dead": "dead: no sign of life", "new": "nothing h
 _WIDEST = 110  # columns
 _MOST_GROUPS = 10  # rows of the table of ranks
 _MOST_INCIDENTS = 5
+_MOST_PARTS = 4  # of a start, the longest ones
 _GOOD_ETTR, _FAIR_ETTR = 0.95, 0.90
 _NOTICED_WAIT = 0.1  # a share of waiting for data that is shown in yellow
 
@@ -151,6 +152,8 @@ def _numbers(snapshot: Snapshot) -> RenderableType:
         grid.add_row("ETTR", _ettr(snapshot))
     elif snapshot.starts:
         grid.add_row("starts", Text(str(snapshot.starts)))
+    if snapshot.started:
+        grid.add_row("started in", _start(snapshot.started))
     if snapshot.recovery:
         grid.add_row("last fault", _recovery(snapshot.recovery, snapshot.time))
     return grid
@@ -233,6 +236,12 @@ def _ettr(snapshot: Snapshot) -> Text:
         failures = snapshot.failures_without_progress
         text.append(f"   {failures} without progress", "bold red")
     return text
+
+
+def _start(start: Start) -> Text:
+    parts = sorted(start.parts.items(), key=lambda part: -part[1])
+    longest = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts[:_MOST_PARTS])
+    return Text(f"{words.duration(start.seconds)}: {longest}")
 
 
 def _recovery(recovery: Recovery, now: float) -> Text:

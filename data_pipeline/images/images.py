@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import warnings
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -20,16 +18,14 @@ from data_pipeline.storage import (
     Store,
     TooShort,
 )
-from model.documents import printable, show
+from model.documents import printable
 from model.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 # Of Pillow's 40 formats the common ones, which it decodes without another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MOST_BYTES = 64 * 2**20
-_LONGEST_NAME = 4096  # bytes, as of a path; a line of a plan's list has room for two
 MOST_PIXELS = 2**30 // 12  # as Pillow's own limit: a third of a GiB at four bytes a pixel
-Split = Literal["all", "train", "val"]
 
 # Pillow warns of large images; they are refused here instead. To turn its warning into an error for
 # a while is not safe in threads.
@@ -66,32 +62,6 @@ def is_image(name: str) -> bool:
     base = name[name.rfind("/") + 1 :]
     dot = base.rfind(".")
     return dot > 0 and base[0] != "." and base[dot:].lower() in SUFFIXES
-
-
-def is_held_out(image_id: str, share: float) -> bool:
-    """Whether an image belongs to the validation split. The hash of its id alone decides, so adding
-    images moves no other image between the splits."""
-    digest = hashlib.sha256(image_id.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
-def of_split(images: Iterable[ImageEntry], split: Split, held_out: float) -> Iterator[ImageEntry]:
-    """Yield the images of a split. held_out: share of the images in the validation split. Raises
-    DataError for a name that is not UTF-8, or too long."""
-    for p in images:
-        try:
-            length = len(p.id.encode()) + len(p.object.encode())
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"the name of the image {show(p.id)} is not UTF-8; rename it"
-            ) from error
-        if length > 2 * _LONGEST_NAME:
-            raise DataError(
-                f"the name of the image {show(p.id)} has more than {_LONGEST_NAME:,} bytes; rename "
-                "it"
-            )
-        if split == "all" or is_held_out(p.id, held_out) == (split == "val"):
-            yield p
 
 
 class BadImage(DataError):

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from data_pipeline.images.class_names import ClassNames
-from data_pipeline.images.images import ImageEntry, ImageSource, Split, is_image, of_split
+from data_pipeline.images.images import ImageEntry, ImageSource, is_image
 from data_pipeline.images.location import locate, tars_in
+from data_pipeline.images.split import Split, of_split
 from data_pipeline.images.tar_members import members
 from data_pipeline.images.webdataset_shards import WebDatasetShards
 from data_pipeline.storage import Entry, Store

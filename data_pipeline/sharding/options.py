@@ -1,7 +1,7 @@
 """The options of making token shards: one model for the plan, one for a job.
 
 A field's default, bounds and description stand here and nowhere else: the command lines are derived
-from these models. Imports no torch.
+from these models. Imports neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from data_pipeline.images.images import Split
-from data_pipeline.images.views import MOST_VIEWS, ViewRecipe
-from data_pipeline.sharding.quarantine import BAD_LIMIT
-from data_pipeline.shards.format import MOST_ROWS
+from data_pipeline.images.split import Split
+from data_pipeline.images.view_recipe import MOST_VIEWS, ViewRecipe
+from data_pipeline.shards import MOST_ROWS
 from model.documents import Settings
 from model.precision import InferencePrecision
 
 OnBad = Literal["quarantine", "fail"]
+BAD_LIMIT = 0.01  # share of the images that may be unreadable, unless a user says otherwise
 
 
 class PlanOptions(Settings):

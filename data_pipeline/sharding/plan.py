@@ -38,8 +38,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import from_json
 
 from data_pipeline.images.images import ImageEntry
-from data_pipeline.images.views import ViewRecipe
-from data_pipeline.shards.format import MOST_ROWS, CodeCount, Layout, TokenCount
+from data_pipeline.images.view_recipe import ViewRecipe
+from data_pipeline.shards import MOST_ROWS
+from data_pipeline.shards.format import CodeCount, Layout, TokenCount
 from data_pipeline.shards.manifest import Classes, check_titles
 from data_pipeline.storage import NoRegularFile, ObjectMissing, Store, read_document
 from model.documents import (

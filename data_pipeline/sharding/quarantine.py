@@ -12,7 +12,6 @@ from data_pipeline.shards.manifest import Quarantined
 from model.documents import printable
 from model.errors import DataError
 
-BAD_LIMIT = 0.01  # share of the images that may be unreadable, unless a user says otherwise
 # The reason where a worker died before it could say more.
 UNREADABLE = "unreadable to the worker that made the shard"
 # Reasons as read_image gives them. They stand in data sets.

@@ -21,8 +21,9 @@ from typing import NamedTuple
 
 import xxhash
 
+from data_pipeline.sharding.options import BAD_LIMIT
 from data_pipeline.sharding.plan import Plan, shard_images
-from data_pipeline.sharding.quarantine import BAD_LIMIT, UNREADABLE, Totals, check_bad
+from data_pipeline.sharding.quarantine import UNREADABLE, Totals, check_bad
 from data_pipeline.shards.format import END, Layout, image_indices
 from data_pipeline.shards.manifest import (
     MANIFEST,

@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 
 from data_pipeline.images.images import BadImage, ImageEntry, read_image
 from data_pipeline.images.location import images_store
-from data_pipeline.images.views import ViewRecipe, make_view
+from data_pipeline.images.view_recipe import ViewRecipe
+from data_pipeline.images.views import make_view
 from data_pipeline.sharding.encoder import BatchFiller, TokenEncoder
-from data_pipeline.sharding.options import JobOptions, OnBad
+from data_pipeline.sharding.options import BAD_LIMIT, JobOptions, OnBad
 from data_pipeline.sharding.plan import Plan, PlanRecipe, read_plan, shard_images
-from data_pipeline.sharding.quarantine import BAD_LIMIT, NOTHING, BadCount, Totals, is_absent
+from data_pipeline.sharding.quarantine import NOTHING, BadCount, Totals, is_absent
 from data_pipeline.sharding.receipts import ShardReceipt, commit, layout_of, unclaimed
 from data_pipeline.sharding.source_check import SourceCheck
 from data_pipeline.shards.format import Sample, write_shard

@@ -37,11 +37,11 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import Field
 
+from data_pipeline.shards import MOST_ROWS
 from model.documents import Count, Positive
 from model.errors import DataError
 
 _BLOCK = 512
-MOST_ROWS = 2**20  # of a shard; a shard is made in memory
 _MOST_ROW = 2**26  # bytes of a row
 KEY_DIGITS, LABEL_DIGITS = 12, 10
 END = bytes(2 * _BLOCK)  # two zero blocks close a tar

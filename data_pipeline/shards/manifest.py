@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.shards.format import END, CodeCount, Layout, Rows, TokenCount
 from data_pipeline.storage import BucketMissing, ObjectMissing, Store, open_store, read_document
 from model.documents import (

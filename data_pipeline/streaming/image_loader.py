@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_pipeline.images.images import BadImage, ImageEntry, ImageSource, read_image
-from data_pipeline.images.views import ViewRecipe, make_view
+from data_pipeline.images.view_recipe import ViewRecipe
+from data_pipeline.images.views import make_view
 from data_pipeline.streaming.epochs import EpochSchedule, epoch_schedule
 from data_pipeline.streaming.order import SampleOrder
 from model.errors import DataError

@@ -7,15 +7,41 @@ import importlib
 import io
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
+import typer
+
 from cluster import cli
-from cluster.commands.modules import MODULES
+from cluster.commands.loading import LazyCommand
 from tests.warm import warm_python
 from trainer.command import run_command
+
+# The commands that are command lines of their own.
+MODULES = {name: e.import_path for name, e in cli.COMMANDS.items() if ":" not in e.import_path}
+
+
+def commands() -> dict[tuple[str, ...], Any]:
+    """All commands of `addp`, by their words, as the command-line library has them."""
+
+    def below(command: Any, words: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+        yield words, command
+        for name, own in getattr(command, "commands", {}).items():  # of a group
+            yield from below(_real(own), (*words, name))
+
+    return dict(below(typer.main.get_command(cli.app), ()))
+
+
+def _real(command: Any) -> Any:
+    if not isinstance(command, LazyCommand):
+        return command
+    if command.name not in MODULES:
+        return command.load()
+    app = typer.Typer(add_completion=False)
+    app.command()(importlib.import_module(MODULES[command.name]).main)
+    return typer.main.get_command(app)
 
 
 class Called(NamedTuple):

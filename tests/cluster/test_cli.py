@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -11,9 +9,8 @@ import yaml
 from click.testing import CliRunner
 from typer.main import get_command
 
-from cluster.cli import app
-from cluster.commands.modules import MODULES
-from tests.cluster.calling import addp, typed
+from cluster import cli
+from tests.cluster.calling import MODULES, addp, commands, typed
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "trainer/recipes/base.yaml"
@@ -35,13 +32,12 @@ def test_each_command_has_help(command: str) -> None:
     assert done.code == 0 and f"Usage: addp {command} " in done.stdout and len(done.stdout) > 300
 
 
-def _commands() -> Iterator[tuple[str, Callable[..., Any]]]:
-    for group in (app, *(group.typer_instance for group in app.registered_groups)):
-        for command in group.registered_commands:
-            assert command.callback is not None
-            yield command.name or command.callback.__name__, command.callback
-    for name, module in MODULES.items():
-        yield name, importlib.import_module(module).main
+def test_summaries_begin_the_help_of_the_commands() -> None:
+    """`addp --help` shows them without the commands. Those of modules are worded for the list."""
+    listed = {n: e.summary for n, e in cli.COMMANDS.items() if n not in MODULES}
+    for name, summary in listed.items():
+        begins = commands()[(name,)].help.split("\n\n")[0]
+        assert " ".join(begins.split()) == summary
 
 
 def _typed(annotation: Any) -> set[Any]:
@@ -49,19 +45,19 @@ def _typed(annotation: Any) -> set[Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "command"),
-    list(_commands()),
-    ids=lambda value: value if isinstance(value, str) else "",
+    ("words", "command"),
+    [(words, command) for words, command in commands().items() if not hasattr(command, "commands")],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_every_number_of_a_command_has_a_range(name: str, command: Callable[..., Any]) -> None:
+def test_every_number_of_a_command_has_a_range(words: tuple[str, ...], command: Any) -> None:
     """So that none loops for ever, takes all memory or is NaN; the command-line library then
     refuses it by name."""
-    for option, hint in get_type_hints(command, include_extras=True).items():
+    for option, hint in get_type_hints(command.callback, include_extras=True).items():
         base, *settings = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         if {int, float} & _typed(base) and bool not in _typed(base):
             (found,) = settings
             assert found.hidden or (found.min is not None and found.max is not None), (
-                f"{name}: {option}"
+                f"{words}: {option}"
             )
 
 
@@ -79,7 +75,7 @@ def test_version_and_completion() -> None:
         "deepspeed",
     ]
     completion = {"_ADDP_COMPLETE": "complete_bash", "COMP_WORDS": "addp che", "COMP_CWORD": "1"}
-    found = CliRunner().invoke(get_command(app), [], prog_name="addp", env=completion)
+    found = CliRunner().invoke(get_command(cli.app), [], prog_name="addp", env=completion)
     assert found.output.split() == ["check", "checkpoints"]
 
 

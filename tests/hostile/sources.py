@@ -302,7 +302,7 @@ def _planned(name: str, change: Callable[[Path], object], *says: str, code: int 
     """change: of the images, once they were planned."""
 
     def prepare(folder: Path) -> None:
-        from data_pipeline.images.views import ViewRecipe
+        from data_pipeline.images.view_recipe import ViewRecipe
         from model.weights import load_tokenizer
         from tests.datasets import plan
 

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 import yaml
 
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.shards.manifest import MANIFEST
 from model.weights import save_network
 from tests.conftest import fresh_tokenizer

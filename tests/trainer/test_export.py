@@ -20,7 +20,7 @@ from tests.trainer.worlds import finish
 from tests.warm import warm_python
 from trainer.evaluation.trained import run_config
 from trainer.export import export, open_network
-from trainer.run_folder import Format
+from trainer.formats import Format
 
 ROOT = Path(__file__).parents[2]
 

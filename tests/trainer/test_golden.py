@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.view_recipe import ViewRecipe
 from model.config import Geometry, TokenizerConfig, TransformerConfig
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer

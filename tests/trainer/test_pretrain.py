@@ -46,6 +46,12 @@ def test_a_run_leaves_what_it_promises(undisturbed: Path) -> None:
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert list(folder.tensorboard.iterdir()) and (undisturbed / "config.resolved.yaml").exists()
     assert json.loads((undisturbed / "environment.json").read_text())["world_size"] == 2
+    start = json.loads((undisturbed / "start.json").read_text())
+    assert list(start["parts"]) == [
+        *("imports", "meeting", "networks", "data", "engine", "restore", "records"),
+        *("first batch", "first step"),
+    ]
+    assert start["seconds"] == pytest.approx(sum(start["parts"].values()), abs=0.01)
 
 
 def test_without_a_launcher_it_is_the_same_run(

@@ -47,8 +47,9 @@ from trainer.checkpointing.format import (
 )
 from trainer.checkpointing.saved_state import Index, SavedState, read_index
 from trainer.engine.state_keys import EMA, WEIGHTS
+from trainer.formats import Weights
 from trainer.resilience.state import read_rewinds, rewinds_before, rewinds_on
-from trainer.run_folder import RunFolder, Weights, step_folder
+from trainer.run_folder import RunFolder, step_folder
 
 
 class Catalog(ABC):

@@ -17,8 +17,8 @@ import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from trainer.config.schema import MOST_RANKS
-from trainer.run_folder import Weights
+from trainer.config.bounds import MOST_RANKS
+from trainer.formats import Weights
 
 MOST_IMAGES = 100_000_000  # that one command makes
 LARGEST_STEP = 10**12  # that a checkpoint may be named by

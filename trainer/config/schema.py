@@ -11,19 +11,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.storage import is_remote
 from model.config import Geometry, TokenizerConfig, TokenizerLossConfig, TransformerConfig
 from model.documents import Seed, Settings
+from trainer.config.bounds import LARGEST_BATCH, MOST_RANKS, MOST_STEPS, YEAR
 from trainer.engine.precision import Precision
 from trainer.objectives.registry import OBJECTIVES, known_objective, objective_class
 
 _LONGEST_PATH = 4096  # characters
-# Far beyond what can be meant; they keep arithmetic, memory and loops within bounds.
-YEAR = 366 * 86_400  # the longest wait, in seconds; Python cannot wait for some centuries
-MOST_STEPS = 10**9
-LARGEST_BATCH = 1 << 24
-MOST_RANKS = 1 << 20
 
 
 def _absolute(place: str) -> str:

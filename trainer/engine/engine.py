@@ -38,6 +38,11 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
+def load_deepspeed() -> None:
+    """Import DeepSpeed, which takes seconds. Whoever needs it later would do so then."""
+    import deepspeed  # noqa: F401
+
+
 def start_distributed(timeout: float = LONG) -> tuple[int, int, torch.device]:
     """Meet the other ranks, as `join_ranks` does. Returns (rank, world size, device) of this
     process."""

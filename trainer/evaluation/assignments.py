@@ -25,7 +25,8 @@ from trainer.evaluation.options import EvaluationOptions, WhichCheckpoints
 from trainer.evaluation.results import FOLDER, read_results, suffix
 from trainer.evaluation.settings import ResultSettings
 from trainer.evaluation.trained import is_done, is_lasting
-from trainer.run_folder import Weights, step_folder
+from trainer.formats import Weights
+from trainer.run_folder import step_folder
 
 _LONGEST_WAIT = 15.0  # seconds between two looks for work
 

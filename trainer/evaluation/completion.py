@@ -11,7 +11,8 @@ from torch import Tensor
 
 from data_pipeline.images.image_grid import image_grid
 from data_pipeline.images.images import ImageEntry, is_image, read_image
-from data_pipeline.images.views import ViewRecipe, make_view
+from data_pipeline.images.view_recipe import ViewRecipe
+from data_pipeline.images.views import make_view
 from data_pipeline.storage import LocalStore
 from model.errors import ConfigError, DataError
 from model.sampler import generate, given_tokens

@@ -7,8 +7,9 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipeline.images.images import ImageEntry, of_split
+from data_pipeline.images.images import ImageEntry
 from data_pipeline.images.sources import open_source
+from data_pipeline.images.split import of_split
 from data_pipeline.shards.manifest import read_fingerprinted
 from data_pipeline.storage import BucketMissing
 from model.errors import ConfigError, DataError

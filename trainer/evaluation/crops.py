@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.images.images import BadImage, ImageEntry, read_image
-from data_pipeline.images.views import ViewRecipe, make_view, resized_crop
+from data_pipeline.images.view_recipe import ViewRecipe
+from data_pipeline.images.views import make_view, resized_crop
 from data_pipeline.storage import Store
 from model.device import staging
 

@@ -8,15 +8,18 @@ from these models (`trainer.config.options.from_models`). How images come about,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from model.documents import Settings
 from model.precision import InferencePrecision
 from model.sampling_options import SamplingOptions
+from trainer.config.bounds import YEAR
 from trainer.config.options import LARGEST_INFERENCE_BATCH, LARGEST_SEED, LARGEST_STEP, MOST_IMAGES
-from trainer.config.schema import YEAR, RunConfig
+
+if TYPE_CHECKING:
+    from trainer.config.schema import RunConfig
 
 Container = Literal["png", "webdataset"]
 KEEP = ("left", "right", "top", "bottom", "border", "center")  # what a completion may keep

@@ -14,11 +14,6 @@ from typing import Annotated
 
 import typer
 
-from data_pipeline.storage import is_remote
-from data_pipeline.storage.output import check_output
-from trainer.evaluation.reporting.page import write_report
-from trainer.run_folder import RunFolder
-
 
 def main(
     runs: Annotated[
@@ -35,6 +30,11 @@ def main(
     A run folder whose configuration names `checkpoint.upload` also shows what evaluators left
     there.
     """
+    from data_pipeline.storage import is_remote
+    from data_pipeline.storage.output import check_output
+    from trainer.evaluation.reporting.page import write_report
+    from trainer.run_folder import RunFolder
+
     if out is None:
         if is_remote(runs[0]):
             raise typer.BadParameter("give --out FILE for a run on a store", param_hint="--out")

@@ -17,7 +17,8 @@ from data_pipeline.storage import BucketMissing, Store
 from model.documents import parse_json
 from model.errors import DataError
 from trainer.config.renamed import RESULT_KEYS
-from trainer.run_folder import Weights, step_folder
+from trainer.formats import Weights
+from trainer.run_folder import step_folder
 
 FOLDER = "evaluation"
 _STEPS = 2**53

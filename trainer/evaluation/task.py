@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from data_pipeline.images.images import Split, of_split
 from data_pipeline.images.location import locate
+from data_pipeline.images.split import Split, of_split
 from data_pipeline.progress import Progress
 from model.addp import ADDP
 from model.errors import ConfigError, DataError
@@ -27,7 +27,7 @@ from trainer.evaluation.results import suffix
 from trainer.evaluation.sample_set import SampleSet
 from trainer.evaluation.trained import Trained, frozen_tokenizer
 from trainer.objectives.images import reading_threads
-from trainer.run_folder import Weights
+from trainer.formats import Weights
 
 T = TypeVar("T")
 

@@ -24,8 +24,9 @@ from model.weights import fingerprint, load_network
 from trainer.checkpointing.catalog import open_catalog
 from trainer.config.reading import LARGEST_FILE, resolved_config
 from trainer.config.schema import RunConfig
+from trainer.formats import Weights
 from trainer.objectives.registry import OBJECTIVES
-from trainer.run_folder import DONE, RunFolder, Weights
+from trainer.run_folder import DONE, RunFolder
 
 
 class Trained(NamedTuple):

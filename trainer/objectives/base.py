@@ -51,6 +51,7 @@ class Objective(ABC):
     order: the options on which the order of the samples depends.
     frozen: fingerprints of the frozen networks, by name.
     initial_weights: the weights that `exported` was given; None for random ones.
+    opening: seconds that it took to open the data.
     """
 
     network: nn.Module
@@ -73,6 +74,7 @@ class Objective(ABC):
         self.order: dict[str, Any] = {}
         self.frozen: dict[str, str] = {}
         self.initial_weights: InitialWeights | None = None
+        self.opening = 0.0
 
     # Before it trains, on all ranks together.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +60,7 @@ class ImageObjective(Objective):
         images, classes = listed or self.listed(config)
         assert config.data.images is not None
         self.source = ImageSource(locate(config.data.images).store, images, classes)
+        started = time.monotonic()
         self.loader = ImageLoader(
             self.source,
             config.data.views,
@@ -67,6 +69,7 @@ class ImageObjective(Objective):
             threads=reading_threads(config.data.images),
             buffer=staging,
         )
+        self.opening = time.monotonic() - started
         self.epochs = self.loader.schedule
         self.data_fingerprint = images_fingerprint(self.source)
 

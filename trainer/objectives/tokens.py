@@ -3,6 +3,7 @@ bias."""
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -63,6 +64,7 @@ class TokenObjective(Objective):
                 f"objective {config.objective} needs data.tokens, a data set made by `addp "
                 "tokenize`, or data.mixture"
             )
+        started = time.monotonic()
         self.loader = TokenLoader(
             data.tokens or list(data.mixture.items()),
             global_batch=config.batch.global_batch,
@@ -80,6 +82,7 @@ class TokenObjective(Objective):
                 retry_seconds=data.retry_seconds,
             ),
         )
+        self.opening = time.monotonic() - started
         manifest = self.loader.manifest
         if (manifest.codebook_size, manifest.tokens) != (geometry.codebook_size, geometry.tokens):
             raise ConfigError(

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from cluster.commands.tokenize import app
 from data_pipeline.images.images import decode_image
-from data_pipeline.images.views import ViewRecipe, make_view
+from data_pipeline.images.view_recipe import ViewRecipe
+from data_pipeline.images.views import make_view
 from data_pipeline.storage import StorageError, Store, open_store
 from data_pipeline.streaming.loader import TokenLoader
 from model.errors import DataError

@@ -20,6 +20,7 @@ from cluster.status.snapshot import (
     Rank,
     Recovery,
     Snapshot,
+    Start,
     State,
 )
 from tests.cluster.status.made import running
@@ -28,7 +29,9 @@ DOCS = Path(__file__).parents[3] / "docs"
 PAGE = "\n".join((DOCS / name).read_text() for name in ("operations.md", "status.md"))
 
 
-@pytest.mark.parametrize("model", [Snapshot, Metrics, Checkpoint, Ettr, Recovery, Incident, Rank])
+@pytest.mark.parametrize(
+    "model", [Snapshot, Metrics, Checkpoint, Start, Ettr, Recovery, Incident, Rank]
+)
 def test_every_key_is_documented(model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
         assert f"| `{name}` | {field.description} |" in PAGE

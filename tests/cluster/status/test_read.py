@@ -326,6 +326,7 @@ NAMES = (
     "done.json",
     "run.json",
     "environment.json",
+    "start.json",
     "config.resolved.yaml",
 )
 VALUES = st.recursive(
@@ -344,7 +345,7 @@ KEYS = (
     *METRICS,
     *("step", "time", "section", "host", "pid", "code", "reason", "rank", "event", "verdict"),
     *("attempt", "nodes", "ranks", "checkpoint", "seconds", "run", "world_size", "total_steps"),
-    *("kind", "failed", "schedule", "upload", "lease"),
+    *("kind", "failed", "schedule", "upload", "lease", "parts"),
 )
 RECORDS = st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=12)
 

@@ -42,6 +42,7 @@ def test_a_run_at_a_glance(tmp_path: Path) -> None:
         "61 GiB on the device",
         "step 30, 1 min ago",
         "90.0%   1 min 40 s of 16 min 40 s lost   1 restart",
+        "started in  9.1 s: imports 5.5, meeting 0.4",
         "incidents of the last hour: 1",
         "0-3    node0  step       40  500 ms ago",
     ):

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from data_pipeline.images.images import FORMATS, decode_image
-from data_pipeline.images.views import ViewRecipe, make_view
+from data_pipeline.images.view_recipe import ViewRecipe
+from data_pipeline.images.views import make_view
 from model.errors import DataError
 
 NOISE = np.random.default_rng(0).integers(0, 256, (20, 24, 4), np.uint8)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.images.images import BadImage, ImageEntry, decode_image, is_held_out, read_image
+from data_pipeline.images.images import BadImage, ImageEntry, decode_image, read_image
+from data_pipeline.images.split import is_held_out
 from data_pipeline.storage import LocalStore, open_store
 from model.errors import DataError
 from tests.tars import jpeg

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline.images.views import ViewRecipe, _random_box, make_view, resized_crop
+from data_pipeline.images.view_recipe import ViewRecipe
+from data_pipeline.images.views import _random_box, make_view, resized_crop
 from model.randomness import uniforms
 
 

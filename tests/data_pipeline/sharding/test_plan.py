@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.images.images import ImageEntry
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.sharding.plan import PLAN, Plan, PlanRecipe, make_plan, read_plan, shard_images
 from data_pipeline.storage import LocalStore, ObjectMissing, Store
 from model.errors import DataError

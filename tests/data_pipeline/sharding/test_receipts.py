@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.sharding.job_status import count, job_status
 from data_pipeline.sharding.plan import Plan
 from data_pipeline.sharding.quarantine import Totals

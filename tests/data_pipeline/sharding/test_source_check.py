@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.sharding.job_status import count
 from data_pipeline.sharding.options import JobOptions
 from data_pipeline.sharding.plan import Plan, shard_images

@@ -14,7 +14,8 @@ from PIL import Image
 
 from data_pipeline.images.images import BadImage, read_image
 from data_pipeline.images.sources import split_of
-from data_pipeline.images.views import ViewRecipe, make_view
+from data_pipeline.images.view_recipe import ViewRecipe
+from data_pipeline.images.views import make_view
 from data_pipeline.sharding.encoder import TokenEncoder
 from data_pipeline.sharding.options import JobOptions
 from data_pipeline.sharding.tokenize import JobSettings, check_tokenizer

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from data_pipeline.images.sources import split_of
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.shards.manifest import MANIFEST, read_manifest
 from data_pipeline.streaming import image_loader
 from data_pipeline.streaming.image_loader import ImageLoader

@@ -20,7 +20,8 @@ from data_pipeline.progress import SECONDS
 from model.errors import ConfigError
 from model.sampling_options import SamplingOptions
 from tests.trainer.worlds import CONTEXT
-from trainer.evaluation.generate import _same_step_for_all, main
+from trainer.evaluation.generate import main
+from trainer.evaluation.generating import _same_step_for_all
 from trainer.evaluation.options import SetOptions
 from trainer.evaluation.sample_set import SETTINGS, SampleSet, step_of_set
 from trainer.evaluation.trained import Trained, load_addp

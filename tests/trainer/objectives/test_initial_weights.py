@@ -27,7 +27,8 @@ from trainer.distributed.meeting import join_ranks
 from trainer.objectives.addp import load_frozen
 from trainer.objectives.initial_weights import given_network, initial_weights, take_initial_weights
 from trainer.objectives.registry import make_objective
-from trainer.preflight.planning import Assumptions, make_plan
+from trainer.preflight.assumptions import Assumptions
+from trainer.preflight.estimates import make_plan
 from trainer.run_folder import RunFolder, step_folder
 from trainer.startup import same_on_all, takes_initial_weights
 

@@ -14,7 +14,8 @@ from trainer import costs
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
 from trainer.objectives.registry import objective_class
-from trainer.preflight.planning import Assumptions, make_plan
+from trainer.preflight.assumptions import Assumptions
+from trainer.preflight.estimates import make_plan
 
 ROOT = Path(__file__).parents[3]
 

@@ -14,7 +14,7 @@ from trainer.evaluation.benchmarks.base import ImageTitle
 from trainer.evaluation.benchmarks.registry import BENCHMARKS
 from trainer.evaluation.reporting.files import Unfit
 from trainer.evaluation.reporting.records import ReportedResult, RunRecord
-from trainer.run_folder import Weights
+from trainer.formats import Weights
 
 _FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
 # No separator: a file of that very folder.

@@ -21,7 +21,8 @@ from trainer.config.renamed import with_new_keys
 from trainer.evaluation.course import Course
 from trainer.evaluation.reporting.files import Files, Unfit
 from trainer.evaluation.results import FOLDER, Result
-from trainer.run_folder import DONE, INCIDENTS, TARGETS, Weights, in_time_order, incident_names
+from trainer.formats import Weights
+from trainer.run_folder import DONE, INCIDENTS, TARGETS, in_time_order, incident_names
 
 _MOST_OF_RESULT = 2**24  # bytes
 _LARGEST = 1e30  # what a number may be, to be drawn

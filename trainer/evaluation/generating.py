@@ -1,0 +1,153 @@
+"""What `generate` does: it writes a set of generated images by all processes together, or one image
+of a grid or of completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data_pipeline.images.image_grid import image_grid
+from data_pipeline.progress import Progress
+from model.errors import ConfigError
+from model.sampler import generate
+from model.sampling_options import SamplingOptions
+from trainer.distributed.collectives import own_device
+from trainer.distributed.world import World
+from trainer.evaluation.completion import completed_images
+from trainer.evaluation.options import Completion, SetOptions
+from trainer.evaluation.results import suffix
+from trainer.evaluation.sample_set import SampleSet, denoising_grid, step_of_set
+from trainer.evaluation.trained import Trained, in_precision
+from trainer.formats import Weights
+from trainer.run_folder import RunFolder, write_json
+
+_IN_TRAIL = 8  # images whose denoising steps are shown
+
+Load = Callable[[int | None], Trained]  # the networks of a run, by the step of a checkpoint
+
+
+def write_set(
+    load: Load,
+    samples: SetOptions,
+    sampling: SamplingOptions,
+    step: int | None,
+    into: Path,
+    world: World,
+) -> Path:
+    """Write this process's share of a set into a folder, and return the folder."""
+    open_set = partial(SampleSet, into, options=samples, sampling=sampling)
+    _make_set(_same_step_for_all(load, open_set, step, into), world)
+    return into
+
+
+def write_image(
+    loaded: Trained,
+    samples: SetOptions,
+    sampling: SamplingOptions,
+    *,
+    weights: Weights,
+    completion: Completion,
+    zoom: int,
+    folder: str,
+    out: Path | None,
+) -> Path:
+    """Write a grid of samples, or of completions, and its settings beside it. Returns its file.
+
+    folder: of the run, whose samples/ takes the file where `out` names none.
+    """
+    trained = in_precision(_on_device(loaded), samples.precision)
+    name = "completed" if completion.complete else "grid"
+    name += ("" if trained.step is None else f"-step-{trained.step}") + suffix(weights)
+    target = out or RunFolder(folder).samples / f"{name}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if completion.complete is not None:
+        completed_images(
+            trained,
+            completion.complete,
+            completion.keep,
+            seed=samples.seed,
+            sampling=sampling,
+            zoom=zoom,
+        ).save(target)
+    else:
+        _make_grid(trained, samples, sampling, zoom, target)
+    settings = {
+        "count": samples.count,
+        "seed": samples.seed,
+        "weights": weights,
+        "step": trained.step,
+        "precision": samples.precision,
+    }
+    write_json(target.with_suffix(".json"), {**settings, **sampling.model_dump()})
+    return target
+
+
+def _on_device(trained: Trained) -> Trained:
+    device = own_device()
+    trained.network.to(device)
+    trained.tokenizer.to(device)
+    return trained
+
+
+def _same_step_for_all(
+    load: Load, open_set: Callable[[Trained], SampleSet], step: int | None, into: Path
+) -> SampleSet:
+    """Open the set of a checkpoint, the same on all processes.
+
+    Where no step was named, the first of all processes chooses it. A run that goes on has another
+    newest checkpoint for the processes that come later, or that see its folder later: they take the
+    step that the set in `into` has.
+    """
+    trained = load(step if step is not None else step_of_set(into))
+    try:
+        return open_set(_on_device(trained))
+    except ConfigError:
+        chosen = step_of_set(into)
+        if step is not None or chosen == trained.step:
+            raise
+    return open_set(_on_device(load(chosen)))
+
+
+def _make_set(samples: SampleSet, world: World) -> None:
+    """Make this process's share of a set. No process waits for another: nothing is agreed upon."""
+    mine = range(world.rank, samples.chunks, world.size)
+    missing = [chunk for chunk in mine if not samples.is_made(chunk)]
+    total, left = (sum(map(samples.size, chunks)) for chunks in (mine, missing))
+    title = f"generating, process 0 of {world.size}" if world.size > 1 else "generating"
+    shown = world.rank == 0
+    with Progress(title, total, "images", done=total - left, shown=shown) as progress:
+        for chunk in missing:
+            samples.make_chunk(chunk)
+            progress.advance(samples.size(chunk))
+
+
+def _make_grid(
+    trained: Trained, samples: SetOptions, sampling: SamplingOptions, zoom: int, target: Path
+) -> None:
+    """Write a grid of all samples to `target`, and beside it a grid of the first ones' steps."""
+    finished: list[Tensor] = []
+    trail: list[Tensor] = []
+    title, steps = f"generating {samples.count} images", samples.count * sampling.steps
+    with Progress(title, steps, "denoising steps") as progress:
+        for start in range(0, samples.count, samples.batch):
+            size = min(samples.batch, samples.count - start)
+            states = generate(
+                trained.network,
+                trained.tokenizer,
+                seed=samples.seed,
+                start=start,
+                count=size,
+                sampling=sampling,
+            )
+            for state in states:
+                if start == 0:
+                    trail.append(state.image[:_IN_TRAIL].float().cpu())
+                progress.advance(size)
+            finished.append(state.image.float().cpu())
+    columns = max(1, round(samples.count**0.5))
+    image_grid(torch.cat(finished), columns=columns, zoom=zoom).save(target)
+    denoising_grid(trail, zoom).save(target.with_name(target.stem + "-steps.png"))

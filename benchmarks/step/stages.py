@@ -3,9 +3,10 @@ clock."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import defaultdict
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -18,7 +19,8 @@ class Follower(Protocol):
 
 
 class Stages:
-    """Seconds of each stage of a step; no stage lies in another.
+    """Seconds of each stage of a step. What is called within a stage and belongs to another counts
+    to that one alone.
 
     by_cpu: count CPU seconds of all threads instead of seconds, where other work disturbs the
     clock. On CUDA it changes nothing.
@@ -27,7 +29,8 @@ class Stages:
     def __init__(self, device: torch.device, *, by_cpu: bool = False) -> None:
         self._on_cuda = device.type == "cuda"
         self._clock = time.process_time if by_cpu else time.perf_counter
-        self._spans: list[tuple[str, Any, Any]] = []
+        self._spans: list[_Span] = []
+        self._open: list[str] = []  # the stages in which the next call lies
 
     def mark(self) -> Any:
         """Return this moment; on CUDA, the one at which the device gets here."""
@@ -48,10 +51,14 @@ class Stages:
         """Count every call of owner.method from now on to that stage."""
         function = getattr(owner, method)
 
+        @functools.wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
+            within = self._open[-1] if self._open else None
+            self._open.append(stage)
             first = self.mark()
             result = function(*args, **kwargs)
-            self._spans.append((stage, first, self.mark()))
+            self._spans.append(_Span(stage, within, first, self.mark()))
+            self._open.pop()
             return result
 
         setattr(owner, method, timed)
@@ -60,8 +67,20 @@ class Stages:
         """Return the seconds of each stage of the step between two marks, of what lies between the
         stages (`rest`), and of the whole (`step`). The next step begins."""
         seconds: dict[str, float] = defaultdict(float)
-        for stage, start, end in self._spans:
-            seconds[stage] += self.between(start, end)
+        for span in self._spans:
+            taken = self.between(span.first, span.last)
+            seconds[span.stage] += taken
+            if span.within is not None:
+                seconds[span.within] -= taken
         self._spans.clear()
         whole = self.between(first, last)
         return {**seconds, "rest": whole - sum(seconds.values()), "step": whole}
+
+
+class _Span(NamedTuple):
+    """A call of a stage between two marks. within: the stage that it was called in."""
+
+    stage: str
+    within: str | None
+    first: Any
+    last: Any

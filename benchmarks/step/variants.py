@@ -7,7 +7,7 @@ SiLU as a product; NCHW; the loss over all positions in NCHW; AdamW with PyTorch
 are a loop over tensors on CPUs and foreach on GPUs, then as now; and a wait for the loss in each
 step. It does not divide its work between GPUs here. Not imitated: the head at the appended visible
 tokens (0.2 % of its operations), float16 with a loss scale (bfloat16 stands for it), and the
-meters of its loop.
+meters of its loop. Masks lie on the device before either step begins.
 """
 
 from __future__ import annotations
@@ -69,11 +69,12 @@ def networks(
 
 
 class Step(Protocol):
-    """One optimizer step of a variant; draw: which masks it takes."""
+    """One optimizer step of a variant."""
 
     device: torch.device
 
-    def __call__(self, draw: int) -> None: ...
+    def __call__(self, masks: DenoisingMasks) -> Any:
+        """Take it. Returns whether the weights changed."""
 
 
 def drawn_masks(config: RunConfig, draw: int, device: torch.device) -> DenoisingMasks:
@@ -92,27 +93,39 @@ class OurStep:
         shape = (config.batch.micro, config.geometry.tokens)
         self.ids = torch.randint(config.geometry.codebook_size, shape, device=self.device)
         self.frozen = FrozenNetworks(made.tokenizer, made.predictor)
+        if getattr(config, "compile", "off") == "on":
+            _compile(self.frozen, made.network, config)
         self.engine = Engine(made.network, config, accumulation, world_size)
-        follow_ours(made, stages)
+        follow_ours(self.frozen, made.network, stages)
         stages.follow(self.engine._engine, "backward", "backward")
         stages.follow(self.engine._engine, "step", "optimizer")
 
-    def __call__(self, draw: int) -> None:
-        batches = (self._inputs(draw) for _ in range(self.accumulation))
-        result = self.engine.optimizer_step(batches, _RATE, Stopwatch(False))
-        assert result.applied
+    def __call__(self, masks: DenoisingMasks) -> Any:
+        smoothing = self.config.label_smoothing
+        batches = (
+            denoising_inputs(self.frozen, self.ids, masks, smoothing)
+            for _ in range(self.accumulation)
+        )
+        return self.engine.optimizer_step(batches, _RATE, Stopwatch(False)).applied
 
-    def _inputs(self, draw: int) -> dict[str, Any]:
-        masks = drawn_masks(self.config, draw, self.device)
-        return denoising_inputs(self.frozen, self.ids, masks, self.config.label_smoothing)
+
+def _compile(frozen: FrozenNetworks, network: ADDP, config: RunConfig) -> None:
+    """Compile what a run with `compile: on` does; at the first step, which is not counted."""
+    from model.compiling import compile_blocks, torch_compiler
+
+    compiler = torch_compiler(deterministic=config.deterministic)
+    frozen.use_compiler(compiler)
+    compile_blocks(network, compiler)
 
 
-def follow_ours(made: Networks, stages: Follower) -> None:
-    """Follow the forward stages of our step."""
-    stages.follow(made.predictor, "probabilities", "predictor")
-    stages.follow(made.tokenizer, "decode", "VQ decoder")
-    stages.follow(made.network, "encode", "encoder")
-    stages.follow(made.network, "decode", "decoder")
+def follow_ours(frozen: FrozenNetworks, network: ADDP, stages: Follower) -> None:
+    """Follow the forward stages of our step: what of the frozen networks is not the predictor is
+    the VQ decoder, what of the trained one is neither encoder nor loss is its decoder. Nothing that
+    is compiled is touched."""
+    stages.follow(frozen, "forward", "VQ decoder")
+    stages.follow(frozen.predictor, "probabilities", "predictor")
+    stages.follow(network, "forward", "decoder")
+    stages.follow(network, "encode", "encoder")
     stages.follow(model.addp, "smoothed_cross_entropy", "loss")
 
 
@@ -134,14 +147,15 @@ class ReferenceStep:
         stages.follow(self, "backward", "backward")
         stages.follow(self, "update", "optimizer")
 
-    def __call__(self, draw: int) -> None:
-        loss = self.forward(self.images, drawn_masks(self.config, draw, self.device))
-        assert loss.isfinite()  # its loop waits for the loss, too
+    def __call__(self, masks: DenoisingMasks) -> bool:
+        loss = self.forward(self.images, masks)
+        finite = bool(loss.isfinite())  # its loop waits for the loss, too
         self.backward(loss)
         self.update()
+        return finite
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def update(self) -> None:
         """Clip the gradients, and change the weights."""

@@ -154,7 +154,7 @@ def _counted(
         with counter:
             total = loss(config, made, counter)
             counter.stage = "backward"
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
         moved = _OPTIMIZER_BYTES * sum(p.numel() for p in made.network.parameters())
         counter.work["optimizer"] = Work(0.0, moved, 0.0, moved / rates.bandwidth)
     return dict(counter.work)
@@ -172,9 +172,9 @@ def _masks(config: RunConfig, device: torch.device) -> DenoisingMasks:
 
 def _our_loss(config: RunConfig, made: Networks, counter: Counter) -> Tensor:
     patch.object(model.transformer, "attention", _attention).start()
-    follow_ours(made, counter)
     device = made.network.cls_token.device
     frozen = FrozenNetworks(made.tokenizer, made.predictor)
+    follow_ours(frozen, made.network, counter)
     ids = torch.empty(config.batch.micro, config.geometry.tokens, dtype=torch.int64, device=device)
     inputs = denoising_inputs(frozen, ids, _masks(config, device), config.label_smoothing)
     mode = MODES[config.precision]

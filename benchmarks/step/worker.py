@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.step.stages import Stages
-from benchmarks.step.variants import OurStep, ReferenceStep, Step
+from benchmarks.step.variants import OurStep, ReferenceStep, Step, drawn_masks
 from model.attention import in_use
 from trainer import costs
 from trainer.config.reading import load_config
@@ -106,12 +106,14 @@ class _Answers:
         are the host's seconds and those of its threads."""
         taken = []
         for draw in range(steps):
+            masks = drawn_masks(self.config, draw, self.device)
             started, used = time.perf_counter(), time.process_time()
             first = self.stages.mark()
-            self.step(draw)
+            applied = self.step(masks)
             seconds = self.stages.take(first, self.stages.mark())
             seconds["wall"] = time.perf_counter() - started
             taken.append(seconds | {"cpu": time.process_time() - used})
+            assert applied
         return {stage: statistics.fmean(row[stage] for row in taken) for stage in taken[0]}
 
     def kernels(self, count: int) -> list[dict[str, Any]]:
@@ -119,8 +121,9 @@ class _Answers:
         activity, key = torch.profiler.ProfilerActivity.CPU, "self_cpu_time_total"
         if self.device.type == "cuda":
             activity, key = torch.profiler.ProfilerActivity.CUDA, "self_device_time_total"
+        masks = drawn_masks(self.config, 0, self.device)
         with torch.profiler.profile(activities=[activity]) as profile:
-            self.step(0)
+            self.step(masks)
         rows = [(getattr(r, key) / 1e3, r.count, r.key[:160]) for r in profile.key_averages()]
         longest = sorted(rows, reverse=True)[:count]
         return [{"kernel": name, "calls": calls, "ms": round(ms, 3)} for ms, calls, name in longest]

@@ -7,6 +7,7 @@ this machine.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import statistics
@@ -153,7 +154,7 @@ def _rank(stage: int, accumulation: int, micro: int, size: str, steps: int) -> d
         step(masks)
         taken.append(stages.take(first, stages.mark()))
     calls = list(recorder.calls)
-    parameters = sum(shape.numel() for shape in step.engine.partition.shapes.values())
+    parameters = sum(math.prod(shape) for shape in step.engine.partition.shapes.values())
     link = _link() if dist.get_world_size() > 1 else None
     step.engine.close()
     return {

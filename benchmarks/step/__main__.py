@@ -140,7 +140,8 @@ def main() -> None:
     if options.plot:
         micro = {name: config.batch.micro for name, config in configs.items()}
         title = f"a training step of {options.size}, {device_name(device)}"
-        plot.draw({name: medians(of) for name, of in turns.items()}, micro, title, options.plot)
+        seconds = {name: medians(of) for name, of in turns.items()}
+        plot.draw(seconds, micro, options.clock, title, options.plot)
         print(options.plot)
 
 

@@ -17,16 +17,18 @@ _COLOURS = {
 }
 
 
-def draw(seconds: dict[str, dict[str, float]], micro: dict[str, int], title: str, to: Path) -> None:
-    """Draw a bar for each variant. seconds: of each variant, the seconds of each stage; micro: the
-    images of its step."""
+def draw(
+    seconds: dict[str, dict[str, float]], micro: dict[str, int], clock: str, title: str, to: Path
+) -> None:
+    """Draw a bar for each variant. seconds: of each variant, the seconds of each stage by that
+    clock; micro: the images of its step."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     names = list(seconds)[::-1]
-    figure, axis = plt.subplots(figsize=(10, 1.1 + 0.6 * len(names)), layout="constrained")
+    figure, axis = plt.subplots(figsize=(10, 1.4 + 0.6 * len(names)), layout="constrained")
     ends = dict.fromkeys(names, 0.0)
     for stage, colour in _COLOURS.items():
         widths = [seconds[n].get(stage, 0.0) / micro[n] * 1e3 for n in names]
@@ -34,6 +36,7 @@ def draw(seconds: dict[str, dict[str, float]], micro: dict[str, int], title: str
         ends = {n: end + w for (n, end), w in zip(ends.items(), widths, strict=True)}
     for row, end in enumerate(ends.values()):
         axis.annotate(f" {1e3 / end:.3g} images/s", (end, row), va="center", fontsize=8)
-    axis.set(xlabel="ms an image", title=title, xlim=(0, 1.2 * max(ends.values())))
-    axis.legend(ncols=len(_COLOURS), fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.35))
+    xlabel = "CPU ms an image" if clock == "cpu" else "ms an image"
+    axis.set(xlabel=xlabel, title=title, xlim=(0, 1.2 * max(ends.values())))
+    figure.legend(ncols=len(_COLOURS), fontsize=7, loc="outside lower center")
     figure.savefig(to, dpi=110)

@@ -52,7 +52,7 @@ def by_blocks(
 
     trained: the sizes of the trained network. What is frozen has those of the predictor.
     """
-    least, deeper, wider = (count(_with_blocks(config, *n)) for n in ((1, 1), (2, 1), (1, 2)))
+    least, deeper, wider = (count(with_blocks(config, *n)) for n in ((1, 1), (2, 1), (1, 2)))
     return Operations(
         *(
             one + (of.depth - 1) * (deep - one) + (of.decoder_depth - 1) * (wide - one)
@@ -63,7 +63,9 @@ def by_blocks(
     )
 
 
-def _with_blocks(config: RunConfig, depth: int, decoder_depth: int) -> RunConfig:
+def with_blocks(config: RunConfig, depth: int, decoder_depth: int) -> RunConfig:
+    """The same run with so many blocks in predictor and ADDP network."""
+
     def changed(sizes: TransformerConfig) -> TransformerConfig:
         return sizes.model_copy(update={"depth": depth, "decoder_depth": decoder_depth})
 

@@ -8,6 +8,7 @@ stopped.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from trainer.evaluation.reporting.page import write_report
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
 _QUICK = 0.3  # of the length of the trainings
+_WORTH = 0.05  # of it: a shorter demo is over before its timing has paid
 
 _console = Console(stderr=True)
 
@@ -38,6 +40,9 @@ def run_demo(
 
     Raises ADDPError with what to do where a stage fails.
     """
+    # Before PyTorch is loaded. Its idle threads would spin between the short pieces of work of such
+    # small networks: CPU time for nothing, and on a busy machine time that others need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if quick:
         _console.print(f"The quick demo: {_QUICK:.0%} of the training; it makes pictures only.")
     length = f"--scale {scale:g}{' --quick' if quick else ''}"
@@ -54,8 +59,8 @@ def run_demo(
 
 
 def _promise(demo: Demo, ahead: list[Stage]) -> Promise:
-    """Time this machine, and say how long the stages ahead will take on it."""
-    if not ahead:
+    """Time this machine, and say how long the stages ahead will take on it, where that is long."""
+    if not ahead or demo.scale < _WORTH:
         return Promise({})
     from cluster.demo.speed import measure_speed
     from cluster.demo.timed_ranks import CannotTime

@@ -12,8 +12,6 @@ from cluster.demo.promise import Promise, Spent
 from cluster.demo.speed import Speed
 from cluster.demo.stages import Demo, config_of, stages
 from cluster.demo.targets import show_targets
-from cluster.demo.timed_ranks import time_steps
-from model.errors import ConfigError
 from trainer.run_folder import RunFolder
 
 SPEED = Speed(
@@ -76,11 +74,6 @@ def test_a_promise_stands_beside_what_was_taken(capsys: pytest.CaptureFixture[st
         ["train", "2.0 min", "1.5 min", "3.0 min"],
         ["the whole demo", "3.0 min", "1.7 min", "3.2 min"],
     ]
-
-
-def test_ranks_among_which_a_batch_cannot_be_divided_are_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot be split over 3 ranks"):
-        time_steps([config_of("predictor")], 3)
 
 
 def test_a_quick_demo_says_so_in_place_of_targets(

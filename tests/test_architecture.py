@@ -219,6 +219,7 @@ NO_TORCH = [
     "trainer.distributed.world",
     "trainer.distributed.environment",
     "cluster.cli",
+    "cluster.demo.run",
     "cluster.launch.launch",
     "trainer.evaluation.report",
     "trainer.evaluation.benchmarks.registry",

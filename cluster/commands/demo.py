@@ -14,14 +14,18 @@ def demo(
     images: Annotated[
         Path | None, typer.Option(help="your own images in class folders; OpenMoji if not given")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for the demo's runs and its report")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="folder for its runs and report; else runs/demo, or runs/demo-quick"),
+    ] = None,
     processes: Annotated[int, processes_option("ranks (processes)")] = 2,
     scale: Annotated[
         float,
         typer.Option(min=0.001, max=1000, help="length of the trainings; 1: as in the README"),
     ] = 1.0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="pictures in a third of the time, and no figures")
+    ] = False,
 ) -> None:
     """Go the whole road on real images, from a tokenizer to a report.
 
@@ -31,4 +35,6 @@ def demo(
     from trainer.distributed.world import refuse_tasks
 
     refuse_tasks("addp demo")
-    run_demo(images, out, processes, scale)
+    run_demo(
+        images, out or Path("runs/demo-quick" if quick else "runs/demo"), processes, scale, quick
+    )

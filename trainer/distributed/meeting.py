@@ -72,6 +72,13 @@ def join_ranks(
     return world
 
 
+def leave_ranks() -> None:
+    """End the world that `join_ranks` made, where there is one. A process that goes on to other
+    things calls this before it ends: gloo's threads may abort it otherwise."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def _meet(world: World, timeout: float) -> Store:
     if world.size == 1:
         return HashStore()

@@ -1,0 +1,85 @@
+"""What the stages of the demo are, and what each is promised to take."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.demo.promise import Promise, Spent
+from cluster.demo.speed import Speed
+from cluster.demo.stages import Demo, config_of, stages
+from cluster.demo.targets import show_targets
+from trainer.run_folder import RunFolder
+
+SPEED = Speed(
+    {"tokenizer": 0.3, "predictor": 0.1, "addp": 0.2},
+    view=0.001,
+    denoising=0.003,
+    feature=0.002,
+    fidelity=0.02,
+    slowness=1.0,
+)
+
+
+@pytest.fixture
+def whole(images: Path, tmp_path: Path) -> Demo:
+    return Demo(images, tmp_path / "demo", processes=2, scale=1.0, quick=False)
+
+
+def test_a_quick_demo_leaves_out_what_makes_no_pictures(whole: Demo) -> None:
+    quick = dataclasses.replace(whole, scale=0.3, quick=True)
+    titles, of_whole = ([stage.title for stage in stages(demo)] for demo in (quick, whole))
+    assert titles == [
+        "train the tokenizer",
+        "token shards: train",
+        "train the predictor",
+        "train the addp",
+        "evaluate the addp",
+    ]
+    assert [title for title in of_whole if title in titles] == titles and len(of_whole) == 8
+    seconds, of_all = (sum(s.cost(SPEED) for s in stages(demo)) for demo in (quick, whole))
+    assert 0.25 < seconds / of_all < 0.4
+
+
+def test_checkpoints_are_where_a_training_leaves_them(whole: Demo) -> None:
+    saves, total = config_of("addp").checkpoint, config_of("addp").schedule.total
+    steps = whole.checkpoints("addp")
+    assert len(steps) == saves.keep and steps[-1] == total
+    assert all(step % saves.every == 0 for step in steps[:-1])
+    short = dataclasses.replace(whole, scale=0.001)
+    assert short.checkpoints("addp") == [short.length("addp")[0]]
+
+
+def test_a_training_costs_the_steps_that_it_lacks(whole: Demo, tmp_path: Path) -> None:
+    training = next(s for s in stages(whole) if s.title == "train the predictor")
+    before = training.cost(SPEED)
+    saved = RunFolder(whole.run("predictor")).checkpoints / "step-00000100" / "manifest.json"
+    saved.parent.mkdir(parents=True)
+    saved.touch()
+    assert before - training.cost(SPEED) == pytest.approx(100 * SPEED.steps["predictor"])
+
+
+def test_a_promise_stands_beside_what_was_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    promise = Promise({"train": 120.0, "evaluate": 60.0})
+    promise.give()
+    promise.note("train", Spent(90.0, 180.0))
+    promise.settle(Spent(100.0, 190.0))
+    said = capsys.readouterr().err
+    assert "will take 3.0 min, until" in said
+    rows = [line.split("  ") for line in said.splitlines()]
+    assert [[c.strip() for c in row if c.strip()] for row in rows][-2:] == [
+        ["train", "2.0 min", "1.5 min", "3.0 min"],
+        ["the whole demo", "3.0 min", "1.7 min", "3.2 min"],
+    ]
+
+
+def test_a_quick_demo_says_so_in_place_of_targets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_targets(tmp_path, quick=True)
+    (kept,) = json.loads((tmp_path / "addp" / "evaluation" / "targets.json").read_text())
+    for said in (capsys.readouterr().out, f"{kept['name']} {kept['value']}"):
+        assert "quick demo" in said and "pictures only" in said

@@ -39,7 +39,16 @@ ORDER = {
         # What is trained, what trains it, and what keeps it.
         *("schedule", "engine", "objectives", "checkpointing"),
         # What a run is made of, and the run.
-        *("board", "costs", "metrics", "prefetch", "borders", "micro_batches", "ending", "compiling"),
+        *(
+            "board",
+            "costs",
+            "metrics",
+            "prefetch",
+            "borders",
+            "micro_batches",
+            "ending",
+            "compiling",
+        ),
         *("loop", "startup", "pretrain"),
         # What looks at runs: before, after, and beside the reference.
         *("preflight", "evaluation", "export", "trajectory"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipeline.images.images import Split, of_split
 from data_pipeline.images.location import absolute
 from data_pipeline.images.sources import open_source
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.split import Split, of_split
+from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.progress import Progress
 from data_pipeline.sharding.plan import make_plan
 from data_pipeline.sharding.receipts import finalize, survey

@@ -19,7 +19,8 @@ from torch import Tensor
 from cluster.demo.timed_ranks import time_steps
 from data_pipeline.images.images import BadImage, ImageEntry, read_image
 from data_pipeline.images.sources import split_of
-from data_pipeline.images.views import ViewRecipe, make_view
+from data_pipeline.images.view_recipe import ViewRecipe
+from data_pipeline.images.views import make_view
 from data_pipeline.sharding.encoder import TokenEncoder
 from data_pipeline.storage import Store
 from model.addp import ADDP

@@ -17,9 +17,9 @@ from rich.console import Console
 
 from cluster.launch.hosts import this_machine
 from cluster.launch.launch import train
-from data_pipeline.images.images import Split
 from data_pipeline.images.sources import split_of
-from data_pipeline.images.views import ViewRecipe
+from data_pipeline.images.split import Split
+from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.shards.manifest import MANIFEST
 from data_pipeline.storage import LocalStore
 from trainer.config.reading import load_config

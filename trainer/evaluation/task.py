@@ -26,8 +26,8 @@ from trainer.evaluation.options import ResolvedOptions, SetOptions
 from trainer.evaluation.results import suffix
 from trainer.evaluation.sample_set import SampleSet
 from trainer.evaluation.trained import Trained, frozen_tokenizer
-from trainer.objectives.images import reading_threads
 from trainer.formats import Weights
+from trainer.objectives.images import reading_threads
 
 T = TypeVar("T")
 

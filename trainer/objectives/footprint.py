@@ -60,7 +60,7 @@ def footprint(rehearsal: Rehearsal, mode: Mode) -> Footprint:
         network.to(getattr(torch, mode.weights))
     for parameter in network.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(live.take_gradient)
+            parameter.register_post_accumulate_grad_hook(live.take_gradient)  # type: ignore[no-untyped-call]
     with torch.device("meta"), live, kernels:
         inputs = rehearsal.inputs()
         before, live.peak = live.peak, live.now
@@ -70,11 +70,11 @@ def footprint(rehearsal: Rehearsal, mode: Mode) -> Footprint:
     return Footprint(before, live.peak, live.peak_with_gradients)
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all storages that operators have made and that are still there."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = self.peak_with_gradients = 0
         self._gradients = 0
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from data_pipeline.images.images import Split
+from data_pipeline.images.split import Split
 from model.encoder import Encoder
 from model.errors import DataError
 from model.networks import build

@@ -131,7 +131,10 @@ def test_deterministic_randaugment_is_done_on_the_cpu(monkeypatch: pytest.Monkey
     assert operators.used == {("cumsum", "cpu")}  # of its `equalize`
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     seen = []
-    augment._rand = lambda part: seen.append(part.device.type) or part
+    monkeypatch.setattr(augment._rand, "forward_parameters", lambda shape: ["equalize"])
+    monkeypatch.setattr(
+        augment, "_applied", lambda drawn, groups, part: seen.append(part.device.type) or part
+    )
     with FakeTensorMode():
         result = augment._distorted(torch.rand(8, 3, 16, 16, device="cuda"))
     assert set(seen) == {"cpu"} and result.device.type == "cuda"

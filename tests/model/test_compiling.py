@@ -130,6 +130,7 @@ def predictor_for(tokenizer: VQTokenizer) -> TokenPredictor:
     return TokenPredictor(Geometry.of(tokenizer.config), SIZES)
 
 
+@pytest.mark.long
 def test_inductor_computes_the_same(tokenizer: VQTokenizer) -> None:
     """The compiler that runs use, with real kernels: frozen networks, and a block that learns."""
     frozen = FrozenNetworks(copy.deepcopy(tokenizer), predictor_for(tokenizer))

@@ -95,6 +95,7 @@ class _Answers:
         config = variant.config()
         self.config, self.device = config, device
         self.stages = Stages(device, by_cpu=by_cpu)
+        self.variant = variant
         self.step: Step
         if variant.reference:
             self.step = ReferenceStep(config, self.stages, device)
@@ -132,6 +133,8 @@ class _Answers:
         """Return what the process has used until now. peak_gib: of all memory that the process had
         resident, on CUDA of the device's."""
         config, on_cuda = self.config, self.device.type == "cuda"
+        # A plan rehearses our networks, which the reference's process has given other operators.
+        planned = not self.variant.reference and costs.rank_memory(config, config.zero_stage, 1)
         peak = torch.cuda.max_memory_allocated() if on_cuda else _peak_resident()
         return {
             "micro": config.batch.micro,
@@ -141,7 +144,7 @@ class _Answers:
             "compilations": _compilations(),
             "peak_gib": _gib(peak),
             "reserved_gib": _gib(torch.cuda.max_memory_reserved()) if on_cuda else None,
-            "planned_gib": _gib(costs.rank_memory(config, config.zero_stage, 1).total),
+            "planned_gib": _gib(planned.total) if planned else None,
         }
 
 

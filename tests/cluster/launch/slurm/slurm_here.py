@@ -174,9 +174,18 @@ def _start(slurm: SlurmHere, kill_wait: int) -> None:
     for name in NODES:
         _daemon(slurm, "slurmd", "-N", name)
     deadline = time.monotonic() + 60
-    while set(slurm.call("sinfo", "-h", "-N", "-o", "%t").split()) != {"idle"}:
+    while not _ready(slurm):
         assert time.monotonic() < deadline, slurm.call("sinfo", "-R")
         time.sleep(0.5)
+
+
+def _ready(slurm: SlurmHere) -> bool:
+    """Whether all nodes wait for work. The controller does not answer before it has started."""
+    try:
+        states = slurm.call("sinfo", "-h", "-N", "-o", "%t").split()
+    except AssertionError:
+        return False
+    return set(states) == {"idle"}
 
 
 def _daemon(slurm: SlurmHere, name: str, *words: str) -> None:
@@ -197,16 +206,22 @@ def _daemon(slurm: SlurmHere, name: str, *words: str) -> None:
 
 def _end(slurm: SlurmHere) -> None:
     """End the jobs first: daemons leave the tasks behind that they have started."""
-    if (slurm.root / "slurmctld.pid").exists():
-        for number in slurm.call("squeue", "-h", "-o", "%A").split():
-            slurm.call("scancel", "--full", "--signal=KILL", number)
-            slurm.call("scancel", number)
-        deadline = time.monotonic() + 30
-        while slurm.call("squeue", "-h") and time.monotonic() < deadline:
-            time.sleep(0.5)
-    for path in [*slurm.root.glob("slurmd.*.pid"), *slurm.root.glob("*ctld.pid")]:
-        _kill(path, signal.SIGTERM)
-    _kill(slurm.root / "munged.pid", signal.SIGTERM)
+    try:
+        if (slurm.root / "slurmctld.pid").exists():
+            _end_jobs(slurm)
+    finally:
+        for path in [*slurm.root.glob("slurmd.*.pid"), *slurm.root.glob("*ctld.pid")]:
+            _kill(path, signal.SIGTERM)
+        _kill(slurm.root / "munged.pid", signal.SIGTERM)
+
+
+def _end_jobs(slurm: SlurmHere) -> None:
+    for number in slurm.call("squeue", "-h", "-o", "%A").split():
+        slurm.call("scancel", "--full", "--signal=KILL", number)
+        slurm.call("scancel", number)
+    deadline = time.monotonic() + 30
+    while slurm.call("squeue", "-h") and time.monotonic() < deadline:
+        time.sleep(0.5)
 
 
 def _kill(path: Path, number: int) -> None:

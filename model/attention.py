@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.dropout import dropout as dropped
 from model.errors import ConfigError
 from model.precision import dtype_name
 
@@ -36,13 +37,16 @@ _LONGEST = 300  # characters of a reason
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    if dropout and q.device.type == "cpu" and not torch.compiler.is_compiling():
+        # PyTorch computes the formula then, too, with a slower dropout.
+        return _explicit(q, k, v, dropout)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # SDPA wants heads before positions
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2)
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k).to(torch.promote_types(q.dtype, torch.float32))
-    weights = F.dropout((scores * q.shape[-1] ** -0.5).softmax(-1), dropout)
+    weights = dropped((scores * q.shape[-1] ** -0.5).softmax(-1), dropout)
     return torch.einsum("bhqk,bkhd->bqhd", weights.to(v.dtype), v)
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Geometry, TransformerConfig
+from model.dropout import dropout
 from model.transformer import blocks, learned, positions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -71,7 +72,7 @@ class Encoder(nn.Module):
             images.shape[-1] // self.geometry.patch_size,
         )
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), self.patch_embed(x)], 1) + at
-        return F.dropout(self.tokenizer_norm(x), self.dropout, self.training)
+        return dropout(self.tokenizer_norm(x), self.dropout, self.training)
 
     def _positions(self, height: int, width: int) -> Tensor:
         """Return the positions of a grid, (1, 1 + height * width, D); for another grid than the

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Geometry, TransformerConfig
+from model.dropout import dropout
 from model.transformer import (
     MlmHead,
     blocks,
@@ -39,7 +40,7 @@ class _TokenEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.word_embeddings(ids) + self.position_embeddings.weight
-        return F.dropout(self.LayerNorm(x), self.dropout, self.training)
+        return dropout(self.LayerNorm(x), self.dropout, self.training)
 
 
 class TokenPredictor(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import attention
+from model.dropout import dropout
 
 # Rows that a GPU's tensor cores take together. For an odd number of them, as the vocabulary's 2025,
 # cuBLAS takes kernels of an older generation, at a third of the speed.
@@ -35,7 +36,7 @@ class Attention(nn.Module):
         b, m, d = x.shape
         q, k, v = self.qkv(x).view(b, m, 3, self.heads, d // self.heads).unbind(2)
         x = attention(q, k, v, self.dropout if self.training else 0.0).reshape(b, m, d)
-        return F.dropout(self.proj(x), self.dropout, self.training)
+        return dropout(self.proj(x), self.dropout, self.training)
 
 
 class Mlp(nn.Module):
@@ -49,8 +50,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, M, D) -> (B, M, D)."""
-        x = F.dropout(F.gelu(self.fc1(x)), self.dropout, self.training)
-        return F.dropout(self.fc2(x), self.dropout, self.training)
+        x = dropout(F.gelu(self.fc1(x)), self.dropout, self.training)
+        return dropout(self.fc2(x), self.dropout, self.training)
 
 
 class Block(nn.Module):

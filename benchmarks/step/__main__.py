@@ -4,7 +4,7 @@ stage the rate, the share of the peak, and what bounds it.
     python -m benchmarks.step --size base --micro 2 --precision fp32    # on a CPU, 3 minutes
     python -m benchmarks.step --size base --plot docs/step.png          # as the recipe trains
     python -m benchmarks.step --size large --only ours --kernels 30     # and its longest kernels
-    python -m benchmarks.step --size tiny --micro 4 --also zero_stage=0 # two of ours side by side
+    python -m benchmarks.step --size tiny --micro 4 --also zero_stage=1 # two of ours side by side
 
 The real engine and networks, random weights and tokens. Each variant is a process of its own. They
 take turns: every turn is the same steps, with the mask ratios that a run draws; one turn each is
@@ -70,7 +70,9 @@ def arguments() -> argparse.Namespace:
 
 
 def variants(options: argparse.Namespace, on_cuda: bool) -> Iterator[Variant]:
-    own = (f"precision={options.precision}", *options.overrides)
+    # One rank has nothing to shard. On a CPU a second copy of the weights would be seen.
+    stage = () if on_cuda else ("zero_stage=0",)
+    own = (f"precision={options.precision}", *stage, *options.overrides)
     if options.only != "ours":
         mixed = "bf16-mixed" if options.precision != "fp32" else "fp32"
         theirs = options.reference_precision or (mixed if on_cuda else "fp32")

@@ -14,6 +14,7 @@ the precision: `DeepSpeedZeroOptimizer` (stages 1 and 2), `BF16_Optimizer` (stag
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -84,6 +85,14 @@ def take_over_weights(zero: Any, stage: int) -> None:
         zero._post_step(set())
     elif stage in (1, 2):
         zero.update_lp_params()
+
+
+def send_in_buckets(engine: Any, world_size: int, elements: int) -> None:
+    """Without ZeRO, have gradients sent in buckets of so many elements. DeepSpeed copies up to
+    5e8 of them together, which is the whole of our networks once more, and does so on a single
+    rank, too, where there is nothing to send."""
+    engine.allreduce_gradients = partial(engine.allreduce_gradients, bucket_size=elements)
+    engine.enable_backward_allreduce = world_size > 1
 
 
 def save_passes(zero: Any) -> None:

@@ -29,7 +29,7 @@ from trainer.engine.optimizers import STATE, make_optimizer, parameter_groups, s
 from trainer.engine.partition import Fragment, Partition
 from trainer.engine.precision import MODES, Precision
 from trainer.engine.state_keys import EMA, WEIGHTS, Range
-from trainer.engine.zero import zero_settings
+from trainer.engine.zero import BUCKET, zero_settings
 from trainer.host_memory import keep_freed_memory
 from trainer.timing import Stopwatch
 
@@ -179,6 +179,8 @@ class Engine:
                 config, accumulation, world_size, sum(t.numel() for t in first.values())
             ),
         )
+        if self._stage == 0:
+            internals.send_in_buckets(self._engine, world_size, BUCKET)
         internals.save_passes(self._optimizer)
         self._scaler: Any = internals.loss_scaler(self._optimizer)
         self.device: torch.device = self._engine.device

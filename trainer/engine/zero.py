@@ -3,6 +3,8 @@ buffers take.
 
 What DeepSpeed 0.19.8 does with them, by its source:
 
+stage 0     After the backward pass, gradients are copied into a bucket, averaged, and copied back;
+            bucket after bucket.
 stage 1, 2  The backward pass copies gradients into a bucket, in the order in which they come. What
             a full bucket holds is averaged over the ranks, and this rank's share is copied out of
             it. With `overlap_comm` there are two: one is sent while the other is filled.
@@ -55,9 +57,11 @@ def zero_settings(stage: int, world_size: int, parameters: int) -> dict[str, Any
 
 
 def bucket_bytes(stage: int, world_size: int, parameters: int, mode: Mode) -> int:
-    """Bytes of the buckets that a backward pass fills on one rank."""
-    if stage == 0 or (stage == 1 and mode.weights == "bfloat16"):
+    """Bytes of the buckets that one rank fills in a step."""
+    if stage == 1 and mode.weights == "bfloat16":
         return 0
+    if stage == 0:
+        return 4 * min(BUCKET, parameters) if world_size > 1 else 0  # sent in float32
     settings = zero_settings(stage, world_size, parameters)
     buckets = 2 if stage < 3 and settings["overlap_comm"] else 1
     # Stages 2 and 3 send what the backward pass makes, stage 1 what it adds up in float32.

@@ -56,10 +56,11 @@ class Network(nn.Module):
 def observe(arguments: list[str]) -> int:
     """A rank that takes steps in each of the modes; rank 0 writes down what it saw."""
     out, rows = Path(arguments[0]), []
-    watching, summed = False, set()
+    watching, summed, largest = False, set(), 0
 
     def watched(function: Any) -> Any:
         def call(*args: Any, **more: Any) -> Any:
+            nonlocal largest
             for value in (*args, *more.values()) if watching else ():
                 for tensor in value if isinstance(value, list) else [value]:
                     if (
@@ -68,6 +69,7 @@ def observe(arguments: list[str]) -> int:
                         and tensor.numel() >= 64
                     ):
                         summed.add(str(tensor.dtype))
+                        largest = max(largest, tensor.numel())
             return function(*args, **more)
 
         return call
@@ -75,6 +77,7 @@ def observe(arguments: list[str]) -> int:
     for name in REDUCTIONS:  # before the start, when DeepSpeed takes some of them
         setattr(torch.distributed, name, watched(getattr(torch.distributed, name)))
     rank, world_size, _ = start_distributed()
+    engine_module.BUCKET = 64  # elements: the layer's weights fill one, its biases another
     for precision, stage in MODES:
         values = {
             "precision": precision,
@@ -103,6 +106,7 @@ def observe(arguments: list[str]) -> int:
                 ),
                 "engine": str(engine._engine.communication_data_type),
                 "summed": sorted(summed),
+                "largest": largest,
                 "state": sorted({f"{key} {v.dtype}" for key, _, v in engine.owned()}),
                 "seen": sorted(network.seen),
                 "losses": [float(result.loss) for result in results],
@@ -110,6 +114,7 @@ def observe(arguments: list[str]) -> int:
             }
         )
         summed.clear()
+        largest = 0
     if rank == 0:
         out.write_text(json.dumps(rows))
     return 0
@@ -129,6 +134,10 @@ def test_sums_and_states_are_float32(mode: tuple[str, int], seen: Seen) -> None:
     row = seen[mode]
     assert row["engine"] == "torch.float32" and row["summed"] == ["torch.float32"], row
     assert row["state"] == [f"{key} torch.float32" for key in ("exp_avg", "exp_avg_sq", "weights")]
+
+
+def test_without_zero_gradients_are_sent_in_buckets(seen: Seen) -> None:
+    assert seen["bf16-mixed", 0]["largest"] == 64 * 64
 
 
 def test_mixed_precision_rounds_products_only(seen: Seen) -> None:

@@ -1,0 +1,53 @@
+"""Dropout that costs little on CPUs.
+
+PyTorch draws there one number after the other from its generator, 53 random bits for each element:
+at the sizes of Base that takes longer than the products between which the dropout stands. Here 16
+bits decide about an element, and the mask is kept as one byte instead of four.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_LEVELS = 2**16  # values of 16 random bits
+
+
+def dropout(x: Tensor, probability: float, training: bool = True) -> Tensor:
+    """Set elements of x to zero with a probability, and scale the others so that the mean stays.
+    Returns x itself outside of training.
+
+    On a CPU the probability is rounded to a multiple of 2^-16. The draws are those of PyTorch's
+    generator of the device.
+    """
+    if not training or not probability:
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, probability)  # one kernel
+    result: Tensor = _Dropout.apply(x, probability)
+    return result
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
+        below = round(probability * _LEVELS)
+        # Four elements to a number of 64 bits.
+        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= below - _LEVELS // 2
+        ctx.save_for_backward(kept)
+        ctx.scale = _LEVELS / (_LEVELS - below)
+        return _scaled(x, kept, ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _scaled(gradient, *ctx.saved_tensors, ctx.scale), None
+
+
+def _scaled(x: Tensor, kept: Tensor, scale: float) -> Tensor:
+    """x where it is kept, times the scale, in one pass: the product that is also the gradient."""
+    result: Tensor = torch.ops.aten.native_dropout_backward(x, kept, scale)
+    return result

@@ -7,6 +7,8 @@ bits decide about an element, and the mask is kept as one byte instead of four.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,23 +33,24 @@ def dropout(x: Tensor, probability: float, training: bool = True) -> Tensor:
     return result
 
 
+def kept_elements(shape: Sequence[int], probability: float) -> tuple[Tensor, float]:
+    """Draw which elements are kept, bool in that shape, on the CPU. Returns them, and what those
+    that are kept have to be multiplied by."""
+    below, count = round(probability * _LEVELS), math.prod(shape)
+    # Four elements to a number of 64 bits.
+    draws = torch.empty(-(-count // 4), dtype=torch.int64, device="cpu").random_(-(2**63), None)
+    kept = draws.view(torch.int16)[:count].view(*shape) >= below - _LEVELS // 2
+    return kept, _LEVELS / (_LEVELS - below)
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, probability: float) -> Tensor:
-        below = round(probability * _LEVELS)
-        # Four elements to a number of 64 bits.
-        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= below - _LEVELS // 2
+        kept, ctx.scale = kept_elements(x.shape, probability)
         ctx.save_for_backward(kept)
-        ctx.scale = _LEVELS / (_LEVELS - below)
-        return _scaled(x, kept, ctx.scale)
+        return (x * kept).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _scaled(gradient, *ctx.saved_tensors, ctx.scale), None
-
-
-def _scaled(x: Tensor, kept: Tensor, scale: float) -> Tensor:
-    """x where it is kept, times the scale, in one pass: the product that is also the gradient."""
-    result: Tensor = torch.ops.aten.native_dropout_backward(x, kept, scale)
-    return result
+        (kept,) = ctx.saved_tensors
+        return (gradient * kept).mul_(ctx.scale), None

@@ -93,7 +93,7 @@ class OurStep:
         shape = (config.batch.micro, config.geometry.tokens)
         self.ids = torch.randint(config.geometry.codebook_size, shape, device=self.device)
         self.frozen = FrozenNetworks(made.tokenizer, made.predictor)
-        if getattr(config, "compile", "off") == "on":
+        if config.compile == "on":
             _compile(self.frozen, made.network, config)
         self.engine = Engine(made.network, config, accumulation, world_size)
         follow_ours(self.frozen, made.network, stages)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 
 class Address(NamedTuple):
@@ -144,6 +145,31 @@ def set_scaler_state(scaler: Any, state: dict[str, Any]) -> None:
     if scaler is not None:
         known = scaler_state(scaler).keys() & state.keys()
         vars(scaler).update({key: state[key] for key in known})
+
+
+def load_muon_uncompiled() -> None:
+    """Load DeepSpeed's Muon with its kernels as they are written.
+
+    ZeRO loads it at each start, only to see that the optimizer is another one, and Muon compiles
+    its kernels as it is loaded. For that PyTorch loads its whole compiler, which takes 2 s of CPU
+    time.
+    """
+    from deepspeed.runtime import compiler
+
+    compiling, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    try:
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        compiler.compile = compiling
+
+
+def declare_tested(optimizer: Optimizer) -> None:
+    """Have ZeRO take an optimizer without a warning. It knows the classes of its list, and none
+    that is derived from them."""
+    from deepspeed.runtime.zero import utils
+
+    if type(optimizer) not in utils.ZERO_SUPPORTED_OPTIMIZERS:
+        utils.ZERO_SUPPORTED_OPTIMIZERS.append(type(optimizer))
 
 
 def without_shared_memory_kernel() -> None:

@@ -171,6 +171,8 @@ class Engine:
         if self._stage == 3 and is_compiled(network):
             # Hooks on the layers of a block would cut its graph to pieces.
             deepspeed.utils.set_z3_leaf_modules(network, [Block])
+        internals.load_muon_uncompiled()
+        internals.declare_tested(self._base)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=network,
             optimizer=self._base,

@@ -9,6 +9,7 @@ squared norms over the ranks.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -91,6 +92,20 @@ def layer_of(name: str, depth: int) -> int:
     return 0 if name.startswith(before) else depth + 1
 
 
+class EagerOptimizer(Optimizer):
+    """An optimizer that is never compiled. PyTorch's own methods load torch.compile's tracer, which
+    takes a second of CPU time, to be left out by it; here they are as they were written."""
+
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(Optimizer.zero_grad)
+
+
+class EagerAdamW(EagerOptimizer, AdamW):
+    """PyTorch's AdamW, never compiled."""
+
+    step = torch.no_grad()(inspect.unwrap(AdamW.step))
+
+
 class Layer(NamedTuple):
     """A part of a parameter in a flat piece: `length` elements from `offset` on. number: that of
     the parameter, the same on all ranks."""
@@ -100,7 +115,7 @@ class Layer(NamedTuple):
     length: int
 
 
-class Layerwise(Optimizer):
+class Layerwise(EagerOptimizer):
     """The part that LAMB and LARS share: they scale each layer's step by a ratio of norms of the
     whole layer.
 
@@ -244,7 +259,7 @@ def make_optimizer(config: RunConfig, groups: list[dict[str, Any]], on_cuda: boo
         optimizer = apex.FusedAdam(groups, lr=rate, betas=o.betas, eps=o.eps, adam_w_mode=True)
         kernel = "apex FusedAdam"
     else:
-        optimizer = AdamW(groups, lr=rate, betas=o.betas, eps=o.eps, fused=True)
+        optimizer = EagerAdamW(groups, lr=rate, betas=o.betas, eps=o.eps, fused=True)
         kernel = "torch, fused"
     log.info("optimizer %s: %s", o.name, kernel)
     return optimizer

@@ -6,6 +6,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -210,6 +212,34 @@ def start(arguments: list[str]) -> int:
 def test_training_uses_no_tf32(tmp_path: Path) -> None:
     codes, output = Ranks(start, [], 1, tmp_path / "log").wait()
     assert codes == [0] and "after the start: False highest" in output
+
+
+STEPS_OF_ONE_RANK = """
+import sys, torch
+from tests.trainer.engine.test_engine import Network
+from trainer.config.schema import RunConfig
+from trainer.engine.engine import Engine, start_distributed
+from trainer.timing import Stopwatch
+
+start_distributed()
+for stage in (0, 1, 2):
+    for name in ("adamw", "lamb"):
+        config = RunConfig.model_validate({
+            "precision": "fp32", "zero_stage": stage, "batch": {"global_batch": 4, "micro": 4},
+            "optimizer": {"name": name},
+        })
+        engine = Engine(Network(), config, 1, 1)
+        result = engine.optimizer_step([{"x": torch.ones(4, 64)}], 1e-3, Stopwatch(False))
+        assert result.applied
+print("loaded:", *sorted({"torch._dynamo", "torch._inductor"} & set(sys.modules)))
+"""
+
+
+def test_what_is_not_compiled_loads_no_compiler() -> None:
+    command = [sys.executable, "-c", STEPS_OF_ONE_RANK]
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
+    assert done.returncode == 0 and "loaded:\n" in done.stdout, done.stdout + done.stderr
+    assert "untested" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tests.trainer.comparing import losses, weight_distance
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import finish
 from trainer.config.schema import RunConfig
-from trainer.engine.optimizers import LAMB, LARS, make_optimizer, parameter_groups
+from trainer.engine.optimizers import LAMB, LARS, EagerAdamW, make_optimizer, parameter_groups
 from trainer.run_folder import RunFolder
 
 
@@ -55,6 +56,20 @@ def test_lars_is_its_paper_s_algorithm_1() -> None:
     step = layer.weight.grad + 0.1 * after  # type: ignore[operator]
     second = 0.9 * first + 0.5 * 0.001 * after.norm() / step.norm() * step
     torch.testing.assert_close(layer.weight.detach(), after - second)
+
+
+def test_adamw_is_pytorch_s() -> None:
+    (ours, our_groups), (theirs, their_groups) = problem(), problem()
+    rules: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "fused": True}
+    optimizers = EagerAdamW(our_groups, **rules), torch.optim.AdamW(their_groups, **rules)
+    for number in range(3):
+        for optimizer, layer in zip(optimizers, (ours, theirs), strict=True):
+            optimizer.found_inf = torch.tensor(float(number == 1))  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad()
+            layer(torch.linspace(-1, 1, 5)).square().sum().backward()
+    for our, their in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(our, their) and optimizers[0].state[our]["step"] == 2
 
 
 @pytest.mark.parametrize("name", ["lamb", "lars"])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.dropout import dropout as dropped
 from model.dropout import kept_elements
-from model.errors import ConfigError
+from model.errors import ConfigError, in_one_line
 from model.precision import dtype_name
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 # one of float32, but not TF32 itself, which is off by 1e-3.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 _PROBE = (2, 33, 2)  # images, positions, heads
-_LONGEST = 300  # characters of a reason
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -126,7 +125,7 @@ def probe(backend: str, inputs: Inputs) -> Probe:
                 _deviation(ours, theirs) for ours, theirs in zip(results, expected, strict=True)
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, the backend does not work here
-            return Probe(backend, None, None, _in_one_line(error))
+            return Probe(backend, None, None, in_one_line(error))
     worst, bound = max(forward, backward), TOLERANCES[inputs.dtype]
     reason = "" if worst <= bound else f"it is wrong: off by {worst:.2g}, allowed {bound:.2g}"
     return Probe(backend, forward, backward, reason)
@@ -173,20 +172,6 @@ def _unfit(error: Exception) -> str:
         cause = cause.__cause__
     built_for = f"built for PyTorch {built.torch_version}, not {torch.__version__}"
     return f"{built_for}, it cannot be loaded: {cause}"
-
-
-def _in_one_line(error: Exception) -> str:
-    """Shorten an error. Of xformers' list of operators, each with its reasons, it keeps each reason
-    once. A failed lookup, whose text is only what was looked up, is called one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    heads = [i for i, line in enumerate(lines) if line.endswith("is not supported because:")]
-    if heads:
-        lines = [
-            line for line in lines[heads[0] :] if not line.endswith("is not supported because:")
-        ]
-    if not lines or isinstance(error, LookupError):
-        lines.insert(0, type(error).__name__)
-    return "; ".join(dict.fromkeys(lines))[:_LONGEST]
 
 
 _chosen: dict[Inputs, str] = {}

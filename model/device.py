@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.documents import show
 from model.errors import ConfigError
@@ -35,3 +36,8 @@ def staging(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     pinned: a copy with `non_blocking` does not make the host wait, and PyTorch uses the memory anew
     only after that copy."""
     return torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()).numpy()
+
+
+def staged(tensor: Tensor) -> Tensor:
+    """Return a tensor of the host in memory as `staging` gives it."""
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor

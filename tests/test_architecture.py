@@ -51,7 +51,7 @@ ORDER = {
         ),
         *("loop", "startup", "pretrain"),
         # What looks at runs: before, after, and beside the reference.
-        *("preflight", "evaluation", "export", "trajectory"),
+        *("preflight", "evaluation", "export", "trajectory_folder", "trajectory"),
     ],
     "cluster": ["supervise", "launch", "status", "sharding", "demo", "commands", "cli"],
 }

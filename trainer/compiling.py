@@ -8,8 +8,12 @@ Everything that is compiled is tried on one step, before the engine takes the ne
 So a compiler that is missing or broken costs a line and no run, no step waits for a compilation,
 and every start of a run compiles for the same shapes in the same order. That makes the same
 kernels, while those that are made for whatever a run meets first would round differently after
-each resume. ZeRO-3 is an exception: it replaces the dictionaries of parameters, and so its first
-step compiles the trained network again.
+each resume.
+
+ZeRO-3 is an exception: its first step compiles every transformer block again, and a failure there
+ends the run. DeepSpeed changes what the graphs of the trial depend on: it puts a function of its
+own in place of `torch.nn.functional.linear`, another class in place of each dictionary of
+parameters, and attributes on the parameters. So `compile: auto` leaves ZeRO-3 alone.
 """
 
 from __future__ import annotations
@@ -23,22 +27,24 @@ from typing import Any
 import torch
 
 from model.compiling import compilations, torch_compiler
+from model.errors import in_one_line
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives
 from trainer.engine.precision import MODES
 from trainer.objectives.base import Objective
+from trainer.objectives.counting import mean_ratio
 
 # Steps of the shortest run that `compile: auto` compiles. An H200 saves 37 to 49 ms of a step
 # (docs/gpu.md), which makes 74 to 98 s; what compiling takes it was not measured.
 WORTH_STEPS = 2000
-_LONGEST = 300  # characters of a reason
 
 
 def wants_compiling(config: RunConfig, device: torch.device, total: int) -> bool:
-    """Whether `compile` asks for it. auto: on GPUs, in runs of 2,000 steps or more. total: the
-    steps of the whole run, so that each of its starts decides alike."""
+    """Whether `compile` asks for it. auto: on GPUs, in runs of 2,000 steps or more, and not in
+    ZeRO-3, where the trial does not show that the first step compiles. total: the steps of the
+    whole run, so that each of its starts decides alike."""
     if config.compile == "auto":
-        return device.type == "cuda" and total >= WORTH_STEPS
+        return device.type == "cuda" and total >= WORTH_STEPS and config.zero_stage < 3
     return config.compile == "on"
 
 
@@ -72,7 +78,7 @@ def _compile(
             return False
         try_step(objective, config, device)
     except Exception as error:  # noqa: BLE001 - whatever it is, compiling does not work here
-        reason = in_one_line(error)
+        reason = in_one_line(error, named=True)
     reasons = collectives.all_gather(reason)
     failed = next((rank for rank, reason in enumerate(reasons) if reason), None)
     if failed is None:
@@ -95,7 +101,8 @@ def try_step(objective: Objective, config: RunConfig, device: torch.device) -> N
         torch.autocast(device.type, getattr(torch, mode.products)) if mode.mixed else nullcontext()
     )
     with torch.random.fork_rng([device] if on_cuda else []):
-        inputs = objective.inputs(objective.blank_batch(config.batch.micro), 0, device)
+        batch = objective.blank_batch(config, config.batch.micro, mean_ratio())
+        inputs = objective.inputs(batch, 0, device)
         with autocast:
             loss = network(**inputs)
         loss.backward()
@@ -103,11 +110,3 @@ def try_step(objective: Objective, config: RunConfig, device: torch.device) -> N
         torch.cuda.synchronize(device)
         del network, inputs, loss
         torch.cuda.empty_cache()
-
-
-def in_one_line(error: Exception) -> str:
-    """Shorten an error of torch.compile: its name, and what it says before it advises how to see
-    more."""
-    said = [line.strip() for line in str(error).splitlines()]
-    advice = next((i for i, line in enumerate(said) if line.startswith("Set TORCH")), None)
-    return f"{type(error).__name__}: {' '.join(filter(None, said[:advice]))}"[:_LONGEST]

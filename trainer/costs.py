@@ -114,7 +114,10 @@ def rank_memory(config: RunConfig, stage: int, world_size: int) -> Memory:
     # Stages 2 and 3 let go of a gradient once its bucket is sent. Stages 0 and 1 keep all of them,
     # from the first micro batch of a step on.
     least = gradients if stage < 2 and _accumulates(config, world_size) else 0
-    most = max(step.inputs, step.trained if stage >= 2 or least else step.with_gradients)
+    trains = step.trained if stage >= 2 or least else step.with_gradients
+    # Beside the backward pass, the next inputs are made when the training holds most.
+    beside = config.frozen_ahead and objective_class(config.objective).inputs_ahead
+    most = step.inputs + trains if beside else max(step.inputs, trains)
     # Float32 weights are the optimizer's own where ZeRO does not copy its share of them.
     master = 0 if mode.width == 4 and stage in (0, 3) else 4
     states = len(STATE[config.optimizer.name])
@@ -138,20 +141,22 @@ def _accumulates(config: RunConfig, world_size: int) -> bool:
 
 
 def step_footprint(config: RunConfig) -> Footprint:
-    """Return what a micro batch takes at once beside the weights; zeros where the objective does
-    not say what a step needs."""
+    """Return what a micro batch takes at once beside the weights."""
     return _footprint(config.model_dump_json())
 
 
 @lru_cache(maxsize=8)
 def _footprint(config_as_json: str) -> Footprint:
     config = RunConfig.model_validate_json(config_as_json)
+    kind = objective_class(config.objective)
     with without_values():
-        rehearsal = objective_class(config.objective).rehearsal(config)
-        if rehearsal is None:
-            return Footprint(0, 0, 0)
+        rehearsal = kind.rehearsal(config)
         recompute_blocks(rehearsal.network, config.recompute_every)
-    return footprint(rehearsal, MODES[config.precision])
+    return footprint(
+        rehearsal,
+        lambda: kind.blank_batch(config, config.batch.micro, rehearsal.most_masked),
+        MODES[config.precision],
+    )
 
 
 def checkpoint_bytes(config: RunConfig) -> float:

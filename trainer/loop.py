@@ -51,8 +51,8 @@ class Setup:
 
     run: the run's id. attempt: the name of this start. identity: what checkpoints of the run share.
     total: steps of the whole run. operations: of one image. restore: loads the newest valid
-    checkpoint of at most that step. uploader, stop_object, metrics: on rank 0 alone. times: of this
-    start, up to the loop.
+    checkpoint of at most that step. has_checkpoint: whether there is one, asked on rank 0 alone.
+    uploader, stop_object, metrics: on rank 0 alone. times: of this start, up to the loop.
     """
 
     config: RunConfig
@@ -68,6 +68,7 @@ class Setup:
     engine: Engine
     prefetch: Prefetch
     restore: Callable[[int], Restored]
+    has_checkpoint: Callable[[int], bool]
     saver: Saver
     uploader: Uploader | None
     stop_object: StopObject | None
@@ -235,23 +236,33 @@ class Trainer:
     def _answer(self, spike: Spike) -> None:
         """Rewind, stop, or say that there was a spike. Raises Diverged where the run stops."""
         answer = answer_to(self._state, len(self._rewinds), self._config.health)
-        if answer == "rewind":
+        if answer == "rewind" and self._can_go_back(spike.first):
             self._rewind(spike)
             return
-        self._incident("spike", **spike._asdict(), action=answer)
+        self._incident("spike", **spike._asdict(), action="none" if answer == "none" else "stop")
+        if answer == "rewind":
+            raise Diverged(
+                f"steps {spike}; no checkpoint is left from before them, to go back to. Keep more "
+                f"of them (checkpoint.keep, checkpoint.permanent_every). {ADVICE}"
+            )
         if answer == "stop":
             raise Diverged(f"steps {spike}; rewound {len(self._rewinds)} times before. {ADVICE}")
         self._say(f"spike at steps {spike}")
 
+    def _can_go_back(self, step: int) -> bool:
+        """Whether a checkpoint of at most that step is left, once all saves have ended. Those that
+        are kept may be younger than the spike, or a save may have failed."""
+        heartbeat, now = self._setup.heartbeat, self._step
+        self._borders.settle()
+        self._saver.drain(lambda: heartbeat.beat("save", now))
+        return self._collectives.broadcast_from_rank0(lambda: self._setup.has_checkpoint(step))
+
     def _rewind(self, spike: Spike) -> None:
         """Go back to a checkpoint before the spike, and leave its data out from there on. What was
         trained since is lost, and counted as that."""
-        heartbeat, step = self._setup.heartbeat, self._step
-        self._borders.settle()
-        self._saver.drain(lambda: heartbeat.beat("save", step))
         length = spike.last - spike.first + 1 + self._config.health.extra_skip_steps
         self._collectives.broadcast_from_rank0(lambda: leave_out(self._folder, spike.first, length))
-        heartbeat.beat("restore", step)
+        self._setup.heartbeat.beat("restore", self._step)
         restored, before = self._setup.restore(spike.first), self._state
         self._step = self._saved_step = restored.step
         self._rewinds, self._state, self._unread = restored.rewinds, _state_of(restored), []

@@ -1,5 +1,5 @@
-"""The inputs of micro batches. On CUDA they are made one ahead: the frozen networks of the next
-micro batch run beside the backward pass of this one.
+"""The inputs of micro batches. With `frozen_ahead` they are made one ahead on CUDA: the frozen
+networks of the next micro batch run beside the backward pass of this one.
 
     stream of the training    | forward 4 | backward 4           | optimizer | forward 5 | ...
                                           |                                  ^

@@ -215,6 +215,7 @@ def set_up(
         engine=engine,
         prefetch=prefetch,
         restore=load,
+        has_checkpoint=lambda latest: has_checkpoints(folder, store, latest),
         saver=saver,
         uploader=uploader,
         stop_object=stop_object,

@@ -26,11 +26,11 @@ import model.transformer
 from benchmarks.step.rates import Rates
 from benchmarks.step.variants import Networks, ReferenceForward, follow_ours, networks
 from model.denoising import FrozenNetworks
-from model.masking import DenoisingMasks
+from model.masking import DenoisingMasks, masked_count
 from trainer.config.schema import RunConfig
 from trainer.engine.precision import MODES
 from trainer.objectives.addp import denoising_inputs, frozen_dtype
-from trainer.objectives.counting import mean_visible, with_blocks
+from trainer.objectives.counting import mean_ratio, with_blocks
 
 # AdamW reads weights, gradients and two moments in float32, and writes all but the gradients.
 _OPTIMIZER_BYTES = 7 * 4
@@ -167,7 +167,7 @@ def _types(config: RunConfig) -> tuple[torch.dtype, torch.dtype]:
 def _masks(config: RunConfig, device: torch.device) -> DenoisingMasks:
     tokens = config.geometry.tokens
     mask = torch.empty(config.batch.micro, tokens, dtype=torch.bool, device=device)
-    return DenoisingMasks(mask, mask, tokens - mean_visible(config.geometry))
+    return DenoisingMasks(mask, mask, masked_count(tokens, mean_ratio()))
 
 
 def _our_loss(config: RunConfig, made: Networks, counter: Counter) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model import attention as module
 from model.attention import BACKENDS, Inputs, attention, backend_for, probe, table
-from model.errors import ConfigError
+from model.errors import ConfigError, in_one_line
 from tests.cluster.calling import typed
 
 CPU = torch.device("cpu")
@@ -140,7 +140,7 @@ def test_an_xformers_that_cannot_be_loaded_says_which_library_it_lacks() -> None
         error.__cause__ = OSError("libcudart.so.12: cannot open shared object file")
     text = module._unfit(error)
     assert f"not {torch.__version__}, it cannot be loaded: lib" in text and "\n" not in text
-    assert module._in_one_line(ConfigError(text)) == text
+    assert in_one_line(ConfigError(text)) == text
 
 
 def test_every_dtype_is_in_the_table() -> None:

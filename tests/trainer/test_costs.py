@@ -42,3 +42,12 @@ def test_what_frozen_networks_take_counts_where_it_is_the_most() -> None:
     # The decoder's second-last tensors are as many as these, at its highest resolution.
     g, channels = config.geometry, config.tokenizer.sizes.channels
     assert step.inputs > 4 * 2 * config.batch.micro * channels * g.image_size**2
+
+
+def test_frozen_networks_beside_the_backward_pass_take_their_memory_on_top() -> None:
+    config = load_config(recipe("base"))
+    plain, beside = (
+        costs.rank_memory(config.model_copy(update={"frozen_ahead": ahead}), 2, 32)
+        for ahead in (False, True)
+    )
+    assert beside.total - plain.total == costs.step_footprint(config).inputs

@@ -16,7 +16,8 @@ from model.ledger import verdict
 from tests.cluster.calling import Called, addp, typed
 from tests.conftest import FIXTURES
 from tests.trainer.worlds import Outcome, Ranks
-from trainer.trajectory import Folder, main
+from trainer.trajectory import main
+from trainer.trajectory_folder import TrajectoryFolder
 
 FOLDER = FIXTURES / "trajectory"
 
@@ -98,7 +99,7 @@ def test_another_optimisation_does_not_pass(tmp_path: Path) -> None:
 
 
 def test_ranks_share_the_micro_batches_of_the_reference() -> None:
-    folder = Folder(FOLDER)
+    folder = TrajectoryFolder(FOLDER)
     assert [folder.config(n, "fp32", 1).batch.micro for n in (1, 2, 4, 16)] == [8, 8, 4, 1]
     with pytest.raises(ConfigError, match="16 samples, which 3 ranks cannot share"):
         folder.config(3, "fp32", 1)
@@ -131,7 +132,7 @@ def test_a_folder_that_does_not_fit_together(
         {name: t for name, t in content.items() if t is not None}, folder / "trajectory.safetensors"
     )
     with pytest.raises((WeightsError, ConfigError), match=words):
-        Folder(folder)
+        TrajectoryFolder(folder)
 
 
 def test_options_that_do_not_fit(tmp_path: Path) -> None:

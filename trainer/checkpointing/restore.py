@@ -79,9 +79,10 @@ def restore(
 ) -> Restored:
     """All ranks together: fill the engine from the newest checkpoint that will do.
 
-    attempt: the name of this start. latest: the newest step that will do. Raises NoValidCheckpoint
-    where there are candidates but none is valid; ConfigError as `Expected.check`; StorageError
-    where the store cannot be asked, or a rank does not see what rank 0 sees.
+    attempt: the name of this start. latest: the newest step that will do; None for any, and for
+    none at all. Raises NoValidCheckpoint where there are candidates but none is valid, or one is
+    needed and there is none; ConfigError as `Expected.check`; StorageError where the store cannot
+    be asked, or a rank does not see what rank 0 sees.
     """
     catalogs, home = _catalogs(folder, store), LocalCatalog(folder)
     on_rank0 = collectives.broadcast_from_rank0
@@ -115,8 +116,13 @@ def restore(
         return Restored(manifest, refused, rewinds, catalog.location(step), tuple(changed))
     if refused:
         raise NoValidCheckpoint.of(str(folder.checkpoints), refused)
-    if latest is None:
-        on_rank0(home.check_never_saved)
+    if latest is not None:
+        # Else the run would go on from step 0 with weights that are not those of step 0.
+        raise NoValidCheckpoint(
+            f"{folder.checkpoints} has no checkpoint of step {latest} or before, to which the run "
+            "is to go back; bring one back from a copy, or start again in another run folder"
+        )
+    on_rank0(home.check_never_saved)
     return Restored(None, [], rewinds)
 
 
@@ -146,10 +152,15 @@ def foreseen(folder: RunFolder, store: Store | None, expected: Expected) -> Rest
     return Restored(None, [], rewinds)
 
 
-def has_checkpoints(folder: RunFolder, store: Store | None) -> bool:
-    """Whether a start goes on from a checkpoint, or fails. The store is asked only where the folder
-    has none. Raises StorageError where it does not answer."""
-    return any(catalog.steps() for catalog in _catalogs(folder, store))
+def has_checkpoints(folder: RunFolder, store: Store | None, latest: int | None = None) -> bool:
+    """Whether there is a checkpoint to go on from, valid or not. latest: the newest step that will
+    do. The store is asked only where the folder has none. Raises StorageError where it does not
+    answer."""
+    return any(
+        latest is None or step <= latest
+        for catalog in _catalogs(folder, store)
+        for step in catalog.steps()
+    )
 
 
 def shares(manifest: Manifest, needs: Sequence[set[str]]) -> list[list[str]]:

@@ -337,11 +337,12 @@ class RunConfig(Settings):
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="torch.compile the networks; auto: on GPUs, in runs of 2,000 steps or more",
+        description="torch.compile the networks; auto: on GPUs, in ZeRO 0 to 2, in runs of 2,000 "
+        "steps or more",
     )
     deterministic: bool = Field(False, description="only deterministic kernels; slower on CUDA")
     frozen_ahead: bool = Field(
-        True,
+        False,
         description="on CUDA, run the frozen networks for the next micro batch beside the backward "
         "pass; they then share no memory with it",
     )

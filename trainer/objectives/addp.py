@@ -4,7 +4,6 @@ the tokens of the step before."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +12,14 @@ from model.addp import ADDP
 from model.compiling import Compiler
 from model.denoising import FrozenNetworks
 from model.errors import ConfigError
-from model.masking import LOW, DenoisingMasks, denoising_masks, masked_count
+from model.masking import LOW, DenoisingMasks, denoising_masks
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
 from trainer.engine.precision import MODES
 from trainer.objectives.base import Inputs, Objective
-from trainer.objectives.counting import inference_flops, mean_visible
+from trainer.objectives.counting import inference_flops
 from trainer.objectives.footprint import Rehearsal
 from trainer.objectives.initial_weights import given_network, take_initial_weights, without_values
 from trainer.objectives.tokens import TokenBatch, TokenObjective
@@ -117,17 +116,6 @@ class ADDPObjective(TokenObjective):
         return ADDP(config.geometry, config.addp.sizes), [predictor, decoder]
 
     @classmethod
-    def one_image(cls, config: RunConfig, network: nn.Module) -> Tensor:
-        g = config.geometry
-        images = torch.empty(1, 3, g.image_size, g.image_size)
-        ids = torch.empty(1, g.tokens, dtype=torch.int64)
-        mask = torch.empty(1, g.tokens, dtype=torch.bool)
-        target = torch.empty(1, g.tokens, g.codebook_size)
-        return cast(ADDP, network)(
-            images, ids, mask, target, config.label_smoothing, visible_count=mean_visible(g)
-        )
-
-    @classmethod
     def frozen_flops(cls, config: RunConfig) -> float:
         """Two passes of the predictor, and one of the tokenizer's decoder."""
         g = config.geometry
@@ -142,20 +130,21 @@ class ADDPObjective(TokenObjective):
         )
 
     @classmethod
+    def blank_masks(cls, mask: Tensor, masked: int) -> DenoisingMasks:
+        return DenoisingMasks(mask, mask.clone(), masked)
+
+    @classmethod
     def rehearsal(cls, config: RunConfig) -> Rehearsal:
-        """At the least mask ratio, when most tokens are visible to the decoder."""
-        g, shape = config.geometry, (config.batch.micro, config.geometry.tokens)
-        tokenizer = VQTokenizer(config.tokenizer.sizes)
+        """At the least mask ratio, most tokens are visible to the decoder."""
+        g, tokenizer = config.geometry, VQTokenizer(config.tokenizer.sizes)
         frozen = FrozenNetworks(tokenizer, TokenPredictor(g, config.predictor.sizes))
         frozen.to(frozen_dtype(config))
 
-        def inputs() -> Inputs:
-            ids = torch.empty(shape, dtype=torch.int64)
-            mask_t, mask_next = (torch.empty(shape, dtype=torch.bool) for _ in range(2))
-            masks = DenoisingMasks(mask_t, mask_next, masked_count(g.tokens, LOW))
+        def inputs(batch: TokenBatch) -> Inputs:
+            ids, masks, _ = batch
             return denoising_inputs(frozen, ids, masks, config.label_smoothing)
 
-        return Rehearsal(ADDP(g, config.addp.sizes), inputs)
+        return Rehearsal(ADDP(g, config.addp.sizes), inputs, most_masked=LOW)
 
     @classmethod
     def next_steps(cls, run: Path, network: Path) -> str:

@@ -27,15 +27,18 @@ from torch import Tensor, nn
 from data_pipeline.streaming.epochs import EpochSchedule
 from model.compiling import Compiler, compile_blocks
 from model.config import TransformerConfig
+from model.device import staged
 from model.networks import Network
 from trainer.config.schema import RunConfig
 from trainer.engine.optimizers import parameter_groups
-from trainer.objectives.counting import Operations, by_blocks, training_flops
+from trainer.objectives.counting import Operations, by_blocks, mean_ratio, training_flops
 from trainer.objectives.footprint import Rehearsal
 from trainer.objectives.initial_weights import InitialWeights
 from trainer.objectives.registry import trained_sizes
 
 Inputs = dict[str, Any]
+
+_COUNTED = 2  # images whose operations are counted together: a BatchNorm does not train on one
 
 
 class Objective(ABC):
@@ -107,11 +110,6 @@ class Objective(ABC):
         """Compile what is worth it of the networks, before the engine takes them; None: no longer.
         Returns whether there is anything."""
         return compile_blocks(self.network, compiler) > 0
-
-    def blank_batch(self, count: int) -> Any:
-        """A batch of `count` samples as `batch` returns it, without any data: what is compiled is
-        tried on it."""
-        raise NotImplementedError(f"{type(self).__name__} has parts to compile, and no blank batch")
 
     @abstractmethod
     def close(self) -> None:
@@ -191,9 +189,17 @@ class Objective(ABC):
 
     @classmethod
     @abstractmethod
-    def one_image(cls, config: RunConfig, network: nn.Module) -> Tensor:
-        """What the trained network makes of one image, at the mean mask ratio where there is one.
-        Called on the meta device, to count operations."""
+    def blank_batch(cls, config: RunConfig, count: int, masked: float) -> Any:
+        """A batch of `count` samples as `batch` returns it, without any data. masked: the share of
+        the tokens that is masked, where the task masks some.
+
+        What is compiled is tried on it. With a `rehearsal`, operations and memory are counted."""
+
+    @classmethod
+    @abstractmethod
+    def rehearsal(cls, config: RunConfig) -> Rehearsal:
+        """A step without data, to count its operations and its memory. Called on the meta
+        device."""
 
     @classmethod
     def frozen_flops(cls, config: RunConfig) -> float:
@@ -204,8 +210,9 @@ class Objective(ABC):
     def counted_flops(cls, config: RunConfig) -> Operations:
         """Operations of one image, counted over the whole network."""
         with torch.device("meta"):
-            network, _ = cls.networks(config)
-        trained = training_flops(lambda: cls.one_image(config, network.train()))
+            rehearsal = cls.rehearsal(config)
+            inputs = rehearsal.inputs(cls.blank_batch(config, _COUNTED, mean_ratio()))
+        trained = training_flops(lambda: rehearsal.network(**inputs)) / _COUNTED
         return Operations(trained, cls.frozen_flops(config))
 
     @classmethod
@@ -215,12 +222,6 @@ class Objective(ABC):
         if isinstance(sizes, TransformerConfig):
             return by_blocks(cls.counted_flops, config, sizes)
         return cls.counted_flops(config)
-
-    @classmethod
-    def rehearsal(cls, config: RunConfig) -> Rehearsal | None:
-        """What a step needs whose memory is to be counted. Called on the meta device. None: it is
-        not counted."""
-        return None
 
     @classmethod
     def depends_on_micro(cls, config: RunConfig) -> bool:
@@ -237,12 +238,6 @@ class Objective(ABC):
         return f"`addp export {run}`"
 
 
-def pinned(tensor: Tensor) -> Tensor:
-    """A tensor of the host in pinned memory, if there is CUDA: only from there does a copy to the
-    device not wait for the work before it."""
-    return tensor.pin_memory() if torch.cuda.is_available() else tensor
-
-
 def on_device(device: torch.device, array: NDArray[Any]) -> Tensor:
-    """An array as a tensor on the device, by way of pinned memory."""
-    return pinned(torch.from_numpy(array)).to(device, non_blocking=True)
+    """An array as a tensor on the device. The copy waits for nothing that is computed there."""
+    return staged(torch.from_numpy(array)).to(device, non_blocking=True)

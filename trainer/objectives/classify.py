@@ -4,10 +4,10 @@ out."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from data_pipeline.streaming.image_loader import ImageBatch
 from model.addp import ADDP
@@ -21,8 +21,8 @@ from trainer.config.schema import RunConfig
 from trainer.engine.optimizers import layerwise_groups
 from trainer.objectives.augmentation import Augmentation
 from trainer.objectives.base import Inputs, on_device
-from trainer.objectives.footprint import Rehearsal
-from trainer.objectives.images import ImageObjective, Listed, pixels_on, unfilled_pixels
+from trainer.objectives.footprint import META, Rehearsal
+from trainer.objectives.images import ImageObjective, Listed, pixels_on
 from trainer.objectives.initial_weights import InitialWeights
 
 
@@ -113,19 +113,14 @@ class ClassifyObjective(ImageObjective):
         return Classifier(config.geometry, sizes), []
 
     @classmethod
-    def one_image(cls, config: RunConfig, network: nn.Module) -> Tensor:
-        size = config.geometry.image_size
-        return cast(Classifier, network).eval().logits(torch.empty(1, 3, size, size))
-
-    @classmethod
     def rehearsal(cls, config: RunConfig) -> Rehearsal:
         """For 1,000 classes, and without the augmentation, which is over before the network
         computes."""
         network = cls._network(config, tuple(map(str, range(1000))))
 
-        def inputs() -> Inputs:
-            target = torch.empty(config.batch.micro, len(network.config.classes))
-            return {"images": unfilled_pixels(config), "target": target, "smoothing": 0.0}
+        def inputs(batch: ImageBatch) -> Inputs:
+            target = torch.empty(len(batch.labels), len(network.config.classes), device=META)
+            return {"images": pixels_on(META, batch), "target": target, "smoothing": 0.0}
 
         return Rehearsal(network, inputs)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.config import Geometry, TransformerConfig
-from model.masking import masked_count, ratio_table
+from model.config import TransformerConfig
+from model.masking import ratio_table
 from trainer.config.schema import RunConfig
 
 
@@ -77,8 +77,7 @@ def with_blocks(config: RunConfig, depth: int, decoder_depth: int) -> RunConfig:
     )
 
 
-def mean_visible(geometry: Geometry) -> int:
-    """Tokens of an image that are not masked, at the mean mask ratio."""
+def mean_ratio() -> float:
+    """The mean of the mask ratios that are drawn."""
     ratios, weights = ratio_table()
-    mean = sum(r * w for r, w in zip(ratios, weights, strict=True))
-    return geometry.tokens - masked_count(geometry.tokens, mean)
+    return sum(r * w for r, w in zip(ratios, weights, strict=True))

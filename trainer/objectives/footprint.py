@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from trainer.engine.precision import Mode
 
+META = torch.device("meta")
 _ROUNDED = 512  # bytes: CUDA's allocator hands out multiples of this
 # What autocast computes in half precision on CUDA, and in float32, of what our networks call.
 _IN_HALF = {"linear", "conv2d", "matmul", "__matmul__", "scaled_dot_product_attention"}
@@ -31,12 +32,13 @@ _IN_FLOAT32 = {"layer_norm", "group_norm", "log_softmax", "cross_entropy"}
 
 
 class Rehearsal(NamedTuple):
-    """What a step needs on the meta device. network: the trained one, as it trains. inputs: makes
-    what it is called with, from the data of a micro batch to what frozen networks make of them.
-    Where a draw decides on shapes, they are the largest."""
+    """A step on the meta device. network: the trained one, as it trains. inputs: makes what it is
+    called with from a batch; frozen networks do their part. most_masked: the mask ratio at which
+    the step takes most memory, where the task masks tokens."""
 
     network: nn.Module
-    inputs: Callable[[], dict[str, Any]]
+    inputs: Callable[[Any], dict[str, Any]]
+    most_masked: float = 0.0
 
 
 class Footprint(NamedTuple):
@@ -52,8 +54,9 @@ class Footprint(NamedTuple):
     with_gradients: int
 
 
-def footprint(rehearsal: Rehearsal, mode: Mode) -> Footprint:
-    """Return what a step takes in a precision. The rehearsal's network is used up."""
+def footprint(rehearsal: Rehearsal, batch: Callable[[], Any], mode: Mode) -> Footprint:
+    """Return what a step takes in a precision. batch: makes its data. The rehearsal's network is
+    used up."""
     network, live = rehearsal.network, _Live()
     kernels = _CudaKernels(getattr(torch, mode.products) if mode.mixed else None)
     if mode.width == 2:
@@ -62,7 +65,7 @@ def footprint(rehearsal: Rehearsal, mode: Mode) -> Footprint:
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(live.take_gradient)  # type: ignore[no-untyped-call]
     with torch.device("meta"), live, kernels:
-        inputs = rehearsal.inputs()
+        inputs = rehearsal.inputs(batch())
         before, live.peak = live.peak, live.now
         with kernels.autocast():
             loss = network(**inputs)

@@ -108,8 +108,9 @@ class ImageObjective(Objective):
         """Views and labels of the samples."""
         return self.loader.batch(step, offset, count)
 
-    def blank_batch(self, count: int) -> ImageBatch:
-        size = self.config.tokenizer.sizes.image_size
+    @classmethod
+    def blank_batch(cls, config: RunConfig, count: int, masked: float) -> ImageBatch:
+        size = config.tokenizer.sizes.image_size
         pixels = np.zeros((count, size, size, 3), np.uint8)
         return ImageBatch(pixels, labels=np.zeros(count, np.int64), start=0)
 
@@ -123,14 +124,5 @@ class ImageObjective(Objective):
 def pixels_on(device: torch.device, batch: ImageBatch) -> Tensor:
     """The images of a batch on the device: (B, 3, H, W) float32 in [0, 1]. Bytes go over; they
     become float32 there."""
-    return _scaled(torch.from_numpy(batch.pixels).to(device, non_blocking=True))
-
-
-def unfilled_pixels(config: RunConfig) -> Tensor:
-    """What `pixels_on` makes of a micro batch, without values, where memory is counted."""
-    size = config.tokenizer.sizes.image_size
-    return _scaled(torch.empty(config.batch.micro, size, size, 3, dtype=torch.uint8))
-
-
-def _scaled(pixels: Tensor) -> Tensor:
+    pixels = torch.from_numpy(batch.pixels).to(device, non_blocking=True)
     return pixels.permute(0, 3, 1, 2).float() / 255

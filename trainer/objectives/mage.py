@@ -3,8 +3,8 @@ masked ones out."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from model.masking import DROPPED, MageMasks, mage_masks
 from model.predictor import TokenPredictor
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Inputs, Objective
-from trainer.objectives.counting import mean_visible
 from trainer.objectives.footprint import Rehearsal
 from trainer.objectives.initial_weights import take_initial_weights, without_values
 from trainer.objectives.tokens import TokenBatch, TokenObjective
@@ -39,15 +38,7 @@ class MageObjective(TokenObjective):
         """ids: (B, L) int64. mask: (B, L) bool, True where a token is to be predicted. kept: (B,
         M) int64, the positions that the encoder sees. masked_count: how many positions of an image
         are masked."""
-        ids, masks, weights = batch.on(device)
-        return {
-            "ids": ids,
-            "mask": masks.mask,
-            "kept": masks.kept,
-            "smoothing": self.config.label_smoothing,
-            "weights": weights,
-            "masked_count": masks.masked,
-        }
+        return _inputs(self.config, batch.on(device))
 
     @classmethod
     def outlined(cls, config: RunConfig) -> Objective:
@@ -59,30 +50,15 @@ class MageObjective(TokenObjective):
         return TokenPredictor(config.geometry, config.predictor.sizes), []
 
     @classmethod
-    def one_image(cls, config: RunConfig, network: nn.Module) -> Tensor:
-        tokens = config.geometry.tokens
-        ids = torch.empty(1, tokens, dtype=torch.int64)
-        mask = torch.empty(1, tokens, dtype=torch.bool)
-        kept = torch.empty(1, tokens // 2, dtype=torch.int64)
-        masked = tokens - mean_visible(config.geometry)
-        return cast(TokenPredictor, network)(
-            ids, mask, kept, config.label_smoothing, masked_count=masked
-        )
+    def blank_masks(cls, mask: Tensor, masked: int) -> MageMasks:
+        rows, tokens = mask.shape
+        return MageMasks(mask, torch.arange(int(DROPPED * tokens), tokens).repeat(rows, 1), masked)
 
     @classmethod
     def rehearsal(cls, config: RunConfig) -> Rehearsal:
-        micro, tokens = config.batch.micro, config.geometry.tokens
-
-        def inputs() -> Inputs:
-            return {
-                "ids": torch.empty(micro, tokens, dtype=torch.int64),
-                "mask": torch.empty(micro, tokens, dtype=torch.bool),
-                "kept": torch.empty(micro, tokens - int(DROPPED * tokens), dtype=torch.int64),
-                "smoothing": config.label_smoothing,
-                "masked_count": tokens,
-            }
-
-        return Rehearsal(TokenPredictor(config.geometry, config.predictor.sizes), inputs)
+        """Logits are made for all tokens where all are masked."""
+        network = TokenPredictor(config.geometry, config.predictor.sizes)
+        return Rehearsal(network, partial(_inputs, config), most_masked=1.0)
 
     @classmethod
     def next_steps(cls, run: Path, network: Path) -> str:
@@ -90,3 +66,15 @@ class MageObjective(TokenObjective):
             f"`addp evaluate {run} --suite held-out --tokens TOKENS`, an ADDP run with "
             f"predictor.weights={network}"
         )
+
+
+def _inputs(config: RunConfig, batch: TokenBatch) -> Inputs:
+    ids, masks, weights = batch
+    return {
+        "ids": ids,
+        "mask": masks.mask,
+        "kept": masks.kept,
+        "smoothing": config.label_smoothing,
+        "weights": weights,
+        "masked_count": masks.masked,
+    }

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from data_pipeline.streaming.image_loader import ImageBatch
 from model.errors import ConfigError
@@ -14,8 +13,9 @@ from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Inputs
-from trainer.objectives.footprint import Rehearsal
-from trainer.objectives.images import ImageObjective, Listed, pixels_on, unfilled_pixels
+from trainer.objectives.counting import Operations, training_flops
+from trainer.objectives.footprint import META, Rehearsal
+from trainer.objectives.images import ImageObjective, Listed, pixels_on
 from trainer.objectives.initial_weights import take_initial_weights
 
 
@@ -49,11 +49,12 @@ class TokenizerObjective(ImageObjective):
         return VQTokenizer(config.tokenizer.sizes), []
 
     @classmethod
-    def one_image(cls, config: RunConfig, network: nn.Module) -> Tensor:
-        """The image goes through encoder and decoder; the networks of the losses are left out."""
-        tokenizer, size = cast(VQTokenizer, network), config.tokenizer.sizes.image_size
-        reconstruction: Tensor = tokenizer.decoder(tokenizer.encoder(torch.empty(1, 3, size, size)))
-        return reconstruction
+    def counted_flops(cls, config: RunConfig) -> Operations:
+        """Of encoder and decoder. The networks of the losses are left out."""
+        size = config.tokenizer.sizes.image_size
+        with META:
+            tokenizer, image = VQTokenizer(config.tokenizer.sizes), torch.empty(1, 3, size, size)
+        return Operations(training_flops(lambda: tokenizer.decoder(tokenizer.encoder(image))), 0)
 
     @classmethod
     def rehearsal(cls, config: RunConfig) -> Rehearsal:
@@ -63,7 +64,7 @@ class TokenizerObjective(ImageObjective):
             VQTokenizer(config.tokenizer.sizes), config.tokenizer_loss, config.seed
         )
         network.batches = torch.zeros((), dtype=torch.int64, device="cpu")  # its value is asked for
-        return Rehearsal(network.eval(), lambda: {"images": unfilled_pixels(config)})
+        return Rehearsal(network.eval(), lambda batch: {"images": pixels_on(META, batch)})
 
     @classmethod
     def next_steps(cls, run: Path, network: Path) -> str:

@@ -8,15 +8,16 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from data_pipeline.storage import LocalStore
-from data_pipeline.streaming.loader import Batch, LoaderOptions, TokenLoader
+from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
+from model.device import staged
 from model.errors import ConfigError
+from model.masking import masked_count
 from trainer.config.schema import RunConfig
-from trainer.objectives.base import Objective, pinned
+from trainer.objectives.base import Objective
 from trainer.objectives.registry import trained_sizes
 from trainer.run_folder import RunFolder
 
@@ -112,21 +113,28 @@ class TokenObjective(Objective):
     def batch(self, step: int, offset: int, count: int) -> TokenBatch:
         """The tokens of the samples, and their masks. A micro batch gets the mask ratio of the step
         (ADDP algorithm 1) or one of its own, as in the reference."""
-        return self._masked(self.loader.batch(step, offset, count), step)
-
-    def _masked(self, batch: Batch, step: int) -> TokenBatch:
-        ids, _, start, weights = batch
+        ids, _, start, weights = self.loader.batch(step, offset, count)
         draw = step if self.config.mask_ratio_scope == "step" else start
         masked = TokenBatch(
             torch.from_numpy(ids.astype("int64")),
-            _each_tensor(self.draw_masks(draw, start, *ids.shape), pinned),
+            _each_tensor(self.draw_masks(draw, start, *ids.shape), staged),
             None if weights is None else torch.from_numpy(weights),
         )
-        return _each_tensor(masked, pinned)
+        return _each_tensor(masked, staged)
 
-    def blank_batch(self, count: int) -> TokenBatch:
-        ids = np.zeros((count, self.config.geometry.tokens), np.uint16)
-        return self._masked(Batch(ids, labels=np.empty(0, np.int64), start=0), 0)
+    @classmethod
+    @abstractmethod
+    def blank_masks(cls, mask: Tensor, masked: int) -> tuple[Any, ...]:
+        """Masks as `draw_masks` returns them, of which `mask` is the one that counts in the loss:
+        (B, L) bool, whose first `masked` positions are masked."""
+
+    @classmethod
+    def blank_batch(cls, config: RunConfig, count: int, masked: float) -> TokenBatch:
+        tokens = config.geometry.tokens
+        number = masked_count(tokens, masked)
+        mask = (torch.arange(tokens) < number).repeat(count, 1)
+        ids = torch.zeros(count, tokens, dtype=torch.int64)
+        return TokenBatch(ids, cls.blank_masks(mask, number), None)
 
     def close(self) -> None:
         self.loader.close()

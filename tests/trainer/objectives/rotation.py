@@ -7,13 +7,14 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from data_pipeline.streaming.image_loader import ImageBatch
 from model.classifier import Classifier
 from model.config import ClassifierConfig
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Inputs
+from trainer.objectives.footprint import META, Rehearsal
 from trainer.objectives.images import ImageObjective, Listed, pixels_on
 from trainer.objectives.registry import IMAGE_KEYS, Entry
 
@@ -49,6 +50,9 @@ class RotationObjective(ImageObjective):
         return Classifier(config.geometry, sizes), []
 
     @classmethod
-    def one_image(cls, config: RunConfig, network: nn.Module) -> Tensor:
-        size = config.geometry.image_size
-        return cast(Classifier, network).logits(torch.empty(1, 3, size, size))
+    def rehearsal(cls, config: RunConfig) -> Rehearsal:
+        def inputs(batch: ImageBatch) -> Inputs:
+            target = torch.empty(len(batch.labels), len(ANGLES), device=META)
+            return {"images": pixels_on(META, batch), "target": target, "smoothing": 0.0}
+
+        return Rehearsal(cls.networks(config)[0], inputs)

@@ -229,6 +229,17 @@ def test_a_run_that_spikes_again_and_again_stops_as_diverged(tokens: Path, tmp_p
     assert RunFolder(run).read_exit()["code"] == 77  # type: ignore[index]
 
 
+def test_a_spike_older_than_all_checkpoints_ends_the_run(tokens: Path, tmp_path: Path) -> None:
+    """Nothing is left to go back to: the run stops, and leaves what it has as it is."""
+    run = tmp_path / "run"
+    kept = ("schedule.total=16", "checkpoint.every=1", "checkpoint.keep=1", "log_every=4")
+    options = (*MAGE, f"data.tokens={tokens}", *REWIND, *kept)
+    codes, output = run_world(run, *options, sabotage=Sabotage(spikes=(9, 14)))
+    assert codes == [77, 77] and "no checkpoint is left from before them" in output, output
+    assert [record["action"] for record in incidents(run, "spike")] == ["stop"]
+    assert not (run / "rewinds.json").exists() and LocalCatalog(RunFolder(run)).steps()
+
+
 def test_a_run_whose_last_losses_are_not_finite_is_not_done(tokens: Path, tmp_path: Path) -> None:
     run, options = tmp_path / "run", (*MAGE, f"data.tokens={tokens}")
     codes, output = run_world(run, *options, sabotage=Sabotage(nan=(8, 9, 10, 11)))

@@ -13,9 +13,13 @@ the gradient.
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor
+from torch.optim import LBFGS
 
+from trainer.engine.optimizers import EagerOptimizer
 from trainer.evaluation.measures.features import Features
 
 # Fixed beforehand, the same for every kind of feature.
@@ -27,6 +31,12 @@ _HISTORY = 10  # steps that L-BFGS remembers
 # averages out over the images, and on many GPUs float64 would take a long time.
 _EXACT = 2**34
 _EPSILON = torch.finfo(torch.float64).eps
+
+
+class _EagerLBFGS(EagerOptimizer, LBFGS):
+    """PyTorch's L-BFGS, without the second in which it would load the compiler."""
+
+    step = torch.no_grad()(inspect.unwrap(LBFGS.step))
 
 
 def linear(train: Features, test: Features) -> dict[str, float]:
@@ -109,7 +119,7 @@ class LinearProbe:
             weights.grad = gradient / first
             return loss / first
 
-        optimizer = torch.optim.LBFGS(
+        optimizer = _EagerLBFGS(
             [weights],
             max_iter=_MOST_STEPS,
             tolerance_grad=tolerance,
@@ -117,7 +127,7 @@ class LinearProbe:
             history_size=_HISTORY,
             line_search_fn="strong_wolfe",
         )
-        optimizer.step(evaluate)  # type: ignore[no-untyped-call]
+        optimizer.step(evaluate)
         return weights.detach()
 
     def _loss(self, weights: Tensor) -> tuple[Tensor, Tensor]:

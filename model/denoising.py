@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from model.compiling import Compiler, compile_blocks
 from model.masking import DenoisingMasks
 from model.predictor import TokenPredictor
-from model.vq import VQTokenizer
+from model.vq import VQTokenizer, fast_layout
 
 
 class NoisyImage(NamedTuple):
@@ -82,4 +82,6 @@ class FrozenNetworks(nn.Module):
         unreliable = masks.mask_t.view(-1, 1, side, side)
         z_t = torch.where(unreliable, soft, self.tokenizer.embed(ids.long()))
         decode = self._compiled_decode or VQTokenizer.decode
-        return NoisyImage(decode(self.tokenizer, z_t), target, soft)
+        layout = fast_layout(z_t.device, compiled=self._compiled_decode is not None)
+        x_t = decode(self.tokenizer, z_t.contiguous(memory_format=layout))
+        return NoisyImage(x_t, target, soft)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.config import TokenizerLossConfig
 from model.perceptual import PerceptualDistance
 from model.randomness import uniforms
-from model.vq import VQTokenizer
+from model.vq import VQTokenizer, fast_layout
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -61,7 +61,8 @@ class TokenizerTraining(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the loss, a scalar (VQ-VAE eq. 3); in training, also update the codebook."""
         c, tokenizer = self.config, self.tokenizer
-        z = tokenizer.encoder(images)
+        layout = fast_layout(images.device)
+        z = tokenizer.encoder(images.contiguous(memory_format=layout))
         if self.training and int(self.batches) % c.revive_every == 0:
             self._revive(z.detach())
         ids = tokenizer.quantize(z.detach())
@@ -72,7 +73,7 @@ class TokenizerTraining(nn.Module):
         if c.codebook == "gradient":
             loss = loss + F.mse_loss(codes, z.detach())
         straight_through = z + (codes - z).detach()
-        restored = tokenizer.decode(straight_through)
+        restored = tokenizer.decode(straight_through.contiguous(memory_format=layout))
         distance = F.l1_loss if c.reconstruction == "l1" else F.mse_loss
         loss = loss + distance(restored, images)
         if self.perceptual is not None:

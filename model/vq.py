@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from model.config import TokenizerConfig
 
 
-def inference_layout(device: torch.device, *, compiled: bool = False) -> torch.memory_format:
-    """Return the memory layout for the convolutions of a tokenizer that is not trained: channels
-    last on CPUs and where they are compiled, NCHW in eager mode on GPUs.
+def fast_layout(device: torch.device, *, compiled: bool = False) -> torch.memory_format:
+    """Return the memory layout in which a tokenizer's convolutions are fastest: channels last on
+    CPUs and where they are compiled, NCHW in eager mode on GPUs. Its input takes the layout, and
+    all that is made of it follows.
 
-    There, GroupNorm and the convolutions would convert channels last at every layer, which took 19
-    to 39 % of the time (docs/gpu.md).
+    On GPUs, GroupNorm and the convolutions would convert channels last at every layer, which took
+    19 to 39 % of the time (docs/gpu.md).
     """
     last = device.type == "cpu" or compiled
     return torch.channels_last if last else torch.contiguous_format

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.precision import InferencePrecision, keep_float32, warn_of_bf16
-from model.vq import VQTokenizer, inference_layout
+from model.vq import VQTokenizer, fast_layout
 
 
 class TokenEncoder:
@@ -39,7 +39,7 @@ class TokenEncoder:
             warn_of_bf16(
                 self.device.type, "Make these tokens on a GPU, or plan with --precision fp32"
             )
-        self._layout = inference_layout(self.device, compiled=compiled)
+        self._layout = fast_layout(self.device, compiled=compiled)
         encoder = tokenizer.encoder.to(self.device, dtype, memory_format=self._layout)  # type: ignore[call-overload]
         self._encoder = encoder.eval()
         self._quantize = tokenizer.quantize.to(self.device).eval()

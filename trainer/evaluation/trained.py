@@ -19,7 +19,7 @@ from model.addp import ADDP
 from model.errors import ConfigError, WeightsError
 from model.precision import InferencePrecision, warn_of_bf16
 from model.predictor import TokenPredictor
-from model.vq import VQTokenizer, inference_layout
+from model.vq import VQTokenizer, fast_layout
 from model.weights import fingerprint, load_network
 from trainer.checkpointing.catalog import open_catalog
 from trainer.config.reading import LARGEST_FILE, resolved_config
@@ -125,7 +125,7 @@ def in_precision(trained: Trained, precision: InferencePrecision) -> Trained:
     warn_of_bf16(trained.network.pos_embed.device.type, "Use --precision fp32 here, or a GPU")
     network = copy.deepcopy(trained.network).bfloat16()
     tokenizer = copy.deepcopy(trained.tokenizer).bfloat16()
-    tokenizer.to(memory_format=inference_layout(tokenizer.codebook.device))  # type: ignore[call-overload]
+    tokenizer.to(memory_format=fast_layout(tokenizer.codebook.device))  # type: ignore[call-overload]
     return trained._replace(network=network, tokenizer=tokenizer)
 
 

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import model.addp
+import model.encoder
+import model.predictor
 import model.transformer
 import model.vq
 from benchmarks.step.stages import Follower
@@ -165,8 +167,8 @@ class ReferenceStep:
 
 
 class ReferenceForward:
-    """From images to the loss. From its making on, attention and SiLU of this process are the
-    reference's."""
+    """From images to the loss. From its making on, attention, dropout and SiLU of this process
+    are the reference's."""
 
     def __init__(self, config: RunConfig, made: Networks, stages: Follower) -> None:
         self.config, self.made = config, made
@@ -175,6 +177,8 @@ class ReferenceForward:
         # `patch` refuses names that are not there.
         patch.object(model.transformer, "attention", explicit_attention).start()
         patch.object(model.vq, "_silu", lambda x: x * x.sigmoid()).start()
+        for module in (model.encoder, model.predictor, model.transformer):
+            patch.object(module, "dropout", F.dropout).start()
         stages.follow(made.tokenizer, "encode", "tokenisation")
         stages.follow(self, "predict", "predictor")
         stages.follow(made.tokenizer, "decode", "VQ decoder")

@@ -1,5 +1,5 @@
-"""Measures samples/s of this loader beside webdataset, MosaicML streaming and litdata: in one
-process, warm, shuffled.
+"""Measures samples/s of this loader beside webdataset, MosaicML streaming, litdata and
+Megatron-Energon: in one process, warm, shuffled.
 
     pip install 'addp[peers]' && python -m benchmarks.streaming [--plot docs/streaming.png]
 
@@ -18,6 +18,8 @@ import os
 import platform
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -114,6 +116,61 @@ def read_litdata(folder: Path, batch: int, labels: bool) -> Batches:
     yield from _collated(((s["tokens"], s["label"]) for s in data), batch, labels)
 
 
+def write_energon(folder: Path) -> None:
+    """Energon reads WebDataset tars with an index, which its command makes. It decodes no arrays,
+    so tokens are written as they lie in memory."""
+    import webdataset
+
+    with webdataset.ShardWriter(str(folder / "s-%06d.tar"), maxcount=ROWS, verbose=0) as writer:
+        for n in range(SAMPLES):
+            sample = {"tokens": payload(n).tobytes(), "label": str(n).encode()}
+            writer.write({"__key__": f"{n:09d}", **sample})
+    command = Path(sys.executable).with_name("energon")
+    settings = "--non-interactive --split-ratio 1,0,0 --sample-type CrudeWebdataset --num-workers 1"
+    subprocess.run(
+        [command, "prepare", folder, *settings.split(), "--no-progress"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def read_energon(folder: Path, batch: int, labels: bool) -> Batches:
+    from megatron.energon import (
+        Cooker,
+        DefaultTaskEncoder,
+        WorkerConfig,
+        basic_sample_keys,
+        get_loader,
+        get_train_dataset,
+        stateless,
+    )
+
+    @stateless
+    def cook(sample: Any) -> dict[str, Any]:
+        tokens = np.frombuffer(sample["tokens"], np.uint16)
+        return {**basic_sample_keys(sample), "tokens": tokens, "label": int(sample["label"])}
+
+    class Encoder(DefaultTaskEncoder):  # type: ignore[misc, type-arg]
+        decoder = None
+        cookers = [Cooker(cook)]  # noqa: RUF012 - as the base class has it
+
+        def batch(self, samples: list[Any]) -> tuple[np.ndarray, np.ndarray | None]:
+            kept = np.array([s["label"] for s in samples]) if labels else None
+            return np.stack([s["tokens"] for s in samples]), kept
+
+    data = get_train_dataset(
+        folder,
+        worker_config=WorkerConfig(rank=0, world_size=1, num_workers=0),
+        batch_size=batch,
+        batch_drop_last=True,
+        shuffle_buffer_size=1000,
+        max_samples_per_sequence=100,
+        task_encoder=Encoder(),
+        repeat=False,
+    )
+    yield from get_loader(data)
+
+
 def _collated(samples: Iterator[Any], batch: int, labels: bool) -> Batches:
     ids, kept = [], []
     for sample in samples:
@@ -127,6 +184,7 @@ def _collated(samples: Iterator[Any], batch: int, labels: bool) -> Batches:
 SYSTEMS: dict[str, tuple[str, Callable[[Path], None], Reader]] = {
     "addp": ("addp", write_addp, read_addp),
     "litdata": ("litdata", write_litdata, read_litdata),
+    "Megatron-Energon": ("megatron-energon", write_energon, read_energon),
     "MosaicML streaming": ("mosaicml-streaming", write_mosaicml, read_mosaicml),
     "webdataset": ("webdataset", write_webdataset, read_webdataset),
 }

@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,8 +22,8 @@ def dropout(x: Tensor, probability: float, training: bool = True) -> Tensor:
     """Set elements of x to zero with a probability, and scale the others so that the mean stays.
     Returns x itself outside of training.
 
-    The draws follow PyTorch's generator of the device. On a CPU it seeds another generator for each
-    call, and the probability is rounded to a multiple of 2^-16.
+    The draws are those of PyTorch's generator of the device. On a CPU the probability is rounded to
+    a multiple of 2^-16.
     """
     if not training or not probability:
         return x
@@ -38,10 +37,9 @@ def kept_elements(shape: Sequence[int], probability: float) -> tuple[Tensor, flo
     """Draw which elements are kept, bool in that shape, on the CPU. Returns them, and what those
     that are kept have to be multiplied by."""
     below, count = round(probability * _LEVELS), math.prod(shape)
-    seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
-    # Four elements to a number of 64 bits, which NumPy draws in a third of PyTorch's time.
-    draws = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.int16))
-    kept = draws[:count].view(*shape) >= below - _LEVELS // 2
+    # Four elements to a number of 64 bits.
+    draws = torch.empty(-(-count // 4), dtype=torch.int64, device="cpu").random_(-(2**63), None)
+    kept = draws.view(torch.int16)[:count].view(*shape) >= below - _LEVELS // 2
     return kept, _LEVELS / (_LEVELS - below)
 
 

@@ -39,11 +39,11 @@ def plain_buffer(shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 class Draw(NamedTuple):
-    """What the augmentation of a sample may depend on, beside the seed. index: the global sample
+    """What the augmentation of a sample may depend on, beside the seed. sample: the global sample
     index, which a sample that takes another one's place shares with it."""
 
     epoch: int
-    index: int
+    sample: int
 
 
 class SampleReader(Protocol[B]):

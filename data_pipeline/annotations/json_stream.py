@@ -22,6 +22,8 @@ from model.documents import show
 from model.errors import DataError
 
 MOST_CHARACTERS = 64 * 2**20  # of an element
+# Of `1.5e+10` the window may end behind `e+`, and 1.5 would be taken for the number.
+_CUT_EXPONENT = len("e+")
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -123,7 +125,7 @@ class _Window:
             problem = "its end comes too early"
             try:
                 value, end = self._scan(self._text, self._at)
-                if end < len(self._text) or self._ended:  # a number may go on behind the window
+                if end + _CUT_EXPONENT < len(self._text) or self._ended:
                     self._at = end
                     return value
             except (ValueError, RecursionError) as error:

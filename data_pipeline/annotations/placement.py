@@ -75,6 +75,15 @@ class Placement(NamedTuple):
         moved -= (self.left, self.top)
         return moved
 
+    def restored(self, points: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """Return where points (..., 2) of the square lie in the stored image; it undoes `moved`."""
+        restored = points.astype(np.float64)
+        restored += (self.left, self.top)
+        restored *= (self.width / self.wide, self.height / self.high)
+        if self.flipped:
+            restored[..., 0] = self.width - restored[..., 0]
+        return restored
+
 
 def fitted(width: int, height: int, side: int) -> Placement:
     """Return the placement without a flip or a cut, in which the longer side fills the square."""

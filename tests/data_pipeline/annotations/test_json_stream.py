@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.annotations import json_stream
@@ -14,7 +14,7 @@ from model.errors import DataError
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=8,
+    max_leaves=4,
 )
 
 
@@ -22,6 +22,7 @@ def pieces(content: bytes, size: int) -> list[bytes]:
     return [content[i : i + size] for i in range(0, len(content), size)]
 
 
+@settings(max_examples=50)
 @given(
     document=st.dictionaries(st.text(max_size=4), VALUES | st.lists(VALUES), max_size=4),
     size=st.integers(1, 40),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as pycoco
 
@@ -10,6 +10,7 @@ from data_pipeline.annotations.run_lengths import mask_of_runs, parse_runs
 from model.errors import DataError
 
 
+@settings(max_examples=40)
 @given(
     height=st.integers(1, 30), width=st.integers(1, 30), seed=st.integers(0, 9), gap=st.floats(0, 1)
 )
@@ -23,6 +24,7 @@ def test_packed_runs_are_those_of_pycocotools(
     assert np.array_equal(mask_of_runs(np.array(runs, np.uint32), height, width), mask)
 
 
+@settings(max_examples=50)
 @given(st.text(max_size=12) | st.text(st.characters(min_codepoint=48, max_codepoint=111)))
 def test_any_text_gives_runs_or_an_error(text: str) -> None:
     try:

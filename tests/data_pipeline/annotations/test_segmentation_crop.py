@@ -21,11 +21,11 @@ RECIPE = SegmentationRecipe(size=48, short_side=48, long_side=192, photometric=F
 def crop(
     values: NDArray[np.uint8], recipe: SegmentationRecipe = RECIPE, index: int = 0, seed: int = 0
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    return random_crop(Image.fromarray(COLORS[values]), values, recipe, seed, index)
+    return random_crop(Image.fromarray(COLORS[np.minimum(values, 3)]), values, recipe, seed, index)
 
 
-@settings(max_examples=60)
-@given(index=st.integers(0, 10**6), width=st.integers(8, 150), height=st.integers(8, 150))
+@settings(max_examples=40)
+@given(index=st.integers(0, 10**6), width=st.integers(40, 150), height=st.integers(40, 150))
 def test_labels_follow_the_pixels(index: int, width: int, height: int) -> None:
     """Away from the borders of regions, where pixels are mixed, each has the colour of its
     label."""
@@ -50,8 +50,8 @@ def test_crops_differ_by_sample_and_seed_and_half_are_flipped() -> None:
     whole = RECIPE.model_copy(update={"size": 96, "scale": (1.0, 1.0), "long_side": 96})
     ramp = np.zeros((48, 96), np.uint8)
     ramp[:, 48:] = 1
-    flips = sum(int(crop(ramp, whole, index)[1][0, 0]) for index in range(400))
-    assert 160 < flips < 240
+    flips = sum(int(crop(ramp, whole, index)[1][0, 0]) for index in range(200))
+    assert 70 < flips < 130
 
 
 def test_one_class_takes_no_more_than_its_share_where_that_is_possible() -> None:

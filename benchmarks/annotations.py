@@ -46,34 +46,35 @@ def write_document(root: Path, mib: float) -> tuple[int, int]:
     folder, file = root / "train2017", root / "annotations/instances_train2017.json"
     folder.mkdir()
     file.parent.mkdir()
-    images = annotations = 0
+    images: list[str] = []
+    annotations = written = 0
+    crowd = {"size": [HEIGHT, WIDTH], "counts": [4800, 4800, (WIDTH - 20) * HEIGHT]}
     with file.open("w") as out:
         out.write('{"annotations": [')
-        while out.tell() < mib * 2**20:
-            lefts, tops = rng.uniform(0, WIDTH - 100, 7), rng.uniform(0, HEIGHT - 100, 7)
+        while written < mib * 2**20:
+            corner = rng.uniform(0, (WIDTH - 100, HEIGHT - 100), (OF_AN_IMAGE, 2)).round(2)
             angles = np.sort(rng.uniform(0, 2 * np.pi, (OF_AN_IMAGE, CORNERS)))
-            xs = lefts[:, None] + 50 + 50 * np.cos(angles)
-            ys = tops[:, None] + 50 + 50 * np.sin(angles)
-            outlines = np.stack([xs, ys], -1).reshape(OF_AN_IMAGE, -1).round(2).tolist()
-            for i, outline in enumerate(outlines):
-                out.write(", " if annotations else "")
+            around = np.stack([np.cos(angles), np.sin(angles)], -1)
+            outlines = (corner[:, None] + 50 + 50 * around).round(2)
+            shapes = [
+                ([outline], [*box, 100, 100])
+                for outline, box in zip(
+                    outlines.reshape(OF_AN_IMAGE, -1).tolist(), corner.tolist(), strict=True
+                )
+            ]
+            if len(images) % 100 == 0:
+                shapes.append((crowd, [10, 0, 10, HEIGHT]))
+            for shape, box in shapes:
+                text = json.dumps(_annotation(annotations, len(images), shape, box))
+                written += out.write(f", {text}" if annotations else text)
                 annotations += 1
-                box = [round(float(lefts[i]), 2), round(float(tops[i]), 2), 100, 100]
-                json.dump(_annotation(annotations, images, [outline], box), out)
-            if images % 100 == 0:
-                annotations += 1
-                crowd = {"size": [HEIGHT, WIDTH], "counts": [4800, 960] * 53 + [WIDTH * 3]}
-                out.write(", ")
-                json.dump(_annotation(annotations, images, crowd, [10, 0, 50, HEIGHT]), out)
-            (folder / f"{images:012d}.jpg").touch()
-            images += 1
+            name = f"{len(images):012d}.jpg"
+            record = {"id": len(images), "file_name": name, "width": WIDTH, "height": HEIGHT}
+            images.append(json.dumps(record))
+            (folder / name).touch()
         out.write('], "categories": [{"id": 1, "name": "thing"}], "images": [')
-        for number in range(images):
-            record = {"id": number, "file_name": f"{number:012d}.jpg"}
-            out.write(", " if number else "")
-            json.dump({**record, "width": WIDTH, "height": HEIGHT}, out)
-        out.write("]}")
-    return images, annotations
+        out.write(f"{', '.join(images)}]}}")
+    return len(images), annotations
 
 
 def _annotation(number: int, image: int, outline: object, box: list[float]) -> dict[str, object]:

@@ -21,26 +21,23 @@ an id twice.
 
 from __future__ import annotations
 
-import math
 import posixpath
 import re
 from array import array
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_pipeline.annotations.coco_index import CocoIndex, Shapes
+from data_pipeline.annotations.coco_records import AnnotationRecords, ImageRecords, is_id
 from data_pipeline.annotations.files import DataFiles, StoredFile, read_in_chunks
 from data_pipeline.annotations.json_stream import array_elements
-from data_pipeline.annotations.problems import Problems
-from data_pipeline.annotations.run_lengths import parse_runs
 from model.documents import show
 from model.errors import DataError
 
 FOLDER = "annotations"
-_MOST_SIDE = 65_500  # pixels, of a JPEG's side
 _FAR = 1.0  # pixels that a box may reach out of its image by rounding
 
 
@@ -58,7 +55,7 @@ def read_coco(
     name = _split_name(files, root, split)
     document = files.by_name[f"{root}{FOLDER}/instances_{name}.json"]
     where = f"{url}: {posixpath.basename(document.id)}"
-    images, annotations = _Images(), _Annotations(exact)
+    images, annotations = ImageRecords(), AnnotationRecords(exact)
     categories: dict[int, str] = {}
     for key, element in array_elements(read_in_chunks(files.store, document), where):
         if key == "images":
@@ -89,147 +86,10 @@ def _split_name(files: DataFiles, root: str, split: str) -> str:
     return names.pop()
 
 
-def _is_id(value: Any) -> TypeGuard[int]:
-    return type(value) is int and -(2**63) <= value < 2**63
-
-
-def _are_sides(values: Any) -> TypeGuard[list[int]]:
-    return (
-        isinstance(values, list)
-        and len(values) == 2
-        and all(type(side) is int and 0 < side <= _MOST_SIDE for side in values)
-    )
-
-
-class _Fault(Exception):
-    """Why an annotation is left out."""
-
-
-class _Images:
-    """The records of images, in the order of the file. count: with those that are left out."""
-
-    def __init__(self) -> None:
-        self.ids, self.sizes = array("q"), array("i")
-        self.names: list[str] = []
-        self.problems = Problems()
-        self.count = 0
-
-    def add(self, record: Any) -> None:
-        self.count += 1
-        fields = record if isinstance(record, dict) else {}
-        size = [fields.get("height"), fields.get("width")]
-        name = fields.get("file_name")
-        if not _are_sides(size) or not _is_id(fields.get("id")) or not isinstance(name, str):
-            self.problems.add("record of an image without id, file_name, height or width", record)
-            return
-        self.ids.append(fields["id"])
-        self.sizes.extend(size)
-        self.names.append(name)
-
-
-class _Annotations:
-    """The annotations, in the order of the file, as growing arrays. count: with those that are left
-    out."""
-
-    def __init__(self, exact: bool) -> None:
-        self.ids, self.images, self.categories = array("q"), array("q"), array("q")
-        self.boxes, self.areas, self.crowd = array("d"), array("d"), array("b")
-        self.rle_sizes, self.outlined = array("i"), array("b")
-        self.extents = array("d")  # of each outline: left, top, right, bottom
-        self.points = array("d" if exact else "f")
-        self.ring_first, self.rings_of = array("q", [0]), array("q", [0])
-        self.runs, self.runs_of = array("I"), array("q", [0])
-        self.problems = Problems()
-        self.count = 0
-
-    def add(self, record: Any) -> None:
-        self.count += 1
-        try:
-            self._add(record if isinstance(record, dict) else {})
-        except _Fault as fault:
-            named = isinstance(record, dict) and "id" in record
-            self.problems.add(str(fault), record["id"] if named else record)
-
-    def _add(self, record: dict[str, Any]) -> None:
-        numbers = [record.get(key) for key in ("id", "image_id", "category_id")]
-        crowd = record.get("iscrowd", 0)
-        if not all(map(_is_id, numbers)) or crowd not in (0, 1):
-            raise _Fault("annotation without id, image_id, category_id, or iscrowd of 0 or 1")
-        box = _numbers(record.get("bbox"))
-        if box is None or len(box) != 4:
-            raise _Fault("annotation without a box of four numbers")
-        if not (box[2] > 0 and box[3] > 0):
-            raise _Fault("box without area")
-        area = _numbers([record.get("area", box[2] * box[3])])
-        if area is None or area[0] < 0:
-            raise _Fault("area that is no number")
-        self._add_outline(record.get("segmentation"), numbers[0])
-        self.ids.append(numbers[0])  # type: ignore[arg-type]
-        self.images.append(numbers[1])  # type: ignore[arg-type]
-        self.categories.append(numbers[2])  # type: ignore[arg-type]
-        self.boxes.extend(box)
-        self.areas.append(area[0])
-        self.crowd.append(int(crowd))
-
-    def _add_outline(self, outline: Any, number: Any) -> None:
-        extent, size, runs = [0.0] * 4, (0, 0), None
-        rings: list[list[float]] = []
-        if isinstance(outline, dict):
-            size, runs = _parsed_rle(outline)
-        elif isinstance(outline, list) and outline:
-            for ring in map(_numbers, outline):
-                if ring is None or len(ring) < 6 or len(ring) % 2:
-                    self.problems.add("polygon of fewer than three corners", number, lost=False)
-                else:
-                    rings.append(ring)
-            if not rings:
-                raise _Fault("segmentation without a polygon of three corners")
-            extent = [
-                extreme(extreme(ring[axis::2]) for ring in rings)
-                for extreme in (min, max)
-                for axis in (0, 1)
-            ]
-        elif outline not in (None, []):
-            raise _Fault("segmentation that is neither polygons nor an RLE")
-        for ring in rings:
-            self.points.extend(ring)
-            self.ring_first.append(len(self.points) // 2)
-        self.rings_of.append(len(self.ring_first) - 1)
-        self.runs.extend(runs or ())
-        self.runs_of.append(len(self.runs))
-        self.rle_sizes.extend(size)
-        self.extents.extend(extent)
-        self.outlined.append(bool(rings) or runs is not None)
-
-
-def _numbers(values: Any) -> list[float] | None:
-    """Return a list of finite numbers as it is, and None for anything else."""
-    if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
-        return None
-    try:
-        return values if math.isfinite(math.fsum(map(abs, values))) else None
-    except (OverflowError, ValueError):
-        return None
-
-
-def _parsed_rle(outline: dict[str, Any]) -> tuple[tuple[int, int], list[int]]:
-    size = outline.get("size")
-    if not _are_sides(size):
-        raise _Fault("RLE without a size")
-    height, width = size
-    try:
-        runs = parse_runs(outline.get("counts"))
-    except DataError as error:
-        raise _Fault("RLE that does not decode") from error
-    if sum(runs) != height * width:
-        raise _Fault("RLE whose runs do not fill its size")
-    return (height, width), runs
-
-
 def _add_category(categories: dict[int, str], record: Any, where: str) -> None:
     fields = record if isinstance(record, dict) else {}
     number, name = fields.get("id"), fields.get("name")
-    if not _is_id(number) or not isinstance(name, str) or number in categories:
+    if not is_id(number) or not isinstance(name, str) or number in categories:
         raise DataError(
             f"{where}: {show(record)} is no class with an id and a name of its own; labels would "
             "be ambiguous"
@@ -238,8 +98,8 @@ def _add_category(categories: dict[int, str], record: Any, where: str) -> None:
 
 
 def _joined(
-    images: _Images,
-    annotations: _Annotations,
+    images: ImageRecords,
+    annotations: AnnotationRecords,
     categories: dict[int, str],
     files: DataFiles,
     folder: str,
@@ -272,7 +132,7 @@ def _joined(
 
 
 def _located(
-    images: _Images, files: DataFiles, folder: str
+    images: ImageRecords, files: DataFiles, folder: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], list[StoredFile]]:
     """Return the ids of the images that are there, ascending; their places in the document; and
     their files."""
@@ -293,8 +153,8 @@ def _located(
 
 
 def _kept(
-    annotations: _Annotations,
-    images: _Images,
+    annotations: AnnotationRecords,
+    images: ImageRecords,
     image_ids: NDArray[np.int64],
     sizes: NDArray[np.int32],
     category_ids: NDArray[np.int64],
@@ -354,7 +214,7 @@ def _looked_up(
     return places, there
 
 
-def _shapes(annotations: _Annotations) -> Shapes:
+def _shapes(annotations: AnnotationRecords) -> Shapes:
     """The arrays as they lie; nothing is copied."""
     return Shapes(
         np.frombuffer(annotations.points, annotations.points.typecode),

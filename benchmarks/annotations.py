@@ -42,51 +42,54 @@ WIDTH, HEIGHT, OF_AN_IMAGE, CORNERS = 640, 480, 7, 20
 def write_document(root: Path, mib: float) -> tuple[int, int]:
     """Write annotations of about so many MiB, and an empty file for each image. Returns the numbers
     of images and annotations."""
-    rng = np.random.default_rng(0)
     folder, file = root / "train2017", root / "annotations/instances_train2017.json"
     folder.mkdir()
     file.parent.mkdir()
+    outlined = outlined_images()
     images: list[str] = []
     annotations = written = 0
-    crowd = {"size": [HEIGHT, WIDTH], "counts": [4800, 4800, (WIDTH - 20) * HEIGHT]}
     with file.open("w") as out:
         out.write('{"annotations": [')
         while written < mib * 2**20:
-            corner = rng.uniform(0, (WIDTH - 100, HEIGHT - 100), (OF_AN_IMAGE, 2)).round(2)
-            angles = np.sort(rng.uniform(0, 2 * np.pi, (OF_AN_IMAGE, CORNERS)))
-            around = np.stack([np.cos(angles), np.sin(angles)], -1)
-            outlines = (corner[:, None] + 50 + 50 * around).round(2)
-            shapes = [
-                ([outline], [*box, 100, 100])
-                for outline, box in zip(
-                    outlines.reshape(OF_AN_IMAGE, -1).tolist(), corner.tolist(), strict=True
-                )
-            ]
-            if len(images) % 100 == 0:
-                shapes.append((crowd, [10, 0, 10, HEIGHT]))
-            for shape, box in shapes:
-                text = json.dumps(_annotation(annotations, len(images), shape, box))
-                written += out.write(f", {text}" if annotations else text)
+            number = len(images)
+            for fields in outlined[number % len(outlined)]:
+                comma = ", " if annotations else ""
+                ids = f'"id": {annotations}, "image_id": {number}, "category_id": 1'
+                written += out.write(f"{comma}{{{fields}, {ids}}}")
                 annotations += 1
-            name = f"{len(images):012d}.jpg"
-            record = {"id": len(images), "file_name": name, "width": WIDTH, "height": HEIGHT}
-            images.append(json.dumps(record))
+            name = f"{number:012d}.jpg"
+            images.append(
+                f'{{"id": {number}, "file_name": "{name}", "width": {WIDTH}, "height": {HEIGHT}}}'
+            )
             (folder / name).touch()
         out.write('], "categories": [{"id": 1, "name": "thing"}], "images": [')
         out.write(f"{', '.join(images)}]}}")
     return len(images), annotations
 
 
-def _annotation(number: int, image: int, outline: object, box: list[float]) -> dict[str, object]:
-    return {
-        "segmentation": outline,
-        "area": 5000.0,
-        "iscrowd": int(isinstance(outline, dict)),
-        "image_id": image,
-        "bbox": box,
-        "category_id": 1,
-        "id": number,
-    }
+def outlined_images() -> list[list[str]]:
+    """A hundred images: of each of their annotations, the fields that are not its own, as JSON."""
+    rng = np.random.default_rng(0)
+    found: list[list[str]] = []
+    for _ in range(100):
+        corners = rng.uniform(0, (WIDTH - 100, HEIGHT - 100), (OF_AN_IMAGE, 2)).round(2)
+        angles = np.sort(rng.uniform(0, 2 * np.pi, (OF_AN_IMAGE, CORNERS)))
+        around = np.stack([np.cos(angles), np.sin(angles)], -1)
+        outlines = (corners[:, None] + 50 + 50 * around).round(2).reshape(OF_AN_IMAGE, -1)
+        found.append(
+            [
+                _fields([outline], [*corner, 100, 100])
+                for outline, corner in zip(outlines.tolist(), corners.tolist(), strict=True)
+            ]
+        )
+    crowd = {"size": [HEIGHT, WIDTH], "counts": [4800, 4800, (WIDTH - 20) * HEIGHT]}
+    found[0].append(_fields(crowd, [10, 0, 10, HEIGHT]))
+    return found
+
+
+def _fields(outline: object, box: list[float]) -> str:
+    fields = {"segmentation": outline, "bbox": box, "area": box[2] * box[3] / 2}
+    return json.dumps({**fields, "iscrowd": int(isinstance(outline, dict))})[1:-1]
 
 
 def read_here(root: Path) -> None:

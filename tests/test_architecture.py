@@ -60,6 +60,8 @@ ONE_PLACE = {
     "deepspeed": "trainer/engine",
     "xformers": "model/attention.py",
     "kornia": "trainer/objectives/augmentation.py",
+    "transformers": "model/dense/upernet.py",
+    "torchvision": "model/dense/mask_rcnn.py",
     "torch_fidelity": "trainer/evaluation/measures/fidelity.py",
     "apex": "trainer/engine/optimizers.py",
     "boto3": "data_pipeline/storage/s3.py",

@@ -53,10 +53,10 @@ class Backbone(PixelTransformer):
         grid = images.shape[-2] // patch, images.shape[-1] // patch
         x, maps = self._embed(images), {}
         if self.config.windows is not None:
-            x = x[:, 1:].unflatten(1, grid)
+            x = x[:, 1:].reshape(len(x), *grid, -1)
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in at:
-                patches = x if self.config.windows is not None else x[:, 1:].unflatten(1, grid)
+                patches = x if x.dim() == 4 else x[:, 1:].reshape(len(x), *grid, -1)
                 maps[index] = patches.permute(0, 3, 1, 2)
         return [maps[index] for index in at]

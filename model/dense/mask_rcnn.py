@@ -27,6 +27,7 @@ from model.errors import ConfigError
 
 _OPERATORS = prepare()
 try:
+    import torchvision.extension
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
     from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -42,6 +43,9 @@ except ImportError as error:
         "detection needs the heads of Mask R-CNN from torchvision: pip install 'addp[detect]' "
         f"({error})"
     ) from error
+if not _OPERATORS:
+    # torchvision's function for suppression asks this one whether there is an operator.
+    torchvision.extension._has_ops = lambda: True
 
 # Targets of one image: boxes (N, 4) float32 as x1, y1, x2, y2; labels (N,) int64, from 1; masks
 # (N, H, W) bool.
@@ -250,7 +254,7 @@ class _Regions(RoIHeads):
         logits = self._mask_logits(features, boxes)
         of_classes = torch.cat(labels)
         masks = logits[torch.arange(len(logits), device=logits.device), of_classes].sigmoid()
-        of_images = masks.split([len(of_image) for of_image in boxes])
+        of_images = masks.split([len(box) for box in boxes])  # type: ignore[no-untyped-call]
         return [Found(*parts) for parts in zip(boxes, labels, scores, of_images, strict=True)]
 
     def _mask_loss(

@@ -27,7 +27,7 @@ from model.dense.backbone import Backbone
 from model.dense.config import BackboneConfig
 from model.documents import first_problem
 from model.encoder import Encoder
-from model.errors import WeightsError
+from model.errors import ConfigError, WeightsError
 from model.official import import_official
 from model.official_sizes import Untold, own_tensors
 from model.weights import load_network, read_kind, read_state, stated_sizes
@@ -163,12 +163,17 @@ def take(backbone: Backbone, pretrained: Pretrained) -> None:
 def configured(pretrained: Pretrained, config: BackboneConfig | None = None) -> BackboneConfig:
     """Return a backbone's config with the sizes of a pre-trained encoder. config: the rest of it;
     its first values if None. A norm before the blocks is kept if `config` says so and the encoder
-    has one."""
+    has one. Raises ConfigError if `config` names blocks that the encoder does not have."""
     config = config or BackboneConfig()
-    return config.model_copy(
-        update={
-            "encoder": pretrained.encoder.model_copy(update={"dropout": config.encoder.dropout}),
-            "tokenizer_norm": config.tokenizer_norm and pretrained.tokenizer_norm,
-            "layer_scale": config.layer_scale or pretrained.layer_scale,
-        }
-    )
+    values = {
+        **dict(config),
+        "encoder": pretrained.encoder.model_copy(update={"dropout": config.encoder.dropout}),
+        "tokenizer_norm": config.tokenizer_norm and pretrained.tokenizer_norm,
+        "layer_scale": config.layer_scale or pretrained.layer_scale,
+    }
+    try:
+        return BackboneConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(
+            f"no such backbone can be made of {pretrained.path}: {first_problem(error)}"
+        ) from error

@@ -78,8 +78,8 @@ class RegionPool(nn.Module):
         self.stride, self.canonical, self.pooling = stride, canonical, pooling
 
     def forward(self, maps: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
-        """Return (K, C, size, size) float32. maps: by name, (B, C, H, W). boxes: of each image,
-        (K_i, 4) with sum K, pixels."""
+        """Return (K, C, size, size). maps: by name, (B, C, H, W). boxes: of each image, (K_i, 4)
+        with sum K, float32, pixels. It computes in float32, and returns the maps' type."""
         regions = numbered(boxes)
         levels = self._levels(regions)
         order, parts = [], []
@@ -88,7 +88,8 @@ class RegionPool(nn.Module):
             order.append(of_level)
             scale = 1 / (self.stride * 2**level)
             parts.append(self.pooling(maps[name].float(), regions[of_level], self.size, scale))
-        return torch.cat(parts)[torch.cat(order).argsort()]
+        dtype = maps[self.names[0]].dtype
+        return torch.cat(parts)[torch.cat(order).argsort()].to(dtype)
 
     def _levels(self, regions: Tensor) -> Tensor:
         sides = ((regions[:, 3] - regions[:, 1]) * (regions[:, 4] - regions[:, 2])).sqrt()
@@ -116,7 +117,7 @@ def pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     for mask, (x1, y1, x2, y2), canvas in zip(masks, boxes, whole, strict=True):
         at_y = (y - y1) / (y2 - y1) * 2 - 1
         at_x = (x - x1) / (x2 - x1) * 2 - 1
-        grid = torch.stack(torch.broadcast_tensors(at_x[None], at_y[:, None]), -1)[None]
+        grid = torch.stack([at_x.expand(height, -1), at_y[:, None].expand(-1, width)], -1)[None]
         sampled = nn.functional.grid_sample(mask[None, None].float(), grid, align_corners=False)
         canvas.copy_(sampled[0, 0] >= 0.5)
     return whole

@@ -4,9 +4,9 @@ Wheels of torchvision are compiled for CUDA. Beside a PyTorch without CUDA their
 load, and then `import torchvision` fails at the first operator that it wants to describe. So does
 much of transformers, which imports torchvision where it is installed.
 
-`prepare` declares what the import needs. Of the operators, detection needs non-maximum suppression
-alone, which is written here; pooling has its own file (`regions.py`). Where the library loads,
-nothing is changed.
+`prepare` declares the operators that the import wants to describe. Detection needs one of them,
+non-maximum suppression, which is written here; pooling has its own file (`regions.py`). Where the
+library loads, nothing is changed.
 """
 
 from __future__ import annotations
@@ -28,22 +28,18 @@ _declared: list[torch.library.Library] = []  # an operator lasts as long as its 
 
 @cache
 def prepare() -> bool:
-    """Make `import torchvision` possible, and return whether its own operators can be used. Without
-    torchvision it does nothing."""
+    """Make `import torchvision` possible, and return whether its own operators can be used. It does
+    not import it, and does nothing where it is not installed."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or not spec.submodule_search_locations:
         return False
     if _loads(Path(spec.submodule_search_locations[0])):
         return True
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in _SCHEMAS:
-        library.define(schema)
-    library.impl("nms", suppressed, "CPU")
+        library.define(schema)  # type: ignore[no-untyped-call]
+    library.impl("nms", suppressed, "CPU")  # type: ignore[no-untyped-call]
     _declared.append(library)
-    import torchvision.extension
-
-    # torchvision asks this function before it calls nms.
-    torchvision.extension._has_ops = lambda: True
     return False
 
 
@@ -51,7 +47,7 @@ def _loads(folder: Path) -> bool:
     libraries = sorted(folder.glob("_C*.so"))
     try:
         for path in libraries:
-            torch.ops.load_library(path)
+            torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except OSError:
         return False
     return bool(libraries)

@@ -34,9 +34,8 @@ def heads(config: SegmenterConfig) -> tuple[nn.Module, nn.Module]:
         num_labels=len(config.classes),
     )
     widths = [config.backbone.encoder.dim] * len(config.blocks)
-    return tuple(
-        _as_published(kind(sizes, widths), config.dropout) for kind in (UperNetHead, UperNetFCNHead)
-    )
+    main, auxiliary = UperNetHead(sizes, widths), UperNetFCNHead(sizes, widths)
+    return _as_published(main, config.dropout), _as_published(auxiliary, config.dropout)
 
 
 def _as_published(head: Any, dropout: float) -> Any:

@@ -112,6 +112,12 @@ def test_mixed_precision_keeps_boxes_exact() -> None:
     assert anchors[0].tolist() == [-6, -3, 6, 3] and anchors[3].tolist() == [-2, -3, 10, 3]
 
 
+def test_a_network_in_half_precision_computes_as_a_whole() -> None:
+    network = small_detector().bfloat16()
+    losses = network.losses(torch.rand(2, 3, 96, 96), SIZES, [TWO, NONE])
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+
+
 def test_targets_of_masks_are_cut_out_of_them() -> None:
     network = small_detector()
     masks = TWO["masks"]

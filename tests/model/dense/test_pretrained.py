@@ -17,7 +17,7 @@ from model.dense.backbone import Backbone
 from model.dense.config import BackboneConfig, WindowsConfig
 from model.dense.pretrained import configured, read_pretrained, take
 from model.encoder import IMAGENET_MEAN, IMAGENET_STD
-from model.errors import WeightsError
+from model.errors import ConfigError, WeightsError
 from model.official import timm_state
 from model.weights import save_network
 
@@ -148,6 +148,14 @@ def loaded(path: Path) -> Backbone:
     backbone = Backbone(pretrained.geometry, configured(pretrained))
     take(backbone, pretrained)
     return backbone
+
+
+def test_blocks_that_the_encoder_does_not_have(tmp_path: Path) -> None:
+    save_file(vit(), tmp_path / "vit.safetensors")
+    pretrained = read_pretrained(tmp_path / "vit.safetensors", heads=HEADS)
+    config = BackboneConfig(windows=WindowsConfig())
+    with pytest.raises(ConfigError, match=r"vit\.safetensors: windows\.global_blocks|block 2"):
+        configured(pretrained, config)
 
 
 def test_our_own_files(tmp_path: Path) -> None:

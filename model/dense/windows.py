@@ -87,14 +87,17 @@ class GridAttention(Attention):
         windows = partition(x, self.size) if self.size else x
         n, h, w, d = windows.shape
         q, k, v = self.qkv(windows).view(n, h * w, 3, self.heads, d // self.heads).unbind(2)
+        each = v.shape[-1]
         if self.relative:
             q, k = self._with_positions(q, k, h, w)
-        y = attention(q, k, v, self.dropout if self.training else 0.0).reshape(n, h, w, d)
+            v = F.pad(v, (0, q.shape[-1] - each))  # the fastest kernels want three of one width
+        y = attention(q, k, v, self.dropout if self.training else 0.0)[..., :each]
+        y = y.reshape(n, h, w, d)
         y = merge(y, height, width) if self.size else y
         return F.dropout(self.proj(y), self.dropout, self.training)
 
     def _with_positions(self, q: Tensor, k: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-        """q, k: (N, h * w, heads, d) -> the same, d + h + w wide and more, as drawn above."""
+        """q, k: (N, h * w, heads, d) -> the same, at least d + h + w wide, as drawn above."""
         n, length, heads, d = q.shape
         grid = q.view(n, h, w, heads, d)
         along_h = torch.einsum("nyxad,yjd->nyxaj", grid, relative(self.rel_pos_h, h).to(q.dtype))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 
@@ -115,7 +114,6 @@ def test_sliding_windows_are_averaged() -> None:
         total[..., left : left + 64] += network.logits(images[..., left : left + 64])
         times[left : left + 64] += 1
     torch.testing.assert_close(network.sliding_logits(images, 64, 43), total / times)
-    assert math.isfinite(float(total.sum()))
     torch.testing.assert_close(network.sliding_logits(images, 128, 64), network.logits(images))
 
 

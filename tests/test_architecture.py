@@ -63,6 +63,8 @@ ONE_PLACE = {
     "xformers": "model/attention.py",
     "pycocotools": "data_pipeline/annotations/pycoco.py",
     "kornia": "trainer/objectives/augmentation.py",
+    "transformers": "model/dense/upernet.py",
+    "torchvision": "model/dense/mask_rcnn.py",
     "torch_fidelity": "trainer/evaluation/measures/fidelity.py",
     "apex": "trainer/engine/optimizers.py",
     "boto3": "data_pipeline/storage/s3.py",

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 # no circles.
 ORDER = {
     "model": [],
-    "data_pipeline": ["progress", "storage", "images", "shards", "streaming", "sharding"],
+    "data_pipeline": ["progress", "storage", "images", "scenes", "shards", "streaming", "sharding"],
     "trainer": [
         # What everything else may know: files, names and numbers. No torch.
         *(

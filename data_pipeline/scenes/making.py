@@ -94,7 +94,7 @@ def _write_lists(out: Path, settings: SceneSettings) -> int:
         for index, record in islice(records("training"), SHEET_SCENES)
     ]
     with whole_file(out / SHEET) as partial:
-        draw_sheet(shown, settings.classes).save(partial, "PNG", optimize=True)
+        draw_sheet(shown, settings.classes).save(partial, "PNG")
     return sum(len(record.annotations) for split in SPLITS for _, record in records(split))
 
 

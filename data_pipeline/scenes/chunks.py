@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from pathlib import Path
@@ -124,12 +125,9 @@ def _on_processes(
 ) -> Iterator[int]:
     context = multiprocessing.get_context("spawn")  # a fork would copy locks that threads hold
     pool = ProcessPoolExecutor(processes, context, _end_with_parent)
-    waiting = {pool.submit(make_chunk, out, settings, chunk) for chunk in chunks}
     try:
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
+        for future in as_completed(pool.submit(make_chunk, out, settings, c) for c in chunks):
+            yield future.result()
     except BrokenProcessPool as error:
         raise DataError(
             f"a process that made scenes in {out} was killed, perhaps for want of memory; the same "
@@ -140,8 +138,9 @@ def _on_processes(
 
 
 def _end_with_parent() -> None:
-    """Have this process end when the one that started it does, which may be killed; it would wait
-    for work without end."""
+    """Have this process end when the one that started it does, which may be killed: it would wait
+    for work without end. A Ctrl-C reaches both, and is for the other one to act on."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
     sentinel = parent.sentinel

@@ -28,10 +28,13 @@ from PIL import Image
 
 from data_pipeline.scenes.composition import Scene
 from data_pipeline.scenes.settings import MOST_SCENES, Split
+from model.documents import MIB, read_file
+from model.errors import DataError
 from model.files import whole_file, write_atomically
 
 ADE20K, COCO = "ade20k", "coco"
 _QUALITY = 95  # of the JPEG files
+_LARGEST = 64 * MIB  # of a file; the picture of the largest scene has less
 _ADE20K_NAME = {"training": "ADE_train", "validation": "ADE_val"}
 _COCO_NAME = {"training": "train2017", "validation": "val2017"}
 
@@ -98,8 +101,8 @@ def is_whole(out: Path, split: Split, index: int, checksums: dict[str, str]) -> 
     """Whether all files of a scene are there, and hold what was written."""
     for kind, name in files_of(split, index).items():
         try:
-            content = (out / name).read_bytes()
-        except OSError:
+            content = read_file(out / name, _LARGEST, DataError)
+        except (OSError, DataError):
             return False
         if checksum(content) != checksums.get("picture" if kind == "copy" else kind):
             return False

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = {
     "model": [],
     "data_pipeline": [
-        *("progress", "storage", "images", "annotations", "shards", "streaming", "sharding")
+        *("progress", "storage", "images", "annotations", "scenes", "shards", "streaming"),
+        "sharding",
     ],
     "trainer": [
         # What everything else may know: files, names and numbers. No torch.

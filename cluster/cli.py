@@ -26,6 +26,12 @@ COMMANDS = {
         "Render the OpenMoji set (CC BY-SA 4.0) into class folders: real images without a "
         "download.",
     ),
+    "scenes": Entry(
+        "cluster.commands.scenes:scenes",
+        _MAKE,
+        "Compose scenes of OpenMoji (CC BY-SA 4.0) with masks and boxes, in ADE20k's and COCO's "
+        "layouts.",
+    ),
     "tokenize": Entry(
         "cluster.commands.tokenize:app",
         _MAKE,

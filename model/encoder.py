@@ -32,23 +32,18 @@ class PatchEmbedding(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
-class Encoder(nn.Module):
-    """A ViT with a class slot and learned positions.
+class PixelTransformer(nn.Module):
+    """A ViT with a class slot and learned positions: its parameters, and how pixels enter it.
 
     tokenizer_norm: whether there is a LayerNorm before the blocks, as in ADDP's pre-training; the
-    reference fine-tunes without it. norm: whether there is one after them.
+    reference fine-tunes without it.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self,
-        geometry: Geometry,
-        config: TransformerConfig,
-        *,
-        tokenizer_norm: bool = True,
-        norm: bool = True,
+        self, geometry: Geometry, config: TransformerConfig, *, tokenizer_norm: bool
     ) -> None:
         super().__init__()
         self.geometry = geometry
@@ -58,7 +53,6 @@ class Encoder(nn.Module):
         self.pos_embed = positions(c.positions, geometry.grid, c.dim)
         self.tokenizer_norm = nn.LayerNorm(c.dim, eps=1e-6) if tokenizer_norm else nn.Identity()
         self.blocks = blocks(c.depth, c.dim, c.heads, c.dropout)
-        self.norm = nn.LayerNorm(c.dim, eps=1e-6) if norm else nn.Identity()
         self.dropout = c.dropout
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
@@ -85,6 +79,21 @@ class Encoder(nn.Module):
         return torch.cat(
             [self.pos_embed[:, :1], table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)], 1
         )
+
+
+class Encoder(PixelTransformer):
+    """The ViT of ADDP's encoder. norm: whether there is a LayerNorm after the blocks."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        config: TransformerConfig,
+        *,
+        tokenizer_norm: bool = True,
+        norm: bool = True,
+    ) -> None:
+        super().__init__(geometry, config, tokenizer_norm=tokenizer_norm)
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6) if norm else nn.Identity()
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W), clamped to [0, 1], to features (B, 1 + L, D); index 0 is the

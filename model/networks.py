@@ -5,6 +5,8 @@ tokenizer    VQTokenizer      TokenizerConfig     the VQGAN's, and inside of MAG
 predictor    TokenPredictor   TransformerConfig   MAGE's, and inside of ADDP's
 addp         ADDP             TransformerConfig   ADDP's
 classifier   Classifier       ClassifierConfig    ours only
+segmenter    Segmenter        SegmenterConfig     ours only
+detector     Detector         DetectorConfig      ours only
 """
 
 from __future__ import annotations
@@ -20,18 +22,23 @@ from torch.overrides import TorchFunctionMode
 from model.addp import ADDP
 from model.classifier import Classifier
 from model.config import ClassifierConfig, Geometry, TokenizerConfig, TransformerConfig
+from model.dense.config import DetectorConfig, SegmenterConfig
+from model.dense.detector import Detector
+from model.dense.segmenter import Segmenter
 from model.errors import WeightsError
 from model.precision import dtype_name
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 
-Network = VQTokenizer | TokenPredictor | ADDP | Classifier
-Config = TokenizerConfig | TransformerConfig | ClassifierConfig
+Network = VQTokenizer | TokenPredictor | ADDP | Classifier | Segmenter | Detector
+Config = TokenizerConfig | TransformerConfig | ClassifierConfig | SegmenterConfig | DetectorConfig
 CONFIG: dict[str, type[Config]] = {
     "tokenizer": TokenizerConfig,
     "predictor": TransformerConfig,
     "addp": TransformerConfig,
     "classifier": ClassifierConfig,
+    "segmenter": SegmenterConfig,
+    "detector": DetectorConfig,
 }
 
 
@@ -43,20 +50,26 @@ class Sizes(NamedTuple):
 
 
 def build(kind: str, config: Config, geometry: Geometry | None = None) -> Network:
-    """Build a network of a kind with fresh weights. geometry: not needed for a tokenizer."""
+    """Build a network of a kind with fresh weights. geometry: not needed for a tokenizer. Raises
+    ConfigError if the package of a segmenter's or a detector's heads is missing."""
     if kind == "tokenizer":
         assert isinstance(config, TokenizerConfig)
         return VQTokenizer(config)
     assert geometry is not None
     if isinstance(config, ClassifierConfig):
         return Classifier(geometry, config)
+    if isinstance(config, SegmenterConfig):
+        return Segmenter(geometry, config)
+    if isinstance(config, DetectorConfig):
+        return Detector(geometry, config)
     assert isinstance(config, TransformerConfig)
     return TokenPredictor(geometry, config) if kind == "predictor" else ADDP(geometry, config)
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves embeddings as they are. On the meta device there is nothing to fill, and arithmetic
-    there, which `normal_` uses, imports PyTorch's whole compiler: a second or more."""
+    """Leaves what is drawn from a normal distribution as it is. On the meta device there is nothing
+    to fill, and arithmetic there, which `normal_` uses, imports PyTorch's whole compiler: a second
+    or more."""
 
     def __torch_function__(
         self,
@@ -66,7 +79,11 @@ class _Unfilled(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        if func is Tensor.normal_:  # of other functions that fill
+            return args[0]
+        return func(*args, **kwargs)
 
 
 def outline(kind: str, sizes: Sizes, tensors: int, path: Path | str) -> dict[str, Tensor]:
@@ -77,12 +94,14 @@ def outline(kind: str, sizes: Sizes, tensors: int, path: Path | str) -> dict[str
     cannot have.
     """
     config = sizes.config
-    config = config.encoder if isinstance(config, ClassifierConfig) else config
-    blocks = (
-        config.residual_blocks * len(config.channel_multipliers)
-        if isinstance(config, TokenizerConfig)
-        else config.depth + config.decoder_depth * (kind != "classifier")
-    )
+    if isinstance(config, TokenizerConfig):
+        blocks = config.residual_blocks * len(config.channel_multipliers)
+    elif isinstance(config, TransformerConfig):
+        blocks = config.depth + config.decoder_depth
+    elif isinstance(config, ClassifierConfig):
+        blocks = config.encoder.depth
+    else:
+        blocks = config.backbone.encoder.depth
     if blocks > tensors:
         raise WeightsError(
             f"{path} states {blocks} blocks of its {kind}, but holds {tensors} tensors"

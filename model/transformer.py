@@ -54,9 +54,22 @@ class Mlp(nn.Module):
         return dropout(self.fc2(x), self.dropout, self.training)
 
 
+class LayerScale(nn.Module):
+    """A learned factor for each channel (CaiT, arXiv 2103.17239), as in BEiT and DINOv2."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., D) -> (..., D)."""
+        return x * self.gamma
+
+
 class Block(nn.Module):
     """A pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x)).
 
+    ls1, ls2: what scales the branches; nothing, but for ViTs with a `LayerScale`.
     recompute: whether the activations are computed again in the backward pass instead of being kept
     (see `recompute_blocks`). drop_path: the probability with which, in training, an image skips a
     branch (stochastic depth, see `drop_paths`). varying_length: whether M differs from call to
@@ -72,11 +85,13 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, heads, dropout)
+        self.ls1: nn.Module = nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, dropout)
+        self.ls2: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, M, D) -> (B, M, D)."""
+        """x: (B, M, D) -> (B, M, D); or (B, H, W, D), where `attn` takes such."""
         scales = self._draw_scales(x)
         if self.recompute and torch.is_grad_enabled():
             # The reentrant form: the other one compares shapes that ZeRO-3 changes in between.
@@ -105,9 +120,9 @@ class Block(nn.Module):
         """x: (B, M, D), scales: (2, B, 1, 1), of the two branches, or None -> (B, M, D). It is
         compiled without a break, and so calls nothing that waits, draws masks or looks at values.
         """
-        attended = self.attn(self.norm1(x))
+        attended = self.ls1(self.attn(self.norm1(x)))
         x = x + (attended if scales is None else attended * scales[0].to(attended.dtype))
-        mapped = self.mlp(self.norm2(x))
+        mapped = self.ls2(self.mlp(self.norm2(x)))
         return x + (mapped if scales is None else mapped * scales[1].to(mapped.dtype))
 
     def _draw_scales(self, x: Tensor) -> Tensor | None:
@@ -116,7 +131,8 @@ class Block(nn.Module):
         each block."""
         if not self.drop_path or not self.training:
             return None
-        draws = [torch.rand(x.shape[0], 1, 1, device=x.device) for _ in range(2)]
+        shape = (x.shape[0], *(1 for _ in x.shape[1:]))
+        draws = [torch.rand(shape, device=x.device) for _ in range(2)]
         return (torch.stack(draws) >= self.drop_path).to(x.dtype) / (1 - self.drop_path)
 
 

@@ -26,6 +26,7 @@ _LONG_IN_PROCESS = (
     "tests/cluster/launch/test_launch.py",
     "tests/cluster/launch/test_outer_loop.py",
     "tests/cluster/launch/test_toy_backend.py",
+    "tests/data_pipeline/scenes/test_making.py",
     "tests/model/test_predictor.py",
     "tests/model/test_tokenizer_training.py",
     "tests/trainer/distributed/test_environment.py",

@@ -20,7 +20,10 @@ ROOT = Path(__file__).parents[1]
 # no circles.
 ORDER = {
     "model": [],
-    "data_pipeline": ["progress", "storage", "images", "shards", "streaming", "sharding"],
+    "data_pipeline": [
+        *("progress", "storage", "images", "annotations", "scenes", "shards", "streaming"),
+        "sharding",
+    ],
     "trainer": [
         # What everything else may know: files, names and numbers. No torch.
         *(
@@ -59,7 +62,10 @@ PACKAGES = list(ORDER)
 ONE_PLACE = {
     "deepspeed": "trainer/engine",
     "xformers": "model/attention.py",
+    "pycocotools": "data_pipeline/annotations/pycoco.py",
     "kornia": "trainer/objectives/augmentation.py",
+    "transformers": "model/dense/upernet.py",
+    "torchvision": "model/dense/mask_rcnn.py",
     "torch_fidelity": "trainer/evaluation/measures/fidelity.py",
     "apex": "trainer/engine/optimizers.py",
     "boto3": "data_pipeline/storage/s3.py",
@@ -214,6 +220,8 @@ NO_TORCH = [
     "data_pipeline.streaming.order",
     "data_pipeline.shards.format",
     "data_pipeline.streaming.loader",
+    "data_pipeline.streaming.segmentation_loader",
+    "data_pipeline.streaming.detection_loader",
     "data_pipeline.storage.s3",
     "data_pipeline.images.sources",
     "cluster.commands.tokenize",

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from model.addp import ADDP
 from model.classifier import Classifier
+from model.dense.detector import Detector
+from model.dense.segmenter import Segmenter
 from model.encoder import Encoder
 from model.errors import ConfigError
 from model.networks import Network
@@ -95,10 +97,10 @@ def _with_frozen(source: Source, tokenizer: Path | None) -> dict[str, Network]:
     """The networks of a file in the official layout, by kind: an ADDP network lies together with
     its frozen ones."""
     networks: dict[str, Network] = {source.network.kind: source.network}
-    if isinstance(source.network, Classifier):
+    if isinstance(source.network, Classifier | Segmenter | Detector):
         raise ConfigError(
-            f"{source.name} is a classifier, for which there is no official layout; "
-            "use --format timm"
+            f"{source.name} is a {source.network.kind}, for which there is no official layout; "
+            f"use --format {'timm' if isinstance(source.network, Classifier) else 'native'}"
         )
     config = source.config
     if isinstance(source.network, ADDP) and config is not None:

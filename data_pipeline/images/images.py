@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -27,9 +28,27 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MOST_BYTES = 64 * 2**20
 MOST_PIXELS = 2**30 // 12  # as Pillow's own limit: a third of a GiB at four bytes a pixel
 
+T = TypeVar("T")
+
 # Pillow warns of large images; they are refused here instead. To turn its warning into an error for
 # a while is not safe in threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class StoredImage(Protocol):
+    """What reading an image needs to know: see `ImageEntry`."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def object(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def offset(self) -> int | None: ...
 
 
 class ImageEntry(NamedTuple):
@@ -77,8 +96,15 @@ class BadImage(DataError):
         return type(self), (self.image, self.reason)
 
 
-def read_image(store: Store, entry: ImageEntry) -> Image.Image:
-    """Read an image and decode it to RGB, as `decode_image` does.
+def read_image(store: Store, entry: StoredImage) -> Image.Image:
+    """Read an image and decode it to RGB, as `decode_image` does. Raises what `read_decoded`
+    raises."""
+    return read_decoded(store, entry, decode_image)
+
+
+def read_decoded(store: Store, entry: StoredImage, decode: Callable[[bytes], T]) -> T:
+    """Read an image and return what `decode` makes of its bytes; it raises DataError where they are
+    no image of its kind.
 
     Raises BadImage if it is gone, another file than when it was listed, forbidden to us, or not
     decodable. Faults of the storage itself raise its own errors: they say nothing about the image.
@@ -104,7 +130,7 @@ def read_image(store: Store, entry: ImageEntry) -> Image.Image:
         size = f"{len(data)}" if len(data) < entry.size else f"more than {entry.size}"
         raise BadImage(entry.id, f"{size} bytes, but {entry.size} when it was listed")
     try:
-        return decode_image(data)
+        return decode(data)
     except DataError as error:
         raise BadImage(entry.id, str(error)) from error
 
@@ -117,10 +143,16 @@ def decode_image(data: bytes) -> Image.Image:
     lies over white. Raises DataError with the reason for a file that is truncated, damaged, of
     another format, larger than `MOST_BYTES`, or of more than `MOST_PIXELS` once decoded.
     """
+    return decoded(data, _to_rgb)
+
+
+def decoded(data: bytes, convert: Callable[[Image.Image], T]) -> T:
+    """Decode an image, and return what `convert` makes of it while it is open. Raises DataError as
+    `decode_image` does."""
     if len(data) > MOST_BYTES:
         raise DataError(f"{len(data):,} bytes, more than the limit of {MOST_BYTES:,}")
     try:
-        return _decoded(data)
+        return _opened(data, convert)
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -133,7 +165,7 @@ def decode_image(data: bytes) -> Image.Image:
         raise DataError(text if text and expected else f"{type(error).__name__}: {text}") from error
 
 
-def _decoded(data: bytes) -> Image.Image:
+def _opened(data: bytes, convert: Callable[[Image.Image], T]) -> T:
     with Image.open(BytesIO(data), formats=FORMATS) as file:
         width, height = file.size
         if width * height > MOST_PIXELS:
@@ -144,13 +176,16 @@ def _decoded(data: bytes) -> Image.Image:
         if width * height == 0:
             raise DataError("no pixels")
         file.load()
-        ImageOps.exif_transpose(file, in_place=True)
-        image: Image.Image = file
-        if image.mode == "F":
-            raise DataError("pixels are floating-point numbers, of no known scale")
-        if image.mode.startswith("I"):  # 16-bit grey; a plain conversion would clip it
-            image = image.point(lambda value: value * (1 / 256)).convert("L")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
+        return convert(file)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F":
+        raise DataError("pixels are floating-point numbers, of no known scale")
+    if image.mode.startswith("I"):  # 16-bit grey; a plain conversion would clip it
+        image = image.point(lambda value: value * (1 / 256)).convert("L")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

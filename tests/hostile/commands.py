@@ -71,6 +71,16 @@ _NUMBERS = [
     _usage("emoji without pixels", "openmoji", "out", "--size", "0"),
     _usage("emoji of negative pixels", "openmoji", "out", "--size", "-64"),
     _usage("emoji as large as a city", "openmoji", "out", "--size", "1000000"),
+    _usage("no scenes", "scenes", "out", "--scenes", "0"),
+    _usage("a billion held-out scenes", "scenes", "out", "--held-out", "1000000000"),
+    _usage("scenes smaller than an emoji", "scenes", "out", "--size", "8"),
+    _usage("scenes made by no process", "scenes", "out", "--processes", "0"),
+    Case(
+        "scenes of unknown things",
+        ("scenes", "out", "--classes", "flags,hats"),
+        ("--classes", "'hats'", "animals-nature"),
+        78,
+    ),
     _usage("crops larger than the image", *_PLAN, "--min-scale", "20"),
     _usage("crops of nothing", *_PLAN, "--min-scale", "0"),
     _usage("crops of a size that is no number", *_PLAN, "--min-scale", "nan"),
@@ -227,6 +237,10 @@ _OUTPUTS = [
     Case("an export into a file", ("export", "run", "file"), ("file",), 78, _FILE),
     Case("an import into a file", ("import", "none.pth", "file"), ("file",), 78, _FILE),
     Case("emoji into a file", ("openmoji", "file"), ("file",), 78, _FILE),
+    Case("scenes into a file", ("scenes", "file"), ("file",), 78, _FILE),
+    Case(
+        "scenes among other things", ("scenes", "images"), ("images", "something else"), 78, _images
+    ),
     Case("a demo in a file", ("demo", "--out", "file"), ("file",), 78, _FILE),
     Case(
         "a demo among its images",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from data_pipeline.images.sources import split_of
 from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.shards.manifest import MANIFEST, read_manifest
-from data_pipeline.streaming import image_loader
+from data_pipeline.streaming import sample_loader
 from data_pipeline.streaming.image_loader import ImageLoader
 from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from model.errors import ConfigError, DataError
@@ -98,7 +98,7 @@ def test_batches_are_read_ahead_within_a_bound(
     source = split_of(images, "train")
 
     def ahead(room: int) -> int:
-        monkeypatch.setattr(image_loader, "_AHEAD_BYTES", room)
+        monkeypatch.setattr(sample_loader, "_AHEAD_BYTES", room)
         made = []
 
         def buffer(shape: tuple[int, ...]) -> NDArray[np.uint8]:

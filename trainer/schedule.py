@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 
 from data_pipeline.streaming.epochs import EpochSchedule
@@ -26,10 +27,15 @@ def learning_rate(
     peak: float, schedule: ScheduleSection, epochs: EpochSchedule, step: int
 ) -> float:
     """The learning rate of a step: a linear warm-up to `peak`, then half a cosine to 0 (ADDP table
-    7). step: counts from 0. The warm-up must be shorter than the whole schedule."""
+    7), a line to 0 (UperNet), or a tenth of it from each milestone on (ViTDet). step: counts from
+    0. The warm-up must be shorter than the whole schedule."""
     t = step / epochs.steps_per_epoch if schedule.unit == "epochs" else float(step)
     if t < schedule.warmup:
         return peak * t / schedule.warmup
+    if schedule.shape == "tenths":
+        return peak * 0.1 ** bisect.bisect_right(schedule.milestones, t)
+    if schedule.shape == "linear":
+        return peak * (schedule.total - t) / (schedule.total - schedule.warmup)
     angle = math.pi * (t - schedule.warmup) / (schedule.total - schedule.warmup)
     return peak * 0.5 * (1 + math.cos(angle))
 

@@ -125,8 +125,8 @@ def set_up(
     if config.deterministic:
         make_deterministic()
     else:
-        # Every step has images of one shape: cuDNN may try which of its convolutions is fastest.
-        torch.backends.cudnn.benchmark = True
+        # cuDNN may try which of its convolutions is fastest, once for each shape.
+        torch.backends.cudnn.benchmark = objective.one_shape
     identity, rank = objective.identity(), collectives.rank
     seen_by_all(collectives, objective)
     same_on_all(collectives, config, {**identity, **objective.read_fingerprints()})

@@ -18,6 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
+from data_pipeline.scenes.making import make_scenes
+from data_pipeline.scenes.settings import SceneSettings
 from data_pipeline.storage import LocalStore
 from model.addp import ADDP
 from model.predictor import TokenPredictor
@@ -39,13 +41,34 @@ NETWORKS = {  # whose sizes an objective uses
     "mage": ("tokenizer", "predictor"),
     "addp": ("tokenizer", "predictor", "addp"),
     "classify": ("tokenizer", "addp"),
+    "segment": ("tokenizer", "addp"),
+    "detect": ("tokenizer", "addp"),
+}
+LAYOUT = {"segment": "ade20k", "detect": "coco"}
+# What else is small where there is no GPU.
+SMALL = {
+    "tokenizer": ["data.views.size=16"],
+    "classify": ["data.views.size=16"],
+    "segment": [
+        "segmenter.blocks=[0, 0, 1, 1]",
+        "segmenter.channels=16",
+        "segmenter.crops.size=32",
+        "segmenter.crops.short_side=32",
+    ],
+    "detect": [
+        "detector.global_blocks=[1]",
+        "detector.channels=16",
+        "detector.regions_per_image=16",
+        "detector.proposals=40",
+        "detector.jitter.size=32",
+    ],
 }
 
 
 def small(objective: str) -> list[str]:
     """Sizes and batches in place of the recipe's, where there is no GPU."""
-    views = ["data.views.size=16"] if objective in ("tokenizer", "classify") else []
-    return [*(f"{name}.sizes.size=tiny" for name in NETWORKS[objective]), *views, "batch.micro=4"]
+    sizes = [f"{name}.sizes.size=tiny" for name in NETWORKS[objective]]
+    return [*sizes, *SMALL.get(objective, []), "batch.micro=4"]
 
 
 class Material:
@@ -58,6 +81,8 @@ class Material:
         found = [f"batch.global_batch={config.batch.micro}", f"run={self._folder / 'run'}"]
         if config.objective in ("tokenizer", "classify"):
             found.append(f"data.images={self._images()}")
+        elif config.objective in LAYOUT:
+            found.append(f"data.images={self._scenes() / LAYOUT[config.objective]}")
         else:
             found.append(f"data.tokens={self._tokens(config)}")
         if config.objective == "addp":
@@ -76,6 +101,14 @@ class Material:
             for number, color in enumerate(colors):
                 (root / f"class-{number:03d}").mkdir(parents=True)
                 Image.fromarray(color).resize((64, 48)).save(root / f"class-{number:03d}" / "0.png")
+        return root
+
+    def _scenes(self) -> Path:
+        root = self._folder / "scenes"
+        if not root.exists():
+            classes = ("flags", "people-body", "smileys-emotion")
+            settings = SceneSettings(training=8, validation=1, size=256, classes=classes)
+            make_scenes(root, settings, processes=1)
         return root
 
     def _tokens(self, config: RunConfig) -> Path:

@@ -35,6 +35,18 @@ def test_lengths() -> None:
     assert rates[0] == 0 and max(rates) == rates[50] == 1 and rates[-1] < 1e-4
 
 
+def test_the_rate_falls_in_a_line_or_to_a_tenth() -> None:
+    """As mmsegmentation's PolyLR of power 1, and as detectron2's MultiStepParamScheduler."""
+    line = ScheduleSection(unit="steps", total=100, warmup=20, shape="linear")
+    rates = [learning_rate(2.0, line, IMAGENET, s) for s in (0, 10, 20, 60, 99)]
+    assert rates == pytest.approx([0, 1, 2, 1, 2 / 80])
+    tenths = ScheduleSection(
+        unit="steps", total=100, warmup=20, shape="tenths", milestones=(60, 90)
+    )
+    rates = [learning_rate(2.0, tenths, IMAGENET, s) for s in (10, 20, 59, 60, 89, 90, 99)]
+    assert rates == pytest.approx([1, 2, 2, 0.2, 0.2, 0.02, 0.02])
+
+
 def test_a_run_of_one_step_at_rate_0() -> None:
     short = {"unit": "epochs", "total": 0.3, "warmup": 0.1}
     with pytest.raises(ConfigError, match=r"schedule\.total = 0\.3 epochs is one step"):

@@ -39,6 +39,7 @@ FREE = (
     "data.mixture",
     "data.images",
     "data.held_out",
+    "detector.split",
     "data.cache",
     "data.cache_gib",
     "data.on_bad_shard",
@@ -86,6 +87,14 @@ TRAINING = (
     "classifier",
     "augmentation",
     "tokenizer_loss",
+    "segmenter.dropout",
+    "segmenter.layer_decay",
+    "segmenter.drop_path",
+    "segmenter.crops",
+    "detector.layer_decay",
+    "detector.drop_path",
+    "detector.jitter.scale",
+    "detector.jitter.flip",
     "mask_ratio_scope",
     "label_smoothing",
     "batch.micro",
@@ -105,6 +114,7 @@ _ORDER = (
     "the order of the samples depends on it: some would be trained on twice, and others not at all"
 )
 _SHAPE = "the weights of a checkpoint have the sizes that they were trained with"
+_PART = "a checkpoint's network is described by it"
 FIXED = {
     "objective": "a checkpoint is of one network",
     "seed": (
@@ -123,6 +133,20 @@ FIXED = {
     "addp.sizes.heads": _SHAPE,
     "addp.sizes.decoder_depth": _SHAPE,
     "addp.sizes.decoder_heads": _SHAPE,
+    "segmenter.blocks": _PART,
+    "segmenter.channels": _SHAPE,
+    "segmenter.auxiliary_channels": _SHAPE,
+    "segmenter.tokenizer_norm": _SHAPE,
+    "detector.window": _SHAPE,
+    "detector.global_blocks": _SHAPE,
+    "detector.channels": _SHAPE,
+    "detector.linear_width": _SHAPE,
+    "detector.anchor_size": _PART,
+    "detector.anchors_per_image": _PART,
+    "detector.regions_per_image": _PART,
+    "detector.proposals": _PART,
+    "detector.tokenizer_norm": _SHAPE,
+    "detector.jitter.size": _SHAPE,
 }
 
 

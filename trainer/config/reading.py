@@ -156,6 +156,12 @@ def _check_together(config: RunConfig) -> None:
             f"schedule.total = {schedule.total:g}: the learning rate would never fall; lower one, "
             "or raise the other"
         )
+    if any(not schedule.warmup < at < schedule.total for at in schedule.milestones):
+        raise ConfigError(
+            f"schedule.milestones = {', '.join(f'{at:g}' for at in schedule.milestones)} must lie "
+            f"between schedule.warmup = {schedule.warmup:g} and schedule.total = "
+            f"{schedule.total:g} {schedule.unit}"
+        )
     if config.zero_stage < MODES[config.precision].least_stage:
         others = [name for name, mode in MODES.items() if mode.least_stage == 0]
         raise ConfigError(

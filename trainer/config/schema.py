@@ -9,11 +9,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from data_pipeline.annotations.recipes import DetectionRecipe, SegmentationRecipe
 from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.storage import is_remote
-from model.config import Geometry, TokenizerConfig, TokenizerLossConfig, TransformerConfig
+from model.config import (
+    LARGEST_IMAGE,
+    WIDEST,
+    Geometry,
+    TokenizerConfig,
+    TokenizerLossConfig,
+    TransformerConfig,
+)
 from model.documents import Seed, Settings
 from trainer.config.bounds import LARGEST_BATCH, MOST_RANKS, MOST_STEPS, YEAR
 from trainer.engine.precision import Precision
@@ -49,6 +57,8 @@ Place = Annotated[str, BeforeValidator(_named), AfterValidator(_absolute)]  # a 
 LocalPath = Annotated[Path, BeforeValidator(_named), AfterValidator(Path.absolute)]
 _Weight = Annotated[float, Field(gt=0, le=1e9)]
 _Beta = Annotated[float, Field(ge=0, lt=1)]
+_Block = Annotated[int, Field(ge=0, lt=256)]
+_Moment = Annotated[float, Field(gt=0, le=MOST_STEPS)]
 
 
 class DataSection(Settings):
@@ -63,7 +73,8 @@ class DataSection(Settings):
     images: Place | None = Field(
         None,
         description="images, a folder or s3://: class folders or WebDataset shards; addp reads "
-        "them in evaluations only",
+        "them in evaluations only. segment: ADE20k, detect: COCO, as docs/annotations.md shows "
+        "them",
     )
     held_out: float = Field(
         0.1, ge=0, lt=1, description="share of the images kept for evaluation, fixed by hash"
@@ -146,6 +157,55 @@ class AugmentationSection(Settings):
     cutmix: float = Field(1.0, ge=0, le=1000, description="alpha of cutmix; 0: none")
 
 
+class SegmenterSection(Settings):
+    blocks: tuple[_Block, _Block, _Block, _Block] = Field(
+        (3, 5, 7, 11),
+        description="blocks, counted from 0, whose maps get strides 4, 8, 16 and 32 for patches of "
+        "16; ascending, the last one at the end, and one may stand twice",
+    )
+    channels: int = Field(768, gt=0, le=WIDEST, description="width of UperNet's head")
+    auxiliary_channels: int = Field(256, gt=0, le=WIDEST, description="width of the FCN head")
+    dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of channels that are dropped before a classifier"
+    )
+    tokenizer_norm: bool = Field(False, description="keep the norm that the reference leaves out")
+    layer_decay: float = Field(
+        0.65, gt=0, le=1, description="learning rate of a block over the next one's"
+    )
+    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last block")
+    crops: SegmentationRecipe = SegmentationRecipe()
+
+
+class DetectorSection(Settings):
+    split: str = Field(
+        "train",
+        pattern=r"^[\w.-]{1,64}$",
+        description="whose annotations are read; with its year where there are several of them",
+    )
+    window: int = Field(14, gt=0, le=512, description="side of an attention window, patches")
+    global_blocks: tuple[_Block, ...] = Field(
+        (2, 5, 8, 11), description="blocks, counted from 0, that attend to the whole image"
+    )
+    channels: int = Field(256, gt=0, le=WIDEST, description="width of the pyramid and of the heads")
+    linear_width: int = Field(
+        1024, gt=0, le=WIDEST, description="width of the box head's linear layer"
+    )
+    anchor_size: int = Field(
+        32, gt=0, le=LARGEST_IMAGE, description="side of the smallest anchors, pixels"
+    )
+    anchors_per_image: int = Field(256, gt=0, le=65_536, description="anchors of the RPN's loss")
+    regions_per_image: int = Field(512, gt=0, le=65_536, description="regions of the heads' losses")
+    proposals: int = Field(
+        1000, gt=0, le=65_536, description="regions of an image that the RPN proposes"
+    )
+    tokenizer_norm: bool = Field(False, description="keep the norm that the reference leaves out")
+    layer_decay: float = Field(
+        0.7, gt=0, le=1, description="learning rate of a block over the next one's"
+    )
+    drop_path: float = Field(0.1, ge=0, lt=1, description="stochastic depth of the last block")
+    jitter: DetectionRecipe = DetectionRecipe()
+
+
 class BatchSection(Settings):
     global_batch: int = Field(
         4096, gt=0, le=LARGEST_BATCH, description="samples of one optimizer step over all ranks"
@@ -191,9 +251,23 @@ class ScheduleSection(Settings):
         "epochs", description="what `total` and `warmup` count"
     )
     total: float = Field(1600, gt=0, le=MOST_STEPS, description="length of the run")
-    warmup: float = Field(
-        40, ge=0, le=MOST_STEPS, description="linear warm-up, then half a cosine to 0"
+    warmup: float = Field(40, ge=0, le=MOST_STEPS, description="linear warm-up from 0")
+    shape: Literal["cosine", "linear", "tenths"] = Field(
+        "cosine",
+        description="how the rate falls then: as half a cosine to 0, in a line to 0, or to a tenth "
+        "at each of `milestones`",
     )
+    milestones: tuple[_Moment, ...] = Field(
+        (), max_length=1000, description="moments at which the rate falls to a tenth, ascending"
+    )
+
+    @model_validator(mode="after")
+    def _falls(self) -> ScheduleSection:
+        if bool(self.milestones) != (self.shape == "tenths"):
+            raise ValueError("milestones belong to shape = tenths, and that has one at least")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"milestones = {list(self.milestones)} must ascend")
+        return self
 
 
 class CheckpointSection(Settings):
@@ -280,8 +354,8 @@ class RunConfig(Settings):
 
     objective: Annotated[str, AfterValidator(known_objective)] = Field(
         "addp",
-        description="what is trained: VQ tokenizer, token predictor (MAGE), ADDP, or a classifier "
-        f"on its encoder ({' | '.join(OBJECTIVES)})",
+        description="what is trained: VQ tokenizer, token predictor (MAGE), ADDP, or a classifier, "
+        f"a segmenter or a detector on its encoder ({' | '.join(OBJECTIVES)})",
     )
     run: Annotated[Path, BeforeValidator(_named)] = Field(
         Path("runs/unnamed"), description="run folder: checkpoints, metrics, resolved configuration"
@@ -293,6 +367,8 @@ class RunConfig(Settings):
     addp: TransformerSection = TransformerSection()
     classifier: ClassifierSection = ClassifierSection()
     augmentation: AugmentationSection = AugmentationSection()
+    segmenter: SegmenterSection = SegmenterSection()
+    detector: DetectorSection = DetectorSection()
     tokenizer_loss: TokenizerLossConfig = TokenizerLossConfig()
     mask_ratio_scope: Literal["step", "micro"] = Field(
         "step",

@@ -6,8 +6,8 @@
 - what it costs, what is checked before it starts, and what a user does next.
 
 The trainer, the checkpoints and the commands know objectives by this class alone. A new one is a
-file with a subclass of `Objective`, `TokenObjective` or `ImageObjective`, and an entry in
-`registry.py`.
+file with a subclass of `Objective`, `TokenObjective`, `ImageObjective` or `DenseObjective`, and an
+entry in `registry.py`.
 
 The module that DeepSpeed optimises is `network`; called with the inputs, it returns the loss.
 Frozen networks stay outside of it, of its optimizer and of its checkpoints, which name them by
@@ -69,6 +69,9 @@ class Objective(ABC):
     # Whether `inputs` runs frozen networks and draws nothing from PyTorch's generators, so that it
     # can be called ahead of its turn, and is worth it.
     inputs_ahead: ClassVar[bool] = False
+
+    # Whether what convolutions are given has the same shape in every step.
+    one_shape: ClassVar[bool] = True
 
     def __init__(self, config: RunConfig, fresh: bool = False) -> None:
         """fresh: there is no checkpoint to go on from, so that `exported` takes the initial

@@ -1,10 +1,12 @@
-"""What the objectives that read images share: the loader, and pixels on the device."""
+"""What the objectives that read images share: the loader, and pixels on the device. Those of dense
+transfer have annotated images, and a file of their own (`dense.py`)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +40,20 @@ def images_fingerprint(source: ImageSource) -> str:
 def reading_threads(location: str) -> int:
     """How many threads of this rank read and decode the images of a source."""
     return min(_MOST_THREADS, max(2, own_cores()) * (_REMOTE if is_remote(location) else 1))
+
+
+def none_readable(count: int, read: Callable[[int], object]) -> str | None:
+    """Read a few of so many samples. Where none of them can be read, return why not the last:
+    single ones may be damaged. read: raises BadImage or StorageError."""
+    reason = None
+    for row in range(0, count, max(1, count // _LOOKED_AT))[:_LOOKED_AT]:
+        try:
+            read(row)
+        except (BadImage, StorageError) as error:
+            reason = str(error)
+        else:
+            return None
+    return reason
 
 
 class Listed(NamedTuple):
@@ -92,17 +108,11 @@ class ImageObjective(Objective):
         return Listed(source.images, source.classes)
 
     def unseen(self) -> str | None:
-        """Where none of a few images can be read, why not the last of them: single ones may be
-        damaged."""
-        images, reason = self.source.images, None
-        for image in images[:: max(1, len(images) // _LOOKED_AT)][:_LOOKED_AT]:
-            try:
-                read_image(self.source.store, image)
-            except (BadImage, StorageError) as error:
-                reason = str(error)
-            else:
-                return None
-        return reason
+        """As `none_readable` says of its images."""
+        source = self.source
+        return none_readable(
+            len(source.images), lambda row: read_image(source.store, source.images[row])
+        )
 
     def batch(self, step: int, offset: int, count: int) -> ImageBatch:
         """Views and labels of the samples."""

@@ -92,6 +92,22 @@ OBJECTIVES: dict[str, Entry] = {
         keys=(*IMAGE_KEYS, *TRANSFORMER_KEYS, "addp", "classifier", "augmentation"),
         variants=("classifier.method", {"linear": "Linear probe of ADDP's encoder"}),
     ),
+    "segment": Entry(
+        "trainer.objectives.segment:SegmentObjective",
+        title="Training of a segmenter",
+        label="segmenter",
+        network_kind="segmenter",
+        sizes="addp",
+        keys=("data.images", "recompute_every", "addp", "segmenter"),
+    ),
+    "detect": Entry(
+        "trainer.objectives.detect:DetectObjective",
+        title="Training of a detector",
+        label="detector",
+        network_kind="detector",
+        sizes="addp",
+        keys=("data.images", "recompute_every", "addp", "detector"),
+    ),
 }
 
 

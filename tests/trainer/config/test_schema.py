@@ -48,6 +48,10 @@ def test_order_of_precedence(tmp_path: Path) -> None:
         ("addp.sizes.dim=100", "no multiple of heads = 12"),
         ("seed", "write key=value"),
         ("zero_stage=0", "use zero_stage = 1, or fp32 or bf16-mixed"),
+        ("schedule.shape=tenths", "milestones belong to shape = tenths, and that has one at least"),
+        ("schedule.milestones=[50]", "milestones belong to shape = tenths"),
+        ("schedule={shape: tenths, milestones: [90, 50]}", "milestones = [90.0, 50.0] must ascend"),
+        ("schedule={shape: tenths, milestones: [30]}", "schedule.milestones = 30 must lie between"),
     ],
 )
 def test_mistakes_name_the_key_and_the_way_out(override: str, words: str) -> None:
@@ -341,6 +345,25 @@ def test_published_recipes() -> None:
             and config.optimizer.clip == 3.0
             and config.geometry.tokens == 256
         )
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_recipes_of_dense_transfer(size: str) -> None:
+    """The figures of mmsegmentation's configs/mae and of detectron2's projects/ViTDet."""
+    segment, detect = (
+        load_config(ROOT / "trainer/recipes" / f"{data}-{size}.yaml") for data in ("ade20k", "coco")
+    )
+    for config, batch, decay, total, warmup in (
+        (segment, 16, 0.05, 160_000, 1500),
+        (detect, 64, 0.1, 184_375, 250),
+    ):
+        assert config.learning_rate == pytest.approx(1e-4)
+        assert (config.batch.global_batch, config.optimizer.weight_decay) == (batch, decay)
+        assert config.optimizer.betas == (0.9, 0.999) and config.optimizer.clip == 0
+        assert (config.schedule.unit, config.schedule.total) == ("steps", total)
+        assert config.schedule.warmup == warmup
+    assert segment.schedule.shape == "linear"
+    assert detect.schedule.milestones == (163_889, 177_546)
 
 
 @pytest.mark.parametrize("name", ["base", "large", "mage-base", "mage-large"])

@@ -42,9 +42,10 @@ from trainer.objectives.registry import OBJECTIVES
         (
             "mage",
             "addp.sizes.size=tiny",
-            r"mage does not use addp\.sizes \(used by addp, classify\)\. ",
+            r"mage does not use addp\.sizes \(used by addp, classify, segment, detect\)\. ",
         ),
-        ("mage", "addp.weights=x", r"addp\.weights \(used by addp, classify\)"),
+        ("mage", "addp.weights=x", r"addp\.weights \(used by addp, classify, segment, detect\)"),
+        ("segment", "detector.window=7", r"segment does not use detector\.window \(used by detect"),
         (
             "classify",
             "predictor={weights: x, sizes: {dim: 96}}",

@@ -164,8 +164,10 @@ class CocoPredictor:
             mask = None
             if annotated.shapes is not None:
                 shape = annotated.shapes[i]
-                draw = mask_of_rings if isinstance(shape, list) else mask_of_runs
-                mask = draw(shape, *size).astype(bool)  # type: ignore[operator]
+                if isinstance(shape, list):
+                    mask = mask_of_rings(shape, *size).astype(bool)
+                else:
+                    mask = mask_of_runs(shape, *size).astype(bool)
             truth.append(Thing(label, mask, tuple(annotated.boxes[i].tolist())))
         predicted = []
         for record in reversed(found):  # the surest lies on top

@@ -7,6 +7,11 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from data_pipeline.annotations.ade20k import Part, SegmentationListing, list_ade20k
+from data_pipeline.annotations.coco import read_coco
+from data_pipeline.annotations.coco_index import CocoIndex
 from data_pipeline.images.images import ImageEntry
 from data_pipeline.images.sources import open_source
 from data_pipeline.images.split import of_split
@@ -14,8 +19,12 @@ from data_pipeline.shards.manifest import read_fingerprinted
 from data_pipeline.storage import BucketMissing
 from model.errors import ConfigError, DataError
 
-# The options that name data.
-KEYS = ("images", "train_images", "tokens", "train_tokens", "inception_weights")
+# The options that name data, and those of them that do so together with a split.
+ANNOTATED = ("ade20k", "coco")
+KEYS = (*("images", "train_images", "tokens", "train_tokens", "inception_weights"), *ANNOTATED)
+_PARTS: dict[str, Part] = {"train": "training", "val": "validation"}  # of ADE20k, by split
+
+Annotations = SegmentationListing | CocoIndex
 
 
 class Listing(NamedTuple):
@@ -63,11 +72,39 @@ def file_key(path: str) -> str:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 
 
-class Contents:
-    """The listing and the key of each location, computed once."""
+def annotations_of(option: str, location: str, split: str) -> Annotations:
+    """List the annotated images of a split: of ADE20k's layout for "ade20k", of COCO's for "coco".
 
-    def __init__(self) -> None:
+    Raises DataError, also where there are none; ConfigError for a split that ADE20k does not have;
+    or StorageError.
+    """
+    if option == "ade20k" and split not in _PARTS:
+        raise ConfigError(f"--split {split}: ADE20k has the splits {', '.join(_PARTS)}")
+    try:
+        if option == "ade20k":
+            return list_ade20k(location, _PARTS[split])
+        return read_coco(location, split, exact=True)
+    except BucketMissing as error:  # to wait for it is of no use
+        raise DataError(str(error)) from error
+
+
+def annotations_key(found: Annotations) -> str:
+    """A hash of the classes, the images' names and sizes, and the annotations; of ADE20k's, which
+    are not opened, the sizes in bytes."""
+    digest = hashlib.sha256(found.fingerprint().encode())
+    if isinstance(found, CocoIndex):  # what evaluation needs beside what is learned from
+        for values in (found.image_ids, found.category_ids, found.areas):
+            digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
+
+
+class Contents:
+    """The listing and the key of each location, computed once. split: of annotated images."""
+
+    def __init__(self, split: str) -> None:
+        self._split = split
         self._listings: dict[str, Listing] = {}
+        self._annotations: dict[tuple[str, str], Annotations] = {}
         self._keys: dict[tuple[str, str], str] = {}
 
     def listing(self, location: str) -> Listing:
@@ -75,6 +112,13 @@ class Contents:
         if location not in self._listings:
             self._listings[location] = listing_of(location)
         return self._listings[location]
+
+    def annotations(self, option: str, location: str) -> Annotations:
+        """The annotated images that an option of `ANNOTATED` names. Raises ADDPError."""
+        wanted = (option, location)
+        if wanted not in self._annotations:
+            self._annotations[wanted] = annotations_of(option, location, self._split)
+        return self._annotations[wanted]
 
     def key(self, option: str, location: str | None) -> str | None:
         """A hash of the data that an option of `KEYS` names; None where it names none. Raises
@@ -89,8 +133,12 @@ class Contents:
     def _key(self, option: str, location: str) -> str:
         if option == "images":
             return self.listing(location).key
+        if option in ANNOTATED:
+            return annotations_key(self.annotations(option, location))
         return tokens_key(location) if option == "tokens" else file_key(location)
 
     def forget_listings(self) -> None:
-        """Free the memory of the listings, some hundred bytes an image; keys stay."""
+        """Free the memory of the listings, some hundred bytes an image, and of annotations; keys
+        stay."""
         self._listings.clear()
+        self._annotations.clear()

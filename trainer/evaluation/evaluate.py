@@ -60,7 +60,7 @@ def main(
         options=options,
         which=which,
         weights=weights,
-        work=_work_folder(run, working.work, options.images),
+        work=_work_folder(run, working.work, [options.images, options.ade20k, options.coco]),
         lease=working.lease,
         keep_samples=working.keep_samples,
         tokenizer=tokenizer,
@@ -83,7 +83,7 @@ def _stop(number: int, _: object) -> None:
     )
 
 
-def _work_folder(run: str, work: Path | None, images: str | None) -> Path:
+def _work_folder(run: str, work: Path | None, data: list[str | None]) -> Path:
     """The folder for samples and caches. Raises ConfigError where --work cannot be it."""
     from data_pipeline.storage import file_name, is_remote
     from data_pipeline.storage.output import check_apart, check_output
@@ -92,8 +92,8 @@ def _work_folder(run: str, work: Path | None, images: str | None) -> Path:
     if work is None:
         return Path("evaluation") / file_name(run) if is_remote(run) else Path(run) / FOLDER
     check_output(work)
-    if images is not None:
-        check_apart(work, images, "--work")
+    for location in filter(None, data):
+        check_apart(work, location, "--work")
     return work
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from data_pipeline.storage import ObjectMissing, StorageError, open_store
+from model.dense.torchvision_parts import prepare
 from trainer.checkpointing.catalog import open_catalog
 from trainer.checkpointing.format import Damaged
 from trainer.config.schema import RunConfig
@@ -20,6 +21,7 @@ from trainer.evaluation.course import StoredCourse
 from trainer.evaluation.results import Result, publish
 from trainer.evaluation.settings import ResultSettings
 from trainer.evaluation.task import Checkpoint, Task
+from trainer.objectives.registry import OBJECTIVES
 from trainer.run_folder import step_folder
 
 
@@ -42,6 +44,8 @@ class Evaluator:
 
     def evaluate(self) -> None:
         """Work until nothing is left to do. Raises ADDPError."""
+        if OBJECTIVES[self._config.objective].network_kind in ("segmenter", "detector"):
+            prepare()  # rank 0 sends such a network, and where it arrives torchvision is imported
         while True:
             assignment = self._collectives.broadcast_from_rank0(self._assignments.next)
             if assignment is None:
@@ -66,6 +70,7 @@ class Evaluator:
             device=self._device,
             work=request.work / step_folder(step),
             contents=self._settings.contents,
+            settings=settings,
             tokenizer=request.tokenizer,
         )
         for number, name in enumerate(assignment.benchmarks, 1):
@@ -86,6 +91,7 @@ class Evaluator:
                 made=self._maker(started),
             )
             self._collectives.broadcast_from_rank0(partial(self._publish, result, outcome.images))
+        task.remove_kept()
         if not request.keep_samples:
             task.remove_samples()
 

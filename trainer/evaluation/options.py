@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from data_pipeline.annotations.recipes import SegmentationRecipe
+from model.config import LARGEST_IMAGE
 from model.documents import Settings
 from model.precision import InferencePrecision
 from model.sampling_options import SamplingOptions
 from trainer.config.bounds import YEAR
 from trainer.config.options import LARGEST_INFERENCE_BATCH, LARGEST_SEED, LARGEST_STEP, MOST_IMAGES
+from trainer.objectives.registry import OBJECTIVES
 
 if TYPE_CHECKING:
     from trainer.config.schema import RunConfig
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
 Container = Literal["png", "webdataset"]
 KEEP = ("left", "right", "top", "bottom", "border", "center")  # what a completion may keep
 _PRECISION = "precision in which the networks generate"
+
+
+def _side(meaning: str) -> Any:
+    description = f"segmentation: pixels, {meaning}"
+    return Field(None, ge=1, le=LARGEST_IMAGE, description=description)
 
 
 class WhichCheckpoints(Settings):
@@ -68,6 +76,31 @@ class DataOptions(Settings):
     )
 
 
+class AnnotatedOptions(Settings):
+    """The annotated images that a segmenter or a detector is measured on, and how it sees them."""
+
+    ade20k: str | None = Field(
+        None,
+        description="segmentation: data in ADE20k's layout, a folder, a tar, or s3://; else what "
+        "the run itself reads",
+    )
+    coco: str | None = Field(
+        None,
+        description="detection: data in COCO's layout, a folder, a tar, or s3://; else what the "
+        "run itself reads",
+    )
+    split: str = Field(
+        "val",
+        min_length=1,
+        max_length=100,
+        description="of --ade20k, train or val; of --coco, as its files are named: val, val2017",
+    )
+    short_side: int | None = _side("the shorter side of resized images; else the run's")
+    long_side: int | None = _side("the longer side of resized images, at most; else the run's")
+    window: int | None = _side("the side of a window; else of the run's crops")
+    window_stride: int | None = _side("from one window to the next; else two thirds of a window")
+
+
 class MeasuredSamples(Settings):
     """The set of images that a checkpoint generates in order to be measured."""
 
@@ -98,7 +131,9 @@ class ProbeOptions(Settings):
 
 
 # On the command line the options of the last base come first.
-class EvaluationOptions(ProbeOptions, SamplingOptions, MeasuredSamples, DataOptions):
+class EvaluationOptions(
+    ProbeOptions, SamplingOptions, MeasuredSamples, AnnotatedOptions, DataOptions
+):
     """All that results depend on, beside the checkpoint. None means that the run's configuration
     says it."""
 
@@ -107,19 +142,37 @@ class EvaluationOptions(ProbeOptions, SamplingOptions, MeasuredSamples, DataOpti
 
         Returns the options, and those of their values that came from the configuration.
         """
-        of_run = {
+        of_run: dict[str, Any] = {
             "images": config.data.images,
             "held_out": config.data.held_out,
             "train_tokens": config.data.tokens,
             "seed": config.seed,
             "batch": min(config.batch.micro, LARGEST_INFERENCE_BATCH),
         }
+        kind = OBJECTIVES[config.objective].network_kind
+        if kind == "segmenter":
+            crops = _crops(config)
+            of_run |= {
+                "ade20k": config.data.images,
+                "short_side": crops.short_side,
+                "long_side": crops.long_side,
+                "window": crops.size,
+            }
+        elif kind == "detector":
+            of_run["coco"] = config.data.images
         taken = {
             name: value
             for name, value in of_run.items()
             if getattr(self, name) is None and value is not None
         }
         return ResolvedOptions.model_validate(self.model_dump() | taken), taken
+
+
+def _crops(config: RunConfig) -> SegmentationRecipe:
+    """How a run that trains a segmenter resizes and crops images; where its configuration does not
+    say it, as published."""
+    section = getattr(config, "segmenter", None)
+    return SegmentationRecipe() if section is None else section.crops
 
 
 class ResolvedOptions(EvaluationOptions):

@@ -21,16 +21,18 @@ from trainer.formats import Weights
 from trainer.run_folder import step_folder
 
 FOLDER = "evaluation"
+CLASSES = "classes"  # a metric that is none: the metrics of each class, by its name
 _STEPS = 2**53
 
 
 class Result(BaseModel):
     """What a benchmark found on one checkpoint.
 
-    images: file names of PNGs beside the result, by name. checkpoint: its fingerprint. left_out:
-    the data that it was trained without. settings: the options that the result depends on, data by
-    their content; locations: where these data lay, for people, None in results of versions that
-    knew data by their path. made: by whom, and when.
+    metrics: by name; under `CLASSES` those of each class, {class: {name: value}}. images: file
+    names of PNGs beside the result, by name. checkpoint: its fingerprint. left_out: the data that
+    it was trained without. settings: the options that the result depends on, data by their content;
+    locations: where these data lay, for people, None in results of versions that knew data by their
+    path. made: by whom, and when.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, populate_by_name=True)

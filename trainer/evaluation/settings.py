@@ -28,7 +28,7 @@ class ResultSettings:
 
     def __init__(self, given: EvaluationOptions, config: RunConfig) -> None:
         self.options, _ = given.resolved(config)
-        self.contents = Contents()
+        self.contents = Contents(self.options.split)
         self._given = {
             name: _EARLIER_DEFAULTS.get(name) if value is None else value
             for name, value in given.model_dump(mode="json").items()
@@ -37,7 +37,7 @@ class ResultSettings:
 
     def look_again(self) -> None:
         """Forget what the data are: they may have changed."""
-        self.contents = Contents()
+        self.contents = Contents(self.options.split)
 
     def of(self, benchmark: str) -> dict[str, Any]:
         """What a result depends on, by option. Raises ADDPError where the data cannot be

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,8 +20,9 @@ from model.vq import VQTokenizer
 from trainer.checkpointing.format import Manifest
 from trainer.config.schema import RunConfig
 from trainer.distributed.collectives import Collectives
-from trainer.evaluation.contents import Contents, Listing
+from trainer.evaluation.contents import Annotations, Contents, Listing
 from trainer.evaluation.crops import Chunk, Crop, Crops
+from trainer.evaluation.kept_chunks import KeptChunks, read_ahead
 from trainer.evaluation.options import ResolvedOptions, SetOptions
 from trainer.evaluation.results import suffix
 from trainer.evaluation.sample_set import SampleSet
@@ -44,9 +45,10 @@ class Checkpoint(NamedTuple):
 class Task:
     """One checkpoint to be measured, by all ranks together.
 
-    config: of the run. work: the folder for this checkpoint's samples. contents: listings of the
-    data, which rank 0 alone has. tokenizer: a copy of the run's tokenizer on this machine, or None
-    for the file that the run names.
+    config: of the run. work: the folder for what is computed of this checkpoint. contents: listings
+    of the data, which rank 0 alone has. settings: what the result of each benchmark depends on.
+    tokenizer: a copy of the run's tokenizer on this machine, or None for the file that the run
+    names.
     """
 
     def __init__(
@@ -59,12 +61,16 @@ class Task:
         device: torch.device,
         work: Path,
         contents: Contents,
+        settings: Mapping[str, Mapping[str, Any]],
         tokenizer: Path | None = None,
     ) -> None:
         self.config, self.options, self.work = config, options, work
         self.collectives, self.device = collectives, device
         self.network = checkpoint.network.to(device).eval()
         self._checkpoint, self._contents, self._tokenizer = checkpoint, contents, tokenizer
+        self._settings = settings
+        self._kept: list[KeptChunks] = []
+        self._annotations: dict[tuple[str, str], Annotations] = {}
         self._sets = work / f"samples{suffix(checkpoint.weights)}"
         self._listings: dict[str, Listing] = {}
         self._crops: dict[tuple[str, Split, Crop], Crops] = {}
@@ -133,6 +139,15 @@ class Task:
             )
         return self._listings[location]
 
+    def annotations(self, option: str, location: str) -> Annotations:
+        """The annotated images that an option names, as rank 0 lists them. Raises ADDPError."""
+        wanted = (option, location)
+        if wanted not in self._annotations:
+            self._annotations[wanted] = self.collectives.broadcast_from_rank0(
+                lambda: self._contents.annotations(option, location)
+            )
+        return self._annotations[wanted]
+
     @cached_property
     def samples(self) -> SampleSet:
         """The set of images that this checkpoint generates. All ranks together make what is
@@ -159,6 +174,48 @@ class Task:
         """Remove the samples on every rank: they may lie on each host's own disk."""
         self.collectives.barrier()
         shutil.rmtree(self._sets, ignore_errors=True)
+
+    def over_kept(
+        self,
+        benchmark: str,
+        location: str,
+        images: int,
+        read: Callable[[int], T],
+        compute: Callable[[list[T]], Any],
+    ) -> list[Any]:
+        """Compute a JSON document of each chunk of `--batch` images, and return this rank's, by
+        their order; the chunks are divided among the ranks.
+
+        A document that an evaluator left before it was killed is not computed again. location: of
+        the images. read: returns an image by its row, or raises BadImage; threads call it. compute:
+        takes the images of a chunk that can be read.
+        """
+        batch, checkpoint = self.options.batch, self._checkpoint
+        kept = KeptChunks(
+            self.work / f"chunks{suffix(checkpoint.weights)}",
+            # Not the step: another checkpoint may have stood under it.
+            [benchmark, checkpoint.manifest.fingerprint, dict(self._settings[benchmark]), batch],
+        )
+        self._kept.append(kept)
+        own = self.own(-(-images // batch))
+        found = {number: kept.load(number) for number in own}
+        missing = [number for number in own if found[number] is None]
+        rows = (range(images)[number * batch :][:batch] for number in missing)
+        with self.progress(benchmark, len(own)) as progress:
+            progress.advance(len(own) - len(missing))
+            for number, chunk in zip(
+                missing, read_ahead(rows, read, reading_threads(location)), strict=True
+            ):
+                found[number] = compute(chunk)
+                kept.keep(number, found[number])
+                progress.advance()
+        return list(found.values())
+
+    def remove_kept(self) -> None:
+        """Remove on every rank what `over_kept` has kept."""
+        self.collectives.barrier()
+        for kept in self._kept:
+            kept.remove()
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """Return compute(), which is called once for this checkpoint: benchmarks share its result.

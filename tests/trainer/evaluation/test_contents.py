@@ -53,7 +53,7 @@ def test_a_location_whose_content_changes(tmp_path: Path) -> None:
 
 
 def test_tokens_and_files(tokens: Path, tmp_path: Path) -> None:
-    contents = Contents()
+    contents = Contents("val")
     assert contents.key("train_tokens", str(tokens)) == read_manifest(tokens).fingerprint
     (tmp_path / "a").write_bytes(b"weights")
     shutil.copy(tmp_path / "a", tmp_path / "b")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trainer.evaluation.benchmarks.accuracy import Accuracy
 from trainer.evaluation.benchmarks.base import Benchmark
+from trainer.evaluation.benchmarks.dense import Detection, Segmentation
 from trainer.evaluation.benchmarks.fidelity import FID, Proxy
 from trainer.evaluation.benchmarks.generation import Samples
 from trainer.evaluation.benchmarks.held_out import HeldOut
@@ -11,6 +12,8 @@ from trainer.evaluation.benchmarks.recognition import KNN, LinearProbe
 
 BENCHMARKS: dict[str, Benchmark] = {
     "accuracy": Accuracy(),
+    "segmentation": Segmentation(),
+    "detection": Detection(),
     "knn": KNN(),
     "linear": LinearProbe(),
     "fid": FID(),

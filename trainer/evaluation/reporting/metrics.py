@@ -50,12 +50,17 @@ class MetricName(NamedTuple):
         )
 
     @property
+    def benchmark_title(self) -> str:
+        """The title of its benchmark."""
+        known = BENCHMARKS.get(self.benchmark)
+        return known.title if known else self.benchmark
+
+    @property
     def title(self) -> str:
         """The title of a plot."""
-        metric, known = self.metric, BENCHMARKS.get(self.benchmark)
+        metric = self.metric
         unit = f", {metric.unit}" if metric.unit else ""
-        whose = known.title if known else self.benchmark
-        return f"{whose}: {metric.title}{unit}{_SPACE}{metric.better}".rstrip()
+        return f"{self.benchmark_title}: {metric.title}{unit}{_SPACE}{metric.better}".rstrip()
 
     @property
     def label(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from trainer.evaluation.reporting.class_tables import class_tables
 from trainer.evaluation.reporting.curves import curves, measured
 from trainer.evaluation.reporting.images import image_groups
 from trainer.evaluation.reporting.metrics import newest_metrics
@@ -88,6 +89,7 @@ def write_report(names: list[str], out: Path) -> Path:
         curves=curves(runs),
         measured=measured(runs),
         newest=newest_metrics(runs),
+        classes=class_tables(runs),
         images=images,
         incidents=[(run, incident_rows(run)) for run in runs],
         targets=[goal for run in runs for goal in run.targets],

@@ -20,7 +20,7 @@ from model.errors import ADDPError, ConfigError, DataError
 from trainer.config.renamed import with_new_keys
 from trainer.evaluation.course import Course
 from trainer.evaluation.reporting.files import Files, Unfit
-from trainer.evaluation.results import FOLDER, Result
+from trainer.evaluation.results import CLASSES, FOLDER, Result
 from trainer.formats import Weights
 from trainer.run_folder import DONE, INCIDENTS, TARGETS, in_time_order, incident_names
 
@@ -46,7 +46,8 @@ _NUMBERS = (  # what the report takes of a metric line
 class ReportedResult(NamedTuple):
     """What a benchmark found on one checkpoint.
 
-    metrics: those that are finite numbers. images: file names, by name, in `folder` of `files`.
+    metrics: those that are finite numbers. classes: the same of each class, by its name. images:
+    file names, by name, in `folder` of `files`.
     """
 
     step: int
@@ -56,6 +57,7 @@ class ReportedResult(NamedTuple):
     images: dict[str, str]
     files: Files
     folder: str
+    classes: dict[str, dict[str, float]]
 
 
 class _Rewind(BaseModel):
@@ -247,13 +249,15 @@ def _take_results(record: RunRecord, files: Files) -> None:
         if not course.is_current(stated):
             record.left_steps.add(stated.step)
             continue
-        metrics: dict[str, float] = {}
-        for key, value in stated.metrics.items():
-            if (finite := number(value)) is not None:
-                metrics[key] = finite
+        by_class = stated.metrics.get(CLASSES, {})
+        totals = {key: value for key, value in stated.metrics.items() if key != CLASSES}
+        metrics = _finite(record, name, totals)
+        classes: dict[str, dict[str, float]] = {}
+        for label, of_class in by_class.items() if isinstance(by_class, dict) else ():
+            if isinstance(of_class, dict):
+                classes[str(label)] = _finite(record, name, of_class)
             else:
-                what = "not finite" if _is_not_finite(value) else "no number"
-                record.left_out[f"{name}: the metric {key} is {what}"] += 1
+                record.left_out[f"{name}: the metrics of a class are none"] += 1
         record.results.append(
             ReportedResult(
                 step=stated.step,
@@ -263,8 +267,21 @@ def _take_results(record: RunRecord, files: Files) -> None:
                 images=stated.images,
                 files=files,
                 folder=name.rpartition("/")[0],
+                classes=classes,
             )
         )
+
+
+def _finite(record: RunRecord, name: str, stated: dict[str, Any]) -> dict[str, float]:
+    """Take the metrics that are finite numbers."""
+    metrics: dict[str, float] = {}
+    for key, value in stated.items():
+        if (finite := number(value)) is not None:
+            metrics[key] = finite
+        else:
+            what = "not finite" if _is_not_finite(value) else "no number"
+            record.left_out[f"{name}: the metric {key} is {what}"] += 1
+    return metrics
 
 
 def _take_uploaded(record: RunRecord, upload: str) -> None:

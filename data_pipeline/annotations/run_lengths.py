@@ -7,6 +7,8 @@ here before it sees them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -51,7 +53,9 @@ def _unpacked(text: str) -> list[int]:
     return runs
 
 
-def mask_of_runs(runs: NDArray[np.uint32], height: int, width: int) -> NDArray[np.uint8]:
+def mask_of_runs(
+    runs: Sequence[int] | NDArray[np.uint32], height: int, width: int
+) -> NDArray[np.uint8]:
     """Return the mask, uint8 (height, width) of 0 and 1. The runs must fill it."""
     on = np.arange(len(runs), dtype=np.uint8) & np.uint8(1)
     return np.repeat(on, runs).reshape(width, height).T

@@ -59,9 +59,3 @@ def run_lengths(mask: NDArray[np.bool_]) -> list[int]:
     borders = np.flatnonzero(flat[1:] != flat[:-1])
     runs: list[int] = np.diff(borders, prepend=0, append=mask.size).tolist()
     return runs
-
-
-def mask_of(runs: list[int], size: int) -> NDArray[np.bool_]:
-    """Return the mask (size, size) that `run_lengths` made these runs of."""
-    values = np.arange(len(runs)) % 2 == 1
-    return np.repeat(values, runs).reshape(size, size, order="F")

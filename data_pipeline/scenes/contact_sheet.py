@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from data_pipeline.annotations.painting import Thing, colour_of, painted
+from data_pipeline.annotations.run_lengths import mask_of_runs
 from data_pipeline.scenes import licence
-from data_pipeline.scenes.annotations import mask_of
 from data_pipeline.scenes.chunks import SceneRecord
 
 SHEET_SCENES = 12
@@ -33,7 +33,11 @@ def draw_sheet(scenes: Sequence[tuple[Path, SceneRecord]], classes: tuple[str, .
             scene.load()
         sheet.paste(scene.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), (left, top))
         things = [
-            Thing(found.label - 1, mask_of(found.runs, scene.width), found.box)
+            Thing(
+                found.label - 1,
+                mask_of_runs(found.runs, scene.height, scene.width).astype(bool),
+                found.box,
+            )
             for found in record.annotations
         ]
         sheet.paste(painted(scene, (_SIDE, _SIDE), things), (left + _SIDE + _GAP, top))

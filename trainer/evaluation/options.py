@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from data_pipeline.annotations.recipes import SegmentationRecipe
 from model.config import LARGEST_IMAGE
 from model.documents import Settings
 from model.precision import InferencePrecision
@@ -151,7 +150,7 @@ class EvaluationOptions(
         }
         kind = OBJECTIVES[config.objective].network_kind
         if kind == "segmenter":
-            crops = _crops(config)
+            crops = config.segmenter.crops
             of_run |= {
                 "ade20k": config.data.images,
                 "short_side": crops.short_side,
@@ -166,13 +165,6 @@ class EvaluationOptions(
             if getattr(self, name) is None and value is not None
         }
         return ResolvedOptions.model_validate(self.model_dump() | taken), taken
-
-
-def _crops(config: RunConfig) -> SegmentationRecipe:
-    """How a run that trains a segmenter resizes and crops images; where its configuration does not
-    say it, as published."""
-    section = getattr(config, "segmenter", None)
-    return SegmentationRecipe() if section is None else section.crops
 
 
 class ResolvedOptions(EvaluationOptions):

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from data_pipeline.scenes.annotations import mask_of, run_lengths, tight_box
+from data_pipeline.annotations.run_lengths import mask_of_runs
+from data_pipeline.scenes.annotations import run_lengths, tight_box
 
 masks = arrays.arrays(np.bool_, st.integers(1, 9).map(lambda side: (side, side)))
 
@@ -21,7 +22,7 @@ def test_runs_go_down_the_columns(mask: NDArray[np.bool_]) -> None:
         assert run > 0 or i == 0  # the first pixel may be of the mask
         decoded += [i % 2 == 1] * run
     assert decoded == column_by_column
-    assert (mask_of(runs, height) == mask).all()
+    assert (mask_of_runs(runs, height, width) == mask).all()
 
 
 @given(masks.filter(np.any))

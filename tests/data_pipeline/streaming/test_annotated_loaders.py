@@ -112,7 +112,8 @@ def test_what_detection_needs_is_said_at_its_start(
     root = write(tmp_path / "crowds", with_document(files, document))
     with pytest.raises(DataError, match=r"no image in .* has an annotation of a single thing"):
         detection(root)
-    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    for name in ("pycocotools", "pycocotools.mask"):  # it may have been imported
+        monkeypatch.setitem(sys.modules, name, None)
     root = write(tmp_path / "coco", with_document(*coco()))
     with pytest.raises(ConfigError, match=r"pip install 'addp\[detect\]'"):
         detection(root)

@@ -19,8 +19,9 @@ environment: .venv/.ready
 
 # make demo IMAGES=folder/of/class/folders OUT=runs/mine
 # make demo QUICK=1: pictures in a third of the time, and no figures
+# make demo DENSE=1: and then a segmenter and a detector on the demo's encoder
 demo: environment
-	$(BIN)/addp demo $(if $(QUICK),--quick) $(if $(IMAGES),--images "$(IMAGES)") $(if $(OUT),--out "$(OUT)")
+	$(BIN)/addp demo $(if $(QUICK),--quick) $(if $(DENSE),--dense) $(if $(IMAGES),--images "$(IMAGES)") $(if $(OUT),--out "$(OUT)")
 
 lint: environment
 	$(BIN)/ruff check .

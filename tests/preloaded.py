@@ -55,9 +55,12 @@ MODULES = (
     "deepspeed.module_inject.auto_ep_presets.registry",
     "deepspeed.runtime.zero.muon.original_muon",
     "matplotlib.pyplot",
+    "model.dense.mask_rcnn",
     "pytest",
+    "pycocotools.cocoeval",
     "torch._dynamo",
     "torch.profiler._cupti_monitor",
+    "transformers.models.upernet.modeling_upernet",
 )
 
 for _name in MODULES:

@@ -26,15 +26,21 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="pictures in a third of the time, and no figures")
     ] = False,
+    dense: Annotated[
+        bool,
+        typer.Option(
+            "--dense", help="go on to dense transfer: a segmenter and a detector on the encoder"
+        ),
+    ] = False,
 ) -> None:
     """Go the whole road on real images, from a tokenizer to a report.
 
     Trains a tokenizer, makes token shards, trains the predictor and ADDP, samples, probes, reports.
+    With --dense it goes on: composes scenes, trains a segmenter and a detector, and measures both.
     """
     from cluster.demo.run import run_demo
     from trainer.distributed.world import refuse_tasks
 
     refuse_tasks("addp demo")
-    run_demo(
-        images, out or Path("runs/demo-quick" if quick else "runs/demo"), processes, scale, quick
-    )
+    folder = out or Path("runs/demo-quick" if quick else "runs/demo")
+    run_demo(images, folder, processes, scale, quick, dense)

@@ -1,6 +1,7 @@
 """`addp demo`: the whole road, once, from images to a report.
 
     images -> tokenizer -> token shards -> predictor -> ADDP -> samples and probes -> report
+                                                         `-> segmenter, detector
 
 Each stage leaves its results in the demo's folder, so that an interrupted demo goes on where it
 stopped.
@@ -9,15 +10,18 @@ stopped.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from cluster.demo.dense import DENSE_TRAININGS, dense_stages
 from cluster.demo.images import take_images
 from cluster.demo.promise import Promise, Spent
 from cluster.demo.stages import TRAININGS, Demo, Stage, config_of, stages
 from cluster.demo.targets import show_targets
 from cluster.launch.launch import RunFailed
+from model.errors import ConfigError
 from trainer.evaluation.reporting.page import write_report
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
@@ -28,7 +32,12 @@ _console = Console(stderr=True)
 
 
 def run_demo(
-    images: Path | None, out: Path, processes: int, scale: float, quick: bool = False
+    images: Path | None,
+    out: Path,
+    processes: int,
+    scale: float,
+    quick: bool = False,
+    dense: bool = False,
 ) -> None:
     """Go through all stages that are not done yet, after saying how long they will take here.
 
@@ -37,9 +46,12 @@ def run_demo(
     processes: ranks of each training.
     scale: the length of the trainings, over that in the README.
     quick: whether the trainings are shorter still, and samples are all that is made of them.
+    dense: whether a segmenter and a detector follow. A demo that is done goes on to them.
 
     Raises ADDPError with what to do where a stage fails.
     """
+    if quick and dense:
+        raise ConfigError("--dense measures networks, and --quick measures none; give one of them")
     # Before PyTorch is loaded. Its idle threads would spin between the short pieces of work of such
     # small networks: CPU time for nothing, and on a busy machine time that others need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -48,24 +60,26 @@ def run_demo(
     length = f"--scale {scale:g}{' --quick' if quick else ''}"
     folder = take_images(images, out, length)
     demo = Demo(folder, out, processes, scale * (_QUICK if quick else 1.0), quick)
-    road = stages(demo)
-    promise = _promise(demo, [stage for stage in road if not stage.is_done()])
+    trainings = (*TRAININGS, *(DENSE_TRAININGS if dense else ()))
+    road = [*stages(demo), *(dense_stages(demo) if dense else ())]
+    promise = _promise(demo, trainings, [stage for stage in road if not stage.is_done()])
     began = Spent.now()
     for stage in road:
         _go(stage, promise)
     show_targets(out, quick)
-    print(write_report([str(out / name) for name in reversed(TRAININGS)], out / "report.html"))
+    runs = [str(out / name) for name in (*DENSE_TRAININGS, *reversed(TRAININGS))]
+    print(write_report([run for run in runs if RunFolder(Path(run)).is_done], out / "report.html"))
     promise.settle(Spent.now().since(began))
 
 
-def _promise(demo: Demo, ahead: list[Stage]) -> Promise:
+def _promise(demo: Demo, names: Sequence[str], ahead: list[Stage]) -> Promise:
     """Time this machine, and say how long the stages ahead will take on it, where that is long."""
     if not ahead or demo.scale < _WORTH:
         return Promise({})
     from cluster.demo.speed import measure_speed
     from cluster.demo.timed_ranks import CannotTime
 
-    configs = {name: config_of(name) for name in TRAININGS}
+    configs = {name: config_of(name) for name in names}
     trainings = {name: c for name, c in configs.items() if not RunFolder(demo.run(name)).is_done}
     try:
         _console.print("timing a few steps of each training")

@@ -1,4 +1,5 @@
-"""The stages of the demo: what each does, when it is done, and what it costs.
+"""The stages of the demo: what each does, when it is done, and what it costs. Those of dense
+transfer, which may follow, are in dense.py.
 
 Trainings are launched, as those of a user are. All else happens in this process, which loads
 PyTorch once: to load it takes longer than some of the stages.
@@ -120,21 +121,21 @@ def stages(demo: Demo) -> list[Stage]:
     size = config_of("tokenizer").tokenizer.sizes.image_size
     views = ViewRecipe(size=size, views=_QUICK_VIEWS if demo.quick else _VIEWS, scale=_CROPS)
     road = [
-        _training(demo, "tokenizer", f"data.images={demo.images}"),
+        training(demo, "tokenizer", f"data.images={demo.images}"),
         _evaluation(demo, "tokenizer"),
         _sharding(demo, "train", views),
         _sharding(demo, "val", ViewRecipe.center(size)),
-        _training(demo, "predictor", tokens),
+        training(demo, "predictor", tokens),
         _evaluation(demo, "predictor"),
-        _training(demo, "addp", tokens, *frozen),
+        training(demo, "addp", tokens, *frozen),
         _evaluation(demo, "addp"),
     ]
     needless = {"evaluate the tokenizer", "token shards: val", "evaluate the predictor"}
     return [stage for stage in road if not (demo.quick and stage.title in needless)]
 
 
-def _training(demo: Demo, name: str, *overrides: str) -> Stage:
-    """Train a network by its recipe."""
+def training(demo: Demo, name: str, *overrides: str, title: str | None = None) -> Stage:
+    """Return the stage that trains a network by its recipe. title: else it is the recipe's name."""
     run, (total, warmup) = demo.run(name), demo.length(name)
     arguments = ["--config", str(recipe(f"demo-{name}")), f"run={run}", *overrides]
     if demo.scale != 1.0:
@@ -145,7 +146,7 @@ def _training(demo: Demo, name: str, *overrides: str) -> Stage:
         return left * speed.steps[name] + _LAUNCH * speed.slowness
 
     return Stage(
-        f"train the {name}",
+        title or f"train the {name}",
         lambda: RunFolder(run).is_done,
         lambda: train(run, arguments, this_machine(demo.processes)),
         cost,

@@ -27,10 +27,13 @@ from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
 from trainer.config.schema import RunConfig
 from trainer.objectives.addp import denoising_inputs
+from trainer.objectives.dense import DenseObjective
+from trainer.objectives.registry import objective_class
 from trainer.schedule import accumulation_steps
 from trainer.timing import Stopwatch
 
 _STEPS = 4  # of each training, after one that is not timed
+_CLASSES, _THINGS = 7, 6  # in the images of dense transfer
 _LONGEST = 300.0  # seconds until the ranks are given up
 
 
@@ -123,6 +126,9 @@ def _timed(configs: Sequence[RunConfig], processes: int) -> list[float]:
 
 def _networks(config: RunConfig) -> tuple[nn.Module, FrozenNetworks | None]:
     """Return the network that is trained, and what is frozen beside it, untrained."""
+    objective = objective_class(config.objective)
+    if issubclass(objective, DenseObjective):
+        return objective.network_for(config, ("any",) * _CLASSES), None
     tokenizer = VQTokenizer(config.tokenizer.sizes)
     if config.objective == "tokenizer":
         return TokenizerTraining(tokenizer, config.tokenizer_loss, config.seed), None
@@ -137,6 +143,8 @@ def _inputs(
 ) -> dict[str, Any]:
     """Make the inputs of a micro batch, of pixels or tokens drawn by chance."""
     geometry, count = config.geometry, config.batch.micro
+    if config.objective in ("segment", "detect"):
+        return _dense_inputs(config, device)
     if config.objective == "tokenizer":
         size = geometry.image_size
         return {"images": torch.rand(count, 3, size, size, device=device)}
@@ -152,3 +160,20 @@ def _inputs(
     masks = denoising_masks(config.seed, step, 0, count, geometry.tokens)
     masks = masks._replace(mask_t=masks.mask_t.to(device), mask_next=masks.mask_next.to(device))
     return denoising_inputs(frozen, ids, masks, config.label_smoothing)
+
+
+def _dense_inputs(config: RunConfig, device: torch.device) -> dict[str, Any]:
+    """Make the inputs of a segmenter or a detector: images of several things."""
+    count, detects = config.batch.micro, config.objective == "detect"
+    size = config.detector.jitter.size if detects else config.segmenter.crops.size
+    images = torch.rand(count, 3, size, size, device=device)
+    if not detects:
+        return {"images": images, "labels": torch.randint(_CLASSES, (count, size, size))}
+    corners = torch.arange(_THINGS, dtype=torch.float32) * (size / (2 * _THINGS))
+    boxes = torch.stack([corners, corners, corners + size / 3, corners + size / 3], 1)
+    instances = {
+        "boxes": boxes.to(device),
+        "labels": torch.arange(_THINGS, device=device),
+        "masks": torch.ones(_THINGS, size, size, dtype=torch.bool, device=device),
+    }
+    return {"images": images, "sizes": [(size, size)] * count, "instances": [instances] * count}

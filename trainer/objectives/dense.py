@@ -68,7 +68,7 @@ class DenseObjective(Objective):
         """Make the network, and give its backbone the weights that the configuration names. Raises
         ConfigError, WeightsError."""
         pretrained = _pretrained(self.config)
-        network = self._network(self.config, classes, pretrained)
+        network = self.network_for(self.config, classes, pretrained)
         if pretrained is not None:
             take(network.backbone, pretrained)
             self.frozen = {"pretrained": fingerprint(network.backbone)}
@@ -78,7 +78,7 @@ class DenseObjective(Objective):
         self.exported = self.network = network
 
     @classmethod
-    def _network(
+    def network_for(
         cls, config: RunConfig, classes: Classes, pretrained: Pretrained | None = None
     ) -> Segmenter | Detector:
         """The network as it trains, with fresh weights of the sizes of a pre-trained encoder."""
@@ -136,14 +136,14 @@ class DenseObjective(Objective):
         pretrained = _pretrained(config)
         if pretrained is None:
             return []
-        take(cls._network(config, ("any",), pretrained).backbone, pretrained)
+        take(cls.network_for(config, ("any",), pretrained).backbone, pretrained)
         return [pretrained.path]
 
     @classmethod
     def networks(cls, config: RunConfig) -> tuple[nn.Module, list[nn.Module]]:
         """The network has as many classes as the published data: how many there are shows when the
         data are read."""
-        return cls._network(config, cls.some_classes()), []
+        return cls.network_for(config, cls.some_classes()), []
 
     @classmethod
     def some_classes(cls) -> Classes:

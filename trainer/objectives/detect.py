@@ -153,7 +153,7 @@ class DetectObjective(DenseObjective):
     def rehearsal(cls, config: RunConfig) -> Rehearsal:
         """For 80 classes, and with as many regions as there are in a full batch. What is chosen by
         values is left out: anchors, matching, suppression and pooling."""
-        network = cast(Detector, cls._network(config, cls.some_classes()))
+        network = cast(Detector, cls.network_for(config, cls.some_classes()))
 
         def inputs(batch: DetectionBatch) -> Inputs:
             return {"images": pixels_of(META, batch.images)}

@@ -27,6 +27,7 @@ class Entry(NamedTuple):
     keys: the keys and sections of the configuration that it uses, beside those that no entry names,
     which every objective uses.
     variants: a key of the configuration, and the titles for some of its values.
+    image_size: the key of the side of the images that it trains on, in pixels.
     """
 
     import_path: str
@@ -36,6 +37,7 @@ class Entry(NamedTuple):
     sizes: str
     keys: tuple[str, ...]
     variants: tuple[str, Mapping[str, str]] = ("", MappingProxyType({}))
+    image_size: str = "tokenizer.sizes.image_size"
 
 
 TOKEN_KEYS = (
@@ -99,6 +101,7 @@ OBJECTIVES: dict[str, Entry] = {
         network_kind="segmenter",
         sizes="addp",
         keys=("data.images", "recompute_every", "addp", "segmenter"),
+        image_size="segmenter.crops.size",
     ),
     "detect": Entry(
         "trainer.objectives.detect:DetectObjective",
@@ -107,6 +110,7 @@ OBJECTIVES: dict[str, Entry] = {
         network_kind="detector",
         sizes="addp",
         keys=("data.images", "recompute_every", "addp", "detector"),
+        image_size="detector.jitter.size",
     ),
 }
 

@@ -120,7 +120,7 @@ class SegmentObjective(DenseObjective):
             labels = torch.empty(batch.labels.shape, dtype=torch.uint8, device=META)
             return {"images": pixels_of(META, batch.images), "labels": labels}
 
-        return Rehearsal(cls._network(config, cls.some_classes()), inputs)
+        return Rehearsal(cls.network_for(config, cls.some_classes()), inputs)
 
     @classmethod
     def next_steps(cls, run: Path, network: Path) -> str:

@@ -1,5 +1,5 @@
-"""The demo's whole road at a thousandth of its length, on the user's own images, interrupted
-once."""
+"""The demo's whole road at a thousandth of its length, on the user's own images, interrupted once,
+and then dense transfer."""
 
 from __future__ import annotations
 
@@ -64,6 +64,12 @@ def test_interrupted_demo_goes_on_to_its_report(images: Path, tmp_path: Path) ->
 
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0 and again.stderr.count("done before") == 8, again.stderr
+
+    dense = subprocess.run([*command, "--dense"], capture_output=True, text=True, check=False)
+    assert dense.returncode == 0, dense.stdout + dense.stderr
+    assert dense.stderr.count("done before") == 8 and "mean IoU" in dense.stdout
+    page = (out / "report.html").read_text()
+    assert "what the network says" in page and "what the network finds" in page
 
     other = tmp_path / "other"
     shutil.copytree(images, other)

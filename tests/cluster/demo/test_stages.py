@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from cluster.demo.dense import DENSE_TRAININGS, dense_stages
 from cluster.demo.promise import Promise, Spent
+from cluster.demo.run import run_demo
 from cluster.demo.speed import Speed
 from cluster.demo.stages import Demo, config_of, stages
 from cluster.demo.targets import show_targets
+from model.errors import ConfigError
 from trainer.run_folder import RunFolder
 
 SPEED = Speed(
-    {"tokenizer": 0.3, "predictor": 0.1, "addp": 0.2},
+    {"tokenizer": 0.3, "predictor": 0.1, "addp": 0.2, "segment": 0.6, "detect": 0.9},
     view=0.001,
     denoising=0.003,
     feature=0.002,
@@ -42,6 +45,25 @@ def test_a_quick_demo_leaves_out_what_makes_no_pictures(whole: Demo) -> None:
     assert [title for title in of_whole if title in titles] == titles and len(of_whole) == 8
     seconds, of_all = (sum(s.cost(SPEED) for s in stages(demo)) for demo in (quick, whole))
     assert 0.25 < seconds / of_all < 0.4
+
+
+def test_dense_transfer_begins_with_the_encoder_of_the_demo(whole: Demo) -> None:
+    road = dense_stages(whole)
+    assert [stage.title for stage in road] == [
+        "compose scenes",
+        "train the segmenter",
+        "evaluate the segmenter",
+        "train the detector",
+        "evaluate the detector",
+    ]
+    assert not any(stage.is_done() for stage in road)
+    assert all(stage.cost(SPEED) > 0 for stage in road)
+    for name in DENSE_TRAININGS:
+        encoder = config_of(name).addp
+        assert encoder.sizes == config_of("addp").addp.sizes
+        assert encoder.weights == RunFolder(Path("runs/demo/addp")).network
+    with pytest.raises(ConfigError, match="--quick measures none"):
+        run_demo(whole.images, whole.out, 2, 1.0, quick=True, dense=True)
 
 
 def test_checkpoints_are_where_a_training_leaves_them(whole: Demo) -> None:

@@ -92,10 +92,8 @@ def _description(run: RunRecord) -> str:
     blocks, width = (
         run.setting(entry.sizes if entry else "", "sizes", key) for key in ("depth", "dim")
     )
-    pixels, batch = (
-        run.setting("tokenizer", "sizes", "image_size"),
-        run.setting("batch", "global_batch"),
-    )
+    pixels = run.setting(*entry.image_size.split(".")) if entry else None
+    batch = run.setting("batch", "global_batch")
     ranks = run.environment.get("world_size")
     parts = [
         f"{blocks} blocks of width {width}" if number(blocks) and number(width) else "",

@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # it loads torch, as what a stage does may
 
 DENSE_TRAININGS = ("segment", "detect")
 BENCHMARKS = {"segment": "segmentation", "detect": "detection"}
-# Groups whose emoji look alike within the group. The demo's encoder was trained on emoji that fill 32
-# pixels: so large are they in these scenes, too.
+# Groups whose emoji look alike within the group. The demo's encoder was trained on emoji that fill
+# 32 pixels: so large are they in these scenes, too.
 SCENES = SceneSettings(
     training=600,
     validation=150,

@@ -11,8 +11,7 @@ from trainer.evaluation.reporting.metrics import standard_error
 from trainer.evaluation.results import read_results
 from trainer.run_folder import TARGETS, RunFolder, write_json
 
-
-# Of dense transfer, where the demo went on to it: run, benchmark, metric, name, and the least value.
+# Of dense transfer, if the demo went on to it: run, benchmark, metric, name, and the least value.
 _DENSE = (
     ("segment", "segmentation", "miou", "segmenter, mean IoU of held-out scenes", 0.4),
     ("detect", "detection", "box_ap50", "detector, box AP50 of held-out scenes", 0.2),

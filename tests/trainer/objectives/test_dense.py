@@ -4,6 +4,8 @@ and what they begin with."""
 from __future__ import annotations
 
 import json
+import random
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -20,10 +22,12 @@ from model.official import timm_state, write_state
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network, save_network
 from tests.trainer.comparing import losses, same_end
+from tests.trainer.killing import survive
 from tests.trainer.launching import SMALL
 from tests.trainer.objectives.conftest import CLASSES
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import finish, run_world
+from tests.warm import warm_python
 from trainer import costs
 from trainer.checkpointing.catalog import LocalCatalog
 from trainer.checkpointing.exported import exported_network
@@ -113,6 +117,64 @@ def test_a_killed_training_ends_bit_for_bit(
     checks = list(check_run(None, [f"run={tmp_path / 'whole'}", *SMALL, *words], 2))
     assert [c.name for c in checks if c.state != "ok"] == ["resume"], checks
     assert "step 8 of 8 is saved" in checks[-1].text
+
+
+@pytest.mark.long
+@BOTH
+def test_killed_again_and_again(objective: str, scenes: Path, vit: Path, tmp_path: Path) -> None:
+    """Twenty times, by SIGKILL at random moments, to one rank or both."""
+    words = (*options(objective, scenes, vit), "ema_decay=0.9", "checkpoint.every=1")
+    words = (*words, "schedule.total=40", "checkpoint.keep=2", "checkpoint.retry_seconds=20")
+    finish(tmp_path / "whole", *words)
+    dice, kills = random.Random(objective), 0
+    while kills < 20:
+        run = tmp_path / f"run-{kills}"
+        kills += survive(run, words, 20 - kills, dice).total()
+        assert same_end(run, tmp_path / "whole")
+
+
+# What makes eight scenes a batch that is always the same, and the heads learn it by heart.
+BY_HEART = {
+    "segment": (
+        "segmenter.channels=32",
+        "segmenter.auxiliary_channels=16",
+        "segmenter.dropout=0",
+        "segmenter.drop_path=0",
+        "segmenter.crops={size: 64, short_side: 64, scale: [1, 1], flip: 0, photometric: false}",
+    ),
+    "detect": (
+        "detector.channels=32",
+        "detector.linear_width=128",
+        "detector.window=8",
+        "detector.anchors_per_image=128",
+        "detector.regions_per_image=64",
+        "detector.proposals=200",
+        "detector.drop_path=0",
+        "detector.jitter={size: 64, scale: [1, 1], flip: 0}",
+    ),
+}
+REACHED = {"segment": ("segmentation", "miou", 0.95), "detect": ("detection", "box_ap50", 0.9)}
+
+
+@pytest.mark.long
+@BOTH
+def test_one_batch_is_learned_by_heart(objective: str, scenes: Path, tmp_path: Path) -> None:
+    run, size = tmp_path / "run", "{size: demo}"
+    finish(
+        run,
+        *options(objective, scenes, None),
+        *BY_HEART[objective],
+        *(f"tokenizer.sizes={size}", f"addp.sizes={size}"),
+        *("batch.global_batch=8", "batch.micro=8", "optimizer.base_lr=0.064"),
+        *("schedule.total=300", "schedule.warmup=10"),
+        processes=1,
+        seconds=900,
+    )
+    benchmark, metric, least = REACHED[objective]
+    command = ["-m", "cluster.cli", "evaluate", str(run), "--suite", benchmark, "--split", "train"]
+    done = subprocess.run([warm_python(), *command, "--json"], capture_output=True, check=True)
+    (result,) = json.loads(done.stdout)
+    assert result["figures"][metric] >= least
 
 
 @BOTH

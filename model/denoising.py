@@ -66,7 +66,7 @@ class FrozenNetworks(nn.Module):
         channels last; None: no longer."""
         compile_blocks(self.predictor, compiler)
         self._compiled_decode = compiler(VQTokenizer.decode) if compiler else None
-        layout = torch.channels_last if compiler else torch.contiguous_format
+        layout = fast_layout(self.device, compiled=compiler is not None)
         self.tokenizer.decoder.to(memory_format=layout)  # type: ignore[call-overload]
 
     @torch.no_grad()

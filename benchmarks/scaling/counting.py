@@ -37,7 +37,10 @@ _COLLECTIVES = {
     "reduce_scatter_tensor": (1, "scatter"),
     "all_to_all_single": (0, "scatter"),
 }
-_LARGE = 2**24  # bytes of the exchange that measures a link's bandwidth
+_LARGE = 2**28  # bytes of the exchange that measures a link's bandwidth
+# Steps that are not counted: in these, ZeRO-3 learns in which order parameters are used, and
+# ranks compare their orders.
+_WARM_UP = 2
 
 
 class Call(NamedTuple):
@@ -68,13 +71,14 @@ class Link(NamedTuple):
 
 class Counted(NamedTuple):
     """A real step. seconds: of the whole step, the median; optimizer: its part. calls: of one step
-    on rank 0. parameters: that are trained. link: between the processes; None of one process."""
+    on rank 0. parameters: that are trained. links: between the processes, as each kind of
+    collective finds them; none of one process."""
 
     seconds: float
     optimizer: float
     calls: list[Call]
     parameters: int
-    link: Link | None
+    links: dict[str, Link]
 
 
 class Recorder:
@@ -128,9 +132,9 @@ def count(
     if any(rank.returncode for rank in ranks):
         raise RuntimeError("a rank has failed; see above")
     answer = json.loads(said[0].splitlines()[-1])
-    link = Link(*answer["link"]) if answer["link"] else None
+    links = {kind: Link(*link) for kind, link in answer["links"].items()}
     calls = [Call(*call) for call in answer["calls"]]
-    return Counted(answer["seconds"], answer["optimizer"], calls, answer["parameters"], link)
+    return Counted(answer["seconds"], answer["optimizer"], calls, answer["parameters"], links)
 
 
 def _rank(stage: int, accumulation: int, micro: int, size: str, steps: int) -> dict[str, Any]:
@@ -145,52 +149,65 @@ def _rank(stage: int, accumulation: int, micro: int, size: str, steps: int) -> d
     stages = Stages(torch.device("cpu"))
     step = OurStep(config, stages, accumulation)
     masks = drawn_masks(config, 0, step.device)
-    step(masks)
     taken = []
-    for _ in range(steps):
+    for _ in range(_WARM_UP + steps):
         dist.barrier()
         recorder.calls.clear()
         first = stages.mark()
         step(masks)
         taken.append(stages.take(first, stages.mark()))
+    del taken[:_WARM_UP]
     calls = list(recorder.calls)
     parameters = sum(math.prod(shape) for shape in step.engine.partition.shapes.values())
-    link = _link() if dist.get_world_size() > 1 else None
+    links = _links() if dist.get_world_size() > 1 else {}
     step.engine.close()
     return {
         "seconds": statistics.median(times["step"] for times in taken),
         "optimizer": statistics.median(times["optimizer"] for times in taken),
         "calls": calls,
         "parameters": parameters,
-        "link": link,
+        "links": links,
     }
 
 
-def _link() -> Link:
-    """Measure a small and a large all-reduce, and say which link would make them as slow."""
+def _links() -> dict[str, Link]:
+    """Time a small and a large collective of each kind, and say which link would make them as
+    slow: a library's gathering can be slower than its all-reduce over the same wire."""
     size = dist.get_world_size()
-    small, large = _fastest(torch.zeros(1)), _fastest(torch.zeros(_LARGE // 4))
-    sent = 2 * (size - 1) / size * _LARGE
-    return Link(sent / (large - small), small / (2 * (size - 1)))
+    share, whole = torch.zeros(_LARGE // 4 // size), torch.zeros(_LARGE // 4)
+    collectives: dict[str, tuple[int, Callable[[Tensor, Tensor], Any]]] = {
+        "all_reduce": (2, lambda _, whole: dist.all_reduce(whole)),
+        "gather": (1, lambda share, whole: dist.all_gather_into_tensor(whole, share)),
+        "scatter": (1, lambda share, whole: dist.reduce_scatter_tensor(share, whole)),
+    }
+    found = {}
+    for kind, (rounds, collective) in collectives.items():
+        small = _usual(lambda do=collective: do(share[:1], whole[:size]))
+        large = _usual(lambda do=collective: do(share, whole))
+        sent, messages = rounds * (size - 1) / size * _LARGE, rounds * (size - 1)
+        found[kind] = Link(sent / (large - small), small / messages)
+    return found
 
 
-def _fastest(tensor: Tensor) -> float:
+def _usual(collective: Callable[[], Any]) -> float:
     taken = []
     for _ in range(10):
         dist.barrier()
         started = time.perf_counter()
-        dist.all_reduce(tensor)
+        collective()
         taken.append(time.perf_counter() - started)
     return statistics.median(taken)
 
 
 def traffic(once: Counted, twice: Counted) -> list[Traffic]:
     """Return what is sent once in a step and what is sent in every micro batch, from the calls of a
-    step of one micro batch and of one of two."""
+    step of one micro batch and of one of two. Raises ValueError if these do not explain both."""
     found = []
     for kind in sorted({call.kind for call in (*once.calls, *twice.calls)}):
         first, second = ([c.bytes for c in of.calls if c.kind == kind] for of in (once, twice))
         more, larger = len(second) - len(first), sum(second) - sum(first)
+        if not (0 <= more <= len(first) and 0 <= larger <= sum(first)):
+            raise ValueError(f"{kind}: {len(first)} calls in a step, {len(second)} in a longer one")
         found.append(Traffic(kind, True, more, larger))
         found.append(Traffic(kind, False, len(first) - more, sum(first) - larger))
     return [of for of in found if of.bytes]

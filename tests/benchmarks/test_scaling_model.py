@@ -19,10 +19,16 @@ GRADIENTS = Traffic("all_reduce", False, 1, 1e9)
 def test_calls_of_each_micro_batch_are_told_from_those_of_a_step() -> None:
     def step(micro_batches: int) -> Counted:
         calls = [Call("scatter", 100)] * 2 * micro_batches + [Call("gather", 30)]
-        return Counted(1.0, 0.1, calls, 25, None)
+        return Counted(1.0, 0.1, calls, 25, {})
 
     found = set(traffic(step(1), step(2)))
     assert found == {Traffic("scatter", True, 2, 200), Traffic("gather", False, 1, 30)}
+
+
+def test_a_step_that_another_accumulation_cannot_explain_is_refused() -> None:
+    learning = Counted(1.0, 0.1, [Call("broadcast", 8)] * 12, 25, {})
+    with pytest.raises(ValueError, match="12 calls in a step, 6 in a longer one"):
+        traffic(learning, learning._replace(calls=learning.calls[:6]))
 
 
 def test_one_gpu_exchanges_nothing_and_two_send_the_gradients() -> None:

@@ -61,7 +61,7 @@ def test_dense_transfer_begins_with_the_encoder_of_the_demo(whole: Demo) -> None
     for name in DENSE_TRAININGS:
         encoder = config_of(name).addp
         assert encoder.sizes == config_of("addp").addp.sizes
-        assert encoder.weights == RunFolder(Path("runs/demo/addp")).network
+        assert encoder.weights == RunFolder(Path("runs/demo/addp").resolve()).network
     with pytest.raises(ConfigError, match="--quick measures none"):
         run_demo(whole.images, whole.out, 2, 1.0, quick=True, dense=True)
 

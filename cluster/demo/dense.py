@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # it loads torch, as what a stage does may
 
 DENSE_TRAININGS = ("segment", "detect")
 BENCHMARKS = {"segment": "segmentation", "detect": "detection"}
-# Four groups whose emoji look alike within the group. In scenes of this size they take 16 to 43 pixels;
-# the demo's encoder was trained on emoji that fill 32.
+# Four groups whose emoji look alike within the group. In scenes of this size an emoji takes 16 to 43
+# pixels, and the demo's encoder was trained on emoji that fill 32.
 SCENES = SceneSettings(
     training=800,
     validation=200,
@@ -31,7 +31,7 @@ SCENES = SceneSettings(
     seed=0,
     classes=chosen_classes("flags,food-drink,people-body,smileys-emotion"),
 )
-_FEWEST = 16  # scenes of a split of a very short demo: a global batch of its trainings
+_FEWEST = 8  # scenes of a split of a very short demo: a global batch of its trainings
 _LAYOUTS = {"segment": "ade20k", "detect": "coco"}
 # What an evaluation takes, in steps of its training.
 _EVALUATION = {"segment": 40, "detect": 40}

@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # it loads torch, as what a stage does may
 
 DENSE_TRAININGS = ("segment", "detect")
 BENCHMARKS = {"segment": "segmentation", "detect": "detection"}
-# Four groups whose emoji look alike within the group. In scenes of this size an emoji takes 16 to 43
-# pixels, and the demo's encoder was trained on emoji that fill 32.
+# Four groups whose emoji look alike within the group. An emoji takes 16 to 43 pixels of a scene.
+# The demo's encoder was trained on emoji that fill 32.
 SCENES = SceneSettings(
     training=800,
     validation=200,

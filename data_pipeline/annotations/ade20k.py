@@ -192,12 +192,14 @@ def _class_names(files: DataFiles) -> tuple[str, ...]:
         numbers = [int(row[0]) for row in rows]
     except ValueError as error:
         raise DataError(f"{where} is no list of classes: {error}") from error
-    if numbers != list(range(1, len(rows) + 1)) or not 0 < len(rows) <= _MOST_CLASSES:
+    names = tuple(row[-1].split(",")[0].strip() for row in rows)
+    numbered = numbers == list(range(1, len(rows) + 1)) and 0 < len(rows) <= _MOST_CLASSES
+    if not numbered or not all(names):
         raise DataError(
             f"{where} is no list of classes: after a header it should number 1 to {_MOST_CLASSES} "
-            "at most, a line each"
+            "at most, a line with a name each"
         )
-    return tuple(row[-1].split(",")[0].strip() for row in rows)
+    return names
 
 
 def _labels(data: bytes, classes: int) -> NDArray[np.uint8]:

@@ -90,7 +90,7 @@ def _split_name(files: DataFiles, root: str, split: str) -> str:
 def _add_category(categories: dict[int, str], record: Any, where: str) -> None:
     fields = record if isinstance(record, dict) else {}
     number, name = fields.get("id"), fields.get("name")
-    if not is_id(number) or not isinstance(name, str) or number in categories:
+    if not is_id(number) or not isinstance(name, str) or not name or number in categories:
         raise DataError(
             f"{where}: {show(record)} is no class with an id and a name of its own; labels would "
             "be ambiguous"

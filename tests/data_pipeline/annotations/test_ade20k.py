@@ -129,6 +129,7 @@ def test_two_files_of_one_name_are_refused(name: str, tmp_path: Path) -> None:
         (b"Idx\tName\n", "is no list of classes"),
         (b"Idx\tName\n1\ta\n3\tb\n", "is no list of classes"),
         (b"Idx\tName\nx\ta\n", "is no list of classes"),
+        (b"Idx\tName\n1\t , a\n", "a line with a name each"),
         (b"\xff", "is no list of classes"),
     ],
 )

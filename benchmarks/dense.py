@@ -47,10 +47,9 @@ def measure(task: str, run: Path, scenes: Path, overrides: list[str]) -> dict[st
     data = f"data.images={scenes / LAYOUTS[task]}"
     train = [*ADDP, "train", f"demo-{task}", f"run={run}", data, *overrides, "--processes", "2"]
     evaluate = [*ADDP, "evaluate", str(run), "--suite", BENCHMARKS[task], "--json"]
-    subprocess.run(train, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    output_of(train)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(evaluate, check=True, capture_output=True)
-    (result,) = json.loads(done.stdout)
+    (result,) = json.loads(output_of(evaluate))
     figures: dict[str, Any] = result["figures"]
     if task == "segment":
         things = [
@@ -62,6 +61,15 @@ def measure(task: str, run: Path, scenes: Path, overrides: list[str]) -> dict[st
     cpu = sum(getattr(after, key) - getattr(before, key) for key in ("ru_utime", "ru_stime"))
     found = {name: round(100 * figures[name], 2) for name in METRICS[task]}
     return {**found, "training_cpu_seconds": round(cpu, 1)}
+
+
+def output_of(command: list[str]) -> str:
+    """Return what a command writes to its standard output. Where it fails, end with what it says of
+    that."""
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return done.stdout
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:

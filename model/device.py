@@ -1,4 +1,5 @@
-"""The device that a user names, and host memory that a GPU copies from."""
+"""The device that a user names, host memory that a GPU copies from, and where an operation is
+computed whose order CUDA does not fix."""
 
 from __future__ import annotations
 
@@ -41,3 +42,9 @@ def staging(shape: tuple[int, ...]) -> NDArray[np.uint8]:
 def staged(tensor: Tensor) -> Tensor:
     """Return a tensor of the host in memory as `staging` gives it."""
     return tensor.pin_memory() if torch.cuda.is_available() else tensor
+
+
+def ordered(x: Tensor) -> Tensor:
+    """Return a tensor where an operation can be computed whose gradients CUDA adds up in any order:
+    on the CPU if kernels must be deterministic, else where it is."""
+    return x.cpu() if x.is_cuda and torch.are_deterministic_algorithms_enabled() else x

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Geometry, TransformerConfig
+from model.device import ordered
 from model.dropout import dropout
 from model.transformer import blocks, learned, positions
 
@@ -75,9 +76,10 @@ class PixelTransformer(nn.Module):
         if (height, width) == (grid, grid):
             return self.pos_embed
         table = self.pos_embed[:, 1:].transpose(1, 2).reshape(1, -1, grid, grid)
-        table = F.interpolate(table.float(), (height, width), mode="bicubic", align_corners=False)
+        table = ordered(table.float())
+        table = F.interpolate(table, (height, width), mode="bicubic", align_corners=False)
         return torch.cat(
-            [self.pos_embed[:, :1], table.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)], 1
+            [self.pos_embed[:, :1], table.flatten(2).transpose(1, 2).to(self.pos_embed)], 1
         )
 
 

@@ -168,7 +168,8 @@ def _dense_inputs(config: RunConfig, device: torch.device) -> dict[str, Any]:
     size = config.detector.jitter.size if detects else config.segmenter.crops.size
     images = torch.rand(count, 3, size, size, device=device)
     if not detects:
-        return {"images": images, "labels": torch.randint(_CLASSES, (count, size, size))}
+        labels = torch.randint(_CLASSES, (count, size, size), device=device)
+        return {"images": images, "labels": labels}
     corners = torch.arange(_THINGS, dtype=torch.float32) * (size / (2 * _THINGS))
     boxes = torch.stack([corners, corners, corners + size / 3, corners + size / 3], 1)
     instances = {

@@ -95,10 +95,6 @@ class SegmentationSource:
     def __len__(self) -> int:
         return len(self.listing.images)
 
-    def name(self, row: int) -> str:
-        """Return the name of an image."""
-        return self.listing.images[row].image.id
-
     def read(self, row: int) -> LabelledImage:
         """Read an image and its labels. Raises BadImage if either cannot be read, or they do not
         fit together; StorageError."""
@@ -153,7 +149,8 @@ def list_ade20k(url: str | Path, part: Part, *, bad_limit: float = 0.01) -> Segm
 def _sorted_out(
     files: DataFiles, part: Part
 ) -> tuple[Layout, dict[str, StoredFile], dict[str, StoredFile]]:
-    """Return the layout, and the part's images and annotations by what names both."""
+    """Return the layout, and the part's images and annotations by what names both. Raises DataError
+    where a name stands for two images or two annotations."""
     path = re.compile(rf"(?:.*/)?(?:images/(?:ADE/)?|(annotations/)){part}/(.+)")
     images: dict[str, StoredFile] = {}
     masks: dict[str, StoredFile] = {}
@@ -163,9 +160,15 @@ def _sorted_out(
         if match is None or not is_image(name):
             continue
         if name.endswith(_MASK):
-            beside[match[2].removesuffix(_MASK)] = file
+            found, key = beside, match[2].removesuffix(_MASK)
         else:
-            (masks if match[1] else images)[posixpath.splitext(match[2])[0]] = file
+            found, key = masks if match[1] else images, posixpath.splitext(match[2])[0]
+        if key in found:
+            raise DataError(
+                f"{files.url} has two files for {part}/{key}, {found[key].id} and {name}; remove "
+                "one"
+            )
+        found[key] = file
     if masks:
         return "challenge", images, masks
     # Beside its image, the full data set has others: NAME_parts_1.png, NAME/instance_000_NAME.png.
@@ -189,12 +192,14 @@ def _class_names(files: DataFiles) -> tuple[str, ...]:
         numbers = [int(row[0]) for row in rows]
     except ValueError as error:
         raise DataError(f"{where} is no list of classes: {error}") from error
-    if numbers != list(range(1, len(rows) + 1)) or not 0 < len(rows) <= _MOST_CLASSES:
+    names = tuple(row[-1].split(",")[0].strip() for row in rows)
+    numbered = numbers == list(range(1, len(rows) + 1)) and 0 < len(rows) <= _MOST_CLASSES
+    if not numbered or not all(names):
         raise DataError(
             f"{where} is no list of classes: after a header it should number 1 to {_MOST_CLASSES} "
-            "at most, a line each"
+            "at most, a line with a name each"
         )
-    return tuple(row[-1].split(",")[0].strip() for row in rows)
+    return names
 
 
 def _labels(data: bytes, classes: int) -> NDArray[np.uint8]:

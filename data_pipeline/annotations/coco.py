@@ -6,8 +6,9 @@ wrong in it has a stated outcome, and a count:
 
 | what is wrong | outcome |
 |---|---|
-| an image's record lacks a field, its id stands twice, its file is missing | image left out |
-| an annotation lacks a field, its id stands twice, or its image or class is not listed | left out |
+| an image's record lacks a field, or its file is missing | image left out |
+| an annotation lacks a field, or its image or class is not listed | annotation left out |
+| an id stands twice | the record that comes later is left out |
 | a box has no area, is no number, or lies outside of its image | annotation left out |
 | a box reaches out of its image by over a pixel | counted; training takes the mask's own box |
 | a polygon has fewer than three corners, or is no list of x and y | polygon left out |
@@ -89,7 +90,7 @@ def _split_name(files: DataFiles, root: str, split: str) -> str:
 def _add_category(categories: dict[int, str], record: Any, where: str) -> None:
     fields = record if isinstance(record, dict) else {}
     number, name = fields.get("id"), fields.get("name")
-    if not is_id(number) or not isinstance(name, str) or number in categories:
+    if not is_id(number) or not isinstance(name, str) or not name or number in categories:
         raise DataError(
             f"{where}: {show(record)} is no class with an id and a name of its own; labels would "
             "be ambiguous"

@@ -56,6 +56,7 @@ def precision(
 
     truth: a document of COCO's form (`CocoIndex.ground_truth`). found: results of COCO's form; for
     `segm` without `bbox`, or the area of an object would be that of its box. Neither is changed.
+    Annotations are numbered anew, from 1: pycocotools takes one whose id is 0 for never found.
 
     T thresholds of the intersection over union, 0.5 to 0.95. R recalls, 0 to 1. K classes, by their
     ids. A areas: all, small, medium, large. At most 100 objects of an image and class count. It is
@@ -64,7 +65,8 @@ def precision(
     coco, evaluation = _module("coco").COCO, _module("cocoeval").COCOeval
     with contextlib.redirect_stdout(io.StringIO()):
         expected, actual = coco(), coco()
-        expected.dataset = {**truth, "annotations": [dict(one) for one in truth["annotations"]]}
+        numbered = [{**one, "id": i} for i, one in enumerate(truth["annotations"], 1)]
+        expected.dataset = {**truth, "annotations": numbered}
         expected.createIndex()
         if found:
             actual = expected.loadRes([dict(one) for one in found])

@@ -106,9 +106,6 @@ class _JitterReader:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def name(self, row: int) -> str:
-        return self._source.index.images[self._rows[row]].id
-
     def empty(self, count: int, start: int) -> DetectionBatch:
         size = self._recipe.size
         instances: list[Instances] = [_NOTHING] * count

@@ -72,9 +72,6 @@ class _ViewReader:
     def __len__(self) -> int:
         return len(self._images)
 
-    def name(self, row: int) -> str:
-        return self._images[row].id
-
     def empty(self, count: int, start: int) -> ImageBatch:
         size = self._recipe.size
         return ImageBatch(

@@ -52,9 +52,6 @@ class SampleReader(Protocol[B]):
     def __len__(self) -> int:
         """Return the number of samples."""
 
-    def name(self, row: int) -> str:
-        """Return the name of a sample, for messages."""
-
     def empty(self, count: int, start: int) -> B:
         """Make a batch without values. start: the global sample index of its first sample."""
 
@@ -99,7 +96,7 @@ class SampleLoader(Generic[B]):
         self._reader = reader
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="images")
         self._ahead: dict[tuple[int, int, int], _Reading[B]] = {}  # by step, offset and count
-        self.bad: dict[str, str] = {}  # sample's name -> reason
+        self.bad: dict[int, str] = {}  # row of a sample -> reason; rows may share a file
         # One at least stays, or the search for a substitute would go round.
         self._bad_allowed = min(max(1, int(bad_limit * len(reader))), len(reader) - 1)
         self.schedule: EpochSchedule = epoch_schedule(len(reader), global_batch)
@@ -112,10 +109,9 @@ class SampleLoader(Generic[B]):
             try:
                 return self._reader.read(row, draw, batch, place)
             except BadImage as error:
-                name = self._reader.name(row)
-                if name not in self.bad:
+                if row not in self.bad:
                     log.warning("%s; the next image takes its place", error)
-                self.bad[name] = str(error)
+                self.bad[row] = str(error)
                 if len(self.bad) > self._bad_allowed:
                     raise DataError(
                         f"more than {self._bad_allowed} images cannot be read, the last: {error}"

@@ -67,9 +67,6 @@ class _CropReader:
     def __len__(self) -> int:
         return len(self._source)
 
-    def name(self, row: int) -> str:
-        return self._source.name(row)
-
     def empty(self, count: int, start: int) -> SegmentationBatch:
         size = self._recipe.size
         return SegmentationBatch(

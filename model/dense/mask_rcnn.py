@@ -145,7 +145,9 @@ class MaskRCNN(nn.Module):
 
 
 def _by_operator(maps: Tensor, regions: Tensor, size: int, scale: float) -> Tensor:
-    """As `pooled`, by torchvision's operator."""
+    """As `pooled`, by torchvision's operator, which adds up gradients in any order."""
+    if torch.are_deterministic_algorithms_enabled():
+        return pooled(maps, regions, size, scale)
     return roi_align(maps, regions, size, scale, sampling_ratio=-1, aligned=True)
 
 

@@ -104,7 +104,8 @@ def _resized(logits: Tensor, size: torch.Size) -> Tensor:
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     labels = labels.long()
-    total = F.cross_entropy(
-        _resized(logits, labels.shape[-2:]), labels, ignore_index=UNLABELLED, reduction="sum"
+    # Of each pixel: the kernel that also adds them up does so in any order on CUDA.
+    losses = F.cross_entropy(
+        _resized(logits, labels.shape[-2:]), labels, ignore_index=UNLABELLED, reduction="none"
     )
-    return total / (labels != UNLABELLED).sum().clamp_min(1)
+    return losses.sum() / (labels != UNLABELLED).sum().clamp_min(1)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from model.dense.batch_norm import over_ranks
 from model.dense.config import SegmenterConfig
 from model.dense.torchvision_parts import prepare
+from model.device import ordered
 from model.errors import ConfigError
 
 
@@ -35,7 +36,17 @@ def heads(config: SegmenterConfig) -> tuple[nn.Module, nn.Module]:
     )
     widths = [config.backbone.encoder.dim] * len(config.blocks)
     main, auxiliary = UperNetHead(sizes, widths), UperNetFCNHead(sizes, widths)
+    for block in main.psp_modules.blocks:
+        block.layers[0] = _Means(block.layers[0].output_size)
+        block.add_module("0", block.layers[0])
     return _as_published(main, config.dropout), _as_published(auxiliary, config.dropout)
+
+
+class _Means(nn.AdaptiveAvgPool2d):
+    """The same, in a fixed order where that is asked for."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(ordered(input)).to(input.device)
 
 
 def _as_published(head: Any, dropout: float) -> Any:

@@ -11,6 +11,8 @@ from typing import get_args
 import pytest
 import torch
 
+from data_pipeline.scenes.making import make_scenes
+from data_pipeline.scenes.settings import SceneSettings
 from model.addp import ADDP
 from model.config import Geometry, TransformerConfig
 from model.vq import VQTokenizer
@@ -18,6 +20,8 @@ from model.weights import save_network
 from tests.gpu.processes import backends, finish, processes, training, watched
 from tests.trainer.comparing import losses, same_end
 from tests.trainer.launching import MAGE
+from tests.trainer.objectives.conftest import CLASSES
+from tests.trainer.objectives.test_dense import options as dense_options
 from trainer.config.schema import RunConfig
 
 pytestmark = pytest.mark.gpu
@@ -59,7 +63,9 @@ def test_every_precision_trains(
         )
 
 
-@pytest.mark.parametrize("objective", ["mage", "addp", "tokenizer", "classify", "probe"])
+@pytest.mark.parametrize(
+    "objective", ["mage", "addp", "tokenizer", "classify", "probe", "segment", "detect"]
+)
 def test_deterministic_runs_are_equal_bit_for_bit(
     objective: str,
     tokens: Path,
@@ -95,8 +101,15 @@ def test_deterministic_runs_are_equal_bit_for_bit(
             "precision=fp32",
             "classifier.method=linear",
         ),
-    }[objective]
-    outputs = finish(*(training(tmp_path / name, *options, EXACT) for name in "ab"))
+    }
+    if objective in ("segment", "detect"):  # a grid of positions that is not the encoder's
+        scenes = tmp_path / "scenes"
+        make_scenes(
+            scenes, SceneSettings(training=8, validation=1, size=64, seed=1, classes=CLASSES), 1
+        )
+        options[objective] = (*dense_options(objective, scenes, None), "precision=bf16-mixed")
+    words = (*options[objective], EXACT)
+    outputs = finish(*(training(tmp_path / name, *words) for name in "ab"))
     assert same_end(tmp_path / "a", tmp_path / "b")
     say(
         f"deterministic {objective}: bit-equal twice; attention on "

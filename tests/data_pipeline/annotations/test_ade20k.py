@@ -41,7 +41,8 @@ def test_where_it_may_lie(place: str, tmp_path: Path, request: pytest.FixtureReq
         for name, content in files.items():
             store.create(name[2:], content)
     source = open_ade20k(url, "training")
-    assert [source.name(row)[-12:] for row in range(2)] == ["00000000.png", "00000001.png"]
+    names = [pair.image.id[-12:] for pair in source.listing.images]
+    assert names == ["00000000.png", "00000001.png"]
     assert source.read(1).labels.shape == (40, 61)
     plain = open_ade20k(write(tmp_path / "plain", challenge(2)), "training")
     assert source.read(1).image.tobytes() == plain.read(1).image.tobytes()
@@ -112,12 +113,23 @@ def test_images_and_annotations_that_miss_each_other_are_counted(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    "name", ["images/training/ADE_train_00000001.jpg", f"copy/{MASK.format(1)}"]
+)
+def test_two_files_of_one_name_are_refused(name: str, tmp_path: Path) -> None:
+    """One of them would be left out without a word."""
+    write(tmp_path, {**challenge(2), name: b""})
+    with pytest.raises(DataError, match=rf"two files for training/ADE_train_00000001, .*{name}"):
+        list_ade20k(tmp_path, "training")
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "has no objectInfo150.txt"),
         (b"Idx\tName\n", "is no list of classes"),
         (b"Idx\tName\n1\ta\n3\tb\n", "is no list of classes"),
         (b"Idx\tName\nx\ta\n", "is no list of classes"),
+        (b"Idx\tName\n1\t , a\n", "a line with a name each"),
         (b"\xff", "is no list of classes"),
     ],
 )

@@ -202,8 +202,9 @@ def test_what_is_no_annotation_file_of_coco(tmp_path: Path) -> None:
     for key in ("images", "categories"):
         with pytest.raises(DataError, match=f"has no {key}"):
             read(tmp_path / key, {**document, key: []})
-    with pytest.raises(DataError, match="no class with an id and a name of its own"):
-        read(tmp_path / "twice", {**document, "categories": [{"id": 3, "name": "car"}] * 2})
+    for categories in ([{"id": 3, "name": "car"}] * 2, [{"id": 3, "name": ""}]):
+        with pytest.raises(DataError, match="no class with an id and a name of its own"):
+            read(tmp_path / "classes", {**document, "categories": categories})
     (root / "annotations/instances_train2014.json").write_text("{}")
     with pytest.raises(DataError, match="there are train2014, train2017; name one"):
         read_coco(root, "train")

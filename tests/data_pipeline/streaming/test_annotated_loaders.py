@@ -75,7 +75,7 @@ def test_the_next_image_takes_the_place_of_a_bad_one(tmp_path: Path) -> None:
     bad = segmentation(write(tmp_path / "bad", files), batch=6, threads=3)
     batch = bad.batch(0, 0, 6)
     place = rows.index(3)
-    assert list(bad.bad) == ["images/training/ADE_train_00000003.png"]
+    assert list(bad.bad) == [3]
     same = [i for i in range(6) if np.array_equal(batch.images[i], expected.images[i])]
     assert same == [i for i in range(6) if i != place]
     again = segmentation(tmp_path / "bad", batch=6).batch(0, place, 1)
@@ -91,13 +91,25 @@ def test_too_many_bad_images_end_it(tmp_path: Path) -> None:
         segmentation(alone, batch=1).batch(0, 0, 1)
 
 
+def test_a_bad_file_of_several_records_ends_it(tmp_path: Path) -> None:
+    """It counts for each of them; or the search for a substitute would go round."""
+    files, document = coco(3)
+    for record in document["images"]:
+        record.update(file_name="000000000000.png", width=64)
+    document["annotations"] = [one for one in document["annotations"] if not one["iscrowd"]]
+    files["train2017/000000000000.png"] = b"no image"
+    root = write(tmp_path, with_document(files, document))
+    with pytest.raises(DataError, match="more than 1 images cannot be read"):
+        detection(root).batch(0, 0, 2)
+
+
 def test_an_image_of_another_size_than_its_record_is_bad(tmp_path: Path) -> None:
     files, document = coco()
     files["train2017/000000000000.png"] = png(np.zeros((64, 48, 3), np.uint8))
     root = write(tmp_path, with_document(files, document))
     loader = detection(root, batch=4)
     ids = [found.image_id for found in loader.batch(0, 0, 4).instances]
-    assert set(ids) == {97, 98, 99} and list(loader.bad) == ["000000000000.png"]
+    assert set(ids) == {97, 98, 99} and list(loader.bad) == [3]
     source = DetectionSource(open_store(root), read_coco(root, "train"))
     with pytest.raises(BadImage, match="48 x 64 pixels, but its annotations are for 64 x 48"):
         source.image(3)

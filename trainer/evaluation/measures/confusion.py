@@ -25,10 +25,10 @@ def scores(counts: Counts) -> dict[str, float]:
     """Return the shares that are reported of the pixels of all images together.
 
     miou: the mean of the classes' intersection over union. mean_accuracy: the mean share of a
-    class's pixels that are found. pixel_accuracy: the share of all pixels that are right. As
-    mmsegmentation's `IoUMetric` does it, a class that is
-    neither predicted nor there has no intersection over union, and is left out of that mean; one
-    that is not there is left out of the mean accuracy. Without any pixel, nothing is returned.
+    class's pixels that are found. pixel_accuracy: the share of all pixels that are right. As in
+    mmsegmentation's `IoUMetric`, a class that is neither predicted nor there has no intersection
+    over union, and is left out of that mean; one that is not there is left out of the mean
+    accuracy. Without any pixel, nothing is returned.
     """
     total = int(counts.sum())
     if not total:

@@ -145,8 +145,10 @@ class CocoPredictor:
         ]
         if self.source.index.shapes is not None and keep:
             boxes = torch.from_numpy(corners[keep].reshape(-1, 4)).float().to(found.masks.device)
-            masks = pasted(found.masks[keep], boxes, (height, width)).cpu().numpy()
-            for record, counts in zip(records, packed_masks(masks), strict=True):
+            # One by one: a hundred masks of a photograph of 12 megapixels take a GiB.
+            for record, mask, box in zip(records, found.masks[keep], boxes, strict=True):
+                whole = pasted(mask[None], box[None], (height, width)).cpu().numpy()
+                (counts,) = packed_masks(whole)
                 record["segmentation"] = {"size": [height, width], "counts": counts}
         return records
 

@@ -90,6 +90,11 @@ class _Segmentation:
             size=options.window, short_side=options.short_side, long_side=options.long_side
         )
         self._stride = options.window_stride or max(1, options.window * 2 // 3)
+        if self._stride > options.window:
+            raise ConfigError(
+                f"--window-stride {self._stride} is more than --window {options.window}: some "
+                "pixels would lie in no window"
+            )
 
     def document(self, images: list[LabelledImage]) -> dict[str, Any]:
         """Return how many images there are, and by ways the counts that are not zero:

@@ -249,15 +249,9 @@ def _take_results(record: RunRecord, files: Files) -> None:
         if not course.is_current(stated):
             record.left_steps.add(stated.step)
             continue
-        by_class = stated.metrics.get(CLASSES, {})
         totals = {key: value for key, value in stated.metrics.items() if key != CLASSES}
         metrics = _finite(record, name, totals)
-        classes: dict[str, dict[str, float]] = {}
-        for label, of_class in by_class.items() if isinstance(by_class, dict) else ():
-            if isinstance(of_class, dict):
-                classes[str(label)] = _finite(record, name, of_class)
-            else:
-                record.left_out[f"{name}: the metrics of a class are none"] += 1
+        classes = _of_classes(record, name, stated.metrics.get(CLASSES, {}))
         record.results.append(
             ReportedResult(
                 step=stated.step,
@@ -270,6 +264,20 @@ def _take_results(record: RunRecord, files: Files) -> None:
                 classes=classes,
             )
         )
+
+
+def _of_classes(record: RunRecord, name: str, stated: Any) -> dict[str, dict[str, float]]:
+    """Take the metrics of each class, by its name."""
+    classes: dict[str, dict[str, float]] = {}
+    if not isinstance(stated, dict):
+        record.left_out[f"{name}: the metrics of classes are no mapping"] += 1
+        return classes
+    for label, of_class in stated.items():
+        if isinstance(of_class, dict):
+            classes[str(label)] = _finite(record, name, of_class)
+        else:
+            record.left_out[f"{name}: the metrics of a class are no mapping"] += 1
+    return classes
 
 
 def _finite(record: RunRecord, name: str, stated: dict[str, Any]) -> dict[str, float]:

@@ -83,7 +83,7 @@ def evaluate(arguments: list[str]) -> int:
             os._exit(9)
 
     KeptChunks.keep = keep_and_die  # type: ignore[method-assign]
-    sys.argv = ["evaluate", *command, "--batch", "2", "--lease", "1"]
+    sys.argv = ["evaluate", *command, "--batch", "2", "--lease", "4"]
     run_ranks(main)
     return 0
 

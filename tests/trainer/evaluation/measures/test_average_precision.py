@@ -35,7 +35,7 @@ def drawn_truth(rng: np.random.Generator) -> tuple[dict[str, bytes], dict[str, A
             width, height = rng.uniform((8, 8), (195, 195))
             document["annotations"].append(
                 annotation(
-                    number,
+                    1 + number,
                     record["id"],
                     int(rng.choice([3, 7])),
                     rectangle(left, top, width, height),
@@ -115,6 +115,18 @@ def test_it_is_what_pycocotools_finds(
         part = evaluation.eval["precision"][:, :, label, 0, 2]
         expected = part[part > -1].mean()
         assert of_classes[of_class][f"{name}_ap"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_annotation_may_have_the_id_0(
+    drawn: tuple[Path, CocoIndex, list[dict[str, Any]]],
+) -> None:
+    """pycocotools takes it for one that is not found."""
+    _, index, found = drawn
+    truth = index.ground_truth(np.arange(len(index.images)))
+    expected = average_precision(truth, found, index.classes, masks=True)
+    for number, record in enumerate(truth["annotations"]):
+        record["id"] = number
+    assert average_precision(truth, found, index.classes, masks=True) == expected
 
 
 def test_what_is_missing(drawn: tuple[Path, CocoIndex, list[dict[str, Any]]]) -> None:

@@ -51,7 +51,7 @@ def data(network: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
             continue
         left, top, width, height = record["bbox"]
         outline = rectangle(left + 0.05 * width, top, 0.95 * width, height)
-        number = len(document["annotations"])
+        number = 1 + len(document["annotations"])
         document["annotations"].append(
             annotation(number, record["image_id"], record["category_id"], outline)
         )

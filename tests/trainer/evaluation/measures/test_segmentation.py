@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from tests.trainer.evaluation.measures.dense_run import STEP, evaluate, evaluate
 from tests.trainer.worlds import Ranks
 from trainer.evaluation.contents import annotations_of
 from trainer.evaluation.measures.class_labels import labels_in
+from trainer.evaluation.measures.segmentation import _Segmentation
+from trainer.evaluation.options import ResolvedOptions
 from trainer.evaluation.reporting.page import write_report
 from trainer.run_folder import step_folder
 
@@ -112,6 +115,14 @@ def test_classes_are_matched_by_name() -> None:
         labels_in(("sky", "sea"), ("sky", "wall"))
     with pytest.raises(ConfigError, match="two classes have one name"):
         labels_in(("sky", "sky", "sea"), ("sea", "sky"))
+
+
+def test_windows_leave_no_pixel_out(network: Segmenter) -> None:
+    own = {"held_out": 0.1, "seed": 0, "batch": 1, "short_side": 64, "long_side": 256, "window": 64}
+    for stride, message in ((64, None), (65, "65 is more than --window 64")):
+        options = ResolvedOptions.model_validate({**own, "window_stride": stride})
+        with pytest.raises(ConfigError, match=message) if message else nullcontext():
+            _Segmentation(network, CLASSES, options, torch.device("cpu"))
 
 
 def test_data_that_cannot_be_measured(data: Path, run: Path, tmp_path: Path) -> None:

@@ -92,6 +92,24 @@ def test_incidents_of_all_ranks_in_the_order_of_time(bucket: str, tmp_path: Path
     assert [row["rank"] for row in RunFolder(tmp_path / "run").read_incidents()] == [1, 2, 0]
 
 
+def test_metrics_of_classes_are_taken_one_by_one(tmp_path: Path) -> None:
+    lay(tmp_path, {})
+    for name, classes in (
+        ("segmentation", {"sky": {"iou": 0.25, "pixels": "many"}, "sea": 3}),
+        ("detection", [1]),
+    ):
+        stated = {**RESULT, "part": name, "figures": {"classes": classes}}
+        (tmp_path / STEP / f"{name}.json").write_text(json.dumps(stated))
+    text = report(tmp_path)
+    for words in (
+        "<td>sky</td>",
+        "segmentation.json: the metric pixels is no number",
+        "segmentation.json: the metrics of a class are no mapping",
+        "detection.json: the metrics of classes are no mapping",
+    ):
+        assert words in text, words
+
+
 def test_broken_records_are_left_out_and_counted(tmp_path: Path) -> None:
     lay(
         tmp_path,

@@ -53,7 +53,9 @@ def dense_stages(demo: Demo) -> list[Stage]:
 def _composing(demo: Demo, scenes: Path) -> Stage:
     """Compose the scenes: fewer for a shorter demo."""
     share = min(1.0, demo.scale)
-    counts = {split: max(_FEWEST, round(share * SCENES.scenes(split))) for split in SPLITS}
+    counts: dict[str, int] = {
+        split: max(_FEWEST, round(share * SCENES.scenes(split))) for split in SPLITS
+    }
     settings, processes = SCENES.model_copy(update=counts), len(os.sched_getaffinity(0))
 
     def work() -> None:

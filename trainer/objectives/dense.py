@@ -3,6 +3,7 @@ layers learn at, and annotated images (docs/annotations.md)."""
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from data_pipeline.images.location import locate
+from data_pipeline.storage import Store
+from data_pipeline.streaming.sample_loader import SampleLoader
 from model.config import Geometry
 from model.dense.config import BackboneConfig, WindowsConfig
 from model.dense.detector import Detector
@@ -25,6 +29,7 @@ from trainer.config.schema import DetectorSection, RunConfig, SegmenterSection
 from trainer.engine.optimizers import layerwise_groups
 from trainer.objectives.base import Objective, on_device
 from trainer.objectives.counting import Operations
+from trainer.objectives.images import reading_threads
 from trainer.objectives.initial_weights import InitialWeights
 
 Classes = tuple[str, ...]
@@ -37,14 +42,44 @@ class DenseObjective(Objective):
     A file brings its own patch and its own grid of positions. Of a fresh encoder they are those of
     `tokenizer.sizes`. Images may have any size that is a multiple of twice the patch.
 
-    A subclass opens its data, sets `epochs`, `data_fingerprint` and `opening`, and then calls
-    `begin`.
+    A subclass lists its data and opens them.
     """
 
     exported: Segmenter | Detector
 
-    # Where it is in the published data, for counts that are made before the data are read.
+    # Whose layout the data have.
+    layout: ClassVar[str]
+    # How many classes the published data have, for counts that are made before the data are read.
     published_classes: ClassVar[int]
+
+    def __init__(self, config: RunConfig, fresh: bool = False, listed: Any = None) -> None:
+        """listed: what `listed` returns, where rank 0 has read it for all ranks; else it is read
+        here. Raises what `listed` raises, and what reading weights raises."""
+        super().__init__(config, fresh)
+        found, place = listed or self.listed(config), self.place(config)
+        started = time.monotonic()
+        self.loader = self.opened(found, locate(place).store, reading_threads(place))
+        self.opening = time.monotonic() - started
+        self.epochs = self.loader.schedule
+        self.data_fingerprint = found.fingerprint()
+        self._begin(found.classes)
+
+    @classmethod
+    def place(cls, config: RunConfig) -> str:
+        """Where the annotated images lie. Raises ConfigError where nothing says so."""
+        if config.data.images is None:
+            raise ConfigError(
+                f"objective {config.objective} needs data.images, annotated images in the layout "
+                f"of {cls.layout}: docs/annotations.md shows it"
+            )
+        return config.data.images
+
+    @abstractmethod
+    def opened(self, listed: Any, store: Store, threads: int) -> SampleLoader[Any]:
+        """Return the loader of what `listed` returned. threads: that read."""
+
+    def close(self) -> None:
+        self.loader.close()
 
     @staticmethod
     @abstractmethod
@@ -64,7 +99,7 @@ class DenseObjective(Objective):
         """The network with fresh weights. Raises ConfigError where the package of its heads is
         missing, ValidationError for sizes that do not fit together."""
 
-    def begin(self, classes: Classes) -> None:
+    def _begin(self, classes: Classes) -> None:
         """Make the network, and give its backbone the weights that the configuration names. Raises
         ConfigError, WeightsError."""
         pretrained = _pretrained(self.config)
@@ -154,16 +189,6 @@ class DenseObjective(Objective):
     def flops(cls, config: RunConfig) -> Operations:
         """All blocks are counted: some attend within windows, and maps are taken of some."""
         return cls.counted_flops(config)
-
-
-def images_place(config: RunConfig, layout: str) -> str:
-    """Where the annotated images lie. Raises ConfigError where nothing says so."""
-    if config.data.images is None:
-        raise ConfigError(
-            f"objective {config.objective} needs data.images, annotated images in the layout of "
-            f"{layout}: docs/annotations.md shows it"
-        )
-    return config.data.images
 
 
 def pixels_of(device: torch.device, images: NDArray[Any]) -> Tensor:

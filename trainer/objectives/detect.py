@@ -3,7 +3,6 @@ losses of Mask R-CNN out (ViTDet, arXiv 2203.16527)."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from data_pipeline.annotations.coco import read_coco
 from data_pipeline.annotations.coco_index import CocoIndex
 from data_pipeline.annotations.instances import Instances as Shown
-from data_pipeline.images.location import locate
+from data_pipeline.storage import Store
 from data_pipeline.streaming.detection_loader import (
     DetectionBatch,
     DetectionLoader,
@@ -28,9 +27,9 @@ from model.device import staging
 from model.errors import DataError
 from trainer.config.schema import DetectorSection, RunConfig
 from trainer.objectives.base import Inputs, on_device
-from trainer.objectives.dense import Classes, DenseObjective, images_place, pixels_of
+from trainer.objectives.dense import Classes, DenseObjective, pixels_of
 from trainer.objectives.footprint import META, Rehearsal
-from trainer.objectives.images import none_readable, reading_threads
+from trainer.objectives.images import none_readable
 
 _HOLDING = 4  # one in so many regions is given a mask, at most
 
@@ -39,40 +38,26 @@ class DetectObjective(DenseObjective):
     """Trains Mask R-CNN on ViTDet's pyramid, on the training images of COCO or of data in its
     layout that show at least one single thing."""
 
+    layout = "COCO"
     published_classes = 80
     one_shape = False  # masks are computed of as many regions as hold an object
 
-    def __init__(
-        self, config: RunConfig, fresh: bool = False, listed: CocoIndex | None = None
-    ) -> None:
-        """listed: the annotations, where rank 0 has read them for all ranks; else they are read
-        here. Raises what `listed` raises, and what reading weights raises."""
-        super().__init__(config, fresh)
-        index, place = listed or self.listed(config), self._place(config)
-        self.source = DetectionSource(locate(place).store, index)
-        started = time.monotonic()
-        self.loader = DetectionLoader(
+    def opened(self, listed: CocoIndex, store: Store, threads: int) -> DetectionLoader:
+        self.source = DetectionSource(store, listed)
+        return DetectionLoader(
             self.source,
-            config.detector.jitter,
-            global_batch=config.batch.global_batch,
-            seed=config.seed,
-            threads=reading_threads(place),
+            self.config.detector.jitter,
+            global_batch=self.config.batch.global_batch,
+            seed=self.config.seed,
+            threads=threads,
             buffer=staging,
         )
-        self.opening = time.monotonic() - started
-        self.epochs = self.loader.schedule
-        self.data_fingerprint = index.fingerprint()
-        self.begin(index.classes)
-
-    @staticmethod
-    def _place(config: RunConfig) -> str:
-        return images_place(config, "COCO")
 
     @classmethod
     def listed(cls, config: RunConfig) -> CocoIndex:
         """The annotations of the training images. Raises ConfigError where there are none;
         DataError where they do not outline what they name; StorageError."""
-        place = cls._place(config)
+        place = cls.place(config)
         index = read_coco(place, config.detector.split)
         if index.shapes is None:
             raise DataError(
@@ -112,7 +97,8 @@ class DetectObjective(DenseObjective):
 
     def batch(self, step: int, offset: int, count: int) -> DetectionBatch:
         """Squares with jittered images, and what they show."""
-        return self.loader.batch(step, offset, count)
+        batch: DetectionBatch = self.loader.batch(step, offset, count)
+        return batch
 
     def inputs(self, batch: DetectionBatch, step: int, device: torch.device) -> Inputs:
         """images: (B, 3, S, S) float32 in [0, 1]. sizes: heights and widths of what the squares
@@ -131,9 +117,6 @@ class DetectObjective(DenseObjective):
             "sizes": [found.size for found in batch.instances],
             "instances": instances,
         }
-
-    def close(self) -> None:
-        self.loader.close()
 
     def look_at_data(self) -> str:
         index = self.source.index

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from data_pipeline.annotations.ade20k import SegmentationListing, SegmentationSource, list_ade20k
-from data_pipeline.images.location import locate
+from data_pipeline.storage import Store
 from data_pipeline.streaming.segmentation_loader import SegmentationBatch, SegmentationLoader
 from model.config import Geometry
 from model.dense.config import BackboneConfig, SegmenterConfig
@@ -18,47 +17,33 @@ from model.dense.segmenter import Segmenter
 from model.device import staging
 from trainer.config.schema import RunConfig, SegmenterSection
 from trainer.objectives.base import Inputs, on_device
-from trainer.objectives.dense import Classes, DenseObjective, images_place, pixels_of
+from trainer.objectives.dense import Classes, DenseObjective, pixels_of
 from trainer.objectives.footprint import META, Rehearsal
-from trainer.objectives.images import none_readable, reading_threads
+from trainer.objectives.images import none_readable
 
 
 class SegmentObjective(DenseObjective):
     """Trains UperNet on the maps of four blocks, on the training images of ADE20k or of data in its
     layout. BatchNorm is over all ranks' micro batches."""
 
+    layout = "ADE20k"
     published_classes = 150
 
-    def __init__(
-        self, config: RunConfig, fresh: bool = False, listed: SegmentationListing | None = None
-    ) -> None:
-        """listed: the images, where rank 0 has listed them for all ranks; else they are listed
-        here. Raises what `listed` raises, and what reading weights raises."""
-        super().__init__(config, fresh)
-        listing, place = listed or self.listed(config), self._place(config)
-        self.source = SegmentationSource(locate(place).store, listing)
-        started = time.monotonic()
-        self.loader = SegmentationLoader(
+    def opened(self, listed: SegmentationListing, store: Store, threads: int) -> SegmentationLoader:
+        self.source = SegmentationSource(store, listed)
+        return SegmentationLoader(
             self.source,
-            config.segmenter.crops,
-            global_batch=config.batch.global_batch,
-            seed=config.seed,
-            threads=reading_threads(place),
+            self.config.segmenter.crops,
+            global_batch=self.config.batch.global_batch,
+            seed=self.config.seed,
+            threads=threads,
             buffer=staging,
         )
-        self.opening = time.monotonic() - started
-        self.epochs = self.loader.schedule
-        self.data_fingerprint = listing.fingerprint()
-        self.begin(listing.classes)
-
-    @staticmethod
-    def _place(config: RunConfig) -> str:
-        return images_place(config, "ADE20k")
 
     @classmethod
     def listed(cls, config: RunConfig) -> SegmentationListing:
         """The training images. Raises ConfigError where there are none; DataError, StorageError."""
-        return list_ade20k(cls._place(config), "training")
+        return list_ade20k(cls.place(config), "training")
 
     @staticmethod
     def section(config: RunConfig) -> SegmenterSection:
@@ -89,7 +74,8 @@ class SegmentObjective(DenseObjective):
 
     def batch(self, step: int, offset: int, count: int) -> SegmentationBatch:
         """Crops and their label maps."""
-        return self.loader.batch(step, offset, count)
+        batch: SegmentationBatch = self.loader.batch(step, offset, count)
+        return batch
 
     def inputs(self, batch: SegmentationBatch, step: int, device: torch.device) -> Inputs:
         """images: (B, 3, S, S) float32 in [0, 1]. labels: (B, S, S) uint8, 255 where they do not
@@ -98,9 +84,6 @@ class SegmentObjective(DenseObjective):
             "images": pixels_of(device, batch.images),
             "labels": on_device(device, batch.labels),
         }
-
-    def close(self) -> None:
-        self.loader.close()
 
     def look_at_data(self) -> str:
         classes = len(self.source.listing.classes)

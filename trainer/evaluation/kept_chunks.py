@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_pipeline.images.images import BadImage
+from data_pipeline.storage.output import writing
 from model.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -41,9 +42,10 @@ class KeptChunks:
             return None
 
     def keep(self, chunk: int, document: Any) -> None:
-        """Write the document of a chunk, whole or not at all."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._file(chunk), json.dumps(document).encode(), durable=False)
+        """Write the document of a chunk, whole or not at all. Raises StorageError."""
+        with writing(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._file(chunk), json.dumps(document).encode(), durable=False)
 
     def remove(self) -> None:
         """Remove all documents of this key."""

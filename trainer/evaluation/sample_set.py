@@ -22,6 +22,7 @@ from torch import Tensor
 
 from data_pipeline.images.image_grid import image_grid
 from data_pipeline.storage import LocalStore
+from data_pipeline.storage.output import writing
 from model.errors import ConfigError, DataError
 from model.files import write_atomically
 from model.sampler import generate
@@ -97,9 +98,11 @@ class SampleSet:
         return self._files(chunk)[0]
 
     def make_chunk(self, chunk: int) -> None:
-        """Make a chunk where it is missing."""
+        """Make a chunk where it is missing. Raises StorageError where it cannot be written."""
         if not self.is_made(chunk):
-            self._write(chunk, self._images(chunk))
+            images = self._images(chunk)
+            with writing(self._folder):
+                self._write(chunk, images)
 
     def _images(self, chunk: int) -> Tensor:
         """Generate the images of a chunk, (size, 3, H, W).

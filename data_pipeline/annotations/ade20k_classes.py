@@ -6,6 +6,9 @@ Three classes are two of the full data set.
 
 from __future__ import annotations
 
+# A class of data in this layout that have no other name for the rest of an image. ADE20k has none.
+BACKGROUND = "background"
+
 # name: numbers in the full data set
 NUMBERS: dict[str, tuple[int, ...]] = {
     "wall": (2978,),

@@ -13,13 +13,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from data_pipeline.annotations.ade20k_classes import BACKGROUND
 from data_pipeline.scenes.chunks import SceneRecord
 from data_pipeline.scenes.emoji import PARTS
 from data_pipeline.scenes.files import ADE20K, ade20k_name, background_label
 from data_pipeline.scenes.settings import SPLITS, SceneSettings, Split
 from model.files import write_atomically
-
-BACKGROUND = "background"
 
 
 def write_tables(

@@ -86,8 +86,8 @@ class Detection(Benchmark):
     images: ClassVar = {
         "predictions": ImageTitle(
             "Detection",
-            "From left: the image, its annotations, and what the network finds with a score of at "
-            "least 0.5.",
+            "From left: the image, its annotations, and what the network finds: its surest "
+            "objects, as many as are annotated.",
         )
     }
 

@@ -30,8 +30,6 @@ from trainer.evaluation.task import Task
 if TYPE_CHECKING:
     from model.dense.mask_rcnn import Found
 
-_SHOWN_SCORE = 0.5  # of predictions in pictures
-
 Record = dict[str, Any]  # an object that was found, in the form of COCO's results
 Document = dict[str, Any]  # of a chunk: the rows that were read, and the records of what was found
 
@@ -153,8 +151,8 @@ class CocoPredictor:
         return records
 
     def row(self, number: int, found: list[Record]) -> Row | None:
-        """Return an image with its truth and what was found of some certainty; None where it cannot
-        be read."""
+        """Return an image with its truth, and the surest of what was found: as many as are
+        annotated, but one at least. None where it cannot be read."""
         try:
             image = self.source.image(number)
         except BadImage:  # which was reported
@@ -172,9 +170,9 @@ class CocoPredictor:
                     mask = mask_of_runs(shape, *size).astype(bool)
             truth.append(Thing(label, mask, tuple(annotated.boxes[i].tolist())))
         predicted = []
-        for record in reversed(found):  # the surest lies on top
-            if record["image_id"] != annotated.image_id or record["score"] < _SHOWN_SCORE:
-                continue
+        here = [record for record in found if record["image_id"] == annotated.image_id]
+        surest = here[: max(1, len(truth))]  # a fixed score would show nothing of a weak network
+        for record in reversed(surest):  # the surest lies on top
             mask = None
             if "segmentation" in record:
                 runs = np.array(parse_runs(record["segmentation"]["counts"]), np.uint32)

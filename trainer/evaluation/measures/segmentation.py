@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.annotations.ade20k import LabelledImage, SegmentationListing, SegmentationSource
-from data_pipeline.annotations.painting import regions_of
+from data_pipeline.annotations.ade20k_classes import BACKGROUND
+from data_pipeline.annotations.painting import Thing, regions_of
 from data_pipeline.annotations.recipes import SegmentationRecipe
 from data_pipeline.annotations.segmentation_crop import IGNORE, resized_for_evaluation
 from data_pipeline.images.images import BadImage
@@ -118,7 +119,12 @@ class _Segmentation:
         except BadImage:  # which was reported
             return None
         truth, predicted = self._labels[image.labels], self._predicted(image)[""]
-        return Row(image.image, regions_of(truth), regions_of(predicted))
+        return Row(image.image, self._regions(truth), self._regions(predicted))
+
+    def _regions(self, labels: NDArray[np.int64]) -> list[Thing]:
+        """Return what is painted: all classes but one that is named background."""
+        names = self._network.config.classes
+        return [thing for thing in regions_of(labels) if names[thing.label] != BACKGROUND]
 
     @torch.no_grad()
     def _predicted(self, image: LabelledImage) -> dict[str, NDArray[np.int64]]:

@@ -11,13 +11,11 @@ detector     Detector         DetectorConfig      ours only
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from model.addp import ADDP
 from model.classifier import Classifier
@@ -28,6 +26,7 @@ from model.dense.segmenter import Segmenter
 from model.errors import WeightsError
 from model.precision import dtype_name
 from model.predictor import TokenPredictor
+from model.shapes import shapes_only
 from model.vq import VQTokenizer
 
 Network = VQTokenizer | TokenPredictor | ADDP | Classifier | Segmenter | Detector
@@ -66,26 +65,6 @@ def build(kind: str, config: Config, geometry: Geometry | None = None) -> Networ
     return TokenPredictor(geometry, config) if kind == "predictor" else ADDP(geometry, config)
 
 
-class _Unfilled(TorchFunctionMode):
-    """Leaves what is drawn from a normal distribution as it is. On the meta device there is nothing
-    to fill, and arithmetic there, which `normal_` uses, imports PyTorch's whole compiler: a second
-    or more."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is nn.init.normal_:
-            return kwargs["tensor"]
-        if func is Tensor.normal_:  # of other functions that fill
-            return args[0]
-        return func(*args, **kwargs)
-
-
 def outline(kind: str, sizes: Sizes, tensors: int, path: Path | str) -> dict[str, Tensor]:
     """Return names, shapes and dtypes of a network's tensors, on the meta device: whatever sizes a
     file states, they cost no memory before the file is seen to hold them.
@@ -107,7 +86,7 @@ def outline(kind: str, sizes: Sizes, tensors: int, path: Path | str) -> dict[str
             f"{path} states {blocks} blocks of its {kind}, but holds {tensors} tensors"
         )
     try:
-        with torch.device("meta"), _Unfilled():
+        with shapes_only():
             return build(kind, *sizes).state_dict()
     except (RuntimeError, OverflowError) as error:
         raise WeightsError(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from model.documents import Settings
+from model.shapes import shapes_only
 from model.transformer import recompute_blocks
 from trainer.config.schema import RunConfig
 from trainer.engine.optimizers import STATE
@@ -73,7 +74,7 @@ def parameters(config: RunConfig) -> tuple[int, int]:
 @lru_cache(maxsize=8)
 def _parameters(config_as_json: str) -> tuple[int, int]:
     config = RunConfig.model_validate_json(config_as_json)
-    with torch.device("meta"):
+    with shapes_only():
         trained, frozen = objective_class(config.objective).networks(config)
     still = sum(p.numel() for p in trained.parameters() if not p.requires_grad)
     return _size(trained), still + sum(_size(network) for network in frozen)

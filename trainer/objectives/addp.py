@@ -14,6 +14,7 @@ from model.denoising import FrozenNetworks
 from model.errors import ConfigError
 from model.masking import LOW, DenoisingMasks, denoising_masks
 from model.predictor import TokenPredictor
+from model.shapes import shapes_only
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
@@ -119,7 +120,7 @@ class ADDPObjective(TokenObjective):
     def frozen_flops(cls, config: RunConfig) -> float:
         """Two passes of the predictor, and one of the tokenizer's decoder."""
         g = config.geometry
-        with torch.device("meta"):
+        with shapes_only():
             predictor = TokenPredictor(g, config.predictor.sizes)
             tokenizer = VQTokenizer(config.tokenizer.sizes)
             ids = torch.empty(1, g.tokens, dtype=torch.int64)

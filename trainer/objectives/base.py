@@ -29,6 +29,7 @@ from model.compiling import Compiler, compile_blocks
 from model.config import TransformerConfig
 from model.device import staged
 from model.networks import Network
+from model.shapes import shapes_only
 from trainer.config.schema import RunConfig
 from trainer.engine.optimizers import parameter_groups
 from trainer.objectives.counting import Operations, by_blocks, mean_ratio, training_flops
@@ -212,7 +213,7 @@ class Objective(ABC):
     @classmethod
     def counted_flops(cls, config: RunConfig) -> Operations:
         """Operations of one image, counted over the whole network."""
-        with torch.device("meta"):
+        with shapes_only():
             rehearsal = cls.rehearsal(config)
             inputs = rehearsal.inputs(cls.blank_batch(config, _COUNTED, mean_ratio()))
         trained = training_flops(lambda: rehearsal.network(**inputs)) / _COUNTED

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from model.errors import WeightsError
 from model.networks import Network
+from model.shapes import shapes_only
 from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
 from trainer.objectives.registry import objective_class
@@ -25,7 +24,7 @@ _NO_SHAPE = ("dropout", "positions")
 def without_values() -> Iterator[None]:
     """Networks that are made or loaded within have shapes and no values: nothing is allocated, and
     of a safetensors file only the header is read."""
-    with torch.device("meta"), warnings.catch_warnings():
+    with shapes_only(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
         yield
 

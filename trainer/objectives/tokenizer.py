@@ -9,6 +9,7 @@ from torch import nn
 
 from data_pipeline.streaming.image_loader import ImageBatch
 from model.errors import ConfigError
+from model.shapes import shapes_only
 from model.tokenizer_training import TokenizerTraining
 from model.vq import VQTokenizer
 from trainer.config.schema import RunConfig
@@ -52,7 +53,7 @@ class TokenizerObjective(ImageObjective):
     def counted_flops(cls, config: RunConfig) -> Operations:
         """Of encoder and decoder. The networks of the losses are left out."""
         size = config.tokenizer.sizes.image_size
-        with META:
+        with shapes_only():
             tokenizer, image = VQTokenizer(config.tokenizer.sizes), torch.empty(1, 3, size, size)
         return Operations(training_flops(lambda: tokenizer.decoder(tokenizer.encoder(image))), 0)
 

@@ -5,6 +5,7 @@ scenes -> segmenter -> mIoU, detector -> AP
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from cluster.demo.stages import Demo, Stage, training
 from data_pipeline.scenes.making import SHEET, make_scenes
 from data_pipeline.scenes.settings import SPLITS, SceneSettings, chosen_classes
 from data_pipeline.storage import LocalStore
+from model.errors import ConfigError
 from trainer.evaluation.options import EvaluationOptions
 from trainer.evaluation.results import read_results
 from trainer.objectives.registry import OBJECTIVES
@@ -31,11 +33,24 @@ SCENES = SceneSettings(
     seed=0,
     classes=chosen_classes("flags,food-drink,people-body,smileys-emotion"),
 )
+_PACKAGES = ("transformers", "torchvision", "pycocotools")
 _FEWEST = 8  # scenes of a split of a very short demo: a global batch of its trainings
 _LAYOUTS = {"segment": "ade20k", "detect": "coco"}
 # What an evaluation takes, in steps of its training.
 _EVALUATION = {"segment": 40, "detect": 40}
 _COMPOSING = 0.02  # seconds of a scene in one process, as `Speed.slowness` counts
+
+
+def check_packages() -> None:
+    """Raise ConfigError where a package that these stages need is not installed: now, and not after
+    the stages before them."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"--dense needs {', '.join(missing)}: `make environment` installs them in a clone, and "
+            "elsewhere `pip install transformers pycocotools` and `pip install --no-deps "
+            "torchvision`, of the release that fits your PyTorch"
+        )
 
 
 def dense_stages(demo: Demo) -> list[Stage]:

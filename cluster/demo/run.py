@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.demo.dense import DENSE_TRAININGS, dense_stages
+from cluster.demo.dense import DENSE_TRAININGS, check_packages, dense_stages
 from cluster.demo.images import take_images
 from cluster.demo.promise import Promise, Spent
 from cluster.demo.stages import TRAININGS, Demo, Stage, config_of, stages
@@ -52,6 +52,8 @@ def run_demo(
     """
     if quick and dense:
         raise ConfigError("--dense measures networks, and --quick measures none; give one of them")
+    if dense:
+        check_packages()
     # Before PyTorch is loaded. Its idle threads would spin between the short pieces of work of such
     # small networks: CPU time for nothing, and on a busy machine time that others need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

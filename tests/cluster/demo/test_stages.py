@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -64,6 +65,18 @@ def test_dense_transfer_begins_with_the_encoder_of_the_demo(whole: Demo) -> None
         assert encoder.weights == RunFolder(Path("runs/demo/addp").resolve()).network
     with pytest.raises(ConfigError, match="--quick measures none"):
         run_demo(whole.images, whole.out, 2, 1.0, quick=True, dense=True)
+
+
+def test_what_dense_transfer_needs_is_said_at_its_start(
+    whole: Demo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torchvision" else found(name)
+    )
+    with pytest.raises(ConfigError, match="--dense needs torchvision: "):
+        run_demo(whole.images, whole.out, 2, 1.0, dense=True)
+    assert not whole.out.exists()
 
 
 def test_checkpoints_are_where_a_training_leaves_them(whole: Demo) -> None:

@@ -1,13 +1,16 @@
-"""What a pre-trained encoder is worth for segmentation and detection: the demo's trainings from it,
-and from encoders to compare it with, on the same scenes and for as many steps.
+"""What a pre-trained encoder is worth for segmentation and detection where few images are
+annotated: the demo's trainings from it, and from encoders to compare it with, on the same scenes
+and for as many steps.
 
     python -m benchmarks.dense runs/demo/addp/network.safetensors --out runs/dense
-    python -m benchmarks.dense MINE.safetensors --beside predictor=OTHER.safetensors --only segment
+    python -m benchmarks.dense MINE.safetensors --out runs/dense --beside pixels=OTHER.safetensors
+    python -m benchmarks.dense MINE.safetensors --out runs/dense --scenes 800 --only segment
 
-A fresh encoder is always one of them. Seeds change the heads, the order of the scenes and their
-augmentation. The rows stand in OUT/results.jsonl, so that the same command goes on where it
-stopped. At the end: each encoder's mean over the seeds with its standard error, and what the
-pre-trained one is ahead of each other by, seed by seed. The goal is 3 points.
+A fresh encoder is always one of them. Trainings take half of the demo's steps. Seeds change the
+heads, the order of the scenes and their augmentation. The rows stand in OUT/N-scenes/results.jsonl,
+so that the same command goes on where it stopped. At the end: each encoder's mean over the seeds
+with its standard error, and what the pre-trained one is ahead of each other by, seed by seed. The
+goal is 3 points.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ METRICS = {
     "detect": ("box_ap50", "box_ap", "mask_ap50", "mask_ap"),
 }
 GOAL = {"segment": "miou", "detect": "box_ap50"}
+STEPS = {"segment": 300, "detect": 400}
 POINTS = 3.0  # that the pre-trained encoder must be ahead by
 FRESH, OURS = "fresh", "pre-trained"
 
@@ -110,6 +114,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of scenes, runs and rows")
     parser.add_argument("--beside", action="append", default=[], metavar="NAME=FILE")
     parser.add_argument("--only", choices=sorted(METRICS))
+    parser.add_argument("--scenes", type=int, default=100, help="annotated scenes to train on")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
     options = parser.parse_args()
@@ -119,8 +124,10 @@ def main() -> None:
         for name, _, file in (text.partition("=") for text in options.beside)
     }
     tasks = [options.only] if options.only else list(METRICS)
-    scenes, results = options.out.resolve() / "scenes", options.out / "results.jsonl"
-    make_scenes(scenes, SCENES, processes=len(os.sched_getaffinity(0)))
+    out = options.out.resolve() / f"{options.scenes}-scenes"
+    scenes, results = out / "scenes", out / "results.jsonl"
+    settings = SCENES.model_copy(update={"training": options.scenes})
+    make_scenes(scenes, settings, processes=len(os.sched_getaffinity(0)))
     rows = (
         [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     )
@@ -135,8 +142,9 @@ def main() -> None:
     with Progress("training", len(wanted), "networks") as progress, results.open("a") as kept:
         for task, name, seed in wanted:
             label = "-".join([task, name, str(seed), *options.overrides]).replace("/", "_")
-            overrides = [f"addp.weights={encoders[name]}", f"seed={seed}", *options.overrides]
-            found = measure(task, options.out.resolve() / label, scenes, overrides)
+            overrides = [f"addp.weights={encoders[name]}", f"seed={seed}"]
+            overrides += [f"schedule.total={STEPS[task]}", *options.overrides]
+            found = measure(task, out / label, scenes, overrides)
             row = {"task": task, "encoder": name, "seed": seed, "overrides": options.overrides}
             rows.append({**row, **found})
             print(json.dumps(rows[-1]), file=kept, flush=True)

@@ -33,7 +33,8 @@ from typing import Any
 from benchmarks.faults import Bench, versions
 from benchmarks.injections import FAULTS
 from benchmarks.supervised import Job
-from cluster.supervise.history import read, times
+from cluster.supervise.downtime import times
+from cluster.supervise.history import read
 
 # Each of these interrupts the run; a slow rank or a disk that is full for a while would not.
 KINDS = (

@@ -10,7 +10,7 @@ from cluster.status import fields
 from cluster.status.snapshot import Incident, Recovery
 from cluster.status.source import Piece, Source
 from cluster.status.state import Ended
-from cluster.supervise import history
+from cluster.supervise import downtime, history
 from trainer.run_folder import SUPERVISION
 
 _HISTORY = 4 << 20  # bytes of its end
@@ -101,7 +101,7 @@ def _recovery(events: Sequence[history.Event]) -> Recovery | None:
     last = history.last(events, history.Fault)
     if last is None:
         return None
-    found = history.recoveries([event for event in events if event.attempt >= last.attempt])
+    found = downtime.recoveries([event for event in events if event.attempt >= last.attempt])
     if not found:
         return None
     fault, _, stepped = found[-1]

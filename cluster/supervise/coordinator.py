@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from cluster.supervise import grouping, history, policy
+from cluster.supervise import downtime, grouping, history, policy
 from cluster.supervise.attempt import Attempt
 from cluster.supervise.journal import Journal
 from cluster.supervise.limits import Limits
@@ -408,7 +408,7 @@ class Coordinator:
     def _stepped(self, attempt: Attempt) -> str:
         assert attempt.stepped is not None
         text = f"{attempt.stepped - attempt.begun:.0f} s after the start"
-        recovered = history.recoveries(self._journal.events)
+        recovered = downtime.recoveries(self._journal.events)
         if recovered and recovered[-1].fault.attempt == attempt.number - 1:
             text += f" and {recovered[-1].stepped:.0f} s after the fault"
         return f"step {attempt.step} is reached, {text}"

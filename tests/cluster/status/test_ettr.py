@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cluster.supervise import history
+from cluster.supervise import downtime, history
 from tests.cluster.status.made import METRICS, NOW, MadeRun
 from trainer.resilience.state import TrainerState
 
@@ -88,7 +88,7 @@ def test_metrics_and_supervisors_agree(
     )
     found = run.read(course.now)
     assert found.state == "running" and found.ettr is not None
-    assert found.ettr.ratio == pytest.approx(history.times(course.events, course.now).ratio)
+    assert found.ettr.ratio == pytest.approx(downtime.times(course.events, course.now).ratio)
     assert found.starts == course.number
 
 
@@ -102,4 +102,4 @@ def test_both_count_a_run_that_stands_still(tmp_path: Path) -> None:
     found = run.read(later)
     assert found.state == "restarting" and found.ettr is not None
     assert found.ettr.ratio == pytest.approx(1 / 2)
-    assert history.times(course.events, later).ratio == pytest.approx(1 / 2)
+    assert downtime.times(course.events, later).ratio == pytest.approx(1 / 2)

@@ -89,33 +89,3 @@ def test_a_node_is_troubled_by_the_faults_of_the_latest_failures() -> None:
         events += [fault(attempt, attempt * 10 + 1), end(attempt, attempt * 10 + 2)]
     assert history.troubled_nodes(events) == {"b": 2}
     assert history.troubled_nodes(events, newest=100) == {}  # there was progress
-
-
-def test_recoveries_and_times() -> None:
-    """One attempt is killed 5 s after its checkpoint; the next makes its first step 7 s later."""
-    events: list[Event] = [
-        start(1, 100),
-        Progress(time=110, attempt=1, step=1, seconds=10),
-        Checkpoint(time=130, attempt=1, step=4),
-        fault(1, 135),
-        end(1, 136, -9, 4),
-        start(2, 137, 4),
-        Progress(time=142, attempt=2, step=5, seconds=5),
-        end(2, 200, 0, 12, failed=False),
-        Verdict(time=200, attempt=2, verdict="done", code=0, reason="done"),
-    ]
-    (recovery,) = history.recoveries(events)
-    assert (recovery.noticed, recovery.started, recovery.stepped) == (0.2, 2.0, 7.0)
-    whole = history.times(events, now=1000.0)
-    assert whole == (100.0, 20.0 + 58.0, 6.0)
-    assert whole.down == 16.0 and whole.ratio == 0.78
-    running = history.times(events[:7], now=150.0)
-    assert running == (50.0, 20.0 + 8.0, 6.0)
-
-
-def test_time_stands_still_while_a_run_is_stopped() -> None:
-    stopped = Verdict(time=20, attempt=1, verdict="stopped", code=75, reason="")
-    events: list[Event] = [start(1, 10), end(1, 20, 75, 4, failed=False), stopped, start(2, 500, 4)]
-    assert history.times(events, now=505).wall == 15
-    incomplete = Verdict(time=20, attempt=1, verdict="incomplete", code=81, reason="")
-    assert history.times([events[0], incomplete, events[3]], now=505).wall == 495

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.supervise import history
+from cluster.supervise import downtime, history
 from tests.cluster.supervise.link import Link
 from tests.cluster.supervise.supervising import job
 
@@ -63,7 +63,7 @@ def test_ranks_that_fail_are_started_again(
             assert (tmp_path / "run" / stacks.file).exists()
         if fault == "kill":
             assert "rank 1 on n0 was killed by SIGKILL at step 6" in one.said()
-            (recovery,) = history.recoveries(one.events())
+            (recovery,) = downtime.recoveries(one.events())
             assert recovery.stepped is not None
         assert not one.processes()
 

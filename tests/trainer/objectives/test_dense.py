@@ -136,6 +136,7 @@ def test_killed_again_and_again(objective: str, scenes: Path, vit: Path, tmp_pat
 # What makes eight scenes a batch that is always the same, and the heads learn it by heart.
 BY_HEART = {
     "segment": (
+        "segmenter.blocks=[0, 1, 1, 2]",
         "segmenter.channels=32",
         "segmenter.auxiliary_channels=16",
         "segmenter.dropout=0",
@@ -146,6 +147,7 @@ BY_HEART = {
         "detector.channels=32",
         "detector.linear_width=128",
         "detector.window=8",
+        "detector.global_blocks=[2]",
         "detector.anchors_per_image=128",
         "detector.regions_per_image=64",
         "detector.proposals=200",

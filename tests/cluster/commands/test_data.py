@@ -170,8 +170,11 @@ def test_what_says_not_what_is_read(tokens: Path, tmp_path: Path) -> None:
     assert unnamed.code == 78 and "give --tokenizer FILE" in unnamed.stderr
 
 
-# The lines stand for themselves: a process of their own runs them, and nothing but a look at the
-# result is added.
+# A process of its own runs the lines. Before them Ray is told to start small; after them comes a
+# look at the result.
+_BEGINNINGS = {
+    "ray": "import ray\nray.init(include_dashboard=False, num_cpus=1, log_to_driver=False)\n"
+}
 _LOOKS = {
     "webdataset": "found = [(tokens.tolist(), label) for tokens, label in samples]",
     "torch": "found = [row for b in batches for row in zip(b[0].tolist(), b[1].tolist())]",
@@ -186,7 +189,7 @@ def read_by(library: str, tokens: Path) -> list[tuple[list[list[int]], int]]:
     lines = json.loads(done.stdout)[library]
     assert len(lines.splitlines()) == 3
     assert lines in addp("data", "read-with", tokens).stdout
-    script = f"{lines}\n{_LOOKS[library]}\nimport json\nprint(json.dumps(found))"
+    script = f"{_BEGINNINGS.get(library, '')}{lines}\n{_LOOKS[library]}\nimport json\nprint(json.dumps(found))"
     ran = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

@@ -21,8 +21,10 @@ from trainer.preflight.doctor.needs import check_places
 
 
 def configured(images: str, run: Path) -> RunConfig:
-    words = ("objective=tokenizer", "tokenizer.sizes.size=tiny", "data.views.size=16")
-    return load_config(None, [*SMALL, *words, f"data.images={images}", f"run={run}"])
+    words = ("objective=tokenizer", "precision=fp32", "tokenizer.sizes.size=tiny")
+    return load_config(
+        None, [*SMALL, *words, "data.views.size=16", f"data.images={images}", f"run={run}"]
+    )
 
 
 def batches(images: str, run: Path) -> list[np.ndarray]:
@@ -59,7 +61,7 @@ def test_only_images_may_lie_at_urls(tmp_path: Path) -> None:
         configured("https://user:hunter2@h/x.tar", tmp_path)
     with pytest.raises(StorageError, match="this scheme is not known"):
         load_config(None, [*SMALL, f"run={tmp_path}", "data.tokens=https://h/tokens"])
-    words = ("objective=detect", f"data.images=pipe:touch {tmp_path}/ran", "data.views.size=16")
+    words = ("objective=detect", f"data.images=pipe:touch {tmp_path}/ran")
     with pytest.raises(ConfigError, match=r"annotated images run none"):
         make_objective(load_config(None, [*SMALL, *words, f"run={tmp_path}"]))
     assert not (tmp_path / "ran").exists()

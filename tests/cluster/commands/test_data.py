@@ -189,7 +189,8 @@ def read_by(library: str, tokens: Path) -> list[tuple[list[list[int]], int]]:
     lines = json.loads(done.stdout)[library]
     assert len(lines.splitlines()) == 3
     assert lines in addp("data", "read-with", tokens).stdout
-    script = f"{_BEGINNINGS.get(library, '')}{lines}\n{_LOOKS[library]}\nimport json\nprint(json.dumps(found))"
+    look = f"{_LOOKS[library]}\nimport json\nprint(json.dumps(found))"
+    script = f"{_BEGINNINGS.get(library, '')}{lines}\n{look}"
     ran = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,

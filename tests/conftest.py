@@ -22,6 +22,7 @@ from model.weights import save_network
 from tests.datasets import tokenize
 from tests.fast import mark_fast_tests
 from tests.s3_server import FaultProxy, client, environment, s3_server
+from tests.web_server import WebServer, web_server
 
 # Idle threads of ranks that share a few cores would spin, and take them from those that work.
 # OpenMP reads it when it starts, here and in every process that tests start.
@@ -121,6 +122,15 @@ def bucket(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     client(s3_port).create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
+    """A web server, which serves nothing until it is told to. A request is tried three times."""
+    monkeypatch.setenv("ADDP_HTTP_ATTEMPTS", "3")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    with web_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

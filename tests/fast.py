@@ -20,6 +20,7 @@ _STARTERS = (
     "tests.trainer.launching",
     "tests.trainer.worlds",
     "tests.warm",
+    "tests.web_server",
 )
 # Whole trainings in the test's own process, measurements, and processes that the program starts.
 _LONG_IN_PROCESS = (

@@ -70,6 +70,9 @@ ONE_PLACE = {
     "apex": "trainer/engine/optimizers.py",
     "boto3": "data_pipeline/storage/s3.py",
     "botocore": "data_pipeline/storage/s3.py",
+    "requests": "data_pipeline/storage/http.py",
+    "huggingface_hub": "data_pipeline/storage/http.py",
+    "webdataset": "data_pipeline/storage/streams.py",
     "ray": "cluster/sharding/ray_engine.py",
 }
 FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))

@@ -1,4 +1,5 @@
-"""`addp data`: how fast a data set is read here, what is in a batch, and where a sample lies."""
+"""`addp data`: how fast a data set is read here, what is in a batch, where a sample lies, and how
+other libraries read it."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     help="Look at a token data set as a run reads it: its speed, the contents of a batch, and "
-    "where a sample lies.",
+    "where a sample lies; and see how other libraries read it.",
 )
 
 Tokens = Annotated[
@@ -210,3 +211,25 @@ def order(
     else:
         for entry in entries:
             print("  ".join(f"{key} {printable(str(value))}" for key, value in entry.items()))
+
+
+@app.command("read-with")
+def read_with(
+    tokens: Annotated[
+        str, typer.Argument(help="the data set: a folder or s3://bucket/prefix", show_default=False)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Print the three lines by which webdataset, torch's DataLoader and Ray Data read its
+    shards."""
+    from cluster.commands.other_readers import reading_lines
+    from data_pipeline.images.location import absolute
+    from data_pipeline.shards.manifest import read_manifest
+    from data_pipeline.storage import open_store
+
+    manifest = read_manifest(open_store(tokens, closed=True))
+    lines = reading_lines(absolute(tokens), [shard.name for shard in manifest.shards])
+    if as_json:
+        print(json.dumps(lines))
+    else:
+        print("\n\n".join(f"# {library}\n{text}" for library, text in lines.items()))

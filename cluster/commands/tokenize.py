@@ -18,6 +18,7 @@ from trainer.config.options import AsJson, from_models
 
 if TYPE_CHECKING:
     from data_pipeline.images.class_names import ClassNames
+    from data_pipeline.images.streamed import StreamedShards
     from data_pipeline.sharding.job_status import Known
     from data_pipeline.sharding.plan import Plan
     from data_pipeline.sharding.receipts import ShardReceipt
@@ -52,7 +53,8 @@ def plan(
     source: Annotated[
         str,
         typer.Argument(
-            help="class folders, a tar, or tars as 'DIR/x-{000..012}.tar'; local or s3://"
+            help="class folders, a tar, or tars as 'DIR/x-{000..012}.tar'; local, s3://, or tars "
+            "at https://, hf://, 'pipe:COMMAND' and what else webdataset opens"
         ),
     ],
     out: Out,
@@ -67,14 +69,16 @@ def plan(
     """
     from pydantic import ValidationError
 
-    from data_pipeline.images.location import absolute
+    from data_pipeline.images.location import recorded
     from data_pipeline.images.sources import open_source
     from data_pipeline.images.split import of_split
+    from data_pipeline.images.streamed import StreamedShards
     from data_pipeline.progress import Progress
     from data_pipeline.sharding.plan import make_plan
     from data_pipeline.sharding.tokenize import plan_recipe
     from data_pipeline.storage import is_remote, open_store
     from data_pipeline.storage.output import check_apart, check_output
+    from data_pipeline.storage.urls import PIPE, UrlStore
     from model.documents import first_problem
     from model.weights import load_tokenizer
 
@@ -94,26 +98,42 @@ def plan(
         raise ConfigError(f"no such views can be made: {first_problem(error)}") from error
     names, labels = _given_classes(options)
     with Progress("listing", None, "images") as progress:
-        listed = open_source(source, names, labels)
+        listed = open_source(source, names, labels, commands=True)
         made = make_plan(
             open_store(out, closed=True),
-            absolute(source),
+            recorded(source),
             of_split(listed.images(), options.split, options.held_out),
             recipe,
             lambda: (listed.classes.names, listed.classes.titles),
+            versions=listed.store.versions if isinstance(listed.store, UrlStore) else {},
             progress=progress.set,
         )
+    streamed = isinstance(listed, StreamedShards)
     values = {
         "images": made.images,
         "shards": made.shards,
         "classes": len(made.classes),
         "plan": made.identity,
+        "by_range": not streamed,
     }
+    again = " --source 'pipe:...'" if made.source == PIPE else ""
     text = (
         f"{out}: {made.images:,} images of {len(made.classes)} classes in {made.shards:,} shards "
-        f"({listed.kind}); next: addp tokenize run {out} --tokenizer {tokenizer}"
+        f"({listed.kind}); next: addp tokenize run {out} --tokenizer {tokenizer}{again}"
     )
+    if isinstance(listed, StreamedShards):
+        text += f"\n{_what_streaming_means(listed, made.shards)}"
     _print(as_json, values, text)
+
+
+def _what_streaming_means(source: StreamedShards, shards: int) -> str:
+    sizes = source.streams.sizes.values()
+    return (
+        f"{source.store.url} cannot be read by range. So each of the {shards:,} shards streams the "
+        f"tars that it needs once, in order: up to {len(sizes):,} tars of "
+        f"{sum(sizes) / 1e9:,.3f} GB. Copy the tars into a folder or to S3 to avoid it, or plan "
+        "with more --rows"
+    )
 
 
 def _given_classes(options: PlanOptions) -> tuple[ClassNames | None, list[str] | None]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_pipeline.images.location import locate, tars_in
+from data_pipeline.images.streamed import only_streams
 from data_pipeline.images.tar_members import members
 from data_pipeline.storage import CHUNK, Entry, Store, TooShort
 from model.errors import DataError
@@ -40,6 +41,10 @@ class DataFiles:
         self.url = str(url)
         location = locate(url)
         self.store = location.store
+        if only_streams(self.store):
+            raise DataError(
+                f"{url} cannot be read by range, as annotated images must be; copy it into a folder"
+            )
         self.by_name: dict[str, StoredFile] = {}
         for entry in tars_in(location) if location.tars else self.store.list():
             for file in _files(self.store, entry):

@@ -1,5 +1,5 @@
 """Where images come from: class folders, ImageNet's tars, WebDataset shards; each in a folder or on
-S3.
+S3. Tars also come from other urls that webdataset opens.
 
 A source lists images one by one and holds none of them, so ten million images cost no memory here.
 """
@@ -13,11 +13,13 @@ from typing import Literal, Protocol
 
 from data_pipeline.images.class_names import ClassNames
 from data_pipeline.images.images import ImageEntry, ImageSource, is_image
-from data_pipeline.images.location import locate, tars_in
+from data_pipeline.images.location import locate, recorded, tars_in
 from data_pipeline.images.split import Split, of_split
+from data_pipeline.images.streamed import StreamedShards, gathered, only_streams
 from data_pipeline.images.tar_members import members
 from data_pipeline.images.webdataset_shards import WebDatasetShards
 from data_pipeline.storage import Entry, Store
+from data_pipeline.storage.urls import UrlStore
 from model.errors import DataError
 
 SourceKind = Literal["folders", "imagenet-train", "imagenet-val", "webdataset"]
@@ -120,19 +122,32 @@ class ImageNetVal:
 
 
 def open_source(
-    url: str | Path, names: ClassNames | None = None, labels: list[str] | None = None
+    url: str | Path,
+    names: ClassNames | None = None,
+    labels: list[str] | None = None,
+    *,
+    commands: bool = False,
 ) -> Source:
-    """Open the source at a folder, a tar, or a list of tars in braces, on disk or on `s3://`; what
-    it holds decides its kind.
+    """Open the source at a folder, a tar, or a list of tars in braces, on disk, on `s3://` or at
+    another url; what it holds decides its kind. What cannot be read by range is WebDataset shards.
 
     names: class names in the order of the labels; else the sorted names of the data. labels: the
-    classes of a validation tar's images, in the order of the image names. Raises DataError for what
-    is no source, StorageError if it cannot be reached.
+    classes of a validation tar's images, in the order of the image names. commands: as for
+    `locate`. Raises DataError for what is no source, StorageError if it cannot be reached,
+    ConfigError for a command that is not allowed.
     """
-    location = locate(url)
-    if location.tars:
-        return _of_tars(location.store, tars_in(location), names, labels)
+    location = locate(url, commands=commands)
     store = location.store
+    if location.tars:
+        tars = tars_in(location)
+        if isinstance(store, UrlStore) and only_streams(store):
+            if labels is not None:
+                raise DataError(
+                    f"{store.url} cannot be read by range, as labels for its images need; copy the "
+                    "tar into a folder"
+                )
+            return StreamedShards(store, names)
+        return _of_tars(store, tars, names, labels)
     if any(not folder.startswith(".") for folder in store.folders()):
         return ClassFolders(store, names)
     tars = sorted(e for e in store.list() if e.name.endswith(".tar"))
@@ -162,14 +177,16 @@ def _of_tars(
     return WebDatasetShards(store, tars, names)
 
 
-def split_of(root: Path | str, split: Split = "all", held_out: float = 0.1) -> ImageSource:
-    """Return the images of one split of a source (their names, not their pixels). Raises DataError
-    for what is no source, a source without images, or an empty split."""
-    source = open_source(root)
+def split_of(
+    root: Path | str, split: Split = "all", held_out: float = 0.1, *, commands: bool = False
+) -> ImageSource:
+    """Return the images of one split of a source (their names, not their pixels). commands: as for
+    `locate`. Raises DataError for what is no source, a source without images, or an empty split."""
+    source = open_source(root, commands=commands)
     images = tuple(sorted(of_split(source.images(), split, held_out)))
     if not images:
         raise DataError(
-            f"the {split} split of {root} is empty; more images, or another held-out share, are "
-            "needed"
+            f"the {split} split of {recorded(root)} is empty; more images, or another held-out "
+            "share, are needed"
         )
-    return ImageSource(source.store, images, source.classes.names)
+    return ImageSource(gathered(source.store, images), images, source.classes.names)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from data_pipeline.images.class_names import ClassNames
@@ -32,7 +32,9 @@ class WebDatasetShards:
 
     kind: Literal["webdataset"] = "webdataset"
 
-    def __init__(self, store: Store, tars: list[Entry], names: ClassNames | None = None) -> None:
+    def __init__(
+        self, store: Store, tars: Iterable[Entry], names: ClassNames | None = None
+    ) -> None:
         self.store, self._tars = store, tars
         self._named = names
         self._largest = -1

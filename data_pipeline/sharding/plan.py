@@ -24,11 +24,12 @@ import json
 import tempfile
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -60,6 +61,7 @@ from model.precision import InferencePrecision
 
 PLAN = "plan.json"
 _LONGEST_LINE = 2**16  # bytes of an image in the list: its name, and that of its object
+_WHERE = {"source", "versions", "list", "slices"}  # where images lie, and how the list does
 _LARGEST_SLICE = 2**28  # bytes of a shard's slice of the list
 
 
@@ -91,6 +93,8 @@ class Plan(Record):
     classes: Classes
     class_titles: tuple[str, ...] = ()
     objects: tuple[str, ...] = ()  # tars that images lie in
+    # What each tar was at a url, as its server or a digest says; none for a folder and S3.
+    versions: tuple[str, ...] = ()
     images: Positive = Field(alias="pictures")
     images_sha256: Sha256 = Field(alias="pictures_sha256")  # of the list, uncompressed
     list: RelativeName
@@ -113,6 +117,8 @@ class Plan(Record):
     def _agrees(self) -> Self:
         """Raise ValueError if numbers contradict each other, so that no reader has to look."""
         check_titles(self.classes, self.class_titles)
+        if self.versions and len(self.versions) != len(self.objects):
+            raise ValueError("versions: there must be one for each of the objects, or none")
         rows = min(self.recipe.rows, self.images)
         if rows > MOST_ROWS:
             raise ValueError(
@@ -136,7 +142,7 @@ class Plan(Record):
     def identity(self) -> str:
         """Return a hash that is the same for the same work, wherever the images lie and however the
         list was compressed."""
-        content = self.model_dump(mode="json", exclude={"source", "list", "slices"})
+        content = self.model_dump(mode="json", exclude=_WHERE)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def rows_of(self, shard: int) -> int:
@@ -151,6 +157,7 @@ def make_plan(
     recipe: PlanRecipe,
     classes: Callable[[], tuple[tuple[str, ...], tuple[str, ...]]],
     *,
+    versions: Mapping[str, str] = MappingProxyType({}),
     progress: Callable[[int], None] = lambda count: None,
 ) -> Plan:
     """Freeze the work list in `store`. If a plan of the same images and recipe is there already, it
@@ -158,8 +165,9 @@ def make_plan(
 
     The images are ordered by a keyed hash of their ids: a shuffle that does not depend on the order
     of the listing. classes: returns names and titles, and is called once all images were listed.
-    progress: called with the number of images listed so far. Raises DataError if there is no image,
-    one is listed twice, or `store` holds another plan.
+    versions: of the tars of the source, known once all images were listed. progress: called with
+    the number of images listed so far. Raises DataError if there is no image, one is listed twice,
+    or `store` holds another plan.
     """
     lines, keys, objects = _listed(images, recipe.seed, progress)
     if not lines:
@@ -182,6 +190,7 @@ def make_plan(
                 classes=names,
                 class_titles=titles,
                 objects=tuple(objects),
+                versions=tuple(versions.get(name, "") for name in objects) if versions else (),
                 images=len(lines),
                 images_sha256=digest.hexdigest(),
                 list=f"plan-{digest.hexdigest()[:16]}.jsonl.gz",
@@ -244,9 +253,7 @@ def _agreed(store: Store, existing: Plan, plan: Plan) -> Plan:
     old, new = (p.model_dump(mode="json", by_alias=False) for p in (existing, plan))
     old.update(old.pop("recipe"))
     new.update(new.pop("recipe"))
-    different = [
-        key for key in old if key not in ("source", "list", "slices") and old[key] != new[key]
-    ]
+    different = [key for key in old if key not in _WHERE and old[key] != new[key]]
     raise DataError(
         f"{store.url} holds another plan: it differs in {', '.join(different)}; choose an empty "
         "folder, or plan with the same images, views and tokenizer"

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from data_pipeline.images.images import ImageEntry
+from data_pipeline.images.streamed import only_streams
 from data_pipeline.sharding.plan import Plan, shard_images
 from data_pipeline.storage import (
     AccessDenied,
@@ -32,8 +33,9 @@ class SourceCheck:
 
     def before_work(self) -> None:
         """Raise StorageError if no image of a sample is there. (`images_store` has looked for the
-        tars.)"""
-        self._find_source(None)
+        tars.) What can only be streamed is looked at when a shard needs it."""
+        if not only_streams(self._source):
+            self._find_source(None)
 
     def confirm(self, absent: Sequence[ImageEntry], present: ImageEntry | None) -> None:
         """Confirm that these images are gone, and not their source, which is looked for before and

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from data_pipeline.images.images import BadImage, ImageEntry, read_image
 from data_pipeline.images.location import images_store
+from data_pipeline.images.streamed import gathered
 from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.images.views import make_view
 from data_pipeline.sharding.encoder import BatchFiller, TokenEncoder
@@ -36,6 +37,7 @@ from data_pipeline.sharding.source_check import SourceCheck
 from data_pipeline.shards.format import Sample, write_shard
 from data_pipeline.shards.manifest import Quarantined
 from data_pipeline.storage import Store, open_store
+from data_pipeline.storage.urls import UrlStore
 from model.device import usable_device
 from model.errors import DataError
 from model.vq import VQTokenizer
@@ -76,7 +78,7 @@ class JobSettings(NamedTuple):
         job = TokenizeJob(
             out,
             plan,
-            images_store(self.source or plan.source, plan.objects),
+            self._images(plan),
             encoder,
             threads=options.threads,
             on_bad=options.on_bad_image,
@@ -85,6 +87,14 @@ class JobSettings(NamedTuple):
         )
         job.check.before_work()
         return job
+
+    def _images(self, plan: Plan) -> Store:
+        """Return the store of the plan's images. Only a source that was given may be a command."""
+        given = self.source is not None
+        store = images_store(self.source or plan.source, plan.objects, commands=given)
+        if isinstance(store, UrlStore):
+            store.expect(dict(zip(plan.objects, plan.versions, strict=False)), here=not given)
+        return store
 
 
 class Viewed(NamedTuple):
@@ -183,7 +193,7 @@ class TokenizeJob:
         one image each."""
         ahead = self.threads + -(-2 * self.encoder.batch // self.plan.recipe.views.views)
         waiting: deque[Future[Viewed]] = deque()
-        listed = ((k, i, p) for k in shards for i, p in shard_images(self.out, self.plan, k))
+        listed = (item for shard in shards for item in self._listed(shard))
         try:
             for item in listed:
                 waiting.append(readers.submit(self._view, *item))
@@ -195,10 +205,16 @@ class TokenizeJob:
             for future in waiting:
                 future.cancel()
 
-    def _view(self, shard: int, index: int, entry: ImageEntry) -> Viewed:
+    def _listed(self, shard: int) -> Iterator[tuple[int, int, ImageEntry, Store]]:
+        """Yield the images of a shard, and what they are read from."""
+        images = shard_images(self.out, self.plan, shard)
+        source = gathered(self.source, (entry for _, entry in images))
+        yield from ((shard, index, entry, source) for index, entry in images)
+
+    def _view(self, shard: int, index: int, entry: ImageEntry, source: Store) -> Viewed:
         recipe = self.plan.recipe.views
         try:
-            image = read_image(self.source, entry)
+            image = read_image(source, entry)
         except BadImage as error:
             bad = Quarantined(id=entry.id, reason=error.reason)
             if self.on_bad == "fail":

@@ -8,6 +8,7 @@ exactly one wins.
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,18 @@ class TooShort(Truncated):
         self.content = content
 
 
+class SourceChanged(StorageError):
+    """An object is another one than it was when it was listed."""
+
+
+class NoRanges(StorageError):
+    """A server sends whole objects only, where a part was asked for."""
+
+
+class StreamFailed(StorageError):
+    """The command or program that writes a stream failed, or cannot be started."""
+
+
 class StorageFull(StorageError):
     """No space is left, or the file system is read-only."""
 
@@ -96,6 +109,18 @@ def local_error(error: OSError, what: str) -> StorageError:
             f"{what}: {reason}; nothing was stored under that name. Make room, then run it again"
         )
     return StorageError(f"{what}: {reason}")
+
+
+def environment_number(name: str, default: str) -> float:
+    """Read a positive number of the environment. Raises StorageError."""
+    text = os.environ.get(name, default)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 1e-3 <= number <= 1e6:
+        raise StorageError(f"{name}={text} is no number above 0; write one, as {name}={default}")
+    return number
 
 
 class Store(Protocol):

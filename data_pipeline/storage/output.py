@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.storage import LocalStore, StorageError, Store, is_remote
+from data_pipeline.storage.urls import is_url
 from model.errors import ConfigError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
@@ -55,7 +56,7 @@ def check_apart(out: str | Path, images: str | Path, name: str = "OUT") -> None:
 
     name: what the message calls `out`.
     """
-    if is_remote(out) != is_remote(images):
+    if is_url(images) or is_remote(out) != is_remote(images):
         return
     if is_remote(out):
         inside = (str(out).rstrip("/") + "/").startswith(str(images).rstrip("/") + "/")

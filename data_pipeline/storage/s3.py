@@ -35,6 +35,7 @@ from data_pipeline.storage.base import (
     TooShort,
     Truncated,
     Unreachable,
+    environment_number,
     parse_s3,
 )
 
@@ -80,8 +81,8 @@ _BROKEN_BODY = (
 
 def _client() -> Any:
     """Return boto3's client, and how often it tries a request. Raises StorageError."""
-    timeout = _number("ADDP_STORAGE_TIMEOUT", "30")
-    attempts = max(1, int(_number("AWS_MAX_ATTEMPTS", "8")))
+    timeout = environment_number("ADDP_STORAGE_TIMEOUT", "30")
+    attempts = max(1, int(environment_number("AWS_MAX_ATTEMPTS", "8")))
     config = Config(
         connect_timeout=timeout,
         read_timeout=timeout,
@@ -113,18 +114,6 @@ def _descriptions(path: str | None) -> Any:
     """Return botocore's loader of descriptions of S3 and its endpoints, which keeps what it parsed:
     that takes a tenth of a second. path: further folders to search, as AWS_DATA_PATH names them."""
     return botocore.loaders.create_loader(path)
-
-
-def _number(name: str, default: str) -> float:
-    """Read a positive number of the environment. Raises StorageError."""
-    text = os.environ.get(name, default)
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 1e-3 <= number <= 1e6:
-        raise StorageError(f"{name}={text} is no number above 0; write one, as {name}={default}")
-    return number
 
 
 def _check_endpoint() -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from data_pipeline.annotations.recipes import DetectionRecipe, SegmentationRecipe
+from data_pipeline.images.location import absolute
 from data_pipeline.images.view_recipe import ViewRecipe
 from data_pipeline.storage import is_remote
 from model.config import (
@@ -54,6 +55,7 @@ def _named(path: Any) -> Any:
 # Absolute as soon as they are read, so that a run folder's configuration holds in every working
 # directory.
 Place = Annotated[str, BeforeValidator(_named), AfterValidator(_absolute)]  # a folder or a url
+ImagePlace = Annotated[str, BeforeValidator(_named), AfterValidator(absolute)]  # or other urls
 LocalPath = Annotated[Path, BeforeValidator(_named), AfterValidator(Path.absolute)]
 _Weight = Annotated[float, Field(gt=0, le=1e9)]
 _Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -70,11 +72,11 @@ class DataSection(Settings):
         max_length=4096,
         description="several token data sets and their weights, in place of `tokens`",
     )
-    images: Place | None = Field(
+    images: ImagePlace | None = Field(
         None,
-        description="images, a folder or s3://: class folders or WebDataset shards; addp reads "
-        "them in evaluations only. segment: ADE20k, detect: COCO, as docs/annotations.md shows "
-        "them",
+        description="images, a folder or s3://: class folders or WebDataset shards, which may "
+        "also lie at urls; addp reads them in evaluations only. segment: ADE20k, detect: COCO, as "
+        "docs/annotations.md shows them",
     )
     held_out: float = Field(
         0.1, ge=0, lt=1, description="share of the images kept for evaluation, fixed by hash"

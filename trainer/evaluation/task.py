@@ -12,6 +12,7 @@ import torch
 
 from data_pipeline.images.location import locate
 from data_pipeline.images.split import Split, of_split
+from data_pipeline.images.streamed import gathered
 from data_pipeline.progress import Progress
 from model.addp import ADDP
 from model.errors import ConfigError, DataError
@@ -120,7 +121,7 @@ class Task:
                     "--held-out"
                 )
             self._crops[wanted] = Crops(
-                locate(location).store,
+                gathered(locate(location).store, images),
                 images,
                 listing.classes,
                 size=self.image_size,

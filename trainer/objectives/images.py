@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from data_pipeline.images.images import BadImage, ImageEntry, ImageSource, read_image
-from data_pipeline.images.location import locate
+from data_pipeline.images.location import locate, recorded
 from data_pipeline.images.sources import split_of
+from data_pipeline.images.streamed import gathered
 from data_pipeline.storage import StorageError, is_remote
+from data_pipeline.storage.urls import is_url
 from data_pipeline.streaming.image_loader import ImageBatch, ImageLoader
 from model.device import staging
 from model.errors import ConfigError
@@ -39,7 +41,8 @@ def images_fingerprint(source: ImageSource) -> str:
 
 def reading_threads(location: str) -> int:
     """How many threads of this rank read and decode the images of a source."""
-    return min(_MOST_THREADS, max(2, own_cores()) * (_REMOTE if is_remote(location) else 1))
+    remote = is_url(location) or is_remote(location)
+    return min(_MOST_THREADS, max(2, own_cores()) * (_REMOTE if remote else 1))
 
 
 def none_readable(count: int, read: Callable[[int], object]) -> str | None:
@@ -75,7 +78,8 @@ class ImageObjective(Objective):
         super().__init__(config, fresh)
         images, classes = listed or self.listed(config)
         assert config.data.images is not None
-        self.source = ImageSource(locate(config.data.images).store, images, classes)
+        store = locate(config.data.images, commands=True).store
+        self.source = ImageSource(gathered(store, images), images, classes)
         started = time.monotonic()
         self.loader = ImageLoader(
             self.source,
@@ -104,7 +108,7 @@ class ImageObjective(Objective):
                 f"data.views.size = {data.views.size} must equal tokenizer.sizes.image_size = "
                 f"{size}, the size that the networks are made for"
             )
-        source = split_of(data.images, "train", data.held_out)
+        source = split_of(data.images, "train", data.held_out, commands=True)
         return Listed(source.images, source.classes)
 
     def unseen(self) -> str | None:
@@ -128,7 +132,7 @@ class ImageObjective(Objective):
         self.loader.close()
 
     def look_at_data(self) -> str:
-        return f"{self.config.data.images}: {self.epochs.samples:,} images"
+        return f"{recorded(self.config.data.images or '')}: {self.epochs.samples:,} images"
 
 
 def pixels_on(device: torch.device, batch: ImageBatch) -> Tensor:

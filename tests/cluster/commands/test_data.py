@@ -1,19 +1,23 @@
-"""`addp data`: bench, preview, order."""
+"""`addp data`: bench, preview, order, read-with."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
+from cluster.commands.other_readers import reading_lines
 from data_pipeline.images.sources import split_of
 from data_pipeline.storage import LocalStore, open_store
 from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from tests.cluster.calling import addp
-from tests.token_sets import samples_of, write_tokens
+from tests.token_sets import samples_of, tokens_of, write_tokens
 
 
 def test_bench(tokens: Path) -> None:
@@ -164,3 +168,55 @@ def test_what_says_not_what_is_read(tokens: Path, tmp_path: Path) -> None:
         make_run(tmp_path / "mage", **MAGE, data={"tokens": str(tokens)}),
     )
     assert unnamed.code == 78 and "give --tokenizer FILE" in unnamed.stderr
+
+
+# A process of its own runs the lines. Before them Ray is told to start small; after them comes a
+# look at the result.
+_BEGINNINGS = {
+    "ray": "import ray\nray.init(include_dashboard=False, num_cpus=1, log_to_driver=False)\n"
+}
+_LOOKS = {
+    "webdataset": "found = [(tokens.tolist(), label) for tokens, label in samples]",
+    "torch": "found = [row for b in batches for row in zip(b[0].tolist(), b[1].tolist())]",
+    "ray": "found = [(r['tokens.npy'].tolist(), r['cls']) for r in samples.iter_rows()]",
+}
+
+
+def read_by(library: str, tokens: Path) -> list[tuple[list[list[int]], int]]:
+    """(tokens, label) of each sample, sorted by label."""
+    done = addp("data", "read-with", tokens, "--json")
+    assert done.code == 0, done.stderr
+    lines = json.loads(done.stdout)[library]
+    assert len(lines.splitlines()) == 3
+    assert lines in addp("data", "read-with", tokens).stdout
+    look = f"{_LOOKS[library]}\nimport json\nprint(json.dumps(found))"
+    script = f"{_BEGINNINGS.get(library, '')}{lines}\n{look}"
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout.splitlines()[-1])
+    return sorted(((ids, label) for ids, label in found), key=lambda sample: sample[1])
+
+
+@pytest.mark.parametrize("library", ["webdataset", "torch", "ray"])
+def test_other_libraries_read_the_shards(library: str, tmp_path: Path) -> None:
+    write_tokens(open_store(tmp_path / "set"), [5, 4, 3])
+    expected = [([tokens_of(n, view).tolist() for view in range(2)], n) for n in range(12)]
+    assert read_by(library, tmp_path / "set") == expected
+
+
+def test_the_names_of_shards_in_braces() -> None:
+    for names, braces in (
+        (("tokens-000000.tar",), "tokens-000000.tar"),
+        (("tokens-000008.tar", "tokens-000009.tar", "tokens-000010.tar"), "{000008..000010}.tar"),
+        (("tokens-000000.tar", "tokens-000002.tar"), "/{tokens-000000.tar,tokens-000002.tar}"),
+        (("a.tar", "b.tar"), "/{a.tar,b.tar}"),
+    ):
+        lines = reading_lines("s3://b/set", names)
+        assert braces in lines["webdataset"] and "'s3://b/set'" in lines["ray"]
+        assert 'WebDataset("pipe:aws s3 cp ' in lines["torch"] or len(names) == 1

@@ -15,8 +15,10 @@ from typing import NamedTuple
 
 import psutil
 
+from data_pipeline.images.location import locate
 from data_pipeline.storage import Store, is_remote, open_store
 from data_pipeline.storage.output import writable
+from data_pipeline.storage.urls import is_url
 from data_pipeline.streaming.shard_cache import ShardCache
 from model.errors import ADDPError
 from trainer import costs
@@ -99,7 +101,9 @@ def check_places(config: RunConfig) -> Iterator[Finding]:
 def _look(place: str) -> None:
     """Raise StorageError or OSError where there is nothing, or it cannot be seen. On object storage
     that needs credentials."""
-    if is_remote(place):
+    if is_url(place):
+        next(iter(locate(place, commands=True).store.list()), None)
+    elif is_remote(place):
         next(iter(open_store(place).list()), None)
     else:
         Path(place).stat()

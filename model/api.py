@@ -159,7 +159,9 @@ class ImageModel:
         if tokens.is_floating_point() or whole.min() < 0 or whole.max() > last:
             raise DataError(f"ids are whole numbers from 0 to {last}")
         tokens = whole.reshape(-1, geometry.tokens).to(self._device)
-        decoded = [self.tokenizer.decode(self.tokenizer.embed(t)) for t in tokens.split(_BATCH)]
+        decoded = [
+            self.tokenizer.decode(self.tokenizer.embed(t)) for t in torch.split(tokens, _BATCH)
+        ]
         return [image for part in decoded for image in as_images(part)]
 
     def generate(
@@ -210,11 +212,11 @@ class ImageModel:
     ) -> list[Image.Image]:
         """Generate `frames` pictures on the way from A to B, in order and without the two; how is
         in `model.editing`. Raises DataError where both have the same tokens."""
-        ends = torch.from_numpy(self.tokenize([*opened(a), *opened(b)])).to(self._device)
+        ids = torch.from_numpy(self.tokenize([*opened(a), *opened(b)])).to(self._device)
         images = []
         for frame in range(1, frames + 1):
             share = frame / (frames + 1)
-            known = between(*ends, share, seed=seed, start=0, count=1)
+            known = between(ids[0], ids[1], share, seed=seed, start=0, count=1)
             images += self._generated(seed, 0, 1, sampling, known)
         return images
 

@@ -108,7 +108,7 @@ class Completions(Edit):
     def sheet(self, made: Tensor, zoom: int) -> Image.Image:
         """One row a picture: itself, what is known of it on grey, and its completions."""
         masked = self._images.masked_fill(self._hidden, 0.5)
-        rows = [self._images[:, None], masked[:, None], made.unflatten(0, (self.chunks, -1))]
+        rows = [self._images[:, None], masked[:, None], made.view(self.chunks, -1, *made.shape[1:])]
         return image_grid(torch.cat(rows, 1).flatten(0, 1), self.variants + 2, zoom)
 
 
@@ -132,7 +132,7 @@ class Interpolations(Edit):
 
     def sheet(self, made: Tensor, zoom: int) -> Image.Image:
         """One row a variant: A, its frames, and B."""
-        strips = made.unflatten(0, (self.chunks, -1)).transpose(0, 1)
+        strips = made.view(self.chunks, -1, *made.shape[1:]).transpose(0, 1)
         ends = self._images.expand(self.variants, -1, -1, -1, -1)
         rows = torch.cat([ends[:, :1], strips, ends[:, 1:]], 1)
         return image_grid(rows.flatten(0, 1), self.chunks + 2, zoom)

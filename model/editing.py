@@ -139,9 +139,9 @@ def between(
 
     a, b: ids (L,). share: t in (0, 1), the way from A to B. Where A and B have the same token, it
     stays. Of the other positions A keeps the share (1 - t) m, and B t m, with m = max(t, 1 - t);
-    both are rounded down. So at least half of the tokens are known or nearly so, as the network
-    is used to. Picture i takes positions in an order that depends on (seed, i) alone: A only loses
-    tokens as t grows, and B only gains them. Raises DataError where A and B have the same tokens.
+    both are rounded down, so that a token at least is unknown, and half of them in the middle.
+    Picture i takes positions in an order that depends on (seed, i) alone: A only loses tokens as t
+    grows, and B only gains them. Raises DataError where A and B have the same tokens.
     """
     different = a != b
     n = int(different.sum())

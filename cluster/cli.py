@@ -90,7 +90,7 @@ COMMANDS = {
     "generate": Entry(
         "trainer.evaluation.generate",
         _USE,
-        "Sample images from an ADDP network: a grid, a set, completions.",
+        "Sample images from an ADDP network: a grid, a set, edits of given images.",
     ),
     "evaluate": Entry(
         "trainer.evaluation.evaluate",

@@ -158,33 +158,39 @@ def model_card(source: Source) -> str:
         "## Use",
         "",
         "```python",
+        *(_use_of_addp(network, source) if isinstance(network, ADDP) else _use_of(network)),
+    ]
+    return "\n".join([*lines, "```", ""])
+
+
+def _use_of_addp(network: ADDP, source: Source) -> list[str]:
+    size = network.geometry.image_size
+    lines = [
+        "import numpy as np",
+        "from model import load",
+        "",
+        'model = load(".")  # this folder',
+        f"pictures = np.random.rand(2, {size}, {size}, 3)  # or files, Pillow images, tensors",
+        "features = model.embed(pictures)",
+        'print("features", features.shape)',
+    ]
+    if source.config is not None:
+        lines += ["samples = model.generate(4)", 'print("samples", len(samples), samples[0].size)']
+    return lines
+
+
+def _use_of(network: Network) -> list[str]:
+    lines = [
         "import torch",
         "from model.weights import load_network",
         "",
         f'network = load_network("model.safetensors", "{network.kind}").eval()',
     ]
-    if isinstance(network, Encoder):
-        lines.append(f"images = torch.rand(2, 3, {size}, {size})")
     if isinstance(network, Classifier):
-        lines += ["logits = network.logits(images)", 'print("logits", tuple(logits.shape))']
-    elif isinstance(network, ADDP):
+        size = network.geometry.image_size
         lines += [
-            "features = network.encode(images)  # class token, then one for each patch",
-            "maps = network.feature_maps(images)  # strides 4, 8, 16, 32, for detectors and "
-            "segmenters",
-            'print("features", tuple(features.shape))',
+            f"images = torch.rand(2, 3, {size}, {size})",
+            "logits = network.logits(images)",
+            'print("logits", tuple(logits.shape))',
         ]
-        if source.config is not None:
-            lines += [
-                "",
-                "from model.sampler import generate",
-                "from model.sampling_options import SamplingOptions",
-                "",
-                'tokenizer = load_network("tokenizer.safetensors", "tokenizer").eval()',
-                "sampling = SamplingOptions(steps=20)",
-                "for state in generate(network, tokenizer, seed=0, start=0, count=4, "
-                "sampling=sampling):",
-                "    samples = state.image",
-                'print("samples", tuple(samples.shape))',
-            ]
-    return "\n".join([*lines, "```", ""])
+    return lines

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import NamedTuple, Protocol, TypeVar
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from data_pipeline.storage import (
     AccessDenied,
@@ -21,6 +21,7 @@ from data_pipeline.storage import (
 )
 from model.documents import printable
 from model.errors import DataError
+from model.rgb import to_rgb
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 # Of Pillow's 40 formats the common ones, which it decodes without another program.
@@ -143,7 +144,7 @@ def decode_image(data: bytes) -> Image.Image:
     lies over white. Raises DataError with the reason for a file that is truncated, damaged, of
     another format, larger than `MOST_BYTES`, or of more than `MOST_PIXELS` once decoded.
     """
-    return decoded(data, _to_rgb)
+    return decoded(data, to_rgb)
 
 
 def decoded(data: bytes, convert: Callable[[Image.Image], T]) -> T:
@@ -177,15 +178,3 @@ def _opened(data: bytes, convert: Callable[[Image.Image], T]) -> T:
             raise DataError("no pixels")
         file.load()
         return convert(file)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "F":
-        raise DataError("pixels are floating-point numbers, of no known scale")
-    if image.mode.startswith("I"):  # 16-bit grey; a plain conversion would clip it
-        image = image.point(lambda value: value * (1 / 256)).convert("L")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")

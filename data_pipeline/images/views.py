@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_pipeline.images.view_recipe import ViewRecipe
 from model.randomness import uniforms
+from model.rgb import centred_square
 
 _TRIES = 10  # as in torchvision: after so many crops that do not fit, take the largest that does
 
@@ -27,7 +28,7 @@ def make_view(
     image_id, view: with the recipe's seed, they determine the crop and the flip.
     """
     if recipe.kind == "center_crop":
-        return _resize(image, _largest_centred(*image.size, 1.0, 1.0), recipe.size)
+        return _resize(image, centred_square(*image.size), recipe.size)
     u = uniforms(recipe.seed, f"view/{image_id}", view, 1, 4 * _TRIES + 1)[0]
     array = _resize(image, _random_box(*image.size, recipe, u), recipe.size)
     return array[:, ::-1] if u[-1] < recipe.flip else array

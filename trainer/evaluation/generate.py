@@ -1,9 +1,11 @@
 """Generate images with an ADDP network: a grid to look at, or a set of any size to measure.
 
 python -m trainer.evaluation.generate RUN --count 64     a grid, and its denoising steps
+python -m trainer.evaluation.generate RUN --complete IMAGE --mask right
+python -m trainer.evaluation.generate RUN --between A B  what is between two images
 deepspeed --module trainer.evaluation.generate RUN --count 50000 --into FOLDER
 
-The second makes a set on all ranks. A set that was interrupted goes on where it stopped.
+The last makes a set on all ranks. A set that was interrupted goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from trainer.config.options import (
     from_models,
     step_option,
 )
-from trainer.evaluation.options import Completion, Output, SetOptions
+from trainer.evaluation.options import EditOptions, Output, SetOptions
 
 if TYPE_CHECKING:
     from trainer.distributed.world import World
@@ -47,13 +49,13 @@ def main(
         ),
     ] = None,
     tokenizer: LocalTokenizer = None,
-    completion: Completion,
+    editing: EditOptions,
     output: Output,
     zoom: Zoom = 1,
     local_rank: LocalRank = None,
 ) -> None:
-    """Generate a grid of samples with the steps by which the first few came about, or a set of
-    samples.
+    """Generate a grid of samples with the steps by which the first few came about, an edit of given
+    images, or a set of files of either.
 
     A set holds the same files for any number of processes; if it was cut off, the same command
     finishes it.
@@ -62,20 +64,20 @@ def main(
 
     del local_rank
     world = take_world()
-    _check(run, samples.count, output, world)
+    _check(run, samples.count, editing, output, world)
     from trainer.evaluation.generating import write_image, write_set
     from trainer.evaluation.trained import load_addp
 
     load = partial(load_addp, run, weights, tokenizer=tokenizer)
     if output.into is not None:
-        made = write_set(load, samples, sampling, checkpoint, output.into, world)
+        made = write_set(load, samples, sampling, editing, checkpoint, output.into, world)
     else:
         made = write_image(
             load(checkpoint),
             samples,
             sampling,
             weights=weights,
-            completion=completion,
+            editing=editing,
             zoom=zoom,
             folder=run,
             out=output.out,
@@ -83,13 +85,17 @@ def main(
     print(made)
 
 
-def _check(run: str, count: int, output: Output, world: World) -> None:
+def _check(run: str, count: int, editing: EditOptions, output: Output, world: World) -> None:
     """Refuse what cannot be made, before anything is loaded. Raises typer.BadParameter or
     ConfigError."""
     from data_pipeline.storage import is_remote
     from data_pipeline.storage.output import check_output
     from model.errors import ConfigError
 
+    if editing.complete is not None and editing.between is not None:
+        raise typer.BadParameter(
+            "--complete and --between are two commands; give one of them", param_hint="--between"
+        )
     if output.into is not None:
         check_output(output.into)
         return

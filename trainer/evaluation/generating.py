@@ -1,11 +1,11 @@
 """What `generate` does: it writes a set of generated images by all processes together, or one image
-of a grid or of completions."""
+of a grid or of an edit."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,8 @@ from model.sampler import generate
 from model.sampling_options import SamplingOptions
 from trainer.distributed.collectives import own_device
 from trainer.distributed.world import World
-from trainer.evaluation.completion import completed_images
-from trainer.evaluation.options import Completion, SetOptions
+from trainer.evaluation.editing import Edit, open_edit
+from trainer.evaluation.options import EditOptions, SetOptions
 from trainer.evaluation.results import suffix
 from trainer.evaluation.sample_set import SampleSet, denoising_grid, step_of_set
 from trainer.evaluation.trained import Trained, in_precision
@@ -34,12 +34,18 @@ def write_set(
     load: Load,
     samples: SetOptions,
     sampling: SamplingOptions,
+    editing: EditOptions,
     step: int | None,
     into: Path,
     world: World,
 ) -> Path:
     """Write this process's share of a set into a folder, and return the folder."""
-    open_set = partial(SampleSet, into, options=samples, sampling=sampling)
+
+    def open_set(trained: Trained) -> SampleSet:
+        edit = open_edit(editing, trained)
+        options = samples if edit is None else edit.as_set(samples)
+        return SampleSet(into, trained, options, sampling, edit)
+
     _make_set(_same_step_for_all(load, open_set, step, into), world)
     return into
 
@@ -50,33 +56,29 @@ def write_image(
     sampling: SamplingOptions,
     *,
     weights: Weights,
-    completion: Completion,
+    editing: EditOptions,
     zoom: int,
     folder: str,
     out: Path | None,
 ) -> Path:
-    """Write a grid of samples, or of completions, and its settings beside it. Returns its file.
+    """Write a grid of samples, or of an edit, and its settings beside it. Returns its file.
 
     folder: of the run, whose samples/ takes the file where `out` names none.
     """
-    trained = in_precision(_on_device(loaded), samples.precision)
-    name = "completed" if completion.complete else "grid"
+    loaded = _on_device(loaded)
+    edit = open_edit(editing, loaded)
+    trained = in_precision(loaded, samples.precision)
+    name = "grid" if edit is None else edit.name
     name += ("" if trained.step is None else f"-step-{trained.step}") + suffix(weights)
     target = out or RunFolder(folder).samples / f"{name}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    if completion.complete is not None:
-        completed_images(
-            trained,
-            completion.complete,
-            completion.keep,
-            seed=samples.seed,
-            sampling=sampling,
-            zoom=zoom,
-        ).save(target)
-    else:
+    settings: dict[str, Any] = {"count": samples.count}
+    if edit is None:
         _make_grid(trained, samples, sampling, zoom, target)
-    settings = {
-        "count": samples.count,
+    else:
+        _make_edit(trained, edit, samples.seed, sampling, zoom, target)
+        settings = {"count": edit.chunks * edit.variants, **edit.settings}
+    settings |= {
         "seed": samples.seed,
         "weights": weights,
         "step": trained.step,
@@ -151,3 +153,17 @@ def _make_grid(
     columns = max(1, round(samples.count**0.5))
     image_grid(torch.cat(finished), columns=columns, zoom=zoom).save(target)
     denoising_grid(trail, zoom).save(target.with_name(target.stem + "-steps.png"))
+
+
+def _make_edit(
+    trained: Trained, edit: Edit, seed: int, sampling: SamplingOptions, zoom: int, target: Path
+) -> None:
+    """Write what an edit generates, beside what was given, to `target`."""
+    made: list[Tensor] = []
+    count = edit.chunks * edit.variants
+    with Progress(f"generating {count} images", count, "images") as progress:
+        for chunk in range(edit.chunks):
+            images = edit.make(trained, chunk, seed=seed, sampling=sampling)
+            made.append(images.float().cpu())
+            progress.advance(edit.variants)
+    edit.sheet(torch.cat(made), zoom).save(target)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from trainer.config.schema import RunConfig
 
 Container = Literal["png", "webdataset"]
-KEEP = ("left", "right", "top", "bottom", "border", "center")  # what a completion may keep
 _PRECISION = "precision in which the networks generate"
 
 
@@ -215,18 +214,27 @@ class Output(Settings):
     )
 
 
-class Completion(Settings):
-    """Images that are given, and what is kept of them."""
+class EditOptions(Settings):
+    """Pictures that are given, and what is generated beside them."""
 
     complete: Path | None = Field(
-        None,
-        description="keep a part of this image, or of the first ones in this folder, and generate "
-        "the rest",
+        None, description="generate a part of this image anew, or of the first ones in this folder"
     )
-    keep: str = Field(
-        "left",
-        description=f"with --complete, the part to keep: {', '.join(KEEP)}, or a mask PNG, white "
-        "where to generate",
+    mask: str = Field(
+        "right",
+        description="with --complete, the part to generate: left, right, top, bottom, center, "
+        "border, border:8 (pixels), or a mask of the image's size, white where to generate",
+    )
+    between: tuple[Path, Path] | None = Field(
+        None, description="two images, A and B: generate the frames on the way from A to B"
+    )
+    frames: int = Field(8, ge=1, le=1000, description="with --between, how many")
+    variants: int = Field(
+        4,
+        ge=1,
+        le=LARGEST_INFERENCE_BATCH,
+        description="with --complete or --between, how many of each; they take the place of "
+        "--count and --batch",
     )
 
 

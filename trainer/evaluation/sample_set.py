@@ -25,9 +25,11 @@ from data_pipeline.storage import LocalStore
 from data_pipeline.storage.output import writing
 from model.errors import ConfigError, DataError
 from model.files import write_atomically
+from model.pictures import as_images
 from model.sampler import generate
 from model.sampling_options import SamplingOptions
 from model.weights import fingerprint
+from trainer.evaluation.editing import Edit
 from trainer.evaluation.options import SetOptions
 from trainer.evaluation.trained import Trained, in_precision
 
@@ -38,15 +40,21 @@ _COLUMNS = 8  # of a grid of denoising steps
 class SampleSet:
     """A folder with samples.json, which says what the images are a function of, and the images.
 
-    They are NNNNNN.png, or samples-NNNNN.tar: a WebDataset shard of PNGs for each chunk. Raises
-    ConfigError where the folder holds another set.
+    They are NNNNNN.png, or samples-NNNNN.tar: a WebDataset shard of PNGs for each chunk. edit: what
+    they are made beside, where pictures were given; `options` are then what `Edit.as_set` returns.
+    Raises ConfigError where the folder holds another set.
     """
 
     def __init__(
-        self, folder: Path, trained: Trained, options: SetOptions, sampling: SamplingOptions
+        self,
+        folder: Path,
+        trained: Trained,
+        options: SetOptions,
+        sampling: SamplingOptions,
+        edit: Edit | None = None,
     ) -> None:
         self._folder, self._trained = folder, trained
-        self._options, self._sampling = options, sampling
+        self._options, self._sampling, self._edit = options, sampling, edit
         settings: dict[str, Any] = {
             "count": options.count,
             "seed": options.seed,
@@ -57,6 +65,7 @@ class SampleSet:
             "network": fingerprint(trained.network),
             "tokenizer": fingerprint(trained.tokenizer),
             "step": trained.step,
+            **(edit.settings if edit is not None else {}),
         }
         store = LocalStore(folder)
         # The first of all processes to create the file decides; the others compare.
@@ -109,6 +118,10 @@ class SampleSet:
 
         The last chunk computes as many as the others: no image depends on how many are kept.
         """
+        if self._edit is not None:
+            return self._edit.make(
+                self._computing, chunk, seed=self._options.seed, sampling=self._sampling
+            )
         states = generate(
             self._computing.network,
             self._computing.tokenizer,
@@ -127,11 +140,10 @@ class SampleSet:
         return in_precision(self._trained, self._options.precision)
 
     def _write(self, chunk: int, images: Tensor) -> None:
-        pixels = (images.float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         encoded = []
-        for image in pixels:
+        for image in as_images(images):
             data = BytesIO()
-            Image.fromarray(image).save(data, "PNG")
+            image.save(data, "PNG")
             encoded.append(data.getvalue())
         files = self._files(chunk)
         if self._options.container == "png":

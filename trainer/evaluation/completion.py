@@ -118,6 +118,7 @@ def completed_images(
             count=_VARIANTS,
             sampling=sampling,
             given=start,
+            advisers=trained.advisers,
         )
         for state in states:
             last = state

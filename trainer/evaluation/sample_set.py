@@ -28,39 +28,46 @@ from model.sampler import generate
 from model.sampling_options import SamplingOptions
 from model.weights import fingerprint
 from trainer.evaluation.options import SetOptions
-from trainer.evaluation.trained import Trained, in_precision
+from trainer.evaluation.trained import Trained, in_precision, load_advisers
 
 SETTINGS = "samples.json"
 _COLUMNS = 8  # of a grid of denoising steps
+_PUBLISHED = SamplingOptions().model_dump(exclude={"guide"})
 
 
 class SampleSet:
     """A folder with samples.json, which says what the images are a function of, and the images.
 
     They are NNNNNN.png, or samples-NNNNN.tar: a WebDataset shard of PNGs for each chunk. Raises
-    ConfigError where the folder holds another set.
+    ConfigError where the folder holds another set, or a network is missing that the sampler asks
+    for.
     """
 
     def __init__(
         self, folder: Path, trained: Trained, options: SetOptions, sampling: SamplingOptions
     ) -> None:
-        self._folder, self._trained = folder, trained
+        advisers = load_advisers(trained.config, trained.network, sampling)
+        self._folder, self._trained = folder, trained._replace(advisers=advisers)
         self._options, self._sampling = options, sampling
         settings: dict[str, Any] = {
             "count": options.count,
             "seed": options.seed,
-            "sampler": sampling.model_dump(),
+            # A guide counts by what it is, wherever its file lies.
+            "sampler": sampling.model_dump(exclude={"guide"}),
             "container": options.container,
             "batch": options.batch,
             "precision": options.precision,
             "network": fingerprint(trained.network),
             "tokenizer": fingerprint(trained.tokenizer),
             "step": trained.step,
+            "guide": fingerprint(advisers.guide) if advisers.guide else None,
+            "critic": fingerprint(advisers.critic) if advisers.critic else None,
         }
         store = LocalStore(folder)
         # The first of all processes to create the file decides; the others compare.
         store.create(SETTINGS, (json.dumps(settings, indent=1) + "\n").encode())
         there = json.loads(store.read(SETTINGS))
+        there["sampler"] = _PUBLISHED | there.get("sampler", {})  # earlier versions had no other
         different = [
             f"{key}: {there.get(key)!r} there, now {value!r}"
             for key, value in settings.items()
@@ -114,6 +121,7 @@ class SampleSet:
             count=self._options.batch,
             sampling=self._sampling,
             all_images=False,
+            advisers=self._computing.advisers,
         )
         for state in states:
             last = state.image

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks.samplers.measuring import measured, real_features
+from benchmarks.samplers.plot import draw
 from benchmarks.samplers.settings import FAMILIES, Setting, setting
 from benchmarks.samplers.summary import best_of_each_budget, table
 from benchmarks.step.rates import device_name
@@ -79,14 +80,14 @@ def families(chosen: list[str] | None) -> dict[str, str]:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Read the rows that are there; the last one may have been cut off."""
-    rows = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+    """Read the rows that are there. A last one that was cut off is removed from the file."""
+    if not file.exists():
+        return []
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        os.truncate(file, len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def key_of(row: dict[str, Any]) -> str:
@@ -167,6 +168,8 @@ def main() -> None:
     mine = [row for row in rows if row["samples"] == options.samples]
     print(table(mine))
     print(best_of_each_budget(mine))
+    title = f"{options.samples} samples a seed, {options.run}, torch {torch.__version__}"
+    draw(mine, title, options.out / "samplers.png")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import shutil
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset as wds
@@ -163,7 +164,7 @@ def test_another_set_is_not_mixed_in(run: Path, tmp_path: Path) -> None:
     finished(start(run, tmp_path / "set", count=8))
     with pytest.raises(ConfigError, match="holds another set of samples"):
         _generate(0, 1, run, tmp_path / "set", {"count": 8, "seed": 1})
-    with pytest.raises(ConfigError, match="holds another set of samples .*'halton'"):
+    with pytest.raises(ConfigError, match=r"holds another set of samples .*'halton'"):
         _generate(0, 1, run, tmp_path / "set", {"count": 8, "sampler": "halton"})
     with pytest.raises(ConfigError, match="no checkpoint of step 5"):
         _generate(0, 1, run, tmp_path / "x", {"checkpoint": 5})
@@ -174,10 +175,10 @@ def test_a_guide_counts_by_its_weights(run: Path, tmp_path: Path) -> None:
     early, other = (tmp_path / name for name in ("early.safetensors", "other.safetensors"))
     save_network(load_addp(str(run), step=4).network, early)
     save_network(load_addp(str(run), step=8).network, other)
-    options = {"count": 8, "guidance_weight": 2.0, "into": tmp_path / "set"}
+    options: dict[str, Any] = {"count": 8, "guidance_weight": 2.0, "into": tmp_path / "set"}
     main(str(run), **options, guide=early)
     main(str(run), **options, guide=early.rename(tmp_path / "moved.safetensors"))
-    with pytest.raises(ConfigError, match="holds another set of samples .*guide: "):
+    with pytest.raises(ConfigError, match=r"holds another set of samples .*guide: "):
         main(str(run), **options, guide=other)
     with pytest.raises(ConfigError, match="no such file"):
         main(str(run), **options, guide=early)

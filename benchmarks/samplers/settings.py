@@ -13,7 +13,21 @@ from model.sampling_options import SamplingOptions
 
 BASELINE = "published"
 # The options of each family, as they are typed. `guide` stands for an earlier checkpoint.
-FAMILIES = {BASELINE: "", "halton": "order=halton", "random": "order=random"}
+FAMILIES = {
+    BASELINE: "",
+    "published, top-p 0.6": "top_p=0.6",
+    "published, less noise": "choice_temperature=2",
+    "halton": "order=halton",
+    "random": "order=random",
+    "halton, top-p 0.6": "order=halton top_p=0.6",
+    "halton, cooler": "order=halton token_temperature_end=0.7",
+    "guided": "guidance_weight=0.5",
+    "halton, guided": "order=halton guidance_weight=0.5",
+    "halton, guided more": "order=halton guidance_weight=1",
+    "halton, guided by a checkpoint": "order=halton guidance_weight=1 guide=earlier",
+    "halton, mended": "order=halton remask_steps=0.25",
+    "halton, mended by the critic": "order=halton remask_steps=0.25 critic=predictor",
+}
 
 
 class Setting(NamedTuple):

@@ -67,7 +67,8 @@ class SampleSet:
         # The first of all processes to create the file decides; the others compare.
         store.create(SETTINGS, (json.dumps(settings, indent=1) + "\n").encode())
         there = json.loads(store.read(SETTINGS))
-        there["sampler"] = _PUBLISHED | there.get("sampler", {})  # earlier versions had no other
+        if isinstance(there.get("sampler"), dict):  # earlier versions had no other than this one
+            there["sampler"] = _PUBLISHED | there["sampler"]
         different = [
             f"{key}: {there.get(key)!r} there, now {value!r}"
             for key, value in settings.items()

@@ -42,7 +42,7 @@ COMMANDS = {
         "cluster.commands.data:app",
         _MAKE,
         "Look at a token data set as a run reads it: its speed, the contents of a batch, and "
-        "where a sample lies.",
+        "where a sample lies; and see how other libraries read it.",
     ),
     "train": Entry(
         "cluster.commands.train:train",

@@ -33,7 +33,8 @@ from model.ledger import Ledger, verdict
 from model.masking import DenoisingMasks
 from model.parity_folder import Meta, ReferenceGeneration, Tensors, build_networks, read_folder
 from model.precision import dtype_name, keep_float32, warn_of_bf16
-from model.sampler import Generation, advance, mask_length, next_image
+from model.sampler import Generation, advance, next_image
+from model.sampling.schedules import mask_length
 from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 

@@ -6,21 +6,27 @@ decoding pixels.
                                      |   remask the least confident ids (fewer each step)
                                      v                           v
                     next image = decode(expected codes where masked, drawn codes elsewhere)
+
+That is the published sampler. `model.sampling` has strategies that take its place by options: other
+orders, guidance, remasking, and schedules of what is drawn.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from model.addp import ADDP
+from model.errors import ConfigError
 from model.predictor import TokenPredictor
 from model.randomness import uniforms
+from model.sampling.guidance import fully_masked_logits, guided
+from model.sampling.orders import halton_ranks, last_in_order, least_confident, random_ranks
+from model.sampling.remasking import Returned, any_returned, doubted_returned
+from model.sampling.schedules import mask_length, mends, noise_scale, token_temperature, top_p
 from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 
@@ -29,7 +35,7 @@ class Generation(NamedTuple):
     """The state after a step.
 
     image: (B, 3, H, W), nominally in [0, 1]. ids: (B, L). mask: (B, L) bool, True where unknown.
-    logits: (B, L, K) over codes, which led to this state.
+    logits: (B, L, K) over codes, of the network alone, which led to this state.
     """
 
     image: Tensor
@@ -38,27 +44,20 @@ class Generation(NamedTuple):
     logits: Tensor
 
 
-def mask_length(sampling: SamplingOptions, step: int, length: int) -> int:
-    """Return how many of L tokens stay masked after a step 0 .. N-1.
+class Advisers(NamedTuple):
+    """Networks beside the one that generates. guide: predicts worse, for autoguidance. critic: says
+    which tokens are mended. Both are in eval mode, and have the tokens of the network."""
 
-    They are clip(ceil(L f((step + 1) / N)), 1, L), f the schedule.
-    """
-    u = (step + 1) / sampling.steps
-    f = math.cos(math.pi / 2 * u) if sampling.schedule == "cosine" else 1 - u
-    # In float32, as in the reference: in float64, an error above a whole number would add a token.
-    return min(max(math.ceil(np.float32(length) * np.float32(f)), 1), length)
+    guide: ADDP | None = None
+    critic: TokenPredictor | None = None
 
 
-def noise_scale(sampling: SamplingOptions, step: int) -> float:
-    """Return the weight of the Gumbel noise in the confidence."""
-    decay = 1 - (step + 1) / sampling.steps if sampling.temperature == "dynamic" else 1.0
-    return sampling.choice_temperature * decay
-
-
-def sample_ids(logits: Tensor, u: Tensor, top_p: float = 1.0) -> Tensor:
+def sample_ids(
+    logits: Tensor, u: Tensor, top_p: float = 1.0, *, temperature: float = 1.0
+) -> Tensor:
     """Draw ids (B, L) from logits (B, L, K) by the inverse CDF of uniforms u (B, L). top_p below 1
-    keeps the smallest set of codes with this probability."""
-    p = logits.float().softmax(-1)
+    keeps the smallest set of codes with this probability. temperature: divides the logits first."""
+    p = (logits.float() / temperature).softmax(-1)
     if top_p < 1.0:
         sorted_p, order = p.sort(-1, descending=True)
         kept = sorted_p.cumsum(-1) - sorted_p < top_p
@@ -69,21 +68,19 @@ def sample_ids(logits: Tensor, u: Tensor, top_p: float = 1.0) -> Tensor:
     return drawn.clamp_max(p.shape[-1] - 1)
 
 
-def remask(
-    logits: Tensor, ids: Tensor, mask: Tensor, *, gumbel: Tensor, scale: float, count: int
+def next_image(
+    tokenizer: VQTokenizer,
+    logits: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    returned: Returned | None = None,
 ) -> Tensor:
-    """Return the `count` least confident positions, (B, L) bool. The confidence is log p(id) +
-    scale * gumbel; known positions have +inf."""
-    logp = logits.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    confidence = (logp + scale * gumbel).masked_fill(~mask, math.inf)
-    least = confidence.argsort(dim=1, stable=True)[:, :count]
-    return torch.zeros_like(mask).scatter(1, least, True)
-
-
-def next_image(tokenizer: VQTokenizer, logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """Decode the next image, (B, 3, H, W): expected codes under the logits (B, L, K) where masked,
-    the codes of `ids` elsewhere (section 3.2)."""
-    soft = tokenizer.soft_embed(logits.float().softmax(-1))
+    the codes of `ids` elsewhere (section 3.2). Tokens that returned have their own expectation."""
+    p = logits.float().softmax(-1)
+    if returned is not None:
+        p = torch.where(returned.where.unsqueeze(-1), returned.expected, p)
+    soft = tokenizer.soft_embed(p)
     return tokenizer.decode(
         torch.where(tokenizer.to_grid(mask.unsqueeze(-1)), soft, tokenizer.embed(ids))
     )
@@ -133,30 +130,50 @@ def advance(
     visible: int | None = None,
     next_visible: int | None = None,
     decode: bool = True,
+    poorer: Tensor | None = None,
+    ranks: Tensor | None = None,
+    returned: Returned | None = None,
 ) -> Generation:
     """Do one step.
 
     u, gumbel: noise of this step, (B, L). sampled: ids to take instead of drawing them (for
     parity). visible: the number of unmasked positions now, if it is known; next_visible: after this
     step, as the schedule has it if None. decode: whether the image is needed; otherwise it stays
-    the last one.
+    the last one. poorer: logits that guidance leads away from, or None. ranks: the order in which
+    positions become known, (B, L); by confidence if None. returned: known tokens that become
+    unknown, the same number in each image, or None.
     """
-    k, length = network.geometry.codebook_size, state.ids.shape[1]
-    if visible == 0:  # neither image nor ids matter: the same logits for every image
-        one = network.logits(state.image[:1], state.ids[:1], state.mask[:1], 0)[..., :k]
-        logits = one.expand(len(state.ids), -1, -1)
-    else:
-        logits = network.logits(state.image, state.ids, state.mask, visible)[..., :k]
-    drawn = sample_ids(logits, u, sampling.top_p) if sampled is None else sampled
-    ids = torch.where(state.mask, drawn, state.ids)
+    length = state.ids.shape[1]
+    logits = _logits(network, state, visible)
+    drawn_by = guided(logits, poorer, sampling.guidance_weight)
+    if sampled is None:
+        temperature = token_temperature(sampling, step)
+        sampled = sample_ids(drawn_by, u, top_p(sampling, step), temperature=temperature)
+    ids = torch.where(state.mask, sampled, state.ids)
     count = mask_length(sampling, step, length) if next_visible is None else length - next_visible
-    mask = remask(
-        logits, ids, state.mask, gumbel=gumbel, scale=noise_scale(sampling, step), count=count
-    )
-    image = next_image(tokenizer, logits, ids, mask) if decode else state.image
+    if returned is not None:
+        count -= int(returned.where[0].sum())
+    if ranks is None:
+        scale = noise_scale(sampling, step)
+        mask = least_confident(drawn_by, ids, state.mask, gumbel=gumbel, scale=scale, count=count)
+    else:
+        mask = last_in_order(ranks, state.mask, count)
+    if returned is not None:
+        mask = mask | returned.where
+    image = next_image(tokenizer, logits, ids, mask, returned) if decode else state.image
     return Generation(image, ids, mask, logits)
 
 
+def _logits(network: ADDP, state: Generation, visible: int | None) -> Tensor:
+    """Return the logits of a state over codes, (B, L, K). visible: as in `advance`."""
+    k = network.geometry.codebook_size
+    if visible == 0:  # neither image nor ids matter: the same logits for every image
+        one = network.logits(state.image[:1], state.ids[:1], state.mask[:1], 0)[..., :k]
+        return one.expand(len(state.ids), -1, -1)
+    return network.logits(state.image, state.ids, state.mask, visible)[..., :k]
+
+
+@torch.no_grad()
 def generate(
     network: ADDP,
     tokenizer: VQTokenizer,
@@ -167,14 +184,17 @@ def generate(
     sampling: SamplingOptions,
     given: Given | None = None,
     all_images: bool = True,
+    advisers: Advisers | None = None,
 ) -> Iterator[Generation]:
     """Generate the samples start .. start+count-1, and yield all N states in turn; the last image
     is the sample.
 
     The noise of a sample is keyed by (seed, sample index), so it is the same image in any batch and
     on any rank. given: where generation starts; from nothing if None. all_images: whether images
-    are decoded that no later step depends on (while all tokens are masked).
+    are decoded that no later step depends on (while all tokens are masked). advisers: the networks
+    that some options ask for. Raises ConfigError where one is missing.
     """
+    advisers = _asked_for(advisers or Advisers(), sampling)
     device = network.pos_embed.device
     length, size = network.geometry.tokens, network.geometry.image_size
     if given is None:
@@ -186,11 +206,31 @@ def generate(
     unknown = int(given.mask[0].sum())
     state = Generation(*given, torch.empty(0, device=device))
     visible = length - unknown
+    ranks = None
+    if sampling.order != "confidence":
+        ranks = _RANKS[sampling.order](seed, start, count, length).to(device)
+    # What the network predicts when it knows nothing. From nothing, the first step computes it.
+    wanted = sampling.guidance_weight > 0 or sampling.remask_steps > 0
+    nothing = fully_masked_logits(network) if visible and wanted else None
     for step in range(sampling.steps):
         noise = torch.from_numpy(uniforms(seed, f"generate/{step}", start, count, 2 * length))
         u, g = noise.view(count, 2, length).unbind(1)
         gumbel = -torch.log(-torch.log(g))
         following = length - mask_length(sampling, step, unknown)
+        returned = None
+        if mends(sampling, step):
+            assert nothing is not None  # the first step mends nothing
+            draw = uniforms(seed, f"generate/remask/{step}", start, count, length)
+            known = visible - (length - unknown)  # of those that are generated
+            returned = _returned(
+                state,
+                given.mask & ~state.mask,
+                noise=torch.from_numpy(draw).to(device),
+                count=int(sampling.remask_share * known),
+                critic=advisers.critic,
+                nothing=nothing,
+            )
+        poorer = nothing if advisers.guide is None else _logits(advisers.guide, state, visible)
         state = advance(
             network,
             tokenizer,
@@ -202,6 +242,42 @@ def generate(
             visible=visible,
             next_visible=following,
             decode=all_images or following > 0 or step + 1 == sampling.steps,
+            poorer=poorer,
+            ranks=ranks,
+            returned=returned,
         )
+        if visible == 0:
+            nothing = state.logits[:1]
         visible = following
         yield state
+
+
+_RANKS = {"halton": halton_ranks, "random": random_ranks}
+
+
+def _asked_for(advisers: Advisers, sampling: SamplingOptions) -> Advisers:
+    """Return the networks that the options need, and no others. Raises ConfigError where one is
+    missing."""
+    guide = advisers.guide if sampling.has_guide else None
+    critic = advisers.critic if sampling.has_critic else None
+    if sampling.has_guide and guide is None:
+        raise ConfigError(f"the guide {sampling.guide} was not loaded; pass it in `advisers`")
+    if sampling.has_critic and critic is None:
+        raise ConfigError("critic=predictor needs the predictor; pass it in `advisers`")
+    return Advisers(guide, critic)
+
+
+def _returned(
+    state: Generation,
+    candidates: Tensor,
+    *,
+    noise: Tensor,
+    count: int,
+    critic: TokenPredictor | None,
+    nothing: Tensor,
+) -> Returned:
+    """Choose `count` of the candidates, (B, L) bool, to become unknown. nothing: the logits of the
+    fully masked image."""
+    if critic is None:
+        return any_returned(candidates, noise, count, nothing.float().softmax(-1))
+    return doubted_returned(critic, state.ids, state.mask, candidates, noise=noise, count=count)

@@ -25,6 +25,7 @@ LARGEST_STEP = 10**12  # that a checkpoint may be named by
 LARGEST_SEED = (1 << 63) - 1
 LARGEST_INFERENCE_BATCH = 65_536  # images that are computed together, without a gradient
 Result = TypeVar("Result")
+_CONTEXT = "typer_context"
 
 
 def step_option(meaning: str) -> Any:
@@ -69,8 +70,9 @@ def from_models(command: Callable[..., Result]) -> Callable[..., Result]:
 
     A field's name, type, default, bounds (`ge`, `le`) and description become those of its option;
     a field that is true or false becomes a flag. Whoever calls the command, typer or Python, gives
-    the fields by name, and the command receives the models. Raises typer.BadParameter for a value
-    that a model refuses.
+    the fields by name, and the command receives the models, which are made of what was given alone:
+    a model may have other defaults where one of its fields says so. Raises typer.BadParameter for a
+    value that a model refuses.
     """
     hints = get_type_hints(command, include_extras=True)
     models = {
@@ -85,14 +87,22 @@ def from_models(command: Callable[..., Result]) -> Callable[..., Result]:
         else:
             parameters.append(parameter.replace(annotation=hints[name]))
     signature = inspect.Signature(parameters)
+    # typer passes its context to the parameter that is annotated with its class.
+    context_parameter = inspect.Parameter(
+        _CONTEXT, inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context
+    )
+    typed = [*parameters, context_parameter]
 
     @functools.wraps(command)
     def flat(*arguments: Any, **options: Any) -> Result:
+        context = options.pop(_CONTEXT, None)
         given = signature.bind(*arguments, **options)
+        chosen = given.arguments.keys() - _not_typed(context)
         given.apply_defaults()
         values = given.arguments
         for name, model in models.items():
             fields = {field: values.pop(field) for field in model.model_fields}
+            fields = {field: value for field, value in fields.items() if field in chosen}
             try:
                 values[name] = model(**fields)
             except ValidationError as error:
@@ -101,9 +111,17 @@ def from_models(command: Callable[..., Result]) -> Callable[..., Result]:
                 raise typer.BadParameter(fault["msg"], param_hint=hint) from error
         return command(**values)
 
-    flat.__signature__ = signature  # type: ignore[attr-defined]
-    flat.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": hints["return"]}
+    flat.__signature__ = inspect.Signature(typed)  # type: ignore[attr-defined]
+    flat.__annotations__ = {p.name: p.annotation for p in typed} | {"return": hints["return"]}
     return flat
+
+
+def _not_typed(context: typer.Context | None) -> set[str]:
+    """The options of a command line that have their defaults because nobody gave them."""
+    if context is None:  # Python calls
+        return set()
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "DEFAULT"}
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:

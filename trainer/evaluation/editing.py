@@ -64,6 +64,7 @@ class Edit(ABC):
             sampling=sampling,
             given=given_tokens(trained.tokenizer, self._predictor, *self._known(chunk, seed)),
             all_images=False,
+            advisers=trained.advisers,
         )
         for state in states:
             last = state.image

@@ -21,7 +21,7 @@ from trainer.evaluation.editing import Edit, open_edit
 from trainer.evaluation.options import EditOptions, SetOptions
 from trainer.evaluation.results import suffix
 from trainer.evaluation.sample_set import SampleSet, denoising_grid, step_of_set
-from trainer.evaluation.trained import Trained, in_precision
+from trainer.evaluation.trained import Trained, in_precision, load_advisers
 from trainer.formats import Weights
 from trainer.run_folder import RunFolder, write_json
 
@@ -66,8 +66,9 @@ def write_image(
     folder: of the run, whose samples/ takes the file where `out` names none.
     """
     loaded = _on_device(loaded)
+    advisers = load_advisers(loaded.config, loaded.network, sampling)
     edit = open_edit(editing, loaded)
-    trained = in_precision(loaded, samples.precision)
+    trained = in_precision(loaded._replace(advisers=advisers), samples.precision)
     name = "grid" if edit is None else edit.name
     name += ("" if trained.step is None else f"-step-{trained.step}") + suffix(weights)
     target = out or RunFolder(folder).samples / f"{name}.png"
@@ -84,7 +85,7 @@ def write_image(
         "step": trained.step,
         "precision": samples.precision,
     }
-    write_json(target.with_suffix(".json"), {**settings, **sampling.model_dump()})
+    write_json(target.with_suffix(".json"), {**settings, **sampling.model_dump(mode="json")})
     return target
 
 
@@ -144,6 +145,7 @@ def _make_grid(
                 start=start,
                 count=size,
                 sampling=sampling,
+                advisers=trained.advisers,
             )
             for state in states:
                 if start == 0:

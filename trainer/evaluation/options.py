@@ -239,5 +239,7 @@ class EditOptions(Settings):
 
 
 def names_of(*models: type[Settings]) -> tuple[str, ...]:
-    """The names of all fields of some models."""
-    return tuple(name for model in models for name in model.model_fields)
+    """The names of all fields of some models, but for those that stand for other ones."""
+    return tuple(
+        name for model in models for name, field in model.model_fields.items() if not field.exclude
+    )

@@ -30,10 +30,11 @@ from model.sampling_options import SamplingOptions
 from model.weights import fingerprint
 from trainer.evaluation.editing import Edit
 from trainer.evaluation.options import SetOptions
-from trainer.evaluation.trained import Trained, in_precision
+from trainer.evaluation.trained import Trained, in_precision, load_advisers
 
 SETTINGS = "samples.json"
 _COLUMNS = 8  # of a grid of denoising steps
+_PUBLISHED = SamplingOptions().model_dump(exclude={"guide"})
 
 
 class SampleSet:
@@ -41,7 +42,8 @@ class SampleSet:
 
     They are NNNNNN.png, or samples-NNNNN.tar: a WebDataset shard of PNGs for each chunk. edit: what
     they are made beside, where pictures were given; `options` are then what `Edit.as_set` returns.
-    Raises ConfigError where the folder holds another set.
+    Raises ConfigError where the folder holds another set, or a network is missing that the sampler
+    asks for.
     """
 
     def __init__(
@@ -52,24 +54,30 @@ class SampleSet:
         sampling: SamplingOptions,
         edit: Edit | None = None,
     ) -> None:
-        self._folder, self._trained = folder, trained
+        advisers = load_advisers(trained.config, trained.network, sampling)
+        self._folder, self._trained = folder, trained._replace(advisers=advisers)
         self._options, self._sampling, self._edit = options, sampling, edit
         settings: dict[str, Any] = {
             "count": options.count,
             "seed": options.seed,
-            "sampler": sampling.model_dump(),
+            # A guide counts by what it is, wherever its file lies.
+            "sampler": sampling.model_dump(exclude={"guide"}),
             "container": options.container,
             "batch": options.batch,
             "precision": options.precision,
             "network": fingerprint(trained.network),
             "tokenizer": fingerprint(trained.tokenizer),
             "step": trained.step,
+            "guide": fingerprint(advisers.guide) if advisers.guide else None,
+            "critic": fingerprint(advisers.critic) if advisers.critic else None,
             **(edit.settings if edit is not None else {}),
         }
         store = LocalStore(folder)
         # The first of all processes to create the file decides; the others compare.
         store.create(SETTINGS, (json.dumps(settings, indent=1) + "\n").encode())
         there = json.loads(store.read(SETTINGS))
+        if isinstance(there.get("sampler"), dict):  # earlier versions had no other than this one
+            there["sampler"] = _PUBLISHED | there["sampler"]
         different = [
             f"{key}: {there.get(key)!r} there, now {value!r}"
             for key, value in settings.items()
@@ -127,6 +135,7 @@ class SampleSet:
             count=self._options.batch,
             sampling=self._sampling,
             all_images=False,
+            advisers=self._computing.advisers,
         )
         for state in states:
             last = state.image

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from model.sampling_options import SamplingOptions
 from trainer.config.schema import RunConfig
 from trainer.evaluation.benchmarks.registry import BENCHMARKS
 from trainer.evaluation.contents import KEYS, Contents
 from trainer.evaluation.options import EvaluationOptions
 from trainer.evaluation.results import Result
 
-# What results of earlier versions depend on without saying so.
-_UNSAID = {"reference": "held-out"}
+# What results of earlier versions depend on without saying so. They knew no sampler but the
+# published one.
+_UNSAID = {"reference": "held-out", **SamplingOptions().model_dump(mode="json")}
 # What earlier versions, which took nothing from the run, did where an option was not given.
 _EARLIER_DEFAULTS = {"held_out": 0.1, "seed": 0, "batch": 64}
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import pytest
 import typer
-from pydantic import Field
+from pydantic import Field, model_validator
 from typer.testing import CliRunner
 
 from model.documents import Settings
@@ -18,14 +18,20 @@ class Cooking(Settings):
     heat: Literal["low", "high"] = Field("low", description="how hot")
     salt_grams: float | None = Field(None, ge=0, description="how salty")
     stir: bool = Field(False, description="now and then")
+    dish: Literal["any", "rice"] = Field("any", description="what it is like")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rice_takes_longer(cls, given: dict[str, object]) -> dict[str, object]:
+        return {"minutes": 15} | given if given.get("dish") == "rice" else given
 
 
 @from_models
 def cook(
-    dish: Annotated[str, typer.Argument(help="what")], *, cooking: Cooking, cold: bool = False
+    name: Annotated[str, typer.Argument(help="what")], *, cooking: Cooking, cold: bool = False
 ) -> str:
     """Cook a dish."""
-    text = f"{dish} {cooking.model_dump()} {cold}"
+    text = f"{name} {cooking.model_dump()} {cold}"
     print(text)
     return text
 
@@ -50,6 +56,15 @@ def test_values_come_into_the_model() -> None:
     assert code == 0 and f"soup {expected.model_dump()} True" in output
     fields = {name: getattr(expected, name) for name in Cooking.model_fields}
     assert cook("soup", **fields, cold=True) == output.strip()
+
+
+@pytest.mark.parametrize(("given", "minutes"), [((), 15), (("--minutes", "5"), 5)])
+def test_a_field_may_set_what_is_not_given(given: tuple[str, ...], minutes: int) -> None:
+    """What is given counts even where it is the default."""
+    code, output = invoke("pilaf", "--dish", "rice", *given)
+    assert code == 0 and f"'minutes': {minutes}," in output
+    fields = {"minutes": minutes} if given else {}
+    assert cook("pilaf", dish="rice", **fields) == output.strip()
 
 
 def test_help_says_what_the_fields_say() -> None:

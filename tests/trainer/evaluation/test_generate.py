@@ -11,6 +11,7 @@ import shutil
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset as wds
@@ -19,12 +20,22 @@ from PIL import Image
 from data_pipeline.progress import SECONDS
 from model.errors import ConfigError
 from model.sampling_options import SamplingOptions
+from model.weights import save_network
 from tests.trainer.worlds import CONTEXT
 from trainer.evaluation.generate import main
 from trainer.evaluation.generating import _same_step_for_all
 from trainer.evaluation.options import SetOptions
 from trainer.evaluation.sample_set import SETTINGS, SampleSet, step_of_set
 from trainer.evaluation.trained import Trained, load_addp
+
+# A sampler in which all strategies meet but a guide.
+MENDED = {
+    "order": "halton",
+    "guidance_weight": 1.0,
+    "steps": 6,
+    "remask_steps": 2,
+    "critic": "predictor",
+}
 
 
 def _generate(
@@ -60,10 +71,15 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("container", ["png", "webdataset"])
-def test_one_rank_and_two_make_the_same_files(container: str, run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("container", "sampler"), [("png", {}), ("webdataset", {}), ("png", MENDED)]
+)
+def test_one_rank_and_two_make_the_same_files(
+    container: str, sampler: dict[str, object], run: Path, tmp_path: Path
+) -> None:
     for world_size in (1, 2):
-        finished(start(run, tmp_path / str(world_size), world_size, container=container))
+        into = tmp_path / str(world_size)
+        finished(start(run, into, world_size, container=container, **sampler))
     one = contents(tmp_path / "1")
     assert one == contents(tmp_path / "2") and len(one) == (61 if container == "png" else 9)
     if container == "png":
@@ -80,19 +96,22 @@ def test_one_rank_and_two_make_the_same_files(container: str, run: Path, tmp_pat
         assert samples[0]["png"].size == (16, 16)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("kills", "sampler"),
+    [(3, MENDED), *(pytest.param(20, s, marks=pytest.mark.long) for s in ({}, MENDED))],
+)
 def test_killed_at_random_it_ends_with_the_same_files(
-    kills: int, run: Path, tmp_path: Path
+    kills: int, sampler: dict[str, object], run: Path, tmp_path: Path
 ) -> None:
-    finished(start(run, tmp_path / "whole", count=400))
+    finished(start(run, tmp_path / "whole", count=400, **sampler))
     dice, folder = random.Random(0), tmp_path / "killed"
     for _ in range(kills):
-        ranks = start(run, folder, 2, count=400)
+        ranks = start(run, folder, 2, count=400, **sampler)
         time.sleep(dice.uniform(0.2, 1.0))
         for rank in ranks:
             rank.kill()
             rank.join()
-    finished(start(run, folder, 2, count=400))
+    finished(start(run, folder, 2, count=400, **sampler))
     assert contents(folder) == contents(tmp_path / "whole")
 
 
@@ -145,8 +164,24 @@ def test_another_set_is_not_mixed_in(run: Path, tmp_path: Path) -> None:
     finished(start(run, tmp_path / "set", count=8))
     with pytest.raises(ConfigError, match="holds another set of samples"):
         _generate(0, 1, run, tmp_path / "set", {"count": 8, "seed": 1})
+    with pytest.raises(ConfigError, match=r"holds another set of samples .*'halton'"):
+        _generate(0, 1, run, tmp_path / "set", {"count": 8, "sampler": "halton"})
     with pytest.raises(ConfigError, match="no checkpoint of step 5"):
         _generate(0, 1, run, tmp_path / "x", {"checkpoint": 5})
+
+
+def test_a_guide_counts_by_its_weights(run: Path, tmp_path: Path) -> None:
+    """It may lie elsewhere later, but not be another network."""
+    early, other = (tmp_path / name for name in ("early.safetensors", "other.safetensors"))
+    save_network(load_addp(str(run), step=4).network, early)
+    save_network(load_addp(str(run), step=8).network, other)
+    options: dict[str, Any] = {"count": 8, "guidance_weight": 2.0, "into": tmp_path / "set"}
+    main(str(run), **options, guide=early)
+    main(str(run), **options, guide=early.rename(tmp_path / "moved.safetensors"))
+    with pytest.raises(ConfigError, match=r"holds another set of samples .*guide: "):
+        main(str(run), **options, guide=other)
+    with pytest.raises(ConfigError, match="no such file"):
+        main(str(run), **options, guide=early)
 
 
 @pytest.mark.parametrize("complete", [False, True])

@@ -10,6 +10,7 @@ from model.sampler import generate
 from trainer.evaluation.measures.grids import png, zoom_of
 from trainer.evaluation.sample_set import denoising_grid, read_chunk
 from trainer.evaluation.task import Task
+from trainer.evaluation.trained import load_advisers
 
 _SHOWN = 64  # samples of a grid
 _ROWS = 8  # of the grid of denoising steps
@@ -36,6 +37,7 @@ def sample_grids(task: Task) -> dict[str, bytes]:
         start=0,
         count=min(_ROWS, len(shown)),
         sampling=options.sampling,
+        advisers=load_advisers(task.config, task.network, options.sampling),
     )
     trail = [state.image.cpu() for state in steps]
     zoom, columns = zoom_of(task.image_size), max(1, round(len(shown) ** 0.5))

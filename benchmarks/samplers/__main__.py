@@ -1,0 +1,176 @@
+"""Which sampler makes the best pictures for a number of network passes: a study on the network of a
+finished run.
+
+    python -m benchmarks.samplers runs/demo/addp --images runs/demo/images --out runs/samplers
+    python -m benchmarks.samplers RUN --images IMAGES --out OUT --samples 5000 --seeds 3 \\
+        --inception-weights pt_inception-2015-12-05-6726825d.pth
+    python -m benchmarks.samplers RUN --images IMAGES --out OUT --family "mine: top_p=0.8"
+
+A family is a set of options. Each is measured at each budget with as many steps as the budget
+allows: a pass of the network is one, and one of a guide or a critic another. Quality is the Fréchet
+distance to all of --images on packaged EfficientNet features (FID with Inception's weights), with
+precision and recall. Families of one budget use the same seeds and the same number of samples, on
+which these distances depend; do not compare them with those of other numbers.
+
+The rows stand in OUT/results.jsonl, one for each family, budget and seed, so that the same command
+goes on where it stopped, and another one adds to them. At the end: the table of means and standard
+errors, the best family of each budget beside the published sampler, and the plot OUT/samplers.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.samplers.measuring import measured, real_features
+from benchmarks.samplers.plot import draw
+from benchmarks.samplers.settings import FAMILIES, Setting, setting
+from benchmarks.samplers.summary import best_of_each_budget, table
+from benchmarks.step.rates import device_name
+from model.errors import ConfigError
+from model.sampler import Advisers
+from model.weights import fingerprint
+from trainer.checkpointing.catalog import open_catalog
+from trainer.distributed.collectives import own_device
+from trainer.evaluation.measures.fidelity import EfficientNet, Extractor, Inception
+from trainer.evaluation.trained import Trained, frozen_predictor, load_addp
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="folder of a finished ADDP run")
+    parser.add_argument("--images", required=True, help="real images to compare with")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--passes", type=int, nargs="+", default=[8, 12, 20, 40])
+    parser.add_argument(
+        "--family",
+        action="append",
+        metavar="NAME[: OPTIONS]",
+        help="measure these families, by name or with options, in place of all; may be repeated",
+    )
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument(
+        "--guide-step", type=int, help="checkpoint that guides; else the run's first"
+    )
+    parser.add_argument("--inception-weights", type=Path)
+    return parser.parse_args()
+
+
+def families(chosen: list[str] | None) -> dict[str, str]:
+    """Return the options of each family that is to be measured. Raises ConfigError."""
+    if chosen is None:
+        return FAMILIES
+    found = {}
+    for text in chosen:
+        name, colon, options = (part.strip() for part in text.partition(":"))
+        if not colon and name not in FAMILIES:
+            raise ConfigError(f"--family {name}: there are {', '.join(FAMILIES)}")
+        found[name] = options if colon else FAMILIES[name]
+    return found
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Read the rows that are there. A last one that was cut off is removed from the file."""
+    if not file.exists():
+        return []
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        os.truncate(file, len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def key_of(row: dict[str, Any]) -> str:
+    """What a row is a function of."""
+    names = ("sampling", "seed", "samples", "batch", "network", "guide", "images")
+    return json.dumps([row[name] for name in names], sort_keys=True)
+
+
+def advisers_of(run: str, trained: Trained, step: int | None) -> Advisers:
+    """Load an earlier checkpoint of the run, and its predictor."""
+    step = min(open_catalog(run).steps()) if step is None else step
+    guide = load_addp(run, step=step).network.to(own_device())
+    critic = frozen_predictor(trained.config)
+    return Advisers(guide, None if critic is None else critic.to(own_device()))
+
+
+def main() -> None:
+    options = arguments()
+    device = own_device()
+    trained = load_addp(options.run)
+    trained.network.to(device)
+    trained.tokenizer.to(device)
+    advisers = advisers_of(options.run, trained, options.guide_step)
+    extractors: list[Extractor] = [EfficientNet(device)]
+    if options.inception_weights:
+        extractors.append(Inception(options.inception_weights, device))
+    options.out.mkdir(parents=True, exist_ok=True)
+    size = trained.config.geometry.image_size
+    references = {
+        e: real_features(options.images, size, options.batch, e, options.out) for e in extractors
+    }
+    file = options.out / "results.jsonl"
+    rows = read_rows(file)
+    done = {key_of(row) for row in rows}
+    settings: list[Setting] = [
+        found
+        for name, words in families(options.family).items()
+        for budget in options.passes
+        if (found := setting(name, words, budget))
+    ]
+    # Seed by seed: where it is stopped, all families have the same seeds, or nearly.
+    for seed in range(options.seeds):
+        for chosen in settings:
+            row = {
+                "family": chosen.family,
+                "budget": chosen.budget,
+                "passes": chosen.passes,
+                "sampling": chosen.sampling.model_dump(mode="json"),
+                "seed": seed,
+                "samples": options.samples,
+                "batch": options.batch,
+                "network": fingerprint(trained.network),
+                "guide": fingerprint(advisers.guide) if chosen.sampling.has_guide else None,
+                "images": len(references[extractors[0]].features),
+                "torch": torch.__version__,
+                "processor": device_name(device),
+                "python": platform.python_version(),
+                "load": round(os.getloadavg()[0], 1),
+            }
+            if key_of(row) in done:
+                continue
+            row |= measured(
+                trained,
+                advisers,
+                chosen.sampling,
+                references,
+                seed=seed,
+                samples=options.samples,
+                batch=options.batch,
+            )
+            with file.open("a") as out:
+                out.write(json.dumps(row) + "\n")
+            rows.append(row)
+            distance = row["efficientnet_frechet_distance"]
+            print(
+                f"{chosen.family}, {chosen.passes} passes, seed {seed}: {distance:.2f}", flush=True
+            )
+    mine = [row for row in rows if row["samples"] == options.samples]
+    print(table(mine))
+    print(best_of_each_budget(mine))
+    title = f"{options.samples} samples a seed, {options.run}, torch {torch.__version__}"
+    draw(mine, title, options.out / "samplers.png")
+
+
+if __name__ == "__main__":
+    main()

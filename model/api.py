@@ -21,7 +21,7 @@ from model.errors import ConfigError, DataError, WeightsError
 from model.networks import CONFIG, Network
 from model.pictures import Picture, Pictures, as_images, opened, squares
 from model.predictor import TokenPredictor
-from model.sampler import Given, generate, given_tokens
+from model.sampler import Advisers, Given, generate, given_tokens
 from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 from model.weights import load_network
@@ -252,6 +252,17 @@ class ImageModel:
             sampling=sampling,
             given=given,
             all_images=False,
+            advisers=self._advisers(sampling),
         ):
             last = state.image
         return as_images(last)
+
+    def _advisers(self, sampling: SamplingOptions) -> Advisers:
+        """Return the networks that a sampler asks for beside these. Raises WeightsError."""
+        critic = self.predictor if sampling.has_critic else None
+        if not sampling.has_guide:
+            return Advisers(None, critic)
+        assert sampling.guide is not None
+        guide = load_network(sampling.guide, "addp", geometry=self.network.geometry)
+        assert isinstance(guide, ADDP)
+        return Advisers(guide.eval().to(self._device), critic)

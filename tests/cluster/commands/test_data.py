@@ -173,7 +173,7 @@ def test_what_says_not_what_is_read(tokens: Path, tmp_path: Path) -> None:
 # A process of its own runs the lines. Before them Ray is told to start small; after them comes a
 # look at the result.
 _BEGINNINGS = {
-    "ray": "import ray\nray.init(include_dashboard=False, num_cpus=1, log_to_driver=False)\n"
+    "ray": "import ray\nray.init(include_dashboard=False, num_cpus=2, log_to_driver=False)\n"
 }
 _LOOKS = {
     "webdataset": "found = [(tokens.tolist(), label) for tokens, label in samples]",

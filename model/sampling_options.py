@@ -10,12 +10,12 @@ from pydantic import Field, model_validator
 
 from model.documents import Settings
 
-SamplerName = Literal["published", "halton", "random"]
+SamplerName = Literal["published", "halton", "guided"]
 # What each named sampler sets; the published one has the defaults below.
 SAMPLERS: dict[SamplerName, dict[str, Any]] = {
     "published": {},
     "halton": {"order": "halton"},
-    "random": {"order": "random"},
+    "guided": {"guidance_weight": 2.0},
 }
 
 

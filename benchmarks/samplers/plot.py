@@ -37,7 +37,7 @@ def draw(rows: list[dict[str, Any]], title: str, to: Path) -> None:
             axis.errorbar(
                 [group[0]["passes"] * shift for _, group in points],
                 [m.value for m in means],
-                [0 if m.error != m.error else m.error for m in means],
+                [m.error for m in means],  # none is drawn of one seed, where it is NaN
                 label=family,
                 marker="o",
                 markersize=3,
@@ -47,7 +47,8 @@ def draw(rows: list[dict[str, Any]], title: str, to: Path) -> None:
                 zorder=3 if family == BASELINE else 2,
             )
         budgets = sorted({group[0]["passes"] for group in groups.values()})
-        axis.set(xscale="log", xlabel="network passes a sample", title=label)
+        ends = (0.85 * budgets[0], 1.18 * budgets[-1])
+        axis.set(xscale="log", xlabel="network passes a sample", title=label, xlim=ends)
         axis.set_xticks(budgets, [str(b) for b in budgets])
         axis.minorticks_off()
         axis.grid(alpha=0.3)

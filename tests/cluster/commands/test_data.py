@@ -203,7 +203,10 @@ def read_by(library: str, tokens: Path) -> list[tuple[list[list[int]], int]]:
     return sorted(((ids, label) for ids, label in found), key=lambda sample: sample[1])
 
 
-@pytest.mark.parametrize("library", ["webdataset", "torch", "ray"])
+# Ray Data starts a cluster of its own, which takes half a minute on a busy machine.
+@pytest.mark.parametrize(
+    "library", ["webdataset", "torch", pytest.param("ray", marks=pytest.mark.long)]
+)
 def test_other_libraries_read_the_shards(library: str, tmp_path: Path) -> None:
     write_tokens(open_store(tmp_path / "set"), [5, 4, 3])
     expected = [([tokens_of(n, view).tolist() for view in range(2)], n) for n in range(12)]

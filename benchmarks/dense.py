@@ -29,12 +29,11 @@ from typing import Any
 
 import torch
 
-from cluster.demo.dense import BENCHMARKS, SCENES
+from cluster.demo.dense import BENCHMARKS, LAYOUTS, SCENES
 from data_pipeline.progress import Progress
 from data_pipeline.scenes.making import make_scenes
 
 ADDP = [sys.executable, "-m", "cluster.cli"]
-LAYOUTS = {"segment": "ade20k", "detect": "coco"}
 METRICS = {
     "segment": ("miou", "pixel_accuracy", "miou_of_things"),
     "detect": ("box_ap50", "box_ap", "mask_ap50", "mask_ap"),

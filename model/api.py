@@ -21,7 +21,7 @@ from model.errors import ConfigError, DataError, WeightsError
 from model.networks import CONFIG, Network
 from model.pictures import Picture, Pictures, as_images, opened, squares
 from model.predictor import TokenPredictor
-from model.sampler import Advisers, Given, generate, given_tokens
+from model.sampler import Advisers, Given, generated, given_tokens
 from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 from model.weights import load_network
@@ -173,10 +173,10 @@ class ImageModel:
         sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 (it is frozen)
     ) -> list[Image.Image]:
         """Generate the pictures start .. start+count-1 of a seed."""
-        images = []
+        images, advisers = [], self._advisers(sampling)
         for first in range(start, start + count, _BATCH):
             size = min(_BATCH, start + count - first)
-            images += self._generated(seed, first, size, sampling, None)
+            images += self._generated(seed, first, size, sampling, advisers, None)
         return images
 
     def complete(
@@ -199,7 +199,8 @@ class ImageModel:
         unknown = unknown_tokens(mask, image[0].size, self.network.geometry).to(self._device)
         pixels = squares(image, self.network.geometry.image_size).to(self._device)
         ids = known_tokens(self.tokenizer, pixels, unknown).expand(count, -1)
-        return self._generated(seed, 0, count, sampling, (ids, unknown.expand(count, -1)))
+        known, advisers = (ids, unknown.expand(count, -1)), self._advisers(sampling)
+        return self._generated(seed, 0, count, sampling, advisers, known)
 
     def interpolate(
         self,
@@ -213,11 +214,11 @@ class ImageModel:
         """Generate `frames` pictures on the way from A to B, in order and without the two; how is
         in `model.editing`. Raises DataError where both have the same tokens."""
         ids = torch.from_numpy(self.tokenize([*opened(a), *opened(b)])).to(self._device)
-        images = []
+        images, advisers = [], self._advisers(sampling)
         for frame in range(1, frames + 1):
             share = frame / (frames + 1)
             known = between(ids[0], ids[1], share, seed=seed, start=0, count=1)
-            images += self._generated(seed, 0, 1, sampling, known)
+            images += self._generated(seed, 0, 1, sampling, advisers, known)
         return images
 
     @property
@@ -237,13 +238,14 @@ class ImageModel:
         start: int,
         count: int,
         sampling: SamplingOptions,
+        advisers: Advisers,
         known: tuple[Tensor, Tensor] | None,
     ) -> list[Image.Image]:
         """Generate samples. known: ids and which are unknown, as of `between`; None for nothing."""
         given: Given | None = None
         if known is not None:
             given = given_tokens(self.tokenizer, self.predictor, *known)
-        for state in generate(
+        images = generated(
             self.network,
             self.tokenizer,
             seed=seed,
@@ -251,11 +253,9 @@ class ImageModel:
             count=count,
             sampling=sampling,
             given=given,
-            all_images=False,
-            advisers=self._advisers(sampling),
-        ):
-            last = state.image
-        return as_images(last)
+            advisers=advisers,
+        )
+        return as_images(images)
 
     def _advisers(self, sampling: SamplingOptions) -> Advisers:
         """Return the networks that a sampler asks for beside these. Raises WeightsError."""

@@ -252,6 +252,34 @@ def generate(
         yield state
 
 
+def generated(
+    network: ADDP,
+    tokenizer: VQTokenizer,
+    *,
+    seed: int,
+    start: int,
+    count: int,
+    sampling: SamplingOptions,
+    given: Given | None = None,
+    advisers: Advisers | None = None,
+) -> Tensor:
+    """Return the samples start .. start+count-1, (count, 3, H, W): the last images of `generate`,
+    which then decodes no image that nothing depends on."""
+    for state in generate(
+        network,
+        tokenizer,
+        seed=seed,
+        start=start,
+        count=count,
+        sampling=sampling,
+        given=given,
+        all_images=False,
+        advisers=advisers,
+    ):
+        last = state.image
+    return last
+
+
 _RANKS = {"halton": halton_ranks, "random": random_ranks}
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save
 from data_pipeline.images.location import locate
 from data_pipeline.progress import Progress
 from model.files import write_atomically
-from model.sampler import Advisers, generate
+from model.sampler import Advisers, generated
 from model.sampling_options import SamplingOptions
 from trainer.evaluation.contents import listing_of
 from trainer.evaluation.crops import Crops
@@ -69,18 +69,15 @@ def measured(
     for start in range(0, samples, batch):
         before = time.process_time()
         count = min(batch, samples - start)
-        states = generate(
+        last = generated(
             trained.network,
             trained.tokenizer,
             seed=seed,
             start=start,
             count=count,
             sampling=sampling,
-            all_images=False,
             advisers=advisers,
         )
-        for state in states:
-            last = state.image
         cpu += time.process_time() - before
         pixels = (last.float().clamp(0, 1) * 255).round().byte().cpu()
         for extractor, of_batch in parts.items():

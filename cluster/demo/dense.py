@@ -35,7 +35,7 @@ SCENES = SceneSettings(
 )
 _PACKAGES = ("transformers", "torchvision", "pycocotools")
 _FEWEST = 8  # scenes of a split of a very short demo: a global batch of its trainings
-_LAYOUTS = {"segment": "ade20k", "detect": "coco"}
+LAYOUTS = {"segment": "ade20k", "detect": "coco"}
 # What an evaluation takes, in steps of its training.
 _EVALUATION = {"segment": 40, "detect": 40}
 _COMPOSING = 0.02  # seconds of a scene in one process, as `Speed.slowness` counts
@@ -59,7 +59,7 @@ def dense_stages(demo: Demo) -> list[Stage]:
     road = [_composing(demo, scenes)]
     for name in DENSE_TRAININGS:
         label = OBJECTIVES[name].label
-        data = f"data.images={scenes / _LAYOUTS[name]}"
+        data = f"data.images={scenes / LAYOUTS[name]}"
         road.append(training(demo, name, encoder, data, title=f"train the {label}"))
         road.append(_evaluation(demo, name, label))
     return road

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 from urllib.parse import quote
@@ -216,6 +216,16 @@ def split_url(url: str | Path) -> tuple[str, str]:
 def file_name(url: str) -> str:
     """Return a file name for a url of S3; no two stores have the same."""
     return quote("/".join(parse_s3(url)).removesuffix("/"), safe="")
+
+
+def joined(pieces: Iterable[bytes], what: str, start: int, length: int | None) -> bytes:
+    """Join the bytes of a range of an object, which messages call `what`. Raises TooShort where
+    they are fewer than `length`."""
+    content = b"".join(pieces)
+    if length is not None and len(content) != length:
+        message = f"{what} ends at byte {start + len(content)}; {start + length} were expected"
+        raise TooShort(message, content)
+    return content
 
 
 def read_document(store: Store, name: str) -> bytes:

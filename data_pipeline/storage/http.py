@@ -29,10 +29,10 @@ from data_pipeline.storage.base import (
     ObjectMissing,
     StorageError,
     Throttled,
-    TooShort,
     Truncated,
     Unreachable,
     environment_number,
+    joined,
 )
 from data_pipeline.storage.urls import UrlStore
 from model.errors import ConfigError
@@ -88,14 +88,7 @@ class HttpStore(UrlStore):
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         if length == 0:
             return b""
-        content = b"".join(self._parts(name, start, length))
-        if length is not None and len(content) != length:
-            message = (
-                f"{self.url}/{name} ends at byte {start + len(content)}; {start + length} were "
-                "expected"
-            )
-            raise TooShort(message, content)
-        return content
+        return joined(self._parts(name, start, length), f"{self.url}/{name}", start, length)
 
     def _parts(self, name: str, start: int, length: int | None) -> Iterator[bytes]:
         """Yield the bytes of a range, and read on after each break. A break without progress counts

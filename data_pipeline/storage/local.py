@@ -16,7 +16,7 @@ from data_pipeline.storage.base import (
     NoRegularFile,
     ObjectMissing,
     StorageError,
-    TooShort,
+    joined,
     local_error,
 )
 from data_pipeline.storage.folder_walk import FolderWalk, leads_out
@@ -85,12 +85,7 @@ class LocalStore:
                 content = file.read() if length is None else file.read(min(length, left))
             except OSError as error:
                 raise local_error(error, str(path)) from error
-        if length is not None and len(content) != length:
-            raise TooShort(
-                f"{path} ends at byte {start + len(content)}; {start + length} were expected",
-                content,
-            )
-        return content
+        return joined([content], str(path), start, length)
 
     def _target(self, name: str) -> Path:
         """Return the path that an object is written to. Raises StorageError if it leads out of a

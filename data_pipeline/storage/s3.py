@@ -32,10 +32,10 @@ from data_pipeline.storage.base import (
     ObjectMissing,
     StorageError,
     Throttled,
-    TooShort,
     Truncated,
     Unreachable,
     environment_number,
+    joined,
     parse_s3,
 )
 
@@ -216,14 +216,7 @@ class S3Store:
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         if length == 0:
             return b""
-        content = b"".join(self._stream(name, start, length))
-        if length is not None and len(content) != length:
-            message = (
-                f"{self.url}/{name} ends at byte {start + len(content)}; {start + length} were "
-                "expected"
-            )
-            raise TooShort(message, content)
-        return content
+        return joined(self._stream(name, start, length), f"{self.url}/{name}", start, length)
 
     def _stream(self, name: str, start: int, length: int | None) -> Iterator[bytes]:
         """Yield the bytes of a range, and read on after each break. A break without progress counts

@@ -18,7 +18,7 @@ from model.editing import between, known_tokens, unknown_tokens
 from model.errors import DataError
 from model.pictures import squares
 from model.predictor import TokenPredictor
-from model.sampler import generate, given_tokens
+from model.sampler import generated, given_tokens
 from model.sampling_options import SamplingOptions
 from model.weights import fingerprint
 from trainer.evaluation.options import EditOptions, SetOptions
@@ -55,7 +55,7 @@ class Edit(ABC):
 
     def make(self, trained: Trained, chunk: int, *, seed: int, sampling: SamplingOptions) -> Tensor:
         """Generate the pictures of a chunk, (V, 3, H, W). trained: networks in any precision."""
-        states = generate(
+        return generated(
             trained.network,
             trained.tokenizer,
             seed=seed,
@@ -63,12 +63,8 @@ class Edit(ABC):
             count=self.variants,
             sampling=sampling,
             given=given_tokens(trained.tokenizer, self._predictor, *self._known(chunk, seed)),
-            all_images=False,
             advisers=trained.advisers,
         )
-        for state in states:
-            last = state.image
-        return last
 
     @abstractmethod
     def sheet(self, made: Tensor, zoom: int) -> Image.Image:

@@ -26,7 +26,7 @@ from data_pipeline.storage.output import writing
 from model.errors import ConfigError, DataError
 from model.files import write_atomically
 from model.pictures import as_images
-from model.sampler import generate
+from model.sampler import generated
 from model.sampling_options import SamplingOptions
 from model.weights import fingerprint
 from trainer.evaluation.editing import Edit
@@ -130,19 +130,16 @@ class SampleSet:
             return self._edit.make(
                 self._computing, chunk, seed=self._options.seed, sampling=self._sampling
             )
-        states = generate(
+        images = generated(
             self._computing.network,
             self._computing.tokenizer,
             seed=self._options.seed,
             start=chunk * self._options.batch,
             count=self._options.batch,
             sampling=self._sampling,
-            all_images=False,
             advisers=self._computing.advisers,
         )
-        for state in states:
-            last = state.image
-        return last[: self.size(chunk)]
+        return images[: self.size(chunk)]
 
     @cached_property
     def _computing(self) -> Trained:

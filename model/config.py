@@ -5,14 +5,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from model.documents import Settings, show
 
 # The vocabulary of the official networks, V = K + 1001 ids:
 #
 #     0 .. K-1          codes
-#     K .. K+999        ImageNet's classes, not used; K + 76 (1100 for K = 1024) is the class slot
+#     K .. K+999        classes: not used by the official networks, but for K + 76 (1100 for
+#                       K = 1024), which the predictor reads in the class slot
 #     K+1000            the mask
 UNUSED_CLASS_IDS = 1000
 CLASS_SLOT_OFFSET = 76
@@ -123,6 +124,22 @@ class TransformerConfig(_Sizes):
             if self.dim % heads:
                 raise ValueError(f"dim = {self.dim} is no multiple of {name} = {heads}")
         return self
+
+
+class ADDPConfig(TransformerConfig):
+    """The ADDP network with what it is conditioned on: class i has the id K + i of the vocabulary.
+
+    Without classes it is described as one that knows no condition.
+    """
+
+    classes: tuple[str, ...] = Field(
+        (), max_length=UNUSED_CLASS_IDS, description="names, in the order of the labels"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_a_condition(self, as_usual: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = as_usual(self)
+        return {k: v for k, v in values.items() if k != "classes" or v}
 
 
 class ClassifierConfig(Settings):

@@ -3,7 +3,7 @@
 kind         network          sizes (config)      in which file
 tokenizer    VQTokenizer      TokenizerConfig     the VQGAN's, and inside of MAGE's and ADDP's
 predictor    TokenPredictor   TransformerConfig   MAGE's, and inside of ADDP's
-addp         ADDP             TransformerConfig   ADDP's
+addp         ADDP             ADDPConfig          ADDP's
 classifier   Classifier       ClassifierConfig    ours only
 segmenter    Segmenter        SegmenterConfig     ours only
 detector     Detector         DetectorConfig      ours only
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.addp import ADDP
 from model.classifier import Classifier
-from model.config import ClassifierConfig, Geometry, TokenizerConfig, TransformerConfig
+from model.config import ADDPConfig, ClassifierConfig, Geometry, TokenizerConfig, TransformerConfig
 from model.dense.config import DetectorConfig, SegmenterConfig
 from model.dense.detector import Detector
 from model.dense.segmenter import Segmenter
@@ -34,7 +34,7 @@ Config = TokenizerConfig | TransformerConfig | ClassifierConfig | SegmenterConfi
 CONFIG: dict[str, type[Config]] = {
     "tokenizer": TokenizerConfig,
     "predictor": TransformerConfig,
-    "addp": TransformerConfig,
+    "addp": ADDPConfig,
     "classifier": ClassifierConfig,
     "segmenter": SegmenterConfig,
     "detector": DetectorConfig,

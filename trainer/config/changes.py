@@ -96,6 +96,7 @@ TRAINING = (
     "detector.jitter.scale",
     "detector.jitter.flip",
     "mask_ratio_scope",
+    "condition_dropout",
     "label_smoothing",
     "batch.micro",
     "optimizer.base_lr",
@@ -117,6 +118,7 @@ _SHAPE = "the weights of a checkpoint have the sizes that they were trained with
 _PART = "a checkpoint's network is described by it"
 FIXED = {
     "objective": "a checkpoint is of one network",
+    "condition": _PART,
     "seed": (
         "samples, masks and dropout are drawn by it: some samples would be trained on twice, and "
         "others not at all"

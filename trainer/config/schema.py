@@ -377,6 +377,18 @@ class RunConfig(Settings):
         description="what shares a mask ratio: all samples of a step, or of a micro batch as "
         "published",
     )
+    condition: Literal["none", "classes"] = Field(
+        "none",
+        description="what the network is told of an image beside its tokens: nothing, as "
+        "published, or its class, so that pictures of a class can be generated",
+    )
+    condition_dropout: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="share of the samples whose class is not told, from which generation without "
+        "a class, and guidance, are learned",
+    )
     label_smoothing: float = Field(
         0.1, ge=0, lt=1, description="over the vocabulary, or over classes"
     )

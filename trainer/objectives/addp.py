@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.addp import ADDP
 from model.compiling import Compiler
+from model.config import TransformerConfig
 from model.denoising import FrozenNetworks
 from model.errors import ConfigError
 from model.masking import LOW, DenoisingMasks, denoising_masks
@@ -20,6 +21,7 @@ from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
 from trainer.engine.precision import MODES
 from trainer.objectives.base import Inputs, Objective
+from trainer.objectives.condition import Condition, conditional_sizes
 from trainer.objectives.counting import inference_flops
 from trainer.objectives.footprint import Rehearsal
 from trainer.objectives.initial_weights import given_network, take_initial_weights, without_values
@@ -50,9 +52,11 @@ def denoising_inputs(
     masks: DenoisingMasks,
     smoothing: float,
     weights: Tensor | None = None,
+    condition: Condition | None = None,
 ) -> Inputs:
     """The inputs of the ADDP network, from what the frozen networks make of ids (B, L) and masks,
-    all of them on one device. weights: (B,), or None where all rows count."""
+    all of them on one device. weights: (B,), or None where all rows count. condition: what the
+    network is told; None where it is told nothing."""
     noisy = frozen(ids, masks)
     return {
         "images": noisy.x_t,
@@ -62,6 +66,7 @@ def denoising_inputs(
         "smoothing": smoothing,
         "visible_count": ids.shape[1] - masks.masked,
         "weights": weights,
+        **(condition._asdict() if condition is not None else {}),
     }
 
 
@@ -77,10 +82,15 @@ class ADDPObjective(TokenObjective):
         super().__init__(config, fresh, tokenizer=prints["tokenizer"])
         self.frozen = prints
         self.frozen_networks = frozen.to(frozen_dtype(config))
-        network = ADDP(config.geometry, config.addp.sizes)
+        network = ADDP(config.geometry, self.sizes)
         self.start_output_bias(network.mlm_layer.bias)
         self.initial_weights = take_initial_weights(config, network, fresh)
         self.exported = self.network = network
+
+    @property
+    def sizes(self) -> TransformerConfig:
+        """The sizes of the trained network, with its classes. Raises ConfigError."""
+        return conditional_sizes(self.config, [s.manifest for s in self.loader.shards])
 
     def draw_masks(self, draw: int, start: int, count: int, length: int) -> DenoisingMasks:
         return denoising_masks(self.config.seed, draw, start, count, length)
@@ -90,10 +100,7 @@ class ADDPObjective(TokenObjective):
         # To go through all tensors takes 10 ms a step, whether one moves or not.
         if self.frozen_networks.device != device:
             self.frozen_networks.to(device)
-        ids, masks, weights = batch.on(device)
-        return denoising_inputs(
-            self.frozen_networks, ids, masks, self.config.label_smoothing, weights
-        )
+        return _inputs(self.frozen_networks, batch.on(device), self.config)
 
     def use_compiler(self, compiler: Compiler | None) -> bool:
         """As the base class says, and the frozen networks, too."""
@@ -142,14 +149,19 @@ class ADDPObjective(TokenObjective):
         frozen.to(frozen_dtype(config))
 
         def inputs(batch: TokenBatch) -> Inputs:
-            ids, masks, _ = batch
-            return denoising_inputs(frozen, ids, masks, config.label_smoothing)
+            return _inputs(frozen, batch, config)
 
         return Rehearsal(ADDP(g, config.addp.sizes), inputs, most_masked=LOW)
 
     @classmethod
     def next_steps(cls, run: Path, network: Path) -> str:
         return f"`addp evaluate {run} --suite knn --images IMAGES`, `addp generate {run}`"
+
+
+def _inputs(frozen: FrozenNetworks, batch: TokenBatch, config: RunConfig) -> Inputs:
+    return denoising_inputs(
+        frozen, batch.ids, batch.masks, config.label_smoothing, batch.weights, batch.condition
+    )
 
 
 class _OutlinedADDP(ADDPObjective):
@@ -166,7 +178,7 @@ class _OutlinedADDP(ADDPObjective):
         TokenObjective.__init__(self, config, tokenizer=tokenizer)
         self.frozen = {"tokenizer": tokenizer} if tokenizer is not None else {}
         with without_values():
-            self.exported = self.network = ADDP(config.geometry, config.addp.sizes)
+            self.exported = self.network = ADDP(config.geometry, self.sizes)
 
     def frozen_fingerprints(self) -> dict[str, str]:
         """The fingerprints of both networks. The predictor is read only for this."""

@@ -69,12 +69,12 @@ class MageObjective(TokenObjective):
 
 
 def _inputs(config: RunConfig, batch: TokenBatch) -> Inputs:
-    ids, masks, weights = batch
+    masks = batch.masks
     return {
-        "ids": ids,
+        "ids": batch.ids,
         "mask": masks.mask,
         "kept": masks.kept,
         "smoothing": config.label_smoothing,
-        "weights": weights,
+        "weights": batch.weights,
         "masked_count": masks.masked,
     }

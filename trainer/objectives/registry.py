@@ -82,6 +82,7 @@ OBJECTIVES: dict[str, Entry] = {
         keys=(
             *(*TOKEN_KEYS, *TRANSFORMER_KEYS, "tokenizer.weights", "predictor", "addp"),
             *("data.images", "data.held_out"),  # which its evaluations read
+            *("condition", "condition_dropout"),
             "frozen_ahead",
         ),
     ),

@@ -18,6 +18,7 @@ from model.errors import ConfigError
 from model.masking import masked_count
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Objective
+from trainer.objectives.condition import Condition, blank_condition, drawn_condition, reads_labels
 from trainer.objectives.registry import trained_sizes
 from trainer.run_folder import RunFolder
 
@@ -31,12 +32,14 @@ class TokenBatch(NamedTuple):
     """A micro batch in pinned host memory, with its masks.
 
     ids: (B, L) int64. masks: as `draw_masks` of the objective returns them. weights: (B,) float32,
-    0 for rows of quarantined shards and for padding; None if all rows count.
+    0 for rows of quarantined shards and for padding; None if all rows count. condition: what a
+    conditional network is told; None if nothing is.
     """
 
     ids: Tensor
     masks: Any
     weights: Tensor | None
+    condition: Condition | None = None
 
     def on(self, device: torch.device) -> TokenBatch:
         """The same batch on a device. The copies wait for nothing that is computed there."""
@@ -44,7 +47,8 @@ class TokenBatch(NamedTuple):
         def move(parts: T) -> T:
             return _each_tensor(parts, lambda part: part.to(device, non_blocking=True))
 
-        return move(self._replace(masks=move(self.masks)))
+        condition = self.condition and move(self.condition)
+        return move(self._replace(masks=move(self.masks), condition=condition))
 
 
 class TokenObjective(Objective):
@@ -76,7 +80,7 @@ class TokenObjective(Objective):
                 data.window,
                 data.stripes,
                 data.tail,
-                labels=False,
+                labels=reads_labels(config),
                 cache=data.cache,
                 cache_bytes=int(data.cache_gib * 2**30),
                 on_bad_shard=data.on_bad_shard,
@@ -113,12 +117,14 @@ class TokenObjective(Objective):
     def batch(self, step: int, offset: int, count: int) -> TokenBatch:
         """The tokens of the samples, and their masks. A micro batch gets the mask ratio of the step
         (ADDP algorithm 1) or one of its own, as in the reference."""
-        ids, _, start, weights = self.loader.batch(step, offset, count)
+        ids, labels, start, weights = self.loader.batch(step, offset, count)
         draw = step if self.config.mask_ratio_scope == "step" else start
+        told = drawn_condition(self.config, labels, start) if reads_labels(self.config) else None
         masked = TokenBatch(
             torch.from_numpy(ids.astype("int64")),
             _each_tensor(self.draw_masks(draw, start, *ids.shape), staged),
             None if weights is None else torch.from_numpy(weights),
+            told and _each_tensor(told, staged),
         )
         return _each_tensor(masked, staged)
 
@@ -134,7 +140,8 @@ class TokenObjective(Objective):
         number = masked_count(tokens, masked)
         mask = (torch.arange(tokens) < number).repeat(count, 1)
         ids = torch.zeros(count, tokens, dtype=torch.int64)
-        return TokenBatch(ids, cls.blank_masks(mask, number), None)
+        told = blank_condition(config, count)
+        return TokenBatch(ids, cls.blank_masks(mask, number), None, told)
 
     def close(self) -> None:
         self.loader.close()

@@ -1,0 +1,121 @@
+"""What a conditional run tells its network, and what it keeps."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipeline.storage import open_store
+from model.addp import ADDP
+from model.errors import ConfigError
+from model.vq import VQTokenizer
+from model.weights import fingerprint, load_network
+from tests.token_sets import write_tokens
+from tests.trainer.comparing import cut_back, losses, same_end
+from tests.trainer.evaluation.conftest import addp_options
+from tests.trainer.launching import SMALL
+from tests.trainer.worlds import finish
+from trainer.config.reading import load_config
+from trainer.objectives.addp import ADDPObjective
+from trainer.objectives.condition import conditional_sizes, drawn_condition
+from trainer.objectives.registry import make_objective
+from trainer.run_folder import RunFolder
+
+CONDITIONAL = "condition=classes"
+
+
+@pytest.fixture
+def options(
+    tokens: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path: Path
+) -> list[str]:
+    return addp_options(tmp_path, tokenizer, tokenizer_file, tokens)
+
+
+def test_each_sample_is_decided_about_by_its_own_index() -> None:
+    config = load_config(None, [CONDITIONAL, "condition_dropout=0.3"])
+    labels = np.arange(4000) % 7
+    whole = drawn_condition(config, labels, 100)
+    assert whole is not None and whole.dropped is not None
+    assert whole.classes.tolist() == labels.tolist()
+    assert float(whole.dropped.float().mean()) == pytest.approx(0.3, abs=0.03)
+    for start, count in ((0, 1), (37, 50), (3999, 1)):
+        part = drawn_condition(config, labels[start : start + count], 100 + start)
+        expected = whole.dropped[start : start + count]
+        found = torch.ones(count, dtype=torch.bool)  # nothing is told where all are dropped
+        if part is not None:
+            found = torch.zeros(count, dtype=torch.bool) if part.dropped is None else part.dropped
+        assert torch.equal(found, expected)
+
+
+def first_inputs(options: list[str], run: Path) -> tuple[ADDPObjective, dict[str, Any]]:
+    with closing(make_objective(load_config(None, [f"run={run}", *SMALL, *options]))) as objective:
+        assert isinstance(objective, ADDPObjective)
+        return objective, objective.inputs(objective.batch(0, 0, 8), 0, torch.device("cpu"))
+
+
+def test_where_all_classes_are_dropped_the_step_is_that_of_an_unconditional_run(
+    options: list[str], tmp_path: Path
+) -> None:
+    results = []
+    for more in ([], [CONDITIONAL, "condition_dropout=1"]):
+        torch.manual_seed(0)
+        objective, inputs = first_inputs([*options, *more], tmp_path)
+        torch.manual_seed(1)
+        loss = objective.network.train()(**inputs)
+        loss.backward()
+        gradients = {n: p.grad for n, p in objective.network.named_parameters()}
+        results.append((loss.detach(), gradients))
+    (a, first), (b, second) = results
+    assert torch.equal(a, b)
+    assert all(torch.equal(first[name], second[name]) for name in first)  # type: ignore[arg-type]
+
+
+def test_a_conditional_step_is_told_classes(options: list[str], tmp_path: Path) -> None:
+    """Labels of the shards, and which of them are dropped."""
+    objective, inputs = first_inputs([*options, CONDITIONAL, "condition_dropout=0.5"], tmp_path)
+    names = ("ellipse", "line", "rectangle")
+    assert isinstance(objective.network, ADDP) and objective.network.classes == names
+    assert set(inputs["classes"].tolist()) <= {0, 1, 2} and inputs["dropped"].any()
+    assert objective.identity()["network"]["classes"] == list(names)
+
+
+def test_a_finish_starts_from_unconditional_weights_and_goes_on_after_a_cut(
+    options: list[str], tmp_path: Path
+) -> None:
+    """Bit for bit, on as many ranks; on another number the same samples have lost their class."""
+    torch.manual_seed(5)
+    finish(tmp_path / "before", *options, "addp.sizes.dropout=0")
+    start = f"addp.weights={RunFolder(tmp_path / 'before').network}"
+    more = [*options, CONDITIONAL, "condition_dropout=0.5", start, "addp.sizes.dropout=0"]
+    whole = tmp_path / "whole"
+    finish(whole, *more)
+    cut = cut_back(whole, tmp_path / "cut", 4)
+    finish(cut, *more)
+    assert same_end(whole, cut)
+    finish(tmp_path / "one", *more, processes=1)
+    assert losses(tmp_path / "one") == pytest.approx(losses(whole), rel=1e-4)
+    trained = load_network(RunFolder(whole).network, "addp")
+    assert isinstance(trained, ADDP) and len(trained.classes) == 3
+    assert fingerprint(trained) != fingerprint(load_network(start.split("=")[1], "addp"))
+    with pytest.raises(AssertionError, match="belongs to another run"):
+        finish(cut_back(whole, tmp_path / "without", 4), *options, "addp.sizes.dropout=0")
+
+
+def test_data_that_are_no_condition_are_refused(tmp_path: Path) -> None:
+    def classes_of(images: int, *more: str) -> None:
+        manifest = write_tokens(open_store(str(tmp_path / f"{images}")), [images])
+        other = manifest.model_copy(update={"classes": ("x", "y")})
+        config = load_config(None, [CONDITIONAL, f"data.tokens={tmp_path / str(images)}", *more])
+        conditional_sizes(config, [manifest, other] if images == 2 else [manifest])
+
+    with pytest.raises(ConfigError, match="no labels to learn from"):
+        classes_of(1)
+    with pytest.raises(ConfigError, match="different classes"):
+        classes_of(2)
+    with pytest.raises(ConfigError, match="1,001 classes, and the vocabulary has ids for 1,000"):
+        classes_of(1001)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model.addp import ADDP
+from model.conditioning import labels_in_turn, labels_of
 from model.config import Geometry
 from model.device import usable_device
 from model.documents import MIB, first_problem, parse_yaml, read_file
@@ -133,6 +135,11 @@ class ImageModel:
             )
         return self._tokenizer
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes that the network can be asked for; none if it learned none."""
+        return self.network.classes
+
     @torch.inference_mode()
     def embed(self, pictures: Pictures, *, patches: bool = False) -> NDArray[np.float32]:
         """Return one vector for each picture, (N, D): the mean of its patches' vectors, which kNN
@@ -170,13 +177,21 @@ class ImageModel:
         *,
         seed: int = 0,
         start: int = 0,
+        classes: Sequence[str | int] = (),
         sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 (it is frozen)
     ) -> list[Image.Image]:
-        """Generate the pictures start .. start+count-1 of a seed."""
+        """Generate the pictures start .. start+count-1 of a seed.
+
+        classes: names or numbers of `self.classes`, or "all"; picture i is of the (i mod n)-th of n
+        classes. Without any, pictures have no class. Raises ConfigError for a class that the
+        network does not know.
+        """
+        labels = labels_of(self.classes, classes) if classes else []
         images, advisers = [], self._advisers(sampling)
         for first in range(start, start + count, _BATCH):
             size = min(_BATCH, start + count - first)
-            images += self._generated(seed, first, size, sampling, advisers, None)
+            told = labels_in_turn(labels, first, size) if labels else None
+            images += self._generated(seed, first, size, sampling, advisers, None, told)
         return images
 
     def complete(
@@ -186,21 +201,23 @@ class ImageModel:
         *,
         count: int = 4,
         seed: int = 0,
+        classes: Sequence[str | int] = (),
         sampling: SamplingOptions = SamplingOptions(),  # noqa: B008
     ) -> list[Image.Image]:
         """Generate the masked part of a picture anew, `count` times.
 
         mask: a picture of the same size, white (or True) where to generate; or "left", "right",
         "top", "bottom", "center", "border", "border:8". The tokens that no masked pixel touches
-        stay. Raises DataError for a mask of another size, and where it masks nothing or everything;
-        ConfigError for a name that is none.
+        stay. classes: as in `generate`. Raises DataError for a mask of another size, and where it
+        masks nothing or everything; ConfigError for a name that is none, of a mask or a class.
         """
         image = opened(picture)
         unknown = unknown_tokens(mask, image[0].size, self.network.geometry).to(self._device)
         pixels = squares(image, self.network.geometry.image_size).to(self._device)
         ids = known_tokens(self.tokenizer, pixels, unknown).expand(count, -1)
         known, advisers = (ids, unknown.expand(count, -1)), self._advisers(sampling)
-        return self._generated(seed, 0, count, sampling, advisers, known)
+        told = labels_in_turn(labels_of(self.classes, classes), 0, count) if classes else None
+        return self._generated(seed, 0, count, sampling, advisers, known, told)
 
     def interpolate(
         self,
@@ -240,8 +257,10 @@ class ImageModel:
         sampling: SamplingOptions,
         advisers: Advisers,
         known: tuple[Tensor, Tensor] | None,
+        classes: Tensor | None = None,
     ) -> list[Image.Image]:
-        """Generate samples. known: ids and which are unknown, as of `between`; None for nothing."""
+        """Generate samples. known: ids and which are unknown, as of `between`; None for nothing.
+        classes: labels, (count,), or None."""
         given: Given | None = None
         if known is not None:
             given = given_tokens(self.tokenizer, self.predictor, *known)
@@ -254,6 +273,7 @@ class ImageModel:
             sampling=sampling,
             given=given,
             advisers=advisers,
+            classes=classes,
         )
         return as_images(images)
 

@@ -1,5 +1,4 @@
-"""Unconditional generation (ADDP section 3.4): N alternating steps of predicting tokens and
-decoding pixels.
+"""Generation (ADDP section 3.4): N alternating steps of predicting tokens and decoding pixels.
 
     image, ids, mask --network--> logits --draw where masked--> ids
                                      |                           |
@@ -8,7 +7,8 @@ decoding pixels.
                     next image = decode(expected codes where masked, drawn codes elsewhere)
 
 That is the published sampler. `model.sampling` has strategies that take its place by options: other
-orders, guidance, remasking, and schedules of what is drawn.
+orders, guidance, remasking, and schedules of what is drawn. A network that learned classes is told
+one for each sample, where one is asked for.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from model.addp import ADDP
+from model.conditioning import labels_of
 from model.errors import ConfigError
 from model.predictor import TokenPredictor
 from model.randomness import uniforms
-from model.sampling.guidance import fully_masked_logits, guided
+from model.sampling.guidance import code_logits, fully_masked_logits, guided
 from model.sampling.orders import halton_ranks, last_in_order, least_confident, random_ranks
 from model.sampling.remasking import Returned, any_returned, doubted_returned
 from model.sampling.schedules import mask_length, mends, noise_scale, token_temperature, top_p
@@ -35,7 +36,8 @@ class Generation(NamedTuple):
     """The state after a step.
 
     image: (B, 3, H, W), nominally in [0, 1]. ids: (B, L). mask: (B, L) bool, True where unknown.
-    logits: (B, L, K) over codes, of the network alone, which led to this state.
+    logits: (B, L, K) over codes, of the network alone (and of the classes), which led to this
+    state.
     """
 
     image: Tensor
@@ -133,6 +135,7 @@ def advance(
     poorer: Tensor | None = None,
     ranks: Tensor | None = None,
     returned: Returned | None = None,
+    classes: Tensor | None = None,
 ) -> Generation:
     """Do one step.
 
@@ -141,10 +144,10 @@ def advance(
     step, as the schedule has it if None. decode: whether the image is needed; otherwise it stays
     the last one. poorer: logits that guidance leads away from, or None. ranks: the order in which
     positions become known, (B, L); by confidence if None. returned: known tokens that become
-    unknown, the same number in each image, or None.
+    unknown, the same number in each image, or None. classes: labels, (B,) int64, or None.
     """
     length = state.ids.shape[1]
-    logits = _logits(network, state, visible)
+    logits = code_logits(network, *state[:3], visible, classes, sampling.class_guidance)
     drawn_by = guided(logits, poorer, sampling.guidance_weight)
     if sampled is None:
         temperature = token_temperature(sampling, step)
@@ -164,15 +167,6 @@ def advance(
     return Generation(image, ids, mask, logits)
 
 
-def _logits(network: ADDP, state: Generation, visible: int | None) -> Tensor:
-    """Return the logits of a state over codes, (B, L, K). visible: as in `advance`."""
-    k = network.geometry.codebook_size
-    if visible == 0:  # neither image nor ids matter: the same logits for every image
-        one = network.logits(state.image[:1], state.ids[:1], state.mask[:1], 0)[..., :k]
-        return one.expand(len(state.ids), -1, -1)
-    return network.logits(state.image, state.ids, state.mask, visible)[..., :k]
-
-
 @torch.no_grad()
 def generate(
     network: ADDP,
@@ -185,6 +179,7 @@ def generate(
     given: Given | None = None,
     all_images: bool = True,
     advisers: Advisers | None = None,
+    classes: Tensor | None = None,
 ) -> Iterator[Generation]:
     """Generate the samples start .. start+count-1, and yield all N states in turn; the last image
     is the sample.
@@ -192,10 +187,17 @@ def generate(
     The noise of a sample is keyed by (seed, sample index), so it is the same image in any batch and
     on any rank. given: where generation starts; from nothing if None. all_images: whether images
     are decoded that no later step depends on (while all tokens are masked). advisers: the networks
-    that some options ask for. Raises ConfigError where one is missing.
+    that some options ask for. classes: the samples' labels, (count,) int64, of `network.classes`;
+    None generates without a class. Raises ConfigError where a network is missing, or knows no such
+    class.
     """
     advisers = _asked_for(advisers or Advisers(), sampling)
     device = network.pos_embed.device
+    if classes is not None:
+        labels_of(network.classes, classes.tolist())
+        classes = classes.to(device) if sampling.class_guidance else None
+    # A guide that knows the same classes is told them, too.
+    of_guide = classes if advisers.guide and advisers.guide.classes == network.classes else None
     length, size = network.geometry.tokens, network.geometry.image_size
     if given is None:
         given = Given(
@@ -209,9 +211,11 @@ def generate(
     ranks = None
     if sampling.order != "confidence":
         ranks = _RANKS[sampling.order](seed, start, count, length).to(device)
-    # What the network predicts when it knows nothing. From nothing, the first step computes it.
+    # What the network predicts when it knows nothing, no class either. From nothing and without a
+    # class, the first step computes it.
     wanted = sampling.guidance_weight > 0 or sampling.remask_steps > 0
-    nothing = fully_masked_logits(network) if visible and wanted else None
+    computed = visible == 0 and classes is None
+    nothing = fully_masked_logits(network) if wanted and not computed else None
     for step in range(sampling.steps):
         noise = torch.from_numpy(uniforms(seed, f"generate/{step}", start, count, 2 * length))
         u, g = noise.view(count, 2, length).unbind(1)
@@ -230,7 +234,9 @@ def generate(
                 critic=advisers.critic,
                 nothing=nothing,
             )
-        poorer = nothing if advisers.guide is None else _logits(advisers.guide, state, visible)
+        poorer = nothing
+        if advisers.guide is not None:
+            poorer = code_logits(advisers.guide, *state[:3], visible, of_guide)
         state = advance(
             network,
             tokenizer,
@@ -245,8 +251,9 @@ def generate(
             poorer=poorer,
             ranks=ranks,
             returned=returned,
+            classes=classes,
         )
-        if visible == 0:
+        if visible == 0 and computed:
             nothing = state.logits[:1]
         visible = following
         yield state
@@ -262,6 +269,7 @@ def generated(
     sampling: SamplingOptions,
     given: Given | None = None,
     advisers: Advisers | None = None,
+    classes: Tensor | None = None,
 ) -> Tensor:
     """Return the samples start .. start+count-1, (count, 3, H, W): the last images of `generate`,
     which then decodes no image that nothing depends on."""
@@ -275,6 +283,7 @@ def generated(
         given=given,
         all_images=False,
         advisers=advisers,
+        classes=classes,
     ):
         last = state.image
     return last

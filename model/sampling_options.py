@@ -82,6 +82,14 @@ class SamplingOptions(Settings):
         description="take l0 from this ADDP network, an older or smaller one of the same tokens; "
         "each step then costs a pass of it",
     )
+    class_guidance: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="with classes: w in lu + w (lc - lu), of the logits without the class and with "
+        "it; 0: the class is not told, 1: no guidance; others cost one more pass of the decoder a "
+        "step",
+    )
     remask_steps: int = Field(
         0,
         ge=0,

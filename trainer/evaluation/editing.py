@@ -22,6 +22,7 @@ from model.sampler import generated, given_tokens
 from model.sampling_options import SamplingOptions
 from model.weights import fingerprint
 from trainer.evaluation.options import EditOptions, SetOptions
+from trainer.evaluation.sample_classes import SampleClasses
 from trainer.evaluation.trained import Trained, frozen_predictor
 
 _MOST = 8  # images of a folder
@@ -53,17 +54,28 @@ class Edit(ABC):
         update = {"count": self.chunks * self.variants, "batch": self.variants}
         return options.model_copy(update=update)
 
-    def make(self, trained: Trained, chunk: int, *, seed: int, sampling: SamplingOptions) -> Tensor:
-        """Generate the pictures of a chunk, (V, 3, H, W). trained: networks in any precision."""
+    def make(
+        self,
+        trained: Trained,
+        chunk: int,
+        *,
+        seed: int,
+        sampling: SamplingOptions,
+        classes: SampleClasses | None = None,
+    ) -> Tensor:
+        """Generate the pictures of a chunk, (V, 3, H, W). trained: networks in any precision.
+        classes: of the pictures; None for pictures without a class."""
+        first = self._first_sample(chunk)
         return generated(
             trained.network,
             trained.tokenizer,
             seed=seed,
-            start=self._first_sample(chunk),
+            start=first,
             count=self.variants,
             sampling=sampling,
             given=given_tokens(trained.tokenizer, self._predictor, *self._known(chunk, seed)),
             advisers=trained.advisers,
+            classes=classes and classes.of(seed, first, self.variants),
         )
 
     @abstractmethod

@@ -1,6 +1,7 @@
 """Generate images with an ADDP network: a grid to look at, or a set of any size to measure.
 
 python -m trainer.evaluation.generate RUN --count 64     a grid, and its denoising steps
+python -m trainer.evaluation.generate RUN --class cat    a grid of one class of a conditional run
 python -m trainer.evaluation.generate RUN --complete IMAGE --mask right
 python -m trainer.evaluation.generate RUN --between A B  what is between two images
 deepspeed --module trainer.evaluation.generate RUN --count 50000 --into FOLDER
@@ -41,6 +42,16 @@ def main(
     *,
     samples: SetOptions,
     sampling: SamplingOptions,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            metavar="NAME",
+            help="generate this class of a network that learned classes, by its name or number; "
+            "give it several times, or all: the images take turns, and each class has a row of a "
+            "grid",
+        ),
+    ] = None,
     weights: TrainedWeights = "raw",
     checkpoint: Annotated[
         int | None,
@@ -70,7 +81,9 @@ def main(
 
     load = partial(load_addp, run, weights, tokenizer=tokenizer)
     if output.into is not None:
-        made = write_set(load, samples, sampling, editing, checkpoint, output.into, world)
+        made = write_set(
+            load, samples, sampling, editing, checkpoint, output.into, world, classes or ()
+        )
     else:
         made = write_image(
             load(checkpoint),
@@ -81,6 +94,7 @@ def main(
             zoom=zoom,
             folder=run,
             out=output.out,
+            asked=classes or (),
         )
     print(made)
 

@@ -3,14 +3,14 @@ of a grid or of an edit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data_pipeline.images.image_grid import image_grid
+from data_pipeline.images.image_grid import image_grid, rows_of_classes
 from data_pipeline.progress import Progress
 from model.errors import ConfigError
 from model.sampler import generate
@@ -20,6 +20,7 @@ from trainer.distributed.world import World
 from trainer.evaluation.editing import Edit, open_edit
 from trainer.evaluation.options import EditOptions, SetOptions
 from trainer.evaluation.results import suffix
+from trainer.evaluation.sample_classes import SampleClasses
 from trainer.evaluation.sample_set import SampleSet, denoising_grid, step_of_set
 from trainer.evaluation.trained import Trained, in_precision, load_advisers
 from trainer.formats import Weights
@@ -38,13 +39,16 @@ def write_set(
     step: int | None,
     into: Path,
     world: World,
+    asked: Sequence[str] = (),
 ) -> Path:
-    """Write this process's share of a set into a folder, and return the folder."""
+    """Write this process's share of a set into a folder, and return the folder. asked: the classes
+    of the images, by name or number; none for images without a class."""
 
     def open_set(trained: Trained) -> SampleSet:
         edit = open_edit(editing, trained)
         options = samples if edit is None else edit.as_set(samples)
-        return SampleSet(into, trained, options, sampling, edit)
+        classes = SampleClasses.in_turn(trained.network.classes, asked)
+        return SampleSet(into, trained, options, sampling, edit, classes)
 
     _make_set(_same_step_for_all(load, open_set, step, into), world)
     return into
@@ -60,12 +64,15 @@ def write_image(
     zoom: int,
     folder: str,
     out: Path | None,
+    asked: Sequence[str] = (),
 ) -> Path:
     """Write a grid of samples, or of an edit, and its settings beside it. Returns its file.
 
-    folder: of the run, whose samples/ takes the file where `out` names none.
+    folder: of the run, whose samples/ takes the file where `out` names none. asked: as for
+    `write_set`; each class has a row of the grid.
     """
     loaded = _on_device(loaded)
+    classes = SampleClasses.in_turn(loaded.network.classes, asked)
     edit = open_edit(editing, loaded)
     advisers = load_advisers(loaded.config, loaded.network, sampling)
     trained = in_precision(loaded._replace(advisers=advisers), samples.precision)
@@ -73,13 +80,17 @@ def write_image(
     name += ("" if trained.step is None else f"-step-{trained.step}") + suffix(weights)
     target = out or RunFolder(folder).samples / f"{name}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
-    settings: dict[str, Any] = {"count": samples.count}
     if edit is None:
-        _make_grid(trained, samples, sampling, zoom, target)
+        if classes is not None:  # whole rows
+            rows = len(classes.labels)
+            samples = samples.model_copy(update={"count": rows * max(1, samples.count // rows)})
+        settings: dict[str, Any] = {"count": samples.count}
+        _make_grid(trained, samples, sampling, classes, zoom, target)
     else:
-        _make_edit(trained, edit, samples.seed, sampling, zoom, target)
+        _make_edit(trained, edit, samples.seed, sampling, classes, zoom, target)
         settings = {"count": edit.chunks * edit.variants, **edit.settings}
     settings |= {
+        "classes": classes and classes.settings,
         "seed": samples.seed,
         "weights": weights,
         "step": trained.step,
@@ -129,7 +140,12 @@ def _make_set(samples: SampleSet, world: World) -> None:
 
 
 def _make_grid(
-    trained: Trained, samples: SetOptions, sampling: SamplingOptions, zoom: int, target: Path
+    trained: Trained,
+    samples: SetOptions,
+    sampling: SamplingOptions,
+    classes: SampleClasses | None,
+    zoom: int,
+    target: Path,
 ) -> None:
     """Write a grid of all samples to `target`, and beside it a grid of the first ones' steps."""
     finished: list[Tensor] = []
@@ -146,26 +162,37 @@ def _make_grid(
                 count=size,
                 sampling=sampling,
                 advisers=trained.advisers,
+                classes=classes and classes.of(samples.seed, start, size),
             )
             for state in states:
                 if start == 0:
                     trail.append(state.image[:_IN_TRAIL].float().cpu())
                 progress.advance(size)
             finished.append(state.image.float().cpu())
-    columns = max(1, round(samples.count**0.5))
-    image_grid(torch.cat(finished), columns=columns, zoom=zoom).save(target)
+    if classes is not None:
+        grid = rows_of_classes(torch.cat(finished), classes.names, zoom)
+    else:
+        columns = max(1, round(samples.count**0.5))
+        grid = image_grid(torch.cat(finished), columns=columns, zoom=zoom)
+    grid.save(target)
     denoising_grid(trail, zoom).save(target.with_name(target.stem + "-steps.png"))
 
 
 def _make_edit(
-    trained: Trained, edit: Edit, seed: int, sampling: SamplingOptions, zoom: int, target: Path
+    trained: Trained,
+    edit: Edit,
+    seed: int,
+    sampling: SamplingOptions,
+    classes: SampleClasses | None,
+    zoom: int,
+    target: Path,
 ) -> None:
     """Write what an edit generates, beside what was given, to `target`."""
     made: list[Tensor] = []
     count = edit.chunks * edit.variants
     with Progress(f"generating {count} images", count, "images") as progress:
         for chunk in range(edit.chunks):
-            images = edit.make(trained, chunk, seed=seed, sampling=sampling)
+            images = edit.make(trained, chunk, seed=seed, sampling=sampling, classes=classes)
             made.append(images.float().cpu())
             progress.advance(edit.variants)
     edit.sheet(torch.cat(made), zoom).save(target)

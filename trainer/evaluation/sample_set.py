@@ -31,6 +31,7 @@ from model.sampling_options import SamplingOptions
 from model.weights import fingerprint
 from trainer.evaluation.editing import Edit
 from trainer.evaluation.options import SetOptions
+from trainer.evaluation.sample_classes import SampleClasses
 from trainer.evaluation.trained import Trained, in_precision, load_advisers
 
 SETTINGS = "samples.json"
@@ -43,8 +44,8 @@ class SampleSet:
 
     They are NNNNNN.png, or samples-NNNNN.tar: a WebDataset shard of PNGs for each chunk. edit: what
     they are made beside, where pictures were given; `options` are then what `Edit.as_set` returns.
-    Raises ConfigError where the folder holds another set, or a network is missing that the sampler
-    asks for.
+    classes: of the images; None for images without a class. Raises ConfigError where the folder
+    holds another set, or a network is missing that the sampler asks for.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class SampleSet:
         options: SetOptions,
         sampling: SamplingOptions,
         edit: Edit | None = None,
+        classes: SampleClasses | None = None,
     ) -> None:
         advisers = load_advisers(trained.config, trained.network, sampling)
         self._folder, self._trained = folder, trained._replace(advisers=advisers)
         self._options, self._sampling, self._edit = options, sampling, edit
+        self._classes = classes
         settings: dict[str, Any] = {
             "count": options.count,
             "seed": options.seed,
@@ -71,6 +74,7 @@ class SampleSet:
             "step": trained.step,
             "guide": fingerprint(advisers.guide) if advisers.guide else None,
             "critic": fingerprint(advisers.critic) if advisers.critic else None,
+            "classes": classes and classes.settings,
             **(edit.settings if edit is not None else {}),
         }
         store = LocalStore(folder)
@@ -128,7 +132,11 @@ class SampleSet:
         """
         if self._edit is not None:
             return self._edit.make(
-                self._computing, chunk, seed=self._options.seed, sampling=self._sampling
+                self._computing,
+                chunk,
+                seed=self._options.seed,
+                sampling=self._sampling,
+                classes=self._classes,
             )
         images = generated(
             self._computing.network,
@@ -138,8 +146,18 @@ class SampleSet:
             count=self._options.batch,
             sampling=self._sampling,
             advisers=self._computing.advisers,
+            classes=self._labels(chunk),
         )
         return images[: self.size(chunk)]
+
+    def labels(self, chunk: int) -> Tensor | None:
+        """Return the classes of a chunk's images, (size,) int64; None where they have none."""
+        labels = self._labels(chunk)
+        return None if labels is None else labels[: self.size(chunk)]
+
+    def _labels(self, chunk: int) -> Tensor | None:
+        seed, size = self._options.seed, self._options.batch
+        return self._classes and self._classes.of(seed, chunk * size, size)
 
     @cached_property
     def _computing(self) -> Trained:

@@ -31,6 +31,7 @@ class ResultSettings:
     def __init__(self, given: EvaluationOptions, config: RunConfig) -> None:
         self.options, _ = given.resolved(config)
         self.contents = Contents(self.options.split)
+        self._conditional = config.condition == "classes"
         self._given = {
             name: _EARLIER_DEFAULTS.get(name) if value is None else value
             for name, value in given.model_dump(mode="json").items()
@@ -76,4 +77,7 @@ class ResultSettings:
         ]
 
     def _names(self, benchmark: str) -> tuple[str, ...]:
-        return BENCHMARKS[benchmark].depends_on(self.options)
+        names = BENCHMARKS[benchmark].depends_on(self.options)
+        # The classes of samples are drawn as often as the images have them.
+        drawn = self._conditional and "class_guidance" in names and "images" not in names
+        return (*names, "images") if drawn else names

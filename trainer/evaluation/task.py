@@ -24,8 +24,10 @@ from trainer.distributed.collectives import Collectives
 from trainer.evaluation.contents import Annotations, Contents, Listing
 from trainer.evaluation.crops import Chunk, Crop, Crops
 from trainer.evaluation.kept_chunks import KeptChunks, read_ahead
+from trainer.evaluation.measures.class_labels import labels_in
 from trainer.evaluation.options import ResolvedOptions, SetOptions
 from trainer.evaluation.results import suffix
+from trainer.evaluation.sample_classes import SampleClasses
 from trainer.evaluation.sample_set import SampleSet
 from trainer.evaluation.trained import Trained, frozen_tokenizer
 from trainer.formats import Weights
@@ -167,9 +169,25 @@ class Task:
                 container="webdataset",
             ),
             options.sampling,
+            classes=self.sample_classes,
         )
         self.over("samples", samples.chunks, samples.make_chunk)
         return samples
+
+    @cached_property
+    def sample_classes(self) -> SampleClasses | None:
+        """The classes of the samples, drawn as often as all of --images have them, or each alike
+        without images; None where samples have none. Called on all ranks together. Raises
+        ADDPError, also where the images have a class that the network does not know."""
+        assert isinstance(self.network, ADDP)
+        known, location = self.network.classes, self.options.images
+        if not known or not self.options.class_guidance:
+            return None
+        if location is None:
+            return SampleClasses.as_in_data(known, [])
+        listing = self._listing(location)
+        labels = labels_in(known, listing.classes)
+        return SampleClasses.as_in_data(known, [labels[image.label] for image in listing.images])
 
     def remove_samples(self) -> None:
         """Remove the samples on every rank: they may lie on each host's own disk."""

@@ -26,6 +26,9 @@ class Samples(Benchmark):
             over_time=True,
             beside=("real", "real images, held out"),
         ),
+        "classes": ImageTitle(
+            "Samples of each class", "The network was asked for these classes; none was chosen."
+        ),
         "steps": ImageTitle(
             "How they come about", "One sample a row, its denoising steps from left to right."
         ),

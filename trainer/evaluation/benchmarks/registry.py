@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trainer.evaluation.benchmarks.accuracy import Accuracy
 from trainer.evaluation.benchmarks.base import Benchmark
+from trainer.evaluation.benchmarks.conditional import Conditional
 from trainer.evaluation.benchmarks.dense import Detection, Segmentation
 from trainer.evaluation.benchmarks.fidelity import FID, Proxy
 from trainer.evaluation.benchmarks.generation import Samples
@@ -18,6 +19,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "linear": LinearProbe(),
     "fid": FID(),
     "proxy": Proxy(),
+    "conditional": Conditional(),
     "held-out": HeldOut(),
     "samples": Samples(),
 }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from PIL import Image
 
-from data_pipeline.images.image_grid import image_grid
+from data_pipeline.images.image_grid import image_grid, rows_of_classes
 from model.addp import ADDP
-from model.sampler import generate
+from model.sampler import Advisers, generate, generated
 from trainer.evaluation.measures.grids import png, zoom_of
 from trainer.evaluation.sample_set import denoising_grid, read_chunk
 from trainer.evaluation.task import Task
@@ -14,6 +15,7 @@ from trainer.evaluation.trained import load_advisers
 
 _SHOWN = 64  # samples of a grid
 _ROWS = 8  # of the grid of denoising steps
+_CLASSES, _OF_CLASS = 12, 8  # classes of a grid, and samples of each
 
 
 def sample_grids(task: Task) -> dict[str, bytes]:
@@ -30,14 +32,17 @@ def sample_grids(task: Task) -> dict[str, bytes]:
         return {}
     shown = torch.cat(chunks)[:_SHOWN].float() / 255
     assert isinstance(task.network, ADDP)
+    classes, rows = task.sample_classes, min(_ROWS, len(shown))
+    advisers = load_advisers(task.config, task.network, options.sampling)
     steps = generate(
         task.network,
         task.tokenizer,
         seed=options.seed,
         start=0,
-        count=min(_ROWS, len(shown)),
+        count=rows,
         sampling=options.sampling,
-        advisers=load_advisers(task.config, task.network, options.sampling),
+        advisers=advisers,
+        classes=classes and classes.of(options.seed, 0, rows),
     )
     trail = [state.image.cpu() for state in steps]
     zoom, columns = zoom_of(task.image_size), max(1, round(len(shown) ** 0.5))
@@ -46,4 +51,29 @@ def sample_grids(task: Task) -> dict[str, bytes]:
         real = crops.spread(len(shown)).pixels.float() / 255
         if len(real):
             grids["real"] = png(image_grid(real, columns, zoom))
+    if classes is not None:
+        grids["classes"] = png(_of_each_class(task, advisers, zoom))
     return grids
+
+
+def _of_each_class(task: Task, advisers: Advisers, zoom: int) -> Image.Image:
+    """Generate a row of samples for each class of the network, or for some that are spread evenly
+    over all of them."""
+    assert isinstance(task.network, ADDP)
+    known = task.network.classes
+    step = -(-len(known) // _CLASSES)
+    labels = range(len(known))[::step]
+    columns = [
+        generated(
+            task.network,
+            task.tokenizer,
+            seed=task.options.seed,
+            start=column * len(labels),
+            count=len(labels),
+            sampling=task.options.sampling,
+            advisers=advisers,
+            classes=torch.tensor(labels),
+        ).cpu()
+        for column in range(_OF_CLASS)
+    ]
+    return rows_of_classes(torch.cat(columns), [known[label] for label in labels], zoom)

@@ -1,0 +1,54 @@
+"""Classes that a network is asked for: by name or by number, and which one sample i has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.errors import ConfigError
+
+ALL = "all"  # every class of the network
+_NAMED = 20  # classes that an error lists
+
+
+def labels_of(known: Sequence[str], asked: Sequence[str | int]) -> list[int]:
+    """Return the labels of the classes that are asked for, by name or by number from 0; "all"
+    stands for each class of the network.
+
+    known: the network's classes, in the order of their labels. Raises ConfigError for a class that
+    the network does not have, also where it has none.
+    """
+    if not known:
+        raise ConfigError(
+            "this network knows no classes: it was trained without a condition. Train it with "
+            "condition=classes; a run with its weights as addp.weights learns them in a short "
+            "while (docs/generation.md)"
+        )
+    labels: list[int] = []
+    for one in asked:
+        if one in known:
+            labels.append(known.index(str(one)))
+        elif one == ALL:
+            labels += range(len(known))
+        elif (number := _number(one)) is not None and number < len(known):
+            labels.append(number)
+        else:
+            more = f" and {len(known) - _NAMED:,} more" if len(known) > _NAMED else ""
+            raise ConfigError(
+                f"this network knows no class {one!r}; its classes are "
+                f"{', '.join(known[:_NAMED])}{more}, or their numbers from 0 to {len(known) - 1}"
+            )
+    return labels
+
+
+def _number(asked: str | int) -> int | None:
+    text = str(asked)
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def labels_in_turn(labels: Sequence[int], start: int, count: int) -> Tensor:
+    """Return the labels of the samples start .. start+count-1, (count,) int64: sample i has label i
+    mod n of n labels."""
+    return torch.tensor([labels[i % len(labels)] for i in range(start, start + count)])

@@ -1,0 +1,36 @@
+"""Whether samples of a conditional network show the classes that it was asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from trainer.evaluation.benchmarks.base import IMAGES, SAMPLES, UP, Benchmark, Metric, Outcome
+
+if TYPE_CHECKING:
+    from trainer.evaluation.task import Task
+
+
+class Conditional(Benchmark):
+    """Top-1 of a classifier of real images on samples, against the classes that they were asked to
+    be of; beside it, on held-out real images."""
+
+    title = "Samples of classes"
+    detail = "by a classifier of real images (EfficientNet features)"
+    summary = "how often a classifier of real images recognises the class of a sample"
+    network_kinds = ("addp",)
+    options = (*SAMPLES, *IMAGES)
+    uses_tokenizer = True
+    metrics: ClassVar = {
+        "recognised": Metric("samples recognised", UP, "%", counted_by="samples"),
+        "recognised_low": Metric("samples recognised, lower bound (95 %)", "", "%", plotted=False),
+        "recognised_high": Metric("samples recognised, upper bound (95 %)", "", "%", plotted=False),
+        "real": Metric("held-out images recognised", "", "%", False, counted_by="images"),
+        "chance": Metric("the most common class of the samples", "", "%", plotted=False),
+        "samples": Metric("samples that were classified", plotted=False),
+        "images": Metric("held-out images that were classified", plotted=False),
+    }
+
+    def run(self, task: Task) -> Outcome:
+        from trainer.evaluation.measures.conditional import recognised_samples
+
+        return Outcome(recognised_samples(task))

@@ -1,0 +1,83 @@
+"""How often a classifier that has seen real images only recognises the class of a sample."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.addp import ADDP
+from model.errors import ConfigError
+from trainer.evaluation.measures.class_labels import labels_in
+from trainer.evaluation.measures.features import features_of
+from trainer.evaluation.measures.fidelity import EfficientNet
+from trainer.evaluation.measures.linear_probe import LinearProbe
+from trainer.evaluation.sample_set import read_chunk
+from trainer.evaluation.task import Task
+
+_NORMAL_95 = 1.959964  # standard errors to either side that hold 95 %
+
+
+def recognised_samples(task: Task) -> dict[str, Any]:
+    """Fit logistic regression to packaged features of real training images, and apply it to
+    held-out ones and to samples, by all ranks together.
+
+    Returns the metrics on rank 0, and none on the other ranks. Raises ADDPError, also for a network
+    that knows no classes.
+    """
+    if task.sample_classes is None:
+        raise ConfigError(
+            "the benchmark conditional measures samples of classes: it needs a run with "
+            "condition=classes, and --class-guidance above 0"
+        )
+    network = EfficientNet(task.device)
+
+    def of_bytes(pixels: Tensor) -> Tensor:
+        return network(pixels)[0].to(task.device)
+
+    def extract(images: Tensor) -> Tensor:
+        return of_bytes((images * 255).round().byte())
+
+    train, test = (features_of(task, split, network.name, extract) for split in ("train", "val"))
+    with task.progress("the classifier of real images", 1):
+        probe = LinearProbe(train)
+    right = sum(int((probe(x) == labels).sum()) for x, labels in test)
+    on_real = sum(task.collectives.all_gather(right)) / test.count
+
+    samples = task.samples
+    assert isinstance(task.network, ADDP)
+    label_of = torch.tensor(labels_in(task.network.classes, task.crops("train").classes))
+
+    def work(number: int) -> tuple[int, list[int]]:
+        truth = samples.labels(number)
+        assert truth is not None
+        found = label_of[probe(of_bytes(read_chunk(samples.file(number)))).cpu()]
+        return int((found == truth).sum()), truth.tolist()
+
+    chunks = task.over("classes of samples", samples.chunks, work)
+    if task.collectives.rank:
+        return {}
+    right = sum(count for count, _ in chunks)
+    asked = torch.tensor([label for _, labels in chunks for label in labels])
+    low, high = interval(right, len(asked))
+    return {
+        "recognised": right / len(asked),
+        "recognised_low": low,
+        "recognised_high": high,
+        "real": on_real,
+        "chance": float(asked.bincount().max()) / len(asked),
+        "samples": len(asked),
+        "images": test.count,
+    }
+
+
+def interval(right: int, count: int) -> tuple[float, float]:
+    """Return the bounds between which a share lies with 95 %, of which `right` of `count` were
+    seen (Wilson's score interval)."""
+    z, share = _NORMAL_95, right / count
+    middle = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    low, high = ((middle + sign * spread) / (1 + z * z / count) for sign in (-1, 1))
+    return low, high

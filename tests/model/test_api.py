@@ -13,10 +13,12 @@ from PIL import Image
 
 import model
 from model import ImageModel, SamplingOptions, load
+from model.addp import ADDP
+from model.config import ADDPConfig
 from model.errors import ConfigError, DataError, WeightsError
 from model.pictures import squares
 from model.vq import VQTokenizer
-from model.weights import save_network
+from model.weights import load_network, save_network
 from tests.model.networks_on_disk import save_networks
 
 FEW = SamplingOptions(steps=3)
@@ -156,3 +158,31 @@ def test_the_package_itself_has_no_other_names() -> None:
     assert set(model.__all__) == {"ImageModel", "SamplingOptions", "load"}
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         model.nonsense  # noqa: B018
+
+
+def test_pictures_of_classes(run: Path, tmp_path: Path, photo: Image.Image) -> None:
+    """By name, by number, or all of them in turn. Other networks say that they know none."""
+    shutil.copy(run / "config.resolved.yaml", tmp_path)
+    network = load_network(run / "network.safetensors", "addp")
+    assert isinstance(network, ADDP)
+    sizes = ADDPConfig(**network.config.model_dump(), classes=("cat", "dog"))
+    conditional = ADDP(network.geometry, sizes)
+    conditional.load_state_dict(network.state_dict())
+    save_network(conditional, tmp_path / "network.safetensors")
+    loaded = load(tmp_path)
+    assert loaded.classes == ("cat", "dog")
+    guided = SamplingOptions(steps=3, class_guidance=3.0)
+    pictures = loaded.generate(3, classes=["dog", 0], sampling=guided)
+    assert same(pictures[1:], loaded.generate(2, start=1, classes=["dog", "cat"], sampling=guided))
+    assert same(loaded.generate(2, classes=["all"]), loaded.generate(2, classes=[0, 1]))
+    assert not same(pictures, loaded.generate(3, classes=["dog"], sampling=guided))
+    assert same(loaded.generate(2, sampling=FEW), load(run).generate(2, sampling=FEW))
+    completed = [
+        loaded.complete(photo, "right", count=1, classes=c, sampling=guided)
+        for c in ((), ["cat"], ["dog"])
+    ]
+    assert not same(completed[0], completed[1]) and not same(completed[1], completed[2])
+    with pytest.raises(ConfigError, match="knows no class 'bird'; its classes are cat, dog, or"):
+        loaded.generate(1, classes=["bird"])
+    with pytest.raises(ConfigError, match="trained without a condition"):
+        load(run).generate(1, classes=["cat"])

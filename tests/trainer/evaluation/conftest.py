@@ -44,3 +44,17 @@ def run(
     folder = tmp_path_factory.mktemp("evaluated")
     finish(folder / "run", *addp_options(folder, tokenizer, tokenizer_file, tokens))
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def conditional_run(
+    tokens: Path,
+    tokenizer: VQTokenizer,
+    tokenizer_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A finished run that learned the classes of its images: ellipse, line, rectangle."""
+    folder = tmp_path_factory.mktemp("conditional")
+    options = addp_options(folder, tokenizer, tokenizer_file, tokens)
+    finish(folder / "run", *options, "condition=classes", "condition_dropout=0.3")
+    return folder / "run"

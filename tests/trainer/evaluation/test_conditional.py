@@ -1,0 +1,95 @@
+"""Samples of classes: sets, grids, and what evaluations make of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.storage import LocalStore
+from model.errors import ConfigError
+from tests.trainer.evaluation.evaluating import codes
+from tests.trainer.evaluation.evaluating import start as evaluate
+from tests.trainer.evaluation.test_generate import contents, finished, start
+from trainer.evaluation.generate import main
+from trainer.evaluation.results import read_results
+from trainer.evaluation.sample_classes import SampleClasses
+from trainer.evaluation.sample_set import SETTINGS
+
+NAMES = ("ellipse", "line", "rectangle")
+
+
+def test_a_set_of_classes_is_the_same_on_any_number_of_ranks_and_after_a_kill(
+    conditional_run: Path, tmp_path: Path
+) -> None:
+    options = {"classes": ["line", "0"], "class_guidance": 2.0}
+    finished(start(conditional_run, tmp_path / "one", **options))
+    two = start(conditional_run, tmp_path / "two", 2, **options)
+    two[1].kill()
+    finished(two[:1])
+    finished(start(conditional_run, tmp_path / "two", **options))
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    stated = json.loads((tmp_path / "one" / SETTINGS).read_text())
+    assert stated["classes"] == ["line", "ellipse"] and stated["sampler"]["class_guidance"] == 2.0
+    for other in ({"classes": ["line"]}, {"classes": None}, {"class_guidance": 1.0}):
+        with pytest.raises(ConfigError, match="holds another set of samples"):
+            main(str(conditional_run), count=60, steps=4, batch=8, into=tmp_path / "one",
+                 **{**options, **other})  # fmt: skip
+
+
+def test_sets_of_earlier_versions_have_no_classes(conditional_run: Path, tmp_path: Path) -> None:
+    """They knew neither these nor their guidance."""
+    options = {"count": 8, "steps": 2, "batch": 8, "into": tmp_path / "set"}
+    main(str(conditional_run), **options)  # type: ignore[arg-type]
+    stated = json.loads((tmp_path / "set" / SETTINGS).read_text())
+    del stated["classes"], stated["sampler"]["class_guidance"]
+    (tmp_path / "set" / SETTINGS).write_text(json.dumps(stated))
+    main(str(conditional_run), **options)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"another set .*classes: None there, now"):
+        main(str(conditional_run), **options, classes=["line"])  # type: ignore[arg-type]
+
+
+def test_a_grid_has_a_row_for_each_class(conditional_run: Path, run: Path, tmp_path: Path) -> None:
+    """Whole rows: 7 samples are two of each of three classes."""
+    options = {"count": 7, "steps": 2, "out": tmp_path / "grid.png"}
+    main(str(conditional_run), **options, classes=["all"])  # type: ignore[arg-type]
+    stated = json.loads((tmp_path / "grid.json").read_text())
+    assert stated["count"] == 6 and stated["classes"] == list(NAMES)
+    grid = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert grid.shape[0] == 3 * 18 + 2 and grid.shape[1] > 2 * 18 + 2
+    with pytest.raises(ConfigError, match="no class 'cat'; its classes are ellipse, line, rec"):
+        main(str(conditional_run), **options, classes=["cat"])  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="trained without a condition"):
+        main(str(run), **options, classes=["line"])  # type: ignore[arg-type]
+
+
+def test_classes_are_drawn_as_often_as_the_data_have_them() -> None:
+    classes = SampleClasses.as_in_data(NAMES, [0, 0, 0, 2])
+    assert classes.settings == {"ellipse": 3, "rectangle": 1}
+    whole = classes.of(5, 0, 4000)
+    assert whole.bincount().tolist() == pytest.approx([3000, 0, 1000], abs=120)
+    assert classes.of(5, 1234, 50).tolist() == whole[1234:1284].tolist()
+    assert SampleClasses.as_in_data(NAMES, []).of(5, 0, 90).bincount().tolist() == pytest.approx(
+        [30, 30, 30], abs=15
+    )
+
+
+def test_an_evaluation_draws_classes_and_has_them_recognised(
+    conditional_run: Path, run: Path, images: Path, tmp_path: Path
+) -> None:
+    options = ("--suite", "samples,conditional", "--images", str(images), "--work", str(tmp_path))
+    log = tmp_path / "log"
+    assert codes(evaluate(conditional_run, log, *options, world_size=2)) == [0, 0], log.read_text()
+    conditional, samples = read_results(LocalStore(conditional_run))
+    found = conditional.metrics
+    assert 0 <= found["recognised_low"] <= found["recognised"] <= found["recognised_high"] <= 1
+    assert found["samples"] == 16 and found["real"] > 0.5 and 1 / 3 <= found["chance"] < 0.8
+    assert samples.settings["class_guidance"] == 1 and samples.settings["images"]
+    step = conditional_run / "evaluation" / "step-00000012"
+    grid = Image.open(step / "samples-classes.png")
+    assert grid.height == 3 * (6 * 16 + 2) + 2  # a row for each class
+    assert codes(evaluate(run, log, *options[:3], str(images))) == [78]
+    assert "it needs a run with condition=classes" in log.read_text()

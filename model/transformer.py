@@ -123,8 +123,7 @@ class Block(nn.Module):
         """x: (B, M, D), scales: (2, B, 1, 1), of the two branches, or None, keys: as in `forward`
         -> (B, M, D). It is compiled without a break, and so calls nothing that waits, draws masks
         or looks at values."""
-        normed = self.norm1(x)
-        attended = self.ls1(self.attn(normed) if keys is None else self.attn(normed, keys))
+        attended = self.ls1(self.attn(self.norm1(x), keys))
         x = x + (attended if scales is None else attended * scales[0].to(attended.dtype))
         mapped = self.ls2(self.mlp(self.norm2(x)))
         return x + (mapped if scales is None else mapped * scales[1].to(mapped.dtype))

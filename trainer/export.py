@@ -151,6 +151,8 @@ def model_card(source: Source) -> str:
         lines.append(
             f"- input: RGB in [0, 1], {size} x {size} pixels; the network normalises by itself"
         )
+    if isinstance(network, ADDP) and network.classes:
+        lines.append(f"- classes that it can be asked for: {', '.join(network.classes)}")
     lines += [
         "- `model.safetensors` describes itself (kind, sizes and geometry in its metadata); "
         "`config.json` repeats it",
@@ -175,7 +177,9 @@ def _use_of_addp(network: ADDP, source: Source) -> list[str]:
         'print("features", features.shape)',
     ]
     if source.config is not None:
-        lines += ["samples = model.generate(4)", 'print("samples", len(samples), samples[0].size)']
+        of = ', classes=["all"]' if network.classes else ""
+        lines.append(f"samples = model.generate(4{of})")
+        lines.append('print("samples", len(samples), samples[0].size)')
     return lines
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from model.documents import show
 from model.errors import ConfigError
 from trainer.checkpointing.format import Manifest
 from trainer.config.changes import Change, changes, forbidden
@@ -52,9 +53,9 @@ class Expected(NamedTuple):
         if not saved.get("data"):  # earlier versions did not say on which images a tokenizer trains
             saved = {**saved, "data": self.run_identity.get("data")}
         different = [
-            f"{key}: checkpoint {saved.get(key)!r}, now {value!r}"
+            difference
             for key, value in self.run_identity.items()
-            if _lasting(saved.get(key)) != _lasting(value)
+            for difference in _differences(key, _lasting(saved.get(key)), _lasting(value))
         ]
         if manifest.run and manifest.run != self.run:
             different.append(f"run: checkpoint {manifest.run}, now {self.run}")
@@ -71,6 +72,17 @@ def _lasting(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _lasting(v) for k, v in value.items() if k not in ("dropout", "positions")}
     return value
+
+
+def _differences(key: str, before: Any, now: Any) -> list[str]:
+    """Say what differs, of a mapping by the names in it: a network may have a thousand classes."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            difference
+            for name in dict.fromkeys([*before, *now])
+            for difference in _differences(f"{key}: {name}", before.get(name), now.get(name))
+        ]
+    return [] if before == now else [f"{key}: checkpoint {show(before)}, now {show(now)}"]
 
 
 def last_config(folder: RunFolder) -> dict[str, Any]:

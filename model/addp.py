@@ -3,17 +3,19 @@ tokens.
 
     images (B, 3, H, W) --encoder--> features (B, 1 + L, D)
                                           |
-        class slot          mask token + its position
+        class slot          mask token + its position   (or its class's token, see below)
         masked              mask token + its position   (another table)
         visible             feature    + its position
         visible, appended   token      + its position   (a third table)
-        class, appended     its token  + the class slot's position   (of the third table)
                                           |
                                       decoder --> logits (B, L, V)
 
 Names follow the official checkpoint. `mask` is bool, (B, L), and True means masked (unknown, to be
-predicted). Published networks know no classes; the vocabulary has ids for them, and the third table
-a position, so that a network with classes has the same tensors.
+predicted).
+
+Published networks know no classes, but their vocabulary has ids for them, and their decoder has the
+slot. So a conditional network has the same tensors, and an image whose class is not told is
+predicted as by an unconditional one.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ from model.transformer import (
     positions,
     smoothed_cross_entropy,
 )
+
+NOT_TOLD = -1  # in place of a class
 
 
 class ADDP(Encoder):
@@ -75,47 +79,39 @@ class ADDP(Encoder):
 
         visible_count: the number of unmasked positions, which is the same for every image. Pass it
         if it is known: reading it from the mask waits for the device. classes: the images' labels,
-        (B,) int64; the prediction is unconditional if None.
+        (B,) int64, `NOT_TOLD` where the prediction is unconditional; None where all are.
         """
         visible, _ = _split(mask, visible_count)
-        x = self._decode(features, ids, mask, visible, classes, None)
+        x = self._decode(features, ids, mask, visible, classes)
         return self.mlm_layer(x, self.token_emb.weight)
 
     def _decode(
-        self,
-        features: Tensor,
-        ids: Tensor,
-        mask: Tensor,
-        visible: Tensor,
-        classes: Tensor | None,
-        dropped: Tensor | None,
+        self, features: Tensor, ids: Tensor, mask: Tensor, visible: Tensor, classes: Tensor | None
     ) -> Tensor:
-        """As `decode`, up to the head: (B, L, D). visible: the visible positions, (B, N). dropped:
-        as in `forward`."""
+        """As `decode`, up to the head: (B, L, D). visible: the visible positions, (B, N)."""
         # The class slot is hidden like a masked position.
         hidden = F.pad(mask, (1, 0), value=True).unsqueeze(-1)
         x = self.decoder_embed(features)
-        x = torch.where(hidden, self.mask_token.to(x.dtype), x)
+        x = torch.where(hidden, self._hidden(classes).to(x.dtype), x)
         masked = F.pad(mask, (1, 0), value=False).unsqueeze(-1)
         x = x + torch.where(masked, self.decoder_pos_mask_embed, self.decoder_pos_embed_learned)
-        x = torch.cat([x, self._appended(ids, visible, classes).to(x.dtype)], 1)
-        keys = None
-        if dropped is not None:  # the last position is the class's
-            keys = F.pad(~dropped.unsqueeze(1), (x.shape[1] - 1, 0), value=True)
+        tokens = self.token_emb(ids.long().gather(1, visible))
+        tokens = tokens + self.decoder_pos_token_embed[0, 1:][visible]
+        x = torch.cat([x, tokens.to(x.dtype)], 1)
         for block in self.decoder_blocks:
-            x = block(x, keys)
+            x = block(x)
         return self.decoder_norm(x)[:, 1 : 1 + ids.shape[1]]
 
-    def _appended(self, ids: Tensor, visible: Tensor, classes: Tensor | None) -> Tensor:
-        """Return the tokens that the decoder sees beside the positions of the image, (B, N, D), or
-        (B, N + 1, D) with the classes'."""
-        words, places = ids.long().gather(1, visible), visible + 1
-        if classes is not None:
-            # The table is looked into once, with classes and without: ranks of ZeRO-3 gather it
-            # together, and one of them may have dropped all of its classes.
-            words = torch.cat([words, self.geometry.codebook_size + classes.unsqueeze(1)], 1)
-            places = F.pad(places, (0, 1), value=0)
-        return self.token_emb(words) + self.decoder_pos_token_embed[0][places]
+    def _hidden(self, classes: Tensor | None) -> Tensor:
+        """Return what stands at hidden positions: the mask token, (1, 1, D), or with classes
+        (B, 1 + L, D), where those that are told stand in the class slot."""
+        if classes is None:
+            return self.mask_token
+        told = (classes != NOT_TOLD).view(-1, 1, 1)
+        words = self.token_emb(self.geometry.codebook_size + classes.clamp_min(0)).unsqueeze(1)
+        slot = torch.where(told, words, self.mask_token)
+        rest = self.mask_token.expand(len(classes), self.geometry.tokens, -1)
+        return torch.cat([slot, rest], 1)
 
     def logits(
         self,
@@ -140,15 +136,12 @@ class ADDP(Encoder):
         visible_count: int | None = None,
         weights: Tensor | None = None,
         classes: Tensor | None = None,
-        dropped: Tensor | None = None,
     ) -> Tensor:
         """Return the pre-training loss (eq. 8), a scalar. target: probabilities (B, L, K).
-        smoothing: of the target. weights: of the samples, (B,), or None. dropped: (B,) bool, True
-        where the class is not told, so that this image's prediction is unconditional; None where
-        all are told. The rest is as in `logits`. Logits are made for the masked positions only,
-        since no others count."""
+        smoothing: of the target. weights: of the samples, (B,), or None. The rest is as in
+        `logits`. Logits are made for the masked positions only, since no others count."""
         visible, masked = _split(mask, visible_count)
-        x = self._decode(self.encode(images), ids, mask, visible, classes, dropped)
+        x = self._decode(self.encode(images), ids, mask, visible, classes)
         logits = self.mlm_layer(gather_positions(x, masked), self.token_emb.weight)
         return smoothed_cross_entropy(
             logits, gather_positions(target, masked), None, smoothing, weights

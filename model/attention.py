@@ -26,7 +26,7 @@ from model.precision import dtype_name
 
 log = logging.getLogger(__name__)
 
-AttentionFunction = Callable[..., Tensor]  # of q, k, v, dropout and, but for xformers, keys
+AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 # Largest deviation of a backend that works, forward and backward: the largest difference to
 # float64, over the largest value. Scores, weights and sums are rounded, so that some five times the
@@ -36,38 +36,26 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 5e-3, to
 _PROBE = (2, 33, 2)  # images, positions, heads
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float, keys: Tensor | None = None) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     if dropout and q.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _sdpa_with_dropout_on_cpus(q, k, v, dropout, keys)
+        return _sdpa_with_dropout_on_cpus(q, k, v, dropout)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # SDPA wants heads before positions
-    mask = None if keys is None else keys[:, None, None]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(
-        1, 2
-    )
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2)
 
 
-def _sdpa_with_dropout_on_cpus(
-    q: Tensor, k: Tensor, v: Tensor, dropout: float, keys: Tensor | None
-) -> Tensor:
+def _sdpa_with_dropout_on_cpus(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """What PyTorch's SDPA computes there, with a faster dropout and few passes over the weights:
     the small tensors carry the scales."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    weights = _of_keys(scores, keys).softmax(-1)
+    weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
     kept, scale = kept_elements(weights.shape, dropout)
     return ((weights * kept) @ (v * scale)).transpose(1, 2)
 
 
-def _explicit(
-    q: Tensor, k: Tensor, v: Tensor, dropout: float, keys: Tensor | None = None
-) -> Tensor:
+def _explicit(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k).to(torch.promote_types(q.dtype, torch.float32))
-    weights = dropped(_of_keys(scores * q.shape[-1] ** -0.5, keys).softmax(-1), dropout)
+    weights = dropped((scores * q.shape[-1] ** -0.5).softmax(-1), dropout)
     return torch.einsum("bhqk,bkhd->bqhd", weights.to(v.dtype), v)
-
-
-def _of_keys(scores: Tensor, keys: Tensor | None) -> Tensor:
-    return scores if keys is None else scores.masked_fill(~keys[:, None, None], -torch.inf)
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -250,22 +238,16 @@ def table(device: torch.device, width: int = 64) -> dict[str, list[Probe]]:
 
 
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dropout: float = 0.0,
-    backend: str | None = None,
-    keys: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0, backend: str | None = None
 ) -> Tensor:
-    """Return softmax(q k^T / sqrt(head width)) v, in the shape of q.
+    """Return softmax(q k^T / sqrt(head width)) v, without a mask, in the shape of q.
 
     q, k, v: (B, M, heads, head width), of any floating dtype, on one device. dropout: probability
     with which attention weights are dropped (0 in evaluation). backend: one of `BACKENDS`; the
-    first that works if None. keys: (B, M) bool, the positions that are attended to, one at least;
-    all if None. Raises ConfigError if no backend works.
+    first that works if None. Raises ConfigError if none works.
     """
     if q.is_meta:  # only shapes and operations are counted
-        return _sdpa(q, k, v, dropout, keys)
+        return _sdpa(q, k, v, dropout)
     # Under autocast the residual stream is float32; the products need not be.
     if torch.is_autocast_enabled(q.device.type):
         dtype = torch.get_autocast_dtype(q.device.type)
@@ -273,7 +255,4 @@ def attention(
     if backend is None:
         traced = torch.compiler.is_compiling()
         backend = backend_for(q.device, q.dtype, q.shape[-1], traced)
-    if keys is None:
-        return BACKENDS[backend](q, k, v, dropout)
-    # xformers would want a mask of all scores, in rows whose length is a multiple of eight.
-    return BACKENDS["sdpa" if backend == "xformers" else backend](q, k, v, dropout, keys)
+    return BACKENDS[backend](q, k, v, dropout)

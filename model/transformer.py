@@ -31,12 +31,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """x: (B, M, D) -> (B, M, D). keys: as in `attention`."""
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, M, D) -> (B, M, D)."""
         b, m, d = x.shape
         q, k, v = self.qkv(x).view(b, m, 3, self.heads, d // self.heads).unbind(2)
-        rate = self.dropout if self.training else 0.0
-        x = attention(q, k, v, rate, keys=keys).reshape(b, m, d)
+        x = attention(q, k, v, self.dropout if self.training else 0.0).reshape(b, m, d)
         return dropout(self.proj(x), self.dropout, self.training)
 
 
@@ -80,7 +79,7 @@ class Block(nn.Module):
     recompute = False
     drop_path = 0.0
     varying_length = False
-    compiled: Callable[[Block, Tensor, Tensor | None, Tensor | None], Tensor] | None = None
+    compiled: Callable[[Block, Tensor, Tensor | None], Tensor] | None = None
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -91,39 +90,37 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, dropout)
         self.ls2: nn.Module = nn.Identity()
 
-    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """x: (B, M, D) -> (B, M, D); or (B, H, W, D), where `attn` takes such. keys: (B, M) bool,
-        the positions that are attended to, where `attn` takes them; all if None."""
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, M, D) -> (B, M, D); or (B, H, W, D), where `attn` takes such."""
         scales = self._draw_scales(x)
         if self.recompute and torch.is_grad_enabled():
             # The reentrant form: the other one compares shapes that ZeRO-3 changes in between.
-            result: Tensor = checkpoint(self._recomputed, x, scales, keys, use_reentrant=True)
+            result: Tensor = checkpoint(self._recomputed, x, scales, use_reentrant=True)
             return result
-        return self._compute(x, scales, keys)
+        return self._compute(x, scales)
 
-    def _recomputed(self, x: Tensor, scales: Tensor | None, keys: Tensor | None) -> Tensor:
+    def _recomputed(self, x: Tensor, scales: Tensor | None) -> Tensor:
         """What is called once in the forward pass, where nothing is kept, and again in the backward
         pass."""
         if self.compiled is None or torch.is_grad_enabled():
-            return self._compute(x, scales, keys)
+            return self._compute(x, scales)
         # The same graph both times: one without gradients might draw its dropout in another order.
         with torch.enable_grad():
-            return self._compute(x, scales, keys).detach()
+            return self._compute(x, scales).detach()
 
-    def _compute(self, x: Tensor, scales: Tensor | None, keys: Tensor | None) -> Tensor:
+    def _compute(self, x: Tensor, scales: Tensor | None) -> Tensor:
         if self.compiled is None:
-            return self.branches(x, scales, keys)
+            return self.branches(x, scales)
         if self.varying_length:
             # One graph for all lengths. It is said here, since recomputing makes new tensors.
-            for varying in (x,) if keys is None else (x, keys):
-                torch._dynamo.mark_dynamic(varying, 1)
-        return self.compiled(self, x, scales, keys)
+            torch._dynamo.mark_dynamic(x, 1)
+        return self.compiled(self, x, scales)
 
-    def branches(self, x: Tensor, scales: Tensor | None, keys: Tensor | None = None) -> Tensor:
-        """x: (B, M, D), scales: (2, B, 1, 1), of the two branches, or None, keys: as in `forward`
-        -> (B, M, D). It is compiled without a break, and so calls nothing that waits, draws masks
-        or looks at values."""
-        attended = self.ls1(self.attn(self.norm1(x), keys))
+    def branches(self, x: Tensor, scales: Tensor | None) -> Tensor:
+        """x: (B, M, D), scales: (2, B, 1, 1), of the two branches, or None -> (B, M, D). It is
+        compiled without a break, and so calls nothing that waits, draws masks or looks at values.
+        """
+        attended = self.ls1(self.attn(self.norm1(x)))
         x = x + (attended if scales is None else attended * scales[0].to(attended.dtype))
         mapped = self.ls2(self.mlp(self.norm2(x)))
         return x + (mapped if scales is None else mapped * scales[1].to(mapped.dtype))

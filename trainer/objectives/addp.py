@@ -21,7 +21,7 @@ from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
 from trainer.engine.precision import MODES
 from trainer.objectives.base import Inputs, Objective
-from trainer.objectives.condition import Condition, conditional_sizes
+from trainer.objectives.condition import conditional_sizes
 from trainer.objectives.counting import inference_flops
 from trainer.objectives.footprint import Rehearsal
 from trainer.objectives.initial_weights import given_network, take_initial_weights, without_values
@@ -52,11 +52,11 @@ def denoising_inputs(
     masks: DenoisingMasks,
     smoothing: float,
     weights: Tensor | None = None,
-    condition: Condition | None = None,
+    classes: Tensor | None = None,
 ) -> Inputs:
     """The inputs of the ADDP network, from what the frozen networks make of ids (B, L) and masks,
-    all of them on one device. weights: (B,), or None where all rows count. condition: what the
-    network is told; None where it is told nothing."""
+    all of them on one device. weights: (B,), or None where all rows count. classes: what the
+    network is told, (B,); None where it is told nothing."""
     noisy = frozen(ids, masks)
     return {
         "images": noisy.x_t,
@@ -66,7 +66,7 @@ def denoising_inputs(
         "smoothing": smoothing,
         "visible_count": ids.shape[1] - masks.masked,
         "weights": weights,
-        **(condition._asdict() if condition is not None else {}),
+        "classes": classes,
     }
 
 
@@ -160,7 +160,7 @@ class ADDPObjective(TokenObjective):
 
 def _inputs(frozen: FrozenNetworks, batch: TokenBatch, config: RunConfig) -> Inputs:
     return denoising_inputs(
-        frozen, batch.ids, batch.masks, config.label_smoothing, batch.weights, batch.condition
+        frozen, batch.ids, batch.masks, config.label_smoothing, batch.weights, batch.classes
     )
 
 

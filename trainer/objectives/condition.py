@@ -5,7 +5,6 @@ dropped, so that it learns to predict without them, too (classifier-free guidanc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,21 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.shards.manifest import Manifest
+from model.addp import NOT_TOLD
 from model.config import UNUSED_CLASS_IDS, ADDPConfig, TransformerConfig
 from model.errors import ConfigError
 from model.randomness import uniforms
 from trainer.config.schema import RunConfig
-
-
-class Condition(NamedTuple):
-    """What is told of a micro batch.
-
-    classes: labels, (B,) int64. dropped: (B,) bool, True where the class is not told; None where
-    all are told.
-    """
-
-    classes: Tensor
-    dropped: Tensor | None = None
 
 
 def reads_labels(config: RunConfig) -> bool:
@@ -66,20 +55,18 @@ def conditional_sizes(config: RunConfig, manifests: Sequence[Manifest]) -> Trans
     return ADDPConfig(**sizes.model_dump(), classes=classes)
 
 
-def drawn_condition(config: RunConfig, labels: NDArray[np.int64], start: int) -> Condition | None:
-    """Return what is told of the samples with global indices start, start + 1, ..., whose labels
-    are (B,); None where nothing is told of any. Each sample is decided about by its own index."""
-    draws = uniforms(config.seed, "condition", start, len(labels), 1)[:, 0]
-    dropped = draws < config.condition_dropout
-    if dropped.all():
+def told_classes(config: RunConfig, labels: NDArray[np.int64], start: int) -> Tensor | None:
+    """Return the classes that the network is told of the samples with global indices start,
+    start + 1, ...: (B,) int64, `NOT_TOLD` where one is dropped; None in a run that tells none.
+    labels: theirs, (B,). Each sample is decided about by its own index."""
+    if config.condition_dropout == 1:
         return None
-    told = None if not dropped.any() else torch.from_numpy(dropped)
-    return Condition(torch.from_numpy(labels), told)
+    draws = uniforms(config.seed, "condition", start, len(labels), 1)[:, 0]
+    return torch.from_numpy(np.where(draws < config.condition_dropout, NOT_TOLD, labels))
 
 
-def blank_condition(config: RunConfig, count: int) -> Condition | None:
-    """Return a condition of `count` samples as most micro batches have it, without any data."""
+def blank_classes(config: RunConfig, count: int) -> Tensor | None:
+    """Return the classes of `count` samples without any data, or None as `told_classes` does."""
     if not reads_labels(config) or config.condition_dropout == 1:
         return None
-    dropped = torch.arange(count) == 0 if config.condition_dropout else None
-    return Condition(torch.zeros(count, dtype=torch.int64), dropped)
+    return torch.zeros(count, dtype=torch.int64)

@@ -18,7 +18,7 @@ from model.errors import ConfigError
 from model.masking import masked_count
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Objective
-from trainer.objectives.condition import Condition, blank_condition, drawn_condition, reads_labels
+from trainer.objectives.condition import blank_classes, reads_labels, told_classes
 from trainer.objectives.registry import trained_sizes
 from trainer.run_folder import RunFolder
 
@@ -32,14 +32,14 @@ class TokenBatch(NamedTuple):
     """A micro batch in pinned host memory, with its masks.
 
     ids: (B, L) int64. masks: as `draw_masks` of the objective returns them. weights: (B,) float32,
-    0 for rows of quarantined shards and for padding; None if all rows count. condition: what a
-    conditional network is told; None if nothing is.
+    0 for rows of quarantined shards and for padding; None if all rows count. classes: (B,)
+    int64, what a conditional network is told (`told_classes`); None if nothing is.
     """
 
     ids: Tensor
     masks: Any
     weights: Tensor | None
-    condition: Condition | None = None
+    classes: Tensor | None = None
 
     def on(self, device: torch.device) -> TokenBatch:
         """The same batch on a device. The copies wait for nothing that is computed there."""
@@ -47,8 +47,7 @@ class TokenBatch(NamedTuple):
         def move(parts: T) -> T:
             return _each_tensor(parts, lambda part: part.to(device, non_blocking=True))
 
-        condition = self.condition and move(self.condition)
-        return move(self._replace(masks=move(self.masks), condition=condition))
+        return move(self._replace(masks=move(self.masks)))
 
 
 class TokenObjective(Objective):
@@ -119,12 +118,12 @@ class TokenObjective(Objective):
         (ADDP algorithm 1) or one of its own, as in the reference."""
         ids, labels, start, weights = self.loader.batch(step, offset, count)
         draw = step if self.config.mask_ratio_scope == "step" else start
-        told = drawn_condition(self.config, labels, start) if reads_labels(self.config) else None
+        told = told_classes(self.config, labels, start) if reads_labels(self.config) else None
         masked = TokenBatch(
             torch.from_numpy(ids.astype("int64")),
             _each_tensor(self.draw_masks(draw, start, *ids.shape), staged),
             None if weights is None else torch.from_numpy(weights),
-            told and _each_tensor(told, staged),
+            told,
         )
         return _each_tensor(masked, staged)
 
@@ -140,8 +139,8 @@ class TokenObjective(Objective):
         number = masked_count(tokens, masked)
         mask = (torch.arange(tokens) < number).repeat(count, 1)
         ids = torch.zeros(count, tokens, dtype=torch.int64)
-        told = blank_condition(config, count)
-        return TokenBatch(ids, cls.blank_masks(mask, number), None, told)
+        masks = cls.blank_masks(mask, number)
+        return TokenBatch(ids, masks, None, blank_classes(config, count))
 
     def close(self) -> None:
         self.loader.close()

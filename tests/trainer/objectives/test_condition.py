@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data_pipeline.storage import open_store
-from model.addp import ADDP
+from model.addp import ADDP, NOT_TOLD
 from model.errors import ConfigError
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
@@ -22,7 +22,7 @@ from tests.trainer.launching import SMALL
 from tests.trainer.worlds import finish
 from trainer.config.reading import load_config
 from trainer.objectives.addp import ADDPObjective
-from trainer.objectives.condition import conditional_sizes, drawn_condition
+from trainer.objectives.condition import conditional_sizes, told_classes
 from trainer.objectives.registry import make_objective
 from trainer.run_folder import RunFolder
 
@@ -39,17 +39,14 @@ def options(
 def test_each_sample_is_decided_about_by_its_own_index() -> None:
     config = load_config(None, [CONDITIONAL, "condition_dropout=0.3"])
     labels = np.arange(4000) % 7
-    whole = drawn_condition(config, labels, 100)
-    assert whole is not None and whole.dropped is not None
-    assert whole.classes.tolist() == labels.tolist()
-    assert float(whole.dropped.float().mean()) == pytest.approx(0.3, abs=0.03)
+    whole = told_classes(config, labels, 100)
+    assert whole is not None
+    dropped = whole == NOT_TOLD
+    assert whole[~dropped].tolist() == labels[~dropped.numpy()].tolist()
+    assert float(dropped.float().mean()) == pytest.approx(0.3, abs=0.03)
     for start, count in ((0, 1), (37, 50), (3999, 1)):
-        part = drawn_condition(config, labels[start : start + count], 100 + start)
-        expected = whole.dropped[start : start + count]
-        found = torch.ones(count, dtype=torch.bool)  # nothing is told where all are dropped
-        if part is not None:
-            found = torch.zeros(count, dtype=torch.bool) if part.dropped is None else part.dropped
-        assert torch.equal(found, expected)
+        part = told_classes(config, labels[start : start + count], 100 + start)
+        assert part is not None and torch.equal(part, whole[start : start + count])
 
 
 def first_inputs(options: list[str], run: Path) -> tuple[ADDPObjective, dict[str, Any]]:
@@ -80,7 +77,8 @@ def test_a_conditional_step_is_told_classes(options: list[str], tmp_path: Path) 
     objective, inputs = first_inputs([*options, CONDITIONAL, "condition_dropout=0.5"], tmp_path)
     names = ("ellipse", "line", "rectangle")
     assert isinstance(objective.network, ADDP) and objective.network.classes == names
-    assert set(inputs["classes"].tolist()) <= {0, 1, 2} and inputs["dropped"].any()
+    assert set(inputs["classes"].tolist()) <= {NOT_TOLD, 0, 1, 2}
+    assert (inputs["classes"] == NOT_TOLD).any() and (inputs["classes"] != NOT_TOLD).any()
     assert objective.identity()["network"]["classes"] == list(names)
 
 

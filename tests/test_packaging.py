@@ -87,7 +87,7 @@ def test_it_works_without_a_checkout(installed: Path, tmp_path: Path) -> None:
         return done.stdout
 
     addp = installed / "bin" / "addp"
-    assert "Start with `addp demo`" in " ".join(python(addp, "--help").split())
+    assert "Start with `addp generate` and `addp demo`" in " ".join(python(addp, "--help").split())
     resolved = yaml.safe_load(python(addp, "config", "base"))
     assert resolved["schedule"]["total"] == 1600 and resolved["addp"]["sizes"]["dim"] == 768
     assert Path(resolved["run"]) == tmp_path / "runs" / "addp-base"

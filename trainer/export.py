@@ -91,7 +91,8 @@ def export(
     else:
         save_network(network, partial / "model.safetensors")
         if isinstance(network, ADDP) and source.config is not None:
-            for kind, frozen in _frozen(source.config, tokenizer).items():
+            lack = "the folder has no predictor, which helps to complete images"
+            for kind, frozen in _frozen(source.config, tokenizer, lack).items():
                 save_network(_stored(frozen, dtype), partial / f"{kind}.safetensors")
         write_json(partial / "config.json", {"model_type": network.kind, **_description(source)})
         (partial / "README.md").write_text(model_card(source))
@@ -114,19 +115,18 @@ def _stored(network: Network, dtype: Dtype) -> Network:
     return stored
 
 
-def _frozen(config: RunConfig, tokenizer: Path | None) -> dict[str, Network]:
-    """Return the frozen networks of an ADDP run by kind. A predictor that is not on this machine is
-    left out, with a word on standard error."""
+def _frozen(config: RunConfig, tokenizer: Path | None, lack: str) -> dict[str, Network]:
+    """Return the frozen networks of an ADDP run by kind.
+
+    lack: what is said on standard error where the predictor is not on this machine. It is then left
+    out.
+    """
     networks: dict[str, Network] = {"tokenizer": frozen_tokenizer(config, tokenizer, None)}
     predictor = frozen_predictor(config)
     if predictor is not None:
         networks["predictor"] = predictor
     else:
-        print(
-            f"{config.predictor.weights} is not on this machine: the predictor is left out, which "
-            "helps to complete images, and which further pre-training needs",
-            file=sys.stderr,
-        )
+        print(f"{config.predictor.weights} is not on this machine: {lack}", file=sys.stderr)
     return networks
 
 
@@ -141,7 +141,10 @@ def _with_frozen(source: Source, tokenizer: Path | None) -> dict[str, Network]:
         )
     config = source.config
     if isinstance(source.network, ADDP) and config is not None:
-        networks |= _frozen(config, tokenizer)
+        lack = (
+            "the file has no token_predictor.*, which the official code needs to go on pre-training"
+        )
+        networks |= _frozen(config, tokenizer, lack)
     return networks
 
 

@@ -16,6 +16,7 @@ from cluster.demo.run import run_demo
 from cluster.demo.speed import Speed
 from cluster.demo.stages import Demo, config_of, stages
 from cluster.demo.targets import show_targets
+from data_pipeline.images.openmoji import render
 from model import load
 from model.errors import ConfigError
 from model.shipped import shipped_folder
@@ -51,9 +52,11 @@ def test_a_quick_demo_leaves_out_what_makes_no_pictures(whole: Demo) -> None:
     assert 0.25 < seconds / of_all < 0.4
 
 
-def test_a_quick_demo_goes_on_from_what_ships(whole: Demo) -> None:
+def test_a_quick_demo_goes_on_from_what_ships(tmp_path: Path) -> None:
     """A few steps of its recipe, from the weights and with the frozen networks that ship."""
-    quick = dataclasses.replace(whole, processes=1, scale=0.03, quick=True, start=shipped_folder())
+    render(tmp_path / "images", limit=60)
+    start = shipped_folder()
+    quick = Demo(tmp_path / "images", tmp_path / "demo", 1, scale=0.03, quick=True, start=start)
     road = stages(quick)
     assert [stage.title for stage in road] == [
         "token shards: train",

@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-gpu check fast lint format environment browser clean
+.PHONY: demo emoji test test-gpu check fast lint format environment browser clean
 
 environment: .venv/.ready
 
@@ -18,10 +18,17 @@ environment: .venv/.ready
 	@touch $@
 
 # make demo IMAGES=folder/of/class/folders OUT=runs/mine
-# make demo QUICK=1: pictures in a third of the time, and no figures
+# make demo QUICK=1: pictures soon, from the network that ships, and no figures
 # make demo DENSE=1: and then a segmenter and a detector on the demo's encoder
 demo: environment
 	$(BIN)/addp demo $(if $(QUICK),--quick) $(if $(DENSE),--dense) $(if $(IMAGES),--images "$(IMAGES)") $(if $(OUT),--out "$(OUT)")
+
+# make emoji RUN=runs/emoji/addp: take the networks of a run as those that ship (docs/shipped.md)
+emoji: environment
+	rm -rf runs/emoji/export
+	$(BIN)/addp export "$(or $(RUN),runs/emoji/addp)" runs/emoji/export --format huggingface --dtype float16
+	cp runs/emoji/export/*.safetensors model/emoji/
+	cd model/emoji && sha256sum *.safetensors > SHA256SUMS
 
 lint: environment
 	$(BIN)/ruff check .

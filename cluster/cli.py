@@ -127,7 +127,8 @@ app = typer.Typer(
     cls=lazy_group(COMMANDS),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Pre-train ADDP: token shards, training, generation, evaluation. Start with `addp demo`.",
+    help="Pre-train ADDP: token shards, training, generation, evaluation. Start with "
+    "`addp generate` and `addp demo`.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 74 storage, 75 stopped and saved, 76 "
     "hung, 77 diverged, 78 configuration, 79 no valid checkpoint; of addp launch also 80 gave up, "
     "81 nodes are missing.",

@@ -25,18 +25,19 @@ from model.pictures import Picture, Pictures, as_images, opened, squares
 from model.predictor import TokenPredictor
 from model.sampler import Advisers, Given, generated, given_tokens
 from model.sampling_options import SamplingOptions
+from model.shipped import shipped_folder
 from model.vq import VQTokenizer
 from model.weights import load_network
 
 # What the file of the ADDP network is called: in a run folder and in a native export; in an export
 # for Hugging Face; in what `addp import` writes.
-_NAMES = ("network.safetensors", "model.safetensors", "addp.safetensors")
+NETWORK_FILES = ("network.safetensors", "model.safetensors", "addp.safetensors")
 _RUN_CONFIG = "config.resolved.yaml"
 _BATCH = 64  # pictures that are computed together
 
 
 def load(
-    path: Path | str,
+    path: Path | str | None = None,
     *,
     tokenizer: Path | str | None = None,
     predictor: Path | str | None = None,
@@ -45,13 +46,13 @@ def load(
     """Load a trained ADDP network with the frozen networks it needs.
 
     path: the folder of a finished run, of `addp import`, or of an export; or a file of the network
-    itself. tokenizer, predictor: files. Where they are not given, they are taken from
-    tokenizer.safetensors and predictor.safetensors beside the network, or where the run's
-    configuration says they lie.
+    itself; or None, for the network that ships with the package (docs/shipped.md). tokenizer,
+    predictor: files. Where they are not given, they are taken from tokenizer.safetensors and
+    predictor.safetensors beside the network, or where the run's configuration says they lie.
 
     Raises WeightsError, and ConfigError where there is no network or no such device.
     """
-    path = Path(path)
+    path = shipped_folder() if path is None else Path(path)
     folder = path if path.is_dir() else path.parent
     network = load_network(_network_file(path) if path.is_dir() else path, "addp")
     assert isinstance(network, ADDP)
@@ -67,15 +68,16 @@ def load(
 
 
 def _network_file(folder: Path) -> Path:
-    for name in _NAMES:
+    for name in NETWORK_FILES:
         if (folder / name).is_file():
             return folder / name
     if (folder / _RUN_CONFIG).is_file():
         raise ConfigError(
-            f"the run {folder} is not finished and has no {_NAMES[0]}; `addp export {folder} OUT "
-            "--format huggingface` takes the network out of its newest checkpoint, for load(OUT)"
+            f"the run {folder} is not finished and has no {NETWORK_FILES[0]}; `addp export "
+            f"{folder} OUT --format huggingface` takes the network out of its newest checkpoint, "
+            "for load(OUT)"
         )
-    raise ConfigError(f"{folder} holds no network: none of {', '.join(_NAMES)}")
+    raise ConfigError(f"{folder} holds no network: none of {', '.join(NETWORK_FILES)}")
 
 
 def _frozen(kind: str, file: Path | str | None, folder: Path, geometry: Geometry) -> Network | None:

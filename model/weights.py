@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -153,11 +154,27 @@ def save_network(network: Network, path: Path | str) -> None:
 def write_safetensors(
     state: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file whole or not at all. Raises OSError."""
+    """Write a safetensors file whole or not at all: the same bytes for the same tensors and
+    metadata. Raises OSError."""
     with whole_file(path) as partial:
         save_file(
             {key: value.cpu().contiguous() for key, value in state.items()}, partial, metadata
         )
+        if metadata:
+            _sort_metadata(partial)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order. The library writes them in the order of a
+    hash table, another in each process."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def load_network(

@@ -57,7 +57,8 @@ def test_a_wheel_holds_the_packages_and_their_data(wheel: Path) -> None:
     assert names >= files, f"these are not in the wheel: {sorted(files - names)}"
     others = {name for name in names - files if ".dist-info/" not in name}
     assert not others, f"these belong to no package: {sorted(others)}"
-    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    licences = {name.partition(".dist-info/licenses/")[2] for name in names - files}
+    assert licences >= {"LICENSE", "model/emoji/LICENSE"}
 
 
 def test_what_the_demo_needs_is_installed_with_the_package() -> None:
@@ -86,10 +87,12 @@ def test_it_works_without_a_checkout(installed: Path, tmp_path: Path) -> None:
         return done.stdout
 
     addp = installed / "bin" / "addp"
-    assert "Start with `addp demo`" in " ".join(python(addp, "--help").split())
+    assert "Start with `addp generate` and `addp demo`" in " ".join(python(addp, "--help").split())
     resolved = yaml.safe_load(python(addp, "config", "base"))
     assert resolved["schedule"]["total"] == 1600 and resolved["addp"]["sizes"]["dim"] == 768
     assert Path(resolved["run"]) == tmp_path / "runs" / "addp-base"
 
+    shipped = "from model.shipped import shipped_folder; print(shipped_folder())"
+    assert Path(python("-c", shipped).strip()) == installed / "model" / "emoji"
     where = "import cluster, trainer.recipes as r; print(cluster.__file__, r.recipe('demo-addp'))"
     assert all(path.startswith(str(installed)) for path in python("-c", where).split())

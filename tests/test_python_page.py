@@ -35,7 +35,7 @@ def test_code_on_pages_runs(page: str, folder: Path, capsys: pytest.CaptureFixtu
     for block in blocks:
         exec(compile(block, page, "exec"), names)  # as a notebook does: one after the other
     if page == "README.md":
-        assert names["features"].shape == (1, 32)
+        assert names["features"].shape == (1, names["model"].network.config.dim)
         return
     assert len(blocks) == len(re.findall("```python", (ROOT / page).read_text())) > 8
     assert "the mask has 8 x 8 pixels, and the picture 60 x 50" in capsys.readouterr().out

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+import torch
 
 from model.addp import ADDP
 from model.classifier import Classifier
@@ -19,7 +22,7 @@ from model.weights import load_network, read_kind, save_network
 from trainer.checkpointing.catalog import open_catalog
 from trainer.config.schema import RunConfig
 from trainer.evaluation.trained import frozen_predictor, frozen_tokenizer, run_config
-from trainer.formats import Format, Weights
+from trainer.formats import Dtype, Format, Weights
 from trainer.run_folder import write_json
 
 
@@ -54,16 +57,18 @@ def export(
     out: Path,
     tokenizer_norm: Literal["drop", "keep"],
     tokenizer: Path | None,
+    dtype: Dtype = "float32",
 ) -> Path:
     """Write a network as a new file or folder, whole or not at all, and return its path.
 
     tokenizer_norm: whether the "timm" format keeps the normalisation for tokens. tokenizer: a copy
-    of the frozen tokenizer, where it does not lie where the run's configuration says. Raises
-    ConfigError where `out` exists, or the format does not fit the network.
+    of the frozen tokenizer, where it does not lie where the run's configuration says. dtype: of the
+    values, and of those of the frozen networks. Raises ConfigError where `out` exists, or the
+    format does not fit the network, or `dtype` its values.
     """
     if out.exists():
         raise ConfigError(f"{out} exists; give a name that is free")
-    network = source.network
+    network = _stored(source.network, dtype)
     if form == "timm":
         if not isinstance(network, Encoder):
             raise ConfigError(
@@ -73,7 +78,9 @@ def export(
         write_state(timm_state(network, tokenizer_norm), out)
         return out
     if form == "addp":
-        networks = _with_frozen(source, tokenizer)
+        networks = {
+            kind: _stored(own, dtype) for kind, own in _with_frozen(source, tokenizer).items()
+        }
         write_state(official_state(networks), out, official_metadata(networks))
         return out
     partial = out.with_name(out.name + ".tmp")
@@ -84,13 +91,43 @@ def export(
     else:
         save_network(network, partial / "model.safetensors")
         if isinstance(network, ADDP) and source.config is not None:
-            save_network(
-                frozen_tokenizer(source.config, tokenizer, None), partial / "tokenizer.safetensors"
-            )
+            lack = "the folder has no predictor, which helps to complete images"
+            for kind, frozen in _frozen(source.config, tokenizer, lack).items():
+                save_network(_stored(frozen, dtype), partial / f"{kind}.safetensors")
         write_json(partial / "config.json", {"model_type": network.kind, **_description(source)})
         (partial / "README.md").write_text(model_card(source))
     partial.rename(out)
     return out
+
+
+def _stored(network: Network, dtype: Dtype) -> Network:
+    """Return a network with its values in the type that a file holds them in. Raises ConfigError
+    where one is too large for it."""
+    if dtype == "float32":
+        return network
+    stored = copy.deepcopy(network).to(getattr(torch, dtype))
+    for name, value in stored.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ConfigError(
+                f"{dtype} cannot hold {name} of the {network.kind}, whose values are too large; "
+                "export it in float32"
+            )
+    return stored
+
+
+def _frozen(config: RunConfig, tokenizer: Path | None, lack: str) -> dict[str, Network]:
+    """Return the frozen networks of an ADDP run by kind.
+
+    lack: what is said on standard error where the predictor is not on this machine. It is then left
+    out.
+    """
+    networks: dict[str, Network] = {"tokenizer": frozen_tokenizer(config, tokenizer, None)}
+    predictor = frozen_predictor(config)
+    if predictor is not None:
+        networks["predictor"] = predictor
+    else:
+        print(f"{config.predictor.weights} is not on this machine: {lack}", file=sys.stderr)
+    return networks
 
 
 def _with_frozen(source: Source, tokenizer: Path | None) -> dict[str, Network]:
@@ -104,16 +141,10 @@ def _with_frozen(source: Source, tokenizer: Path | None) -> dict[str, Network]:
         )
     config = source.config
     if isinstance(source.network, ADDP) and config is not None:
-        networks["tokenizer"] = frozen_tokenizer(config, tokenizer, None)
-        predictor = frozen_predictor(config)
-        if predictor is not None:
-            networks["predictor"] = predictor
-        else:
-            print(
-                f"{config.predictor.weights} is not on this machine: the file has no "
-                "token_predictor.*, which the official code needs to go on pre-training",
-                file=sys.stderr,
-            )
+        lack = (
+            "the file has no token_predictor.*, which the official code needs to go on pre-training"
+        )
+        networks |= _frozen(config, tokenizer, lack)
     return networks
 
 

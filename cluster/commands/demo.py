@@ -24,7 +24,12 @@ def demo(
         typer.Option(min=0.001, max=1000, help="length of the trainings; 1: as in the README"),
     ] = 1.0,
     quick: Annotated[
-        bool, typer.Option("--quick", help="pictures in a third of the time, and no figures")
+        bool,
+        typer.Option(
+            "--quick",
+            help="pictures in a fraction of the time, and no figures: emoji start from the network "
+            "that ships",
+        ),
     ] = False,
     dense: Annotated[
         bool,

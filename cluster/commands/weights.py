@@ -11,7 +11,7 @@ import typer
 
 from model.config import LARGEST_IMAGE, MOST_HEADS, WIDEST
 from trainer.config.options import LocalTokenizer, TrainedWeights, step_option
-from trainer.formats import Format
+from trainer.formats import Dtype, Format
 
 
 def export(
@@ -33,14 +33,17 @@ def export(
         typer.Option(help="timm: drop, as the reference fine-tunes; keep, as norm_pre"),
     ] = "drop",
     tokenizer: LocalTokenizer = None,
+    dtype: Annotated[
+        Dtype, typer.Option(help="of the values; float16 takes half of the room")
+    ] = "float32",
 ) -> None:
     """Write a trained network for other programs.
 
-    native: OUT/network.safetensors and config.json, plain float32 tensors whatever ZeRO stage and
+    native: OUT/network.safetensors and config.json, plain tensors whatever ZeRO stage and
     number of ranks wrote the checkpoint. addp: one file in the official layout, with the frozen
     networks. timm: a plain ViT under the names of vit_base_patch16; its inputs are normalised with
-    ImageNet's mean and deviation. huggingface: a folder with model.safetensors, config.json and a
-    model card with the code that loads it.
+    ImageNet's mean and deviation. huggingface: a folder with model.safetensors, the frozen networks
+    beside it, config.json and a model card with the code that loads it.
     """
     from data_pipeline.storage.output import check_output, writing
     from trainer import export as exporting
@@ -48,7 +51,7 @@ def export(
     check_output(out, (".pth", ".safetensors") if form in ("addp", "timm") else ())
     network = exporting.open_network(source, step, weights)
     with writing(out):
-        exporting.export(network, form, out, tokenizer_norm, tokenizer)
+        exporting.export(network, form, out, tokenizer_norm, tokenizer, dtype)
     print(out)
 
 

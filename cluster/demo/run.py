@@ -18,10 +18,11 @@ from rich.console import Console
 from cluster.demo.dense import DENSE_TRAININGS, check_packages, dense_stages
 from cluster.demo.images import take_images
 from cluster.demo.promise import Promise, Spent
-from cluster.demo.stages import TRAININGS, Demo, Stage, config_of, stages
+from cluster.demo.stages import TRAININGS, Demo, Stage, stages
 from cluster.demo.targets import show_targets
 from cluster.launch.launch import RunFailed
 from model.errors import ConfigError
+from model.shipped import shipped_folder
 from trainer.evaluation.reporting.page import write_report
 from trainer.run_folder import EXIT_PREEMPTED, RunFolder
 
@@ -45,7 +46,8 @@ def run_demo(
     out: the demo's folder, with a run folder for each training.
     processes: ranks of each training.
     scale: the length of the trainings, over that in the README.
-    quick: whether the trainings are shorter still, and samples are all that is made of them.
+    quick: whether the trainings are shorter still, and samples are all that is made of them. On
+        emoji, the tokenizer and the predictor are then those that ship, and ADDP starts from them.
     dense: whether a segmenter and a detector follow. A demo that is done goes on to them.
 
     Raises ADDPError with what to do where a stage fails.
@@ -57,21 +59,34 @@ def run_demo(
     # Before PyTorch is loaded. Its idle threads would spin between the short pieces of work of such
     # small networks: CPU time for nothing, and on a busy machine time that others need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if quick:
+    start = shipped_folder() if quick and images is None else None
+    if start is not None:
+        _console.print("The quick demo starts from the network that ships; it makes pictures only.")
+    elif quick:
         _console.print(f"The quick demo: {_QUICK:.0%} of the training; it makes pictures only.")
     length = f"--scale {scale:g}{' --quick' if quick else ''}"
     folder = take_images(images, out, length)
-    demo = Demo(folder, out, processes, scale * (_QUICK if quick else 1.0), quick)
-    trainings = (*TRAININGS, *(DENSE_TRAININGS if dense else ()))
+    shorter = _QUICK if quick and start is None else 1.0
+    demo = Demo(folder, out, processes, scale * shorter, quick, start)
+    trainings = (*demo.trainings, *(DENSE_TRAININGS if dense else ()))
     road = [*stages(demo), *(dense_stages(demo) if dense else ())]
     promise = _promise(demo, trainings, [stage for stage in road if not stage.is_done()])
     began = Spent.now()
     for stage in road:
         _go(stage, promise)
-    show_targets(out, quick)
+    show_targets(out, _unmeasured(demo))
     runs = [str(out / name) for name in (*DENSE_TRAININGS, *reversed(TRAININGS))]
     print(write_report([run for run in runs if RunFolder(Path(run)).is_done], out / "report.html"))
     promise.settle(Spent.now().since(began))
+
+
+def _unmeasured(demo: Demo) -> str | None:
+    """Return why there are no targets; None where there are."""
+    if not demo.quick:
+        return None
+    if demo.start is not None:
+        return "started from the network that ships: pictures only"
+    return "trained too shortly to be measured: pictures only"
 
 
 def _promise(demo: Demo, names: Sequence[str], ahead: list[Stage]) -> Promise:
@@ -81,7 +96,7 @@ def _promise(demo: Demo, names: Sequence[str], ahead: list[Stage]) -> Promise:
     from cluster.demo.speed import measure_speed
     from cluster.demo.timed_ranks import CannotTime
 
-    configs = {name: config_of(name) for name in names}
+    configs = {name: demo.config(name) for name in names}
     trainings = {name: c for name, c in configs.items() if not RunFolder(demo.run(name)).is_done}
     try:
         _console.print("timing a few steps of each training")

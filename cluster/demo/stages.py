@@ -38,6 +38,9 @@ TRAININGS = ("tokenizer", "predictor", "addp")
 # look like emoji.
 _VIEWS, _QUICK_VIEWS = 16, 4
 _CROPS = (0.75, 1.0)
+# How a demo that starts from the network that ships goes on: with a few steps of the recipe that
+# made it, at a rate at which it does not forget.
+_FURTHER = ("schedule.total=150", "schedule.warmup=15", "optimizer.base_lr=0.003")
 # How ADDP is sampled at each of its checkpoints. A network trained for minutes is unsure of each
 # token; its likelier ones make cleaner images.
 _COUNT, _DENOISING = 128, 20  # samples, and the steps of each
@@ -71,7 +74,8 @@ class Demo:
     """A demo in one folder.
 
     images: class folders. processes: ranks of each training. scale: the length of the trainings,
-    over that of the recipes. quick: whether nothing is measured but samples are made.
+    over that of the recipes. quick: whether nothing is measured but samples are made. start: the
+    folder of the networks that ship, if it starts from them; else it trains from nothing.
     """
 
     images: Path
@@ -79,6 +83,12 @@ class Demo:
     processes: int
     scale: float
     quick: bool
+    start: Path | None = None
+
+    @property
+    def trainings(self) -> tuple[str, ...]:
+        """Return the names of the trainings, in their order."""
+        return TRAININGS if self.start is None else TRAININGS[-1:]
 
     def run(self, name: str) -> Path:
         """Return the folder of a training."""
@@ -90,11 +100,24 @@ class Demo:
 
     def network(self, name: str) -> Path:
         """Return the file of a trained network."""
+        if name not in self.trainings and self.start is not None:
+            return self.start / f"{name}.safetensors"
         return RunFolder(self.run(name)).network
+
+    def words(self, name: str) -> tuple[str, ...]:
+        """Return the run file of a training, and the keys in which it differs."""
+        if self.start is not None and name == "addp":
+            return str(recipe("emoji-addp")), *_FURTHER
+        return (str(recipe(f"demo-{name}")),)
+
+    def config(self, name: str) -> RunConfig:
+        """Return the configuration of a training, before the demo's paths and scale."""
+        file, *overrides = self.words(name)
+        return load_config(file, overrides)
 
     def length(self, name: str) -> tuple[int, int]:
         """Return the steps of a training and of its warm-up: the recipe's schedule, scaled."""
-        schedule = config_of(name).schedule
+        schedule = self.config(name).schedule
         if self.scale == 1.0:
             return int(schedule.total), int(schedule.warmup)
         return max(4, round(schedule.total * self.scale)), max(
@@ -103,7 +126,7 @@ class Demo:
 
     def checkpoints(self, name: str) -> list[int]:
         """Return the steps of the checkpoints that a training leaves."""
-        (total, _), saves = self.length(name), config_of(name).checkpoint
+        (total, _), saves = self.length(name), self.config(name).checkpoint
         return [*range(saves.every, total, saves.every), total][-saves.keep :]
 
 
@@ -118,7 +141,8 @@ def stages(demo: Demo) -> list[Stage]:
     """Return all stages, in their order."""
     tokens = f"data.tokens={demo.tokens('train')}"
     frozen = [f"{name}.weights={demo.network(name)}" for name in ("tokenizer", "predictor")]
-    size = config_of("tokenizer").tokenizer.sizes.image_size
+    start = [f"addp.weights={demo.start / 'model.safetensors'}"] if demo.start else []
+    size = demo.config("addp").geometry.image_size
     views = ViewRecipe(size=size, views=_QUICK_VIEWS if demo.quick else _VIEWS, scale=_CROPS)
     road = [
         training(demo, "tokenizer", f"data.images={demo.images}"),
@@ -127,17 +151,19 @@ def stages(demo: Demo) -> list[Stage]:
         _sharding(demo, "val", ViewRecipe.center(size)),
         training(demo, "predictor", tokens),
         _evaluation(demo, "predictor"),
-        training(demo, "addp", tokens, *frozen),
+        training(demo, "addp", tokens, *frozen, *start),
         _evaluation(demo, "addp"),
     ]
-    needless = {"evaluate the tokenizer", "token shards: val", "evaluate the predictor"}
-    return [stage for stage in road if not (demo.quick and stage.title in needless)]
+    needless = {f"train the {name}" for name in TRAININGS if name not in demo.trainings}
+    if demo.quick:
+        needless |= {"evaluate the tokenizer", "token shards: val", "evaluate the predictor"}
+    return [stage for stage in road if stage.title not in needless]
 
 
 def training(demo: Demo, name: str, *overrides: str, title: str | None = None) -> Stage:
     """Return the stage that trains a network by its recipe. title: else it is the recipe's name."""
     run, (total, warmup) = demo.run(name), demo.length(name)
-    arguments = ["--config", str(recipe(f"demo-{name}")), f"run={run}", *overrides]
+    arguments = ["--config", *demo.words(name), f"run={run}", *overrides]
     if demo.scale != 1.0:
         arguments += [f"schedule.total={total}", f"schedule.warmup={warmup}"]
 

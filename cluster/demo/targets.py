@@ -109,11 +109,9 @@ def _newest(run: Path) -> Callable[[str, str], float]:
     return value
 
 
-def show_targets(out: Path, quick: bool) -> None:
-    """Print the targets, and keep them with the ADDP run. quick: whether there are none, since
-    nothing was measured."""
-    note = Target("quick demo", "trained too shortly to be measured: pictures only")
-    targets = [note] if quick else collect_targets(out)
+def show_targets(out: Path, unmeasured: str | None = None) -> None:
+    """Print the targets, and keep them with the ADDP run. unmeasured: why a quick demo has none."""
+    targets = [Target("quick demo", unmeasured)] if unmeasured else collect_targets(out)
     for t in targets:
         verdict = {True: "met", False: "MISSED", None: ""}[t.met]
         # The verdict stands first: narrow terminals cut lines.

@@ -159,6 +159,27 @@ def test_a_run_that_is_not_there(command: str, tmp_path: Path) -> None:
     assert done.code == 78 and "is no run folder" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_pictures_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder, by the network that ships: a grid, a set, and an edit of one of its
+    pictures."""
+    monkeypatch.chdir(tmp_path)
+    few = ("--steps", 2, "--seed", 3)
+    done = addp("generate", "--count", 4, *few)
+    assert (done.code, done.stdout) == (0, "samples/grid.png\n"), done.stderr
+    assert done.stderr.startswith("without RUN, this is the network that ships with addp: emoji")
+    grid = Path("samples/grid.png").read_bytes()
+    assert addp("generate", "--count", 4, *few).code == 0
+    assert Path("samples/grid.png").read_bytes() == grid
+    done = addp("generate", "--count", 2, "--batch", 2, *few, "--into", "set")
+    assert (done.code, done.stdout) == (0, "set\n")
+    one, other = (Path("set") / f"00000{number}.png" for number in range(2))
+    done = addp("generate", "--between", one, other, "--frames", 1, "--out", "way.png", *few)
+    assert done.code == 0 and Path("way.png").exists(), done.stderr
+    for option in (("--checkpoint", 8), ("--weights", "ema")):
+        refused = addp("generate", *option)
+        assert refused.code == 78 and "holds one network and no checkpoints" in refused.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

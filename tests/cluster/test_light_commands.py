@@ -66,7 +66,7 @@ def test_refusals_load_the_command_line_alone(tmp_path: Path) -> None:
         ["tokenize", "nonsense"],
         ["check"],
         ["launch", "--nonsense"],
-        ["generate"],
+        ["generate", "--count"],
         ["evaluate", "--suite"],
         ["status", str(tmp_path / "none")],
         ["stop", str(tmp_path / "none")],

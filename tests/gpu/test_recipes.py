@@ -34,7 +34,7 @@ pytestmark = pytest.mark.gpu
 
 CONFIGS = Path(__file__).parents[2] / "trainer" / "recipes"
 RECIPES = sorted(
-    p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "defaults" and not p.stem.startswith("demo")
+    p.stem for p in CONFIGS.glob("*.yaml") if not p.stem.startswith(("defaults", "demo-", "emoji-"))
 )
 NETWORKS = {  # whose sizes an objective uses
     "tokenizer": ("tokenizer",),

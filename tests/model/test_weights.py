@@ -184,6 +184,15 @@ def test_our_files_describe_themselves(tmp_path: Path, tokenizer: VQTokenizer) -
         load_network(tmp_path / "none.safetensors", "predictor")
 
 
+def test_the_same_network_is_the_same_bytes(tmp_path: Path, tokenizer: VQTokenizer) -> None:
+    """safetensors writes the metadata in the order of a hash table, another for each file."""
+    files = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for file in files:
+        save_network(tokenizer, file)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert fingerprint(load_network(files[0], "tokenizer")) == fingerprint(tokenizer)
+
+
 def test_an_outline_costs_neither_memory_nor_the_import_of_a_compiler() -> None:
     """Each command that loads a network makes one; PyTorch's compiler takes seconds to import."""
     code = (

@@ -18,7 +18,7 @@ from model.weights import load_network
 from tests.trainer.evaluation.conftest import addp_options
 from tests.trainer.worlds import finish
 from tests.warm import warm_python
-from trainer.evaluation.trained import run_config
+from trainer.evaluation.trained import frozen_predictor, load_addp, run_config
 from trainer.export import export, open_network
 from trainer.formats import Format
 
@@ -87,6 +87,7 @@ def test_the_model_cards_code_runs(run: Path, tmp_path: Path) -> None:
         "README.md",
         "config.json",
         "model.safetensors",
+        "predictor.safetensors",
         "tokenizer.safetensors",
     ]
     card = (folder / "README.md").read_text()
@@ -102,6 +103,26 @@ def test_the_model_cards_code_runs(run: Path, tmp_path: Path) -> None:
         check=False,
     )
     assert done.stdout.splitlines() == ["features (2, 32)", "samples 4 (16, 16)"], done.stderr
+
+
+def test_float16_keeps_what_it_can_hold(run: Path, tmp_path: Path) -> None:
+    """Networks in half of the bytes load as float32, by `addp generate`, too."""
+    source = open_network(str(run), None, "raw")
+    folder = export(source, "huggingface", tmp_path / "half", "drop", None, "float16")
+    before = load_file(run / "network.safetensors")
+    stored = [load_file(file) for file in folder.glob("*.safetensors")]
+    assert {value.dtype for state in stored for value in state.values()} == {torch.float16}
+    trained = load_addp(str(folder))
+    loaded = trained.network.state_dict()
+    assert all(torch.equal(loaded[key], value.half().float()) for key, value in before.items())
+    assert trained.tokenizer.codebook.dtype == torch.float32
+    assert frozen_predictor(trained.config) is not None
+    vit = export(source, "timm", tmp_path / "vit.safetensors", "drop", None, "float16")
+    assert torch.equal(load_file(vit)["cls_token"], before["cls_token"].half())
+    source.network.cls_token.data.fill_(1e5)  # type: ignore[union-attr, operator]
+    with pytest.raises(ConfigError, match="float16 cannot hold cls_token of the addp"):
+        export(source, "native", tmp_path / "large", "drop", None, "float16")
+    assert not list(tmp_path.glob("large*"))
 
 
 @pytest.mark.parametrize("form", ["native", "addp", "timm", "huggingface"])

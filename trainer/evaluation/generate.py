@@ -1,5 +1,6 @@
 """Generate images with an ADDP network: a grid to look at, or a set of any size to measure.
 
+python -m trainer.evaluation.generate                    a grid of the network that ships
 python -m trainer.evaluation.generate RUN --count 64     a grid, and its denoising steps
 python -m trainer.evaluation.generate RUN --class cat    a grid of one class of a conditional run
 python -m trainer.evaluation.generate RUN --complete IMAGE --mask right
@@ -11,12 +12,14 @@ The last makes a set on all ranks. A set that was interrupted goes on where it s
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from model.sampling_options import SamplingOptions
+from model.shipped import TITLE
 from trainer.config.options import (
     LocalRank,
     LocalTokenizer,
@@ -36,9 +39,12 @@ _MOST_IN_GRID = 4096  # images, which are in memory together
 @from_models
 def main(
     run: Annotated[
-        str,
-        typer.Argument(help="folder of an ADDP run, finished or not, or s3:// that it uploads to"),
-    ],
+        str | None,
+        typer.Argument(
+            help="folder of an ADDP run, finished or not, or s3:// that it uploads to, or the "
+            "folder of an export; if not given, the network that ships, of emoji"
+        ),
+    ] = None,
     *,
     samples: SetOptions,
     sampling: SamplingOptions,
@@ -76,6 +82,8 @@ def main(
     del local_rank
     world = take_world()
     _check(run, samples.count, editing, output, world)
+    if run is None and world.rank == 0:
+        print(f"without RUN, this is {TITLE}", file=sys.stderr)
     from trainer.evaluation.generating import write_image, write_set
     from trainer.evaluation.trained import load_addp
 
@@ -92,19 +100,20 @@ def main(
             weights=weights,
             editing=editing,
             zoom=zoom,
-            folder=run,
+            folder=run or ".",
             out=output.out,
             asked=classes or (),
         )
     print(made)
 
 
-def _check(run: str, count: int, editing: EditOptions, output: Output, world: World) -> None:
+def _check(run: str | None, count: int, editing: EditOptions, output: Output, world: World) -> None:
     """Refuse what cannot be made, before anything is loaded. Raises typer.BadParameter or
     ConfigError."""
     from data_pipeline.storage import is_remote
     from data_pipeline.storage.output import check_output
     from model.errors import ConfigError
+    from trainer.run_folder import RunFolder
 
     if editing.complete is not None and editing.between is not None:
         raise typer.BadParameter(
@@ -125,6 +134,8 @@ def _check(run: str, count: int, editing: EditOptions, output: Output, world: Wo
         )
     if output.out is not None:
         check_output(output.out, (".png",))
+    elif run is None:
+        check_output(RunFolder(".").samples)
     elif is_remote(run):
         raise typer.BadParameter(
             "give --out FILE or --into FOLDER for a run on a store", param_hint="--out"

@@ -210,7 +210,7 @@ class Output(Settings):
 
     into: Path | None = Field(None, description="make a set of files in this folder, not a grid")
     out: Path | None = Field(
-        None, description="PNG file of the grid; if not given, in RUN/samples/"
+        None, description="PNG file of the grid; if not given, in RUN/samples/, or in samples/"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data_pipeline.storage import (
     AccessDenied,
@@ -16,11 +16,13 @@ from data_pipeline.storage import (
     open_store,
 )
 from model.addp import ADDP
+from model.api import NETWORK_FILES, load
 from model.errors import ConfigError, WeightsError
 from model.precision import InferencePrecision, warn_of_bf16
 from model.predictor import TokenPredictor
 from model.sampler import Advisers
 from model.sampling_options import SamplingOptions
+from model.shipped import shipped_folder
 from model.vq import VQTokenizer, fast_layout
 from model.weights import fingerprint, load_network
 from trainer.checkpointing.catalog import open_catalog
@@ -123,15 +125,28 @@ def load_advisers(config: RunConfig, network: ADDP, sampling: SamplingOptions) -
 
 
 def load_addp(
-    run: str, weights: Weights = "raw", step: int | None = None, tokenizer: Path | None = None
+    run: str | None,
+    weights: Weights = "raw",
+    step: int | None = None,
+    tokenizer: Path | None = None,
 ) -> Trained:
     """Load the networks of an ADDP run.
 
-    step: the checkpoint to take, verified. None takes the finished run's network, or else the
-    newest valid checkpoint. tokenizer: a copy of the run's tokenizer on this machine.
+    run: its folder, or the store that it uploads to; or the folder of an export or an import; or
+    None, for the network that ships with the package. step: the checkpoint to take, verified. None
+    takes the finished run's network, or else the newest valid checkpoint. tokenizer: a copy of the
+    run's tokenizer on this machine.
 
     Raises ConfigError, WeightsError, StorageError, Damaged or NoValidCheckpoint.
     """
+    folder = shipped_folder() if run is None else Path(run)
+    if run is None or _is_export(run):
+        if step is not None or weights != "raw":
+            raise ConfigError(
+                f"{folder} holds one network and no checkpoints; leave out --checkpoint and "
+                "--weights"
+            )
+        return _exported(folder, tokenizer)
     config = run_config(run)
     if OBJECTIVES[config.objective].network_kind != "addp":
         raise ConfigError(f"{run} has the objective {config.objective}; an ADDP run is needed here")
@@ -146,6 +161,24 @@ def load_addp(
         expected = frozen.get("tokenizer") if isinstance(frozen, dict) else None
     assert isinstance(network, ADDP)
     return Trained(network.eval(), frozen_tokenizer(config, tokenizer, expected), config, step)
+
+
+def _is_export(run: str) -> bool:
+    """Whether this is a folder of networks, and no run's."""
+    if is_remote(run) or (Path(run) / "config.resolved.yaml").exists():
+        return False
+    return any((Path(run) / name).is_file() for name in NETWORK_FILES)
+
+
+def _exported(folder: Path, tokenizer: Path | None) -> Trained:
+    """Load the networks of a folder that `addp export` or `addp import` wrote."""
+    loaded = load(folder, tokenizer=tokenizer)
+    frozen: dict[str, Any] = {}
+    for kind, network in (("tokenizer", loaded.tokenizer), ("predictor", loaded.predictor)):
+        if network is not None:
+            file = folder / f"{kind}.safetensors"
+            frozen[kind] = {"sizes": network.config, "weights": file}
+    return Trained(loaded.network, loaded.tokenizer, RunConfig(objective="addp", **frozen), None)
 
 
 def in_precision(trained: Trained, precision: InferencePrecision) -> Trained:

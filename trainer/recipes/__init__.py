@@ -1,7 +1,8 @@
 """The run files that come with the package, by name.
 
 `base`, `large`, `mage-base` and so on are the published recipes, those that begin with `demo-` are
-the steps of `addp demo`, and defaults.yaml lists every key. The head of each file says how to run
+the steps of `addp demo`, those that begin with `emoji-` made the network that ships, and
+defaults.yaml lists every key. The head of each file says how to run
 it, on what hardware, and what to expect.
 """
 

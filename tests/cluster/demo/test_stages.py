@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.demo.dense import DENSE_TRAININGS, dense_stages
 from cluster.demo.promise import Promise, Spent
@@ -15,7 +16,10 @@ from cluster.demo.run import run_demo
 from cluster.demo.speed import Speed
 from cluster.demo.stages import Demo, config_of, stages
 from cluster.demo.targets import show_targets
+from data_pipeline.images.openmoji import render
+from model import load
 from model.errors import ConfigError
+from model.shipped import shipped_folder
 from trainer.run_folder import RunFolder
 
 SPEED = Speed(
@@ -46,6 +50,24 @@ def test_a_quick_demo_leaves_out_what_makes_no_pictures(whole: Demo) -> None:
     assert [title for title in of_whole if title in titles] == titles and len(of_whole) == 8
     seconds, of_all = (sum(s.cost(SPEED) for s in stages(demo)) for demo in (quick, whole))
     assert 0.25 < seconds / of_all < 0.4
+
+
+def test_a_quick_demo_goes_on_from_what_ships(tmp_path: Path) -> None:
+    """A few steps of its recipe, from the weights and with the frozen networks that ship."""
+    render(tmp_path / "images", limit=60)
+    start = shipped_folder()
+    quick = Demo(tmp_path / "images", tmp_path / "demo", 1, scale=0.03, quick=True, start=start)
+    road = stages(quick)
+    assert [stage.title for stage in road] == [
+        "token shards: train",
+        "train the addp",
+        "evaluate the addp",
+    ]
+    for stage in road[:2]:
+        assert not stage.is_done() and not stage.work() and stage.is_done()
+    before, after = load().network.state_dict(), load(quick.run("addp")).network.state_dict()
+    assert all(torch.allclose(before[key], after[key], atol=0.01) for key in before)
+    assert not all(torch.equal(before[key], after[key]) for key in before)
 
 
 def test_dense_transfer_begins_with_the_encoder_of_the_demo(whole: Demo) -> None:
@@ -114,7 +136,7 @@ def test_a_promise_stands_beside_what_was_taken(capsys: pytest.CaptureFixture[st
 def test_a_quick_demo_says_so_in_place_of_targets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show_targets(tmp_path, quick=True)
+    show_targets(tmp_path, "trained too shortly: pictures only")
     (kept,) = json.loads((tmp_path / "addp" / "evaluation" / "targets.json").read_text())
     for said in (capsys.readouterr().out, f"{kept['name']} {kept['value']}"):
         assert "quick demo" in said and "pictures only" in said

@@ -78,8 +78,10 @@ class ReferenceSums(ADDP):
         *,
         visible_count: int | None = None,
         weights: Tensor | None = None,
+        classes: Tensor | None = None,
+        dropped: Tensor | None = None,
     ) -> Tensor:
-        assert weights is None
+        assert weights is None and classes is None and dropped is None
         logits = self.logits(images, ids, mask, visible_count).transpose(1, 2)
         wanted = F.pad(target, (0, logits.shape[1] - target.shape[-1])).transpose(1, 2)
         loss = F.cross_entropy(logits, wanted, reduction="none", label_smoothing=smoothing)

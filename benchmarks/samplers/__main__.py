@@ -35,6 +35,7 @@ from benchmarks.samplers.summary import best_of_each_budget, table
 from benchmarks.step.rates import device_name
 from model.errors import ConfigError
 from model.sampler import Advisers
+from model.sampling_options import SamplingOptions
 from model.weights import fingerprint
 from trainer.checkpointing.catalog import open_catalog
 from trainer.distributed.collectives import own_device
@@ -91,9 +92,10 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def key_of(row: dict[str, Any]) -> str:
-    """What a row is a function of."""
-    names = ("sampling", "seed", "samples", "batch", "network", "guide", "images")
-    return json.dumps([row[name] for name in names], sort_keys=True)
+    """What a row is a function of. Options that came later have their defaults in it."""
+    sampling = SamplingOptions().model_dump(mode="json") | row["sampling"]
+    names = ("seed", "samples", "batch", "network", "guide", "images")
+    return json.dumps([sampling, *(row[name] for name in names)], sort_keys=True)
 
 
 def advisers_of(run: str, trained: Trained, step: int | None) -> Advisers:

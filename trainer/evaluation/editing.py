@@ -75,7 +75,7 @@ class Edit(ABC):
             sampling=sampling,
             given=given_tokens(trained.tokenizer, self._predictor, *self._known(chunk, seed)),
             advisers=trained.advisers,
-            classes=classes and classes.of(seed, first, self.variants),
+            classes=classes.of(seed, first, self.variants) if classes else None,
         )
 
     @abstractmethod

@@ -162,7 +162,7 @@ def _make_grid(
                 count=size,
                 sampling=sampling,
                 advisers=trained.advisers,
-                classes=classes and classes.of(samples.seed, start, size),
+                classes=classes.of(samples.seed, start, size) if classes else None,
             )
             for state in states:
                 if start == 0:

@@ -157,7 +157,7 @@ class SampleSet:
 
     def _labels(self, chunk: int) -> Tensor | None:
         seed, size = self._options.seed, self._options.batch
-        return self._classes and self._classes.of(seed, chunk * size, size)
+        return self._classes.of(seed, chunk * size, size) if self._classes else None
 
     @cached_property
     def _computing(self) -> Trained:

@@ -101,7 +101,7 @@ def test_a_finish_starts_from_unconditional_weights_and_goes_on_after_a_cut(
     assert isinstance(trained, ADDP) and len(trained.classes) == 3
     assert fingerprint(trained) != fingerprint(load_network(start.split("=")[1], "addp"))
     with pytest.raises(
-        AssertionError, match=r"network: classes: checkpoint \('ellipse.*, now None"
+        AssertionError, match=r"network: classes: checkpoint \['ellipse.*, now None"
     ):
         finish(cut_back(whole, tmp_path / "without", 4), *options, "addp.sizes.dropout=0")
 

@@ -42,7 +42,7 @@ def sample_grids(task: Task) -> dict[str, bytes]:
         count=rows,
         sampling=options.sampling,
         advisers=advisers,
-        classes=classes and classes.of(options.seed, 0, rows),
+        classes=classes.of(options.seed, 0, rows) if classes else None,
     )
     trail = [state.image.cpu() for state in steps]
     zoom, columns = zoom_of(task.image_size), max(1, round(len(shown) ** 0.5))

@@ -15,7 +15,7 @@ from torch import Tensor
 from model.addp import ADDP
 from model.config import Geometry
 from model.device import usable_device
-from model.documents import MIB, first_problem, parse_yaml, read_file
+from model.documents import MIB, first_problem, read_file
 from model.editing import between, known_tokens, unknown_tokens
 from model.errors import ConfigError, DataError, WeightsError
 from model.networks import CONFIG, Network
@@ -25,6 +25,7 @@ from model.sampler import Advisers, Given, generated, given_tokens
 from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 from model.weights import load_network
+from model.yaml_documents import parse_yaml
 
 # What the file of the ADDP network is called: in a run folder and in a native export; in an export
 # for Hugging Face; in what `addp import` writes.

@@ -174,14 +174,15 @@ def main() -> None:
         kind.add_argument("--repeats", type=int, default=5 if kind is helps else 3)
     asked = parser.parse_args()
     versions = {name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "typer")}
-    print(f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
+    print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
     if asked.kind == "help":
         measure_help(asked.wanted, asked.repeats)
     else:
         measure_launch(asked.processes, asked.repeats, asked.drop_caches, asked.more)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the CPU."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -35,6 +35,8 @@ from cluster.commands.loading import LazyCommand
 from trainer.run_folder import START, RunFolder
 
 _ADDP = [sys.executable, "-m", "cluster.cli"]
+# Compiled files of Python are kept, as they are of an installed `addp`.
+_VARIABLES = {name: os.environ[name] for name in os.environ if name != "PYTHONDONTWRITEBYTECODE"}
 _LONGEST = 300.0  # seconds for which a start may take
 
 
@@ -54,7 +56,7 @@ def command_lines() -> Iterator[list[str]]:
 def measure(words: Sequence[str]) -> tuple[float, float]:
     """Return the seconds, and the CPU seconds, of one call of `addp`."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([*_ADDP, *words], check=False, capture_output=True)
+    subprocess.run([*_ADDP, *words], check=False, capture_output=True, env=_VARIABLES)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -63,11 +65,12 @@ def measure_help(wanted: Sequence[str], repeats: int) -> None:
     """Print a table of all command lines, or of those that begin with a wanted word. The calls of
     different command lines take turns."""
     lines = [words for words in command_lines() if not wanted or words[0] in wanted]
-    measure(lines[0])  # the first call reads the files
     found: dict[str, list[tuple[float, float]]] = {}
-    for _ in range(repeats):
+    for turn in range(repeats + 1):
         for words in lines:
-            found.setdefault(" ".join(words), []).append(measure(words))
+            taken = measure(words)
+            if turn:  # the first call of each reads the files, and compiles those of Python
+                found.setdefault(" ".join(words), []).append(taken)
     print(f"| `addp ...` | seconds | CPU seconds |  (median of {repeats})\n|---|---|---|")
     medians = {
         line: [statistics.median(column) for column in zip(*values, strict=True)]
@@ -92,7 +95,7 @@ class Launch:
         self._log = (folder / "log").open("wb")
         self.began = time.time()
         self._process = subprocess.Popen(
-            words, env={**os.environ, **ENVIRONMENT}, stdout=self._log, stderr=self._log
+            words, env={**_VARIABLES, **ENVIRONMENT}, stdout=self._log, stderr=self._log
         )
 
     def next_start(self, since: float) -> dict[str, Any]:
@@ -171,14 +174,15 @@ def main() -> None:
         kind.add_argument("--repeats", type=int, default=5 if kind is helps else 3)
     asked = parser.parse_args()
     versions = {name: importlib.metadata.version(name) for name in ("torch", "deepspeed", "typer")}
-    print(f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
+    print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
     if asked.kind == "help":
         measure_help(asked.wanted, asked.repeats)
     else:
         measure_launch(asked.processes, asked.repeats, asked.drop_caches, asked.more)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the CPU."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -17,7 +17,7 @@ from model.addp import ADDP
 from model.conditioning import labels_in_turn, labels_of
 from model.config import Geometry
 from model.device import usable_device
-from model.documents import MIB, first_problem, parse_yaml, read_file
+from model.documents import MIB, first_problem, read_file
 from model.editing import between, known_tokens, unknown_tokens
 from model.errors import ConfigError, DataError, WeightsError
 from model.networks import CONFIG, Network
@@ -28,6 +28,7 @@ from model.sampling_options import SamplingOptions
 from model.shipped import shipped_folder
 from model.vq import VQTokenizer
 from model.weights import load_network
+from model.yaml_documents import parse_yaml
 
 # What the file of the ADDP network is called: in a run folder and in a native export; in an export
 # for Hugging Face; in what `addp import` writes.

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.dropout import dropout as dropped
-from model.dropout import kept_elements
+from model.dropout import kept_elements, masked
 from model.errors import ConfigError, in_one_line
 from model.precision import dtype_name
 
@@ -49,7 +49,7 @@ def _sdpa_with_dropout_on_cpus(q: Tensor, k: Tensor, v: Tensor, dropout: float) 
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
     kept, scale = kept_elements(weights.shape, dropout)
-    return ((weights * kept) @ (v * scale)).transpose(1, 2)
+    return (masked(weights, kept) @ (v * scale)).transpose(1, 2)
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:

@@ -6,15 +6,18 @@ What depends on the task is asked of the objective's class; see `trainer/objecti
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from model.documents import Settings
+from model.documents import MIB, Record, Settings, parse_record, read_file
+from model.errors import DataError
 from model.shapes import shapes_only
 from model.transformer import recompute_blocks
+from trainer import records
 from trainer.config.schema import RunConfig
 from trainer.engine.optimizers import STATE
 from trainer.engine.precision import MODES
@@ -24,6 +27,7 @@ from trainer.objectives.footprint import Footprint, footprint
 from trainer.objectives.initial_weights import without_values
 from trainer.objectives.registry import OBJECTIVES, objective_class
 from trainer.peaks import PEAKS
+from trainer.run_folder import OPERATIONS, RunFolder
 
 # What the operations of every objective's networks depend on; of its own sections, all keys may.
 _SIZES: dict[str, Any] = {
@@ -32,6 +36,15 @@ _SIZES: dict[str, Any] = {
     "predictor": {"sizes"},
     "addp": {"sizes"},
 }
+
+
+class _Counted(Record):
+    """RUN/operations.json: the operations of an image, and what they were counted of."""
+
+    torch: str
+    sizes: str
+    trained: float
+    frozen: float
 
 
 class Memory(NamedTuple):
@@ -89,9 +102,31 @@ def image_operations(config: RunConfig) -> Operations:
 
     For a tokenizer, its encoder and decoder are counted, but not the networks of its losses.
     """
+    return _operations(_counted_sizes(config))
+
+
+def operations_of_run(config: RunConfig, folder: RunFolder) -> Operations:
+    """Return `image_operations`, which the run's first start writes into its folder. Counting takes
+    two seconds of a start, most of them for the import of PyTorch's compiler, which its meta device
+    and its counter load."""
+    sizes, path = _counted_sizes(config), folder.path / OPERATIONS
+    try:
+        before = parse_record(_Counted, read_file(path, MIB, DataError), str(path), DataError)
+    except (FileNotFoundError, DataError):
+        before = None
+    if before and (before.torch, before.sizes) == (torch.__version__, sizes):
+        return Operations(before.trained, before.frozen)
+    counted = _operations(sizes)
+    document = {"torch": torch.__version__, "sizes": sizes, **counted._asdict()}
+    records.replace(path, (json.dumps(document, indent=1) + "\n").encode())
+    return counted
+
+
+def _counted_sizes(config: RunConfig) -> str:
+    """Return the sections on which the operations depend, as JSON."""
     used = [key for key in OBJECTIVES[config.objective].keys if key in RunConfig.model_fields]
     own: dict[str, Any] = {key: True for key in used if isinstance(getattr(config, key), Settings)}
-    return _operations(config.model_dump_json(include={**own, **_SIZES}))
+    return config.model_dump_json(include={**own, **_SIZES})
 
 
 @lru_cache(maxsize=8)

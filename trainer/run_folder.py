@@ -5,6 +5,8 @@ Imports no torch.
 RUN/
   config.resolved.yaml    the configuration with every key
   environment.json        versions, host, command, ranks, steps of the whole run
+  operations.json         operations of an image, and the sizes of which they were counted, so that
+                          later starts need not count them
   start.json              how long the last start took, part by part, to the end of its first step
   metrics.jsonl           one line every `log_every` steps
   incidents/rank-N.jsonl  the faults that a rank met, those that passed included. Each rank has its
@@ -69,6 +71,7 @@ TARGETS = "targets.json"  # below evaluation/: metrics and what they must reach,
 LOST_RANK = "another rank went away"
 DONE = "done.json"
 START = "start.json"
+OPERATIONS = "operations.json"
 RUN = "run.json"
 STOP = "STOP"
 # Seconds after which NFS has let go of the locks of a host that died: Linux leases last 90.

@@ -180,7 +180,7 @@ def set_up(
 
     restored = load(None)
     times.done("restore")
-    operations = costs.image_operations(config) if rank == 0 else Operations(0, 0)
+    operations = costs.operations_of_run(config, folder) if rank == 0 else Operations(0, 0)
     collectives.broadcast_from_rank0(
         lambda: take_up(
             folder,

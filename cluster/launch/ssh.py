@@ -6,7 +6,6 @@ import os
 import shlex
 import subprocess
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 _MOST_AT_ONCE = 32  # hosts that are asked at the same time
 _CONNECT_SECONDS = 5
@@ -27,6 +26,8 @@ def pdsh_environment() -> dict[str, str]:
 
 def unreachable(hosts: Sequence[str]) -> dict[str, str]:
     """Return the hosts on which ssh starts nothing, each with the reason. All are asked at once."""
+    from concurrent.futures import ThreadPoolExecutor  # no help waits for it
+
     with ThreadPoolExecutor(_MOST_AT_ONCE) as pool:
         answers = list(pool.map(_reach, hosts))
     return {host: answer for host, answer in zip(hosts, answers, strict=True) if answer}

@@ -10,8 +10,8 @@ from cluster.status import fields
 from cluster.status.snapshot import Checkpoint, Start
 from cluster.status.source import Piece, Source
 from cluster.status.state import Ended
-from model.documents import parse_yaml
 from model.errors import DataError
+from model.yaml_documents import parse_yaml
 from trainer.run_folder import DONE, RUN, START, step_folder
 
 _METRICS = 192 << 10  # bytes of its end: some 250 lines

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from trainer import costs
 from trainer.config.reading import load_config
 from trainer.recipes import recipe
+from trainer.run_folder import RunFolder
 
 GIB = 2**30
 # What an H200 allocated at most, in GiB: docs/gpu.md. ADDP's by benchmarks.step, whose masks come
@@ -51,3 +54,20 @@ def test_frozen_networks_beside_the_backward_pass_take_their_memory_on_top() -> 
         for ahead in (False, True)
     )
     assert beside.total - plain.total == costs.step_footprint(config).inputs
+
+
+def test_a_run_counts_its_operations_once(tmp_path: Path) -> None:
+    """And again where the sizes differ, or where the file is none of ours."""
+    folder, deep = RunFolder(tmp_path), ["addp.sizes.depth=3"]
+    small = [f"{name}.sizes.size=tiny" for name in ("tokenizer", "predictor", "addp")]
+    config = load_config(None, ["run=none", "data.tokens=none", *small])
+    file = tmp_path / "operations.json"
+    counted = costs.operations_of_run(config, folder)
+    assert counted == costs.image_operations(config)
+    file.write_text(file.read_text().replace(str(counted.trained), "1.0"))
+    assert costs.operations_of_run(config, folder).trained == 1
+    other = load_config(None, ["run=none", "data.tokens=none", *small, *deep])
+    assert costs.operations_of_run(other, folder).trained > counted.trained
+    for content in ('{"torch": 2}', "{", file.read_text().replace("frozen", "froze")):
+        file.write_text(content)
+        assert costs.operations_of_run(config, folder) == counted

@@ -16,8 +16,9 @@ from pydantic_core import ErrorDetails
 
 from data_pipeline.storage import is_remote
 from data_pipeline.storage.output import check_apart, is_within
-from model.documents import MIB, describe_problem, key_of, parse_yaml, read_file, show
+from model.documents import MIB, describe_problem, key_of, read_file, show
 from model.errors import ConfigError
+from model.yaml_documents import parse_yaml
 from trainer.config import renamed
 from trainer.config.changes import check_names
 from trainer.config.schema import RunConfig

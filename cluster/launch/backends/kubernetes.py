@@ -14,7 +14,6 @@ from pathlib import Path
 
 from cluster.launch.arguments import run_folder
 from cluster.launch.backend import LaunchPlan, LaunchRequest, PlannedCommand, PlannedFile
-from cluster.launch.kubernetes.manifests import GROUP, manifests, resource_name, to_yaml
 from cluster.launch.kubernetes.options import KubernetesOptions, pairs
 from cluster.launch.kubernetes.pod_spec import OWN_FOLDERS
 from cluster.launch.variables import is_secret
@@ -38,6 +37,9 @@ class KubernetesBackend:
         Raises ConfigError for what cannot be told to Kubernetes, for a variable that holds a
         secret, and for a run folder that the pods do not share.
         """
+        # Not at the top: the help of `addp launch` loads this file, and needs no manifests.
+        from cluster.launch.kubernetes.manifests import manifests, resource_name, to_yaml
+
         options = request.options_of(KubernetesOptions)
         if not options.image:
             raise ConfigError("Kubernetes needs an image; name one with --image (see Dockerfile)")
@@ -59,6 +61,8 @@ class KubernetesBackend:
 
 
 def _afterwards(request: LaunchRequest, options: KubernetesOptions, path: Path) -> list[str]:
+    from cluster.launch.kubernetes.manifests import GROUP, resource_name
+
     space = f" --namespace={options.namespace}" if options.namespace else ""
     name, run = resource_name(request.name), shlex.quote(str(run_folder(request)))
     job = f"job/{name}-{GROUP}-0" if options.jobset else f"job/{name}"

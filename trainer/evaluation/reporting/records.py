@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from data_pipeline.storage import LocalStore, ObjectMissing, StorageError, open_store
-from model.documents import parse_json, parse_yaml
+from model.documents import parse_json
 from model.errors import ADDPError, ConfigError, DataError
+from model.yaml_documents import parse_yaml
 from trainer.config.renamed import with_new_keys
 from trainer.evaluation.course import Course
 from trainer.evaluation.reporting.files import Files, Unfit

@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import ADDPConfig, Geometry, TransformerConfig
+from model.conditioning import NOT_TOLD, classes_of
+from model.config import Geometry, TransformerConfig
 from model.encoder import Encoder
 from model.transformer import (
     MlmHead,
@@ -36,8 +37,6 @@ from model.transformer import (
     positions,
     smoothed_cross_entropy,
 )
-
-NOT_TOLD = -1  # in place of a class
 
 
 class ADDP(Encoder):
@@ -65,7 +64,7 @@ class ADDP(Encoder):
     def classes(self) -> tuple[str, ...]:
         """Return the names of the classes that the network was conditioned on, in the order of
         their labels; none for an unconditional network."""
-        return self.config.classes if isinstance(self.config, ADDPConfig) else ()
+        return classes_of(self.config)
 
     def decode(
         self,

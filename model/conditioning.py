@@ -1,4 +1,5 @@
-"""Classes that a network is asked for: by name or by number, and which one sample i has."""
+"""The classes of a conditional network: which it knows, which it is told, and which one it is asked
+for, by name or by number."""
 
 from __future__ import annotations
 
@@ -7,10 +8,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from model.config import ConditionalConfig, TransformerConfig
 from model.errors import ConfigError
 
+NOT_TOLD = -1  # in place of a class
 ALL = "all"  # every class of the network
 _NAMED = 20  # classes that an error lists
+
+
+def classes_of(config: TransformerConfig) -> tuple[str, ...]:
+    """Return the names of the classes that a network was conditioned on, in the order of their
+    labels; none for an unconditional one."""
+    return config.classes if isinstance(config, ConditionalConfig) else ()
 
 
 def labels_of(known: Sequence[str], asked: Sequence[str | int]) -> list[int]:

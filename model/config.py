@@ -126,8 +126,9 @@ class TransformerConfig(_Sizes):
         return self
 
 
-class ADDPConfig(TransformerConfig):
-    """The ADDP network with what it is conditioned on: class i has the id K + i of the vocabulary.
+class ConditionalConfig(TransformerConfig):
+    """ADDP's network, or its predictor, with what it is conditioned on: class i has the id K + i of
+    the vocabulary.
 
     Without classes it is described as one that knows no condition.
     """

@@ -70,11 +70,15 @@ class FrozenNetworks(nn.Module):
         self.tokenizer.decoder.to(memory_format=layout)  # type: ignore[call-overload]
 
     @torch.no_grad()
-    def forward(self, ids: Tensor, masks: DenoisingMasks) -> NoisyImage:
+    def forward(
+        self, ids: Tensor, masks: DenoisingMasks, classes: Tensor | None = None
+    ) -> NoisyImage:
         """Decode z_t of tokens ids (B, L) to pixels, and predict the target at the positions masked
-        in mask_t."""
+        in mask_t. classes: what the predictor is told, as in `TokenPredictor.logits`."""
         both = self.predictor.probabilities(
-            torch.cat([ids, ids]), torch.cat([masks.mask_next, masks.mask_t])
+            torch.cat([ids, ids]),
+            torch.cat([masks.mask_next, masks.mask_t]),
+            None if classes is None else torch.cat([classes, classes]),
         )
         p_next, target = both.chunk(2)
         soft = self.tokenizer.soft_embed(p_next)

@@ -2,8 +2,8 @@
 
 kind         network          sizes (config)      in which file
 tokenizer    VQTokenizer      TokenizerConfig     the VQGAN's, and inside of MAGE's and ADDP's
-predictor    TokenPredictor   TransformerConfig   MAGE's, and inside of ADDP's
-addp         ADDP             ADDPConfig          ADDP's
+predictor    TokenPredictor   ConditionalConfig   MAGE's, and inside of ADDP's
+addp         ADDP             ConditionalConfig   ADDP's
 classifier   Classifier       ClassifierConfig    ours only
 segmenter    Segmenter        SegmenterConfig     ours only
 detector     Detector         DetectorConfig      ours only
@@ -19,7 +19,13 @@ from torch import Tensor
 
 from model.addp import ADDP
 from model.classifier import Classifier
-from model.config import ADDPConfig, ClassifierConfig, Geometry, TokenizerConfig, TransformerConfig
+from model.config import (
+    ClassifierConfig,
+    ConditionalConfig,
+    Geometry,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from model.dense.config import DetectorConfig, SegmenterConfig
 from model.dense.detector import Detector
 from model.dense.segmenter import Segmenter
@@ -33,8 +39,8 @@ Network = VQTokenizer | TokenPredictor | ADDP | Classifier | Segmenter | Detecto
 Config = TokenizerConfig | TransformerConfig | ClassifierConfig | SegmenterConfig | DetectorConfig
 CONFIG: dict[str, type[Config]] = {
     "tokenizer": TokenizerConfig,
-    "predictor": TransformerConfig,
-    "addp": ADDPConfig,
+    "predictor": ConditionalConfig,
+    "addp": ConditionalConfig,
     "classifier": ClassifierConfig,
     "segmenter": SegmenterConfig,
     "detector": DetectorConfig,

@@ -7,6 +7,9 @@ is frozen while ADDP trains.
 
 Names follow the official checkpoint. `mask` is bool and True means masked (unknown, to be
 predicted).
+
+The class slot holds one id of the vocabulary, always the same in the published network. A
+conditional one reads its class there, and that id where no class is told.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.conditioning import NOT_TOLD, classes_of
 from model.config import Geometry, TransformerConfig
 from model.dropout import dropout
 from model.transformer import (
@@ -67,23 +71,43 @@ class TokenPredictor(nn.Module):
                 positions(c.positions, geometry.grid, c.dim)[0]
             )
 
-    def logits(self, ids: Tensor, mask: Tensor, kept: Tensor | None = None) -> Tensor:
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes that the network was conditioned on, in the order of
+        their labels; none for an unconditional network."""
+        return classes_of(self.config)
+
+    def logits(
+        self, ids: Tensor, mask: Tensor, kept: Tensor | None = None, classes: Tensor | None = None
+    ) -> Tensor:
         """Predict tokens: ids (B, L) int, mask (B, L) bool -> logits (B, L, V).
 
         kept: (B, N) int64, the positions in 0 .. L-1 that enter the encoder, ascending; all of them
         if None. Only masked positions may be left out (MAGE leaves out half of the tokens while it
-        trains).
+        trains). classes: the images' labels, (B,) int64, `NOT_TOLD` where the prediction is
+        unconditional; None where all are.
         """
-        return self._head(self._features(ids, mask, kept))
+        return self._head(self._features(ids, mask, kept, classes))
 
     def _head(self, x: Tensor, count: int | None = None) -> Tensor:
         return self.mlm_layer(x, self.token_emb.word_embeddings.weight, count)
 
-    def _features(self, ids: Tensor, mask: Tensor, kept: Tensor | None = None) -> Tensor:
+    def _class_slot(self, count: int, classes: Tensor | None, device: torch.device) -> Tensor:
+        """Return the ids that the class slots hold, (B, 1)."""
+        empty = self.geometry.class_slot_id
+        if classes is None:
+            return torch.full((count, 1), empty, device=device)
+        words = self.geometry.codebook_size + classes
+        # The class whose id means that none is told takes the mask's, which no slot holds otherwise.
+        words = words.masked_fill(words == empty, self.geometry.mask_id)
+        return words.masked_fill(classes == NOT_TOLD, empty).unsqueeze(1)
+
+    def _features(
+        self, ids: Tensor, mask: Tensor, kept: Tensor | None = None, classes: Tensor | None = None
+    ) -> Tensor:
         """As `logits`, up to the head: (B, L, D)."""
-        b = ids.shape[0]
         ids = ids.long().masked_fill(mask, self.geometry.mask_id)
-        class_slot = torch.full((b, 1), self.geometry.class_slot_id, device=ids.device)
+        class_slot = self._class_slot(len(ids), classes, ids.device)
         x = self.token_emb(torch.cat([class_slot, ids], 1))
         if kept is not None:
             # The class slot, index 0, always stays.
@@ -103,10 +127,11 @@ class TokenPredictor(nn.Module):
         return self.decoder_norm(x)[:, 1:]
 
     @torch.no_grad()
-    def probabilities(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def probabilities(self, ids: Tensor, mask: Tensor, classes: Tensor | None = None) -> Tensor:
         """Return the probabilities of the K codes, float32 (B, L, K); arguments as in `logits`."""
         codes = self.geometry.codebook_size
-        return self._head(self._features(ids, mask), codes).float().softmax(-1)
+        features = self._features(ids, mask, classes=classes)
+        return self._head(features, codes).float().softmax(-1)
 
     def forward(
         self,
@@ -117,13 +142,15 @@ class TokenPredictor(nn.Module):
         weights: Tensor | None = None,
         *,
         masked_count: int | None = None,
+        classes: Tensor | None = None,
     ) -> Tensor:
         """Return MAGE's training loss, a scalar: label-smoothed cross-entropy over V at the masked
         positions. weights: of the samples, (B,), or None. masked_count: how many positions of each
         image are masked; pass it if it is known, as reading it from the mask waits for the device.
+        classes: as in `logits`.
         """
         if masked_count is None:
             masked_count = masked_count_of(mask)
         masked = mask.int().argsort(dim=1, descending=True, stable=True)[:, :masked_count]
-        logits = self._head(gather_positions(self._features(ids, mask, kept), masked))
+        logits = self._head(gather_positions(self._features(ids, mask, kept, classes), masked))
         return smoothed_cross_entropy(logits, ids.gather(1, masked), None, smoothing, weights)

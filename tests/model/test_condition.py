@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.addp import ADDP, NOT_TOLD
 from model.compiling import compilations, compile_blocks, torch_compiler
-from model.config import ADDPConfig, Geometry, TransformerConfig
+from model.config import ConditionalConfig, Geometry, TransformerConfig
 from model.masking import denoising_masks
 from model.transformer import recompute_blocks
 from model.weights import load_network, save_network
@@ -23,7 +23,7 @@ CLASSES = ("a", "b", "c")
 @pytest.fixture
 def network() -> ADDP:
     torch.manual_seed(0)
-    return ADDP(GEOMETRY, ADDPConfig(**TINY.model_dump(), classes=CLASSES))
+    return ADDP(GEOMETRY, ConditionalConfig(**TINY.model_dump(), classes=CLASSES))
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from model.addp import ADDP
 from model.compiling import Compiler
-from model.config import TransformerConfig
 from model.denoising import FrozenNetworks
 from model.errors import ConfigError
 from model.masking import LOW, DenoisingMasks, denoising_masks
@@ -21,7 +20,7 @@ from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
 from trainer.engine.precision import MODES
 from trainer.objectives.base import Inputs, Objective
-from trainer.objectives.condition import conditional_sizes
+from trainer.objectives.condition import check_predictor
 from trainer.objectives.counting import inference_flops
 from trainer.objectives.footprint import Rehearsal
 from trainer.objectives.initial_weights import given_network, take_initial_weights, without_values
@@ -56,8 +55,8 @@ def denoising_inputs(
 ) -> Inputs:
     """The inputs of the ADDP network, from what the frozen networks make of ids (B, L) and masks,
     all of them on one device. weights: (B,), or None where all rows count. classes: what the
-    network is told, (B,); None where it is told nothing."""
-    noisy = frozen(ids, masks)
+    network and the predictor are told, (B,); None where they are told nothing."""
+    noisy = frozen(ids, masks, classes)
     return {
         "images": noisy.x_t,
         "ids": ids,
@@ -82,15 +81,11 @@ class ADDPObjective(TokenObjective):
         super().__init__(config, fresh, tokenizer=prints["tokenizer"])
         self.frozen = prints
         self.frozen_networks = frozen.to(frozen_dtype(config))
+        check_predictor(config, frozen.predictor, self.sizes)
         network = ADDP(config.geometry, self.sizes)
         self.start_output_bias(network.mlm_layer.bias)
         self.initial_weights = take_initial_weights(config, network, fresh)
         self.exported = self.network = network
-
-    @property
-    def sizes(self) -> TransformerConfig:
-        """The sizes of the trained network, with its classes. Raises ConfigError."""
-        return conditional_sizes(self.config, [s.manifest for s in self.loader.shards])
 
     def draw_masks(self, draw: int, start: int, count: int, length: int) -> DenoisingMasks:
         return denoising_masks(self.config.seed, draw, start, count, length)

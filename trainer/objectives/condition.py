@@ -1,6 +1,6 @@
 """What a conditional network is told of its images: their classes, which now and then are
 dropped, so that it learns to predict without them, too (classifier-free guidance, arXiv
-2207.12598)."""
+2207.12598). ADDP is told what its predictor is told, from which it learns."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.shards.manifest import Manifest
-from model.addp import NOT_TOLD
-from model.config import UNUSED_CLASS_IDS, ADDPConfig, TransformerConfig
+from model.conditioning import NOT_TOLD, classes_of
+from model.config import UNUSED_CLASS_IDS, ConditionalConfig, TransformerConfig
 from model.errors import ConfigError
+from model.predictor import TokenPredictor
 from model.randomness import uniforms
 from trainer.config.schema import RunConfig
+from trainer.objectives.registry import trained_sizes
 
 
 def reads_labels(config: RunConfig) -> bool:
     """Whether a run learns from the labels of its token data sets."""
-    return config.objective == "addp" and config.condition == "classes"
+    return config.objective in ("mage", "addp") and config.condition == "classes"
 
 
 def conditional_sizes(config: RunConfig, manifests: Sequence[Manifest]) -> TransformerConfig:
-    """Return the sizes of the ADDP network with the classes of the data, where the run is
-    conditional.
+    """Return the sizes of the network that is trained, with the classes of the data where the run
+    is conditional.
 
     Raises ConfigError for data sets of different classes, or of so few or many that there is no
     condition.
     """
-    sizes = config.addp.sizes
+    sizes: TransformerConfig = trained_sizes(config)
     if not reads_labels(config):
         return sizes
     classes = manifests[0].classes
@@ -52,7 +54,27 @@ def conditional_sizes(config: RunConfig, manifests: Sequence[Manifest]) -> Trans
             f"condition = classes: {data} has {len(classes):,} classes, and the vocabulary has ids "
             f"for {UNUSED_CLASS_IDS:,}; join some, or leave condition at none"
         )
-    return ADDPConfig(**sizes.model_dump(), classes=classes)
+    return ConditionalConfig(**sizes.model_dump(), classes=classes)
+
+
+def check_predictor(config: RunConfig, predictor: TokenPredictor, sizes: TransformerConfig) -> None:
+    """Raise ConfigError where ADDP would learn classes from a predictor that does not know them:
+    what it is taught would not depend on them."""
+    if not reads_labels(config) or config.condition_dropout == 1:
+        return
+    file = config.predictor.weights
+    if not predictor.classes:
+        raise ConfigError(
+            f"condition = classes: the predictor in {file} knows no classes, so ADDP would learn "
+            "nothing of them; train it with condition=classes first, from its own weights if you "
+            "like (docs/generation.md)"
+        )
+    if predictor.classes != classes_of(sizes):
+        raise ConfigError(
+            f"condition = classes: the predictor in {file} knows other classes than the data: "
+            f"{', '.join(predictor.classes[:5])}, ... in place of "
+            f"{', '.join(classes_of(sizes)[:5])}, ...; train it on the classes of these data"
+        )
 
 
 def told_classes(config: RunConfig, labels: NDArray[np.int64], start: int) -> Tensor | None:

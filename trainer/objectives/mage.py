@@ -25,7 +25,7 @@ class MageObjective(TokenObjective):
 
     def __init__(self, config: RunConfig, fresh: bool = False) -> None:
         super().__init__(config, fresh)
-        network = TokenPredictor(config.geometry, config.predictor.sizes)
+        network = TokenPredictor(config.geometry, self.sizes)
         self.start_output_bias(network.mlm_layer.bias)
         self.initial_weights = take_initial_weights(config, network, fresh)
         self.exported = self.network = network
@@ -37,7 +37,7 @@ class MageObjective(TokenObjective):
     def inputs(self, batch: TokenBatch, step: int, device: torch.device) -> Inputs:
         """ids: (B, L) int64. mask: (B, L) bool, True where a token is to be predicted. kept: (B,
         M) int64, the positions that the encoder sees. masked_count: how many positions of an image
-        are masked."""
+        are masked. classes: what the network is told, (B,), or None."""
         return _inputs(self.config, batch.on(device))
 
     @classmethod
@@ -77,4 +77,5 @@ def _inputs(config: RunConfig, batch: TokenBatch) -> Inputs:
         "smoothing": config.label_smoothing,
         "weights": batch.weights,
         "masked_count": masks.masked,
+        "classes": batch.classes,
     }

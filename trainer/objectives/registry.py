@@ -55,6 +55,7 @@ TOKEN_KEYS = (
 )
 IMAGE_KEYS = ("data.images", "data.held_out", "data.views")
 TRANSFORMER_KEYS = ("label_smoothing", "recompute_every")
+CONDITION_KEYS = ("condition", "condition_dropout")
 
 OBJECTIVES: dict[str, Entry] = {
     "tokenizer": Entry(
@@ -71,7 +72,7 @@ OBJECTIVES: dict[str, Entry] = {
         label="token predictor",
         network_kind="predictor",
         sizes="predictor",
-        keys=(*TOKEN_KEYS, *TRANSFORMER_KEYS, "tokenizer.weights", "predictor"),
+        keys=(*TOKEN_KEYS, *TRANSFORMER_KEYS, *CONDITION_KEYS, "tokenizer.weights", "predictor"),
     ),
     "addp": Entry(
         "trainer.objectives.addp:ADDPObjective",
@@ -82,8 +83,7 @@ OBJECTIVES: dict[str, Entry] = {
         keys=(
             *(*TOKEN_KEYS, *TRANSFORMER_KEYS, "tokenizer.weights", "predictor", "addp"),
             *("data.images", "data.held_out"),  # which its evaluations read
-            *("condition", "condition_dropout"),
-            "frozen_ahead",
+            *(*CONDITION_KEYS, "frozen_ahead"),
         ),
     ),
     "classify": Entry(

@@ -13,12 +13,18 @@ from torch import Tensor
 
 from data_pipeline.storage import LocalStore
 from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
+from model.config import TransformerConfig
 from model.device import staged
 from model.errors import ConfigError
 from model.masking import masked_count
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Objective
-from trainer.objectives.condition import blank_classes, reads_labels, told_classes
+from trainer.objectives.condition import (
+    blank_classes,
+    conditional_sizes,
+    reads_labels,
+    told_classes,
+)
 from trainer.objectives.registry import trained_sizes
 from trainer.run_folder import RunFolder
 
@@ -112,6 +118,11 @@ class TokenObjective(Objective):
     def draw_masks(self, draw: int, start: int, count: int, length: int) -> tuple[Any, ...]:
         """The masks of the samples with global indices start .. start+count-1, of `length` tokens
         each: a named tuple of tensors and numbers. draw: the number of the mask ratio."""
+
+    @property
+    def sizes(self) -> TransformerConfig:
+        """The sizes of the trained network, with the classes that it is told. Raises ConfigError."""
+        return conditional_sizes(self.config, [s.manifest for s in self.loader.shards])
 
     def batch(self, step: int, offset: int, count: int) -> TokenBatch:
         """The tokens of the samples, and their masks. A micro batch gets the mask ratio of the step

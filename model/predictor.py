@@ -98,7 +98,7 @@ class TokenPredictor(nn.Module):
         if classes is None:
             return torch.full((count, 1), empty, device=device)
         words = self.geometry.codebook_size + classes
-        # The class whose id means that none is told takes the mask's, which no slot holds otherwise.
+        # The class whose id says that none is told takes the mask's, which no slot else holds.
         words = words.masked_fill(words == empty, self.geometry.mask_id)
         return words.masked_fill(classes == NOT_TOLD, empty).unsqueeze(1)
 

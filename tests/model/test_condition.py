@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.addp import ADDP, NOT_TOLD
+from model.addp import ADDP
 from model.compiling import compilations, compile_blocks, torch_compiler
+from model.conditioning import NOT_TOLD
 from model.config import ConditionalConfig, Geometry, TransformerConfig
 from model.masking import denoising_masks
 from model.transformer import recompute_blocks

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
-from model.config import Geometry, TransformerConfig
+from model.conditioning import NOT_TOLD
+from model.config import CLASS_SLOT_OFFSET, Geometry, TransformerConfig
 from model.masking import mage_masks
 from model.predictor import TokenPredictor
 
@@ -35,6 +38,17 @@ def test_only_visible_tokens_are_seen(predictor: TokenPredictor) -> None:
         predictor.logits(ids, masks.mask, masks.kept),
         predictor.logits(changed, masks.mask, masks.kept),
     )
+
+
+def test_a_class_is_read_in_the_class_slot(predictor: TokenPredictor) -> None:
+    """Each class differs from the others, also the one whose id means that none is told."""
+    ids, mask = torch.randint(16, (1, 16)).expand(3, -1), torch.rand(1, 16).expand(3, -1) < 0.5
+    untold = predictor.logits(ids, mask)
+    assert torch.equal(predictor.logits(ids, mask, classes=torch.full((3,), NOT_TOLD)), untold)
+    classes = torch.tensor([0, CLASS_SLOT_OFFSET, 999])
+    told = predictor.logits(ids, mask, classes=classes)
+    every = [untold[0], *told]
+    assert not any(torch.allclose(a, b) for a, b in itertools.combinations(every, 2))
 
 
 def test_it_learns(predictor: TokenPredictor) -> None:

@@ -121,7 +121,8 @@ class TokenObjective(Objective):
 
     @property
     def sizes(self) -> TransformerConfig:
-        """The sizes of the trained network, with the classes that it is told. Raises ConfigError."""
+        """The sizes of the trained network, with the classes of the data where it is told them.
+        Raises ConfigError."""
         return conditional_sizes(self.config, [s.manifest for s in self.loader.shards])
 
     def batch(self, step: int, offset: int, count: int) -> TokenBatch:

@@ -4,22 +4,28 @@ from pathlib import Path
 
 import pytest
 
-from model.config import Geometry, TransformerConfig
+from model.config import ConditionalConfig, Geometry, TransformerConfig
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import save_network
 from tests.trainer.worlds import finish
 
+CLASSES = ("ellipse", "line", "rectangle")  # of the drawn images
+
 
 def addp_options(
-    folder: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tokens: Path
+    folder: Path,
+    tokenizer: VQTokenizer,
+    tokenizer_file: Path,
+    tokens: Path,
+    classes: tuple[str, ...] = (),
 ) -> list[str]:
-    """The configuration of a tiny ADDP run, whose predictor is made in the folder."""
+    """The configuration of a tiny ADDP run, whose predictor is made in the folder. classes: those
+    that the predictor knows."""
     file = folder / "predictor.safetensors"
-    save_network(
-        TokenPredictor(Geometry.of(tokenizer.config), TransformerConfig(size="tiny")),  # type: ignore[call-arg]
-        file,
-    )
+    tiny = TransformerConfig(size="tiny")  # type: ignore[call-arg]
+    sizes = ConditionalConfig(**tiny.model_dump(), classes=classes)
+    save_network(TokenPredictor(Geometry.of(tokenizer.config), sizes), file)
     return [
         "objective=addp",
         "addp.sizes.size=tiny",
@@ -55,6 +61,6 @@ def conditional_run(
 ) -> Path:
     """A finished run that learned the classes of its images: ellipse, line, rectangle."""
     folder = tmp_path_factory.mktemp("conditional")
-    options = addp_options(folder, tokenizer, tokenizer_file, tokens)
+    options = addp_options(folder, tokenizer, tokenizer_file, tokens, CLASSES)
     finish(folder / "run", *options, "condition=classes", "condition_dropout=0.3")
     return folder / "run"

@@ -11,6 +11,7 @@ from PIL import Image
 
 from data_pipeline.storage import LocalStore
 from model.errors import ConfigError
+from tests.trainer.evaluation.conftest import CLASSES
 from tests.trainer.evaluation.evaluating import codes
 from tests.trainer.evaluation.evaluating import start as evaluate
 from tests.trainer.evaluation.test_generate import contents, finished, start
@@ -18,8 +19,6 @@ from trainer.evaluation.generate import main
 from trainer.evaluation.results import read_results
 from trainer.evaluation.sample_classes import SampleClasses
 from trainer.evaluation.sample_set import SETTINGS
-
-NAMES = ("ellipse", "line", "rectangle")
 
 
 def test_a_set_of_classes_is_the_same_on_any_number_of_ranks_and_after_a_kill(
@@ -57,7 +56,7 @@ def test_a_grid_has_a_row_for_each_class(conditional_run: Path, run: Path, tmp_p
     options = {"count": 7, "steps": 2, "out": tmp_path / "grid.png"}
     main(str(conditional_run), **options, classes=["all"])  # type: ignore[arg-type]
     stated = json.loads((tmp_path / "grid.json").read_text())
-    assert stated["count"] == 6 and stated["classes"] == list(NAMES)
+    assert stated["count"] == 6 and stated["classes"] == list(CLASSES)
     grid = np.asarray(Image.open(tmp_path / "grid.png"))
     assert grid.shape[0] == 3 * 18 + 2 and grid.shape[1] > 2 * 18 + 2
     with pytest.raises(ConfigError, match="no class 'cat'; its classes are ellipse, line, rec"):
@@ -67,12 +66,12 @@ def test_a_grid_has_a_row_for_each_class(conditional_run: Path, run: Path, tmp_p
 
 
 def test_classes_are_drawn_as_often_as_the_data_have_them() -> None:
-    classes = SampleClasses.as_in_data(NAMES, [0, 0, 0, 2])
+    classes = SampleClasses.as_in_data(CLASSES, [0, 0, 0, 2])
     assert classes.settings == {"ellipse": 3, "rectangle": 1}
     whole = classes.of(5, 0, 4000)
     assert whole.bincount().tolist() == pytest.approx([3000, 0, 1000], abs=120)
     assert classes.of(5, 1234, 50).tolist() == whole[1234:1284].tolist()
-    assert SampleClasses.as_in_data(NAMES, []).of(5, 0, 90).bincount().tolist() == pytest.approx(
+    assert SampleClasses.as_in_data(CLASSES, []).of(5, 0, 90).bincount().tolist() == pytest.approx(
         [30, 30, 30], abs=15
     )
 

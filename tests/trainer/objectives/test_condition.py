@@ -11,13 +11,16 @@ import pytest
 import torch
 
 from data_pipeline.storage import open_store
-from model.addp import ADDP, NOT_TOLD
+from model.addp import ADDP
+from model.conditioning import NOT_TOLD
+from model.config import ConditionalConfig
 from model.errors import ConfigError
+from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
-from model.weights import fingerprint, load_network
+from model.weights import fingerprint, load_network, save_network
 from tests.token_sets import write_tokens
 from tests.trainer.comparing import cut_back, losses, same_end
-from tests.trainer.evaluation.conftest import addp_options
+from tests.trainer.evaluation.conftest import CLASSES, addp_options
 from tests.trainer.launching import SMALL
 from tests.trainer.worlds import finish
 from trainer.config.reading import load_config
@@ -33,7 +36,7 @@ CONDITIONAL = "condition=classes"
 def options(
     tokens: Path, tokenizer: VQTokenizer, tokenizer_file: Path, tmp_path: Path
 ) -> list[str]:
-    return addp_options(tmp_path, tokenizer, tokenizer_file, tokens)
+    return addp_options(tmp_path, tokenizer, tokenizer_file, tokens, CLASSES)
 
 
 def test_each_sample_is_decided_about_by_its_own_index() -> None:
@@ -75,11 +78,10 @@ def test_where_all_classes_are_dropped_the_step_is_that_of_an_unconditional_run(
 def test_a_conditional_step_is_told_classes(options: list[str], tmp_path: Path) -> None:
     """Labels of the shards, and which of them are dropped."""
     objective, inputs = first_inputs([*options, CONDITIONAL, "condition_dropout=0.5"], tmp_path)
-    names = ("ellipse", "line", "rectangle")
-    assert isinstance(objective.network, ADDP) and objective.network.classes == names
+    assert isinstance(objective.network, ADDP) and objective.network.classes == CLASSES
     assert set(inputs["classes"].tolist()) <= {NOT_TOLD, 0, 1, 2}
     assert (inputs["classes"] == NOT_TOLD).any() and (inputs["classes"] != NOT_TOLD).any()
-    assert objective.identity()["network"]["classes"] == list(names)
+    assert objective.identity()["network"]["classes"] == list(CLASSES)
 
 
 def test_a_finish_starts_from_unconditional_weights_and_goes_on_after_a_cut(
@@ -104,6 +106,37 @@ def test_a_finish_starts_from_unconditional_weights_and_goes_on_after_a_cut(
         AssertionError, match=r"network: classes: checkpoint \['ellipse.*, now None"
     ):
         finish(cut_back(whole, tmp_path / "without", 4), *options, "addp.sizes.dropout=0")
+
+
+def test_what_addp_is_taught_is_told_the_class_by_a_predictor_that_learned_it(
+    options: list[str], tmp_path: Path
+) -> None:
+    """Such a predictor comes from a conditional run; another one teaches no classes."""
+    predictor = tmp_path / "predictor"
+    of_predictor = [o for o in options if not o.startswith(("objective", "addp", "predictor.we"))]
+    finish(predictor, *of_predictor, "objective=mage", CONDITIONAL)
+    file = f"predictor.weights={RunFolder(predictor).network}"
+    overrides = [f"run={tmp_path}", *SMALL, *options, CONDITIONAL, "condition_dropout=0.5", file]
+    with closing(make_objective(load_config(None, overrides))) as objective:
+        assert isinstance(objective, ADDPObjective)
+        batch = objective.batch(0, 0, 8)
+        inputs = objective.inputs(batch, 0, torch.device("cpu"))
+    assert batch.classes is not None and torch.equal(inputs["classes"], batch.classes)
+    told = batch.classes != NOT_TOLD
+    untold = objective.frozen_networks(batch.ids, batch.masks).target
+    assert torch.equal(inputs["target"][~told], untold[~told])
+    assert not torch.isclose(inputs["target"][told], untold[told]).flatten(1).all(1).any()
+
+    plain = load_network(options[-1].split("=")[1], "predictor").config.model_dump()
+    for classes, message in (((), "knows no classes"), (("x", "y"), "other classes .*: x, y, ")):
+        other = TokenPredictor(
+            objective.config.geometry, ConditionalConfig(**{**plain, "classes": classes})
+        )
+        save_network(other, tmp_path / "other.safetensors")
+        with pytest.raises(ConfigError, match=message):
+            first_inputs(
+                [*options, CONDITIONAL, f"predictor.weights={tmp_path}/other.safetensors"], tmp_path
+            )
 
 
 def test_data_that_are_no_condition_are_refused(tmp_path: Path) -> None:

@@ -31,9 +31,9 @@ def labels_of(known: Sequence[str], asked: Sequence[str | int]) -> list[int]:
     """
     if not known:
         raise ConfigError(
-            "this network knows no classes: it was trained without a condition. Train it with "
-            "condition=classes; a run with its weights as addp.weights learns them in a short "
-            "while (docs/generation.md)"
+            "this network knows no classes: it was trained without a condition. Train its predictor "
+            "and then it with condition=classes; both may begin with the weights that they have "
+            "(docs/generation.md)"
         )
     labels: list[int] = []
     for one in asked:

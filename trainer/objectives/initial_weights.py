@@ -84,7 +84,7 @@ def check_initial_weights(config: RunConfig) -> Resized | None:
     if section is None or initial_weights(config) is None:
         return None
     with without_values():
-        return sized(config, given_network(config, section, any_size=True))[1]
+        return _sized(config, given_network(config, section, any_size=True))[1]
 
 
 def take_initial_weights(config: RunConfig, network: Network, fresh: bool) -> InitialWeights | None:
@@ -94,12 +94,12 @@ def take_initial_weights(config: RunConfig, network: Network, fresh: bool) -> In
     if section is None or given is None or not fresh:
         return given
     found = given_network(config, section, any_size=True)
-    fitting, resized = sized(config, found)
+    fitting, resized = _sized(config, found)
     network.load_state_dict(fitting.state_dict())
     return given._replace(fingerprint=fingerprint(found), resized=resized)
 
 
-def sized(config: RunConfig, network: Network) -> tuple[Network, Resized | None]:
+def _sized(config: RunConfig, network: Network) -> tuple[Network, Resized | None]:
     """A network of a file, for the size of the run's images, and what was done to it."""
     assert isinstance(network, VQTokenizer | TokenPredictor | ADDP)
     return for_image_size(network, config.geometry.image_size)

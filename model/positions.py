@@ -15,6 +15,16 @@ from torch import Tensor
 
 from model.device import ordered
 
+# The tables of encoders, and of the decoders of ADDP and of the predictor. That of an embedding has
+# no leading 1.
+TABLES = (
+    "pos_embed",
+    "token_emb.position_embeddings.weight",
+    "decoder_pos_embed_learned",
+    "decoder_pos_mask_embed",
+    "decoder_pos_token_embed",
+)
+
 
 def on_grid(table: Tensor, height: int, width: int) -> Tensor:
     """Return a table of positions for a grid of height x width patches.

@@ -16,18 +16,9 @@ from model.config import Geometry, TokenizerConfig, TransformerConfig
 from model.documents import first_problem
 from model.errors import ConfigError
 from model.networks import Network, build
-from model.positions import on_grid
+from model.positions import TABLES, on_grid
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
-
-# Of an encoder and of both decoders. That of an embedding has no leading 1.
-_TABLES = (
-    "pos_embed",
-    "token_emb.position_embeddings.weight",
-    "decoder_pos_embed_learned",
-    "decoder_pos_mask_embed",
-    "decoder_pos_token_embed",
-)
 
 N = TypeVar("N", bound=VQTokenizer | TokenPredictor | ADDP)
 
@@ -67,12 +58,10 @@ def for_image_size(network: N, image_size: int) -> tuple[N, Resized | None]:
     if after == before:
         return network, None
     state = network.state_dict()
-    tables = tuple(name for name in _TABLES if name in state)
+    tables = tuple(name for name in TABLES if name in state)
     for name in tables:
-        table = state[name]
-        flat = table.dim() == 2
-        table = on_grid(table[None] if flat else table, after.grid, after.grid)
-        state[name] = table[0] if flat else table
+        table = on_grid(state[name].view(1, before.tokens + 1, -1), after.grid, after.grid)
+        state[name] = table if state[name].dim() == 3 else table[0]
     other = build(network.kind, config, after)
     other.load_state_dict(state)
     assert isinstance(other, type(network))

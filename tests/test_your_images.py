@@ -40,20 +40,22 @@ def commands(block: str) -> Iterator[list[str]]:
             yield words
 
 
+def shown(text: str, pattern: str) -> list[str]:
+    """The words of what the page shows within a line."""
+    found = re.search(pattern, text)
+    assert found is not None, pattern
+    return found[1].split()
+
+
 def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder, file in PHOTOGRAPHS.items():
         (tmp_path / "originals" / folder).mkdir(parents=True)
         shutil.copy(file, tmp_path / "originals" / folder)
     monkeypatch.chdir(tmp_path)
     text = PAGE.read_text()
-    shorter = {
-        words[0]: words[1:]
-        for words in (
-            ["train", *_spans(text, r"append `(schedule[^`]*)`")],
-            ["evaluate", *_spans(text, r"and `(--steps \d+)`")],
-            ["generate", *_spans(text, r"and `(--steps \d+)`")],
-        )
-    }
+    brief = shown(text, r"append `(schedule[^`]*)`")
+    few_steps = shown(text, r"and `(--steps \d+)`")
+    shorter = {"train": brief, "evaluate": few_steps, "generate": few_steps}
     names: dict[str, Any] = {}
     called = []
     for language, block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL):
@@ -74,10 +76,3 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "data:image/png;base64," in Path("report.html").read_text()
     assert Image.open("pictures.png").width > 4 * 32
     assert np.load("vectors.npy").shape == (52, 128)
-
-
-def _spans(text: str, pattern: str) -> list[str]:
-    """The words of what the page shows within a line."""
-    found = re.search(pattern, text)
-    assert found is not None, pattern
-    return found[1].split()

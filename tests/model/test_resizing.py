@@ -115,7 +115,7 @@ def test_what_is_no_position_must_fit(form: str, tmp_path: Path) -> None:
     for change in ({"patch_size": 8}, {"codebook_size": 32}):
         with pytest.raises(WeightsError, match="of another shape" if published else "was made for"):
             load(LARGE.model_copy(update=change))
-    says = "of another shape, first: pos_embed" if published else "OUT --resize 32` resizes it"
+    says = "OUT --resize PIXELS` resizes them" if published else "OUT --resize 32` resizes it"
     with pytest.raises(WeightsError, match=says):
         load(LARGE, any_size=False)
 

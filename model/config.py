@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from model.documents import Settings, show
 
@@ -27,8 +27,9 @@ MOST_HEADS = 1024
 WIDEST = 32_768
 
 
-def _named_by_ids(codes: int) -> int:
-    if codes > _MOST_CODES:
+def _named_by_ids(codes: Any) -> Any:
+    """Say why there is a bound; the field's `le` would not."""
+    if isinstance(codes, int) and codes > _MOST_CODES:
         raise ValueError(
             f"{codes} codes are more than the {_MOST_CODES} that token shards can name, whose ids "
             "have 16 bits"
@@ -36,7 +37,7 @@ def _named_by_ids(codes: int) -> int:
     return codes
 
 
-_Codes = Annotated[int, AfterValidator(_named_by_ids)]
+_Codes = Annotated[int, BeforeValidator(_named_by_ids)]
 
 
 class _Sizes(Settings):
@@ -74,7 +75,7 @@ class TokenizerConfig(_Sizes):
     )
     residual_blocks: int = Field(2, gt=0, le=_MOST_BLOCKS, description="residual blocks a level")
     code_dim: int = Field(256, gt=0, le=WIDEST, description="Dz, width of a code")
-    codebook_size: _Codes = Field(1024, gt=0, description="K, number of codes")
+    codebook_size: _Codes = Field(1024, gt=0, le=_MOST_CODES, description="K, number of codes")
     norm_groups: int = Field(
         32,
         gt=0,
@@ -190,7 +191,7 @@ class Geometry(Settings):
 
     image_size: int = Field(256, gt=0, le=LARGEST_IMAGE)
     patch_size: int = Field(16, gt=0, le=LARGEST_IMAGE)
-    codebook_size: _Codes = Field(1024, gt=0)
+    codebook_size: _Codes = Field(1024, gt=0, le=_MOST_CODES)
 
     @model_validator(mode="after")
     def _divisible(self) -> Geometry:

@@ -5,7 +5,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from model.documents import Settings, show
 
@@ -22,10 +28,23 @@ CLASS_SLOT_OFFSET = 76
 # without values.
 LARGEST_IMAGE = 8192  # pixels of a side
 _MOST_TOKENS = 65_536  # of an image
-_MOST_CODES = 65_536  # shards hold ids of 16 bits
+_MOST_CODES = 1 << 16
 _MOST_BLOCKS = 256
 MOST_HEADS = 1024
 WIDEST = 32_768
+
+
+def _named_by_ids(codes: Any) -> Any:
+    """Say why there is a bound; the field's `le` would not."""
+    if isinstance(codes, int) and codes > _MOST_CODES:
+        raise ValueError(
+            f"{codes} codes are more than the {_MOST_CODES} that token shards can name, whose ids "
+            "have 16 bits"
+        )
+    return codes
+
+
+_Codes = Annotated[int, BeforeValidator(_named_by_ids)]
 
 
 class _Sizes(Settings):
@@ -63,7 +82,7 @@ class TokenizerConfig(_Sizes):
     )
     residual_blocks: int = Field(2, gt=0, le=_MOST_BLOCKS, description="residual blocks a level")
     code_dim: int = Field(256, gt=0, le=WIDEST, description="Dz, width of a code")
-    codebook_size: int = Field(1024, gt=0, le=_MOST_CODES, description="K, number of codes")
+    codebook_size: _Codes = Field(1024, gt=0, le=_MOST_CODES, description="K, number of codes")
     norm_groups: int = Field(
         32,
         gt=0,
@@ -196,7 +215,7 @@ class Geometry(Settings):
 
     image_size: int = Field(256, gt=0, le=LARGEST_IMAGE)
     patch_size: int = Field(16, gt=0, le=LARGEST_IMAGE)
-    codebook_size: int = Field(1024, gt=0, le=_MOST_CODES)
+    codebook_size: _Codes = Field(1024, gt=0, le=_MOST_CODES)
 
     @model_validator(mode="after")
     def _divisible(self) -> Geometry:
@@ -245,7 +264,8 @@ class Geometry(Settings):
 def _check_tokens(tokens: int) -> None:
     if tokens > _MOST_TOKENS:
         raise ValueError(
-            f"{tokens} tokens an image are more than the {_MOST_TOKENS} that there may be"
+            f"{tokens} tokens an image are more than the {_MOST_TOKENS} that there may be; take a "
+            "smaller image_size, or larger patches (a tokenizer with more levels)"
         )
 
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import Geometry, TransformerConfig
-from model.device import ordered
 from model.dropout import dropout
+from model.positions import on_grid
 from model.transformer import blocks, learned, positions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -59,28 +59,14 @@ class PixelTransformer(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
 
     def _embed(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 1 + L, D), before the blocks."""
+        """(B, 3, H, W) -> (B, 1 + L, D), before the blocks. For another grid than the trained one,
+        positions are interpolated."""
         x = (images.clamp(0, 1).to(self.mean.dtype) - self.mean) / self.std
         x = x.to(self.cls_token.dtype)  # an engine may keep buffers in another precision
-        at = self._positions(
-            images.shape[-2] // self.geometry.patch_size,
-            images.shape[-1] // self.geometry.patch_size,
-        )
+        patch = self.geometry.patch_size
+        at = on_grid(self.pos_embed, images.shape[-2] // patch, images.shape[-1] // patch)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), self.patch_embed(x)], 1) + at
         return dropout(self.tokenizer_norm(x), self.dropout, self.training)
-
-    def _positions(self, height: int, width: int) -> Tensor:
-        """Return the positions of a grid, (1, 1 + height * width, D); for another grid than the
-        trained one, they are interpolated (bicubic)."""
-        grid = self.geometry.grid
-        if (height, width) == (grid, grid):
-            return self.pos_embed
-        table = self.pos_embed[:, 1:].transpose(1, 2).reshape(1, -1, grid, grid)
-        table = ordered(table.float())
-        table = F.interpolate(table, (height, width), mode="bicubic", align_corners=False)
-        return torch.cat(
-            [self.pos_embed[:, :1], table.flatten(2).transpose(1, 2).to(self.pos_embed)], 1
-        )
 
 
 class Encoder(PixelTransformer):

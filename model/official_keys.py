@@ -21,6 +21,7 @@ from torch import Tensor
 
 from model.errors import WeightsError
 from model.networks import Network, Sizes, build, check_values, outline
+from model.positions import TABLES
 
 # The prefixes of a network's names, most specific first.
 _PREFIXES = {"tokenizer": ("vqgan.", ""), "predictor": ("token_predictor.", ""), "addp": ("",)}
@@ -62,20 +63,22 @@ def match_official(
     unused_pattern = re.compile(_UNUSED[kind])
     missing = [key for key in expected if key not in own]
     unexpected = [key for key in own if key not in expected and not unused_pattern.fullmatch(key)]
-    misshapen = [
-        f"{key} (file {tuple(own[key].shape)}, network {tuple(shape)})"
-        for key, shape in expected.items()
-        if key in own and own[key].shape != shape
-    ]
+    misshapen = [key for key, shape in expected.items() if key in own and own[key].shape != shape]
     if missing or unexpected or misshapen:
+        shapes = [
+            f"{key} (file {tuple(own[key].shape)}, network {tuple(expected[key])})"
+            for key in misshapen
+        ]
         problems = [
             ("missing", missing),
             ("not of this network", unexpected),
-            ("of another shape", misshapen),
+            ("of another shape", shapes),
         ]
         named = "; ".join(
             f"{len(keys)} {what}, first: {', '.join(keys[:3])}" for what, keys in problems if keys
         )
+        if not missing and not unexpected and set(misshapen) <= set(TABLES):
+            named += f"; these are positions: `addp import {path} OUT --resize PIXELS` resizes them"
         raise WeightsError(f"{path} does not fit the {kind} of the configured size: {named}")
     own = {key: own[key] for key in expected}
     check_values(own, wanted, path)

@@ -177,6 +177,16 @@ def own_tensors(kind: str, state: dict[str, Tensor]) -> dict[str, Tensor] | None
     return None
 
 
+def geometry_of_grid(kind: str, state: dict[str, Tensor], geometry: Geometry) -> Geometry:
+    """Return a geometry with the image size that the positions of a network in an official file
+    tell. state: all tensors of the file. What tells nothing leaves the geometry as it is."""
+    try:
+        size = _grid(own_tensors(kind, state) or {}) * geometry.patch_size
+        return Geometry.model_validate({**geometry.model_dump(), "image_size": size})
+    except (KeyError, IndexError, ValueError, TypeError):
+        return geometry
+
+
 def _count(state: dict[str, Tensor], pattern: str) -> int:
     """Count the modules that a pattern numbers from 0."""
     numbers = {int(m[1]) for key in state if (m := re.match(pattern, key))}

@@ -27,6 +27,7 @@ from model.errors import WeightsError
 from model.files import whole_file
 from model.networks import CONFIG, Config, Network, Sizes, build, check_values, matching_outline
 from model.official_keys import from_official
+from model.official_sizes import geometry_of_grid
 from model.vq import VQTokenizer
 
 # Our exports in the official layout state their sizes beside the tensors: in the metadata of a
@@ -178,14 +179,21 @@ def _sort_metadata(path: Path) -> None:
 
 
 def load_network(
-    path: Path | str, kind: str, *, config: Config | None = None, geometry: Geometry | None = None
+    path: Path | str,
+    kind: str,
+    *,
+    config: Config | None = None,
+    geometry: Geometry | None = None,
+    any_size: bool = False,
 ) -> Network:
     """Load a network from a file of ours, which states its sizes, or from an official one, whose
     sizes are given.
 
     kind: "tokenizer", "predictor", "addp" or "classifier". config: needed for an official file.
     geometry: that the network must have; needed for an official file, except for a tokenizer.
-    Raises WeightsError if the file is unreadable, holds another kind or geometry, or does not fit.
+    any_size: accept another image size than the geometry's; the network has the file's
+    (`model.resizing` changes it). Raises WeightsError if the file is unreadable, holds another kind
+    or geometry, or does not fit.
     """
     state, metadata = read_state(path)
     stated = stated_sizes(metadata, path)
@@ -195,12 +203,21 @@ def load_network(
                 f"{path} does not say its sizes (an official file?): state them in the "
                 "configuration"
             )
+        if any_size and geometry is not None:
+            geometry = geometry_of_grid(kind, state, geometry)
         return from_official(kind, Sizes(config, geometry), state, path)
     if kind not in stated:
         raise WeightsError(f"{path} holds a {', a '.join(stated)}, but a {kind} is needed here")
     config, own_geometry = stated[kind]
     if geometry is not None and own_geometry is not None and geometry != own_geometry:
-        raise WeightsError(f"{path} was made for {own_geometry!r}, but {geometry!r} is needed here")
+        size = own_geometry.image_size
+        only_size = geometry.model_copy(update={"image_size": size}) == own_geometry
+        if not (only_size and any_size):
+            way_out = f"; `addp import {path} OUT --resize {geometry.image_size}` resizes it"
+            raise WeightsError(
+                f"{path} was made for {own_geometry!r}, but {geometry!r} is needed here"
+                + (way_out if only_size else "")
+            )
     if "kind" not in metadata:
         return from_official(kind, stated[kind], state, path)
     shapes = {name: tensor.shape for name, tensor in state.items()}

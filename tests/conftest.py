@@ -44,6 +44,7 @@ _LONGEST = (
     "tests/trainer/checkpointing/test_faults.py",
     "tests/trainer/test_resume.py",
     "tests/cluster/commands/test_tokenize.py",
+    "tests/test_your_images.py",
 )
 
 FIXTURES = Path(__file__).parent / "fixtures"

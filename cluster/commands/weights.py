@@ -85,17 +85,28 @@ def import_weights(
             min=1, max=LARGEST_IMAGE, help="pixels, of a tokenizer or predictor that stands alone"
         ),
     ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=LARGEST_IMAGE, help="pixels: write the networks for images of this size"
+        ),
+    ] = None,
 ) -> None:
     """Turn official weights into files that describe themselves, each network its own; no code in
     them is run.
 
     Our own exports state all sizes. No tensor of a published file tells those that the options
-    name: what is not given is then taken as published (heads: width / 64, decoder heads 16, groups
-    32, 256 pixels), and named on standard error; where that does not fit, the option must be given.
+    name, but for --resize: what is not given is then taken as published (heads: width / 64, decoder
+    heads 16, groups 32, 256 pixels), and named on standard error; where that does not fit, the
+    option must be given.
+
+    --resize also takes a single network of ours to another size. Positions are interpolated, which
+    standard error names; the network should then be trained further.
     """
     from data_pipeline.storage.output import check_output, writing
     from model.official import import_official
     from model.official_sizes import Untold
+    from model.resizing import resized_networks
     from model.weights import save_network
 
     check_output(out)
@@ -105,6 +116,10 @@ def import_weights(
     networks, guesses = import_official(file, given)
     for guess in guesses:
         print(guess, file=sys.stderr)
+    if resize is not None:
+        networks, changes = resized_networks(networks, resize)
+        for change in changes:
+            print(change, file=sys.stderr)
     for kind, network in networks.items():
         with writing(out):
             save_network(network, out / f"{kind}.safetensors")

@@ -14,6 +14,7 @@ from model.denoising import FrozenNetworks
 from model.errors import ConfigError
 from model.masking import LOW, DenoisingMasks, denoising_masks
 from model.predictor import TokenPredictor
+from model.resizing import Resized
 from model.shapes import shapes_only
 from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
@@ -103,10 +104,10 @@ class ADDPObjective(TokenObjective):
         return super().use_compiler(compiler)
 
     @classmethod
-    def check_weights(cls, config: RunConfig) -> list[Path]:
+    def check_weights(cls, config: RunConfig) -> dict[Path, Resized | None]:
         load_frozen(config)
         assert config.tokenizer.weights is not None and config.predictor.weights is not None
-        return [config.tokenizer.weights, config.predictor.weights]
+        return {config.tokenizer.weights: None, config.predictor.weights: None}
 
     @classmethod
     def outlined(cls, config: RunConfig) -> Objective:

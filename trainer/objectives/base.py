@@ -29,6 +29,7 @@ from model.compiling import Compiler, compile_blocks
 from model.config import TransformerConfig
 from model.device import staged
 from model.networks import Network
+from model.resizing import Resized
 from model.shapes import shapes_only
 from trainer.config.schema import RunConfig
 from trainer.engine.optimizers import parameter_groups
@@ -164,11 +165,11 @@ class Objective(ABC):
     # Before a run: by the configuration, without the values of networks.
 
     @classmethod
-    def check_weights(cls, config: RunConfig) -> list[Path]:
+    def check_weights(cls, config: RunConfig) -> dict[Path, Resized | None]:
         """The files of frozen and pretrained networks that a start would read, once their headers
-        are found to be of the configured sizes. Called on the meta device. Raises ConfigError or
-        WeightsError."""
-        return []
+        are found to be of the configured sizes, and what will be done to their weights for the size
+        of the run's images. Called on the meta device. Raises ConfigError or WeightsError."""
+        return {}
 
     @classmethod
     def outlined(cls, config: RunConfig) -> Objective:

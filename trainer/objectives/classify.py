@@ -15,6 +15,7 @@ from model.classifier import Classifier
 from model.compiling import Compiler
 from model.config import ClassifierConfig
 from model.errors import ConfigError
+from model.resizing import Resized, for_image_size
 from model.transformer import drop_paths
 from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
@@ -39,10 +40,11 @@ class ClassifyObjective(ImageObjective):
         network = self._network(config, classes)
         if config.addp.weights is not None:
             pretrained = _encoder(config, config.addp.weights)
-            network.take(pretrained)
+            fitting, resized = for_image_size(pretrained, config.geometry.image_size)
+            network.take(fitting)
             self.frozen = {"pretrained": fingerprint(pretrained)}
             self.initial_weights = InitialWeights(
-                "addp.weights", config.addp.weights, self.frozen["pretrained"]
+                "addp.weights", config.addp.weights, self.frozen["pretrained"], resized
             )
         elif linear:
             raise ConfigError(
@@ -96,11 +98,12 @@ class ClassifyObjective(ImageObjective):
         )
 
     @classmethod
-    def check_weights(cls, config: RunConfig) -> list[Path]:
+    def check_weights(cls, config: RunConfig) -> dict[Path, Resized | None]:
         if config.addp.weights is None:
-            return []
-        _encoder(config, config.addp.weights)
-        return [config.addp.weights]
+            return {}
+        pretrained = _encoder(config, config.addp.weights)
+        _, resized = for_image_size(pretrained, config.geometry.image_size)
+        return {config.addp.weights: resized}
 
     @classmethod
     def networks(cls, config: RunConfig) -> tuple[nn.Module, list[nn.Module]]:
@@ -130,6 +133,9 @@ class ClassifyObjective(ImageObjective):
 
 
 def _encoder(config: RunConfig, file: Path) -> ADDP:
-    network = load_network(file, "addp", config=config.addp.sizes, geometry=config.geometry)
+    """The network of a file, of the size that its images had."""
+    network = load_network(
+        file, "addp", config=config.addp.sizes, geometry=config.geometry, any_size=True
+    )
     assert isinstance(network, ADDP)
     return network

@@ -23,6 +23,7 @@ from model.dense.pretrained import Pretrained, read_pretrained, take
 from model.dense.segmenter import Segmenter
 from model.documents import first_problem
 from model.errors import ConfigError, WeightsError
+from model.resizing import Resized
 from model.transformer import drop_paths
 from model.weights import fingerprint
 from trainer.config.schema import DetectorSection, RunConfig, SegmenterSection
@@ -167,12 +168,12 @@ class DenseObjective(Objective):
         return {**super().identity(), "geometry": geometry}
 
     @classmethod
-    def check_weights(cls, config: RunConfig) -> list[Path]:
+    def check_weights(cls, config: RunConfig) -> dict[Path, Resized | None]:
         pretrained = _pretrained(config)
         if pretrained is None:
-            return []
+            return {}
         take(cls.network_for(config, ("any",), pretrained).backbone, pretrained)
-        return [pretrained.path]
+        return {pretrained.path: None}
 
     @classmethod
     def networks(cls, config: RunConfig) -> tuple[nn.Module, list[nn.Module]]:

@@ -9,9 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from model.addp import ADDP
 from model.errors import WeightsError
 from model.networks import Network
+from model.predictor import TokenPredictor
+from model.resizing import Resized, for_image_size
 from model.shapes import shapes_only
+from model.vq import VQTokenizer
 from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
 from trainer.objectives.registry import objective_class
@@ -29,14 +33,18 @@ def without_values() -> Iterator[None]:
         yield
 
 
-def given_network(config: RunConfig, kind: str) -> Network:
-    """The network in the file that `<kind>.weights` names. Raises WeightsError where it is no
-    weights file, holds another kind of network, or one of other sizes than `<kind>.sizes`."""
+def given_network(config: RunConfig, kind: str, *, any_size: bool = False) -> Network:
+    """The network in the file that `<kind>.weights` names. any_size: whether its images may be of
+    another size. Raises WeightsError where it is no weights file, holds another kind of network, or
+    one of other sizes than `<kind>.sizes`."""
     section = getattr(config, kind)
     geometry = None if kind == "tokenizer" else config.geometry
-    network = load_network(section.weights, kind, config=section.sizes, geometry=geometry)
+    network = load_network(
+        section.weights, kind, config=section.sizes, geometry=geometry, any_size=any_size
+    )
     stated, wanted = network.config.model_dump(), section.sizes.model_dump()
-    other = [name for name in wanted if name not in _NO_SHAPE and stated[name] != wanted[name]]
+    free = (*_NO_SHAPE, "image_size") if any_size else _NO_SHAPE
+    other = [name for name in wanted if name not in free and stated[name] != wanted[name]]
     if other:
         raise WeightsError(
             f"{section.weights} does not fit {kind}.sizes: "
@@ -47,15 +55,17 @@ def given_network(config: RunConfig, kind: str) -> Network:
 
 
 class InitialWeights(NamedTuple):
-    """The file that a run begins with. key: of the configuration. fingerprint: of the weights; None
-    where the file is not read, since the run goes on from a checkpoint."""
+    """The file that a run begins with. key: of the configuration. fingerprint: of the file's
+    weights; None where it is not read, since the run goes on from a checkpoint. resized: what was
+    done to them for the size of the run's images, if anything."""
 
     key: str
     path: Path
     fingerprint: str | None = None
+    resized: Resized | None = None
 
     def __str__(self) -> str:
-        return f"{self.key} = {self.path}"
+        return f"{self.key} = {self.path}" + (f" ({self.resized})" if self.resized else "")
 
 
 def initial_weights(config: RunConfig) -> InitialWeights | None:
@@ -66,13 +76,15 @@ def initial_weights(config: RunConfig) -> InitialWeights | None:
     return InitialWeights(f"{section}.weights", path) if path is not None else None
 
 
-def check_initial_weights(config: RunConfig) -> None:
-    """Compare the file with the configured sizes by its header alone. Raises WeightsError as
-    `take_initial_weights` does."""
+def check_initial_weights(config: RunConfig) -> Resized | None:
+    """Compare the file with the configured sizes by its header alone. Returns what will be done to
+    its weights for the size of the run's images. Raises WeightsError as `take_initial_weights`
+    does."""
     section = objective_class(config.objective).initial_section
-    if section is not None and initial_weights(config) is not None:
-        with without_values():
-            given_network(config, section)
+    if section is None or initial_weights(config) is None:
+        return None
+    with without_values():
+        return _sized(config, given_network(config, section, any_size=True))[1]
 
 
 def take_initial_weights(config: RunConfig, network: Network, fresh: bool) -> InitialWeights | None:
@@ -81,5 +93,13 @@ def take_initial_weights(config: RunConfig, network: Network, fresh: bool) -> In
     section, given = objective_class(config.objective).initial_section, initial_weights(config)
     if section is None or given is None or not fresh:
         return given
-    network.load_state_dict(given_network(config, section).state_dict())
-    return given._replace(fingerprint=fingerprint(network))
+    found = given_network(config, section, any_size=True)
+    fitting, resized = _sized(config, found)
+    network.load_state_dict(fitting.state_dict())
+    return given._replace(fingerprint=fingerprint(found), resized=resized)
+
+
+def _sized(config: RunConfig, network: Network) -> tuple[Network, Resized | None]:
+    """A network of a file, for the size of the run's images, and what was done to it."""
+    assert isinstance(network, VQTokenizer | TokenPredictor | ADDP)
+    return for_image_size(network, config.geometry.image_size)

@@ -25,7 +25,11 @@ from trainer.checkpointing.restore import foreseen, has_checkpoints
 from trainer.config.reading import load_config
 from trainer.config.schema import RunConfig
 from trainer.objectives.base import Objective
-from trainer.objectives.initial_weights import initial_weights, without_values
+from trainer.objectives.initial_weights import (
+    check_initial_weights,
+    initial_weights,
+    without_values,
+)
 from trainer.objectives.registry import objective_class, users_of
 from trainer.records import ago
 from trainer.run_folder import RunFolder
@@ -100,11 +104,14 @@ class _Checks:
             files = objective_class(config.objective).check_weights(config)
         self._weights_fit = True
         if files or first is None:
-            named = " and ".join(map(str, files))
+            named = " and ".join(
+                f"{path} ({resized})" if resized else str(path) for path, resized in files.items()
+            )
             yield "ok", f"{named}: of the configured sizes" if named else "none needed"
         if first is None:
             return
         if takes_initial_weights(config, self._folder):
+            first = first._replace(resized=check_initial_weights(config))
             yield "ok", f"the run begins with {first}, of the configured sizes"
         else:
             yield "ok", f"{first} is not read: the run goes on from its own checkpoint"

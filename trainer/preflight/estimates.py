@@ -34,7 +34,7 @@ def make_plan(
     config, peak = load_config(file, overrides), assumptions.peak
     first = initial_weights(config)
     if first is not None and first.path.is_file():
-        check_initial_weights(config)
+        first = first._replace(resized=check_initial_weights(config))
     gpus = gpus or [max((n for n in possible_world_sizes(config) if n <= _FEW), default=_FEW)]
     accumulation = {world: accumulation_steps(config, world) for world in gpus}
     epochs = epoch_schedule(

@@ -33,33 +33,6 @@ def test_its_maps_are_the_features_of_fine_tuning() -> None:
         )
 
 
-def cubic(distance: float) -> float:
-    """Keys' kernel with a = -0.75, which is PyTorch's."""
-    a, d = -0.75, abs(distance)
-    if d <= 1:
-        return (a + 2) * d**3 - (a + 3) * d**2 + 1
-    return a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
-
-
-def test_positions_of_another_grid() -> None:
-    """Each is the sum of 4 x 4 trained ones, and those beyond an edge are the edge's."""
-    torch.manual_seed(0)
-    backbone = Backbone(GEOMETRY, BackboneConfig(encoder=ENCODER))
-    table = backbone.pos_embed[0, 1:].view(4, 4, 32)
-    height, width = 6, 3
-    resized = backbone._positions(height, width)
-    assert torch.equal(resized[:, 0], backbone.pos_embed[:, 0])
-    for y in range(height):
-        for x in range(width):
-            at_y, at_x = (y + 0.5) * 4 / height - 0.5, (x + 0.5) * 4 / width - 0.5
-            expected = sum(
-                cubic(at_y - i) * cubic(at_x - j) * table[min(max(i, 0), 3), min(max(j, 0), 3)]
-                for i in range(int(at_y // 1) - 1, int(at_y // 1) + 3)
-                for j in range(int(at_x // 1) - 1, int(at_x // 1) + 3)
-            )
-            torch.testing.assert_close(resized[0, 1 + y * width + x], expected)
-
-
 @pytest.mark.parametrize("windows", [None, WINDOWS], ids=["plain", "windows"])
 def test_recomputation_changes_no_gradient(windows: WindowsConfig | None) -> None:
     torch.manual_seed(0)

@@ -19,7 +19,8 @@ from model.addp import ADDP
 from model.classifier import Classifier
 from model.config import ClassifierConfig, Geometry, TransformerConfig
 from model.errors import ConfigError
-from model.weights import load_network, save_network
+from model.positions import on_grid
+from model.weights import fingerprint, load_network, save_network
 from tests.trainer.evaluation.evaluating import codes, start
 from tests.trainer.launching import SMALL
 from tests.trainer.sabotage import Sabotage
@@ -240,3 +241,20 @@ def test_stochastic_depth_keeps_the_mean() -> None:
     assert float((mean - expected[0]).abs().mean()) < 0.05
     untouched = (block(x.expand(400, -1, -1)) - x).abs().amax((1, 2)) == 0
     assert 0.15 < float(untouched.float().mean()) < 0.35  # both branches dropped: a quarter
+
+
+def test_an_encoder_of_another_size_is_resized(options: tuple[str, ...], pretrained: Path) -> None:
+    """A run knows it again by the weights of its file."""
+    larger = ("tokenizer.sizes.image_size=32", "data.views.size=32")
+    with closing(make_objective(load_config(None, [*SMALL, *options, *larger]))) as objective:
+        given = objective.initial_weights
+        network = objective.network
+    encoder = load_network(pretrained, "addp")
+    assert given is not None and str(given).endswith(
+        "(resized from 16 to 32 pixels: pos_embed, decoder_pos_embed_learned, "
+        "decoder_pos_mask_embed, decoder_pos_token_embed interpolated from 4 x 4 to 8 x 8)"
+    )
+    assert objective.frozen == {"pretrained": fingerprint(encoder)}
+    assert isinstance(network, Classifier) and isinstance(encoder, ADDP)
+    assert torch.equal(network.pos_embed, on_grid(encoder.pos_embed, 8, 8))
+    assert torch.equal(network.patch_embed.proj.weight, encoder.patch_embed.proj.weight)

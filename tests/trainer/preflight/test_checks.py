@@ -289,6 +289,12 @@ def test_what_a_run_begins_with(addp: tuple[str, ...], tmp_path: Path) -> None:
     found = [c for c in check_run(None, [*addp, f"addp.weights={file}"], 2) if c.name == "weights"]
     assert [c.state for c in found] == ["ok", "ok"]
     assert found[1].text == f"the run begins with addp.weights = {file}, of the configured sizes"
+    (tmp_path / "larger").mkdir()
+    larger = _network("addp", tmp_path / "larger", "tokenizer.sizes.image_size=32")
+    _, begins = [
+        c for c in check_run(None, [*addp, f"addp.weights={larger}"], 2) if c.name == "weights"
+    ]
+    assert begins.state == "ok" and "(resized from 32 to 16 pixels: pos_embed, " in begins.text
     _save_manifest(load_config(None, list(addp)))
     file.unlink()
     found = [c for c in check_run(None, [*addp, f"addp.weights={file}"], 2) if c.name == "weights"]

@@ -31,9 +31,9 @@ def labels_of(known: Sequence[str], asked: Sequence[str | int]) -> list[int]:
     """
     if not known:
         raise ConfigError(
-            "this network knows no classes: it was trained without a condition. Train its predictor "
-            "and then it with condition=classes; both may begin with the weights that they have "
-            "(docs/generation.md)"
+            "this network knows no classes: it was trained without a condition. Train its "
+            "predictor with condition=classes, and then it; both may begin with the weights that "
+            "they have (docs/generation.md)"
         )
     labels: list[int] = []
     for one in asked:

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import ADDPConfig, Geometry, TransformerConfig
+from model.config import ConditionalConfig, Geometry, TransformerConfig
 from model.encoder import Encoder
 from model.transformer import (
     MlmHead,
@@ -61,7 +61,7 @@ class ADDP(Encoder):
     def classes(self) -> tuple[str, ...]:
         """Return the names of the classes that the network was conditioned on, in the order of
         their labels; none for an unconditional network."""
-        return self.config.classes if isinstance(self.config, ADDPConfig) else ()
+        return self.config.classes if isinstance(self.config, ConditionalConfig) else ()
 
     def decode(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from model.documents import Settings, show
 
@@ -126,20 +126,12 @@ class TransformerConfig(_Sizes):
         return self
 
 
-class ADDPConfig(TransformerConfig):
-    """The ADDP network with what it is conditioned on: class i has the id K + i of the vocabulary.
-
-    Without classes it is described as one that knows no condition.
-    """
+class ConditionalConfig(TransformerConfig):
+    """An ADDP network that learned classes: class i has the id K + i of the vocabulary."""
 
     classes: tuple[str, ...] = Field(
-        (), max_length=UNUSED_CLASS_IDS, description="names, in the order of the labels"
+        min_length=1, max_length=UNUSED_CLASS_IDS, description="names, in the order of the labels"
     )
-
-    @model_serializer(mode="wrap")
-    def _without_a_condition(self, as_usual: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = as_usual(self)
-        return {k: v for k, v in values.items() if k != "classes" or v}
 
 
 class ClassifierConfig(Settings):

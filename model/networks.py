@@ -3,7 +3,7 @@
 kind         network          sizes (config)      in which file
 tokenizer    VQTokenizer      TokenizerConfig     the VQGAN's, and inside of MAGE's and ADDP's
 predictor    TokenPredictor   TransformerConfig   MAGE's, and inside of ADDP's
-addp         ADDP             ADDPConfig          ADDP's
+addp         ADDP             TransformerConfig   ADDP's; ours with classes: ConditionalConfig
 classifier   Classifier       ClassifierConfig    ours only
 segmenter    Segmenter        SegmenterConfig     ours only
 detector     Detector         DetectorConfig      ours only
@@ -13,13 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from model.addp import ADDP
 from model.classifier import Classifier
-from model.config import ADDPConfig, ClassifierConfig, Geometry, TokenizerConfig, TransformerConfig
+from model.config import (
+    ClassifierConfig,
+    ConditionalConfig,
+    Geometry,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from model.dense.config import DetectorConfig, SegmenterConfig
 from model.dense.detector import Detector
 from model.dense.segmenter import Segmenter
@@ -34,7 +40,7 @@ Config = TokenizerConfig | TransformerConfig | ClassifierConfig | SegmenterConfi
 CONFIG: dict[str, type[Config]] = {
     "tokenizer": TokenizerConfig,
     "predictor": TransformerConfig,
-    "addp": ADDPConfig,
+    "addp": TransformerConfig,
     "classifier": ClassifierConfig,
     "segmenter": SegmenterConfig,
     "detector": DetectorConfig,
@@ -46,6 +52,13 @@ class Sizes(NamedTuple):
 
     config: Config
     geometry: Geometry | None
+
+
+def stated_config(kind: str, values: Any) -> Config:
+    """Return the sizes of a network as a file or a checkpoint states them. Raises pydantic's
+    ValidationError."""
+    conditional = kind == "addp" and isinstance(values, Mapping) and "classes" in values
+    return (ConditionalConfig if conditional else CONFIG[kind]).model_validate(values)
 
 
 def build(kind: str, config: Config, geometry: Geometry | None = None) -> Network:

@@ -14,7 +14,7 @@ from PIL import Image
 import model
 from model import ImageModel, SamplingOptions, load
 from model.addp import ADDP
-from model.config import ADDPConfig
+from model.config import ConditionalConfig
 from model.errors import ConfigError, DataError, WeightsError
 from model.pictures import squares
 from model.vq import VQTokenizer
@@ -165,7 +165,7 @@ def test_pictures_of_classes(run: Path, tmp_path: Path, photo: Image.Image) -> N
     shutil.copy(run / "config.resolved.yaml", tmp_path)
     network = load_network(run / "network.safetensors", "addp")
     assert isinstance(network, ADDP)
-    sizes = ADDPConfig(**network.config.model_dump(), classes=("cat", "dog"))
+    sizes = ConditionalConfig(**network.config.model_dump(), classes=("cat", "dog"))
     conditional = ADDP(network.geometry, sizes)
     conditional.load_state_dict(network.state_dict())
     save_network(conditional, tmp_path / "network.safetensors")

@@ -11,8 +11,9 @@ from torch import Tensor
 from model.addp import ADDP
 from model.attention import attention
 from model.compiling import compilations, compile_blocks, torch_compiler
-from model.config import ADDPConfig, Geometry, TransformerConfig
+from model.config import ConditionalConfig, Geometry, TransformerConfig
 from model.masking import denoising_masks
+from model.official import import_official, official_metadata, official_state, write_state
 from model.transformer import recompute_blocks
 from model.weights import load_network, save_network
 
@@ -24,7 +25,7 @@ CLASSES = ("a", "b", "c")
 @pytest.fixture
 def network() -> ADDP:
     torch.manual_seed(0)
-    return ADDP(GEOMETRY, ADDPConfig(**TINY.model_dump(), classes=CLASSES))
+    return ADDP(GEOMETRY, ConditionalConfig(**TINY.model_dump(), classes=CLASSES))
 
 
 @pytest.fixture
@@ -89,6 +90,11 @@ def test_a_network_with_classes_has_the_same_tensors_and_says_its_classes(
         assert isinstance(loaded, ADDP) and loaded.classes == told.classes
         assert (b"classes" in file.read_bytes()) == (name == "told")
         assert loaded.config.model_dump() == told.config.model_dump()
+        parts = {"addp": told}
+        official = tmp_path / f"{name}.pth"
+        write_state(official_state(parts), official, official_metadata(parts))
+        imported = import_official(official).networks["addp"]
+        assert isinstance(imported, ADDP) and imported.classes == told.classes
     assert network.classes == CLASSES and plain.classes == ()
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipeline.shards.manifest import Manifest
-from model.config import UNUSED_CLASS_IDS, ADDPConfig, TransformerConfig
+from model.config import UNUSED_CLASS_IDS, ConditionalConfig, TransformerConfig
 from model.errors import ConfigError
 from model.randomness import uniforms
 from trainer.config.schema import RunConfig
@@ -63,7 +63,7 @@ def conditional_sizes(config: RunConfig, manifests: Sequence[Manifest]) -> Trans
             f"condition = classes: {data} has {len(classes):,} classes, and the vocabulary has ids "
             f"for {UNUSED_CLASS_IDS:,}; join some, or leave condition at none"
         )
-    return ADDPConfig(**sizes.model_dump(), classes=classes)
+    return ConditionalConfig(**sizes.model_dump(), classes=classes)
 
 
 def drawn_condition(config: RunConfig, labels: NDArray[np.int64], start: int) -> Condition | None:

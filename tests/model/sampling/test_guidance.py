@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.addp import ADDP
 from model.conditioning import labels_in_turn, labels_of
-from model.config import ADDPConfig, Geometry, TransformerConfig
+from model.config import ConditionalConfig, Geometry, TransformerConfig
 from model.errors import ConfigError
 from model.sampler import Advisers, generate
 from model.sampling.guidance import code_logits, fully_masked_logits
@@ -26,7 +26,7 @@ TINY = TransformerConfig(size="tiny")  # type: ignore[call-arg]
 @pytest.fixture
 def network(tokenizer: VQTokenizer) -> ADDP:
     torch.manual_seed(1)
-    sizes = ADDPConfig(**TINY.model_dump(), classes=("a", "b", "c"))
+    sizes = ConditionalConfig(**TINY.model_dump(), classes=("a", "b", "c"))
     return ADDP(Geometry.of(tokenizer.config), sizes).eval()
 
 

@@ -5,13 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
 from model.documents import Settings, show
 
@@ -146,20 +140,12 @@ class TransformerConfig(_Sizes):
 
 
 class ConditionalConfig(TransformerConfig):
-    """ADDP's network, or its predictor, with what it is conditioned on: class i has the id K + i of
-    the vocabulary.
-
-    Without classes it is described as one that knows no condition.
-    """
+    """An ADDP network, or a predictor, that learned classes: class i has the id K + i of the
+    vocabulary."""
 
     classes: tuple[str, ...] = Field(
-        (), max_length=UNUSED_CLASS_IDS, description="names, in the order of the labels"
+        min_length=1, max_length=UNUSED_CLASS_IDS, description="names, in the order of the labels"
     )
-
-    @model_serializer(mode="wrap")
-    def _without_a_condition(self, as_usual: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = as_usual(self)
-        return {k: v for k, v in values.items() if k != "classes" or v}
 
 
 class ClassifierConfig(Settings):

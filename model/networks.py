@@ -2,8 +2,8 @@
 
 kind         network          sizes (config)      in which file
 tokenizer    VQTokenizer      TokenizerConfig     the VQGAN's, and inside of MAGE's and ADDP's
-predictor    TokenPredictor   ConditionalConfig   MAGE's, and inside of ADDP's
-addp         ADDP             ConditionalConfig   ADDP's
+predictor    TokenPredictor   TransformerConfig   MAGE's, and inside of ADDP's
+addp         ADDP             TransformerConfig   ADDP's
 classifier   Classifier       ClassifierConfig    ours only
 segmenter    Segmenter        SegmenterConfig     ours only
 detector     Detector         DetectorConfig      ours only
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -39,8 +39,8 @@ Network = VQTokenizer | TokenPredictor | ADDP | Classifier | Segmenter | Detecto
 Config = TokenizerConfig | TransformerConfig | ClassifierConfig | SegmenterConfig | DetectorConfig
 CONFIG: dict[str, type[Config]] = {
     "tokenizer": TokenizerConfig,
-    "predictor": ConditionalConfig,
-    "addp": ConditionalConfig,
+    "predictor": TransformerConfig,
+    "addp": TransformerConfig,
     "classifier": ClassifierConfig,
     "segmenter": SegmenterConfig,
     "detector": DetectorConfig,
@@ -52,6 +52,15 @@ class Sizes(NamedTuple):
 
     config: Config
     geometry: Geometry | None
+
+
+def stated_config(kind: str, values: Any) -> Config:
+    """Return the sizes of a network as a file or a checkpoint states them. Raises pydantic's
+    ValidationError."""
+    conditional = (
+        kind in ("predictor", "addp") and isinstance(values, Mapping) and "classes" in values
+    )
+    return (ConditionalConfig if conditional else CONFIG[kind]).model_validate(values)
 
 
 def build(kind: str, config: Config, geometry: Geometry | None = None) -> Network:

@@ -25,7 +25,15 @@ from model.config import Geometry, TokenizerConfig
 from model.documents import first_problem, parse_json
 from model.errors import WeightsError
 from model.files import whole_file
-from model.networks import CONFIG, Config, Network, Sizes, build, check_values, matching_outline
+from model.networks import (
+    Config,
+    Network,
+    Sizes,
+    build,
+    check_values,
+    matching_outline,
+    stated_config,
+)
 from model.official_keys import from_official
 from model.official_sizes import geometry_of_grid
 from model.vq import VQTokenizer
@@ -110,7 +118,7 @@ def stated_sizes(metadata: Mapping[str, str], path: Path | str) -> dict[str, Siz
             return {}
         return {
             kind: Sizes(
-                CONFIG[kind].model_validate(sizes["config"]),
+                stated_config(kind, sizes["config"]),
                 Geometry.model_validate(sizes["geometry"]) if kind != "tokenizer" else None,
             )
             for kind, sizes in content.items()

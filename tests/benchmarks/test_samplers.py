@@ -72,6 +72,9 @@ def test_rows_are_read_up_to_the_one_that_was_cut_off(tmp_path: Path) -> None:
     assert read_rows(file) == [{"seed": 0}, {"seed": 1}]
     assert file.read_text().endswith('{"seed": 1}\n')  # the next row begins a line
     whole = dict.fromkeys(("sampling", "seed", "samples", "batch", "network", "guide", "images"), 0)
+    whole["sampling"] = {"top_p": 0.8}
+    later = {"top_p": 0.8, "class_guidance": 1.0}  # an option that came later, at its default
+    assert key_of(whole) == key_of(whole | {"sampling": later})
     assert key_of(whole) != key_of(whole | {"seed": 1}) and key_of(whole) == key_of(
         whole | {"load": 3}
     )

@@ -13,6 +13,7 @@ from model.compiling import compilations, compile_blocks, torch_compiler
 from model.conditioning import NOT_TOLD
 from model.config import ConditionalConfig, Geometry, TransformerConfig
 from model.masking import denoising_masks
+from model.official import import_official, official_metadata, official_state, write_state
 from model.transformer import recompute_blocks
 from model.weights import load_network, save_network
 
@@ -88,6 +89,11 @@ def test_a_network_with_classes_has_the_same_tensors_and_says_its_classes(
         assert isinstance(loaded, ADDP) and loaded.classes == told.classes
         assert (b"classes" in file.read_bytes()) == (name == "told")
         assert loaded.config.model_dump() == told.config.model_dump()
+        parts = {"addp": told}
+        official = tmp_path / f"{name}.pth"
+        write_state(official_state(parts), official, official_metadata(parts))
+        imported = import_official(official).networks["addp"]
+        assert isinstance(imported, ADDP) and imported.classes == told.classes
     assert network.classes == CLASSES and plain.classes == ()
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from model.config import Geometry
 from model.documents import first_problem, show
 from model.errors import ADDPError, WeightsError
-from model.networks import CONFIG, Network, Sizes, build, matching_outline
+from model.networks import Network, Sizes, build, matching_outline, stated_config
 from trainer.checkpointing.format import MANIFEST, Damaged, Manifest
 from trainer.checkpointing.saved_state import SavedState
 from trainer.objectives.registry import OBJECTIVES
@@ -59,7 +59,7 @@ def _stated_network(manifest: Manifest) -> tuple[str, Sizes]:
             f"{show(objective)}"
         )
     try:
-        config = CONFIG[entry.network_kind].model_validate(run_identity.get("network"))
+        config = stated_config(entry.network_kind, run_identity.get("network"))
         geometry = Geometry.model_validate(run_identity.get("geometry"))
         return entry.network_kind, Sizes(config, geometry)
     except ValidationError as error:

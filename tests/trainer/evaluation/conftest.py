@@ -24,7 +24,7 @@ def addp_options(
     that the predictor knows."""
     file = folder / "predictor.safetensors"
     tiny = TransformerConfig(size="tiny")  # type: ignore[call-arg]
-    sizes = ConditionalConfig(**tiny.model_dump(), classes=classes)
+    sizes = ConditionalConfig(**tiny.model_dump(), classes=classes) if classes else tiny
     save_network(TokenPredictor(Geometry.of(tokenizer.config), sizes), file)
     return [
         "objective=addp",

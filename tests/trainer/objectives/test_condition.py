@@ -13,7 +13,7 @@ import torch
 from data_pipeline.storage import open_store
 from model.addp import ADDP
 from model.conditioning import NOT_TOLD
-from model.config import ConditionalConfig
+from model.config import ConditionalConfig, TransformerConfig
 from model.errors import ConfigError
 from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
@@ -127,16 +127,13 @@ def test_what_addp_is_taught_is_told_the_class_by_a_predictor_that_learned_it(
     assert torch.equal(inputs["target"][~told], untold[~told])
     assert not torch.isclose(inputs["target"][told], untold[told]).flatten(1).all(1).any()
 
-    plain = load_network(options[-1].split("=")[1], "predictor").config.model_dump()
-    for classes, message in (((), "knows no classes"), (("x", "y"), "other classes .*: x, y, ")):
-        other = TokenPredictor(
-            objective.config.geometry, ConditionalConfig(**{**plain, "classes": classes})
-        )
-        save_network(other, tmp_path / "other.safetensors")
+    plain = TransformerConfig(size="tiny")  # type: ignore[call-arg]
+    other = ConditionalConfig(**plain.model_dump(), classes=("x", "y"))
+    unfit = tmp_path / "unfit.safetensors"
+    for sizes, message in ((plain, "knows no classes"), (other, "other classes .*: x, y, ")):
+        save_network(TokenPredictor(objective.config.geometry, sizes), unfit)
         with pytest.raises(ConfigError, match=message):
-            first_inputs(
-                [*options, CONDITIONAL, f"predictor.weights={tmp_path}/other.safetensors"], tmp_path
-            )
+            first_inputs([*options, CONDITIONAL, f"predictor.weights={unfit}"], tmp_path)
 
 
 def test_data_that_are_no_condition_are_refused(tmp_path: Path) -> None:

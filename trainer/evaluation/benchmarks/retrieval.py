@@ -33,7 +33,7 @@ class Retrieval(Benchmark):
     variants: ClassVar = {
         "untrained_": "untrained encoder",
         "pixels_": "raw pixels",
-        "color_": "mean color",
+        "colour_": "mean colour",
     }
     images: ClassVar = {
         "nearest": ImageTitle(

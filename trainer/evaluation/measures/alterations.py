@@ -25,11 +25,11 @@ def altered(images: Tensor, seed: int, start: int = 0, strength: float = 1.0) ->
     """Return a copy of each image (N, 3, H, W) in [0, 1], turned, moved and recoloured.
 
     What is drawn for image i depends on (seed, start + i) alone. What a turn brings into the frame
-    takes the color of the border. strength: factor of all limits.
+    takes the colour of the border. strength: factor of all limits.
     """
     drawn = uniforms(seed, "altered", start, len(images), _DRAWS) * 2 - 1
-    turn, across, down, *colors = torch.from_numpy(drawn * strength).float().to(images.device).T
-    return _recolored(_moved(images, turn, across, down), *colors)
+    turn, across, down, *colours = torch.from_numpy(drawn * strength).float().to(images.device).T
+    return _recoloured(_moved(images, turn, across, down), *colours)
 
 
 def _moved(images: Tensor, turn: Tensor, across: Tensor, down: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def _moved(images: Tensor, turn: Tensor, across: Tensor, down: Tensor) -> Tensor
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def _recolored(
+def _recoloured(
     images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor
 ) -> Tensor:
     yiq = _YIQ.to(images.device)

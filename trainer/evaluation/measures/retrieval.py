@@ -62,13 +62,13 @@ def measure(task: Task) -> Outcome:
 
 
 def _kinds(task: Task) -> Iterator[tuple[str, Patches]]:
-    """Yield what patches are taken of: encoders, and with `baselines` pixels and the mean color."""
+    """Yield what patches are taken of: encoders; with `baselines` pixels and the mean colour."""
     for name, network in encoders(task).items():
         yield name, partial(patches_of, network)
     if task.options.baselines:
         side = task.config.geometry.patch_size
         yield "pixels", lambda images: F.unfold(images, side, stride=side).transpose(1, 2)
-        yield "color", lambda images: images.mean((2, 3))[:, None]
+        yield "colour", lambda images: images.mean((2, 3))[:, None]
 
 
 def _in_batches(patches: Patches, images: Tensor, batch: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from data_pipeline.streaming.image_loader import ImageBatch
 from model.addp import ADDP
+from model.device import staged
 from model.errors import ConfigError
 from model.masked_pixels import MaskedPixels
 from model.masking import masked_count
@@ -42,10 +43,9 @@ class PixelsObjective(ImageObjective):
     def inputs(self, batch: ImageBatch, step: int, device: torch.device) -> Inputs:
         """images: (B, 3, H, W) float32 in [0, 1]. kept, masked: (B, N) and (B, L - N) int64, the
         patches that the encoder sees and the others, drawn by the index of the sample."""
-        drawn = orders(
-            self.config.seed, "masked-pixels", batch.start, len(batch.labels), _tokens(self.config)
-        )
-        return _inputs(self.config, batch, torch.from_numpy(drawn), device)
+        seed, count = self.config.seed, len(batch.labels)
+        order = orders(seed, "masked-pixels", batch.start, count, _tokens(self.config))
+        return _inputs(self.config, batch, staged(torch.from_numpy(order)), device)
 
     @classmethod
     def networks(cls, config: RunConfig) -> tuple[nn.Module, list[nn.Module]]:
@@ -75,8 +75,6 @@ def _tokens(config: RunConfig) -> int:
 
 def _inputs(config: RunConfig, batch: ImageBatch, order: Tensor, device: torch.device) -> Inputs:
     """order: (B, L) int64, the patches of each image in the order in which they are masked."""
-    hidden = masked_count(_tokens(config), config.pixels.masked)
-    masked, kept = order.to(device, non_blocking=True).split(
-        [hidden, order.shape[1] - hidden], dim=1
-    )
-    return {"images": pixels_on(device, batch), "kept": kept, "masked": masked}
+    images, order = pixels_on(device, batch), order.to(device, non_blocking=True)
+    hidden = masked_count(order.shape[1], config.pixels.masked)
+    return {"images": images, "kept": order[:, hidden:], "masked": order[:, :hidden]}

@@ -12,7 +12,7 @@ from model.randomness import uniforms
 
 # The most that a copy is changed by, each way.
 TURN = 15.0  # degrees
-SHIFT = 0.1  # of the side
+SHIFT = 0.1  # of the side, along each axis of the turned frame
 LIGHT = 0.2  # share of the brightness, of the contrast, and of the saturation
 HUE = 36.0  # degrees of the hue circle: a tenth of it
 

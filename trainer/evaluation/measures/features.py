@@ -81,7 +81,7 @@ def extractors(task: Task) -> dict[str, Extract]:
 def encoders(task: Task) -> dict[str, Encoder]:
     """The trained encoder; with `baselines` also an untrained one."""
     assert isinstance(task.network, Encoder)
-    found = {MAIN: task.network}
+    found: dict[str, Encoder] = {MAIN: task.network}
     if task.options.baselines:
         torch.manual_seed(task.config.seed)
         fresh = build("addp", task.config.addp.sizes, task.config.geometry).to(task.device).eval()

@@ -72,7 +72,7 @@ def _kinds(task: Task) -> Iterator[tuple[str, Patches]]:
 
 
 def _in_batches(patches: Patches, images: Tensor, batch: int) -> Tensor:
-    return torch.cat([patches(some) for some in images.split(batch)])
+    return torch.cat([patches(some) for some in torch.split(images, batch)])
 
 
 def _cosines(queries: Tensor, originals: Tensor) -> Iterator[tuple[str, Tensor]]:

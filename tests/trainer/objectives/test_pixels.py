@@ -14,6 +14,7 @@ from tests.trainer.launching import SMALL
 from tests.trainer.worlds import finish
 from trainer import costs
 from trainer.config.reading import load_config
+from trainer.evaluation.trained import load_addp
 from trainer.objectives.classify import ClassifyObjective
 from trainer.objectives.pixels import PixelsObjective
 from trainer.recipes import recipe
@@ -34,6 +35,8 @@ def test_a_run_goes_on_and_its_encoder_can_be_fine_tuned(images: Path, tmp_path:
     assert isinstance(load_network(file, "addp"), ADDP)
     config = load_config(None, [*SMALL, "objective=classify", *common, f"addp.weights={file}"])
     assert ClassifyObjective(config, fresh=True).initial_weights is not None
+    with pytest.raises(ConfigError, match="objective pixels has no tokenizer"):
+        load_addp(str(cut))
     with pytest.raises(ConfigError, match="pixels trains in ZeRO 0 to 2"):
         PixelsObjective(load_config(None, [*options[:-1], "zero_stage=3"]))
 

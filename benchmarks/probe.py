@@ -131,7 +131,7 @@ def main() -> None:
         "knn": {
             "seconds": round(knn_wall, 2),
             "cpu_seconds": round(knn_cpu, 2),
-            **votes,
+            **{name: float(right.float().mean()) for name, right in votes.items()},
             "imagenet_seconds": round(knn_wall * pairs),
             "imagenet_cpu_seconds": round(knn_cpu * pairs),
         },

@@ -196,6 +196,17 @@ class TokenizerLossConfig(Settings):
     )
 
 
+class MaskedPixelsConfig(Settings):
+    """The masking and the loss of masked pixels (model/masked_pixels.py)."""
+
+    masked: float = Field(
+        0.75, gt=0, lt=1, description="share of the patches that the encoder does not see"
+    )
+    normalised: bool = Field(
+        True, description="whether the pixels of each patch are normalised before they are compared"
+    )
+
+
 class Geometry(Settings):
     """What the networks share: image, grid and vocabulary."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.config import Geometry, TransformerConfig
 from model.dropout import dropout
 from model.positions import on_grid
-from model.transformer import blocks, learned, positions
+from model.transformer import blocks, gather_positions, learned, positions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -83,10 +83,16 @@ class Encoder(PixelTransformer):
         super().__init__(geometry, config, tokenizer_norm=tokenizer_norm)
         self.norm = nn.LayerNorm(config.dim, eps=1e-6) if norm else nn.Identity()
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
         """Encode images (B, 3, H, W), clamped to [0, 1], to features (B, 1 + L, D); index 0 is the
-        class slot."""
+        class slot.
+
+        kept: the patches that enter the blocks, (B, N) int64; their features are (B, 1 + N, D). All
+        of them enter if None.
+        """
         x = self._embed(images)
+        if kept is not None:
+            x = torch.cat([x[:, :1], gather_positions(x[:, 1:], kept)], 1)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)

@@ -40,6 +40,7 @@ MODULES = (
     "trainer.objectives.classify",
     "trainer.objectives.detect",
     "trainer.objectives.mage",
+    "trainer.objectives.pixels",
     "trainer.objectives.segment",
     "trainer.objectives.tokenizer",
     "trainer.preflight.checks",

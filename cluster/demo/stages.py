@@ -219,6 +219,7 @@ def _evaluation(demo: Demo, name: str) -> Stage:
             "proxy": (_COUNT + held_out / 4) * speed.fidelity + _FORMULAS * speed.slowness,
             "knn": every * speed.feature,
             "linear": 2 * every * speed.feature + _REGRESSION * speed.slowness,
+            "retrieval": 4 * held_out * speed.feature,
         }
         if name == "tokenizer":
             seconds["held-out"] = 2 * held_out * speed.denoising
@@ -244,7 +245,9 @@ def _missing(demo: Demo, name: str) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Yield the steps of checkpoints that lack results, and the benchmarks that they lack."""
     steps = demo.checkpoints(name)
     each: tuple[str, ...] = ("samples", *_fidelity(), "knn") if name == "addp" else ()
-    last: tuple[str, ...] = (*each, "held-out", "linear") if name == "addp" else ("held-out",)
+    last: tuple[str, ...] = ("held-out",)
+    if name == "addp":
+        last = (*each, "held-out", "linear", "retrieval")
     if demo.quick:
         steps, last = steps[-1:], ("samples",)
     there = {(result.step, result.benchmark) for result in read_results(LocalStore(demo.run(name)))}

@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_pipeline.storage import LocalStore
-from trainer.evaluation.reporting.metrics import standard_error
+from trainer.evaluation.measures.intervals import ENDS, OVER
 from trainer.evaluation.results import read_results
 from trainer.run_folder import TARGETS, RunFolder, write_json
 
+# What the encoder's features are measured by: name, benchmark, metric, and what they have to be
+# ahead of. What else they are compared with is shown.
+_FEATURES = (
+    ("original found (top 1)", "retrieval", "top1", ("untrained", "pixels", "colour")),
+    ("kNN (k = 20)", "knn", "top1_k20", ("untrained",)),
+    ("linear probe", "linear", "top1", ("untrained",)),
+)
+_OTHERS = {"untrained": "untrained encoder", "pixels": "raw pixels", "colour": "mean colour"}
 # Of dense transfer, if the demo went on to it: run, benchmark, metric, name, and the least value.
 _DENSE = (
     ("segment", "segmentation", "miou", "segmenter, mean IoU of held-out scenes", 0.4),
@@ -51,18 +59,13 @@ def collect_targets(out: Path) -> list[Target]:
             last < 0.95 * first,
         ),
     ]
-    for name, benchmark, key in (
-        ("kNN (k = 20)", "knn", "top1_k20"),
-        ("linear probe", "linear", "top1"),
-    ):
-        shares = [addp(benchmark, prefix + key) for prefix in ("", "untrained_", "pixels_")]
-        trained, untrained, pixels = shares
-        reached, other, raw = (_percent(share, addp(benchmark, "images")) for share in shares)
+    for name, benchmark, key, asked in _FEATURES:
+        metrics = _metrics(out / "addp", benchmark)
+        targets.append(Target(f"{name}, trained encoder", _share(metrics, key)))
         targets += [
-            Target(
-                f"{name}, trained encoder", reached, f"> untrained ({other})", trained > untrained
-            ),
-            Target(f"{name}, beside raw pixels", reached, f"> pixels ({raw})", trained > pixels),
+            _ahead(metrics, key, name, other, other in asked)
+            for other in _OTHERS
+            if f"{other}_{key}" in metrics
         ]
     targets.append(Target("most common class", f"{addp('knn', 'majority_class'):.1%}"))
     if any(result.benchmark == "proxy" for result in read_results(LocalStore(out / "addp"))):
@@ -90,23 +93,40 @@ def _nats(name: str, measured: Callable[[str, str], float], least: float) -> Tar
     )
 
 
-def _percent(share: float, images: float) -> str:
-    """Return a share in percent, with its standard error where the count of images is known."""
-    error = standard_error(share, images)
-    return f"{100 * share:.1f}" + (f" ± {100 * error:.1f}" if error is not None else "") + " %"
+def _share(metrics: dict[str, float], name: str) -> str:
+    """Return a share in percent, with its interval."""
+    return f"{100 * metrics[name]:.1f} %{_ends(metrics, name, '')}"
+
+
+def _ahead(metrics: dict[str, float], key: str, name: str, other: str, asked: bool) -> Target:
+    """Return how far the trained encoder is ahead of something else, in points. asked: whether the
+    interval has to lie above 0."""
+    difference = f"{key}{OVER}{other}"
+    # Earlier versions counted no intervals.
+    points = metrics.get(difference, metrics[key] - metrics[f"{other}_{key}"])
+    low = metrics.get(difference + ENDS[0], points)
+    return Target(
+        f"{name}, ahead of {_OTHERS[other]}",
+        f"{100 * points:+.1f} points{_ends(metrics, difference, '+')}",
+        f"{'above 0 ' if asked else ''}({_share(metrics, f'{other}_{key}')})",
+        low > 0 if asked else None,
+    )
+
+
+def _ends(metrics: dict[str, float], name: str, sign: str) -> str:
+    ends = [f"{100 * metrics[name + end]:{sign}.1f}" for end in ENDS if name + end in metrics]
+    return f" [{', '.join(ends)}]" if ends else ""
+
+
+def _metrics(run: Path, benchmark: str) -> dict[str, float]:
+    """Return what a benchmark measured at the newest checkpoint that has it."""
+    results = read_results(LocalStore(run))
+    return dict(next(r for r in reversed(results) if r.benchmark == benchmark).numbers)
 
 
 def _newest(run: Path) -> Callable[[str, str], float]:
     """Return a function that gives a benchmark's metric at the newest checkpoint that has it."""
-    results = read_results(LocalStore(run))
-
-    def value(benchmark: str, metric: str) -> float:
-        metrics = next(r for r in reversed(results) if r.benchmark == benchmark).metrics
-        if metric == "images":
-            return float(metrics.get(metric, 0))  # earlier versions did not count images
-        return float(metrics[metric])
-
-    return value
+    return lambda benchmark, metric: _metrics(run, benchmark)[metric]
 
 
 def show_targets(out: Path, unmeasured: str | None = None) -> None:

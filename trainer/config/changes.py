@@ -87,6 +87,7 @@ TRAINING = (
     "classifier",
     "augmentation",
     "tokenizer_loss",
+    "pixels",
     "segmenter.dropout",
     "segmenter.layer_decay",
     "segmenter.drop_path",

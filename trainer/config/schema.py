@@ -19,6 +19,7 @@ from model.config import (
     LARGEST_IMAGE,
     WIDEST,
     Geometry,
+    MaskedPixelsConfig,
     TokenizerConfig,
     TokenizerLossConfig,
     TransformerConfig,
@@ -356,8 +357,9 @@ class RunConfig(Settings):
 
     objective: Annotated[str, AfterValidator(known_objective)] = Field(
         "addp",
-        description="what is trained: VQ tokenizer, token predictor (MAGE), ADDP, or a classifier, "
-        f"a segmenter or a detector on its encoder ({' | '.join(OBJECTIVES)})",
+        description="what is trained: VQ tokenizer, token predictor (MAGE), ADDP; its network on "
+        "masked pixels (MAE), to compare with; or a classifier, a segmenter or a detector on its "
+        f"encoder ({' | '.join(OBJECTIVES)})",
     )
     run: Annotated[Path, BeforeValidator(_named)] = Field(
         Path("runs/unnamed"), description="run folder: checkpoints, metrics, resolved configuration"
@@ -372,6 +374,7 @@ class RunConfig(Settings):
     segmenter: SegmenterSection = SegmenterSection()
     detector: DetectorSection = DetectorSection()
     tokenizer_loss: TokenizerLossConfig = TokenizerLossConfig()
+    pixels: MaskedPixelsConfig = MaskedPixelsConfig()
     mask_ratio_scope: Literal["step", "micro"] = Field(
         "step",
         description="what shares a mask ratio: all samples of a step, or of a micro batch as "

@@ -17,6 +17,7 @@ import typer
 
 from trainer.config.options import AsJson, LocalRank, LocalTokenizer, TrainedWeights, from_models
 from trainer.evaluation.benchmarks.registry import BENCHMARKS
+from trainer.evaluation.measures.intervals import ENDS
 from trainer.evaluation.options import EvaluationOptions, WhichCheckpoints, WorkOptions
 
 if TYPE_CHECKING:
@@ -106,11 +107,16 @@ def _show(results: list[Result], as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for name in ("step", "benchmark", "metric", "value"):
-        table.add_column(name, justify="right" if name in ("step", "value") else "left")
+    for name in ("step", "benchmark", "metric", "value", "95 % interval"):
+        table.add_column(name, justify="left" if name in ("benchmark", "metric") else "right")
     for result in results:
-        for name, value in result.numbers:
-            table.add_row(str(result.step), result.benchmark, name, f"{value:.4g}")
+        values = dict(result.numbers)
+        for name, value in values.items():
+            if any(name.endswith(end) and name.removesuffix(end) in values for end in ENDS):
+                continue  # it stands beside its metric
+            ends = [f"{values[name + end]:.3g}" for end in ENDS if name + end in values]
+            row = (result.benchmark, name, f"{value:.4g}", " to ".join(ends))
+            table.add_row(str(result.step), *row)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 

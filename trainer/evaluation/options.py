@@ -124,7 +124,8 @@ class ProbeOptions(Settings):
     """What frozen features are compared with."""
 
     baselines: bool = Field(
-        False, description="knn, linear: measure also an untrained encoder, and raw pixels"
+        False,
+        description="knn, linear, retrieval: measure also an untrained encoder, and raw pixels",
     )
 
 

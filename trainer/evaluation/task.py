@@ -81,8 +81,8 @@ class Task:
 
     @cached_property
     def tokenizer(self) -> VQTokenizer:
-        """The tokenizer that an ADDP run was trained with. Raises WeightsError."""
-        expected = self._checkpoint.manifest.run_identity["frozen"]["tokenizer"]
+        """The tokenizer that an ADDP run was trained with. Raises ConfigError or WeightsError."""
+        expected = self._checkpoint.manifest.run_identity["frozen"].get("tokenizer")
         return frozen_tokenizer(self.config, self._tokenizer, expected).to(self.device)
 
     @property

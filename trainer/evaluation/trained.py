@@ -67,10 +67,15 @@ def frozen_tokenizer(config: RunConfig, file: Path | None, expected: str | None)
     """The tokenizer that an ADDP run was trained with, in eval mode.
 
     file: a copy of it; None for the file that the configuration names. expected: its fingerprint,
-    by the run's checkpoint. Raises WeightsError where it is missing or another one.
+    by the run's checkpoint. Raises WeightsError where it is missing or another one, ConfigError
+    where the run has none.
     """
     path = file or config.tokenizer.weights
-    assert path is not None
+    if path is None:
+        raise ConfigError(
+            f"a run of objective {config.objective} has no tokenizer, and its network generates "
+            "nothing; its features can be measured (knn, linear, retrieval)"
+        )
     if file is None and not path.is_file():
         raise WeightsError(
             f"the run's tokenizer {path} is not on this machine; name a copy with --tokenizer FILE"

@@ -86,6 +86,14 @@ OBJECTIVES: dict[str, Entry] = {
             *(*CONDITION_KEYS, "frozen_ahead"),
         ),
     ),
+    "pixels": Entry(
+        "trainer.objectives.pixels:PixelsObjective",
+        title="Pre-training on masked pixels",
+        label="masked pixels",
+        network_kind="addp",
+        sizes="addp",
+        keys=(*IMAGE_KEYS, "recompute_every", "addp", "pixels"),
+    ),
     "classify": Entry(
         "trainer.objectives.classify:ClassifyObjective",
         title="Fine-tuning",

@@ -2,8 +2,8 @@
 
 `base`, `large`, `mage-base` and so on are the published recipes, those that begin with `demo-` are
 the steps of `addp demo`, those that begin with `emoji-` made the network that ships, and
-defaults.yaml lists every key. The head of each file says how to run it, on what hardware, and what to
-expect.
+defaults.yaml lists every key. The head of each file says how to run it, on what hardware, and what
+to expect.
 """
 
 from __future__ import annotations

@@ -45,12 +45,13 @@ def test_interrupted_demo_goes_on_to_its_report(images: Path, tmp_path: Path) ->
     assert str((out / "report.html").resolve()) in done.stdout
     assert (
         not re.search(r'(src|href)="(?!data:|#)', page)
-        and page.count("data:image/png;base64,") == 5
+        and page.count("data:image/png;base64,") == 6
     )
     for name in (
         "reconstruction PSNR",
         "codebook in use",
         "predictor, masked tokens",
+        "original found (top 1), ahead of raw pixels",
         "linear probe, trained encoder",
     ):
         assert name in page and name in done.stdout

@@ -31,7 +31,11 @@ from trainer.objectives.registry import OBJECTIVES
             "tokenizer_loss.ema_decay=0.9",
             r"tokenizer_loss\.ema_decay \(used by tokenizer\)",
         ),
-        ("addp", "data.views.size=16", r"data\.views\.size \(used by tokenizer, classify\)"),
+        (
+            "addp",
+            "data.views.size=16",
+            r"data\.views\.size \(used by tokenizer, pixels, classify\)",
+        ),
         (
             "tokenizer",
             "label_smoothing=0.1",
@@ -42,9 +46,13 @@ from trainer.objectives.registry import OBJECTIVES
         (
             "mage",
             "addp.sizes.size=tiny",
-            r"mage does not use addp\.sizes \(used by addp, classify, segment, detect\)\. ",
+            r"mage does not use addp\.sizes \(used by addp, pixels, classify, segment, detect\)\. ",
         ),
-        ("mage", "addp.weights=x", r"addp\.weights \(used by addp, classify, segment, detect\)"),
+        (
+            "mage",
+            "addp.weights=x",
+            r"addp\.weights \(used by addp, pixels, classify, segment, detect\)",
+        ),
         ("segment", "detector.window=7", r"segment does not use detector\.window \(used by detect"),
         (
             "classify",

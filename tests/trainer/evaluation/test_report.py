@@ -155,7 +155,7 @@ def test_what_it_says(two_runs: list[Path], tmp_path: Path) -> None:
         assert f'aria-label="{title}, against step"' in text, title
     assert "Fréchet distance on EfficientNet features ↓" in text
     assert text.index("k = 20,") < text.index("k = 100,") and "k = 100, untrained encoder ↑" in text
-    assert "50.0 ± 5.0 %" in text and "Bars: one standard error" in text and "top1_k" not in text
+    assert "50.0 % [40.4, 59.6]" in text and "Bars: 95 % intervals" in text and "top1_k" not in text
     assert text.count("unigram of the held-out codes</li>") == 2
     assert (
         text.count('alt="Samples, step 4"') == 2

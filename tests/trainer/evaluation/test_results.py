@@ -35,7 +35,7 @@ def test_a_result_of_an_earlier_version(tmp_path: Path) -> None:
     assert result.images == {"": "knn.png"}
     (reported,) = read_run(str(tmp_path)).results
     value = {name.base: str(value) for name, value in metrics_of(reported)}["top1_k10"]
-    assert value == "50.0 ± 12.5 %"  # of 16 images
+    assert value == "50.0\N{NO-BREAK SPACE}% [28.0, 72.0]"  # of 16 images
 
 
 def test_keys_on_disk_stay(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_commands_know_it_by_its_entry(options: list[str], monkeypatch: pytest.M
     assert config.depends_on_micro
     with pytest.raises(ConfigError, match="rotation does not use augmentation"):
         load_config(None, [*options, "augmentation.mixup=0"])
-    assert "(used by tokenizer, classify, rotation)" in documented_defaults()
+    assert "(used by tokenizer, pixels, classify, rotation)" in documented_defaults()
     trained, frozen = costs.parameters(config)
     operations = costs.image_operations(config)
     assert trained > 0 and frozen == 0 and operations.trained > 6 * trained

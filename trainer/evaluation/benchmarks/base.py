@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from model.sampling_options import SamplingOptions
+from trainer.evaluation.measures.intervals import OVER
 from trainer.evaluation.options import EvaluationOptions, MeasuredSamples, names_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Metric(NamedTuple):
 
     better: `UP` or `DOWN`, the way that is better, or nothing. unit: "%" marks a share between 0
     and 1, which is shown in percent. plotted: whether it is drawn against the step. counted_by: the
-    metric that says how many images a share is of, from which its standard error follows.
+    metric that says how many images a share is of, from which its interval follows.
     """
 
     title: str
@@ -91,7 +92,13 @@ class Benchmark(ABC):
         return self.options
 
     def metric(self, name: str) -> Metric:
-        """How to read a metric, whose name has no variant's prefix."""
+        """How to read a metric, whose name has no variant's prefix; also how far one is ahead of a
+        variant's."""
+        of, over, other = name.partition(OVER)
+        if over and (variant := self.variants.get(f"{other}_")):
+            metric = self.metric(of)
+            title = f"{metric.title}, ahead of {variant}"
+            return metric._replace(title=title, plotted=False, counted_by="")
         return self.metrics.get(name) or Metric(name.replace("_", " "))
 
     @abstractmethod

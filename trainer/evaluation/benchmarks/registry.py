@@ -10,6 +10,7 @@ from trainer.evaluation.benchmarks.fidelity import FID, Proxy
 from trainer.evaluation.benchmarks.generation import Samples
 from trainer.evaluation.benchmarks.held_out import HeldOut
 from trainer.evaluation.benchmarks.recognition import KNN, LinearProbe
+from trainer.evaluation.benchmarks.retrieval import Retrieval
 
 BENCHMARKS: dict[str, Benchmark] = {
     "accuracy": Accuracy(),
@@ -17,6 +18,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "detection": Detection(),
     "knn": KNN(),
     "linear": LinearProbe(),
+    "retrieval": Retrieval(),
     "fid": FID(),
     "proxy": Proxy(),
     "conditional": Conditional(),

@@ -21,6 +21,7 @@ from model.encoder import Encoder
 from model.errors import DataError
 from model.networks import build
 from trainer.distributed.collectives import Collectives
+from trainer.evaluation.measures.intervals import MAIN
 from trainer.evaluation.task import Task
 
 _BLOCK = 4096  # images: enough to keep a GPU busy
@@ -69,24 +70,35 @@ class Features:
 def extractors(task: Task) -> dict[str, Extract]:
     """What features are taken from: the trained encoder; with `baselines` also an untrained one,
     and the pixels themselves."""
-    assert isinstance(task.network, Encoder)
-    found = {"trained": _mean_of_patches(task.network)}
+    found: dict[str, Extract] = {
+        name: _mean_of_patches(network) for name, network in encoders(task).items()
+    }
     if task.options.baselines:
-        torch.manual_seed(task.config.seed)
-        fresh = build("addp", task.config.addp.sizes, task.config.geometry).to(task.device).eval()
-        assert isinstance(fresh, Encoder)
-        found["untrained"] = _mean_of_patches(fresh)
         found["pixels"] = lambda images: images.flatten(1)
     return found
 
 
-def _mean_of_patches(network: Encoder) -> Extract:
-    @torch.no_grad()
-    def extract(images: Tensor) -> Tensor:
-        patches = network.encode(images)[:, 1:]  # after the class token
-        return patches.mean(1).float()
+def encoders(task: Task) -> dict[str, Encoder]:
+    """The trained encoder; with `baselines` also an untrained one."""
+    assert isinstance(task.network, Encoder)
+    found: dict[str, Encoder] = {MAIN: task.network}
+    if task.options.baselines:
+        torch.manual_seed(task.config.seed)
+        fresh = build("addp", task.config.addp.sizes, task.config.geometry).to(task.device).eval()
+        assert isinstance(fresh, Encoder)
+        found["untrained"] = fresh
+    return found
 
-    return extract
+
+@torch.no_grad()
+def patches_of(network: Encoder, images: Tensor) -> Tensor:
+    """The features of the patches of images (B, 3, H, W): float32 (B, L, D), without the class
+    slot."""
+    return network.encode(images)[:, 1:].float()
+
+
+def _mean_of_patches(network: Encoder) -> Extract:
+    return lambda images: patches_of(network, images).mean(1)
 
 
 def features_of(task: Task, split: Split, name: str, extract: Extract) -> Features:

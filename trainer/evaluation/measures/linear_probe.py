@@ -39,12 +39,14 @@ class _EagerLBFGS(EagerOptimizer, LBFGS):
     step = torch.no_grad()(inspect.unwrap(LBFGS.step))
 
 
-def linear(train: Features, test: Features) -> dict[str, float]:
-    """Return the top-1 of logistic regression on standardised features, by all ranks together: it
-    takes minutes where MAE's protocol takes hours."""
-    probe = LinearProbe(train)
-    right = sum(int((probe(x) == labels).sum()) for x, labels in test)
-    return {"top1": sum(train.collectives.all_gather(right)) / test.count}
+def linear(train: Features, test: Features) -> dict[str, Tensor]:
+    """Return which test images, (N,) bool, logistic regression on standardised features classifies
+    rightly, by all ranks together: it takes minutes where MAE's protocol takes hours. They are
+    returned on rank 0, and none on the other ranks."""
+    probe, ranks = LinearProbe(train), train.collectives
+    own = [(probe(x) == labels).cpu() for x, labels in test]
+    right = [block for blocks in ranks.collect(own) for block in blocks]
+    return {"top1": torch.cat(right)} if ranks.rank == 0 else {}
 
 
 class LinearProbe:

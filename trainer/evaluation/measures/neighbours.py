@@ -13,12 +13,13 @@ _TEMPERATURE = 0.07
 _LOW = 2**32 - 1
 
 
-def knn(train: Features, test: Features) -> dict[str, float]:
-    """Return the top-1 of a vote of the k nearest by cosine, each weighted by exp(cosine / 0.07).
+def knn(train: Features, test: Features) -> dict[str, Tensor]:
+    """Return which test images, (N,) bool for each k, a vote of the k nearest by cosine classifies
+    rightly, each weighted by exp(cosine / 0.07).
 
     The protocol is that of Wu et al. 2018 (arXiv 1805.01978) and DINO (arXiv 2104.14294). A k above
-    the number of training images is left out. Called on all ranks together; returns the metrics on
-    rank 0, and none on the other ranks.
+    the number of training images is left out. Called on all ranks together; returns them
+    on rank 0, and none on the other ranks.
 
         test blocks of all ranks      one after another on every rank
                |
@@ -28,7 +29,7 @@ def knn(train: Features, test: Features) -> dict[str, float]:
     """
     ranks, device = train.collectives, train.device
     counts = [k for k in NEIGHBOURS if k <= train.count] or [train.count]
-    right = torch.zeros(len(counts), dtype=torch.long)
+    right: list[Tensor] = []
     own = iter(test)
     for _ in range(test.rounds):
         block = next(own, None)
@@ -42,10 +43,10 @@ def knn(train: Features, test: Features) -> dict[str, float]:
             told = ranks.collect(best.cpu())
             if ranks.rank == 0:
                 merged = _nearest(told, counts[-1])
-                right += _votes(merged, counts, len(train.of_label), asked.labels)
+                right.append(_votes(merged, counts, len(train.of_label), asked.labels))
     if ranks.rank:
         return {}
-    return {f"top1_k{k}": int(n) / test.count for k, n in zip(counts, right, strict=True)}
+    return {f"top1_k{k}": of_k for k, of_k in zip(counts, torch.cat(right, 1), strict=True)}
 
 
 def packed(cosine: Tensor, labels: Tensor) -> Tensor:
@@ -75,11 +76,12 @@ def _nearest(keys: list[Tensor], most: int) -> Tensor:
 
 
 def _votes(keys: Tensor, counts: list[int], classes: int, truth: Tensor) -> Tensor:
-    """How many queries are classified rightly for each k. keys: sorted, (Q, K). truth: (Q,)."""
+    """Which queries are classified rightly for each k, (counts, Q) bool. keys: sorted, (Q, K).
+    truth: (Q,)."""
     cosine, labels = unpacked(keys)
     votes = (cosine.double() / _TEMPERATURE).exp()
     right = []
     for k in counts:
         totals = votes.new_zeros(len(keys), classes).scatter_add_(1, labels[:, :k], votes[:, :k])
-        right.append((totals.argmax(1) == truth).sum())
+        right.append(totals.argmax(1) == truth)
     return torch.stack(right)

@@ -6,31 +6,32 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from model.classifier import Classifier
 from model.errors import ConfigError
 from trainer.evaluation.crops import Chunk
 from trainer.evaluation.measures.features import Features, extractors, features_of
+from trainer.evaluation.measures.intervals import MAIN, shares
 from trainer.evaluation.task import Task
 
 
-def probe(task: Task, score: Callable[[Features, Features], dict[str, float]]) -> dict[str, Any]:
+def probe(task: Task, score: Callable[[Features, Features], dict[str, Tensor]]) -> dict[str, Any]:
     """Score each kind of features, by all ranks together.
 
-    score(train, test) -> metrics, on all ranks. Returns all metrics on rank 0, and none on the
-    other ranks. Raises ADDPError.
+    score(train, test) -> which test images came out right, (N,) bool, by metric, on rank 0. Returns
+    all metrics, with their intervals, on rank 0, and none on the other ranks. Raises ADDPError.
     """
-    metrics: dict[str, Any] = {}
+    right: dict[str, dict[str, Tensor]] = {}
     for name, extract in extractors(task).items():
         train, test = (features_of(task, split, name, extract) for split in ("train", "val"))
-        prefix = "" if name == "trained" else f"{name}_"
         with task.progress(f"scores of {name} features", 1):
-            scores = score(train, test)
-        metrics |= {f"{prefix}{key}": value for key, value in scores.items()}
-        most = int(train.of_label.argmax())
-        of_most = int(test.of_label[most]) if most < len(test.of_label) else 0
-        metrics |= {"majority_class": of_most / test.count, "images": test.count}
-    return metrics if task.collectives.rank == 0 else {}
+            right[name] = score(train, test)
+    if task.collectives.rank:
+        return {}
+    most = int(train.of_label.argmax())
+    of_most = int(test.of_label[most]) if most < len(test.of_label) else 0
+    return {**shares(right), "majority_class": of_most / test.count, "images": test.count}
 
 
 def classifier_accuracy(task: Task) -> dict[str, Any]:
@@ -51,14 +52,14 @@ def classifier_accuracy(task: Task) -> dict[str, Any]:
     label_of = torch.tensor([known.index(name) for name in crops.classes])
 
     @torch.no_grad()
-    def work(chunk: Chunk) -> tuple[int, int, int]:
+    def work(chunk: Chunk) -> Tensor:
         logits = network.logits(chunk.on(task.device))
         best = logits.topk(min(5, logits.shape[1]), 1).indices.cpu()
         right = best == label_of[chunk.labels][:, None]
-        return int(right[:, 0].sum()), int(right.sum()), len(right)
+        return torch.stack([right[:, 0], right.any(1)])
 
     chunks = task.over_images("images", crops, work)
     if task.collectives.rank:
         return {}
-    first, five, count = (sum(column) for column in zip(*chunks, strict=True))
-    return {"top1": first / count, "top5": five / count, "images": count}
+    first, five = torch.cat(chunks, 1)
+    return {**shares({MAIN: {"top1": first, "top5": five}}), "images": len(first)}

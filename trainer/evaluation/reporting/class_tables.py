@@ -44,7 +44,7 @@ def _table(whose: str, result: ReportedResult) -> ClassTable:
             share = name.metric.unit == "%"
             value = of_class.get(key)
             scaled = None if value is None else value * (100 if share else 1)
-            values.append(None if scaled is None else Value(result.step, scaled, None, share))
+            values.append(None if scaled is None else Value(result.step, scaled, share))
         rows.append((label, values))
     ema = " of the EMA" if result.weights == "ema" else ""
     title = f"{whose}{names[0].benchmark_title}{ema} by class, step {result.step:,}"

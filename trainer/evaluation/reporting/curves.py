@@ -71,18 +71,18 @@ def measured(runs: list[RunRecord]) -> list[Plot]:
         lines = []
         for index, s in enumerate(series):
             values = [v.value for v in s.values]
-            errors = [math.nan if v.error is None else v.error for v in s.values]
+            bars = [v.bar for v in s.values]
             style = "fine" if s.ema else _VARIANT_STYLES[s.variant % len(_VARIANT_STYLES)]
             color = s.run if len({other.run for other in series}) > 1 else index
-            known = errors if any(map(math.isfinite, errors)) else None
+            known = bars if any(bars) else None
             lines.append(
                 Line(s.label, color, style, [float(v.step) for v in s.values], values, known)
             )
         note = (
-            "Bars: one standard error, by the number of images."
+            "Bars: 95 % intervals, by the number of images."
             if name.metric.counted_by
             else "Bars: one standard deviation."
         )
-        note = note if any(line.errors for line in lines) else ""
+        note = note if any(line.bars for line in lines) else ""
         plots.append(plot(name.title, lines, points=True, note=note))
     return plots

@@ -5,15 +5,16 @@ Names, units and directions come from the benchmarks. Imports no torch.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from typing import NamedTuple
 
 from trainer.evaluation.benchmarks.base import Metric
 from trainer.evaluation.benchmarks.registry import BENCHMARKS
+from trainer.evaluation.measures.intervals import ENDS, Interval, share_interval
 from trainer.evaluation.reporting.records import ReportedResult, RunRecord
 
+_OF_ANOTHER = ("_std", *ENDS)  # ends of names of what belongs to another metric
 _SPACE = "\N{NO-BREAK SPACE}"
 
 
@@ -84,53 +85,62 @@ def _heading(benchmark: str) -> str:
 class Value(NamedTuple):
     """The value of a metric at a step.
 
-    error: one standard error, or None where it is not known. Value and error of a share are in
-    percent.
+    interval: the ends of its 95 % interval, and spread: the standard deviation that its formula
+    gives; None where they are not known. All that belongs to a share is in percent.
     """
 
     step: int
     value: float
-    error: float | None
     is_share: bool
+    interval: Interval | None = None
+    spread: float | None = None
 
     def __str__(self) -> str:
         if self.is_share:
-            error = f" ± {self.error:.1f}" if self.error is not None else ""
-            return f"{self.value:.1f}{error} %"
+            ends = f" [{self.interval.low:.1f}, {self.interval.high:.1f}]" if self.interval else ""
+            return f"{self.value:.1f}{_SPACE}%{ends}"
         if self.value.is_integer() and abs(self.value) < 1e9:
             return f"{self.value:,.0f}"
-        return f"{self.value:.4g}" + (f" ± {self.error:.2g}" if self.error is not None else "")
+        return f"{self.value:.4g}" + (f" ± {self.spread:.2g}" if self.spread is not None else "")
+
+    @property
+    def bar(self) -> Interval | None:
+        """What a plot draws around it: its interval, or its spread each way."""
+        if self.spread is None:
+            return self.interval
+        return Interval(self.value - self.spread, self.value + self.spread)
 
 
-def standard_error(share: float, count: float | None) -> float | None:
-    """The binomial standard error of a share of `count` images; None where the count is not
-    known."""
-    if count is None or count < 1 or not 0 <= share <= 1:
-        return None
-    return math.sqrt(share * (1 - share) / count)
+def _interval(metrics: dict[str, float], name: str, counted_by: str) -> Interval | None:
+    """The interval that a result states; else that of a share whose images are counted, as in
+    results of earlier versions."""
+    low, high = (metrics.get(name + end) for end in ENDS)
+    if low is not None and high is not None:
+        return Interval(low, high)
+    count, share = metrics.get(counted_by, 0), metrics[name]
+    return share_interval(share, count) if count >= 1 and 0 <= share <= 1 else None
 
 
 def metrics_of(result: ReportedResult) -> list[tuple[MetricName, Value]]:
     """Read the metrics of a result.
 
-    The spread that it states of a metric (NAME_std) is that metric's error, and no metric of its
-    own.
+    What it states of the spread (NAME_std) or of the interval (NAME_low, NAME_high) of a metric
+    belongs to that metric, and is none of its own.
     """
     metrics, variants = result.metrics, _variants(result.benchmark)
     values = []
     for name, value in metrics.items():
-        if name.endswith("_std") and name.removesuffix("_std") in metrics:
+        if any(name.endswith(end) and name.removesuffix(end) in metrics for end in _OF_ANOTHER):
             continue
         variant = next((prefix for prefix in variants if name.startswith(prefix)), "")
         named = MetricName(result.benchmark, name.removeprefix(variant), variant)
         metric = named.metric
-        error = metrics.get(f"{name}_std")
-        if metric.counted_by:
-            error = standard_error(value, metrics.get(metric.counted_by))
         is_share = metric.unit == "%"
         scale = 100 if is_share else 1
-        shown_error = None if error is None else abs(error) * scale
-        values.append((named, Value(result.step, value * scale, shown_error, is_share)))
+        ends, spread = _interval(metrics, name, metric.counted_by), metrics.get(f"{name}_std")
+        interval = Interval(*(scale * end for end in ends)) if ends else None
+        spread = None if spread is None else scale * abs(spread)
+        values.append((named, Value(result.step, value * scale, is_share, interval, spread)))
     return values
 
 

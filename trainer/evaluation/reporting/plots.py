@@ -6,12 +6,15 @@ Only numbers of a run go into them, never its text: titles and legends are the p
 from __future__ import annotations
 
 import io
+import math
 import re
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure as Canvas
+
+from trainer.evaluation.measures.intervals import Interval
 
 COLORS = 6  # --s0 .. --s5 of the page
 _INK = "#010200"  # stands for the page's text color until the SVG is written
@@ -34,8 +37,8 @@ _SETTINGS: dict[Any, Any] = {
 class Line(NamedTuple):
     """A line of a plot.
 
-    steps, values: of the same length; a NaN among the values is a gap. errors: half the length of
-    each value's bar, or NaN for none. style: solid, dashed, dotted or fine.
+    steps, values: of the same length; a NaN among the values is a gap. bars: the ends of each
+    value's bar, or None for none. style: solid, dashed, dotted or fine.
     """
 
     label: str
@@ -43,7 +46,7 @@ class Line(NamedTuple):
     style: str
     steps: list[float]
     values: list[float]
-    errors: list[float] | None = None
+    bars: list[Interval | None] | None = None
 
 
 class Plot(NamedTuple):
@@ -68,7 +71,7 @@ def plot(
         canvas = Canvas(figsize=(4.0, 2.6), layout="constrained")
         axis = canvas.add_subplot()
         steps = [step for line in lines for step in line.steps]
-        apart = (max(steps) - min(steps)) / 150 if any(line.errors for line in lines) else 0.0
+        apart = (max(steps) - min(steps)) / 150 if any(line.bars for line in lines) else 0.0
         for index, line in enumerate(lines):
             # Side by side, so that bars do not hide bars.
             beside = [step + apart * (index - (len(lines) - 1) / 2) for step in line.steps]
@@ -81,7 +84,7 @@ def plot(
                 {"marker": "o", "markersize": 4} if points or len(line.values) == 1 else {}
             )
             axis.errorbar(
-                beside, line.values, line.errors, capsize=2.5, elinewidth=1, **drawn, **marks
+                beside, line.values, _lengths(line), capsize=2.5, elinewidth=1, **drawn, **marks
             )
         for level in levels or []:
             axis.axhline(
@@ -99,6 +102,15 @@ def plot(
         data = io.StringIO()
         canvas.savefig(data, format="svg", transparent=True, metadata={"Date": None})
     return Plot(title, _for_page(data.getvalue()), lines + (levels or []), note)
+
+
+def _lengths(line: Line) -> list[list[float]] | None:
+    """How far the bars reach below and above the values."""
+    if line.bars is None:
+        return None
+    none = Interval(math.nan, math.nan)
+    ends = [(value, bar or none) for value, bar in zip(line.values, line.bars, strict=True)]
+    return [[value - bar.low for value, bar in ends], [bar.high - value for value, bar in ends]]
 
 
 def _stand_in(color: int) -> str:

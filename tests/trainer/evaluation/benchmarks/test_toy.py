@@ -51,7 +51,7 @@ def test_a_new_benchmark(
     page = write_report([str(folder)], tmp_path / "report.html").read_text()
     page = page.replace("\N{NO-BREAK SPACE}", " ")
     assert 'aria-label="Brightness: bright images, % ↑, against step"' in page
-    assert "Bars: one standard error" in page and ">Brightness of held-out images<" in page
+    assert "Bars: 95 % intervals" in page and ">Brightness of held-out images<" in page
     assert (
         f'<td>mean brightness, grey levels ↑</td><td class="number">{metrics["mean"]:.4g}' in page
     )

@@ -70,7 +70,7 @@ def score(arguments: list[str]) -> int:
     for classes in (2, 5):
         train, test = shared(made(classes), ranks, torch.device(device))
         scores = knn(train, test) | linear(train, test)
-        found |= {f"{classes} {name}": torch.tensor(value) for name, value in scores.items()}
+        found |= {f"{classes} {name}": right.double().mean() for name, right in scores.items()}
         for dtype, tolerance in ((torch.float64, 1e-7), (torch.float32, 1e-4)):
             found[f"{classes} {dtype}"] = LinearProbe(train, tolerance, dtype).weights.cpu()
     if ranks.rank == 0:

@@ -22,8 +22,6 @@ class Conditional(Benchmark):
     uses_tokenizer = True
     metrics: ClassVar = {
         "recognised": Metric("samples recognised", UP, "%", counted_by="samples"),
-        "recognised_low": Metric("samples recognised, lower bound (95 %)", "", "%", plotted=False),
-        "recognised_high": Metric("samples recognised, upper bound (95 %)", "", "%", plotted=False),
         "real": Metric("held-out images recognised", "", "%", False, counted_by="images"),
         "chance": Metric("the most common class of the samples", "", "%", plotted=False),
         "samples": Metric("samples that were classified", plotted=False),

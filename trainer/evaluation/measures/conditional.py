@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -13,11 +12,10 @@ from model.errors import ConfigError
 from trainer.evaluation.measures.class_labels import labels_in
 from trainer.evaluation.measures.features import features_of
 from trainer.evaluation.measures.fidelity import EfficientNet
+from trainer.evaluation.measures.intervals import share_interval
 from trainer.evaluation.measures.linear_probe import LinearProbe
 from trainer.evaluation.sample_set import read_chunk
 from trainer.evaluation.task import Task
-
-_NORMAL_95 = 1.959964  # standard errors to either side that hold 95 %
 
 
 def recognised_samples(task: Task) -> dict[str, Any]:
@@ -61,9 +59,10 @@ def recognised_samples(task: Task) -> dict[str, Any]:
         return {}
     right = sum(count for count, _ in chunks)
     asked = torch.tensor([label for _, labels in chunks for label in labels])
-    low, high = interval(right, len(asked))
+    share = right / len(asked)
+    low, high = share_interval(share, len(asked))
     return {
-        "recognised": right / len(asked),
+        "recognised": share,
         "recognised_low": low,
         "recognised_high": high,
         "real": on_real,
@@ -71,13 +70,3 @@ def recognised_samples(task: Task) -> dict[str, Any]:
         "samples": len(asked),
         "images": test.count,
     }
-
-
-def interval(right: int, count: int) -> tuple[float, float]:
-    """Return the bounds between which a share lies with 95 %, of which `right` of `count` were
-    seen (Wilson's score interval)."""
-    z, share = _NORMAL_95, right / count
-    middle = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    low, high = ((middle + sign * spread) / (1 + z * z / count) for sign in (-1, 1))
-    return low, high

@@ -144,6 +144,8 @@ def stages(demo: Demo) -> list[Stage]:
     start = [f"addp.weights={demo.start / 'model.safetensors'}"] if demo.start else []
     size = demo.config("addp").geometry.image_size
     views = ViewRecipe(size=size, views=_QUICK_VIEWS if demo.quick else _VIEWS, scale=_CROPS)
+    if demo.start is not None:
+        views = ViewRecipe.center(size)  # the network that ships has seen no other views
     road = [
         training(demo, "tokenizer", f"data.images={demo.images}"),
         _evaluation(demo, "tokenizer"),

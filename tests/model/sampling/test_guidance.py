@@ -27,7 +27,9 @@ TINY = TransformerConfig(size="tiny")  # type: ignore[call-arg]
 def network(tokenizer: VQTokenizer) -> ADDP:
     torch.manual_seed(1)
     sizes = ConditionalConfig(**TINY.model_dump(), classes=("a", "b", "c"))
-    return ADDP(Geometry.of(tokenizer.config), sizes).eval()
+    made = ADDP(Geometry.of(tokenizer.config), sizes).eval()
+    made.token_emb.weight.data[16:] *= 20  # classes matter, as in a network that learned them
+    return made
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ def draw(rows: list[dict[str, Any]], title: str, to: Path) -> None:
     groups = grouped(rows)
     # Families that share a budget would hide each other: they stand side by side.
     families = sorted({family for family, _ in groups}, key=lambda f: (f != BASELINE, f))
+    colours = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
     for axis, (metric, label) in zip(axes, panels.items(), strict=True):
         for place, family in enumerate(families):
             points = sorted((b, group) for (f, b), group in groups.items() if f == family)
@@ -42,7 +43,7 @@ def draw(rows: list[dict[str, Any]], title: str, to: Path) -> None:
                 marker="o",
                 markersize=3,
                 capsize=2,
-                color="black" if family == BASELINE else None,
+                color="black" if family == BASELINE else colours[place % len(colours)],
                 linewidth=2 if family == BASELINE else 1,
                 zorder=3 if family == BASELINE else 2,
             )

@@ -81,10 +81,8 @@ class GridAttention(Attention):
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * side - 1, dim // heads))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * side - 1, dim // heads))
 
-    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
-        """x: (B, H, W, D) -> (B, H, W, D). All positions are attended to, so that `keys` is
-        None."""
-        assert keys is None
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, H, W, D) -> (B, H, W, D)."""
         height, width = x.shape[1:3]
         windows = partition(x, self.size) if self.size else x
         n, h, w, d = windows.shape

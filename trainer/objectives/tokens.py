@@ -130,12 +130,11 @@ class TokenObjective(Objective):
         (ADDP algorithm 1) or one of its own, as in the reference."""
         ids, labels, start, weights = self.loader.batch(step, offset, count)
         draw = step if self.config.mask_ratio_scope == "step" else start
-        told = told_classes(self.config, labels, start) if reads_labels(self.config) else None
         masked = TokenBatch(
             torch.from_numpy(ids.astype("int64")),
             _each_tensor(self.draw_masks(draw, start, *ids.shape), staged),
             None if weights is None else torch.from_numpy(weights),
-            told,
+            told_classes(self.config, labels, start),
         )
         return _each_tensor(masked, staged)
 

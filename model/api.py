@@ -23,7 +23,7 @@ from model.errors import ConfigError, DataError, WeightsError
 from model.networks import CONFIG, Network
 from model.pictures import Picture, Pictures, as_images, opened, squares
 from model.predictor import TokenPredictor
-from model.sampler import Advisers, Given, generated, given_tokens
+from model.sampler import Given, generated, given_tokens
 from model.sampling_options import SamplingOptions
 from model.shipped import shipped_folder
 from model.vq import VQTokenizer
@@ -190,11 +190,11 @@ class ImageModel:
         network does not know.
         """
         labels = labels_of(self.classes, classes) if classes else []
-        images, advisers = [], self._advisers(sampling)
+        images = []
         for first in range(start, start + count, _BATCH):
             size = min(_BATCH, start + count - first)
             told = labels_in_turn(labels, first, size) if labels else None
-            images += self._generated(seed, first, size, sampling, advisers, None, told)
+            images += self._generated(seed, first, size, sampling, None, told)
         return images
 
     def complete(
@@ -218,9 +218,9 @@ class ImageModel:
         unknown = unknown_tokens(mask, image[0].size, self.network.geometry).to(self._device)
         pixels = squares(image, self.network.geometry.image_size).to(self._device)
         ids = known_tokens(self.tokenizer, pixels, unknown).expand(count, -1)
-        known, advisers = (ids, unknown.expand(count, -1)), self._advisers(sampling)
+        known = (ids, unknown.expand(count, -1))
         told = labels_in_turn(labels_of(self.classes, classes), 0, count) if classes else None
-        return self._generated(seed, 0, count, sampling, advisers, known, told)
+        return self._generated(seed, 0, count, sampling, known, told)
 
     def interpolate(
         self,
@@ -234,11 +234,11 @@ class ImageModel:
         """Generate `frames` pictures on the way from A to B, in order and without the two; how is
         in `model.editing`. Raises DataError where both have the same tokens."""
         ids = torch.from_numpy(self.tokenize([*opened(a), *opened(b)])).to(self._device)
-        images, advisers = [], self._advisers(sampling)
+        images = []
         for frame in range(1, frames + 1):
             share = frame / (frames + 1)
             known = between(ids[0], ids[1], share, seed=seed, start=0, count=1)
-            images += self._generated(seed, 0, 1, sampling, advisers, known)
+            images += self._generated(seed, 0, 1, sampling, known)
         return images
 
     @property
@@ -258,7 +258,6 @@ class ImageModel:
         start: int,
         count: int,
         sampling: SamplingOptions,
-        advisers: Advisers,
         known: tuple[Tensor, Tensor] | None,
         classes: Tensor | None = None,
     ) -> list[Image.Image]:
@@ -275,17 +274,6 @@ class ImageModel:
             count=count,
             sampling=sampling,
             given=given,
-            advisers=advisers,
             classes=classes,
         )
         return as_images(images)
-
-    def _advisers(self, sampling: SamplingOptions) -> Advisers:
-        """Return the networks that a sampler asks for beside these. Raises WeightsError."""
-        critic = self.predictor if sampling.has_critic else None
-        if not sampling.has_guide:
-            return Advisers(None, critic)
-        assert sampling.guide is not None
-        guide = load_network(sampling.guide, "addp", geometry=self.network.geometry)
-        assert isinstance(guide, ADDP)
-        return Advisers(guide.eval().to(self._device), critic)

@@ -6,13 +6,14 @@
                                      v                           v
                     next image = decode(expected codes where masked, drawn codes elsewhere)
 
-That is the published sampler. `model.sampling` has strategies that take its place by options: other
-orders, guidance, remasking, and schedules of what is drawn. A network that learned classes is told
-one for each sample, where one is asked for.
+That is the published sampler. With guidance (`model.sampling.guidance`), ids are drawn by other
+logits than the network's own. A network that learned classes is told one for each sample, where one
+is asked for.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,13 +22,10 @@ from torch import Tensor
 
 from model.addp import ADDP
 from model.conditioning import labels_of
-from model.errors import ConfigError
 from model.predictor import TokenPredictor
 from model.randomness import uniforms
 from model.sampling.guidance import code_logits, fully_masked_logits, guided
-from model.sampling.orders import halton_ranks, last_in_order, least_confident, random_ranks
-from model.sampling.remasking import Returned, any_returned, doubted_returned
-from model.sampling.schedules import mask_length, mends, noise_scale, token_temperature, top_p
+from model.sampling.schedules import mask_length, noise_scale
 from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 
@@ -46,14 +44,6 @@ class Generation(NamedTuple):
     logits: Tensor
 
 
-class Advisers(NamedTuple):
-    """Networks beside the one that generates. guide: predicts worse, for autoguidance. critic: says
-    which tokens are mended. Both are in eval mode, and have the tokens of the network."""
-
-    guide: ADDP | None = None
-    critic: TokenPredictor | None = None
-
-
 def sample_ids(
     logits: Tensor, u: Tensor, top_p: float = 1.0, *, temperature: float = 1.0
 ) -> Tensor:
@@ -70,19 +60,21 @@ def sample_ids(
     return drawn.clamp_max(p.shape[-1] - 1)
 
 
-def next_image(
-    tokenizer: VQTokenizer,
-    logits: Tensor,
-    ids: Tensor,
-    mask: Tensor,
-    returned: Returned | None = None,
+def least_confident(
+    logits: Tensor, ids: Tensor, mask: Tensor, *, gumbel: Tensor, scale: float, count: int
 ) -> Tensor:
+    """Return the `count` least confident positions, (B, L) bool. The confidence is log p(id) +
+    scale * gumbel; known positions have +inf."""
+    logp = logits.float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+    confidence = (logp + scale * gumbel).masked_fill(~mask, math.inf)
+    least = confidence.argsort(dim=1, stable=True)[:, :count]
+    return torch.zeros_like(mask).scatter(1, least, True)
+
+
+def next_image(tokenizer: VQTokenizer, logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     """Decode the next image, (B, 3, H, W): expected codes under the logits (B, L, K) where masked,
-    the codes of `ids` elsewhere (section 3.2). Tokens that returned have their own expectation."""
-    p = logits.float().softmax(-1)
-    if returned is not None:
-        p = torch.where(returned.where.unsqueeze(-1), returned.expected, p)
-    soft = tokenizer.soft_embed(p)
+    the codes of `ids` elsewhere (section 3.2)."""
+    soft = tokenizer.soft_embed(logits.float().softmax(-1))
     return tokenizer.decode(
         torch.where(tokenizer.to_grid(mask.unsqueeze(-1)), soft, tokenizer.embed(ids))
     )
@@ -133,8 +125,6 @@ def advance(
     next_visible: int | None = None,
     decode: bool = True,
     poorer: Tensor | None = None,
-    ranks: Tensor | None = None,
-    returned: Returned | None = None,
     classes: Tensor | None = None,
 ) -> Generation:
     """Do one step.
@@ -142,28 +132,19 @@ def advance(
     u, gumbel: noise of this step, (B, L). sampled: ids to take instead of drawing them (for
     parity). visible: the number of unmasked positions now, if it is known; next_visible: after this
     step, as the schedule has it if None. decode: whether the image is needed; otherwise it stays
-    the last one. poorer: logits that guidance leads away from, or None. ranks: the order in which
-    positions become known, (B, L); by confidence if None. returned: known tokens that become
-    unknown, the same number in each image, or None. classes: labels, (B,) int64, or None.
+    the last one. poorer: logits that guidance leads away from, or None. classes: labels, (B,)
+    int64, or None.
     """
     length = state.ids.shape[1]
     logits = code_logits(network, *state[:3], visible, classes, sampling.class_guidance)
     drawn_by = guided(logits, poorer, sampling.guidance_weight)
     if sampled is None:
-        temperature = token_temperature(sampling, step)
-        sampled = sample_ids(drawn_by, u, top_p(sampling, step), temperature=temperature)
+        sampled = sample_ids(drawn_by, u, sampling.top_p, temperature=sampling.token_temperature)
     ids = torch.where(state.mask, sampled, state.ids)
     count = mask_length(sampling, step, length) if next_visible is None else length - next_visible
-    if returned is not None:
-        count -= int(returned.where[0].sum())
-    if ranks is None:
-        scale = noise_scale(sampling, step)
-        mask = least_confident(drawn_by, ids, state.mask, gumbel=gumbel, scale=scale, count=count)
-    else:
-        mask = last_in_order(ranks, state.mask, count)
-    if returned is not None:
-        mask = mask | returned.where
-    image = next_image(tokenizer, logits, ids, mask, returned) if decode else state.image
+    scale = noise_scale(sampling, step)
+    mask = least_confident(drawn_by, ids, state.mask, gumbel=gumbel, scale=scale, count=count)
+    image = next_image(tokenizer, logits, ids, mask) if decode else state.image
     return Generation(image, ids, mask, logits)
 
 
@@ -178,7 +159,6 @@ def generate(
     sampling: SamplingOptions,
     given: Given | None = None,
     all_images: bool = True,
-    advisers: Advisers | None = None,
     classes: Tensor | None = None,
 ) -> Iterator[Generation]:
     """Generate the samples start .. start+count-1, and yield all N states in turn; the last image
@@ -186,18 +166,14 @@ def generate(
 
     The noise of a sample is keyed by (seed, sample index), so it is the same image in any batch and
     on any rank. given: where generation starts; from nothing if None. all_images: whether images
-    are decoded that no later step depends on (while all tokens are masked). advisers: the networks
-    that some options ask for. classes: the samples' labels, (count,) int64, of `network.classes`;
-    None generates without a class. Raises ConfigError where a network is missing, or knows no such
-    class.
+    are decoded that no later step depends on (while all tokens are masked). classes: the samples'
+    labels, (count,) int64, of `network.classes`; None generates without a class. Raises ConfigError
+    where the network knows no such class.
     """
-    advisers = _asked_for(advisers or Advisers(), sampling)
     device = network.pos_embed.device
     if classes is not None:
         labels_of(network.classes, classes.tolist())
         classes = classes.to(device) if sampling.class_guidance else None
-    # A guide that knows the same classes is told them, too.
-    of_guide = classes if advisers.guide and advisers.guide.classes == network.classes else None
     length, size = network.geometry.tokens, network.geometry.image_size
     if given is None:
         given = Given(
@@ -208,35 +184,16 @@ def generate(
     unknown = int(given.mask[0].sum())
     state = Generation(*given, torch.empty(0, device=device))
     visible = length - unknown
-    ranks = None
-    if sampling.order != "confidence":
-        ranks = _RANKS[sampling.order](seed, start, count, length).to(device)
     # What the network predicts when it knows nothing, no class either. From nothing and without a
     # class, the first step computes it.
-    wanted = sampling.guidance_weight > 0 or sampling.remask_steps > 0
     computed = visible == 0 and classes is None
+    wanted = sampling.guidance_weight > 0
     nothing = fully_masked_logits(network) if wanted and not computed else None
     for step in range(sampling.steps):
         noise = torch.from_numpy(uniforms(seed, f"generate/{step}", start, count, 2 * length))
         u, g = noise.view(count, 2, length).unbind(1)
         gumbel = -torch.log(-torch.log(g))
         following = length - mask_length(sampling, step, unknown)
-        returned = None
-        if mends(sampling, step):
-            assert nothing is not None  # the first step mends nothing
-            draw = uniforms(seed, f"generate/remask/{step}", start, count, length)
-            known = visible - (length - unknown)  # of those that are generated
-            returned = _returned(
-                state,
-                given.mask & ~state.mask,
-                noise=torch.from_numpy(draw).to(device),
-                count=int(sampling.remask_share * known),
-                critic=advisers.critic,
-                nothing=nothing,
-            )
-        poorer = nothing
-        if advisers.guide is not None:
-            poorer = code_logits(advisers.guide, *state[:3], visible, of_guide)
         state = advance(
             network,
             tokenizer,
@@ -248,9 +205,7 @@ def generate(
             visible=visible,
             next_visible=following,
             decode=all_images or following > 0 or step + 1 == sampling.steps,
-            poorer=poorer,
-            ranks=ranks,
-            returned=returned,
+            poorer=nothing,
             classes=classes,
         )
         if visible == 0 and computed:
@@ -268,7 +223,6 @@ def generated(
     count: int,
     sampling: SamplingOptions,
     given: Given | None = None,
-    advisers: Advisers | None = None,
     classes: Tensor | None = None,
 ) -> Tensor:
     """Return the samples start .. start+count-1, (count, 3, H, W): the last images of `generate`,
@@ -282,39 +236,7 @@ def generated(
         sampling=sampling,
         given=given,
         all_images=False,
-        advisers=advisers,
         classes=classes,
     ):
         last = state.image
     return last
-
-
-_RANKS = {"halton": halton_ranks, "random": random_ranks}
-
-
-def _asked_for(advisers: Advisers, sampling: SamplingOptions) -> Advisers:
-    """Return the networks that the options need, and no others. Raises ConfigError where one is
-    missing."""
-    guide = advisers.guide if sampling.has_guide else None
-    critic = advisers.critic if sampling.has_critic else None
-    if sampling.has_guide and guide is None:
-        raise ConfigError(f"the guide {sampling.guide} was not loaded; pass it in `advisers`")
-    if sampling.has_critic and critic is None:
-        raise ConfigError("critic=predictor needs the predictor; pass it in `advisers`")
-    return Advisers(guide, critic)
-
-
-def _returned(
-    state: Generation,
-    candidates: Tensor,
-    *,
-    noise: Tensor,
-    count: int,
-    critic: TokenPredictor | None,
-    nothing: Tensor,
-) -> Returned:
-    """Choose `count` of the candidates, (B, L) bool, to become unknown. nothing: the logits of the
-    fully masked image."""
-    if critic is None:
-        return any_returned(candidates, noise, count, nothing.float().softmax(-1))
-    return doubted_returned(critic, state.ids, state.mask, candidates, noise=noise, count=count)

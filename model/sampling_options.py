@@ -3,20 +3,15 @@ takes them from here. Imports no torch."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from model.documents import Settings
 
-SamplerName = Literal["published", "halton", "guided"]
+SamplerName = Literal["published", "guided"]
 # What each named sampler sets; the published one has the defaults below.
-SAMPLERS: dict[SamplerName, dict[str, Any]] = {
-    "published": {},
-    "halton": {"order": "halton"},
-    "guided": {"guidance_weight": 2.0},
-}
+SAMPLERS: dict[SamplerName, dict[str, Any]] = {"published": {}, "guided": {"guidance_weight": 2.0}}
 
 
 class SamplingOptions(Settings):
@@ -34,16 +29,8 @@ class SamplingOptions(Settings):
     schedule: Literal["cosine", "linear"] = Field(
         "cosine", description="how the number of masked tokens falls with the steps"
     )
-    order: Literal["confidence", "halton", "random"] = Field(
-        "confidence",
-        description="which tokens a step keeps: the likeliest (published); those that a Halton "
-        "sequence spreads evenly over the image; or any",
-    )
     choice_temperature: float = Field(
-        6.0,
-        ge=0,
-        le=1000,
-        description="randomness in choosing the tokens that a step keeps by confidence",
+        6.0, ge=0, le=1000, description="randomness in choosing the tokens that a step keeps"
     )
     temperature: Literal["dynamic", "constant"] = Field(
         "dynamic", description="dynamic: this randomness falls to 0; constant: it stays"
@@ -54,9 +41,6 @@ class SamplingOptions(Settings):
         le=1,
         description="draw from the likeliest tokens that have this probability together",
     )
-    top_p_end: float | None = Field(
-        None, ge=0.01, le=1, description="top-p of the last step, reached in a line; else it stays"
-    )
     token_temperature: float = Field(
         1.0,
         ge=0.01,
@@ -64,23 +48,12 @@ class SamplingOptions(Settings):
         description="randomness in drawing tokens: logits are divided by it; below 1, pictures "
         "are plainer and have fewer errors",
     )
-    token_temperature_end: float | None = Field(
-        None,
-        ge=0.01,
-        le=100,
-        description="token temperature of the last step, reached in a line; else it stays",
-    )
     guidance_weight: float = Field(
         0.0,
         ge=0,
         le=100,
         description="w in l + w (l - l0), the logits that tokens are drawn by; l0 are those of the "
         "fully masked image, which cost nothing; 0: no guidance",
-    )
-    guide: Path | None = Field(
-        None,
-        description="take l0 from this ADDP network, an older or smaller one of the same tokens; "
-        "each step then costs a pass of it",
     )
     class_guidance: float = Field(
         1.0,
@@ -90,21 +63,6 @@ class SamplingOptions(Settings):
         "it; 0: the class is not told, 1: no guidance; others cost one more pass of the decoder a "
         "step",
     )
-    remask_steps: int = Field(
-        0,
-        ge=0,
-        le=10_000,
-        description="so many of the steps mend: they hold half of the tokens masked, take known "
-        "tokens back, and draw as many others",
-    )
-    remask_share: float = Field(
-        0.25, ge=0, le=0.5, description="share of the known tokens that such a step takes back"
-    )
-    critic: Literal["none", "predictor"] = Field(
-        "none",
-        description="who says which tokens are taken back: nobody (any are), or the run's frozen "
-        "predictor, at one pass of it a mending step",
-    )
 
     @model_validator(mode="before")
     @classmethod
@@ -113,27 +71,3 @@ class SamplingOptions(Settings):
         if isinstance(given, dict):
             return SAMPLERS.get(given.get("sampler", "published"), {}) | given
         return given
-
-    @model_validator(mode="after")
-    def _leave_steps(self) -> SamplingOptions:
-        if self.remask_steps > max(0, self.steps - 2):
-            raise ValueError(
-                f"remask_steps={self.remask_steps} of steps={self.steps} leaves fewer than the two "
-                "in which tokens become known"
-            )
-        return self
-
-    @property
-    def has_guide(self) -> bool:
-        """Whether another network guides."""
-        return self.guide is not None and self.guidance_weight > 0
-
-    @property
-    def has_critic(self) -> bool:
-        """Whether the predictor says which tokens are mended."""
-        return self.critic == "predictor" and self.remask_steps > 0
-
-    @property
-    def passes(self) -> int:
-        """How many network passes a sample costs, of the guide and the critic, too."""
-        return self.steps * (1 + self.has_guide) + self.remask_steps * self.has_critic

@@ -6,15 +6,15 @@ finished run.
         --inception-weights pt_inception-2015-12-05-6726825d.pth
     python -m benchmarks.samplers RUN --images IMAGES --out OUT --family "mine: top_p=0.8"
 
-A family is a set of options. Each is measured at each budget with as many steps as the budget
-allows: a pass of the network is one, and one of a guide or a critic another. Quality is the Fréchet
-distance to all of --images on packaged EfficientNet features (FID with Inception's weights), with
-precision and recall. Families of one budget use the same seeds and the same number of samples, on
-which these distances depend; do not compare them with those of other numbers.
+A family is a set of options. Quality is the Fréchet distance to all of --images on packaged
+EfficientNet features (FID with Inception's weights), with precision and recall. Families use the
+same seeds and the same number of samples, on which these distances depend; do not compare them with
+those of other numbers.
 
-The rows stand in OUT/results.jsonl, one for each family, budget and seed, so that the same command
-goes on where it stopped, and another one adds to them. At the end: the table of means and standard
-errors, the best family of each budget beside the published sampler, and the plot OUT/samplers.png.
+The rows stand in OUT/results.jsonl, one for each family, number of passes and seed, so that the
+same command goes on where it stopped, and another one adds to them. At the end: the table of means
+and standard errors, the best family of each number of passes beside the published sampler, and the
+plot OUT/samplers.png.
 """
 
 from __future__ import annotations
@@ -31,16 +31,14 @@ import torch
 from benchmarks.samplers.measuring import measured, real_features
 from benchmarks.samplers.plot import draw
 from benchmarks.samplers.settings import FAMILIES, Setting, setting
-from benchmarks.samplers.summary import best_of_each_budget, table
+from benchmarks.samplers.summary import best_of_each, table
 from benchmarks.step.rates import device_name
 from model.errors import ConfigError
-from model.sampler import Advisers
 from model.sampling_options import SamplingOptions
 from model.weights import fingerprint
-from trainer.checkpointing.catalog import open_catalog
 from trainer.distributed.collectives import own_device
 from trainer.evaluation.measures.fidelity import EfficientNet, Extractor, Inception
-from trainer.evaluation.trained import Trained, frozen_predictor, load_addp
+from trainer.evaluation.trained import load_addp
 
 
 def arguments() -> argparse.Namespace:
@@ -60,9 +58,6 @@ def arguments() -> argparse.Namespace:
         help="measure these families, by name or with options, in place of all; may be repeated",
     )
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument(
-        "--guide-step", type=int, help="checkpoint that guides; else the run's first"
-    )
     parser.add_argument("--inception-weights", type=Path)
     return parser.parse_args()
 
@@ -94,16 +89,8 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 def key_of(row: dict[str, Any]) -> str:
     """What a row is a function of. Options that came later have their defaults in it."""
     sampling = SamplingOptions().model_dump(mode="json") | row["sampling"]
-    names = ("seed", "samples", "batch", "network", "guide", "images")
+    names = ("seed", "samples", "batch", "network", "images")
     return json.dumps([sampling, *(row[name] for name in names)], sort_keys=True)
-
-
-def advisers_of(run: str, trained: Trained, step: int | None) -> Advisers:
-    """Load an earlier checkpoint of the run, and its predictor."""
-    step = min(open_catalog(run).steps()) if step is None else step
-    guide = load_addp(run, step=step).network.to(own_device())
-    critic = frozen_predictor(trained.config)
-    return Advisers(guide, None if critic is None else critic.to(own_device()))
 
 
 def main() -> None:
@@ -112,7 +99,6 @@ def main() -> None:
     trained = load_addp(options.run)
     trained.network.to(device)
     trained.tokenizer.to(device)
-    advisers = advisers_of(options.run, trained, options.guide_step)
     extractors: list[Extractor] = [EfficientNet(device)]
     if options.inception_weights:
         extractors.append(Inception(options.inception_weights, device))
@@ -125,24 +111,21 @@ def main() -> None:
     rows = read_rows(file)
     done = {key_of(row) for row in rows}
     settings: list[Setting] = [
-        found
+        setting(name, words, passes)
         for name, words in families(options.family).items()
-        for budget in options.passes
-        if (found := setting(name, words, budget))
+        for passes in options.passes
     ]
     # Seed by seed: where it is stopped, all families have the same seeds, or nearly.
     for seed in range(options.seeds):
         for chosen in settings:
             row = {
                 "family": chosen.family,
-                "budget": chosen.budget,
-                "passes": chosen.passes,
+                "passes": chosen.sampling.steps,
                 "sampling": chosen.sampling.model_dump(mode="json"),
                 "seed": seed,
                 "samples": options.samples,
                 "batch": options.batch,
                 "network": fingerprint(trained.network),
-                "guide": fingerprint(advisers.guide) if chosen.sampling.has_guide else None,
                 "images": len(references[extractors[0]].features),
                 "torch": torch.__version__,
                 "processor": device_name(device),
@@ -153,7 +136,6 @@ def main() -> None:
                 continue
             row |= measured(
                 trained,
-                advisers,
                 chosen.sampling,
                 references,
                 seed=seed,
@@ -165,11 +147,11 @@ def main() -> None:
             rows.append(row)
             distance = row["efficientnet_frechet_distance"]
             print(
-                f"{chosen.family}, {chosen.passes} passes, seed {seed}: {distance:.2f}", flush=True
+                f"{chosen.family}, {row['passes']} passes, seed {seed}: {distance:.2f}", flush=True
             )
     mine = [row for row in rows if row["samples"] == options.samples]
     print(table(mine))
-    print(best_of_each_budget(mine))
+    print(best_of_each(mine))
     title = f"{options.samples} samples a seed, {options.run}, torch {torch.__version__}"
     draw(mine, title, options.out / "samplers.png")
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save
 from data_pipeline.images.location import locate
 from data_pipeline.progress import Progress
 from model.files import write_atomically
-from model.sampler import Advisers, generated
+from model.sampler import generated
 from model.sampling_options import SamplingOptions
 from trainer.evaluation.contents import listing_of
 from trainer.evaluation.crops import Crops
@@ -54,7 +54,6 @@ def real_features(
 
 def measured(
     trained: Trained,
-    advisers: Advisers,
     sampling: SamplingOptions,
     references: dict[Extractor, FeatureSet],
     *,
@@ -76,7 +75,6 @@ def measured(
             start=start,
             count=count,
             sampling=sampling,
-            advisers=advisers,
         )
         cpu += time.process_time() - before
         pixels = (last.float().clamp(0, 1) * 255).round().byte().cpu()

@@ -27,7 +27,7 @@ def draw(rows: list[dict[str, Any]], title: str, to: Path) -> None:
         1, len(panels), figsize=(4.4 * len(panels), 4.2), layout="constrained"
     )
     groups = grouped(rows)
-    # Families that share a budget would hide each other: they stand side by side.
+    # Families with as many passes would hide each other: they stand side by side.
     families = sorted({family for family, _ in groups}, key=lambda f: (f != BASELINE, f))
     colours = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
     for axis, (metric, label) in zip(axes, panels.items(), strict=True):
@@ -47,10 +47,10 @@ def draw(rows: list[dict[str, Any]], title: str, to: Path) -> None:
                 linewidth=2 if family == BASELINE else 1,
                 zorder=3 if family == BASELINE else 2,
             )
-        budgets = sorted({group[0]["passes"] for group in groups.values()})
-        ends = (0.85 * budgets[0], 1.18 * budgets[-1])
+        passes = sorted({group[0]["passes"] for group in groups.values()})
+        ends = (0.85 * passes[0], 1.18 * passes[-1])
         axis.set(xscale="log", xlabel="network passes a sample", title=label, xlim=ends)
-        axis.set_xticks(budgets, [str(b) for b in budgets])
+        axis.set_xticks(passes, [str(p) for p in passes])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()

@@ -1,4 +1,4 @@
-"""What the rows of the study say: means over seeds, and the best family of each budget."""
+"""What the rows of the study say: means over seeds, and the best family by number of passes."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def mean(values: list[float]) -> Mean:
 
 
 def grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """Return the rows of each family and budget."""
+    """Return the rows of each family and number of passes."""
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["family"], row["budget"]), []).append(row)
+        groups.setdefault((row["family"], row["passes"]), []).append(row)
     return groups
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table with a line for each family and budget."""
+    """Return a Markdown table with a line for each family and number of passes."""
     names = (DISTANCE, "efficientnet_precision", "efficientnet_recall")
     names += ("fid",) if any("fid" in row for row in rows) else ()
     lines = [
@@ -46,19 +46,19 @@ def table(rows: list[dict[str, Any]]) -> str:
         + (" FID |" if "fid" in names else ""),
         "|---" * (2 + len(names)) + "|",
     ]
-    for (family, _), group in sorted(grouped(rows).items(), key=lambda item: item[0][::-1]):
+    for (family, passes), group in sorted(grouped(rows).items(), key=lambda item: item[0][::-1]):
         cells = [str(mean([row[name] for row in group])) for name in names if name in group[0]]
-        lines.append(f"| {family} | {group[0]['passes']} | {' | '.join(cells)} |")
+        lines.append(f"| {family} | {passes} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def best_of_each_budget(rows: list[dict[str, Any]]) -> str:
-    """Say which family has the lowest distance at each budget, and how far it is from the published
-    sampler, seed by seed."""
+def best_of_each(rows: list[dict[str, Any]]) -> str:
+    """Say which family has the lowest distance with each number of passes, and how far it is from
+    the published sampler, seed by seed."""
     groups, lines = grouped(rows), []
-    for budget in sorted({budget for _, budget in groups}):
-        baseline = {row["seed"]: row[DISTANCE] for row in groups.get((BASELINE, budget), [])}
-        here = {family: group for (family, b), group in groups.items() if b == budget}
+    for passes in sorted({passes for _, passes in groups}):
+        baseline = {row["seed"]: row[DISTANCE] for row in groups.get((BASELINE, passes), [])}
+        here = {family: group for (family, p), group in groups.items() if p == passes}
         best = min(here, key=lambda family: statistics.mean(r[DISTANCE] for r in here[family]))
         changes = [
             100 * (row[DISTANCE] / baseline[row["seed"]] - 1)
@@ -66,5 +66,5 @@ def best_of_each_budget(rows: list[dict[str, Any]]) -> str:
             if row["seed"] in baseline
         ]
         beside = f", {mean(changes)} % beside {BASELINE}" if changes else ""
-        lines.append(f"{budget} passes: {best}{beside}")
+        lines.append(f"{passes} passes: {best}{beside}")
     return "\n".join(lines)

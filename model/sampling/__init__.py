@@ -1,2 +1,1 @@
-"""The strategies that `model.sampler` composes, one file each; every choice they draw is a function
-of (seed, sample index)."""
+"""The parts of `model.sampler` that options change."""

@@ -3,8 +3,7 @@
     l + w (l - l0)
 
 l0 is what the network predicts when it knows nothing (unsupervised guidance, as LLaDA has it, arXiv
-2502.09992), the same in all steps; or what a poorer network predicts of the same state
-(autoguidance, arXiv 2406.02507).
+2502.09992). It is the same in all steps.
 
 Where samples have classes, l itself is guided by them (classifier-free guidance, arXiv 2207.12598):
 lu + w (lc - lu), of the same state without the class and with it.

@@ -11,32 +11,21 @@ import pytest
 from benchmarks.samplers.__main__ import families, key_of, read_rows
 from benchmarks.samplers.plot import draw
 from benchmarks.samplers.settings import FAMILIES, setting
-from benchmarks.samplers.summary import DISTANCE, best_of_each_budget, mean, table
+from benchmarks.samplers.summary import DISTANCE, best_of_each, mean, table
 from model.errors import ConfigError
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_keeps_to_its_budget(family: str) -> None:
-    for budget in (8, 20, 40):
-        found = setting(family, FAMILIES[family], budget)
-        assert found is not None and budget - 2 <= found.passes <= budget
-
-
-def test_a_guide_halves_the_steps_and_a_share_mends() -> None:
-    guided = setting("g", "guidance_weight=1 guide=earlier", 20)
-    mended = setting("m", "remask_steps=0.25 critic=predictor", 20)
-    assert guided is not None and guided.sampling.steps == 10
-    assert mended is not None
-    assert (mended.sampling.steps, mended.sampling.remask_steps) == (16, 4)
-    assert setting("m", "remask_steps=3", 4) is None
-    with pytest.raises(ConfigError, match="order"):
-        setting("o", "order=sideways", 8)
+def test_a_family_is_options_that_exist() -> None:
+    for options in FAMILIES.values():
+        assert setting("f", options, 8).sampling.steps == 8
+    with pytest.raises(ConfigError, match="schedule"):
+        setting("f", "schedule=sideways", 8)
 
 
 def test_families_are_chosen_by_name_or_made_of_options() -> None:
     assert families(None) == FAMILIES
-    assert families(["halton", "mine: top_p=0.8"]) == {
-        "halton": FAMILIES["halton"],
+    assert families(["guided, 2", "mine: top_p=0.8"]) == {
+        "guided, 2": FAMILIES["guided, 2"],
         "mine": "top_p=0.8",
     }
     with pytest.raises(ConfigError, match="there are published"):
@@ -46,7 +35,6 @@ def test_families_are_chosen_by_name_or_made_of_options() -> None:
 def row(family: str, seed: int, distance: float) -> dict[str, Any]:
     return {
         "family": family,
-        "budget": 8,
         "passes": 8,
         "seed": seed,
         DISTANCE: distance,
@@ -58,7 +46,7 @@ def row(family: str, seed: int, distance: float) -> dict[str, Any]:
 def test_the_best_is_compared_seed_by_seed(tmp_path: Path) -> None:
     rows = [row("published", 0, 200.0), row("published", 1, 100.0)]
     rows += [row("mine", 0, 180.0), row("mine", 1, 90.0)]
-    assert best_of_each_budget(rows) == "8 passes: mine, -10 ± 0 % beside published"
+    assert best_of_each(rows) == "8 passes: mine, -10 ± 0 % beside published"
     assert "| mine | 8 | 135 ± 45 | 0.5 ± 0 | 0.25 ± 0 |" in table(rows)
     draw(rows, "made up", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
@@ -71,7 +59,7 @@ def test_rows_are_read_up_to_the_one_that_was_cut_off(tmp_path: Path) -> None:
     file.write_text('{"seed": 0}\n{"seed": 1}\n{"see')
     assert read_rows(file) == [{"seed": 0}, {"seed": 1}]
     assert file.read_text().endswith('{"seed": 1}\n')  # the next row begins a line
-    whole = dict.fromkeys(("sampling", "seed", "samples", "batch", "network", "guide", "images"), 0)
+    whole = dict.fromkeys(("sampling", "seed", "samples", "batch", "network", "images"), 0)
     whole["sampling"] = {"top_p": 0.8}
     later = {"top_p": 0.8, "class_guidance": 1.0}  # an option that came later, at its default
     assert key_of(whole) == key_of(whole | {"sampling": later})

@@ -145,15 +145,6 @@ def test_edits(loaded: ImageModel, photo: Image.Image) -> None:
         loaded.interpolate(photo, photo)
 
 
-def test_samplers_get_the_networks_that_they_ask_for(loaded: ImageModel, run: Path) -> None:
-    options = {"steps": 8, "remask_steps": 2, "critic": "predictor", "guidance_weight": 1.0}
-    sampling = SamplingOptions(guide=run / "network.safetensors", **options)  # type: ignore[arg-type]
-    assert not same(loaded.generate(2, sampling=sampling), loaded.generate(2, sampling=FEW))
-    without = ImageModel(loaded.network, loaded.tokenizer, None)
-    with pytest.raises(ConfigError, match="needs the predictor"):
-        without.generate(2, sampling=sampling)
-
-
 def test_the_package_itself_has_no_other_names() -> None:
     assert set(model.__all__) == {"ImageModel", "SamplingOptions", "load"}
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):

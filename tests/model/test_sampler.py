@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +8,9 @@ import torch
 
 from model.addp import ADDP
 from model.config import Geometry, TransformerConfig
-from model.errors import ConfigError
-from model.predictor import TokenPredictor
-from model.sampler import Advisers, Given, generate, sample_ids
+from model.sampler import Given, generate, least_confident, sample_ids
 from model.sampling.guidance import fully_masked_logits, guided
-from model.sampling.schedules import mask_length, mends, noise_scale
+from model.sampling.schedules import mask_length
 from model.sampling_options import SAMPLERS, SamplingOptions
 from model.vq import VQTokenizer
 
@@ -24,24 +21,13 @@ def network(tokenizer: VQTokenizer) -> ADDP:
     return ADDP(Geometry.of(tokenizer.config), TransformerConfig(size="tiny")).eval()  # type: ignore[call-arg]
 
 
-def test_mask_lengths_are_the_references(schedules: dict[str, Any]) -> None:
-    expected = schedules["generation_masked_after_step"]
-    assert [mask_length(SamplingOptions(steps=20), s, 256) for s in range(20)] == expected[
-        "cosine_20"
-    ]
-    linear = [
-        mask_length(SamplingOptions(steps=256, schedule="linear"), s, 256) for s in range(256)
-    ]
-    assert (
-        linear[:10] == expected["linear_256_first10"]
-        and linear[-3:] == expected["linear_256_last3"]
-    )
-
-
-def test_temperature() -> None:
-    sampling = SamplingOptions(steps=4)
-    assert noise_scale(sampling, 0) == 4.5 and noise_scale(sampling, 3) == 0
-    assert noise_scale(SamplingOptions(steps=4, temperature="constant"), 3) == 6
+def test_the_least_confident_of_the_masked_stay_masked() -> None:
+    logits = torch.tensor([[[5.0, 0.0], [1.0, 0.0], [3.0, 0.0], [0.0, 0.0]]])
+    # The last position is known, and least confident.
+    mask = torch.tensor([[True, True, True, False]])
+    ids, gumbel = torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4)
+    chosen = least_confident(logits, ids, mask, gumbel=gumbel, scale=0.0, count=2)
+    assert chosen.tolist() == [[False, True, True, False]]
 
 
 def test_ids_are_drawn_from_the_distribution() -> None:
@@ -57,43 +43,25 @@ def test_ids_are_drawn_from_the_distribution() -> None:
     assert cold.tolist() == [22, 782, 0, 196]  # of probabilities in the ratio 0.01 : 0.36 : 0.09
 
 
-# Each strategy alone, and what may meet in one sampler.
+# Each option alone, and all together.
 SETTINGS: dict[str, dict[str, Any]] = {
     "published": {},
-    "halton": {"order": "halton"},
-    "random": {"order": "random"},
-    "schedules": {"top_p": 0.9, "top_p_end": 0.6, "token_temperature": 1.2},
+    "linear": {"schedule": "linear", "temperature": "constant"},
+    "drawn otherwise": {"top_p": 0.9, "token_temperature": 1.2},
     "guided": {"guidance_weight": 2.0},
-    "by another network": {"guidance_weight": 2.0, "guide": Path("another")},
-    "mended": {"remask_steps": 3, "remask_share": 0.5},
-    "mended by the critic": {"remask_steps": 3, "remask_share": 0.5, "critic": "predictor"},
-    "all": {
-        "order": "halton",
-        "guidance_weight": 2.0,
-        "guide": Path("another"),
-        "top_p_end": 0.6,
-        "remask_steps": 3,
-        "critic": "predictor",
-    },
+    "all": {"guidance_weight": 2.0, "top_p": 0.8, "choice_temperature": 2.0},
 }
 STEPS = 8
 
 
 @pytest.fixture
-def advisers(tokenizer: VQTokenizer) -> Advisers:
-    torch.manual_seed(4)
-    geometry, sizes = Geometry.of(tokenizer.config), TransformerConfig(size="tiny")  # type: ignore[call-arg]
-    return Advisers(ADDP(geometry, sizes).eval(), TokenPredictor(geometry, sizes).eval())
-
-
-@pytest.fixture
-def sampled(network: ADDP, tokenizer: VQTokenizer, advisers: Advisers) -> Callable[..., Any]:
+def sampled(network: ADDP, tokenizer: VQTokenizer) -> Callable[..., Any]:
     """Return a function that generates, and returns all states."""
 
     def states(options: dict[str, Any], start: int = 10, count: int = 4, **more: Any) -> Any:
         sampling = SamplingOptions(steps=STEPS, **options)
         which = {"seed": 3, "start": start, "count": count, "sampling": sampling}
-        return list(generate(network, tokenizer, **which, advisers=advisers, **more))
+        return list(generate(network, tokenizer, **which, **more))
 
     return states
 
@@ -114,33 +82,21 @@ def test_a_sample_is_a_function_of_its_index(name: str, sampled: Callable[..., A
 def test_masks_shrink_as_scheduled_and_what_is_known_stays(
     name: str, kept: int, sampled: Callable[..., Any]
 ) -> None:
-    """Only steps that mend take known tokens back, as many as asked for, and none that was
-    given."""
     sampling = SamplingOptions(steps=STEPS, **SETTINGS[name])
     images, ids = torch.zeros(4, 3, 16, 16), torch.arange(16).expand(4, -1)
     mask = (torch.arange(16) >= kept).expand(4, -1)
-    given = Given(images, ids, mask)
-    before, changed = given, False
+    before = given = Given(images, ids, mask)
     for step, state in enumerate(sampled(SETTINGS[name], given=given)):
-        masked = mask_length(sampling, step, 16 - kept)
-        assert (state.mask.sum(1) == masked).all()
-        back = state.mask & ~before.mask
-        known = 16 - kept - int(before.mask[0].sum())
-        asked = int(sampling.remask_share * known) if mends(sampling, step) else 0
-        assert (back.sum(1) == asked).all() and not (back & ~mask).any()
-        stays = ~before.mask & ~back
-        assert torch.equal(state.ids[stays], before.ids[stays])
-        changed |= asked > 0
+        assert (state.mask.sum(1) == mask_length(sampling, step, 16 - kept)).all()
+        assert not (state.mask & ~before.mask).any()
+        assert torch.equal(state.ids[~before.mask], before.ids[~before.mask])
         before = state
     assert torch.equal(state.ids[~mask], ids[~mask]) and state.image.isfinite().all()
-    assert changed == bool(sampling.remask_steps)
 
 
 def test_guidance_of_weight_0_is_no_guidance(sampled: Callable[..., Any]) -> None:
-    plain = sampled({})
-    for options in ({"guidance_weight": 0.0}, {"guidance_weight": 0.0, "guide": Path("another")}):
-        for ours, theirs in zip(sampled(options), plain, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    for ours, theirs in zip(sampled({"guidance_weight": 0.0}), sampled({}), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_guidance_leads_away_from_what_the_network_predicts_of_nothing(network: ADDP) -> None:
@@ -161,19 +117,9 @@ def test_a_completion_is_guided_as_generation_is(
     assert not torch.equal(sampled(options, given=given)[0].ids, sampled({}, given=given)[0].ids)
 
 
-def test_a_missing_network_is_named(network: ADDP, tokenizer: VQTokenizer) -> None:
-    which = {"seed": 0, "start": 0, "count": 1}
-    for name, word in (("by another network", "guide"), ("mended by the critic", "predictor")):
-        sampling = SamplingOptions(steps=STEPS, **SETTINGS[name])
-        with pytest.raises(ConfigError, match=word):
-            next(generate(network, tokenizer, **which, sampling=sampling))
-
-
 def test_a_named_sampler_sets_what_is_not_given() -> None:
-    assert SamplingOptions(sampler="halton").order == "halton"
-    assert SamplingOptions(sampler="halton", order="confidence").order == "confidence"
-    assert "sampler" not in SamplingOptions(sampler="halton").model_dump()
+    assert SamplingOptions(sampler="guided").guidance_weight == 2
+    assert SamplingOptions(sampler="guided", guidance_weight=0).guidance_weight == 0
+    assert "sampler" not in SamplingOptions(sampler="guided").model_dump()
     for name, options in SAMPLERS.items():
         assert SamplingOptions(sampler=name) == SamplingOptions(sampler=name, **options)
-    assert SamplingOptions(steps=20, remask_steps=5, critic="predictor").passes == 25
-    assert SamplingOptions(steps=20, guidance_weight=1, guide=Path("another")).passes == 40

@@ -21,10 +21,7 @@ from model.errors import ConfigError, DataError
 
 # The options that name data, and those of them that do so together with a split.
 ANNOTATED = ("ade20k", "coco")
-KEYS = (
-    *("images", "train_images", "tokens", "train_tokens", "inception_weights", "guide"),
-    *ANNOTATED,
-)
+KEYS = ("images", "train_images", "tokens", "train_tokens", "inception_weights", *ANNOTATED)
 _PARTS: dict[str, Part] = {"train": "training", "val": "validation"}  # of ADE20k, by split
 
 Annotations = SegmentationListing | CocoIndex

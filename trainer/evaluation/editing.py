@@ -74,7 +74,6 @@ class Edit(ABC):
             count=self.variants,
             sampling=sampling,
             given=given_tokens(trained.tokenizer, self._predictor, *self._known(chunk, seed)),
-            advisers=trained.advisers,
             classes=classes.of(seed, first, self.variants) if classes else None,
         )
 

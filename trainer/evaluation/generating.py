@@ -22,7 +22,7 @@ from trainer.evaluation.options import EditOptions, SetOptions
 from trainer.evaluation.results import suffix
 from trainer.evaluation.sample_classes import SampleClasses
 from trainer.evaluation.sample_set import SampleSet, denoising_grid, step_of_set
-from trainer.evaluation.trained import Trained, in_precision, load_advisers
+from trainer.evaluation.trained import Trained, in_precision
 from trainer.formats import Weights
 from trainer.run_folder import RunFolder, write_json
 
@@ -74,8 +74,7 @@ def write_image(
     loaded = _on_device(loaded)
     classes = SampleClasses.in_turn(loaded.network.classes, asked)
     edit = open_edit(editing, loaded)
-    advisers = load_advisers(loaded.config, loaded.network, sampling)
-    trained = in_precision(loaded._replace(advisers=advisers), samples.precision)
+    trained = in_precision(loaded, samples.precision)
     name = "grid" if edit is None else edit.name
     name += ("" if trained.step is None else f"-step-{trained.step}") + suffix(weights)
     target = out or RunFolder(folder).samples / f"{name}.png"
@@ -161,7 +160,6 @@ def _make_grid(
                 start=start,
                 count=size,
                 sampling=sampling,
-                advisers=trained.advisers,
                 classes=classes.of(samples.seed, start, size) if classes else None,
             )
             for state in states:

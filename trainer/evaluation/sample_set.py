@@ -32,11 +32,11 @@ from model.weights import fingerprint
 from trainer.evaluation.editing import Edit
 from trainer.evaluation.options import SetOptions
 from trainer.evaluation.sample_classes import SampleClasses
-from trainer.evaluation.trained import Trained, in_precision, load_advisers
+from trainer.evaluation.trained import Trained, in_precision
 
 SETTINGS = "samples.json"
 _COLUMNS = 8  # of a grid of denoising steps
-_PUBLISHED = SamplingOptions().model_dump(exclude={"guide"})
+_PUBLISHED = SamplingOptions().model_dump()
 
 
 class SampleSet:
@@ -45,7 +45,7 @@ class SampleSet:
     They are NNNNNN.png, or samples-NNNNN.tar: a WebDataset shard of PNGs for each chunk. edit: what
     they are made beside, where pictures were given; `options` are then what `Edit.as_set` returns.
     classes: of the images; None for images without a class. Raises ConfigError where the folder
-    holds another set, or a network is missing that the sampler asks for.
+    holds another set.
     """
 
     def __init__(
@@ -57,23 +57,19 @@ class SampleSet:
         edit: Edit | None = None,
         classes: SampleClasses | None = None,
     ) -> None:
-        advisers = load_advisers(trained.config, trained.network, sampling)
-        self._folder, self._trained = folder, trained._replace(advisers=advisers)
+        self._folder, self._trained = folder, trained
         self._options, self._sampling, self._edit = options, sampling, edit
         self._classes = classes
         settings: dict[str, Any] = {
             "count": options.count,
             "seed": options.seed,
-            # A guide counts by what it is, wherever its file lies.
-            "sampler": sampling.model_dump(exclude={"guide"}),
+            "sampler": sampling.model_dump(),
             "container": options.container,
             "batch": options.batch,
             "precision": options.precision,
             "network": fingerprint(trained.network),
             "tokenizer": fingerprint(trained.tokenizer),
             "step": trained.step,
-            "guide": fingerprint(advisers.guide) if advisers.guide else None,
-            "critic": fingerprint(advisers.critic) if advisers.critic else None,
             "classes": classes and classes.settings,
             **(edit.settings if edit is not None else {}),
         }
@@ -145,7 +141,6 @@ class SampleSet:
             start=chunk * self._options.batch,
             count=self._options.batch,
             sampling=self._sampling,
-            advisers=self._computing.advisers,
             classes=self._labels(chunk),
         )
         return images[: self.size(chunk)]

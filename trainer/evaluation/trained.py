@@ -20,8 +20,6 @@ from model.api import NETWORK_FILES, load
 from model.errors import ConfigError, WeightsError
 from model.precision import InferencePrecision, warn_of_bf16
 from model.predictor import TokenPredictor
-from model.sampler import Advisers
-from model.sampling_options import SamplingOptions
 from model.shipped import shipped_folder
 from model.vq import VQTokenizer, fast_layout
 from model.weights import fingerprint, load_network
@@ -36,15 +34,13 @@ from trainer.run_folder import DONE, RunFolder
 class Trained(NamedTuple):
     """An ADDP network and its tokenizer, both in eval mode.
 
-    step: of the checkpoint; None for the network of a finished run. advisers: the networks beside
-    it that some samplers ask for (`load_advisers`).
+    step: of the checkpoint; None for the network of a finished run.
     """
 
     network: ADDP
     tokenizer: VQTokenizer
     config: RunConfig
     step: int | None
-    advisers: Advisers = Advisers()
 
 
 def run_config(run: str) -> RunConfig:
@@ -98,35 +94,6 @@ def frozen_predictor(config: RunConfig) -> TokenPredictor | None:
     )
     assert isinstance(predictor, TokenPredictor)
     return predictor.eval()
-
-
-def load_advisers(config: RunConfig, network: ADDP, sampling: SamplingOptions) -> Advisers:
-    """The networks that a sampler asks for beside the one that generates, on its device.
-
-    Raises ConfigError where one is missing or has other tokens, or WeightsError.
-    """
-    guide = critic = None
-    if sampling.has_guide:
-        assert sampling.guide is not None
-        if not sampling.guide.is_file():
-            raise ConfigError(f"--guide {sampling.guide}: there is no such file")
-        loaded = load_network(sampling.guide, "addp")
-        assert isinstance(loaded, ADDP)
-        if loaded.geometry != network.geometry:
-            raise ConfigError(
-                f"--guide {sampling.guide} is for {loaded.geometry}, and the network for "
-                f"{network.geometry}; a guide has the same tokens"
-            )
-        guide = loaded.eval().to(network.pos_embed.device)
-    if sampling.has_critic:
-        critic = frozen_predictor(config)
-        if critic is None:
-            raise ConfigError(
-                f"--critic predictor: the run's predictor {config.predictor.weights} is not on "
-                "this machine"
-            )
-        critic.to(network.pos_embed.device)
-    return Advisers(guide, critic)
 
 
 def load_addp(
@@ -196,10 +163,8 @@ def in_precision(trained: Trained, precision: InferencePrecision) -> Trained:
     warn_of_bf16(trained.network.pos_embed.device.type, "Use --precision fp32 here, or a GPU")
     network = copy.deepcopy(trained.network).bfloat16()
     tokenizer = copy.deepcopy(trained.tokenizer).bfloat16()
-    guide, critic = (copy.deepcopy(n).bfloat16() if n else None for n in trained.advisers)
     tokenizer.to(memory_format=fast_layout(tokenizer.codebook.device))  # type: ignore[call-overload]
-    advisers = Advisers(guide, critic)  # type: ignore[arg-type]
-    return trained._replace(network=network, tokenizer=tokenizer, advisers=advisers)
+    return trained._replace(network=network, tokenizer=tokenizer)
 
 
 def is_lasting(run: str, error: StorageError) -> bool:

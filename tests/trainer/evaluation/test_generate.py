@@ -11,7 +11,6 @@ import shutil
 import time
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import webdataset as wds
@@ -20,7 +19,6 @@ from PIL import Image
 from data_pipeline.progress import SECONDS
 from model.errors import ConfigError
 from model.sampling_options import SamplingOptions
-from model.weights import save_network
 from tests.trainer.worlds import CONTEXT
 from trainer.evaluation.generate import main
 from trainer.evaluation.generating import _same_step_for_all
@@ -28,14 +26,8 @@ from trainer.evaluation.options import SetOptions
 from trainer.evaluation.sample_set import SETTINGS, SampleSet, step_of_set
 from trainer.evaluation.trained import Trained, load_addp
 
-# A sampler in which all strategies meet but a guide.
-MENDED = {
-    "order": "halton",
-    "guidance_weight": 1.0,
-    "steps": 6,
-    "remask_steps": 2,
-    "critic": "predictor",
-}
+# A sampler in which all options meet.
+GUIDED = {"guidance_weight": 1.0, "top_p": 0.8, "token_temperature": 0.9, "steps": 6}
 
 
 def _generate(
@@ -72,7 +64,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("container", "sampler"), [("png", {}), ("webdataset", {}), ("png", MENDED)]
+    ("container", "sampler"), [("png", {}), ("webdataset", {}), ("png", GUIDED)]
 )
 def test_one_rank_and_two_make_the_same_files(
     container: str, sampler: dict[str, object], run: Path, tmp_path: Path
@@ -98,7 +90,7 @@ def test_one_rank_and_two_make_the_same_files(
 
 @pytest.mark.parametrize(
     ("kills", "sampler"),
-    [(3, MENDED), *(pytest.param(20, s, marks=pytest.mark.long) for s in ({}, MENDED))],
+    [(3, GUIDED), *(pytest.param(20, s, marks=pytest.mark.long) for s in ({}, GUIDED))],
 )
 def test_killed_at_random_it_ends_with_the_same_files(
     kills: int, sampler: dict[str, object], run: Path, tmp_path: Path
@@ -164,24 +156,10 @@ def test_another_set_is_not_mixed_in(run: Path, tmp_path: Path) -> None:
     finished(start(run, tmp_path / "set", count=8))
     with pytest.raises(ConfigError, match="holds another set of samples"):
         _generate(0, 1, run, tmp_path / "set", {"count": 8, "seed": 1})
-    with pytest.raises(ConfigError, match=r"holds another set of samples .*'halton'"):
-        _generate(0, 1, run, tmp_path / "set", {"count": 8, "sampler": "halton"})
+    with pytest.raises(ConfigError, match=r"holds another set of samples .*weight': 2"):
+        _generate(0, 1, run, tmp_path / "set", {"count": 8, "sampler": "guided"})
     with pytest.raises(ConfigError, match="no checkpoint of step 5"):
         _generate(0, 1, run, tmp_path / "x", {"checkpoint": 5})
-
-
-def test_a_guide_counts_by_its_weights(run: Path, tmp_path: Path) -> None:
-    """It may lie elsewhere later, but not be another network."""
-    early, other = (tmp_path / name for name in ("early.safetensors", "other.safetensors"))
-    save_network(load_addp(str(run), step=4).network, early)
-    save_network(load_addp(str(run), step=8).network, other)
-    options: dict[str, Any] = {"count": 8, "guidance_weight": 2.0, "into": tmp_path / "set"}
-    main(str(run), **options, guide=early)
-    main(str(run), **options, guide=early.rename(tmp_path / "moved.safetensors"))
-    with pytest.raises(ConfigError, match=r"holds another set of samples .*guide: "):
-        main(str(run), **options, guide=other)
-    with pytest.raises(ConfigError, match="no such file"):
-        main(str(run), **options, guide=early)
 
 
 @pytest.mark.parametrize("complete", [False, True])

@@ -7,11 +7,10 @@ from PIL import Image
 
 from data_pipeline.images.image_grid import image_grid, rows_of_classes
 from model.addp import ADDP
-from model.sampler import Advisers, generate, generated
+from model.sampler import generate, generated
 from trainer.evaluation.measures.grids import png, zoom_of
 from trainer.evaluation.sample_set import denoising_grid, read_chunk
 from trainer.evaluation.task import Task
-from trainer.evaluation.trained import load_advisers
 
 _SHOWN = 64  # samples of a grid
 _ROWS = 8  # of the grid of denoising steps
@@ -33,7 +32,6 @@ def sample_grids(task: Task) -> dict[str, bytes]:
     shown = torch.cat(chunks)[:_SHOWN].float() / 255
     assert isinstance(task.network, ADDP)
     classes, rows = task.sample_classes, min(_ROWS, len(shown))
-    advisers = load_advisers(task.config, task.network, options.sampling)
     steps = generate(
         task.network,
         task.tokenizer,
@@ -41,7 +39,6 @@ def sample_grids(task: Task) -> dict[str, bytes]:
         start=0,
         count=rows,
         sampling=options.sampling,
-        advisers=advisers,
         classes=classes.of(options.seed, 0, rows) if classes else None,
     )
     trail = [state.image.cpu() for state in steps]
@@ -52,11 +49,11 @@ def sample_grids(task: Task) -> dict[str, bytes]:
         if len(real):
             grids["real"] = png(image_grid(real, columns, zoom))
     if classes is not None:
-        grids["classes"] = png(_of_each_class(task, advisers, zoom))
+        grids["classes"] = png(_of_each_class(task, zoom))
     return grids
 
 
-def _of_each_class(task: Task, advisers: Advisers, zoom: int) -> Image.Image:
+def _of_each_class(task: Task, zoom: int) -> Image.Image:
     """Generate a row of samples for each class of the network, or for some that are spread evenly
     over all of them."""
     assert isinstance(task.network, ADDP)
@@ -71,7 +68,6 @@ def _of_each_class(task: Task, advisers: Advisers, zoom: int) -> Image.Image:
             start=column * len(labels),
             count=len(labels),
             sampling=task.options.sampling,
-            advisers=advisers,
             classes=torch.tensor(labels),
         ).cpu()
         for column in range(_OF_CLASS)

@@ -7,8 +7,8 @@
                     next image = decode(expected codes where masked, drawn codes elsewhere)
 
 That is the published sampler. With guidance (`model.sampling.guidance`), ids are drawn by other
-logits than the network's own. A network that learned classes is told one for each sample, where one
-is asked for.
+logits than the network's own; with remasking (`model.sampling.remasking`), some steps take known
+ids back. A network that learned classes is told one for each sample, where one is asked for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from model.conditioning import labels_of
 from model.predictor import TokenPredictor
 from model.randomness import uniforms
 from model.sampling.guidance import code_logits, fully_masked_logits, guided
-from model.sampling.schedules import mask_length, noise_scale
+from model.sampling.remasking import returning
+from model.sampling.schedules import mask_length, mends, noise_scale
 from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 
@@ -44,12 +45,10 @@ class Generation(NamedTuple):
     logits: Tensor
 
 
-def sample_ids(
-    logits: Tensor, u: Tensor, top_p: float = 1.0, *, temperature: float = 1.0
-) -> Tensor:
+def sample_ids(logits: Tensor, u: Tensor, top_p: float = 1.0) -> Tensor:
     """Draw ids (B, L) from logits (B, L, K) by the inverse CDF of uniforms u (B, L). top_p below 1
-    keeps the smallest set of codes with this probability. temperature: divides the logits first."""
-    p = (logits.float() / temperature).softmax(-1)
+    keeps the smallest set of codes with this probability."""
+    p = logits.float().softmax(-1)
     if top_p < 1.0:
         sorted_p, order = p.sort(-1, descending=True)
         kept = sorted_p.cumsum(-1) - sorted_p < top_p
@@ -125,6 +124,7 @@ def advance(
     next_visible: int | None = None,
     decode: bool = True,
     poorer: Tensor | None = None,
+    returned: Tensor | None = None,
     classes: Tensor | None = None,
 ) -> Generation:
     """Do one step.
@@ -132,19 +132,30 @@ def advance(
     u, gumbel: noise of this step, (B, L). sampled: ids to take instead of drawing them (for
     parity). visible: the number of unmasked positions now, if it is known; next_visible: after this
     step, as the schedule has it if None. decode: whether the image is needed; otherwise it stays
-    the last one. poorer: logits that guidance leads away from, or None. classes: labels, (B,)
-    int64, or None.
+    the last one. poorer: the network's logits where nothing is known, which guidance leads away
+    from, or None. returned: (B, L) bool, known tokens that become unknown, the same number in each
+    image, or None; the next image shows there what `poorer` expects. classes: labels, (B,) int64,
+    or None.
     """
     length = state.ids.shape[1]
     logits = code_logits(network, *state[:3], visible, classes, sampling.class_guidance)
     drawn_by = guided(logits, poorer, sampling.guidance_weight)
     if sampled is None:
-        sampled = sample_ids(drawn_by, u, sampling.top_p, temperature=sampling.token_temperature)
+        sampled = sample_ids(drawn_by, u, sampling.top_p)
     ids = torch.where(state.mask, sampled, state.ids)
     count = mask_length(sampling, step, length) if next_visible is None else length - next_visible
+    if returned is not None:
+        count -= int(returned[0].sum())
     scale = noise_scale(sampling, step)
     mask = least_confident(drawn_by, ids, state.mask, gumbel=gumbel, scale=scale, count=count)
-    image = next_image(tokenizer, logits, ids, mask) if decode else state.image
+    if returned is not None:
+        assert poorer is not None
+        # The network learned to predict masked tokens alone, so it has said nothing of these.
+        shown = torch.where(returned.unsqueeze(-1), poorer, logits)
+        mask = mask | returned
+    else:
+        shown = logits
+    image = next_image(tokenizer, shown, ids, mask) if decode else state.image
     return Generation(image, ids, mask, logits)
 
 
@@ -187,13 +198,22 @@ def generate(
     # What the network predicts when it knows nothing, no class either. From nothing and without a
     # class, the first step computes it.
     computed = visible == 0 and classes is None
-    wanted = sampling.guidance_weight > 0
+    wanted = sampling.guidance_weight > 0 or sampling.remask_steps > 0
     nothing = fully_masked_logits(network) if wanted and not computed else None
     for step in range(sampling.steps):
         noise = torch.from_numpy(uniforms(seed, f"generate/{step}", start, count, 2 * length))
         u, g = noise.view(count, 2, length).unbind(1)
         gumbel = -torch.log(-torch.log(g))
         following = length - mask_length(sampling, step, unknown)
+        returned = None
+        if mends(sampling, step):
+            draw = uniforms(seed, f"generate/remask/{step}", start, count, length)
+            known = visible - (length - unknown)  # of those that are generated
+            returned = returning(
+                given.mask & ~state.mask,
+                torch.from_numpy(draw).to(device),
+                int(sampling.remask_share * known),
+            )
         state = advance(
             network,
             tokenizer,
@@ -206,6 +226,7 @@ def generate(
             next_visible=following,
             decode=all_images or following > 0 or step + 1 == sampling.steps,
             poorer=nothing,
+            returned=returned,
             classes=classes,
         )
         if visible == 0 and computed:

@@ -41,13 +41,6 @@ class SamplingOptions(Settings):
         le=1,
         description="draw from the likeliest tokens that have this probability together",
     )
-    token_temperature: float = Field(
-        1.0,
-        ge=0.01,
-        le=100,
-        description="randomness in drawing tokens: logits are divided by it; below 1, pictures "
-        "are plainer and have fewer errors",
-    )
     guidance_weight: float = Field(
         0.0,
         ge=0,
@@ -64,6 +57,17 @@ class SamplingOptions(Settings):
         "step",
     )
 
+    remask_steps: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="so many of the steps mend: they hold half of the tokens masked, take known "
+        "tokens back, and draw as many others",
+    )
+    remask_share: float = Field(
+        0.25, ge=0, le=0.5, description="share of the known tokens that such a step takes back"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, given: Any) -> Any:
@@ -71,3 +75,12 @@ class SamplingOptions(Settings):
         if isinstance(given, dict):
             return SAMPLERS.get(given.get("sampler", "published"), {}) | given
         return given
+
+    @model_validator(mode="after")
+    def _leave_steps(self) -> SamplingOptions:
+        if self.remask_steps > max(0, self.steps - 2):
+            raise ValueError(
+                f"remask_steps={self.remask_steps} of steps={self.steps} leaves fewer than the two "
+                "in which tokens become known"
+            )
+        return self

@@ -53,7 +53,7 @@ def same(ours: Any, theirs: Any) -> bool:
 
 def test_weight_0_is_the_unconditional_sampler(states: Callable[..., Any]) -> None:
     """Bit for bit, also with the other guidance."""
-    for options in ({}, {"guidance_weight": 1.0}):
+    for options in ({}, {"guidance_weight": 1.0, "remask_steps": 2}):
         unconditional = states(None, **options)
         assert same(states(class_guidance=0.0, **options), unconditional)
         assert not same(states(**options), unconditional)
@@ -79,7 +79,12 @@ def test_weight_1_is_the_conditional_prediction_and_others_lie_on_its_line(netwo
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"class_guidance": 2.5}, {"class_guidance": 2.5, "guidance_weight": 1.0}]
+    "options",
+    [
+        {},
+        {"class_guidance": 2.5},
+        {"class_guidance": 2.5, "guidance_weight": 1.0, "remask_steps": 2},
+    ],
 )
 def test_a_sample_is_a_function_of_its_index_and_class(
     options: dict[str, Any], states: Callable[..., Any]

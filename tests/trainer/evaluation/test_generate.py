@@ -21,6 +21,7 @@ from data_pipeline.progress import SECONDS
 from model.errors import ConfigError
 from model.sampling_options import SamplingOptions
 from model.weights import save_network
+from tests.trainer.evaluation.evaluating import codes
 from tests.trainer.worlds import CONTEXT
 from trainer.evaluation.generate import main
 from trainer.evaluation.generating import _same_step_for_all
@@ -58,9 +59,7 @@ def start(run: Path, into: Path, world_size: int = 1, **options: object) -> list
 
 
 def finished(ranks: list[ForkServerProcess]) -> None:
-    for rank in ranks:
-        rank.join(60)
-        assert rank.exitcode == 0
+    assert codes(ranks) == [0] * len(ranks)
 
 
 def contents(folder: Path) -> dict[str, str]:

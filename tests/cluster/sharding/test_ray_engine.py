@@ -93,7 +93,7 @@ def disturbed(
     process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     victims = until(workers, alive=lambda: process.poll() is None, pause=0.05)
     victims[0].send_signal(signal.SIGKILL)
-    until(lambda: list(store.list("parts/")))
+    until(lambda: list(store.list("parts/")), alive=lambda: process.poll() is None)
     visible_shards_are_whole(store, whole)
     time.sleep(chance.uniform(0, 1))
     assert len(list(store.list("parts/"))) < 120

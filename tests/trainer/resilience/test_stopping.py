@@ -22,7 +22,9 @@ from tests.patience import PATIENCE, until
 from tests.s3_server import FaultProxy, environment
 from tests.trainer.comparing import incidents, same_end
 from tests.trainer.launching import MAGE, SMALL, kill_group, start
-from tests.trainer.worlds import World, finish
+from tests.trainer.worlds import Ranks, World, finish
+from trainer.pretrain import run_and_leave
+from trainer.resilience.heartbeat import Heartbeat
 from trainer.resilience.stopping import StopCause, StopRequest, first_cause
 from trainer.run_folder import RunFolder
 
@@ -400,11 +402,24 @@ def test_stopped_and_started_again_it_ends_bit_for_bit_the_same(
     assert same_end(run, tmp_path / "whole")
 
 
+def watched_once_it_trains(arguments: list[str]) -> None:
+    """A start may take as long as it likes: silence counts from the first step on."""
+    watch = Heartbeat._watch
+
+    def watch_later(own: Heartbeat) -> None:
+        until(lambda: own.step)
+        watch(own)
+
+    Heartbeat._watch = watch_later  # type: ignore[method-assign]
+    run_and_leave(arguments)
+
+
 def test_a_rank_that_hangs_ends_with_76(tokens: Path, tmp_path: Path) -> None:
     """Rank 1 is stopped; rank 0 waits for it, and its watchdog ends it with its stacks on
     record."""
     run = tmp_path / "run"
-    world = World(run, [*MAGE, *LONG, f"data.tokens={tokens}", "health.hang=4"], 2, None)
+    options = [f"run={run}", *SMALL, *MAGE, *LONG, f"data.tokens={tokens}", "health.hang=2"]
+    world = Ranks(watched_once_it_trains, options, 2, tmp_path / "log")
     trains(run, world.alive)
     pid = world.ranks[1].pid
     assert pid is not None

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model.addp import ADDP
-from model.conditioning import labels_in_turn, labels_of
+from model.conditioning import ALL, NONE, Asked, labels_in_turn, labels_of
 from model.config import Geometry
 from model.device import usable_device
 from model.documents import MIB, first_problem, read_file
@@ -180,16 +179,16 @@ class ImageModel:
         *,
         seed: int = 0,
         start: int = 0,
-        classes: Sequence[str | int] = (),
+        classes: Asked = ALL,
         sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 (it is frozen)
     ) -> list[Image.Image]:
         """Generate the pictures start .. start+count-1 of a seed.
 
-        classes: names or numbers of `self.classes`, or "all"; picture i is of the (i mod n)-th of n
-        classes. Without any, pictures have no class. Raises ConfigError for a class that the
-        network does not know.
+        classes: one or several of `self.classes`, by name or number; picture i is of the (i mod
+        n)-th of n. "all" are those that the network knows, if it knows any; with "none", pictures
+        have no class. Raises ConfigError for a class that the network does not know.
         """
-        labels = labels_of(self.classes, classes) if classes else []
+        labels = labels_of(self.classes, classes)
         images, advisers = [], self._advisers(sampling)
         for first in range(start, start + count, _BATCH):
             size = min(_BATCH, start + count - first)
@@ -204,14 +203,14 @@ class ImageModel:
         *,
         count: int = 4,
         seed: int = 0,
-        classes: Sequence[str | int] = (),
+        classes: Asked = NONE,
         sampling: SamplingOptions = SamplingOptions(),  # noqa: B008
     ) -> list[Image.Image]:
         """Generate the masked part of a picture anew, `count` times.
 
         mask: a picture of the same size, white (or True) where to generate; or "left", "right",
         "top", "bottom", "center", "border", "border:8". The tokens that no masked pixel touches
-        stay. classes: as in `generate`. Raises DataError for a mask of another size, and where it
+        stay. classes: as in `generate`; if not given, the picture alone says what it is. Raises DataError for a mask of another size, and where it
         masks nothing or everything; ConfigError for a name that is none, of a mask or a class.
         """
         image = opened(picture)
@@ -219,7 +218,8 @@ class ImageModel:
         pixels = squares(image, self.network.geometry.image_size).to(self._device)
         ids = known_tokens(self.tokenizer, pixels, unknown).expand(count, -1)
         known, advisers = (ids, unknown.expand(count, -1)), self._advisers(sampling)
-        told = labels_in_turn(labels_of(self.classes, classes), 0, count) if classes else None
+        labels = labels_of(self.classes, classes)
+        told = labels_in_turn(labels, 0, count) if labels else None
         return self._generated(seed, 0, count, sampling, advisers, known, told)
 
     def interpolate(

@@ -2,7 +2,7 @@
 
 python -m trainer.evaluation.generate                    a grid of the network that ships
 python -m trainer.evaluation.generate RUN --count 64     a grid, and its denoising steps
-python -m trainer.evaluation.generate RUN --class cat    a grid of one class of a conditional run
+python -m trainer.evaluation.generate RUN --class cat    a grid of one class, not of all in turn
 python -m trainer.evaluation.generate RUN --complete IMAGE --mask right
 python -m trainer.evaluation.generate RUN --between A B  what is between two images
 deepspeed --module trainer.evaluation.generate RUN --count 50000 --into FOLDER
@@ -53,9 +53,10 @@ def main(
         typer.Option(
             "--class",
             metavar="NAME",
-            help="generate this class of a network that learned classes, by its name or number; "
-            "give it several times, or all: the images take turns, and each class has a row of a "
-            "grid",
+            help="generate this class of a network that learned classes, by its name or number, or "
+            "all of them, or none; give it several times, and the images take turns, each class in "
+            "a row of the grid. If not given: all; with --complete and --between none, since what "
+            "is given says what it is",
         ),
     ] = None,
     weights: TrainedWeights = "raw",

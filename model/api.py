@@ -23,8 +23,8 @@ from model.networks import CONFIG, Network
 from model.pictures import Picture, Pictures, as_images, opened, squares
 from model.predictor import TokenPredictor
 from model.sampler import Advisers, Given, generated, given_tokens
-from model.sampling_options import SamplingOptions
-from model.shipped import shipped_folder
+from model.sampling_options import SamplerName, SamplingOptions
+from model.shipped import SAMPLER, shipped_folder
 from model.vq import VQTokenizer
 from model.weights import load_network
 from model.yaml_documents import parse_yaml
@@ -52,6 +52,7 @@ def load(
 
     Raises WeightsError, and ConfigError where there is no network or no such device.
     """
+    sampler: SamplerName = SAMPLER if path is None else "published"
     path = shipped_folder() if path is None else Path(path)
     folder = path if path.is_dir() else path.parent
     network = load_network(_network_file(path) if path.is_dir() else path, "addp")
@@ -64,7 +65,7 @@ def load(
     of_tokens, of_masks = (other and other.eval().to(where) for other in found)
     assert of_tokens is None or isinstance(of_tokens, VQTokenizer)
     assert of_masks is None or isinstance(of_masks, TokenPredictor)
-    return ImageModel(network.eval().to(where), of_tokens, of_masks)
+    return ImageModel(network.eval().to(where), of_tokens, of_masks, sampler)
 
 
 def _network_file(folder: Path) -> Path:
@@ -118,13 +119,18 @@ class ImageModel:
     picture.
 
     network, tokenizer, predictor: the networks themselves. Without the tokenizer there are features
-    only; without the predictor, generation from a given part starts from the mean code.
+    only; without the predictor, generation from a given part starts from the mean code. sampler:
+    what the options of `sampling` have that are not given.
     """
 
     def __init__(
-        self, network: ADDP, tokenizer: VQTokenizer | None, predictor: TokenPredictor | None
+        self,
+        network: ADDP,
+        tokenizer: VQTokenizer | None,
+        predictor: TokenPredictor | None,
+        sampler: SamplerName = "published",
     ) -> None:
-        self.network, self.predictor = network, predictor
+        self.network, self.predictor, self.sampler = network, predictor, sampler
         self._tokenizer = tokenizer
 
     @property
@@ -188,7 +194,7 @@ class ImageModel:
         n)-th of n. "all" are those that the network knows, if it knows any; with "none", pictures
         have no class. Raises ConfigError for a class that the network does not know.
         """
-        labels = labels_of(self.classes, classes)
+        labels, sampling = labels_of(self.classes, classes), sampling.or_else(self.sampler)
         images, advisers = [], self._advisers(sampling)
         for first in range(start, start + count, _BATCH):
             size = min(_BATCH, start + count - first)
@@ -213,7 +219,7 @@ class ImageModel:
         stay. classes: as in `generate`; if not given, the picture alone says what it is. Raises DataError for a mask of another size, and where it
         masks nothing or everything; ConfigError for a name that is none, of a mask or a class.
         """
-        image = opened(picture)
+        image, sampling = opened(picture), sampling.or_else(self.sampler)
         unknown = unknown_tokens(mask, image[0].size, self.network.geometry).to(self._device)
         pixels = squares(image, self.network.geometry.image_size).to(self._device)
         ids = known_tokens(self.tokenizer, pixels, unknown).expand(count, -1)
@@ -234,6 +240,7 @@ class ImageModel:
         """Generate `frames` pictures on the way from A to B, in order and without the two; how is
         in `model.editing`. Raises DataError where both have the same tokens."""
         ids = torch.from_numpy(self.tokenize([*opened(a), *opened(b)])).to(self._device)
+        sampling = sampling.or_else(self.sampler)
         images, advisers = [], self._advisers(sampling)
         for frame in range(1, frames + 1):
             share = frame / (frames + 1)

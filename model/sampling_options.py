@@ -10,12 +10,13 @@ from pydantic import Field, model_validator
 
 from model.documents import Settings
 
-SamplerName = Literal["published", "halton", "guided"]
+SamplerName = Literal["published", "halton", "guided", "clear"]
 # What each named sampler sets; the published one has the defaults below.
 SAMPLERS: dict[SamplerName, dict[str, Any]] = {
     "published": {},
     "halton": {"order": "halton"},
     "guided": {"guidance_weight": 2.0},
+    "clear": {"class_guidance": 2.0, "top_p": 0.6},
 }
 
 
@@ -122,6 +123,13 @@ class SamplingOptions(Settings):
                 "in which tokens become known"
             )
         return self
+
+    def or_else(self, sampler: SamplerName) -> SamplingOptions:
+        """Return these options, with a named sampler for those that were not given; these
+        themselves where they name one."""
+        if "sampler" in self.model_fields_set:
+            return self
+        return SamplingOptions(sampler=sampler, **self.model_dump(exclude_unset=True))
 
     @property
     def has_guide(self) -> bool:

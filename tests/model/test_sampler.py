@@ -175,5 +175,9 @@ def test_a_named_sampler_sets_what_is_not_given() -> None:
     assert "sampler" not in SamplingOptions(sampler="halton").model_dump()
     for name, options in SAMPLERS.items():
         assert SamplingOptions(sampler=name) == SamplingOptions(sampler=name, **options)
+    clear = SamplingOptions(top_p=1.0).or_else("clear")  # given, if only its default
+    assert (clear.class_guidance, clear.top_p) == (2.0, 1.0)
+    assert SamplingOptions(sampler="published").or_else("clear") == SamplingOptions()
+    assert SamplingOptions().or_else("clear") == SamplingOptions(sampler="clear")
     assert SamplingOptions(steps=20, remask_steps=5, critic="predictor").passes == 25
     assert SamplingOptions(steps=20, guidance_weight=1, guide=Path("another")).passes == 40

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from model.sampling_options import SamplingOptions
-from model.shipped import TITLE
+from model.sampling_options import SAMPLERS, SamplingOptions
+from model.shipped import SAMPLER, TITLE
 from trainer.config.options import (
     LocalRank,
     LocalTokenizer,
@@ -83,8 +83,10 @@ def main(
     del local_rank
     world = take_world()
     _check(run, samples.count, editing, output, world)
-    if run is None and world.rank == 0:
-        print(f"without RUN, this is {TITLE}", file=sys.stderr)
+    if run is None:
+        sampling = sampling.or_else(SAMPLER)
+        if world.rank == 0:
+            print(f"without RUN, this is {TITLE}, with {_options(sampling)}", file=sys.stderr)
     from trainer.evaluation.generating import write_image, write_set
     from trainer.evaluation.trained import load_addp
 
@@ -106,6 +108,12 @@ def main(
             asked=classes or (),
         )
     print(made)
+
+
+def _options(sampling: SamplingOptions) -> str:
+    """Say what became of the options in which the network that ships differs from others."""
+    values = {name: getattr(sampling, name) for name in SAMPLERS[SAMPLER]}
+    return " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in values.items())
 
 
 def _check(run: str | None, count: int, editing: EditOptions, output: Output, world: World) -> None:

@@ -17,6 +17,7 @@ from model.addp import ADDP
 from model.config import ConditionalConfig
 from model.errors import ConfigError, DataError, WeightsError
 from model.pictures import squares
+from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import load_network, save_network
 from tests.model.networks_on_disk import save_networks
@@ -184,6 +185,16 @@ def test_pictures_of_classes(run: Path, tmp_path: Path, photo: Image.Image) -> N
     ]
     assert same(completed[0], loaded.complete(photo, "right", count=1, sampling=guided))
     assert not same(completed[0], completed[1]) and not same(completed[1], completed[2])
+    assert loaded.predictor is not None
+    knowing = TokenPredictor(network.geometry, sizes).eval()
+    knowing.load_state_dict(loaded.predictor.state_dict())
+    knowing.token_emb.word_embeddings.weight.data[16:18] *= 50  # of the two classes
+    told = ImageModel(loaded.network, loaded.tokenizer, knowing)
+    for c, first_image in (("none", True), ("cat", False)):
+        ours, theirs = (
+            m.complete(photo, "right", count=1, classes=c, sampling=FEW) for m in (told, loaded)
+        )
+        assert same(ours, theirs) == first_image
     with pytest.raises(ConfigError, match="knows no class 'bird'; its classes are cat, dog, or"):
         loaded.generate(1, classes=["bird"])
     with pytest.raises(ConfigError, match="trained without a condition"):

@@ -7,8 +7,8 @@
                     next image = decode(expected codes where masked, drawn codes elsewhere)
 
 That is the published sampler. With guidance (`model.sampling.guidance`), ids are drawn by other
-logits than the network's own; with remasking (`model.sampling.remasking`), some steps take known
-ids back. A network that learned classes is told one for each sample, where one is asked for.
+logits than the network's own. A network that learned classes is told one for each sample, where one
+is asked for.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from model.addp import ADDP
-from model.conditioning import labels_of
+from model.conditioning import KnowsClasses, labels_of
 from model.predictor import TokenPredictor
 from model.randomness import uniforms
 from model.sampling.guidance import code_logits, fully_masked_logits, guided
-from model.sampling.remasking import returning
-from model.sampling.schedules import mask_length, mends, noise_scale
+from model.sampling.schedules import mask_length, noise_scale
 from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 
@@ -93,20 +92,35 @@ class Given(NamedTuple):
 
 @torch.no_grad()
 def given_tokens(
-    tokenizer: VQTokenizer, predictor: TokenPredictor | None, ids: Tensor, mask: Tensor
+    tokenizer: VQTokenizer,
+    predictor: TokenPredictor | None,
+    ids: Tensor,
+    mask: Tensor,
+    classes: Tensor | None = None,
 ) -> Given:
     """Return a start that keeps the tokens outside of `mask`, so that the rest is generated
     (section 3.4 from a later step on).
 
     The first image is what training shows for this state: unreliable tokens are the predictor's
-    expected codes (section 3.2). Without a predictor they are the mean code.
+    expected codes (section 3.2). Without a predictor they are the mean code. classes: labels, (B,)
+    int64, that the predictor is told (`told_beside`); None tells it nothing.
     """
     if predictor is not None:
-        soft = tokenizer.soft_embed(predictor.probabilities(ids, mask))
+        told = None if classes is None else classes.to(ids.device)
+        soft = tokenizer.soft_embed(predictor.probabilities(ids, mask, told))
     else:
         soft = tokenizer.codebook.mean(0).view(1, -1, 1, 1)
     z = torch.where(tokenizer.to_grid(mask.unsqueeze(-1)), soft, tokenizer.embed(ids))
     return Given(tokenizer.decode(z), ids, mask)
+
+
+def told_beside(
+    network: ADDP, other: KnowsClasses | None, classes: Tensor | None, sampling: SamplingOptions
+) -> Tensor | None:
+    """Return the labels, (B,), that another network is told beside the one that generates: the
+    samples' where it knows the same classes; None where it does not, and where none is told."""
+    same = other is not None and other.classes == network.classes
+    return classes if same and sampling.class_guidance else None
 
 
 @torch.no_grad()
@@ -124,7 +138,6 @@ def advance(
     next_visible: int | None = None,
     decode: bool = True,
     poorer: Tensor | None = None,
-    returned: Tensor | None = None,
     classes: Tensor | None = None,
 ) -> Generation:
     """Do one step.
@@ -133,9 +146,7 @@ def advance(
     parity). visible: the number of unmasked positions now, if it is known; next_visible: after this
     step, as the schedule has it if None. decode: whether the image is needed; otherwise it stays
     the last one. poorer: the network's logits where nothing is known, which guidance leads away
-    from, or None. returned: (B, L) bool, known tokens that become unknown, the same number in each
-    image, or None; the next image shows there what `poorer` expects. classes: labels, (B,) int64,
-    or None.
+    from, or None. classes: labels, (B,) int64, or None.
     """
     length = state.ids.shape[1]
     logits = code_logits(network, *state[:3], visible, classes, sampling.class_guidance)
@@ -144,18 +155,9 @@ def advance(
         sampled = sample_ids(drawn_by, u, sampling.top_p)
     ids = torch.where(state.mask, sampled, state.ids)
     count = mask_length(sampling, step, length) if next_visible is None else length - next_visible
-    if returned is not None:
-        count -= int(returned[0].sum())
     scale = noise_scale(sampling, step)
     mask = least_confident(drawn_by, ids, state.mask, gumbel=gumbel, scale=scale, count=count)
-    if returned is not None:
-        assert poorer is not None
-        # The network learned to predict masked tokens alone, so it has said nothing of these.
-        shown = torch.where(returned.unsqueeze(-1), poorer, logits)
-        mask = mask | returned
-    else:
-        shown = logits
-    image = next_image(tokenizer, shown, ids, mask) if decode else state.image
+    image = next_image(tokenizer, logits, ids, mask) if decode else state.image
     return Generation(image, ids, mask, logits)
 
 
@@ -198,22 +200,13 @@ def generate(
     # What the network predicts when it knows nothing, no class either. From nothing and without a
     # class, the first step computes it.
     computed = visible == 0 and classes is None
-    wanted = sampling.guidance_weight > 0 or sampling.remask_steps > 0
+    wanted = sampling.guidance_weight > 0
     nothing = fully_masked_logits(network) if wanted and not computed else None
     for step in range(sampling.steps):
         noise = torch.from_numpy(uniforms(seed, f"generate/{step}", start, count, 2 * length))
         u, g = noise.view(count, 2, length).unbind(1)
         gumbel = -torch.log(-torch.log(g))
         following = length - mask_length(sampling, step, unknown)
-        returned = None
-        if mends(sampling, step):
-            draw = uniforms(seed, f"generate/remask/{step}", start, count, length)
-            known = visible - (length - unknown)  # of those that are generated
-            returned = returning(
-                given.mask & ~state.mask,
-                torch.from_numpy(draw).to(device),
-                int(sampling.remask_share * known),
-            )
         state = advance(
             network,
             tokenizer,
@@ -226,7 +219,6 @@ def generate(
             next_visible=following,
             decode=all_images or following > 0 or step + 1 == sampling.steps,
             poorer=nothing,
-            returned=returned,
             classes=classes,
         )
         if visible == 0 and computed:

@@ -9,9 +9,13 @@ from pydantic import Field, model_validator
 
 from model.documents import Settings
 
-SamplerName = Literal["published", "guided"]
+SamplerName = Literal["published", "guided", "clear"]
 # What each named sampler sets; the published one has the defaults below.
-SAMPLERS: dict[SamplerName, dict[str, Any]] = {"published": {}, "guided": {"guidance_weight": 2.0}}
+SAMPLERS: dict[SamplerName, dict[str, Any]] = {
+    "published": {},
+    "guided": {"guidance_weight": 2.0},
+    "clear": {"class_guidance": 2.0, "top_p": 0.6},
+}
 
 
 class SamplingOptions(Settings):
@@ -57,17 +61,6 @@ class SamplingOptions(Settings):
         "step",
     )
 
-    remask_steps: int = Field(
-        0,
-        ge=0,
-        le=10_000,
-        description="so many of the steps mend: they hold half of the tokens masked, take known "
-        "tokens back, and draw as many others",
-    )
-    remask_share: float = Field(
-        0.25, ge=0, le=0.5, description="share of the known tokens that such a step takes back"
-    )
-
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, given: Any) -> Any:
@@ -76,11 +69,9 @@ class SamplingOptions(Settings):
             return SAMPLERS.get(given.get("sampler", "published"), {}) | given
         return given
 
-    @model_validator(mode="after")
-    def _leave_steps(self) -> SamplingOptions:
-        if self.remask_steps > max(0, self.steps - 2):
-            raise ValueError(
-                f"remask_steps={self.remask_steps} of steps={self.steps} leaves fewer than the two "
-                "in which tokens become known"
-            )
-        return self
+    def or_else(self, sampler: SamplerName) -> SamplingOptions:
+        """Return these options, with a named sampler for those that were not given; these
+        themselves where they name one."""
+        if "sampler" in self.model_fields_set:
+            return self
+        return SamplingOptions(sampler=sampler, **self.model_dump(exclude_unset=True))

@@ -21,7 +21,6 @@ FAMILIES = {
     "guided, 4": "guidance_weight=4",
     "guided, 2, top-p 0.6": "guidance_weight=2 top_p=0.6",
     "guided, 2, less noise": "guidance_weight=2 choice_temperature=2",
-    "guided, 2, mended": "guidance_weight=2 remask_steps=0.25",
 }
 
 
@@ -33,11 +32,8 @@ class Setting(NamedTuple):
 
 
 def setting(family: str, options: str, steps: int) -> Setting:
-    """Return a family's setting. options: as `guidance_weight=2 top_p=0.8`; remask_steps may be a
-    share of the steps, below 1. Raises ConfigError."""
+    """Return a family's setting. options: as `guidance_weight=2 top_p=0.8`. Raises ConfigError."""
     values: dict[str, Any] = dict(word.partition("=")[::2] for word in options.split())
-    if (mending := float(values.get("remask_steps", 0))) < 1:
-        values["remask_steps"] = round(mending * steps)
     try:
         return Setting(family, SamplingOptions(**values, steps=steps))
     except ValidationError as problem:

@@ -18,8 +18,6 @@ from model.errors import ConfigError
 def test_a_family_is_options_that_exist() -> None:
     for options in FAMILIES.values():
         assert setting("f", options, 8).sampling.steps == 8
-    mended = setting("f", FAMILIES["guided, 2, mended"], 20)
-    assert mended.sampling.remask_steps == 5
     with pytest.raises(ConfigError, match="schedule"):
         setting("f", "schedule=sideways", 8)
 

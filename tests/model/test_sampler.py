@@ -10,7 +10,7 @@ from model.addp import ADDP
 from model.config import Geometry, TransformerConfig
 from model.sampler import Given, generate, least_confident, sample_ids
 from model.sampling.guidance import fully_masked_logits, guided
-from model.sampling.schedules import mask_length, mends
+from model.sampling.schedules import mask_length
 from model.sampling_options import SAMPLERS, SamplingOptions
 from model.vq import VQTokenizer
 
@@ -47,8 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "linear": {"schedule": "linear", "temperature": "constant"},
     "top-p": {"top_p": 0.9},
     "guided": {"guidance_weight": 2.0},
-    "mended": {"remask_steps": 3, "remask_share": 0.5},
-    "all": {"guidance_weight": 2.0, "top_p": 0.8, "choice_temperature": 2.0, "remask_steps": 3},
+    "all": {"guidance_weight": 2.0, "top_p": 0.8, "choice_temperature": 2.0},
 }
 STEPS = 8
 
@@ -81,26 +80,16 @@ def test_a_sample_is_a_function_of_its_index(name: str, sampled: Callable[..., A
 def test_masks_shrink_as_scheduled_and_what_is_known_stays(
     name: str, kept: int, sampled: Callable[..., Any]
 ) -> None:
-    """Only steps that mend take known tokens back, as many as asked for, and none that was
-    given."""
     sampling = SamplingOptions(steps=STEPS, **SETTINGS[name])
     images, ids = torch.zeros(4, 3, 16, 16), torch.arange(16).expand(4, -1)
     mask = (torch.arange(16) >= kept).expand(4, -1)
-    given = Given(images, ids, mask)
-    before, changed = given, False
+    before = given = Given(images, ids, mask)
     for step, state in enumerate(sampled(SETTINGS[name], given=given)):
-        masked = mask_length(sampling, step, 16 - kept)
-        assert (state.mask.sum(1) == masked).all()
-        back = state.mask & ~before.mask
-        known = 16 - kept - int(before.mask[0].sum())
-        asked = int(sampling.remask_share * known) if mends(sampling, step) else 0
-        assert (back.sum(1) == asked).all() and not (back & ~mask).any()
-        stays = ~before.mask & ~back
-        assert torch.equal(state.ids[stays], before.ids[stays])
-        changed |= asked > 0
+        assert (state.mask.sum(1) == mask_length(sampling, step, 16 - kept)).all()
+        assert not (state.mask & ~before.mask).any()
+        assert torch.equal(state.ids[~before.mask], before.ids[~before.mask])
         before = state
     assert torch.equal(state.ids[~mask], ids[~mask]) and state.image.isfinite().all()
-    assert changed == bool(sampling.remask_steps)
 
 
 def test_guidance_of_weight_0_is_no_guidance(sampled: Callable[..., Any]) -> None:
@@ -132,3 +121,7 @@ def test_a_named_sampler_sets_what_is_not_given() -> None:
     assert "sampler" not in SamplingOptions(sampler="guided").model_dump()
     for name, options in SAMPLERS.items():
         assert SamplingOptions(sampler=name) == SamplingOptions(sampler=name, **options)
+    clear = SamplingOptions(top_p=1.0).or_else("clear")  # given, if only its default
+    assert (clear.class_guidance, clear.top_p) == (2.0, 1.0)
+    assert SamplingOptions(sampler="published").or_else("clear") == SamplingOptions()
+    assert SamplingOptions().or_else("clear") == SamplingOptions(sampler="clear")

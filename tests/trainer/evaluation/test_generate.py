@@ -28,7 +28,7 @@ from trainer.evaluation.sample_set import SETTINGS, SampleSet, step_of_set
 from trainer.evaluation.trained import Trained, load_addp
 
 # A sampler in which all options meet.
-GUIDED = {"guidance_weight": 1.0, "top_p": 0.8, "steps": 6, "remask_steps": 2}
+GUIDED = {"guidance_weight": 1.0, "top_p": 0.8, "steps": 6}
 
 
 def _generate(

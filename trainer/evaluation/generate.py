@@ -107,6 +107,10 @@ def main(
             out=output.out,
             asked=classes or (),
         )
+        beside = f"{made.with_suffix('.json')} says what it depends on"
+        if editing.complete is None and editing.between is None:
+            beside += f", {made.with_name(made.stem + '-steps.png')} how the first ones came about"
+        print(beside, file=sys.stderr)
     print(made)
 
 

@@ -68,7 +68,7 @@ def test_addp_trains_and_generates(
     files = {"tokenizer": tokenizer, "predictor": predictor}
     for kind, network in files.items():
         save_network(network, tmp_path / f"{kind}.safetensors")
-    tokenize(few, tmp_path / "tokens", tokenizer, ViewRecipe.center(size))
+    tokenize(few, tmp_path / "tokens", tokenizer, ViewRecipe.center(size), batch=4)
     finish(
         tmp_path / "run",
         "objective=addp",
@@ -94,7 +94,7 @@ def test_weights_of_32_pixels_start_64(few: Path, tmp_path: Path) -> None:
     network = TokenPredictor(Geometry.of(small.config), TINY)
     save_network(network, tmp_path / "small.safetensors")
     tokenizer, _ = for_image_size(small, 64)
-    tokenize(few, tmp_path / "tokens", tokenizer, ViewRecipe.center(64))
+    tokenize(few, tmp_path / "tokens", tokenizer, ViewRecipe.center(64), batch=4)
     output = finish(
         tmp_path / "run",
         "objective=mage",
@@ -117,7 +117,7 @@ def test_weights_of_32_pixels_start_64(few: Path, tmp_path: Path) -> None:
 
 def test_shards_name_as_many_codes_as_16_bits_can(few: Path, tmp_path: Path) -> None:
     tokenizer = tokenizer_of(32, 3, 65_536)
-    tokenize(few, tmp_path, tokenizer, ViewRecipe.center(32))
+    tokenize(few, tmp_path, tokenizer, ViewRecipe.center(32), batch=4)
     ids = TokenLoader(tmp_path, global_batch=4, seed=0).batch(0, 0, 4).ids
     assert ids.shape == (4, 64) and 32_767 < ids.max() <= 65_535
     with pytest.raises(ConfigError, match=r"65537 codes are more than the 65536 that token shards"):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from model.addp import ADDP
-from model.conditioning import labels_in_turn, labels_of
+from model.conditioning import ALL, NONE, Asked, labels_in_turn, labels_of
 from model.config import Geometry
 from model.device import usable_device
 from model.documents import MIB, first_problem, read_file
@@ -23,9 +22,9 @@ from model.errors import ConfigError, DataError, WeightsError
 from model.networks import CONFIG, Network
 from model.pictures import Picture, Pictures, as_images, opened, squares
 from model.predictor import TokenPredictor
-from model.sampler import Given, generated, given_tokens
-from model.sampling_options import SamplingOptions
-from model.shipped import shipped_folder
+from model.sampler import Given, generated, given_tokens, told_beside
+from model.sampling_options import SamplerName, SamplingOptions
+from model.shipped import SAMPLER, shipped_folder
 from model.vq import VQTokenizer
 from model.weights import load_network
 from model.yaml_documents import parse_yaml
@@ -53,6 +52,7 @@ def load(
 
     Raises WeightsError, and ConfigError where there is no network or no such device.
     """
+    sampler: SamplerName = SAMPLER if path is None else "published"
     path = shipped_folder() if path is None else Path(path)
     folder = path if path.is_dir() else path.parent
     network = load_network(_network_file(path) if path.is_dir() else path, "addp")
@@ -65,7 +65,7 @@ def load(
     of_tokens, of_masks = (other and other.eval().to(where) for other in found)
     assert of_tokens is None or isinstance(of_tokens, VQTokenizer)
     assert of_masks is None or isinstance(of_masks, TokenPredictor)
-    return ImageModel(network.eval().to(where), of_tokens, of_masks)
+    return ImageModel(network.eval().to(where), of_tokens, of_masks, sampler)
 
 
 def _network_file(folder: Path) -> Path:
@@ -119,13 +119,18 @@ class ImageModel:
     picture.
 
     network, tokenizer, predictor: the networks themselves. Without the tokenizer there are features
-    only; without the predictor, generation from a given part starts from the mean code.
+    only; without the predictor, generation from a given part starts from the mean code. sampler:
+    what the options of `sampling` have that are not given.
     """
 
     def __init__(
-        self, network: ADDP, tokenizer: VQTokenizer | None, predictor: TokenPredictor | None
+        self,
+        network: ADDP,
+        tokenizer: VQTokenizer | None,
+        predictor: TokenPredictor | None,
+        sampler: SamplerName = "published",
     ) -> None:
-        self.network, self.predictor = network, predictor
+        self.network, self.predictor, self.sampler = network, predictor, sampler
         self._tokenizer = tokenizer
 
     @property
@@ -180,16 +185,16 @@ class ImageModel:
         *,
         seed: int = 0,
         start: int = 0,
-        classes: Sequence[str | int] = (),
+        classes: Asked = ALL,
         sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 (it is frozen)
     ) -> list[Image.Image]:
         """Generate the pictures start .. start+count-1 of a seed.
 
-        classes: names or numbers of `self.classes`, or "all"; picture i is of the (i mod n)-th of n
-        classes. Without any, pictures have no class. Raises ConfigError for a class that the
-        network does not know.
+        classes: one or several of `self.classes`, by name or number; picture i is of the (i mod
+        n)-th of n. "all" are those that the network knows, if it knows any; with "none", pictures
+        have no class. Raises ConfigError for a class that the network does not know.
         """
-        labels = labels_of(self.classes, classes) if classes else []
+        labels, sampling = labels_of(self.classes, classes), sampling.or_else(self.sampler)
         images = []
         for first in range(start, start + count, _BATCH):
             size = min(_BATCH, start + count - first)
@@ -204,23 +209,24 @@ class ImageModel:
         *,
         count: int = 4,
         seed: int = 0,
-        classes: Sequence[str | int] = (),
+        classes: Asked = NONE,
         sampling: SamplingOptions = SamplingOptions(),  # noqa: B008
     ) -> list[Image.Image]:
         """Generate the masked part of a picture anew, `count` times.
 
         mask: a picture of the same size, white (or True) where to generate; or "left", "right",
         "top", "bottom", "center", "border", "border:8". The tokens that no masked pixel touches
-        stay. classes: as in `generate`. Raises DataError for a mask of another size, and where it
-        masks nothing or everything; ConfigError for a name that is none, of a mask or a class.
+        stay. classes: as in `generate`; by default the picture alone says what it is. Raises
+        DataError for a mask of another size, and where it masks nothing or everything; ConfigError
+        for a name that is none, of a mask or a class.
         """
-        image = opened(picture)
+        image, sampling = opened(picture), sampling.or_else(self.sampler)
         unknown = unknown_tokens(mask, image[0].size, self.network.geometry).to(self._device)
         pixels = squares(image, self.network.geometry.image_size).to(self._device)
         ids = known_tokens(self.tokenizer, pixels, unknown).expand(count, -1)
-        known = (ids, unknown.expand(count, -1))
-        told = labels_in_turn(labels_of(self.classes, classes), 0, count) if classes else None
-        return self._generated(seed, 0, count, sampling, known, told)
+        labels = labels_of(self.classes, classes)
+        told = labels_in_turn(labels, 0, count) if labels else None
+        return self._generated(seed, 0, count, sampling, (ids, unknown.expand(count, -1)), told)
 
     def interpolate(
         self,
@@ -234,7 +240,7 @@ class ImageModel:
         """Generate `frames` pictures on the way from A to B, in order and without the two; how is
         in `model.editing`. Raises DataError where both have the same tokens."""
         ids = torch.from_numpy(self.tokenize([*opened(a), *opened(b)])).to(self._device)
-        images = []
+        sampling, images = sampling.or_else(self.sampler), []
         for frame in range(1, frames + 1):
             share = frame / (frames + 1)
             known = between(ids[0], ids[1], share, seed=seed, start=0, count=1)
@@ -265,7 +271,8 @@ class ImageModel:
         classes: labels, (count,), or None."""
         given: Given | None = None
         if known is not None:
-            given = given_tokens(self.tokenizer, self.predictor, *known)
+            told = told_beside(self.network, self.predictor, classes, sampling)
+            given = given_tokens(self.tokenizer, self.predictor, *known, told)
         images = generated(
             self.network,
             self.tokenizer,

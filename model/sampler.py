@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from model.addp import ADDP
-from model.conditioning import labels_of
+from model.conditioning import KnowsClasses, labels_of
 from model.predictor import TokenPredictor
 from model.randomness import uniforms
 from model.sampling.guidance import code_logits, fully_masked_logits, guided
@@ -44,12 +44,10 @@ class Generation(NamedTuple):
     logits: Tensor
 
 
-def sample_ids(
-    logits: Tensor, u: Tensor, top_p: float = 1.0, *, temperature: float = 1.0
-) -> Tensor:
+def sample_ids(logits: Tensor, u: Tensor, top_p: float = 1.0) -> Tensor:
     """Draw ids (B, L) from logits (B, L, K) by the inverse CDF of uniforms u (B, L). top_p below 1
-    keeps the smallest set of codes with this probability. temperature: divides the logits first."""
-    p = (logits.float() / temperature).softmax(-1)
+    keeps the smallest set of codes with this probability."""
+    p = logits.float().softmax(-1)
     if top_p < 1.0:
         sorted_p, order = p.sort(-1, descending=True)
         kept = sorted_p.cumsum(-1) - sorted_p < top_p
@@ -94,20 +92,35 @@ class Given(NamedTuple):
 
 @torch.no_grad()
 def given_tokens(
-    tokenizer: VQTokenizer, predictor: TokenPredictor | None, ids: Tensor, mask: Tensor
+    tokenizer: VQTokenizer,
+    predictor: TokenPredictor | None,
+    ids: Tensor,
+    mask: Tensor,
+    classes: Tensor | None = None,
 ) -> Given:
     """Return a start that keeps the tokens outside of `mask`, so that the rest is generated
     (section 3.4 from a later step on).
 
     The first image is what training shows for this state: unreliable tokens are the predictor's
-    expected codes (section 3.2). Without a predictor they are the mean code.
+    expected codes (section 3.2). Without a predictor they are the mean code. classes: labels, (B,)
+    int64, that the predictor is told (`told_beside`); None tells it nothing.
     """
     if predictor is not None:
-        soft = tokenizer.soft_embed(predictor.probabilities(ids, mask))
+        told = None if classes is None else classes.to(ids.device)
+        soft = tokenizer.soft_embed(predictor.probabilities(ids, mask, told))
     else:
         soft = tokenizer.codebook.mean(0).view(1, -1, 1, 1)
     z = torch.where(tokenizer.to_grid(mask.unsqueeze(-1)), soft, tokenizer.embed(ids))
     return Given(tokenizer.decode(z), ids, mask)
+
+
+def told_beside(
+    network: ADDP, other: KnowsClasses | None, classes: Tensor | None, sampling: SamplingOptions
+) -> Tensor | None:
+    """Return the labels, (B,), that another network is told beside the one that generates: the
+    samples' where it knows the same classes; None where it does not, and where none is told."""
+    same = other is not None and other.classes == network.classes
+    return classes if same and sampling.class_guidance else None
 
 
 @torch.no_grad()
@@ -132,14 +145,14 @@ def advance(
     u, gumbel: noise of this step, (B, L). sampled: ids to take instead of drawing them (for
     parity). visible: the number of unmasked positions now, if it is known; next_visible: after this
     step, as the schedule has it if None. decode: whether the image is needed; otherwise it stays
-    the last one. poorer: logits that guidance leads away from, or None. classes: labels, (B,)
-    int64, or None.
+    the last one. poorer: the network's logits where nothing is known, which guidance leads away
+    from, or None. classes: labels, (B,) int64, or None.
     """
     length = state.ids.shape[1]
     logits = code_logits(network, *state[:3], visible, classes, sampling.class_guidance)
     drawn_by = guided(logits, poorer, sampling.guidance_weight)
     if sampled is None:
-        sampled = sample_ids(drawn_by, u, sampling.top_p, temperature=sampling.token_temperature)
+        sampled = sample_ids(drawn_by, u, sampling.top_p)
     ids = torch.where(state.mask, sampled, state.ids)
     count = mask_length(sampling, step, length) if next_visible is None else length - next_visible
     scale = noise_scale(sampling, step)

@@ -9,9 +9,13 @@ from pydantic import Field, model_validator
 
 from model.documents import Settings
 
-SamplerName = Literal["published", "guided"]
+SamplerName = Literal["published", "guided", "clear"]
 # What each named sampler sets; the published one has the defaults below.
-SAMPLERS: dict[SamplerName, dict[str, Any]] = {"published": {}, "guided": {"guidance_weight": 2.0}}
+SAMPLERS: dict[SamplerName, dict[str, Any]] = {
+    "published": {},
+    "guided": {"guidance_weight": 2.0},
+    "clear": {"class_guidance": 2.0, "top_p": 0.6},
+}
 
 
 class SamplingOptions(Settings):
@@ -41,13 +45,6 @@ class SamplingOptions(Settings):
         le=1,
         description="draw from the likeliest tokens that have this probability together",
     )
-    token_temperature: float = Field(
-        1.0,
-        ge=0.01,
-        le=100,
-        description="randomness in drawing tokens: logits are divided by it; below 1, pictures "
-        "are plainer and have fewer errors",
-    )
     guidance_weight: float = Field(
         0.0,
         ge=0,
@@ -71,3 +68,10 @@ class SamplingOptions(Settings):
         if isinstance(given, dict):
             return SAMPLERS.get(given.get("sampler", "published"), {}) | given
         return given
+
+    def or_else(self, sampler: SamplerName) -> SamplingOptions:
+        """Return these options, with a named sampler for those that were not given; these
+        themselves where they name one."""
+        if "sampler" in self.model_fields_set:
+            return self
+        return SamplingOptions(sampler=sampler, **self.model_dump(exclude_unset=True))

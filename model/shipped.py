@@ -14,9 +14,11 @@ from pathlib import Path
 
 from model.documents import MIB, read_file
 from model.errors import WeightsError
+from model.sampling_options import SamplerName
 
 SHIPPED = Path(__file__).with_name("emoji")
 TITLE = "the network that ships with addp: emoji of 32 x 32 pixels"
+SAMPLER: SamplerName = "clear"  # with which its pictures are best
 _SUMS = "SHA256SUMS"
 
 

@@ -10,14 +10,16 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import boto3
 from botocore.config import Config
+
+from tests.patience import PATIENCE, until
 
 _METHODS = (b"GET ", b"PUT ", b"POST ", b"HEAD ", b"DELETE ")
 KEY, SECRET = "test-access-key", "test-secret-that-must-not-be-printed"
@@ -83,7 +85,11 @@ def s3_server(folder: Path) -> Iterator[int]:
             stderr=log,
         )
     try:
-        _wait_until_it_stores(port)
+        until(
+            partial(_stores, client(port, patience=5.0)),
+            alive=lambda: process.poll() is None,
+            pause=0.2,
+        )
         yield port
     finally:
         process.terminate()
@@ -94,32 +100,27 @@ def s3_server(folder: Path) -> Iterator[int]:
             process.wait()
 
 
-def client(port: int) -> Any:
+def client(port: int, patience: float = PATIENCE) -> Any:
     return boto3.client(
         "s3",
         endpoint_url=f"http://127.0.0.1:{port}",
         aws_access_key_id=KEY,
         aws_secret_access_key=SECRET,
         region_name="us-east-1",
-        config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5),
+        config=Config(
+            retries={"total_max_attempts": 1}, connect_timeout=patience, read_timeout=patience
+        ),
     )
 
 
-def _wait_until_it_stores(port: int) -> None:
+def _stores(s3: Any) -> bool:
     """Listing answers too early; a put and a get tell."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            s3 = client(port)
-            with suppress(Exception):
-                s3.create_bucket(Bucket="ready")
-            s3.put_object(Bucket="ready", Key="x", Body=b"x")
-            s3.get_object(Bucket="ready", Key="x")["Body"].read()
-            return
-        except Exception:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+    with suppress(Exception):
+        s3.create_bucket(Bucket="ready")
+    with suppress(Exception):
+        s3.put_object(Bucket="ready", Key="x", Body=b"x")
+        return bool(s3.get_object(Bucket="ready", Key="x")["Body"].read())
+    return False
 
 
 class FaultProxy:
@@ -145,7 +146,7 @@ class FaultProxy:
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
         self._thread.start()
-        started.wait(10)
+        started.wait()
 
     def _run(self, started: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
@@ -160,7 +161,7 @@ class FaultProxy:
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join()
 
     def heal(self) -> None:
         self.latency, self.cut_after, self.refuse, self.black_hole, self.busy_probability = (

@@ -21,6 +21,7 @@ from data_pipeline.streaming.loader import TokenLoader
 from model.errors import ConfigError
 from model.official import import_official
 from model.weights import fingerprint, load_network
+from tests.patience import PATIENCE
 from tests.trainer.evaluation.evaluating import codes, start
 from tests.trainer.worlds import Ranks
 from trainer.config.reading import load_config
@@ -70,7 +71,7 @@ def test_a_run_goes_on_as_the_earlier_version_would_have(older: Path) -> None:
     """The same losses: weights, optimizer state, moving average, order of the data and masks."""
     with_new_keys(older / "addp.yaml")
     arguments = ["--config", str(older / "addp.yaml"), "log_every=1"]
-    outcome = Ranks(run_and_leave, arguments, 1, older / "log").wait(200)
+    outcome = Ranks(run_and_leave, arguments, 1, older / "log").wait()
     assert outcome.codes == [0], outcome.output
     assert "resumed at step 8 of 40" in outcome.output
     folder = RunFolder(older / "run")
@@ -132,7 +133,7 @@ def test_a_report_shows_the_run_and_its_results(older: Path) -> None:
     assert [len(result.images) for result in record.results if result.weights == "ema"] == [3]
     out = older / "report.html"
     command = [sys.executable, "-m", "trainer.evaluation.report", older / "run", "--out", out]
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run(command, check=True, timeout=PATIENCE)
     page = out.read_text()
     assert "45.5" in page and "36.4" in page and "images that were classified" in page
     assert page.count("data:image/png") == 3 and 'id="left-out"' not in page

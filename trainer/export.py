@@ -211,8 +211,7 @@ def _use_of_addp(network: ADDP, source: Source) -> list[str]:
         'print("features", features.shape)',
     ]
     if source.config is not None and source.config.tokenizer.weights is not None:
-        of = ', classes=["all"]' if network.classes else ""
-        lines.append(f"samples = model.generate(4{of})")
+        lines.append("samples = model.generate(4)")
         lines.append('print("samples", len(samples), samples[0].size)')
     return lines
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -16,7 +16,6 @@ FAMILIES = {
     BASELINE: "",
     "top-p 0.6": "top_p=0.6",
     "less noise": "choice_temperature=2",
-    "cooler": "token_temperature=0.8",
     "guided, 1": "guidance_weight=1",
     "guided, 2": "guidance_weight=2",
     "guided, 4": "guidance_weight=4",
@@ -34,8 +33,8 @@ class Setting(NamedTuple):
 
 def setting(family: str, options: str, steps: int) -> Setting:
     """Return a family's setting. options: as `guidance_weight=2 top_p=0.8`. Raises ConfigError."""
-    values = dict(word.partition("=")[::2] for word in options.split())
+    values: dict[str, Any] = dict(word.partition("=")[::2] for word in options.split())
     try:
-        return Setting(family, SamplingOptions(**values, steps=steps))  # type: ignore[arg-type]
+        return Setting(family, SamplingOptions(**values, steps=steps))
     except ValidationError as problem:
         raise ConfigError(f"{options}: {first_problem(problem)}") from problem

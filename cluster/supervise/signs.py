@@ -58,7 +58,10 @@ class Signs:
         files = {rank: folder.heartbeat(rank) for rank in ranks}
         near = {rank: self._near / file.name for rank, file in files.items()} if self._near else {}
         self._ages = BeatAges()
-        self._places = [_Place(near, "near signs of life"), _Place(files, "signs of life")]
+        self._places = [
+            _Place(near, "near signs of life", ours=True),
+            _Place(files, "signs of life", ours=False),
+        ]
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -79,9 +82,9 @@ class Signs:
 
     def looked(self, rank: int) -> float:
         """Return when the last look for a rank's sign began, by the monotonic clock: there where it
-        leaves its last word first."""
+        leaves its last word first; or, where it has left none there, in both places."""
         near, far = self._places
-        return near.looked if rank in near.latest else far.looked
+        return near.looked if rank in near.latest else min(near.looked, far.looked)
 
     def look_at_once(self) -> None:
         """Look now: a rank has ended, and may have left a word."""
@@ -100,21 +103,23 @@ class Signs:
 class _Place:
     """latest: by rank, of this attempt alone. looked: when the last look began."""
 
-    def __init__(self, files: Mapping[int, Path], name: str) -> None:
-        self._files = files
+    def __init__(self, files: Mapping[int, Path], name: str, *, ours: bool) -> None:
+        """ours: whether the files are in a folder that is made for this attempt."""
+        self._files, self._ours = files, ours
         self.latest: dict[int, Sign] = {}
         self.looked = 0.0
         self.wake, self.closed = threading.Event(), False
         threading.Thread(target=self._look_again, daemon=True, name=name).start()
 
     def _look_again(self) -> None:
-        # What is there before the ranks start is of an earlier attempt.
-        old = {rank: _read(file) for rank, file in self._files.items()}
+        # In the run folder, what the first look finds is of an earlier attempt. In our own nothing
+        # is: a look that comes late may find the only word that a rank leaves.
+        old = {} if self._ours else {rank: _read(file) for rank, file in self._files.items()}
         while not self.closed:
             begun = time.monotonic()
             for rank, file in self._files.items():
                 sign = _read(file)
-                if sign is not None and sign != old[rank] and sign.host == platform.node():
+                if sign is not None and sign != old.get(rank) and sign.host == platform.node():
                     self.latest[rank] = sign
             self.looked = begun
             self.wake.wait(_LOOK)

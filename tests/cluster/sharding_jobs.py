@@ -9,10 +9,12 @@ import random
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.storage import Store, open_store
+from tests.patience import PATIENCE, until
 from tests.warm import warm_python
 
 Environment = dict[str, str]
@@ -29,7 +31,7 @@ def tokenize(*arguments: str, env: Environment | None = None) -> subprocess.Comp
         text=True,
         check=False,
         env={**os.environ, **(env or {})},
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 
@@ -72,11 +74,7 @@ def run_with_kills(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if sum(1 for _ in store.list()) > before:
-                break
-            time.sleep(0.02)
+        until(partial(_has_begun, process, store, before))
         time.sleep(chance.uniform(0, span))
         if process.poll() is None:
             kills += 1
@@ -84,6 +82,11 @@ def run_with_kills(
         process.wait()
         visible_shards_are_whole(store, whole)
     return kills
+
+
+def _has_begun(process: subprocess.Popen[bytes], store: Store, before: int) -> bool:
+    """Whether a job has added to the objects of before, or has ended."""
+    return process.poll() is not None or sum(1 for _ in store.list()) > before
 
 
 def plan(

@@ -13,16 +13,14 @@ from rich.console import Console
 
 from data_pipeline.progress import SECONDS, Progress
 from model.errors import ConfigError
+from tests.patience import until
 
 
 class Log(io.StringIO):
     """A file that can be waited for."""
 
     def wait_for(self, words: str) -> str:
-        deadline = time.monotonic() + 60
-        while words not in self.getvalue():
-            assert time.monotonic() < deadline, self.getvalue()
-            time.sleep(0.005)
+        until(lambda: words in self.getvalue(), said=self.getvalue)
         return self.getvalue()
 
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from cluster.launch.backend import free_port
 from tests.gpu.conftest import DEVICE
+from tests.patience import PATIENCE
 from tests.trainer.launching import SMALL
 
-_SECONDS = 200 if DEVICE == "cuda" else 900  # for one process
 AT_ONCE = int(os.environ.get("ADDP_GPU_TESTS_AT_ONCE", "4"))
 _WORLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "DS_ACCELERATOR")
 _SABOTAGED = """
@@ -59,7 +59,7 @@ def processes(commands: Sequence[Sequence[str]]) -> list[Ended]:
             capture_output=True,
             text=True,
             check=False,
-            timeout=_SECONDS,
+            timeout=PATIENCE,
             env=environment,
             stdin=subprocess.DEVNULL,
         )

@@ -6,27 +6,20 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 from model import processes
+from tests.patience import until
 
-SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
+SLEEP = [sys.executable, "-c", "import time; time.sleep(86_400)"]
 ORPHAN = """
 import os, signal, subprocess, sys
 from model.processes import signal_at_end_of_parent
 tie = lambda: signal_at_end_of_parent(signal.SIGKILL)
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(86_400)"],
                          stdout=subprocess.DEVNULL, preexec_fn=tie)
 print(child.pid, flush=True)
 sys.stdin.read()
 """
-
-
-def until(condition: object) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_process_that_lives_stops_and_ends() -> None:

@@ -50,6 +50,18 @@ def test_its_pictures_show_different_things_on_white(shipped: ImageModel) -> Non
     assert all(np.array_equal(a, b) for a, b in zip(made, load().generate(8), strict=True))
 
 
+def test_its_sampler_counts_where_no_other_option_is_given(shipped: ImageModel) -> None:
+    folder = load(SHIPPED)  # named, it is a network as any other
+    few, clear = SamplingOptions(steps=2), SamplingOptions(steps=2, class_guidance=2, top_p=0.6)
+    published = SamplingOptions(steps=2, sampler="published")
+
+    def pixels(of: ImageModel, sampling: SamplingOptions) -> bytes:
+        return of.generate(1, sampling=sampling)[0].tobytes()
+
+    assert pixels(shipped, few) == pixels(folder, clear) != pixels(folder, few)
+    assert pixels(shipped, published) == pixels(folder, few)
+
+
 def test_its_tokens_tell_what_an_emoji_looks_like(shipped: ImageModel, tmp_path: Path) -> None:
     render(tmp_path, 32, limit=20)
     files = sorted(tmp_path.rglob("*.png"))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.launch.backend import LaunchRequest
 from cluster.launch.backends.deepspeed import DeepSpeedBackend
 from cluster.launch.hosts import this_machine
+from tests.patience import PATIENCE, until
 from tests.warm import warm_python
 
 MAGE = (
@@ -65,7 +65,7 @@ def train(run: Path, *overrides: str, processes: int = 2) -> tuple[int, str]:
     arguments = [f"run={run}", *SMALL, *overrides]
     process = _start(warm_launcher(processes, "trainer.pretrain", arguments))
     try:
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=PATIENCE)
     finally:
         kill_group(process)
     return process.returncode, output
@@ -78,8 +78,5 @@ def kill_group(process: subprocess.Popen[str]) -> None:
         return
 
 
-def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline and process.poll() is None, f"{path} did not appear"
-        time.sleep(0.01)
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    until(path.exists, alive=lambda: process.poll() is None, said=lambda: f"no {path}")

@@ -167,5 +167,5 @@ def unanswered(arguments: list[str]) -> int:
 
 
 def test_a_rank_goes_on_before_the_others_answer(tmp_path: Path) -> None:
-    codes, output = Ranks(unanswered, [str(tmp_path / "gone on")], 2, tmp_path / "log").wait(30)
+    codes, output = Ranks(unanswered, [str(tmp_path / "gone on")], 2, tmp_path / "log").wait()
     assert codes == [0, 0], output

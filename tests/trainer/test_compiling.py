@@ -88,7 +88,7 @@ def test_every_zero_stage_takes_what_was_tried(
     out, log = tmp_path / "rows.json", tmp_path / "log"
     addp = addp_options(tmp_path, tokenizer, tokenizer_file, tokens)
     arguments = [str(out), *addp, "addp.sizes.dropout=0"]
-    codes, output = Ranks(step_in_all_modes, arguments, 2, log).wait(300)
+    codes, output = Ranks(step_in_all_modes, arguments, 2, log).wait()
     assert codes == [0, 0], output
     rows = json.loads(out.read_text())
     for mode, eager, compiled in zip(MODES, rows[::2], rows[1::2], strict=True):
@@ -123,10 +123,10 @@ def test_a_compiled_run_is_resumed_bit_for_bit(stage: int, tokens: Path, tmp_pat
     whole = tmp_path / "whole"
     options = (*MAGE, WIDE, f"data.tokens={tokens}", "compile=on", f"zero_stage={stage}")
     options = (*options, "recompute_every=2")
-    output = finish(whole, *options, seconds=600)
+    output = finish(whole, *options)
     assert "the networks are compiled: " in output
     cut = cut_back(whole, tmp_path / "cut", 4)
-    output = finish(cut, *options, seconds=600)
+    output = finish(cut, *options)
     assert same_end(whole, cut) and "changed since that checkpoint: compile" not in output
     other = cut_back(whole, tmp_path / "other", 4)
     output = finish(other, *options, "compile=off")

@@ -143,7 +143,7 @@ def counted(
         for name, own in runs.items()
     }
     for world in worlds.values():
-        codes, output = world.wait(200)
+        codes, output = world.wait()
         assert codes == [0], output
     found = {name: json.loads((folder / name).read_text()) for name in runs}
     return {

@@ -18,26 +18,27 @@ from trainer.run_folder import RunFolder
 
 def test_a_slow_rank_is_named(tokens: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    codes, output = run_world(
-        run, *MAGE, f"data.tokens={tokens}", "log_every=4", sabotage=Sabotage(slow=0.05)
-    )
+    options = (*MAGE, f"data.tokens={tokens}", "schedule.total=4", "log_every=2")
+    codes, output = run_world(run, *options, sabotage=Sabotage(slow=0.15))
     assert codes == [0, 0] and "slow: rank 1" in output, output
     rows = RunFolder(run).read_metrics()
-    assert [row["straggler"] for row in rows] == [1] * 3
+    assert [row["straggler"] for row in rows] == [1] * 2
     # Two micro batches a step, each of which takes rank 1 so much longer.
-    assert all(row["rank_seconds_max"] > 0.1 > row["rank_seconds_p50"] - 0.05 for row in rows)
+    assert all(row["rank_seconds_max"] > max(0.3, row["rank_seconds_p50"]) for row in rows)
 
 
 def test_true_training_time_and_what_restarts_cost(tokens: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     options = (*MAGE, f"data.tokens={tokens}")
+    began = time.monotonic()
     finish(whole, *options)
     cut = cut_back(whole, tmp_path / "cut", 4)
     time.sleep(1.0)
     finish(cut, *options)
+    past = time.monotonic() - began
     first, last = RunFolder(whole).read_metrics()[-1], RunFolder(cut).read_metrics()[-1]
-    assert first["starts"] == 1 and first["lost_seconds"] == 0 and 0 < first["train_seconds"] < 60
-    assert last["starts"] == 2 and last["lost_seconds"] > 1 and 0 < last["train_seconds"] < 60
+    assert first["starts"] == 1 and first["lost_seconds"] == 0 and 0 < first["train_seconds"] < past
+    assert last["starts"] == 2 and last["lost_seconds"] > 1 and 0 < last["train_seconds"] < past - 1
     assert all(a["train_seconds"] < b["train_seconds"] for a, b in zip(*_pairs(cut), strict=True))
 
 

@@ -49,7 +49,7 @@ def test_a_run_that_makes_inputs_ahead_is_the_same(
         for name, function in (("ahead", ahead), ("plain", main))
     }
     for world in runs.values():
-        codes, output = world.wait(180)
+        codes, output = world.wait()
         assert codes == [0, 0], output
     assert same_end(tmp_path / "ahead", tmp_path / "plain")
     assert (tmp_path / "ahead.log").read_text().count("inputs made: 24") == 2

@@ -79,7 +79,6 @@ def test_addp_trains_and_generates(
         "predictor.sizes.size=tiny",
         "addp.sizes.size=tiny",
         processes=1,
-        seconds=240,
     )
     rows = RunFolder(tmp_path / "run").read_metrics()
     # Nothing is learned yet: as good as a uniform guess over the vocabulary.

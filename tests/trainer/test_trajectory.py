@@ -28,7 +28,7 @@ def replay(
     report = out / "report.json"
     outcome = Ranks(
         main, [str(folder), "--report", str(report), *options], processes, out / "log"
-    ).wait(300)
+    ).wait()
     return outcome, json.loads(report.read_text()) if report.exists() else {}
 
 

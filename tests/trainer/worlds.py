@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster.launch.backend import free_port
+from tests.patience import PATIENCE, until
 from tests.trainer.launching import SMALL
 from tests.trainer.sabotage import Sabotage
 from tests.warm import CONTEXT
@@ -81,14 +82,14 @@ class Ranks:
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         return where | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
 
-    def wait(self, seconds: float = 90) -> Outcome:
-        deadline = time.monotonic() + seconds
+    def wait(self) -> Outcome:
+        deadline = time.monotonic() + PATIENCE
         for rank in self.ranks:
             rank.join(max(0.0, deadline - time.monotonic()))
         late = [rank for rank in self.ranks if rank.is_alive()]
         self.kill()
         output = self.log.read_text()
-        assert not late, f"{len(late)} ranks still ran after {seconds} s:\n{output}"
+        assert not late, f"{len(late)} ranks do not end:\n{output}"
         return Outcome([rank.exitcode for rank in self.ranks], output)
 
     def kill(self, which: Sequence[int] | None = None) -> None:
@@ -101,13 +102,12 @@ class Ranks:
     def alive(self) -> bool:
         return any(rank.is_alive() for rank in self.ranks)
 
-    def wait_for(self, path: Path, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while not path.exists():
-            assert time.monotonic() < deadline and self.alive(), (
-                f"{path} did not appear:\n{self.log.read_text()}"
-            )
-            time.sleep(0.005)
+    def wait_for(self, path: Path) -> None:
+        until(
+            path.exists,
+            alive=self.alive,
+            said=lambda: f"{path} did not appear:\n{self.log.read_text()}",
+        )
 
 
 class World(Ranks):
@@ -123,18 +123,14 @@ class World(Ranks):
 
 
 def run_world(
-    run: Path,
-    *overrides: str,
-    processes: int = 2,
-    sabotage: Sabotage | None = None,
-    seconds: float = 90,
+    run: Path, *overrides: str, processes: int = 2, sabotage: Sabotage | None = None
 ) -> Outcome:
     """A whole run."""
-    return World(run, overrides, processes, sabotage).wait(seconds)
+    return World(run, overrides, processes, sabotage).wait()
 
 
-def finish(run: Path, *overrides: str, processes: int = 2, seconds: float = 90) -> str:
+def finish(run: Path, *overrides: str, processes: int = 2) -> str:
     """A run that must end well. Returns its output."""
-    codes, output = run_world(run, *overrides, processes=processes, seconds=seconds)
+    codes, output = run_world(run, *overrides, processes=processes)
     assert codes == [0] * processes, output
     return output

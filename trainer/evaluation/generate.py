@@ -2,7 +2,7 @@
 
 python -m trainer.evaluation.generate                    a grid of the network that ships
 python -m trainer.evaluation.generate RUN --count 64     a grid, and its denoising steps
-python -m trainer.evaluation.generate RUN --class cat    a grid of one class of a conditional run
+python -m trainer.evaluation.generate RUN --class cat    a grid of one class, not of all in turn
 python -m trainer.evaluation.generate RUN --complete IMAGE --mask right
 python -m trainer.evaluation.generate RUN --between A B  what is between two images
 deepspeed --module trainer.evaluation.generate RUN --count 50000 --into FOLDER
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from model.sampling_options import SamplingOptions
-from model.shipped import TITLE
+from model.sampling_options import SAMPLERS, SamplingOptions
+from model.shipped import SAMPLER, TITLE
 from trainer.config.options import (
     LocalRank,
     LocalTokenizer,
@@ -53,9 +53,10 @@ def main(
         typer.Option(
             "--class",
             metavar="NAME",
-            help="generate this class of a network that learned classes, by its name or number; "
-            "give it several times, or all: the images take turns, and each class has a row of a "
-            "grid",
+            help="generate this class of a network that learned classes, by its name or number, or "
+            "all of them, or none; give it several times, and the images take turns, each class in "
+            "a row of the grid. If not given: all; with --complete and --between none, since what "
+            "is given says what it is",
         ),
     ] = None,
     weights: TrainedWeights = "raw",
@@ -82,8 +83,10 @@ def main(
     del local_rank
     world = take_world()
     _check(run, samples.count, editing, output, world)
-    if run is None and world.rank == 0:
-        print(f"without RUN, this is {TITLE}", file=sys.stderr)
+    if run is None:
+        sampling = sampling.or_else(SAMPLER)
+        if world.rank == 0:
+            print(f"without RUN, this is {TITLE}, with {_options(sampling)}", file=sys.stderr)
     from trainer.evaluation.generating import write_image, write_set
     from trainer.evaluation.trained import load_addp
 
@@ -104,7 +107,17 @@ def main(
             out=output.out,
             asked=classes or (),
         )
+        beside = f"{made.with_suffix('.json')} says what it depends on"
+        if editing.complete is None and editing.between is None:
+            beside += f", {made.with_name(made.stem + '-steps.png')} how the first ones came about"
+        print(beside, file=sys.stderr)
     print(made)
+
+
+def _options(sampling: SamplingOptions) -> str:
+    """Say what became of the options in which the network that ships differs from others."""
+    values = {name: getattr(sampling, name) for name in SAMPLERS[SAMPLER]}
+    return " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in values.items())
 
 
 def _check(run: str | None, count: int, editing: EditOptions, output: Output, world: World) -> None:

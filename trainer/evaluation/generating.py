@@ -12,6 +12,8 @@ from torch import Tensor
 
 from data_pipeline.images.image_grid import image_grid, rows_of_classes
 from data_pipeline.progress import Progress
+from model.addp import ADDP
+from model.conditioning import ALL, NONE
 from model.errors import ConfigError
 from model.sampler import generate
 from model.sampling_options import SamplingOptions
@@ -42,12 +44,12 @@ def write_set(
     asked: Sequence[str] = (),
 ) -> Path:
     """Write this process's share of a set into a folder, and return the folder. asked: the classes
-    of the images, by name or number; none for images without a class."""
+    of the images, as in `_classes`."""
 
     def open_set(trained: Trained) -> SampleSet:
         edit = open_edit(editing, trained)
         options = samples if edit is None else edit.as_set(samples)
-        classes = SampleClasses.in_turn(trained.network.classes, asked)
+        classes = _classes(trained.network, asked, edit, sampling)
         return SampleSet(into, trained, options, sampling, edit, classes)
 
     _make_set(_same_step_for_all(load, open_set, step, into), world)
@@ -69,22 +71,23 @@ def write_image(
     """Write a grid of samples, or of an edit, and its settings beside it. Returns its file.
 
     folder: of the run, whose samples/ takes the file where `out` names none. asked: as for
-    `write_set`; each class has a row of the grid.
+    `write_set`; each class has a row of the grid, where there are samples for all of them.
     """
     loaded = _on_device(loaded)
-    classes = SampleClasses.in_turn(loaded.network.classes, asked)
     edit = open_edit(editing, loaded)
+    classes = _classes(loaded.network, asked, edit, sampling)
     trained = in_precision(loaded, samples.precision)
     name = "grid" if edit is None else edit.name
     name += ("" if trained.step is None else f"-step-{trained.step}") + suffix(weights)
     target = out or RunFolder(folder).samples / f"{name}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     if edit is None:
-        if classes is not None:  # whole rows
-            rows = len(classes.labels)
-            samples = samples.model_copy(update={"count": rows * max(1, samples.count // rows)})
+        rows = classes.names if classes and len(classes.names) <= samples.count else ()
+        if rows:  # whole ones
+            whole = samples.count - samples.count % len(rows)
+            samples = samples.model_copy(update={"count": whole})
         settings: dict[str, Any] = {"count": samples.count}
-        _make_grid(trained, samples, sampling, classes, zoom, target)
+        _make_grid(trained, samples, sampling, classes, rows, zoom, target)
     else:
         _make_edit(trained, edit, samples.seed, sampling, classes, zoom, target)
         settings = {"count": edit.chunks * edit.variants, **edit.settings}
@@ -97,6 +100,16 @@ def write_image(
     }
     write_json(target.with_suffix(".json"), {**settings, **sampling.model_dump(mode="json")})
     return target
+
+
+def _classes(
+    network: ADDP, asked: Sequence[str], edit: Edit | None, sampling: SamplingOptions
+) -> SampleClasses | None:
+    """Return the classes that are asked for, by name or number. Where nothing is asked, these are
+    all that the network knows; but none beside given pictures, which say what they show, nor where
+    the network is not told its classes."""
+    others = ALL if edit is None and sampling.class_guidance else NONE
+    return SampleClasses.in_turn(network.classes, asked or others)
 
 
 def _on_device(trained: Trained) -> Trained:
@@ -143,10 +156,12 @@ def _make_grid(
     samples: SetOptions,
     sampling: SamplingOptions,
     classes: SampleClasses | None,
+    rows: Sequence[str],
     zoom: int,
     target: Path,
 ) -> None:
-    """Write a grid of all samples to `target`, and beside it a grid of the first ones' steps."""
+    """Write a grid of all samples to `target`, and beside it a grid of the first ones' steps. rows:
+    the classes that have a row each, or none."""
     finished: list[Tensor] = []
     trail: list[Tensor] = []
     title, steps = f"generating {samples.count} images", samples.count * sampling.steps
@@ -167,8 +182,8 @@ def _make_grid(
                     trail.append(state.image[:_IN_TRAIL].float().cpu())
                 progress.advance(size)
             finished.append(state.image.float().cpu())
-    if classes is not None:
-        grid = rows_of_classes(torch.cat(finished), classes.names, zoom)
+    if rows:
+        grid = rows_of_classes(torch.cat(finished), rows, zoom)
     else:
         columns = max(1, round(samples.count**0.5))
         grid = image_grid(torch.cat(finished), columns=columns, zoom=zoom)

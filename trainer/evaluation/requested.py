@@ -40,6 +40,8 @@ def check(run: str, request: Request) -> RunConfig:
             f"the benchmarks for it are {', '.join(fit)}"
         )
     _check_split(run, request, config)
+    for name in names:
+        BENCHMARKS[name].check_run(config)
     return config
 
 

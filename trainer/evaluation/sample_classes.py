@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.conditioning import labels_in_turn, labels_of
+from model.conditioning import Asked, labels_in_turn, labels_of
 from model.randomness import uniforms
 
 
@@ -28,15 +28,15 @@ class SampleClasses:
     counts: tuple[int, ...] | None = None
 
     @classmethod
-    def in_turn(cls, known: Sequence[str], asked: Sequence[str]) -> SampleClasses | None:
-        """Return the classes that are asked for, by name or number: sample i has the (i mod n)-th
+    def in_turn(cls, known: Sequence[str], asked: Asked) -> SampleClasses | None:
+        """Return the classes that are asked for, as in `labels_of`: sample i has the (i mod n)-th
         of n; None where none is asked for.
 
         known: the network's classes. Raises ConfigError for one that it does not know.
         """
-        if not asked:
-            return None
         labels = labels_of(known, asked)
+        if not labels:
+            return None
         return cls(tuple(known[label] for label in labels), tuple(labels))
 
     @classmethod

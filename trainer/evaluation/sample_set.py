@@ -85,9 +85,11 @@ class SampleSet:
             if there.get(key) != value
         ]
         if different:
+            asked = classes is not None and classes.counts is None
+            plain = asked and there.get("classes") is None
             raise ConfigError(
                 f"{folder} holds another set of samples ({'; '.join(different)}); choose another "
-                "folder"
+                f"folder{', or go on without classes by --class none' if plain else ''}"
             )
 
     @property

@@ -7,7 +7,6 @@ import os
 import pty
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from data_pipeline.storage import open_store
 from tests.cluster.calling import addp
 from tests.cluster.status.made import running
 from tests.cluster.supervise.supervising import job
+from tests.patience import PATIENCE, until
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import World
 from tests.warm import warm_python
@@ -35,13 +35,14 @@ def status(run: Path | str) -> dict[str, Any]:
     return json.loads(found.stdout)  # type: ignore[no-any-return]
 
 
-def until(run: Path | str, true: Callable[[dict[str, Any]], Any], seconds: float = 60) -> Any:
+def becomes(run: Path | str, true: Callable[[dict[str, Any]], Any]) -> Any:
     """Look until the status is as it should be."""
-    deadline = time.monotonic() + seconds
-    while not true(found := status(run)):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.1)
-    return found
+
+    def look() -> dict[str, Any] | None:
+        found = status(run)
+        return found if true(found) else None
+
+    return until(look, said=lambda: status(run), pause=0.1)
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_a_run_is_watched_stopped_and_found_dead(
     overrides = (*MAGE, *LONG, f"data.tokens={tokens}")
     worlds.append(World(run, overrides, 2, None))
     worlds[0].wait_for(folder.metrics)
-    found = until(run, lambda s: s["state"] == "running" and s["checkpoint"] and s["metrics"])
+    found = becomes(run, lambda s: s["state"] == "running" and s["checkpoint"] and s["metrics"])
     assert found["total"] == 100_000 and found["step"] >= 5 and found["eta"] > 0
     assert [rank["rank"] for rank in found["ranks"]] == [0, 1] and found["expected_ranks"] == 2
     assert found["ettr"]["ratio"] == 1 and found["starts"] == 1 and found["problems"] == []
@@ -89,9 +90,9 @@ def test_a_run_is_watched_stopped_and_found_dead(
     assert not folder.stop.exists()
 
     worlds.append(World(run, overrides, 2, None))
-    until(run, lambda s: s["state"] == "running" and s["starts"] == 2)
+    becomes(run, lambda s: s["state"] == "running" and s["starts"] == 2)
     worlds[1].kill()
-    found = until(run, lambda s: s["state"] == "dead")
+    found = becomes(run, lambda s: s["state"] == "dead")
     assert "ended without a word" in found["reason"] and found["ettr"]["lost_seconds"] > 0
     folder.stop.touch()  # of somebody who wanted to stop it just before it died
     late = addp("stop", run, "--wait")
@@ -115,7 +116,7 @@ def test_a_supervised_run_is_stopped_for_good(tmp_path: Path) -> None:
     with job(tmp_path / "run", "--ranks", "2", words=words) as one:
         one.start(0)
         one.until(lambda: len(one.of(history.Progress)) == 2)
-        found = until(one.run, lambda s: s["state"] == "running")
+        found = becomes(one.run, lambda s: s["state"] == "running")
         assert (found["starts"], found["restarts"], found["expected_ranks"]) == (2, 1, 2)
         stopped = addp("stop", one.run, "--wait")
         assert stopped.code == 75, stopped
@@ -125,11 +126,14 @@ def test_a_supervised_run_is_stopped_for_good(tmp_path: Path) -> None:
 
 def test_a_run_is_followed_by_its_store(uploading: str, tmp_path: Path) -> None:
     """From a machine that does not see its folder. What is known there comes with uploads."""
-    found = until(uploading, lambda s: s["copied"] and s["metrics"] and s["expected_ranks"])
-    assert (found["run"], found["source"], found["state"]) == ("base-16", "store", "running")
+    found = becomes(
+        uploading,
+        lambda s: s["state"] == "running" and s["copied"] and s["metrics"] and s["expected_ranks"],
+    )
+    assert (found["run"], found["source"]) == ("base-16", "store")
     assert found["checkpoint"] is None and found["copied"]["step"] % 5 == 0
     assert found["ranks"] == [] and found["expected_ranks"] == 2 and found["total"] == 100_000
-    at_home = until(tmp_path / "run", lambda s: s["copied"])
+    at_home = becomes(tmp_path / "run", lambda s: s["copied"])
     assert at_home["upload"] == uploading and at_home["problems"] == []
     assert "on the store: step" in addp("status", uploading).stdout
 
@@ -137,7 +141,7 @@ def test_a_run_is_followed_by_its_store(uploading: str, tmp_path: Path) -> None:
 @pytest.mark.long
 def test_a_run_is_stopped_by_its_store(uploading: str, tmp_path: Path, worlds: list[World]) -> None:
     """It looks for the object every 15 s."""
-    until(uploading, lambda s: s["copied"])
+    becomes(uploading, lambda s: s["copied"])
     stopped = addp("stop", uploading, "--wait")
     assert stopped.code == 75 and "when it next looks at its store" in stopped.stdout
     assert worlds[0].wait().codes == [75, 75]
@@ -149,12 +153,12 @@ def test_a_run_is_stopped_by_its_store(uploading: str, tmp_path: Path, worlds: l
 @pytest.mark.long
 def test_a_run_that_died_is_found_by_its_store(uploading: str, worlds: list[World]) -> None:
     """Its lock is not renewed. A STOP that it did not see is taken away."""
-    until(uploading, lambda s: s["state"] == "running" and s["metrics"])
+    becomes(uploading, lambda s: s["state"] == "running" and s["metrics"])
     assert addp("stop", uploading).code == 0
     worlds[0].kill()
     assert [entry.name for entry in open_store(uploading).list("STOP")] == ["STOP"]
     assert "was asked to stop before" in addp("stop", uploading).stdout
-    found = until(uploading, lambda s: s["state"] == "dead", seconds=90)
+    found = becomes(uploading, lambda s: s["state"] == "dead")
     assert "does not renew its lock" in found["reason"]
     late = addp("stop", uploading, "--wait")
     assert late.code == 1 and "took STOP away" in late.stdout
@@ -197,7 +201,7 @@ def test_a_terminal_shows_the_run_until_ctrl_c(tmp_path: Path) -> None:
         while piece := os.read(terminal, 1 << 16):
             shown += piece
     os.close(terminal)
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE) == 0
     before, _, after = shown.partition(b"\x1b[?1049l")
     assert b"\x1b[?1049h" in before and b"base-16" in after and b"interrupted" not in after
 

@@ -29,6 +29,7 @@ from tests.cluster.sharding_jobs import (
     undisturbed,
     visible_shards_are_whole,
 )
+from tests.patience import PATIENCE
 from tests.s3_server import KEY, SECRET, FaultProxy, client, environment
 
 ROWS = 6  # 120 images in 20 shards
@@ -139,7 +140,7 @@ def test_two_jobs_race_on_one_plan(
         subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    results = [racer.communicate(timeout=200) for racer in racers]
+    results = [racer.communicate(timeout=PATIENCE) for racer in racers]
     assert [r.returncode for r in racers] == [0, 0], results
     made = [json.loads(text)["made"] for text, _ in results]
     assert sum(made) >= 20 and max(made) <= 20
@@ -316,7 +317,7 @@ def test_a_watcher_sees_a_running_job(images: Path, tokenizer_file: Path, tmp_pa
     )
     assert watcher.stdout is not None and json.loads(watcher.stdout.readline())["missing"] == 20
     succeed("run", out, "--tokenizer", str(tokenizer_file), "--finalize")
-    output, progress = watcher.communicate(timeout=120)
+    output, progress = watcher.communicate(timeout=PATIENCE)
     assert watcher.returncode == 0 and json.loads(output.splitlines()[-1])["missing"] == 0
     assert progress.splitlines()[-1].startswith("tokenizing: 20 of 20 shards (100%) in")
 

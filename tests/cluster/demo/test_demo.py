@@ -9,11 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from PIL import Image
 
+from tests.patience import PATIENCE, until
 from tests.warm import warm_python
 from trainer.run_folder import RunFolder
 
@@ -30,11 +30,9 @@ def test_interrupted_demo_goes_on_to_its_report(images: Path, tmp_path: Path) ->
         # A test run in the background ignores SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 200
-    while not RunFolder(out / "tokenizer").metrics.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(RunFolder(out / "tokenizer").metrics.exists, alive=lambda: process.poll() is None)
     process.send_signal(signal.SIGINT)  # Ctrl-C
-    process.communicate(timeout=300)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode != 0 and not (out / "report.html").exists()
     assert not ranks_of(out)  # nothing runs on behind the user's back
 

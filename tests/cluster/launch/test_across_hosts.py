@@ -12,6 +12,7 @@ import pytest
 
 from tests.cluster.launch.record_words import HOSTILE
 from tests.cluster.launch.two_hosts import Host, several_hosts
+from tests.patience import PATIENCE
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.worlds import finish
 from trainer.run_folder import RunFolder
@@ -84,12 +85,10 @@ def trainer_words(run: Path, tokens: Path) -> list[str]:
     return [*MAGE, *SMALL, f"data.tokens={tokens}", f"run={run}"]
 
 
-def finish_all(
-    commands: Sequence[subprocess.Popen[bytes]], log: Path, seconds: float = 150
-) -> None:
+def finish_all(commands: Sequence[subprocess.Popen[bytes]], log: Path) -> None:
     """Wait for commands that must end well. What is left of them is killed."""
     try:
-        codes = [command.wait(seconds) for command in commands]
+        codes = [command.wait(PATIENCE) for command in commands]
     finally:
         for command in commands:
             command.kill()

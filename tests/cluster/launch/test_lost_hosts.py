@@ -13,6 +13,7 @@ import pytest
 
 from cluster.supervise import history
 from tests.cluster.launch.two_hosts import Host, several_hosts
+from tests.patience import PATIENCE, until
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.worlds import run_world
 from trainer.run_folder import RunFolder
@@ -32,7 +33,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Host]]:
 def undisturbed(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     """The losses of two ranks on one host."""
     run = tmp_path_factory.mktemp("one-host") / "run"
-    done = run_world(run, *MAGE, *LENGTH, f"data.tokens={tokens}", seconds=600)
+    done = run_world(run, *MAGE, *LENGTH, f"data.tokens={tokens}")
     assert done.codes == [0, 0], done.output
     return losses(run)
 
@@ -55,11 +56,12 @@ def launch(
 
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while (RunFolder(run).newest_checkpoint() or 0) < step:
-        log = (run.parent / "log").read_text()
-        assert time.monotonic() < deadline and process.poll() is None, log
-        time.sleep(0.1)
+    until(
+        lambda: (RunFolder(run).newest_checkpoint() or 0) >= step,
+        alive=lambda: process.poll() is None,
+        said=(run.parent / "log").read_text,
+        pause=0.1,
+    )
 
 
 def tell_first_new_step(run: Path, since: float, what: str) -> None:
@@ -83,7 +85,7 @@ def test_the_run_goes_on_without_the_first_host(
     hosts[0].kill()
     killed = time.time()
     try:
-        assert process.wait(400) == 0, (tmp_path / "log").read_text()
+        assert process.wait(PATIENCE) == 0, (tmp_path / "log").read_text()
     finally:
         hosts[0].boot()
     tell_first_new_step(run, killed, "the first host was killed")
@@ -102,7 +104,7 @@ def test_a_host_that_comes_back_is_taken_again(
     time.sleep(20)
     hosts[1].boot()
     booted = time.time()
-    assert process.wait(400) == 0, (tmp_path / "log").read_text()
+    assert process.wait(PATIENCE) == 0, (tmp_path / "log").read_text()
     tell_first_new_step(run, booted, "the host was back")
     assert losses(run) == undisturbed and nothing_is_left(hosts)
 
@@ -117,7 +119,7 @@ def test_a_link_that_was_cut_is_used_again(
     time.sleep(20)
     hosts[0].restore_link()
     restored = time.time()
-    assert process.wait(400) == 0, (tmp_path / "log").read_text()
+    assert process.wait(PATIENCE) == 0, (tmp_path / "log").read_text()
     tell_first_new_step(run, restored, "the link was back")
     assert losses(run) == undisturbed and nothing_is_left(hosts)
 
@@ -130,12 +132,11 @@ def test_a_launch_that_is_signalled_saves_and_goes_on(
     process = launch(hosts, run, tokens)
     wait_for_step(run, 40, process)
     hosts[2].signal(number, "cluster.cli launch")
-    assert process.wait(120) == (75 if number == signal.SIGTERM else -9)
-    deadline = time.monotonic() + 100
-    while not nothing_is_left(hosts):
-        assert time.monotonic() < deadline, [host.processes() for host in hosts]
-        time.sleep(0.2)
+    assert process.wait(PATIENCE) == (75 if number == signal.SIGTERM else -9)
+    until(
+        lambda: nothing_is_left(hosts), said=lambda: [host.processes() for host in hosts], pause=0.2
+    )
     stopped = RunFolder(run).newest_checkpoint()
     assert stopped is not None and stopped % 20, "it did not save when it was asked to stop"
-    assert launch(hosts, run, tokens).wait(400) == 0, (tmp_path / "log").read_text()
+    assert launch(hosts, run, tokens).wait(PATIENCE) == 0, (tmp_path / "log").read_text()
     assert losses(run) == undisturbed and nothing_is_left(hosts)

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from cluster.launch.newcomers import Newcomers
 from cluster.launch.outer_loop import Job, see_through
 from cluster.supervise.policy import Rules
 from model.errors import ADDPError, ConfigError
+from tests.patience import PATIENCE, until
 from trainer.run_folder import RunFolder
 
 # Each start takes the next line of a plan: `EVENTS CODE`, the events it writes and how it ends.
@@ -344,7 +344,7 @@ class Waiting:
 
 BACKENDS["waiting"] = Waiting()
 request = lambda hosts: LaunchRequest("m", [], hosts)
-job = Job(run=Path(run), backend="waiting", hosts=this_machine(1), rules=Rules(), grace=20,
+job = Job(run=Path(run), backend="waiting", hosts=this_machine(1), rules=Rules(), grace=600,
     port=free_port(), request=request, asks_hosts=over_ssh == "True")
 run_entry(lambda: see_through(job))
 """
@@ -359,15 +359,8 @@ def start_waiting(run: Path, *words: str, over_ssh: bool = False) -> subprocess.
             signal.signal(n, signal.SIG_DFL) for n in (signal.SIGINT, signal.SIGHUP)
         ],
     )
-    wait_for(run / "ready")
+    until((run / "ready").exists, alive=lambda: process.poll() is None)
     return process
-
-
-def wait_for(path: Path, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -375,7 +368,7 @@ def test_a_stop_reaches_supervisors_elsewhere_by_a_file(number: int, tmp_path: P
     """The launcher itself is not signalled. What is left of the file is removed."""
     process = start_waiting(tmp_path, sys.executable, "-c", WAITING, str(tmp_path))
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75 and "it was asked to stop here" in said
     assert (tmp_path / "saw-stop").exists() and not (tmp_path / "signalled").exists()
     assert not RunFolder(tmp_path).stop.exists()
@@ -397,7 +390,7 @@ def test_a_stop_reaches_a_supervisor_here_by_a_signal(over_ssh: bool, tmp_path: 
     words = (sys.executable, "-c", launcher, str(tmp_path), str(tmp_path / "code"))
     process = start_waiting(tmp_path, *words, over_ssh=over_ssh)
     process.terminate()
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 75
     assert (tmp_path / "signalled").exists() != over_ssh
     assert (tmp_path / "saw-stop").exists() == over_ssh
@@ -407,8 +400,8 @@ def test_a_stop_reaches_a_supervisor_here_by_a_signal(over_ssh: bool, tmp_path: 
 def test_what_runs_is_asked_to_stop_where_we_are_killed(tmp_path: Path) -> None:
     process = start_waiting(tmp_path, sys.executable, "-c", WAITING, str(tmp_path))
     process.kill()
-    process.communicate(timeout=30)
-    wait_for(tmp_path / "signalled")
+    process.communicate(timeout=PATIENCE)
+    until((tmp_path / "signalled").exists)
 
 
 def test_a_stop_while_nothing_runs_starts_nothing_more(

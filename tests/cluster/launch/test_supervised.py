@@ -6,12 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from cluster.launch.hosts import this_machine
 from cluster.launch.launch import train
 from cluster.supervise import history
+from tests.patience import PATIENCE, until
 from tests.trainer.launching import MAGE, SMALL, kill_group
 from tests.trainer.worlds import finish
 from tests.warm import warm_python
@@ -41,7 +41,7 @@ def losses(run: Path) -> list[float]:
 def outcome(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Return the exit code and the output of a launch. It is killed if it takes too long."""
     try:
-        said, _ = process.communicate(timeout=240)
+        said, _ = process.communicate(timeout=PATIENCE)
     finally:
         kill_group(process)
     return process.returncode, said
@@ -51,10 +51,7 @@ def test_a_launch_is_stopped_and_goes_on_to_the_same_end(tokens: Path, tmp_path:
     """The first start is a real one, because its signal is passed on along real processes."""
     folder = RunFolder(tmp_path / "run")
     process = start(folder.path, tokens, "--processes", "2")
-    deadline = time.monotonic() + 120
-    while folder.newest_checkpoint() is None and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: folder.newest_checkpoint() is not None or process.poll() is not None)
     process.send_signal(signal.SIGTERM)
     code, said = outcome(process)
     if code != 0:  # 0: the run was quicker than the signal

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.launch.two_hosts import several_hosts
+from tests.patience import PATIENCE, until
 
 pytestmark = pytest.mark.long
 
@@ -21,10 +21,10 @@ def test_hosts_are_apart_and_meet_over_ssh(tmp_path: Path) -> None:
         assert sorted(pdsh.stdout.splitlines()) == ["node2: node2", "node3: node3"]
 
         sleeping = two.start(["sleep", "1000"], tmp_path / "log")
-        time.sleep(0.2)
-        assert len(two.processes("sleep 1000")) == 1 and not one.processes("sleep 1000")
+        until(lambda: len(two.processes("sleep 1000")) == 1, pause=0.1)
+        assert not one.processes("sleep 1000")
         two.kill()
-        assert sleeping.wait(5) and not two.is_up
+        assert sleeping.wait(PATIENCE) and not two.is_up
         assert one.run([*ssh, "node2", "true"]).returncode == 255
         two.boot()
         assert one.run([*ssh, "node2", "hostname"]).stdout == "node2\n"

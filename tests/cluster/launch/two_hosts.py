@@ -33,6 +33,8 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE, until
+
 _PROGRAMS = {
     "ip": "iproute2",
     "sshd": "openssh-server",
@@ -43,7 +45,6 @@ _PROGRAMS = {
 }
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _SSH_PORT = 2222
-_SECONDS = 20  # until a host has started, or its processes have ended
 
 
 class Host:
@@ -91,9 +92,10 @@ class Host:
                 start_new_session=True,
                 env=os.environ | {"PATH": _PATH},
             )
-        self._init = _wait_for(lambda: next(iter(children(self._holder.pid)), 0), self._explain)  # type: ignore[union-attr]
+        holder = self._holder.pid
+        self._init = until(lambda: next(iter(children(holder)), 0), said=self._explain, pause=0.05)
         self.restore_link()
-        _wait_for(self._answers, self._explain)
+        until(self._answers, said=self._explain, pause=0.05)
 
     def kill(self) -> None:
         """Cut the power: first the link, so that no socket says good-bye, then each process."""
@@ -106,7 +108,7 @@ class Host:
             return
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._init, signal.SIGKILL)
-        self._holder.wait(_SECONDS)
+        self._holder.wait(PATIENCE)
         self._holder = None
 
     @property
@@ -132,7 +134,6 @@ class Host:
         command: Sequence[str],
         *,
         environment: Mapping[str, str] | None = None,
-        seconds: float = 120,
         **options: Any,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on this host to its end. Its output is captured as text."""
@@ -141,7 +142,7 @@ class Host:
             check=False,
             capture_output=True,
             text=True,
-            timeout=seconds,
+            timeout=PATIENCE,
             env=self.environment(environment),
             stdin=subprocess.DEVNULL,
             **options,
@@ -321,11 +322,3 @@ def _namespace(pid: int) -> str:
         return str(Path(f"/proc/{pid}/ns/pid").readlink())
     except OSError:
         return ""
-
-
-def _wait_for(there: Any, explain: Any) -> Any:
-    deadline = time.monotonic() + _SECONDS
-    while not (value := there()):
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.05)
-    return value

@@ -24,6 +24,7 @@ from tests.cluster.sharding_jobs import (
     undisturbed,
     visible_shards_are_whole,
 )
+from tests.patience import PATIENCE, until
 
 ROWS = 1  # 120 shards: the job is still at work when its node is killed
 NODES = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
@@ -90,19 +91,14 @@ def disturbed(
         "--finalize",
     )
     process = subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 90
-    while not workers() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    victims = workers()
-    assert victims, process.communicate()
+    victims = until(workers, alive=lambda: process.poll() is None, pause=0.05)
     victims[0].send_signal(signal.SIGKILL)
-    while not list(store.list("parts/")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: list(store.list("parts/")), alive=lambda: process.poll() is None)
     visible_shards_are_whole(store, whole)
     time.sleep(chance.uniform(0, 1))
     assert len(list(store.list("parts/"))) < 120
     cluster.remove_node(node, allow_graceful=False)  # type: ignore[attr-defined]
-    text, errors = process.communicate(timeout=200)
+    text, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0 and "dataset.json is written" in text, errors
     assert contents(store) == whole
 

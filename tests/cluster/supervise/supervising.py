@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TypeVar
 from cluster.launch.backend import free_port
 from cluster.supervise import history
 from cluster.supervise.history import Event
+from tests.patience import PATIENCE, until
 from trainer.run_folder import RunFolder
 
 T = TypeVar("T")
@@ -66,10 +66,10 @@ class Job:
     def signal(self, node: int, number: int) -> None:
         self.nodes[node].send_signal(number)
 
-    def wait(self, node: int = 0, seconds: float = 60) -> int:
+    def wait(self, node: int = 0) -> int:
         """Return the exit code of a node's supervisor."""
         try:
-            return self.nodes[node].wait(seconds)
+            return self.nodes[node].wait(PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"node {node} does not end:\n{self.said()}") from None
 
@@ -82,13 +82,9 @@ class Job:
     def of(self, kind: type[T]) -> list[T]:
         return [event for event in self.events() if isinstance(event, kind)]
 
-    def until(self, what: Callable[[], T], seconds: float = 60) -> T:
+    def until(self, what: Callable[[], T]) -> T:
         """Wait for something, and return it."""
-        deadline = time.monotonic() + seconds
-        while not (found := what()):
-            assert time.monotonic() < deadline, f"it did not come:\n{self.said()}"
-            time.sleep(0.02)
-        return found
+        return until(what, said=lambda: f"it did not come:\n{self.said()}", pause=0.02)
 
     def processes(self) -> list[int]:
         """Return all processes that name the run, but the supervisors: its ranks."""

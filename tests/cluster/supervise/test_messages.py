@@ -30,6 +30,7 @@ from cluster.supervise.messages import (
     make_key,
 )
 from model.errors import ConfigError
+from tests.patience import PATIENCE
 
 KEY = b"k" * 64
 NODE = Hello(version=VERSION, index=1, name="b", host="b", session="1" * 32)
@@ -51,7 +52,7 @@ async def _with_server(
     streams = await asyncio.open_connection(*listener.sockets[0].getsockname())
     raised = (await asyncio.gather(client(*streams), return_exceptions=True))[0]
     streams[1].transport.abort()
-    at_server = await asyncio.wait_for(done, 10)
+    at_server = await asyncio.wait_for(done, PATIENCE)
     listener.close()
     return at_server, raised  # type: ignore[return-value]
 
@@ -73,14 +74,14 @@ def test_both_sides_meet_and_talk() -> None:
     async def server(*streams: object) -> None:
         channel = await _greet(*streams)
         channel.send(order)
-        assert await channel.receive(FROM_NODE, 5) == report
+        assert await channel.receive(FROM_NODE, PATIENCE) == report
 
     async def client(*streams: object) -> None:
         channel = await _join(*streams)
-        assert await channel.receive(FROM_COORDINATOR, 5) == order
+        assert await channel.receive(FROM_COORDINATOR, PATIENCE) == order
         channel.send(report)
         with pytest.raises(ConnectionResetError):
-            await channel.receive(FROM_COORDINATOR, 5)
+            await channel.receive(FROM_COORDINATOR, PATIENCE)
 
     assert asyncio.run(_with_server(server, client)) == (None, None)
 
@@ -148,8 +149,8 @@ def test_lines_can_be_neither_changed_nor_repeated_nor_turned_round() -> None:
 
         async def client(*streams: object) -> None:
             channel = await _join(*streams)
-            await channel.receive(FROM_COORDINATOR, 2)
-            await channel.receive(FROM_COORDINATOR, 2)
+            await channel.receive(FROM_COORDINATOR, PATIENCE)
+            await channel.receive(FROM_COORDINATOR, PATIENCE)
 
         return (await _with_server(server, client))[1]
 

@@ -20,6 +20,7 @@ from cluster.supervise.ranks import (
     rank_environment,
 )
 from model.processes import start_of
+from tests.patience import PATIENCE
 from trainer.run_folder import RunFolder
 
 LAYOUT = Layout(attempt=2, first=4, ranks=4, world=8, address="node1", port=30_001)
@@ -89,7 +90,7 @@ def test_what_an_earlier_supervisor_left_behind_is_ended_and_no_stranger(tmp_pat
         assert end_orphans(folder) == 0
         register.with_name("n1.json").write_text(json.dumps(left))  # its name then was another
         assert end_orphans(folder) == 1
-        assert orphan.wait(5) == -9 and stranger.poll() is None
+        assert orphan.wait(PATIENCE) == -9 and stranger.poll() is None
         for content in ("", "[]", '{"processes": [[1]]}', "\x00"):
             register.write_text(content)
             assert end_orphans(folder) == 0

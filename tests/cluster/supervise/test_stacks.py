@@ -8,14 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cluster.supervise.grouping import report, summary
-from cluster.supervise.stacks import RankStack, collect
+from cluster.supervise.stacks import SECONDS, RankStack, collect
+from tests.patience import PATIENCE, until
 from trainer.run_folder import RunFolder
 
 # A rank as far as its stacks go: its main thread waits in `in_all_reduce`, or for a thread that is
@@ -52,7 +52,8 @@ COLLECT = """
 import sys
 from cluster.supervise.stacks import collect
 from trainer.run_folder import RunFolder
-print(collect({3: int(sys.argv[2])}, RunFolder(sys.argv[1]))[0].model_dump_json())
+found = collect({3: int(sys.argv[2])}, RunFolder(sys.argv[1]), float(sys.argv[3]))
+print(found[0].model_dump_json())
 """
 
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -67,10 +68,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         there = tmp_path / f"there-{rank}"
         command = [sys.executable, "-c", RANK, str(tmp_path / "run"), str(rank), str(there), *words]
         processes.append(subprocess.Popen(command))
-        deadline = time.monotonic() + 30
-        while not there.exists():
-            assert processes[-1].poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
+        until(there.exists, alive=lambda: processes[-1].poll() is None)
         return processes[-1]
 
     yield begin
@@ -89,9 +87,9 @@ def innermost(stack: RankStack) -> set[str]:
     return {frame.function for frame in main.frames[:2]}
 
 
-def without_the_right(folder: RunFolder, pid: int) -> RankStack:
+def without_the_right(folder: RunFolder, pid: int, seconds: float = PATIENCE) -> RankStack:
     """Collect in a process that may not look into others of its user."""
-    command = [sys.executable, "-c", COLLECT, str(folder.path), str(pid)]
+    command = [sys.executable, "-c", COLLECT, str(folder.path), str(pid), str(seconds)]
     if os.geteuid() == 0:
         assert shutil.which("setpriv"), "install util-linux"
         command = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace", *command]
@@ -104,9 +102,7 @@ def test_processes_that_run_or_are_stopped(start: Start, folder: RunFolder) -> N
     running, stopped = start(0), start(1)
     stopped.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, stopped.pid, os.WSTOPPED)
-    began = time.monotonic()
-    stacks = collect({1: stopped.pid, 0: running.pid}, folder)
-    assert time.monotonic() - began < 5.5
+    stacks = collect({1: stopped.pid, 0: running.pid}, folder, PATIENCE)
     assert [stack.source for stack in stacks] == ["py-spy", "py-spy"], stacks
     assert all("in_all_reduce" in innermost(stack) for stack in stacks)
     assert [stack.state == "T" for stack in stacks] == [False, True]
@@ -149,7 +145,7 @@ def test_a_process_that_is_gone(folder: RunFolder) -> None:
 
 
 def test_stacks_are_bounded(start: Start, folder: RunFolder) -> None:
-    (stack,) = collect({0: start(0, "deep", "threads").pid}, folder)
+    (stack,) = collect({0: start(0, "deep", "threads").pid}, folder, PATIENCE)
     assert len(stack.threads) == 32 and len(stack.threads[0].frames) == 100
     assert len(stack.model_dump_json()) < 1 << 18
     assert "in_all_reduce" in innermost(stack)
@@ -170,5 +166,5 @@ def test_a_file_that_is_no_answer(start: Start, folder: RunFolder) -> None:
     folder.stacks.mkdir(parents=True)
     os.mkfifo(folder.stack(3))
     process = start(3, "answers", "hidden")
-    stack = without_the_right(folder, process.pid)
+    stack = without_the_right(folder, process.pid, SECONDS)
     assert stack.source == "none" and process.poll() is None

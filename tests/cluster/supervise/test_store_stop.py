@@ -20,9 +20,9 @@ def test_a_stop_on_the_store_is_final(tokens: Path, tmp_path: Path) -> None:
     words += [f"checkpoint.upload={tmp_path / 'store'}", "checkpoint.every=1000"]
     with job(run, "--ranks", "2", words=words, toy=False) as one:
         one.start(0)
-        one.until(lambda: one.folder.metrics.exists(), seconds=200)
+        one.until(lambda: one.folder.metrics.exists())
         assert store.create(STOP, b"asked by somebody who sees the store alone")
-        assert one.wait(seconds=120) == 75
+        assert one.wait() == 75
         (verdict,) = one.of(history.Verdict)
         assert verdict.verdict == "stopped" and verdict.by_user
         assert len(one.of(history.Start)) == 1

@@ -48,7 +48,7 @@ def training(run: Path, tokens: Path, *options: str) -> Iterator[Job]:
 
 
 def at_step(made: Job, step: int) -> None:
-    made.until(lambda: (RunFolder(made.run).newest_checkpoint() or 0) >= step, seconds=200)
+    made.until(lambda: (RunFolder(made.run).newest_checkpoint() or 0) >= step)
 
 
 def pid_of(made: Job, rank: int) -> int:
@@ -61,7 +61,7 @@ def test_a_rank_is_killed(whole: Path, tokens: Path, tmp_path: Path) -> None:
         one.start(0, python=warm_python())
         at_step(one, 4)
         os.kill(pid_of(one, 1), signal.SIGKILL)
-        assert one.wait(seconds=200) == 0
+        assert one.wait() == 0
         assert len(one.of(history.Start)) == 2
         assert same_end(tmp_path / "run", whole)
 
@@ -76,5 +76,5 @@ def test_a_node_is_killed_and_a_spare_takes_its_place(
         at_step(three, 4)
         taken = three.of(history.Start)[0].nodes[1].node
         three.nodes[int(taken.removeprefix("n"))].kill()
-        assert three.wait(seconds=200) == 0
+        assert three.wait() == 0
         assert same_end(tmp_path / "run", on_two_nodes)

@@ -29,7 +29,7 @@ def main() -> int:
     ignored = words.get("ignore") == "term"
     signal.signal(signal.SIGTERM, lambda number, _: ignored or asked.append(number))
     if "child" in words and os.fork() == 0:  # which outlives this rank if nobody ends it
-        time.sleep(60)
+        time.sleep(86_400)
         os._exit(0)
     print(f"rank {rank} of {os.environ['WORLD_SIZE']} at {os.environ['MASTER_PORT']}", flush=True)
     step = folder.newest_checkpoint() or 0
@@ -95,7 +95,7 @@ def _fail(folder: RunFolder, rank: int, step: int, fault: str) -> None:
     with suppress(KeyError):
         os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[kind])
     if kind == "hang":
-        time.sleep(600)
+        time.sleep(86_400)
     if kind == "crash":
         raise RuntimeError("it was told to")
     if kind.isdigit():

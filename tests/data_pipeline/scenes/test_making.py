@@ -22,6 +22,7 @@ from data_pipeline.scenes.making import make_scenes
 from data_pipeline.scenes.settings import SceneSettings
 from data_pipeline.storage import StorageError
 from model.errors import ConfigError
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[3]
 CLASSES = ("flags", "people-body", "smileys-emotion")
@@ -169,7 +170,7 @@ def test_a_killed_command_goes_on(whole: dict[str, bytes], tmp_path: Path) -> No
             time.sleep(0.01)
         workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(workers, timeout=60)
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
     assert workers and not alive
     assert contents(out) != whole
     made = make_scenes(out, SETTINGS, processes=1)

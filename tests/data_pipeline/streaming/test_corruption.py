@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from data_pipeline.shards.format import Layout
 from data_pipeline.storage import AccessDenied, Store, Unreachable, open_store
 from data_pipeline.streaming.fetch import ShardDamaged
 from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
+from tests.patience import until
 from tests.s3_server import KEY, SECRET, FaultProxy, environment
 from tests.token_sets import TOKENS, samples_of, write_tokens
 
@@ -64,6 +66,19 @@ def reading(url: str, **options: Any) -> Iterator[tuple[TokenLoader, list[dict[s
     )
     yield reader, incidents
     reader.close()
+
+
+def once(
+    incidents: list[dict[str, Any]], words: str, do: Callable[[], None], seconds: float = 0.0
+) -> None:
+    """Do something in a thread, so many seconds after an incident that holds the words."""
+
+    def act() -> None:
+        until(lambda: words in str(incidents))
+        time.sleep(seconds)
+        do()
+
+    threading.Thread(target=act, daemon=True).start()
 
 
 def epoch_of(reader: TokenLoader, epoch: int = 0) -> tuple[list[int], list[int]]:
@@ -214,7 +229,7 @@ def test_the_server_is_down_for_a_while(
     with reading(url, cache=cache, retry_seconds=300.0) as (reader, incidents):
         reader.batch(0, 0, 18)
         proxy.refuse = True
-        threading.Timer(seconds, proxy.heal).start()
+        once(incidents, "storage fault", proxy.heal, seconds)
         assert sorted(epoch_of(reader)[0]) == everything
     assert any(i["event"] == "storage fault" for i in incidents)
     with reading(url, cache=cache / "other", retry_seconds=1.0) as (reader, _):
@@ -232,7 +247,7 @@ def test_a_straggling_request_is_asked_again(
     url, cache, everything, proxy = behind
     with reading(url, cache=cache, retry_seconds=60.0, hedge_after=0.2) as (reader, incidents):
         proxy.black_hole = True
-        threading.Timer(0.7, proxy.heal).start()
+        once(incidents, "asked again", proxy.heal)
         assert sorted(epoch_of(reader)[0]) == everything
     assert any(i["event"] == "slow request, asked again" for i in incidents)
     record_property("corruption", ("a request hangs", "server", "asked again"))
@@ -267,7 +282,7 @@ def test_credentials_that_expire_and_are_renewed(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     with reading(url, cache=cache, retry_seconds=30.0) as (reader, incidents):
         reader.shards[0].store = expired(url, credentials)
-        threading.Timer(2.0, credentials, (SECRET,)).start()
+        once(incidents, "access denied", partial(credentials, SECRET))
         assert sorted(epoch_of(reader)[0]) == everything
     assert any("access denied" in i.get("error", "") for i in incidents)
     with reading(url, cache=cache / "other", retry_seconds=1.0) as (reader, _):

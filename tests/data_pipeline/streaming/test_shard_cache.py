@@ -23,6 +23,7 @@ from data_pipeline.storage import open_store
 from data_pipeline.streaming.loader import LoaderOptions, TokenLoader
 from data_pipeline.streaming.shard_cache import ShardCache
 from model.errors import ConfigError
+from tests.patience import PATIENCE
 from tests.s3_server import FaultProxy, environment
 from tests.token_sets import write_tokens
 
@@ -57,7 +58,7 @@ def test_ranks_of_a_host_download_each_byte_once(
     processes = [
         rank(url, tmp_path / f"log-{r}", r, 2, 20, tmp_path / "cache", env) for r in range(2)
     ]
-    assert [p.wait(120) for p in processes] == [0, 0], [
+    assert [p.wait(PATIENCE) for p in processes] == [0, 0], [
         p.stderr.read() for p in processes if p.stderr
     ]
     manifests = 2 * len(open_store(url).read("dataset.json"))
@@ -65,7 +66,7 @@ def test_ranks_of_a_host_download_each_byte_once(
     before = proxy.response_bytes
     # A later run finds them.
     again = rank(url, tmp_path / "again", 0, 1, 20, tmp_path / "cache", env)
-    assert again.wait(60) == 0 and proxy.response_bytes - before < manifests + 5_000
+    assert again.wait(PATIENCE) == 0 and proxy.response_bytes - before < manifests + 5_000
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(50, marks=pytest.mark.long)])
@@ -86,7 +87,7 @@ def test_killed_ranks_consume_each_position_once(bucket: str, tmp_path: Path, ki
             for process in processes:
                 hit += process.poll() is None
                 process.send_signal(signal.SIGKILL)
-        codes = [p.wait(120) for p in processes]
+        codes = [p.wait(PATIENCE) for p in processes]
         if hit >= kills and codes == [0, 0]:
             break
         # The state that both ranks agree on, as a checkpoint would.

@@ -74,7 +74,7 @@ def _batch_norm(out: Path, rank: int) -> None:
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    codes, output = Ranks(train, [str(folder)], 2, folder / "log").wait(300)
+    codes, output = Ranks(train, [str(folder)], 2, folder / "log").wait()
     assert codes == [0, 0], output
     return folder
 

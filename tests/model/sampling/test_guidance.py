@@ -104,7 +104,14 @@ def test_classes_by_name_number_and_all() -> None:
     known = ("cat", "dog", "0")
     assert labels_of(known, ["dog", "cat"]) == [1, 0]
     assert labels_of(known, [2, "1", "0"]) == [2, 1, 2]  # a name counts before a number
-    assert labels_of(known, ["all"]) == [0, 1, 2]
+    assert labels_of(known, "dog") == labels_of(known, 1) == [1]  # one alone
+    assert labels_of(known, ["all"]) == labels_of(known, "all") == [0, 1, 2]
+    assert labels_of(known, "none") == labels_of((), "none") == labels_of((), "all") == []
+    with pytest.raises(ConfigError, match="none stands alone"):
+        labels_of(known, ["cat", "none"])
+    words = ("none", "cat", "all")  # both count before a class of that name, which has its number
+    assert labels_of(words, "all") == [0, 1, 2] and labels_of(words, "none") == []
+    assert labels_of(words, [2, "0"]) == [2, 0]
     for asked in ("bird", "3", -1, 3):
         with pytest.raises(
             ConfigError, match=r"knows no class .*; its classes are cat, dog, 0, or"

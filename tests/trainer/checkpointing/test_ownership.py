@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.storage import LocalStore, ObjectMissing, StorageError, Store, open_store
+from tests.patience import until
 from tests.trainer.comparing import incidents
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import World, finish, run_world
@@ -60,10 +61,11 @@ def has(store: Store, name: str) -> bool:
 def trains(run: Path, world: World) -> None:
     """Wait until it has made a step of its own."""
     before = len(RunFolder(run).read_metrics())
-    deadline = time.monotonic() + 90
-    while len(RunFolder(run).read_metrics()) <= before:
-        assert world.alive() and time.monotonic() < deadline, world.log.read_text()
-        time.sleep(0.02)
+    until(
+        lambda: len(RunFolder(run).read_metrics()) > before,
+        alive=world.alive,
+        said=world.log.read_text,
+    )
 
 
 def test_an_extended_run_is_done_no_more(tokens: Path, store: Store, tmp_path: Path) -> None:
@@ -179,8 +181,7 @@ def test_a_silent_holder_elsewhere_is_taken_over_and_finds_out(
     first.confirm()
     as_elsewhere(store, 7)
     started = time.monotonic()
-    while not second.enter():
-        time.sleep(0.02)
+    until(second.enter)
     assert time.monotonic() - started > 0.3 and second.run == first.run
     second.confirm()
     with pytest.raises(OtherOwner, match="was taken over by process"):
@@ -199,8 +200,7 @@ def test_a_holder_that_slept_while_others_came_and_went_holds_nothing(
     first._claim._ended.set()  # asleep: it renews no more
     first._claim._thread.join()
     as_elsewhere(store, 7)
-    while not second.enter():
-        time.sleep(0.02)
+    until(second.enter)
     second.release()
     assert third.enter() and seat(store) == "owner/run.1"  # under the first one's own name
     first._claim.renew()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.storage import LocalStore, Store, open_store
+from tests.patience import PATIENCE, until
 from tests.s3_server import FaultProxy, environment
 from tests.trainer.checkpointing.test_format import make
 from tests.trainer.comparing import cut_back, incidents, same_end
@@ -109,7 +110,7 @@ def test_a_store_that_is_down_does_not_stop_training(
         f"data.tokens={tokens}",
         EMA,
         f"checkpoint.upload={url}",
-        "checkpoint.retry_seconds=60",
+        f"checkpoint.retry_seconds={PATIENCE}",
     ]
     codes, output = run_world(tmp_path / "fresh", *options, processes=1)
     assert codes == [74] and "no answer" in output
@@ -171,7 +172,7 @@ def test_an_end_is_withdrawn_before_the_run_ends_again(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     uploader = Uploader(folder, CheckpointSection(upload=store.url), lambda: time.sleep(0.2))
     uploader.withdraw_end()
-    assert uploader.close(60, lambda: None) == [] and not list(store.list())
+    assert uploader.close(PATIENCE, lambda: None) == [] and not list(store.list())
 
 
 @pytest.fixture
@@ -189,7 +190,7 @@ def uploader_of(tmp_path: Path, store: Store) -> Uploader:
 def brings(uploader: Uploader, step: int, run: Path) -> bool:
     make(RunFolder(run), [5], step)
     uploader.offer(step)
-    return uploader.close(30, lambda: None) == []
+    return uploader.close(PATIENCE, lambda: None) == []
 
 
 def test_what_is_no_checkpoint_on_the_store_is_left_alone(tmp_path: Path, quick: None) -> None:
@@ -225,10 +226,9 @@ def test_a_store_that_becomes_a_file_is_tried_until_it_is_a_folder_again(
     make(RunFolder(run), [5], 4)
     uploader.withdraw_end()
     uploader.offer(4)
-    while not RunFolder(run).read_incidents():
-        time.sleep(0.01)
+    until(RunFolder(run).read_incidents)
     store.root.unlink()
-    assert uploader.close(30, lambda: None) == [] and RemoteCatalog(store).steps() == [4]
+    assert uploader.close(PATIENCE, lambda: None) == [] and RemoteCatalog(store).steps() == [4]
     assert [record["event"] for record in RunFolder(run).read_incidents()] == [
         "upload",
         "upload recovered",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import ConfigError
+from tests.patience import PATIENCE
 from trainer.config.changes import changes
 from trainer.config.reading import load_config, resolved_config
 from trainer.config.renamed import (
@@ -102,7 +103,7 @@ def test_every_command_line_refuses_them(module: str) -> None:
         capture_output=True,
         text=True,
         env=os.environ | {"COLUMNS": "200"},
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 2, done.stderr

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from data_pipeline.storage import LocalStore, Store, open_store
+from tests.patience import PATIENCE, until
 from trainer.distributed.claims import FOLDER, Claim, Claims
 
 
@@ -55,10 +57,16 @@ def test_one_of_many_wins(store: Store) -> None:
 def test_a_claim_outlives_its_lease_while_it_is_renewed(store: Store) -> None:
     claim = Claims(store, 0.4).take("step-1")
     assert claim is not None
-    watcher, deadline = Claims(store, 0.4), time.monotonic() + 1.5
-    while time.monotonic() < deadline:
+    watcher, patient = Claims(store, 0.4), Claims(store, PATIENCE)
+    target = f"{FOLDER}/step-1.1"
+
+    def is_renewed(before: bytes) -> bool:
+        assert patient.take("step-1") is None  # also while a renewal is on its way
+        return store.read(target) != before
+
+    for _ in range(6):  # four renewals take as long as the lease
+        until(partial(is_renewed, store.read(target)))
         assert watcher.take("step-1") is None
-        time.sleep(0.01)  # also while a renewal is on its way
     claim.release()
 
 
@@ -67,9 +75,8 @@ def test_a_holder_on_another_machine_is_waited_for(store: Store) -> None:
     assert holder is not None
     store.replace(f"{FOLDER}/step-1.1", as_of(store, host="elsewhere"))
     watcher, started = Claims(store, 0.5), time.monotonic()
-    while (claim := watcher.take("step-1")) is None:
-        time.sleep(0.05)
-    assert 0.5 < time.monotonic() - started < 5
+    claim = until(partial(watcher.take, "step-1"))
+    assert time.monotonic() - started > 0.5
     assert [e.name for e in store.list(FOLDER)] == [f"{FOLDER}/step-1.2"]
     holder.release()  # it was only asleep: what it removes is its own
     assert [e.name for e in store.list(FOLDER)] == [f"{FOLDER}/step-1.2"]
@@ -94,7 +101,5 @@ def test_what_is_no_claim_is_waited_for_and_then_replaced(store: Store) -> None:
         store.replace(f"{FOLDER}/step-1.1", content)
         claims = Claims(store, 0.05)
         assert claims.take("step-1") is None and claims.holder("step-1") is None
-        while (claim := claims.take("step-1")) is None:
-            time.sleep(0.02)
-        claim.release()
+        until(partial(claims.take, "step-1")).release()
         assert not list(store.list(FOLDER))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,6 +12,7 @@ import pytest
 from torch.distributed import distributed_c10d
 
 from model.errors import ConfigError
+from tests.patience import PATIENCE, until
 from tests.trainer.comparing import cut_back, incidents
 from tests.trainer.launching import MAGE
 from tests.trainer.worlds import Ranks, World, run_world
@@ -34,16 +34,14 @@ def test_a_rank_that_does_not_answer_is_given_up(tokens: Path, tmp_path: Path) -
         "schedule.total=4000",
         "checkpoint.every=100000",
         "health.hang=0",
-        "collective_timeout=3",
+        "collective_timeout=5",
     )
     world = World(run, [*options, f"data.tokens={tokens}"], 2, None)
-    while not RunFolder(run).read_metrics():
-        assert world.alive()
-        time.sleep(0.05)
+    until(RunFolder(run).read_metrics, alive=world.alive)
     pid = world.ranks[1].pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
-    world.ranks[0].join(60)
+    world.ranks[0].join(PATIENCE)
     code = world.ranks[0].exitcode
     world.kill()
     output = world.log.read_text()
@@ -128,9 +126,9 @@ def test_ranks_that_wait_for_uploads_are_no_hang(
     run = cut_back(undisturbed, tmp_path / "run", 8)
     waiting = (
         f"checkpoint.upload={blocked}/x",
-        "checkpoint.retry_seconds=7",
-        "health.hang=3",
-        "collective_timeout=5",
+        "checkpoint.retry_seconds=8",
+        "health.hang=5",
+        "collective_timeout=6",
     )
     codes, output = run_world(run, *MAGE, f"data.tokens={tokens}", "ema_decay=0.9", *waiting)
     assert codes == [0, 0] and "waits for uploads to" in output and not incidents(run, "hang"), (

@@ -9,6 +9,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from cluster.launch.backend import free_port
+from tests.patience import PATIENCE
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import CONTEXT
 from trainer.evaluation.results import Result
@@ -57,10 +58,10 @@ def start(
     return ranks
 
 
-def codes(ranks: list[ForkServerProcess], seconds: float = 120) -> list[int | None]:
-    """The exit codes of ranks; None for those that had to be killed after `seconds`."""
+def codes(ranks: list[ForkServerProcess]) -> list[int | None]:
+    """The exit codes of ranks; None for those that do not end, which are killed."""
     for rank in ranks:
-        rank.join(seconds)
+        rank.join(PATIENCE)
     exit_codes = [rank.exitcode for rank in ranks]
     kill(ranks)
     return exit_codes

@@ -17,6 +17,7 @@ from data_pipeline.shards.manifest import read_manifest
 from data_pipeline.storage import LocalStore, open_store
 from model.errors import ConfigError
 from model.vq import VQTokenizer
+from tests.patience import PATIENCE, until
 from tests.s3_server import FaultProxy, environment
 from tests.trainer.evaluation.conftest import addp_options
 from tests.trainer.evaluation.evaluating import QUICK, codes, kill, start, without_maker
@@ -89,7 +90,7 @@ def test_two_ranks_of_the_launcher_find_the_same(
     command = warm_launcher(2, "trainer.evaluation.evaluate", arguments)
     environment = os.environ | {"DS_ACCELERATOR": "cpu"}
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=200, check=False
+        command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     ours = without_maker(read_results(LocalStore(folder)))
@@ -179,13 +180,11 @@ def test_following_a_run_on_a_store(
         1,
         None,
     )
-    deadline = time.monotonic() + 90
-    while not read_results(open_store(upload)) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    running = ranks[0].is_alive
+    until(lambda: read_results(open_store(upload)), alive=running, said=log.read_text, pause=0.05)
     proxy.refuse = True
     assert world.wait().codes == [0]
-    while "tries again" not in log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: "tries again" in log.read_text(), alive=running, said=log.read_text)
     proxy.heal()
     assert codes(ranks) == [0], log.read_text()
     assert "tries again" in log.read_text()
@@ -306,12 +305,8 @@ def test_asked_to_stop_while_it_waits(
     monkeypatch.setenv("ADDP_PROGRESS_SECONDS", "0.2")
     (tmp_path / "log").touch()
     (rank,) = start(folder, tmp_path / "log", "--follow", "--images", str(images))
-    deadline = time.monotonic() + 60
-    while (
-        "waiting for a checkpoint: 3 measured" not in (tmp_path / "log").read_text()
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.05)
+    words = "waiting for a checkpoint: 3 measured"
+    until(lambda: words in (tmp_path / "log").read_text(), alive=rank.is_alive)
     rank.terminate()
     assert codes([rank]) == [75], (tmp_path / "log").read_text()
     assert len(read_results(LocalStore(folder))) == 3 and not list(

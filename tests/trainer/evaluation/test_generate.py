@@ -19,6 +19,7 @@ from PIL import Image
 from data_pipeline.progress import SECONDS
 from model.errors import ConfigError
 from model.sampling_options import SamplingOptions
+from tests.trainer.evaluation.evaluating import codes
 from tests.trainer.worlds import CONTEXT
 from trainer.evaluation.generate import main
 from trainer.evaluation.generating import _same_step_for_all
@@ -27,7 +28,7 @@ from trainer.evaluation.sample_set import SETTINGS, SampleSet, step_of_set
 from trainer.evaluation.trained import Trained, load_addp
 
 # A sampler in which all options meet.
-GUIDED = {"guidance_weight": 1.0, "top_p": 0.8, "token_temperature": 0.9, "steps": 6}
+GUIDED = {"guidance_weight": 1.0, "top_p": 0.8, "steps": 6}
 
 
 def _generate(
@@ -50,9 +51,7 @@ def start(run: Path, into: Path, world_size: int = 1, **options: object) -> list
 
 
 def finished(ranks: list[ForkServerProcess]) -> None:
-    for rank in ranks:
-        rank.join(60)
-        assert rank.exitcode == 0
+    assert codes(ranks) == [0] * len(ranks)
 
 
 def contents(folder: Path) -> dict[str, str]:

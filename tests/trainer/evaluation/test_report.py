@@ -17,6 +17,7 @@ from PIL import Image
 
 from data_pipeline.storage import LocalStore, open_store
 from model.errors import ConfigError
+from tests.patience import PATIENCE
 from trainer.evaluation.reporting.page import write_report
 from trainer.evaluation.reporting.records import read_run
 from trainer.evaluation.reporting.state import state_of
@@ -72,7 +73,7 @@ def browse(
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=True,
     )
 

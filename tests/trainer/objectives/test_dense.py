@@ -170,7 +170,6 @@ def test_one_batch_is_learned_by_heart(objective: str, scenes: Path, tmp_path: P
         *("batch.global_batch=8", "batch.micro=8", "optimizer.base_lr=0.064"),
         *("schedule.total=300", "schedule.warmup=10"),
         processes=1,
-        seconds=900,
     )
     benchmark, metric, least = REACHED[objective]
     command = ["-m", "cluster.cli", "evaluate", str(run), "--suite", benchmark, "--split", "train"]

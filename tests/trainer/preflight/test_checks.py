@@ -15,6 +15,7 @@ from data_pipeline.storage import LocalStore, StorageError, open_store
 from data_pipeline.storage.output import probe
 from model.networks import build
 from model.weights import save_network
+from tests.patience import PATIENCE
 from tests.trainer.launching import MAGE, SMALL
 from trainer.checkpointing.catalog import LocalCatalog, RemoteCatalog
 from trainer.checkpointing.format import MANIFEST, FileEntry, Manifest
@@ -227,7 +228,7 @@ def _hold(run: Path, ready: multiprocessing.Event, over: multiprocessing.Event) 
     folder = RunFolder(run)
     folder.lock()
     ready.set()  # type: ignore[attr-defined]
-    over.wait(60)  # type: ignore[attr-defined]
+    over.wait(PATIENCE)  # type: ignore[attr-defined]
 
 
 def test_a_run_that_is_in_use_or_asked_to_stop(addp: tuple[str, ...], tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_a_run_that_is_in_use_or_asked_to_stop(addp: tuple[str, ...], tmp_path: 
     process = context.Process(target=_hold, args=(run, ready, over))
     process.start()
     try:
-        assert ready.wait(60)
+        assert ready.wait(PATIENCE)
         found = checks(*addp)["resume"]
         assert found.state == "warning" and f"in use by process {process.pid}" in found.text
         assert checks(*addp)["resume"].state == "warning"  # looking did not free it

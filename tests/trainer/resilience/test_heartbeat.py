@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import until
 from tests.trainer.comparing import incidents
 from tests.trainer.launching import MAGE
 from tests.trainer.sabotage import EVERY, Sabotage
@@ -22,13 +24,8 @@ def said(folder: RunFolder) -> dict[str, Any]:
 
 
 def await_word(folder: RunFolder, section: str, step: int) -> dict[str, Any]:
-    deadline = time.monotonic() + 20
-    while not folder.heartbeat(0).exists() or (said(folder)["section"], said(folder)["step"]) != (
-        section,
-        step,
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(folder.heartbeat(0).exists)
+    until(lambda: (said(folder)["section"], said(folder)["step"]) == (section, step))
     return said(folder)
 
 
@@ -44,22 +41,22 @@ def test_a_main_thread_that_is_silent_is_seen_by_an_old_time(tmp_path: Path) -> 
         time.sleep(1.5)  # time for a write, if there were something to write
         assert said(folder) == last
         heartbeat.beat("step", 3)
-        deadline = time.monotonic() + 20
-        while said(folder)["time"] == last["time"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: said(folder)["time"] != last["time"])
 
 
 def test_it_writes_at_most_once_a_second(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with Heartbeat(folder, 0, hang=0) as heartbeat:
-        began, step, files = time.monotonic(), 0, set[int]()
-        while time.monotonic() - began < 1.5:
-            step += 1
-            heartbeat.beat(("data", "step")[step % 2], step)
+        steps, written = itertools.count(), set[float]()
+
+        def was_written_twice() -> bool:
+            heartbeat.beat("step", next(steps))
             if folder.heartbeat(0).exists():
-                files.add(folder.heartbeat(0).stat().st_mtime_ns)
-        assert step > 100 and 1 <= len(files) <= time.monotonic() - began + 1
+                written.add(folder.heartbeat(0).stat().st_mtime)
+            return len(written) == 2
+
+        until(was_written_twice)
+        assert max(written) - min(written) > 0.9
 
 
 def test_the_last_word_stays(tmp_path: Path) -> None:
@@ -81,14 +78,13 @@ def test_the_last_word_stays(tmp_path: Path) -> None:
 def test_a_run_does_not_wait_for_the_storage_of_its_heartbeats(
     tokens: Path, tmp_path: Path
 ) -> None:
-    """Each write takes five minutes."""
+    """Each write takes a day."""
     codes, output = run_world(
         tmp_path / "run",
         *MAGE,
         f"data.tokens={tokens}",
         processes=1,
-        sabotage=Sabotage("open", ("heartbeats/",), "sleep:300", 0),
-        seconds=60,
+        sabotage=Sabotage("open", ("heartbeats/",), "sleep:86400", 0),
     )
     assert codes == [0] and RunFolder(tmp_path / "run").is_done, output
     assert "rank-00000.json lacks the end of this run" in output
@@ -100,10 +96,7 @@ def test_a_heartbeat_that_cannot_be_written_is_said_once_and_comes_back(
     folder = RunFolder(tmp_path)
     folder.heartbeats.touch()  # a file in the place of the folder
     with Heartbeat(folder, 0, hang=0) as heartbeat:
-        deadline = time.monotonic() + 20
-        while not heartbeat._files[0]._fails:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: heartbeat._files[0]._fails)
         time.sleep(1.2)  # time for a second try, which says nothing
         folder.heartbeats.unlink()
         await_word(folder, "setup", 0)

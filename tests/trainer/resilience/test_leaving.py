@@ -69,7 +69,7 @@ def stopping_with_words(arguments: list[str]) -> NoReturn:
 
 
 def test_words_of_an_exit_are_said(tmp_path: Path) -> None:
-    codes, output = Ranks(stopping_with_words, [], 1, tmp_path / "log").wait(40)
+    codes, output = Ranks(stopping_with_words, [], 1, tmp_path / "log").wait()
     assert codes == [1] and output == "no such library\n"
 
 
@@ -79,7 +79,7 @@ def test_words_of_an_exit_are_said(tmp_path: Path) -> None:
 def test_an_error_is_said_before_anything_blocks(main: Any, tokens: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = [f"run={run}", *SMALL, *MAGE, f"data.tokens={tokens}"]
-    codes, output = Ranks(main, arguments, 2, tmp_path / "log").wait(40)
+    codes, output = Ranks(main, arguments, 2, tmp_path / "log").wait()
     assert codes == [1, 1], output
     if main is raising:
         said = (
@@ -103,5 +103,5 @@ def test_an_end_that_was_agreed_on_keeps_its_code(tokens: Path, tmp_path: Path) 
     run.mkdir()
     (run / "STOP").touch()
     arguments = [f"run={run}", *SMALL, *MAGE, f"data.tokens={tokens}"]
-    codes, output = Ranks(stuck_at_the_end, arguments, 2, tmp_path / "log").wait(40)
+    codes, output = Ranks(stuck_at_the_end, arguments, 2, tmp_path / "log").wait()
     assert codes == [75, 75] and "stopped: at step 0" in output, output

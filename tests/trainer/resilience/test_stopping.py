@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,16 +11,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cluster.launch.backend import free_port
 from data_pipeline.storage import open_store
+from tests.patience import PATIENCE, until
 from tests.s3_server import FaultProxy, environment
 from tests.trainer.comparing import incidents, same_end
 from tests.trainer.launching import MAGE, SMALL, kill_group, start
-from tests.trainer.worlds import World, finish
+from tests.trainer.worlds import Ranks, World, finish
+from trainer.pretrain import run_and_leave
+from trainer.resilience.heartbeat import Heartbeat
 from trainer.resilience.stopping import StopCause, StopRequest, first_cause
 from trainer.run_folder import RunFolder
 
@@ -123,17 +128,16 @@ def test_records_of_earlier_versions_do_not_say_how_a_run_was_stopped(tmp_path: 
 
 def trains(run: Path, alive: Callable[[], bool]) -> None:
     """Wait until steps are done."""
-    deadline = time.monotonic() + 120
-    while not RunFolder(run).read_metrics():
-        assert alive() and time.monotonic() < deadline, "no step was done"
-        time.sleep(0.01)
+    until(RunFolder(run).read_metrics, alive=alive, said=lambda: "no step was done")
 
 
-def gone(run: Path, seconds: float = 60) -> bool:
-    deadline = time.monotonic() + seconds
-    while ranks_of(run) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not ranks_of(run)
+def in_section(section: str, heartbeat: Path) -> bool:
+    return bool(json.loads(heartbeat.read_text())["section"] == section)
+
+
+def all_gone(run: Path) -> None:
+    """Wait until no rank is left."""
+    until(lambda: not ranks_of(run), pause=0.1)
 
 
 def saved_once(run: Path) -> int:
@@ -185,8 +189,8 @@ def test_under_the_deepspeed_launcher(
     try:
         trains(run, lambda: process.poll() is None)
         how(process, run)
-        assert process.wait(60) in codes
-        assert gone(run)
+        assert process.wait(PATIENCE) in codes
+        all_gone(run)
     finally:
         kill_group(process)
         process.communicate()
@@ -223,8 +227,8 @@ def test_under_torchrun(tokens: Path, tmp_path: Path) -> None:
     try:
         trains(run, lambda: process.poll() is None)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=300)
-        assert gone(run)
+        process.communicate(timeout=PATIENCE)
+        all_gone(run)
     finally:
         kill_group(process)
     assert saved_once(run) > 0
@@ -261,9 +265,9 @@ def test_addp_train_ends_with_the_run_s_own_code(tokens: Path, tmp_path: Path) -
     try:
         trains(run, lambda: process.poll() is None)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 75 and "Start it again to go on" in output
-        assert gone(run)
+        all_gone(run)
     finally:
         kill_group(process)
     assert saved_once(run) > 0
@@ -276,7 +280,7 @@ def test_addp_train_names_the_rank_that_was_killed(tokens: Path, tmp_path: Path)
         trains(run, lambda: process.poll() is None)
         victim = ranks_of(run)[1]
         os.kill(victim, signal.SIGKILL)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=PATIENCE)
     finally:
         kill_group(process)
     last = output.splitlines()[-1]
@@ -309,12 +313,12 @@ def test_every_way_to_ask(how: str, tokens: Path, tmp_path: Path) -> None:
 def test_stopped_while_it_waits_for_data(
     bucket: str, proxy: FaultProxy, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store answers the manifest and then nothing more; SIGTERM to one rank ends both within
-    seconds."""
+    """The store answers the manifest and then nothing more; SIGTERM to one rank ends both, which
+    would wait for a day."""
     store = open_store(f"{bucket}/tokens")
     for file in sorted(tokens.glob("*.*")):
         store.create(file.name, file)
-    for name, value in environment(proxy.port).items():
+    for name, value in environment(proxy.port, ADDP_STORAGE_TIMEOUT="86400").items():
         monkeypatch.setenv(name, value)
     run = tmp_path / "run"
     proxy.silent_about = b".tar"
@@ -324,13 +328,11 @@ def test_stopped_while_it_waits_for_data(
     for rank in range(2):
         heartbeat = run / "heartbeats" / f"rank-{rank:05d}.json"
         world.wait_for(heartbeat)
-        while '"data"' not in heartbeat.read_text():
-            assert world.alive()
-            time.sleep(0.05)
+        until(partial(in_section, "data", heartbeat), alive=world.alive)
     pid = world.ranks[1].pid
     assert pid is not None
     os.kill(pid, signal.SIGTERM)
-    codes, output = world.wait(20)
+    codes, output = world.wait()
     assert codes == [75, 75] and "nothing to save yet" in output, output
 
 
@@ -400,16 +402,29 @@ def test_stopped_and_started_again_it_ends_bit_for_bit_the_same(
     assert same_end(run, tmp_path / "whole")
 
 
+def watched_once_it_trains(arguments: list[str]) -> None:
+    """A start may take as long as it likes: silence counts from the first step on."""
+    watch = Heartbeat._watch
+
+    def watch_later(own: Heartbeat) -> None:
+        until(lambda: own.step)
+        watch(own)
+
+    Heartbeat._watch = watch_later  # type: ignore[method-assign]
+    run_and_leave(arguments)
+
+
 def test_a_rank_that_hangs_ends_with_76(tokens: Path, tmp_path: Path) -> None:
     """Rank 1 is stopped; rank 0 waits for it, and its watchdog ends it with its stacks on
     record."""
     run = tmp_path / "run"
-    world = World(run, [*MAGE, *LONG, f"data.tokens={tokens}", "health.hang=2"], 2, None)
+    options = [f"run={run}", *SMALL, *MAGE, *LONG, f"data.tokens={tokens}", "health.hang=2"]
+    world = Ranks(watched_once_it_trains, options, 2, tmp_path / "log")
     trains(run, world.alive)
     pid = world.ranks[1].pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
-    world.ranks[0].join(30)
+    world.ranks[0].join(PATIENCE)
     assert world.ranks[0].exitcode == 76
     world.kill()
     output = world.log.read_text()

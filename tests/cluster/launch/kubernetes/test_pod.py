@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 PROGRAM = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -21,7 +23,7 @@ if sys.argv[3] == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[3] == "done":
     sys.exit(0)
-time.sleep(60)
+time.sleep(86_400)
 """
 
 
@@ -39,4 +41,4 @@ def test_a_pod_says_whether_a_user_has_stopped_the_run(
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         if mode == "waits":
             process.terminate()
-        assert process.wait(30) == code
+        assert process.wait(PATIENCE) == code

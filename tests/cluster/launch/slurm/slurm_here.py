@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from cluster.launch.backend import free_port
+from tests.patience import PATIENCE, until
 
 NODES = ("n1", "n2")
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
@@ -87,7 +88,7 @@ class SlurmHere:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, f"{words}: {done.stderr}{done.stdout}"
         return done.stdout
@@ -115,14 +116,15 @@ class SlurmHere:
         _daemon(self, "slurmd", "-N", node)
 
     def wait_for(
-        self, number: int | str, meets: Callable[[dict[str, str]], bool], seconds: float
+        self, number: int | str, meets: Callable[[dict[str, str]], bool]
     ) -> dict[str, str]:
         """Wait until a job is as it should be, and return what the controller knows of it then."""
-        deadline = time.monotonic() + seconds
-        while not meets(job := self.job(number)):
-            assert time.monotonic() < deadline, f"after {seconds} s still {job}"
-            time.sleep(0.5)
-        return job
+
+        def look() -> dict[str, str] | None:
+            job = self.job(number)
+            return job if meets(job) else None
+
+        return until(look, said=lambda: self.job(number), pause=0.5)
 
 
 def _variables(process: psutil.Process) -> dict[str, str]:
@@ -173,10 +175,7 @@ def _start(slurm: SlurmHere, kill_wait: int) -> None:
     _daemon(slurm, "slurmctld", "-c")
     for name in NODES:
         _daemon(slurm, "slurmd", "-N", name)
-    deadline = time.monotonic() + 60
-    while not _ready(slurm):
-        assert time.monotonic() < deadline, slurm.call("sinfo", "-R")
-        time.sleep(0.5)
+    until(lambda: _ready(slurm), said=lambda: slurm.call("sinfo", "-R"), pause=0.5)
 
 
 def _ready(slurm: SlurmHere) -> bool:
@@ -200,7 +199,7 @@ def _daemon(slurm: SlurmHere, name: str, *words: str) -> None:
             stderr=log,
             stdin=subprocess.DEVNULL,
             check=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
 
 

@@ -18,6 +18,7 @@ from cluster.supervise import history
 from data_pipeline.storage import open_store
 from tests.cluster.launch.slurm.slurm_here import SlurmHere, ended, slurm_here
 from tests.cluster.sharding_jobs import contents, plan, succeed, undisturbed
+from tests.patience import until
 from tests.trainer.comparing import losses, same_end
 from tests.trainer.launching import MAGE, SMALL
 from tests.trainer.worlds import finish
@@ -76,18 +77,16 @@ def test_a_sharding_job_of_which_half_the_tasks_are_killed(
     last = ["sbatch", "--parsable", "--hold", *after, "--wrap", f"{run} --finalize"]
     last_number = slurm.call(*last, environment=HERE).strip()
     store = open_store(str(out))
-    deadline = time.monotonic() + 120
-    while sum(1 for _ in store.list()) < 4 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: sum(1 for _ in store.list()) >= 4)
     killed = ["0", "1"]  # the two that run, of four, on two nodes of one core
     for task in killed:
         slurm.call("scancel", "--full", "--signal=KILL", f"{number}_{task}")
     for task in range(tasks):
-        slurm.wait_for(f"{number}_{task}", ended, 120)
+        slurm.wait_for(f"{number}_{task}", ended)
     missing = succeed("status", str(out))["missing"]
     assert missing > 0, "nothing was killed in time"
     slurm.call("scontrol", "release", last_number)
-    assert slurm.wait_for(last_number, ended, 120)["JobState"] == "COMPLETED"
+    assert slurm.wait_for(last_number, ended)["JobState"] == "COMPLETED"
     assert contents(store) == expected
     assert succeed("verify", str(out))["sound"]
 
@@ -122,21 +121,18 @@ def submit(
 
 def until_it_trains(run: Path, step: int = 50) -> None:
     manifest = run / "checkpoints" / f"step-{step:08d}" / "manifest.json"
-    deadline = time.monotonic() + 120
-    while not manifest.exists():
-        assert time.monotonic() < deadline, [log.read_text() for log in run.glob("slurm-*.log")]
-        time.sleep(0.1)
+    until(manifest.exists, said=lambda: [log.read_text() for log in run.glob("slurm-*.log")])
 
 
 def queued_again(slurm: SlurmHere, number: str) -> None:
     """Wait until the job is queued again, and spare it the two minutes that Slurm lets it wait."""
-    slurm.wait_for(number, lambda job: job["JobState"] == "PENDING" and job["Restarts"] == "1", 90)
+    slurm.wait_for(number, lambda job: job["JobState"] == "PENDING" and job["Restarts"] == "1")
     time.sleep(3)  # what Slurm issued before would be taken for the new start
     slurm.call("scontrol", "update", f"JobId={number}", "StartTime=now")
 
 
 def done(slurm: SlurmHere, number: str, run: Path) -> list[history.Event]:
-    job = slurm.wait_for(number, ended, 300)
+    job = slurm.wait_for(number, ended)
     log = (run / f"slurm-{number}.log").read_text()
     assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), log
     assert log.rstrip().endswith("the job ends")
@@ -187,12 +183,12 @@ def test_what_a_user_ends_stays_so(slurm: SlurmHere, tokens: Path, tmp_path: Pat
     number = submit(slurm, stopped, tokens)
     until_it_trains(stopped)
     RunFolder(stopped).stop.touch()
-    job = slurm.wait_for(number, ended, 90)
+    job = slurm.wait_for(number, ended)
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "75:0", "0")
     number = submit(slurm, cancelled, tokens)
     until_it_trains(cancelled)
     slurm.call("scancel", number)
-    job = slurm.wait_for(number, ended, 90)
+    job = slurm.wait_for(number, ended)
     time.sleep(5)  # if it came back, it would be seen by now
     assert slurm.job(number)["JobState"] == "CANCELLED" and job["Restarts"] == "0"
     for run in (stopped, cancelled):
@@ -225,7 +221,7 @@ def test_a_job_whose_script_is_lost_is_queued_again(
     until_it_trains(run)
     slurm.lose("n1", number)
     try:
-        slurm.wait_for(number, lambda job: job["JobState"] == "PENDING", 120)
+        slurm.wait_for(number, lambda job: job["JobState"] == "PENDING")
     finally:
         slurm.restore("n1")
     queued_again(slurm, number)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.patience import PATIENCE
 from tests.trainer.preflight.finding_states import text
 from trainer.preflight.node import computing
 from trainer.preflight.node.computing import (
@@ -136,7 +137,7 @@ RIGHT: dict[str, Any] = {
 )
 def test_processes_that_come_to_no_answer(program: str, words: str, tmp_path: Path) -> None:
     command = _script(tmp_path, f"print({json.dumps(json.dumps(RIGHT))}, flush=True)\n{program}\n")
-    found = list(check_devices(command=command, seconds=60.0))
+    found = list(check_devices(command=command, seconds=PATIENCE))
     assert words in text(found, "FAILED"), found
     assert "cuda:0 (H100) computes right: products" in text(found, "ok")
 

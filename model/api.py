@@ -139,7 +139,7 @@ class ImageModel:
         if self._tokenizer is None:
             raise ConfigError(
                 "this needs the tokenizer that the network was trained with, and none lies beside "
-                "it; name its file: load(path, tokenizer=FILE)"
+                "it; name its file: load(path, tokenizer=FILE), or --tokenizer FILE of a command"
             )
         return self._tokenizer
 

@@ -39,16 +39,20 @@ def opened(pictures: Pictures) -> list[Image.Image]:
 
 
 def _opened(picture: Picture) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return to_rgb(picture.copy())
-    if isinstance(picture, Path | str):
+    if isinstance(picture, Image.Image | Path | str):
         try:
+            if isinstance(picture, Image.Image):
+                return to_rgb(picture.copy())
             with Image.open(picture) as file:
                 return to_rgb(file)
+        except DataError:
+            raise
         except UnidentifiedImageError as error:
             raise DataError(f"{picture} is no image that Pillow can read") from error
         except OSError as error:
             raise DataError(f"cannot read {picture}: {error.strerror or error}") from error
+        except Exception as error:  # a damaged file may raise anything
+            raise DataError(f"cannot read {picture}: {error}") from error
     if isinstance(picture, Tensor):
         array = picture.detach().cpu()
         pixels = (array.permute(1, 2, 0) if array.ndim == 3 else array).numpy()

@@ -116,11 +116,14 @@ def _stored(network: Network, dtype: Dtype) -> Network:
 
 
 def _frozen(config: RunConfig, tokenizer: Path | None, lack: str) -> dict[str, Network]:
-    """Return the frozen networks of an ADDP run by kind.
+    """Return the frozen networks of an ADDP run by kind; none of a run that has none, as one on
+    masked pixels.
 
     lack: what is said on standard error where the predictor is not on this machine. It is then left
     out.
     """
+    if config.tokenizer.weights is None and tokenizer is None:
+        return {}
     networks: dict[str, Network] = {"tokenizer": frozen_tokenizer(config, tokenizer, None)}
     predictor = frozen_predictor(config)
     if predictor is not None:
@@ -207,7 +210,7 @@ def _use_of_addp(network: ADDP, source: Source) -> list[str]:
         "features = model.embed(pictures)",
         'print("features", features.shape)',
     ]
-    if source.config is not None:
+    if source.config is not None and source.config.tokenizer.weights is not None:
         lines.append("samples = model.generate(4)")
         lines.append('print("samples", len(samples), samples[0].size)')
     return lines

@@ -149,7 +149,9 @@ def main() -> None:
             print(
                 f"{chosen.family}, {row['passes']} passes, seed {seed}: {distance:.2f}", flush=True
             )
-    mine = [row for row in rows if row["samples"] == options.samples]
+    # A folder may have rows of another network, too, or of other images.
+    alike = {name: row[name] for name in ("samples", "batch", "network", "images")}
+    mine = [other for other in rows if alike.items() <= other.items()]
     print(table(mine))
     print(best_of_each(mine))
     title = f"{options.samples} samples a seed, {options.run}, torch {torch.__version__}"

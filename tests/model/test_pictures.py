@@ -66,3 +66,16 @@ def test_squares_are_the_views_that_evaluation_measures() -> None:
 def test_what_is_no_picture(picture: object, said: str) -> None:
     with pytest.raises(DataError, match=said):
         opened([picture] if isinstance(picture, int) else picture)  # type: ignore[list-item, arg-type]
+
+
+def test_a_damaged_file_is_no_picture(tmp_path: Path) -> None:
+    """Pillow raises ValueError for the first, and reads the second only when it is used."""
+    file, cut = tmp_path / "damaged.png", tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(file)
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"\rIHDR", b"\x01IHDR"))
+    cut.write_bytes(content[: len(content) // 2])
+    with Image.open(cut) as image:
+        for picture in (file, image):
+            with pytest.raises(DataError, match=r"cannot read .*: .*[Tt]runcated"):
+                opened(picture)

@@ -18,6 +18,7 @@ from model.weights import load_network
 from tests.trainer.evaluation.conftest import addp_options
 from tests.trainer.worlds import finish
 from tests.warm import warm_python
+from trainer.config.schema import RunConfig
 from trainer.evaluation.trained import frozen_predictor, load_addp, run_config
 from trainer.export import export, open_network
 from trainer.formats import Format
@@ -165,6 +166,22 @@ def test_an_export_without_its_predictor_says_so(
         "gone.safetensors is not on this machine: the file has no token_predictor.*"
         in capsys.readouterr().err
     )
+
+
+def test_a_run_on_masked_pixels_has_no_frozen_networks(run: Path, tmp_path: Path) -> None:
+    """Its network is exported alone, and its card promises no pictures."""
+    source = open_network(str(run), None, "raw")
+    source = source._replace(config=RunConfig(objective="pixels"))
+    folder = export(source, "huggingface", tmp_path / "card", "drop", None)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    assert "model.generate" not in (folder / "README.md").read_text()
+    export(source, "addp", tmp_path / "addp.safetensors", "drop", None)
+    import_weights(tmp_path / "addp.safetensors", tmp_path / "in")
+    assert [p.name for p in (tmp_path / "in").iterdir()] == ["addp.safetensors"]
 
 
 def test_nothing_is_overwritten(run: Path, tmp_path: Path) -> None:

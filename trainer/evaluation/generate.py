@@ -132,6 +132,10 @@ def _check(run: str | None, count: int, editing: EditOptions, output: Output, wo
         raise typer.BadParameter(
             "--complete and --between are two commands; give one of them", param_hint="--between"
         )
+    if output.into is not None and output.out is not None:
+        raise typer.BadParameter(
+            "--into makes a set of files, and --out a grid; give one of them", param_hint="--out"
+        )
     if output.into is not None:
         check_output(output.into)
         return

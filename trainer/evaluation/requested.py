@@ -7,6 +7,7 @@ import sys
 import time
 
 from data_pipeline.storage import StorageError, open_store
+from data_pipeline.storage.urls import PIPE
 from model.errors import ConfigError
 from trainer.config.schema import RunConfig
 from trainer.evaluation.assignments import Request
@@ -38,9 +39,24 @@ def check(run: str, request: Request) -> RunConfig:
             f"{run} has the objective {config.objective}, which {', '.join(wrong)} cannot measure; "
             f"the benchmarks for it are {', '.join(fit)}"
         )
+    _check_split(run, request, config)
     for name in names:
         BENCHMARKS[name].check_run(config)
     return config
+
+
+def _check_split(run: str, request: Request, config: RunConfig) -> None:
+    """Raise ConfigError where the run's share of held-out images would be taken of the same images
+    by other names, which are what decides whether one is held out."""
+    options = request.options
+    depends = any("held_out" in BENCHMARKS[n].depends_on(options) for n in request.benchmarks)
+    apart = options.train_images is not None or options.held_out is not None
+    if str(config.data.images).startswith(PIPE) and depends and options.images and not apart:
+        raise ConfigError(
+            f"{run} read its images from a command (pipe:), where their names begin with another "
+            "tar's: which of them it has held out cannot be told from --images. Give images that "
+            "it has not seen, with --held-out 1, or with --train-images beside them"
+        )
 
 
 def say_taken(request: Request, config: RunConfig) -> None:

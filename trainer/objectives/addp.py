@@ -21,7 +21,7 @@ from model.weights import fingerprint, load_network
 from trainer.config.schema import RunConfig
 from trainer.engine.precision import MODES
 from trainer.objectives.base import Inputs, Objective
-from trainer.objectives.condition import check_predictor
+from trainer.objectives.condition import check_predictor, reads_labels
 from trainer.objectives.counting import inference_flops
 from trainer.objectives.footprint import Rehearsal
 from trainer.objectives.initial_weights import given_network, take_initial_weights, without_values
@@ -162,8 +162,8 @@ def _inputs(frozen: FrozenNetworks, batch: TokenBatch, config: RunConfig) -> Inp
 
 class _OutlinedADDP(ADDPObjective):
     """An ADDP run as checks look at it; it makes no inputs. The tokenizer is read to name it, since
-    the data are compared by its name. The predictor is read only when a checkpoint is there to be
-    compared with, and the trained network has shapes alone."""
+    the data are compared by its name. The values of the predictor are read only when a checkpoint
+    is there to be compared with, and the trained network has shapes alone."""
 
     def __init__(self, config: RunConfig) -> None:
         file = config.tokenizer.weights
@@ -174,6 +174,11 @@ class _OutlinedADDP(ADDPObjective):
         TokenObjective.__init__(self, config, tokenizer=tokenizer)
         self.frozen = {"tokenizer": tokenizer} if tokenizer is not None else {}
         with without_values():
+            file = config.predictor.weights
+            if reads_labels(config) and file is not None and file.is_file():
+                predictor = given_network(config, "predictor")
+                assert isinstance(predictor, TokenPredictor)
+                check_predictor(config, predictor, self.sizes)
             self.exported = self.network = ADDP(config.geometry, self.sizes)
 
     def frozen_fingerprints(self) -> dict[str, str]:

@@ -98,6 +98,7 @@ def test_edits_that_cannot_be(run: Path, images: Path, tmp_path: Path) -> None:
         (("--complete", image, "--mask", "sideways"), "neither one of left, right"),
         (("--complete", image, "--between", image, image), "are two commands"),
         (("--between", image, image), "nothing between them"),
+        (("--complete", image, "--into", tmp_path / "set"), "makes a set of files, and --out a"),
     ):
         done = addp("generate", run, *options, "--out", tmp_path / "out.png")
         assert done.code != 0 and said in " ".join(done.stderr.split()), (options, done.stderr)

@@ -15,6 +15,7 @@ import pytest
 
 from data_pipeline.shards.manifest import read_manifest
 from data_pipeline.storage import LocalStore, open_store
+from model.errors import ConfigError
 from model.vq import VQTokenizer
 from tests.patience import PATIENCE, until
 from tests.s3_server import FaultProxy, environment
@@ -24,7 +25,11 @@ from tests.trainer.launching import warm_launcher
 from tests.trainer.sabotage import Sabotage
 from tests.trainer.worlds import Ranks, World
 from trainer.command import run_command
+from trainer.config.reading import load_config
+from trainer.evaluation.assignments import Request
 from trainer.evaluation.evaluate import main
+from trainer.evaluation.options import EvaluationOptions, WhichCheckpoints
+from trainer.evaluation.requested import check
 from trainer.evaluation.results import read_results
 
 SUITE = ("--suite", "samples,proxy,knn,linear", "--reference", "held-out")
@@ -256,6 +261,27 @@ def test_the_published_reference_is_every_image(run: Path, images: Path, tmp_pat
     )
 
 
+def test_classes_of_training_images_that_stand_apart_are_matched_by_name(
+    run: Path, images: Path, tmp_path: Path
+) -> None:
+    """Held-out images that lack the first class, whose labels therefore begin one earlier."""
+    every, some = tmp_path / "every", tmp_path / "some"
+    for held_out in (every, some):
+        for name in ("line", "rectangle"):
+            shutil.copytree(images / name, held_out / name)
+    (every / "ellipse").mkdir()
+    found = []
+    for held_out in (every, some):
+        folder, log = copy_of(run, tmp_path / f"of-{held_out.name}"), tmp_path / "log"
+        options = ("--suite", "knn", "--images", str(held_out), "--train-images", str(images))
+        assert codes(start(folder, log, *options)) == [0], log.read_text()
+        found.append(read_results(LocalStore(folder))[0].metrics)
+    assert found[0] == found[1] and found[0]["majority_class"] < 1
+    (some / "line").rename(some / "wave")
+    assert codes(start(copy_of(run, tmp_path / "unknown"), log, *options)) == [78]
+    assert "the training images have no class 'wave' of the data, but ellipse," in log.read_text()
+
+
 def test_a_damaged_checkpoint_is_left_out(run: Path, images: Path, tmp_path: Path) -> None:
     folder = copy_of(run, tmp_path / "run")
     file = next((folder / "checkpoints" / "step-00000008").glob("rank-*.safetensors"))
@@ -309,6 +335,22 @@ def test_mistakes_are_said(
 ) -> None:
     assert codes(start(run, tmp_path / "log", *options)) == [78]
     assert message in (tmp_path / "log").read_text()
+
+
+def test_what_a_run_on_a_command_held_out_cannot_be_told(tmp_path: Path) -> None:
+    """Its images are named by numbered tars, and the same tars in a folder by their own names."""
+    config = load_config(None, ["objective=classify", "data.images=pipe:cat x.tar"])
+    (tmp_path / "config.resolved.yaml").write_text(config.model_dump_json())
+    places = {"which": WhichCheckpoints(), "weights": "raw", "work": tmp_path, "lease": 1.0}
+
+    def asked(**options: object) -> None:
+        given = EvaluationOptions(images="x.tar", **options)  # type: ignore[arg-type]
+        check(str(tmp_path), Request(["accuracy"], given, **places))  # type: ignore[arg-type]
+
+    with pytest.raises(ConfigError, match=r"from a command .* with --held-out 1"):
+        asked()
+    asked(held_out=1)
+    asked(train_images="y.tar")
 
 
 def test_other_options_do_not_pass_for_the_same(

@@ -125,6 +125,7 @@ def test_batches_that_cannot_be_made(addp: tuple[str, ...]) -> None:
         ("data", "data.tokens=/none", "is no finished token data set"),
         ("data", "data.tokens={torn}", "No such file"),
         ("data", "tokenizer.weights={another}", "was made by another tokenizer"),
+        ("data", "condition=classes", "knows no classes, so ADDP would learn nothing of them"),
         ("run folder", "run={tokenizer}/run", "is a file"),
         ("run folder", "checkpoint.keep=1000000000", "lower checkpoint.keep"),
     ],

@@ -21,6 +21,7 @@ from model.encoder import Encoder
 from model.errors import DataError
 from model.networks import build
 from trainer.distributed.collectives import Collectives
+from trainer.evaluation.measures.class_labels import labels_in
 from trainer.evaluation.measures.intervals import MAIN
 from trainer.evaluation.task import Task
 
@@ -103,12 +104,16 @@ def _mean_of_patches(network: Encoder) -> Extract:
 
 def features_of(task: Task, split: Split, name: str, extract: Extract) -> Features:
     """Extract the features of a split, by all ranks together, and once for a checkpoint, whichever
-    benchmark asks first. Raises ADDPError."""
+    benchmark asks first. Labels index the classes of the training images. Raises ADDPError, also
+    for a held-out image of a class that these lack."""
     return task.once(("features", split, name), lambda: _extracted(task, split, extract))
 
 
 def _extracted(task: Task, split: Split, extract: Extract) -> Features:
     crops, batch = task.crops(split), task.options.batch
+    # Training images that stand apart may have their classes in another order.
+    known = task.crops("train").classes
+    label_of = torch.tensor(labels_in(known, crops.classes, "the training images have"))
     size = max(1, min(_BLOCK // batch, crops.chunks // _LEAST_BLOCKS))  # of a block, in chunks
     borders = range(0, crops.chunks, size)
     own = [range(crops.chunks)[borders[n] :][:size] for n in task.own(len(borders))]
@@ -119,7 +124,7 @@ def _extracted(task: Task, split: Split, extract: Extract) -> Features:
             parts = []
             for chunk in itertools.islice(reading, len(chunks)):
                 if len(chunk.labels):
-                    parts.append((extract(chunk.on(task.device)), chunk.labels))
+                    parts.append((extract(chunk.on(task.device)), label_of[chunk.labels]))
                 progress.advance()
             if parts:
                 features, labels = (torch.cat(some) for some in zip(*parts, strict=True))

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.conditioning import NOT_TOLD, classes_of
+from model.conditioning import NOT_TOLD, KnowsClasses
 from model.config import Geometry, TransformerConfig
 from model.encoder import Encoder
 from model.transformer import (
@@ -39,7 +39,7 @@ from model.transformer import (
 )
 
 
-class ADDP(Encoder):
+class ADDP(KnowsClasses, Encoder):
     """The network that is pre-trained. Its encoder half is what transfers to recognition."""
 
     kind = "addp"
@@ -59,12 +59,6 @@ class ADDP(Encoder):
         self.decoder_norm = nn.LayerNorm(c.dim, eps=1e-6)
         self.mlm_layer = MlmHead(c.dim, geometry.vocabulary)
         initialise(self)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Return the names of the classes that the network was conditioned on, in the order of
-        their labels; none for an unconditional network."""
-        return classes_of(self.config)
 
     def decode(
         self,

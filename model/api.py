@@ -22,7 +22,7 @@ from model.errors import ConfigError, DataError, WeightsError
 from model.networks import CONFIG, Network
 from model.pictures import Picture, Pictures, as_images, opened, squares
 from model.predictor import TokenPredictor
-from model.sampler import Advisers, Given, generated, given_tokens
+from model.sampler import Advisers, Given, generated, given_tokens, told_beside
 from model.sampling_options import SamplerName, SamplingOptions
 from model.shipped import SAMPLER, shipped_folder
 from model.vq import VQTokenizer
@@ -216,8 +216,9 @@ class ImageModel:
 
         mask: a picture of the same size, white (or True) where to generate; or "left", "right",
         "top", "bottom", "center", "border", "border:8". The tokens that no masked pixel touches
-        stay. classes: as in `generate`; if not given, the picture alone says what it is. Raises DataError for a mask of another size, and where it
-        masks nothing or everything; ConfigError for a name that is none, of a mask or a class.
+        stay. classes: as in `generate`; by default the picture alone says what it is. Raises
+        DataError for a mask of another size, and where it masks nothing or everything; ConfigError
+        for a name that is none, of a mask or a class.
         """
         image, sampling = opened(picture), sampling.or_else(self.sampler)
         unknown = unknown_tokens(mask, image[0].size, self.network.geometry).to(self._device)
@@ -273,7 +274,8 @@ class ImageModel:
         classes: labels, (count,), or None."""
         given: Given | None = None
         if known is not None:
-            given = given_tokens(self.tokenizer, self.predictor, *known)
+            told = told_beside(self.network, self.predictor, classes, sampling)
+            given = given_tokens(self.tokenizer, self.predictor, *known, told)
         images = generated(
             self.network,
             self.tokenizer,

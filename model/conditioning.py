@@ -18,6 +18,18 @@ Asked = str | int | Sequence[str | int]  # one or several
 _NAMED = 20  # classes that an error lists
 
 
+class KnowsClasses:
+    """What ADDP and its predictor have in common: classes, or none."""
+
+    config: TransformerConfig
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes that the network was conditioned on, in the order of
+        their labels; none for an unconditional network."""
+        return classes_of(self.config)
+
+
 def classes_of(config: TransformerConfig) -> tuple[str, ...]:
     """Return the names of the classes that a network was conditioned on, in the order of their
     labels; none for an unconditional one."""

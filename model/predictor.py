@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.conditioning import NOT_TOLD, classes_of
+from model.conditioning import NOT_TOLD, KnowsClasses
 from model.config import Geometry, TransformerConfig
 from model.dropout import dropout
 from model.transformer import (
@@ -47,7 +47,7 @@ class _TokenEmbedding(nn.Module):
         return dropout(self.LayerNorm(x), self.dropout, self.training)
 
 
-class TokenPredictor(nn.Module):
+class TokenPredictor(KnowsClasses, nn.Module):
     """Predicts p(code at the masked positions | visible tokens)."""
 
     kind = "predictor"
@@ -70,12 +70,6 @@ class TokenPredictor(nn.Module):
             self.token_emb.position_embeddings.weight.data.copy_(
                 positions(c.positions, geometry.grid, c.dim)[0]
             )
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Return the names of the classes that the network was conditioned on, in the order of
-        their labels; none for an unconditional network."""
-        return classes_of(self.config)
 
     def logits(
         self, ids: Tensor, mask: Tensor, kept: Tensor | None = None, classes: Tensor | None = None

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from model.addp import ADDP
-from model.conditioning import labels_of
+from model.conditioning import KnowsClasses, labels_of
 from model.errors import ConfigError
 from model.predictor import TokenPredictor
 from model.randomness import uniforms
@@ -102,20 +102,35 @@ class Given(NamedTuple):
 
 @torch.no_grad()
 def given_tokens(
-    tokenizer: VQTokenizer, predictor: TokenPredictor | None, ids: Tensor, mask: Tensor
+    tokenizer: VQTokenizer,
+    predictor: TokenPredictor | None,
+    ids: Tensor,
+    mask: Tensor,
+    classes: Tensor | None = None,
 ) -> Given:
     """Return a start that keeps the tokens outside of `mask`, so that the rest is generated
     (section 3.4 from a later step on).
 
     The first image is what training shows for this state: unreliable tokens are the predictor's
-    expected codes (section 3.2). Without a predictor they are the mean code.
+    expected codes (section 3.2). Without a predictor they are the mean code. classes: labels, (B,)
+    int64, that the predictor is told (`told_beside`); None tells it nothing.
     """
     if predictor is not None:
-        soft = tokenizer.soft_embed(predictor.probabilities(ids, mask))
+        told = None if classes is None else classes.to(ids.device)
+        soft = tokenizer.soft_embed(predictor.probabilities(ids, mask, told))
     else:
         soft = tokenizer.codebook.mean(0).view(1, -1, 1, 1)
     z = torch.where(tokenizer.to_grid(mask.unsqueeze(-1)), soft, tokenizer.embed(ids))
     return Given(tokenizer.decode(z), ids, mask)
+
+
+def told_beside(
+    network: ADDP, other: KnowsClasses | None, classes: Tensor | None, sampling: SamplingOptions
+) -> Tensor | None:
+    """Return the labels, (B,), that another network is told beside the one that generates: the
+    samples' where it knows the same classes; None where it does not, and where none is told."""
+    same = other is not None and other.classes == network.classes
+    return classes if same and sampling.class_guidance else None
 
 
 @torch.no_grad()
@@ -196,8 +211,7 @@ def generate(
     if classes is not None:
         labels_of(network.classes, classes.tolist())
         classes = classes.to(device) if sampling.class_guidance else None
-    # A guide that knows the same classes is told them, too.
-    of_guide = classes if advisers.guide and advisers.guide.classes == network.classes else None
+    of_guide = told_beside(network, advisers.guide, classes, sampling)
     length, size = network.geometry.tokens, network.geometry.image_size
     if given is None:
         given = Given(

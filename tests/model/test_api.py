@@ -17,11 +17,13 @@ from model.addp import ADDP
 from model.config import ConditionalConfig
 from model.errors import ConfigError, DataError, WeightsError
 from model.pictures import squares
+from model.predictor import TokenPredictor
 from model.vq import VQTokenizer
 from model.weights import load_network, save_network
 from tests.model.networks_on_disk import save_networks
 
 FEW = SamplingOptions(steps=3)
+UNTOLD = SamplingOptions(steps=3, class_guidance=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +186,16 @@ def test_pictures_of_classes(run: Path, tmp_path: Path, photo: Image.Image) -> N
     ]
     assert same(completed[0], loaded.complete(photo, "right", count=1, sampling=guided))
     assert not same(completed[0], completed[1]) and not same(completed[1], completed[2])
+    assert loaded.predictor is not None
+    knowing = TokenPredictor(network.geometry, sizes).eval()
+    knowing.load_state_dict(loaded.predictor.state_dict())
+    slots: list[int] = []  # what the predictor reads in the class slot
+    knowing.token_emb.register_forward_hook(lambda _, given, __: slots.append(int(given[0][0, 0])))
+    beside = ImageModel(loaded.network, loaded.tokenizer, knowing)
+    for c, sampling in (("none", FEW), ("dog", FEW), ("dog", UNTOLD)):
+        beside.complete(photo, "right", count=1, classes=c, sampling=sampling)
+    empty = network.geometry.class_slot_id
+    assert slots == [empty, 16 + 1, empty]
     with pytest.raises(ConfigError, match="knows no class 'bird'; its classes are cat, dog, or"):
         loaded.generate(1, classes=["bird"])
     with pytest.raises(ConfigError, match="trained without a condition"):

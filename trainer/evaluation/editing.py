@@ -18,7 +18,7 @@ from model.editing import between, known_tokens, unknown_tokens
 from model.errors import DataError
 from model.pictures import squares
 from model.predictor import TokenPredictor
-from model.sampler import generated, given_tokens
+from model.sampler import generated, given_tokens, told_beside
 from model.sampling_options import SamplingOptions
 from model.weights import fingerprint
 from trainer.evaluation.options import EditOptions, SetOptions
@@ -66,6 +66,8 @@ class Edit(ABC):
         """Generate the pictures of a chunk, (V, 3, H, W). trained: networks in any precision.
         classes: of the pictures; None for pictures without a class."""
         first = self._first_sample(chunk)
+        labels = classes.of(seed, first, self.variants) if classes else None
+        told = told_beside(trained.network, self._predictor, labels, sampling)
         return generated(
             trained.network,
             trained.tokenizer,
@@ -73,9 +75,9 @@ class Edit(ABC):
             start=first,
             count=self.variants,
             sampling=sampling,
-            given=given_tokens(trained.tokenizer, self._predictor, *self._known(chunk, seed)),
+            given=given_tokens(trained.tokenizer, self._predictor, *self._known(chunk, seed), told),
             advisers=trained.advisers,
-            classes=classes.of(seed, first, self.variants) if classes else None,
+            classes=labels,
         )
 
     @abstractmethod

@@ -143,5 +143,6 @@ class SamplingOptions(Settings):
 
     @property
     def passes(self) -> int:
-        """How many network passes a sample costs, of the guide and the critic, too."""
+        """How many network passes a sample without a class costs, of the guide and the critic, too.
+        With a class, guidance other than 0 and 1 adds a pass of the decoder alone to each step."""
         return self.steps * (1 + self.has_guide) + self.remask_steps * self.has_critic

@@ -38,6 +38,8 @@ def check(run: str, request: Request) -> RunConfig:
             f"{run} has the objective {config.objective}, which {', '.join(wrong)} cannot measure; "
             f"the benchmarks for it are {', '.join(fit)}"
         )
+    for name in names:
+        BENCHMARKS[name].check_run(config)
     return config
 
 

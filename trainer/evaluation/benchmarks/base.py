@@ -16,6 +16,7 @@ from trainer.evaluation.measures.intervals import OVER
 from trainer.evaluation.options import EvaluationOptions, MeasuredSamples, names_of
 
 if TYPE_CHECKING:
+    from trainer.config.schema import RunConfig
     from trainer.evaluation.task import Task
 
 UP, DOWN = "↑", "↓"
@@ -86,6 +87,10 @@ class Benchmark(ABC):
     def check(self, options: EvaluationOptions) -> None:  # noqa: B027 - most refuse nothing
         """Refuse options that it cannot run with, before anything is computed. Raises
         ConfigError."""
+
+    def check_run(self, config: RunConfig) -> None:  # noqa: B027 - most refuse nothing
+        """Refuse a run whose network is of the right kind and yet cannot be measured, before
+        anything is computed. Raises ConfigError."""
 
     def depends_on(self, options: EvaluationOptions) -> tuple[str, ...]:
         """The names of the options that its result depends on, given their values."""

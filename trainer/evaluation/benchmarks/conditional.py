@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from model.errors import ConfigError
 from trainer.evaluation.benchmarks.base import IMAGES, SAMPLES, UP, Benchmark, Metric, Outcome
 
 if TYPE_CHECKING:
+    from trainer.config.schema import RunConfig
+    from trainer.evaluation.options import EvaluationOptions
     from trainer.evaluation.task import Task
 
 
@@ -27,6 +30,20 @@ class Conditional(Benchmark):
         "samples": Metric("samples that were classified", plotted=False),
         "images": Metric("held-out images that were classified", plotted=False),
     }
+
+    def check(self, options: EvaluationOptions) -> None:
+        if not options.class_guidance:
+            raise ConfigError(
+                "conditional measures samples of classes, and with --class-guidance 0 they have "
+                "none; give a weight above 0"
+            )
+
+    def check_run(self, config: RunConfig) -> None:
+        if config.condition != "classes":
+            raise ConfigError(
+                "conditional measures samples of classes, and this run knows none; it needs a run "
+                "with condition=classes (docs/generation.md)"
+            )
 
     def run(self, task: Task) -> Outcome:
         from trainer.evaluation.measures.conditional import recognised_samples

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from model.addp import ADDP
-from model.errors import ConfigError
 from trainer.evaluation.measures.class_labels import labels_in
 from trainer.evaluation.measures.features import features_of
 from trainer.evaluation.measures.fidelity import EfficientNet
@@ -22,14 +21,8 @@ def recognised_samples(task: Task) -> dict[str, Any]:
     """Fit logistic regression to packaged features of real training images, and apply it to
     held-out ones and to samples, by all ranks together.
 
-    Returns the metrics on rank 0, and none on the other ranks. Raises ADDPError, also for a network
-    that knows no classes.
+    Returns the metrics on rank 0, and none on the other ranks. Raises ADDPError.
     """
-    if task.sample_classes is None:
-        raise ConfigError(
-            "the benchmark conditional measures samples of classes: it needs a run with "
-            "condition=classes, and --class-guidance above 0"
-        )
     network = EfficientNet(task.device)
 
     def of_bytes(pixels: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.shards.format import numbers
 from data_pipeline.shards.manifest import Manifest, read_fingerprinted
 from data_pipeline.storage import LocalStore, open_store
 from data_pipeline.streaming.epochs import EpochSchedule, Tail, epoch_schedule
@@ -294,6 +295,11 @@ class TokenLoader:
         """Return the first view of every sample in stored order, (N, L), for evaluation."""
         shards = range(len(self.manifest.shards))
         return np.concatenate([self.shards[0].open(k).records["tokens"][:, 0] for k in shards])
+
+    def all_labels(self) -> NDArray[np.int64]:
+        """Return the labels of these samples, (N,)."""
+        shards = range(len(self.manifest.shards))
+        return np.concatenate([numbers(self.shards[0].open(k).records["label"]) for k in shards])
 
     def close(self) -> None:
         """End the threads and drop what they were fetching."""

@@ -26,7 +26,7 @@ def reads_labels(config: RunConfig) -> bool:
     return config.objective in ("mage", "addp") and config.condition == "classes"
 
 
-def _tells(config: RunConfig) -> bool:
+def tells_classes(config: RunConfig) -> bool:
     """Whether a run tells its network the class of any sample."""
     return reads_labels(config) and config.condition_dropout < 1
 
@@ -65,7 +65,7 @@ def conditional_sizes(config: RunConfig, manifests: Sequence[Manifest]) -> Trans
 def check_predictor(config: RunConfig, predictor: TokenPredictor, sizes: TransformerConfig) -> None:
     """Raise ConfigError where ADDP would learn classes from a predictor that does not know them:
     what it is taught would not depend on them."""
-    if not _tells(config):
+    if not tells_classes(config):
         return
     file = config.predictor.weights
     if not predictor.classes:
@@ -86,7 +86,7 @@ def told_classes(config: RunConfig, labels: NDArray[np.int64], start: int) -> Te
     """Return the classes that the network is told of the samples with global indices start,
     start + 1, ...: (B,) int64, `NOT_TOLD` where one is dropped; None in a run that tells none.
     labels: theirs, (B,). Each sample is decided about by its own index."""
-    if not _tells(config):
+    if not tells_classes(config):
         return None
     draws = uniforms(config.seed, "condition", start, len(labels), 1)[:, 0]
     return torch.from_numpy(np.where(draws < config.condition_dropout, NOT_TOLD, labels))
@@ -94,6 +94,6 @@ def told_classes(config: RunConfig, labels: NDArray[np.int64], start: int) -> Te
 
 def blank_classes(config: RunConfig, count: int) -> Tensor | None:
     """Return the classes of `count` samples without any data, or None as `told_classes` does."""
-    if not _tells(config):
+    if not tells_classes(config):
         return None
     return torch.zeros(count, dtype=torch.int64)

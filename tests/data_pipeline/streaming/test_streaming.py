@@ -152,8 +152,9 @@ def test_mixture_slices_agree(weights: list[float], start: int, seed: int) -> No
 
 
 def test_all_tokens_in_stored_order(data: Path) -> None:
-    ids = loader(data, 1).all_tokens()
-    assert np.array_equal(ids, np.stack([tokens_of(n, 0) for n in range(194)]))
+    of_data = loader(data, 1)
+    assert np.array_equal(of_data.all_tokens(), np.stack([tokens_of(n, 0) for n in range(194)]))
+    assert of_data.all_labels().tolist() == list(range(194))
 
 
 def test_shuffle_quality() -> None:

@@ -8,18 +8,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data_pipeline.storage import LocalStore
+from data_pipeline.streaming.loader import TokenLoader
 from model.errors import ConfigError
+from tests.cluster.calling import addp
 from tests.trainer.evaluation.conftest import CLASSES
 from tests.trainer.evaluation.evaluating import codes
 from tests.trainer.evaluation.evaluating import start as evaluate
+from tests.trainer.evaluation.test_evaluate import copy_of
 from tests.trainer.evaluation.test_generate import contents, finished, start
 from trainer.evaluation.generate import main
+from trainer.evaluation.measures.masked_tokens import _MASK_DRAWS, _masked_nats, _predictor_of
 from trainer.evaluation.results import read_results
 from trainer.evaluation.sample_classes import SampleClasses
 from trainer.evaluation.sample_set import SETTINGS
+from trainer.evaluation.trained import load_addp, run_config
+from trainer.objectives.addp import load_frozen
 
 
 def test_a_set_of_classes_is_the_same_on_any_number_of_ranks_and_after_a_kill(
@@ -122,5 +129,27 @@ def test_an_evaluation_draws_classes_and_has_them_recognised(
     step = conditional_run / "evaluation" / "step-00000012"
     grid = Image.open(step / "samples-classes.png")
     assert grid.height == 3 * (6 * 16 + 2) + 2  # a row for each class
-    assert codes(evaluate(run, log, *options[:3], str(images))) == [78]
-    assert "it needs a run with condition=classes" in log.read_text()
+    for other, more in ((run, ()), (conditional_run, ("--class-guidance", 0))):
+        done = addp("evaluate", other, *options, *more)
+        assert done.code == 78 and "conditional measures samples of classes" in done.stderr
+        assert "step 12" not in done.stderr  # before anything is measured
+
+
+def test_held_out_tokens_are_predicted_given_their_classes(
+    conditional_run: Path, held_out_tokens: Path, tmp_path: Path
+) -> None:
+    folder, log = copy_of(conditional_run, tmp_path / "run"), tmp_path / "log"
+    options = ("--suite", "held-out", "--tokens", str(held_out_tokens))
+    assert codes(evaluate(folder, log, *options)) == [0], log.read_text()
+    (result,) = read_results(LocalStore(folder))
+    assert result.metrics["classes_told"] == 3
+    network, frozen = load_addp(str(folder)).network, load_frozen(run_config(str(folder)))
+    predict = _predictor_of(network, frozen)
+    data = TokenLoader(str(held_out_tokens), global_batch=1, seed=0)
+    ids, labels = (torch.from_numpy(d.astype(int)) for d in (data.all_tokens(), data.all_labels()))
+    found = {}
+    for told, classes in (("right", labels), ("wrong", (labels + 1) % 3), ("none", None)):
+        draws = [_masked_nats(predict, ids, classes, draw, 16) for draw in range(_MASK_DRAWS)]
+        found[told] = sum(nats for nats, _ in draws) / sum(tokens for _, tokens in draws)
+    assert result.metrics["cross_entropy"] == pytest.approx(found["right"], rel=1e-5)
+    assert min(abs(found["right"] - found[other]) for other in ("wrong", "none")) > 1e-4

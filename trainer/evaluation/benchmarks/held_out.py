@@ -33,6 +33,7 @@ class HeldOut(Benchmark):
         "cross_entropy": Metric("cross-entropy", DOWN, "nats a masked token"),
         "unigram": Metric("unigram cross-entropy of the codes", "", "nats a token", plotted=False),
         "gain": Metric("under the unigram", UP, "nats a token"),
+        "classes_told": Metric("classes that the network is told", plotted=False),
     }
     images: ClassVar = {
         "x_t": ImageTitle(

@@ -20,11 +20,13 @@ from model.masking import DenoisingMasks, denoising_masks, masked_count
 from model.predictor import TokenPredictor
 from model.randomness import orders
 from trainer.evaluation.benchmarks.base import Outcome
+from trainer.evaluation.measures.class_labels import labels_in
 from trainer.evaluation.measures.grids import png, zoom_of
 from trainer.evaluation.task import Task
 from trainer.objectives.addp import load_frozen
+from trainer.objectives.condition import tells_classes
 
-Predict = Callable[[Tensor, DenoisingMasks], Tensor]
+Predict = Callable[[Tensor, DenoisingMasks, Tensor | None], Tensor]
 _BATCH = 64
 _MASK_DRAWS = 8  # mask ratios that an image is evaluated at
 _RATIOS = (0.99, 0.9, 0.75, 0.6, 0.51)  # shares of unreliable tokens that are shown
@@ -33,7 +35,8 @@ _SEED = 20230609  # of the masks: the same for every network that is compared
 
 
 def measure(task: Task) -> Outcome:
-    """Predict masked tokens of held-out images, by all ranks together. Raises ADDPError."""
+    """Predict masked tokens of held-out images, by all ranks together; where the run tells its
+    network classes, given their classes. Raises ADDPError."""
     options, network = task.options, task.network
     assert isinstance(network, TokenPredictor | ADDP)
     with_images = isinstance(network, ADDP) and options.images is not None
@@ -45,18 +48,28 @@ def measure(task: Task) -> Outcome:
         )
     if options.train_tokens is None:
         raise ConfigError("held-out metrics of a predictor or ADDP need --train-tokens")
-    ids, frequencies = _token_data(options.tokens, options.train_tokens)
+    held_out = TokenLoader(options.tokens, global_batch=1, seed=0)
+    ids = torch.from_numpy(held_out.all_tokens().astype(np.int64))
+    frequencies = TokenLoader(options.train_tokens, global_batch=1, seed=0).code_frequencies()
+    classes = None
+    if tells_classes(task.config):
+        label_of = torch.tensor(labels_in(network.classes, held_out.manifest.classes))
+        classes = label_of[held_out.all_labels()].to(task.device)
     frozen = load_frozen(task.config).to(task.device) if isinstance(network, ADDP) else None
     predict, codes = _predictor_of(network, frozen), task.config.geometry.codebook_size
     on_device = ids.to(task.device)
     draws = task.over(
-        "masked tokens", _MASK_DRAWS, lambda draw: _masked_nats(predict, on_device, draw, codes)
+        "masked tokens",
+        _MASK_DRAWS,
+        lambda draw: _masked_nats(predict, on_device, classes, draw, codes),
     )
     if task.collectives.rank:
         return Outcome({})
     entropy = sum(nats for nats, _ in draws) / sum(tokens for _, tokens in draws)
     unigram = _unigram_cross_entropy(frequencies, ids)
     metrics = {"cross_entropy": entropy, "unigram": unigram, "gain": unigram - entropy}
+    if classes is not None:
+        metrics["classes_told"] = len(network.classes)
     if frozen is None or crops is None:
         return Outcome(metrics)
     shown = crops.read(0).on(task.device)[:_SHOWN]
@@ -72,12 +85,15 @@ def _unigram_cross_entropy(frequencies: NDArray[np.float64], ids: Tensor) -> flo
 
 
 @torch.no_grad()
-def _masked_nats(predict: Predict, ids: Tensor, draw: int, codes: int) -> tuple[float, int]:
+def _masked_nats(
+    predict: Predict, ids: Tensor, classes: Tensor | None, draw: int, codes: int
+) -> tuple[float, int]:
     """Predict ids (N, L) at the positions that mask_t masks.
 
-    draw: which of the `_MASK_DRAWS` mask ratios, each drawn by the law of the training.
-    predict(ids, masks) -> logits (B, L, K). Returns the nats that the ids cost, by a softmax over
-    the K codes, and the number of tokens, both summed over all images.
+    classes: the labels that are told, (N,), or None. draw: which of the `_MASK_DRAWS` mask ratios,
+    each drawn by the law of the training. predict(ids, masks, classes) -> logits (B, L, K).
+    Returns the nats that the ids cost, by a softmax over the K codes, and the number of tokens,
+    both summed over all images.
     """
     total, count = 0.0, 0
     for start in range(0, len(ids), _BATCH):
@@ -86,7 +102,8 @@ def _masked_nats(predict: Predict, ids: Tensor, draw: int, codes: int) -> tuple[
         masks = masks._replace(
             mask_t=masks.mask_t.to(ids.device), mask_next=masks.mask_next.to(ids.device)
         )
-        logits = predict(batch, masks)[..., :codes]
+        told = None if classes is None else classes[start : start + _BATCH]
+        logits = predict(batch, masks, told)[..., :codes]
         nats = F.cross_entropy(logits.float().transpose(1, 2), batch, reduction="none")
         total += float(nats[masks.mask_t].sum())
         count += int(masks.mask_t.sum())
@@ -94,20 +111,13 @@ def _masked_nats(predict: Predict, ids: Tensor, draw: int, codes: int) -> tuple[
 
 
 def _predictor_of(network: TokenPredictor | ADDP, frozen: FrozenNetworks | None) -> Predict:
-    """Return a function (ids, masks) -> logits. ADDP sees x_t, decoded as in training."""
+    """Return a function (ids, masks, classes) -> logits. ADDP sees x_t, decoded as in training."""
     if isinstance(network, TokenPredictor):
-        return lambda ids, masks: network.logits(ids, masks.mask_t)
+        return lambda ids, masks, classes: network.logits(ids, masks.mask_t, classes=classes)
     assert frozen is not None
-    return lambda ids, masks: network.logits(
-        frozen(ids, masks).x_t, ids, masks.mask_t, ids.shape[1] - masks.masked
+    return lambda ids, masks, classes: network.logits(
+        frozen(ids, masks, classes).x_t, ids, masks.mask_t, ids.shape[1] - masks.masked, classes
     )
-
-
-def _token_data(held_out: str, train: str) -> tuple[Tensor, NDArray[np.float64]]:
-    """Read held-out ids (N, L) int64, and the frequencies of the codes (K,) in the training set."""
-    ids = TokenLoader(held_out, global_batch=1, seed=0).all_tokens()
-    frequencies = TokenLoader(train, global_batch=1, seed=0).code_frequencies()
-    return torch.from_numpy(ids.astype(np.int64)), frequencies
 
 
 @torch.no_grad()

@@ -134,6 +134,8 @@ def test_classes_by_name_number_and_all() -> None:
     many = tuple(f"class {i}" for i in range(1000))
     with pytest.raises(ConfigError, match="class 19 and 980 more, or their numbers from 0 to 999"):
         labels_of(many, ["bird"])
+    with pytest.raises(ConfigError, match=r"its classes are '\\x1b\[2Jcat', or"):  # escaped
+        labels_of(("\x1b[2Jcat",), "bird")
     assert labels_in_turn([4, 2, 7], 2, 5).tolist() == [7, 4, 2, 7, 4]
 
 

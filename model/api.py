@@ -223,10 +223,14 @@ class ImageModel:
         image, sampling = opened(picture), sampling.or_else(self.sampler)
         unknown = unknown_tokens(mask, image[0].size, self.network.geometry).to(self._device)
         pixels = squares(image, self.network.geometry.image_size).to(self._device)
-        ids = known_tokens(self.tokenizer, pixels, unknown).expand(count, -1)
-        labels = labels_of(self.classes, classes)
-        told = labels_in_turn(labels, 0, count) if labels else None
-        return self._generated(seed, 0, count, sampling, (ids, unknown.expand(count, -1)), told)
+        ids = known_tokens(self.tokenizer, pixels, unknown)
+        labels, images = labels_of(self.classes, classes), []
+        for first in range(0, count, _BATCH):
+            size = min(_BATCH, count - first)
+            told = labels_in_turn(labels, first, size) if labels else None
+            known = ids.expand(size, -1), unknown.expand(size, -1)
+            images += self._generated(seed, first, size, sampling, known, told)
+        return images
 
     def interpolate(
         self,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.config import ConditionalConfig, TransformerConfig
+from model.documents import printable
 from model.errors import ConfigError
 
 NOT_TOLD = -1  # in place of a class
@@ -65,9 +66,10 @@ def labels_of(known: Sequence[str], asked: Asked) -> list[int]:
             labels.append(number)
         else:
             more = f" and {len(known) - _NAMED:,} more" if len(known) > _NAMED else ""
+            names = ", ".join(map(printable, known[:_NAMED]))
             raise ConfigError(
-                f"this network knows no class {one!r}; its classes are "
-                f"{', '.join(known[:_NAMED])}{more}, or their numbers from 0 to {len(known) - 1}"
+                f"this network knows no class {one!r}; its classes are {names}{more}, or their "
+                f"numbers from 0 to {len(known) - 1}"
             )
     return labels
 

@@ -35,8 +35,9 @@ def dropout(x: Tensor, probability: float, training: bool = True) -> Tensor:
 
 def kept_elements(shape: Sequence[int], probability: float) -> tuple[Tensor, float]:
     """Draw which elements are kept, on the CPU: uint8 in that shape, 1 for those that are. Returns
-    them, and what those that are kept have to be multiplied by."""
-    below, count = round(probability * _LEVELS), math.prod(shape)
+    them, and what those that are kept have to be multiplied by. At most all but 2^-16 of them are
+    dropped."""
+    below, count = min(round(probability * _LEVELS), _LEVELS - 1), math.prod(shape)
     # Four elements to a number of 64 bits.
     draws = torch.empty(-(-count // 4), dtype=torch.int64, device="cpu").random_(-(2**63), None)
     kept = draws.view(torch.int16)[:count].ge_(below - _LEVELS // 2)

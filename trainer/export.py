@@ -14,6 +14,7 @@ from model.addp import ADDP
 from model.classifier import Classifier
 from model.dense.detector import Detector
 from model.dense.segmenter import Segmenter
+from model.documents import printable
 from model.encoder import Encoder
 from model.errors import ConfigError
 from model.networks import Network
@@ -186,7 +187,8 @@ def model_card(source: Source) -> str:
             f"- input: RGB in [0, 1], {size} x {size} pixels; the network normalises by itself"
         )
     if isinstance(network, ADDP) and network.classes:
-        lines.append(f"- classes that it can be asked for: {', '.join(network.classes)}")
+        names = ", ".join(map(printable, network.classes))
+        lines.append(f"- classes that it can be asked for: {names}")
     lines += [
         "- `model.safetensors` describes itself (kind, sizes and geometry in its metadata); "
         "`config.json` repeats it",

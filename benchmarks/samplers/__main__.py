@@ -40,6 +40,9 @@ from trainer.distributed.collectives import own_device
 from trainer.evaluation.measures.fidelity import EfficientNet, Extractor, Inception
 from trainer.evaluation.trained import load_addp
 
+# The names by which rows have them.
+_EFFICIENTNET, _INCEPTION = [EfficientNet.name], [Inception.name]
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -76,20 +79,26 @@ def families(chosen: list[str] | None) -> dict[str, str]:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Read the rows that are there. A last one that was cut off is removed from the file."""
+    """Read the rows that are there. A last one that was cut off is removed from the file.
+
+    Rows of earlier versions do not say by which networks they were measured; their metrics do.
+    """
     if not file.exists():
         return []
     content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         os.truncate(file, len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    rows = [json.loads(line) for line in whole.splitlines()]
+    for row in rows:
+        row.setdefault("extractors", _EFFICIENTNET + _INCEPTION * ("fid" in row))
+    return rows
 
 
 def key_of(row: dict[str, Any]) -> str:
     """What a row is a function of. Options that came later have their defaults in it."""
     sampling = SamplingOptions().model_dump(mode="json") | row["sampling"]
-    names = ("seed", "samples", "batch", "network", "images")
+    names = ("seed", "samples", "batch", "network", "images", "extractors")
     return json.dumps([sampling, *(row[name] for name in names)], sort_keys=True)
 
 
@@ -127,6 +136,7 @@ def main() -> None:
                 "batch": options.batch,
                 "network": fingerprint(trained.network),
                 "images": len(references[extractors[0]].features),
+                "extractors": [extractor.name for extractor in extractors],
                 "torch": torch.__version__,
                 "processor": device_name(device),
                 "python": platform.python_version(),
@@ -149,8 +159,8 @@ def main() -> None:
             print(
                 f"{chosen.family}, {row['passes']} passes, seed {seed}: {distance:.2f}", flush=True
             )
-    # A folder may have rows of another network, too, or of other images.
-    alike = {name: row[name] for name in ("samples", "batch", "network", "images")}
+    # A folder may have rows of another network, too, of other images, or with other metrics.
+    alike = {name: row[name] for name in ("samples", "batch", "network", "images", "extractors")}
     mine = [other for other in rows if alike.items() <= other.items()]
     print(table(mine))
     print(best_of_each(mine))

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from model.errors import DataError
+from model.errors import ConfigError, DataError
+from model.pictures import opened
 
 SKIN_TONES = frozenset({"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"})
 _VARIATION_SELECTOR = "FE0F"  # written in some file names and not in others
@@ -43,6 +44,7 @@ def render(out: Path, size: int = 64, limit: int | None = None) -> int:
     """Write OUT/CATEGORY/CODE.png, `size` pixels square on white, and return the number of images.
 
     Existing files are kept. limit: at most so many images, spread over all of them (for tests).
+    Raises ConfigError where OUT holds images of another size.
     """
     import resvg_py
 
@@ -53,6 +55,12 @@ def render(out: Path, size: int = 64, limit: int | None = None) -> int:
         svgs = svgs[:: -(-len(svgs) // limit)]
     targets = [(svg, out / category / f"{svg.stem}.png") for svg, category in svgs]
     missing = [(svg, target) for svg, target in targets if not target.exists()]
+    there = next((target for _, target in targets if target.exists()), None)
+    if there is not None and (side := opened(there)[0].width) != size:
+        raise ConfigError(
+            f"{out} holds images of {side} pixels, and {size} are asked for; remove that folder, "
+            "or name another one"
+        )
     with Progress("rendering", len(svgs), "images", done=len(svgs) - len(missing)) as progress:
         for svg, target in missing:
             target.parent.mkdir(parents=True, exist_ok=True)

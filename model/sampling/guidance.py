@@ -19,8 +19,11 @@ from model.addp import ADDP
 
 def guided(logits: Tensor, poorer: Tensor | None, weight: float) -> Tensor:
     """Return l + w (l - l0). logits: l, (B, L, K). poorer: l0, the same or (1, L, K); None without
-    guidance, where the logits themselves are returned, as with w = 0."""
-    return logits if poorer is None or weight == 0 else logits + weight * (logits - poorer)
+    guidance, where the logits themselves are returned, as with w = 0. Guided ones are float32."""
+    if poorer is None or weight == 0:
+        return logits
+    wide = logits.float()  # a weight enlarges what bf16 rounds away
+    return wide + weight * (wide - poorer.float())
 
 
 def code_logits(
@@ -34,8 +37,9 @@ def code_logits(
 ) -> Tensor:
     """Return a network's logits over codes, (B, L, K): lu + w (lc - lu), w the class guidance.
 
-    w = 0 gives lu and w = 1 gives lc, each in one pass; others cost one more of the decoder, as the
-    encoder sees no class. classes: labels, (B,); lu if None. The rest is as in `ADDP.decode`.
+    w = 0 gives lu and w = 1 gives lc, each in one pass; others give float32 and cost one more pass
+    of the decoder, as the encoder sees no class. classes: labels, (B,); lu if None. The rest is as
+    in `ADDP.decode`.
     """
     count, told = len(ids), classes is not None and class_guidance != 0
     if visible_count == 0:  # neither image nor ids matter: images of a class have the same logits
@@ -44,8 +48,8 @@ def code_logits(
     features = network.encode(image).expand(len(ids), -1, -1)
     logits = network.decode(features, ids, mask, visible_count, classes if told else None)
     if told and class_guidance != 1:
-        plain = network.decode(features, ids, mask, visible_count)
-        logits = plain + class_guidance * (logits - plain)
+        plain = network.decode(features, ids, mask, visible_count).float()
+        logits = plain + class_guidance * (logits.float() - plain)
     return logits[..., : network.geometry.codebook_size].expand(count, -1, -1)
 
 

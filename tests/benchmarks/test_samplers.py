@@ -57,10 +57,15 @@ def test_rows_are_read_up_to_the_one_that_was_cut_off(tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
     assert read_rows(file) == []
     file.write_text('{"seed": 0}\n{"seed": 1}\n{"see')
-    assert read_rows(file) == [{"seed": 0}, {"seed": 1}]
+    assert [row["seed"] for row in read_rows(file)] == [0, 1]
     assert file.read_text().endswith('{"seed": 1}\n')  # the next row begins a line
-    whole = dict.fromkeys(("sampling", "seed", "samples", "batch", "network", "images"), 0)
-    whole["sampling"] = {"top_p": 0.8}
+    file.write_text('{"seed": 0, "fid": 9.0}\n{"seed": 1}\n')  # of an earlier version
+    both, one = read_rows(file)
+    assert one["extractors"] == ["efficientnet-lite0"]
+    assert both["extractors"] == ["efficientnet-lite0", "inception-v3"]
+    whole: dict[str, Any] = dict.fromkeys(("seed", "samples", "batch", "network", "images"), 0)
+    whole |= {"sampling": {"top_p": 0.8}, "extractors": one["extractors"]}
+    assert key_of(whole) != key_of(whole | {"extractors": both["extractors"]})
     later = {"top_p": 0.8, "class_guidance": 1.0}  # an option that came later, at its default
     assert key_of(whole) == key_of(whole | {"sampling": later})
     assert key_of(whole) != key_of(whole | {"seed": 1}) and key_of(whole) == key_of(

@@ -147,6 +147,20 @@ def test_edits(loaded: ImageModel, photo: Image.Image) -> None:
         loaded.interpolate(photo, photo)
 
 
+def test_many_completions_are_computed_as_many_samples_are(
+    loaded: ImageModel, photo: Image.Image
+) -> None:
+    """At most 64 together; those of the second batch are others than those of the first."""
+    together: list[int] = []
+    hook = loaded.network.decoder_norm.register_forward_hook(
+        lambda _module, _given, features: together.append(len(features))
+    )
+    many = loaded.complete(photo, "right", count=66, sampling=FEW)
+    hook.remove()
+    assert set(together) == {64, 2}
+    assert len(many) == 66 and len({image.tobytes() for image in many[:2] + many[64:]}) == 4
+
+
 def test_the_package_itself_has_no_other_names() -> None:
     assert set(model.__all__) == {"ImageModel", "SamplingOptions", "load"}
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):

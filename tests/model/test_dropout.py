@@ -29,6 +29,11 @@ def test_elements_and_their_gradients_are_zero_or_scaled(
     torch.testing.assert_close(x.grad, torch.where(kept, 3 * scale, 0.0))
 
 
+def test_a_probability_just_below_one() -> None:
+    y = dropout(torch.ones(2**18), 1 - 2**-20)
+    assert set(y.unique().tolist()) == {0.0, 2.0**16}
+
+
 def test_the_mean_stays_and_draws_follow_the_generator() -> None:
     x = torch.ones(1000, 1003)
     torch.manual_seed(0)

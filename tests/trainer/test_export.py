@@ -13,14 +13,17 @@ import torch
 from safetensors.torch import load_file
 
 from cluster.commands.weights import import_weights
+from model.addp import ADDP
+from model.config import ConditionalConfig, Geometry, TransformerConfig
 from model.errors import ConfigError
+from model.vq import VQTokenizer
 from model.weights import load_network
 from tests.trainer.evaluation.conftest import addp_options
 from tests.trainer.worlds import finish
 from tests.warm import warm_python
 from trainer.config.schema import RunConfig
 from trainer.evaluation.trained import frozen_predictor, load_addp, run_config
-from trainer.export import export, open_network
+from trainer.export import Source, export, model_card, open_network
 from trainer.formats import Format
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +81,13 @@ def test_the_official_layout_comes_back(
     assert load_file(export(again, "timm", tmp_path / "vit.safetensors", "drop", None))[
         "cls_token"
     ].shape == (1, 1, 32)
+
+
+def test_the_model_card_has_no_control_characters(tokenizer: VQTokenizer) -> None:
+    tiny = TransformerConfig(size="tiny")  # type: ignore[call-arg]
+    sizes = ConditionalConfig(**tiny.model_dump(), classes=("cat", "\x1b[2J\ndog"))
+    card = model_card(Source(ADDP(Geometry.of(tokenizer.config), sizes), "run", None, None))
+    assert "- classes that it can be asked for: cat, '\\x1b[2J\\ndog'\n" in card
 
 
 def test_the_model_cards_code_runs(run: Path, tmp_path: Path) -> None:

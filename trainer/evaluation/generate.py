@@ -82,6 +82,7 @@ def main(
 
     del local_rank
     world = take_world()
+    _check_together(samples, editing, output, zoom)
     _check(run, samples.count, editing, output, world)
     if run is None:
         sampling = sampling.or_else(SAMPLER)
@@ -118,6 +119,29 @@ def _options(sampling: SamplingOptions) -> str:
     """Say what became of the options in which the network that ships differs from others."""
     values = {name: getattr(sampling, name) for name in SAMPLERS[SAMPLER]}
     return " ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in values.items())
+
+
+def _check_together(samples: SetOptions, editing: EditOptions, output: Output, zoom: int) -> None:
+    """Refuse options that would change nothing, for lack of the one that they belong to. Raises
+    typer.BadParameter."""
+    given = samples.model_fields_set | editing.model_fields_set
+    completes, goes_between = editing.complete is not None, editing.between is not None
+    for name, has_effect, needed in (
+        ("mask", completes, "--complete"),
+        ("frames", goes_between, "--between"),
+        ("variants", completes or goes_between, "--complete or --between"),
+        ("container", output.into is not None, "--into"),
+    ):
+        if name in given and not has_effect:
+            raise typer.BadParameter(
+                f"it has no effect without {needed}; give that, too, or leave this out",
+                param_hint=f"--{name}",
+            )
+    if zoom > 1 and output.into is not None:
+        raise typer.BadParameter(
+            "it enlarges a grid, and --into makes a set of files; leave one of them out",
+            param_hint="--zoom",
+        )
 
 
 def _check(run: str | None, count: int, editing: EditOptions, output: Output, world: World) -> None:

@@ -186,7 +186,12 @@ class Task:
         if location is None:
             return SampleClasses.as_in_data(known, [])
         listing = self._listing(location)
-        labels = labels_in(known, listing.classes)
+        try:
+            labels = labels_in(known, listing.classes)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}; --class-guidance 0 measures samples without a class"
+            ) from error
         return SampleClasses.as_in_data(known, [labels[image.label] for image in listing.images])
 
     def remove_samples(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from data_pipeline.shards.manifest import Manifest
 from model.conditioning import NOT_TOLD, classes_of
 from model.config import UNUSED_CLASS_IDS, ConditionalConfig, TransformerConfig
+from model.documents import printable
 from model.errors import ConfigError
 from model.predictor import TokenPredictor
 from model.randomness import uniforms
@@ -77,8 +78,9 @@ def check_predictor(config: RunConfig, predictor: TokenPredictor, sizes: Transfo
     if predictor.classes != classes_of(sizes):
         raise ConfigError(
             f"condition = classes: the predictor in {file} knows other classes than the data: "
-            f"{', '.join(predictor.classes[:5])}, ... in place of "
-            f"{', '.join(classes_of(sizes)[:5])}, ...; train it on the classes of these data"
+            f"{', '.join(map(printable, predictor.classes[:5]))}, ... in place of "
+            f"{', '.join(map(printable, classes_of(sizes)[:5]))}, ...; train it on the classes of "
+            "these data"
         )
 
 

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from data_pipeline.images.images import read_image
 from data_pipeline.images.openmoji import labelled_svgs, render
 from data_pipeline.images.sources import split_of
+from model.errors import ConfigError
 
 
 def test_rendering_and_going_on(tmp_path: Path) -> None:
@@ -21,6 +24,12 @@ def test_rendering_and_going_on(tmp_path: Path) -> None:
     (tmp_path / second.id).unlink()
     render(tmp_path, size=48, limit=60)
     assert (tmp_path / first.id).read_bytes() == b"kept" and (tmp_path / second.id).exists()
+
+
+def test_images_of_another_size_are_not_taken_for_done(tmp_path: Path) -> None:
+    render(tmp_path, size=48, limit=3)
+    with pytest.raises(ConfigError, match="holds images of 48 pixels, and 64 are asked for"):
+        render(tmp_path, size=64, limit=3)
 
 
 def test_the_set() -> None:

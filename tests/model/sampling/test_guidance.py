@@ -14,7 +14,7 @@ from model.conditioning import labels_in_turn, labels_of
 from model.config import ConditionalConfig, Geometry, TransformerConfig
 from model.errors import ConfigError
 from model.sampler import generate
-from model.sampling.guidance import code_logits, fully_masked_logits
+from model.sampling.guidance import code_logits, fully_masked_logits, guided
 from model.sampling_options import SamplingOptions
 from model.vq import VQTokenizer
 
@@ -100,6 +100,20 @@ def test_nothing_known_is_no_class_either(network: ADDP, states: Callable[..., A
     assert not torch.allclose(first.logits[:1], nothing, atol=1e-3)
 
 
+def test_bf16_logits_are_extrapolated_in_float32(network: ADDP) -> None:
+    """bf16 would round what the weight has enlarged. Without guidance they stay as they are."""
+    torch.manual_seed(2)
+    logits, poorer = torch.randn(2, 1, 16, 16, dtype=torch.bfloat16)
+    line = logits.float() + 3 * (logits.float() - poorer.float())
+    assert torch.equal(guided(logits, poorer, 3.0), line)
+    assert guided(logits, None, 3.0) is logits and guided(logits, poorer, 0.0) is logits
+    network.bfloat16()
+    given = torch.rand(4, 3, 16, 16).bfloat16(), torch.randint(16, (4, 16)), torch.ones(4, 16) > 0
+    lu, lc, between = (code_logits(network, *given, 0, CLASSES, w) for w in (0.0, 1.0, 3.0))
+    assert lu.dtype == lc.dtype == torch.bfloat16
+    assert torch.equal(between, lu.float() + 3 * (lc.float() - lu.float()))
+
+
 def test_classes_by_name_number_and_all() -> None:
     known = ("cat", "dog", "0")
     assert labels_of(known, ["dog", "cat"]) == [1, 0]
@@ -120,6 +134,8 @@ def test_classes_by_name_number_and_all() -> None:
     many = tuple(f"class {i}" for i in range(1000))
     with pytest.raises(ConfigError, match="class 19 and 980 more, or their numbers from 0 to 999"):
         labels_of(many, ["bird"])
+    with pytest.raises(ConfigError, match=r"its classes are '\\x1b\[2Jcat', or"):  # escaped
+        labels_of(("\x1b[2Jcat",), "bird")
     assert labels_in_turn([4, 2, 7], 2, 5).tolist() == [7, 4, 2, 7, 4]
 
 

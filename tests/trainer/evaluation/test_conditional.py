@@ -135,6 +135,18 @@ def test_an_evaluation_draws_classes_and_has_them_recognised(
         assert "step 12" not in done.stderr  # before anything is measured
 
 
+def test_images_of_a_class_that_the_network_does_not_know(
+    conditional_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images" / "hexagon").mkdir(parents=True)
+    Image.new("RGB", (16, 16)).save(tmp_path / "images" / "hexagon" / "0.png")
+    options = ("--suite", "samples", "--images", tmp_path / "images", "--work", tmp_path / "work")
+    done = addp("evaluate", conditional_run, *options)
+    said = " ".join(done.stderr.split())
+    assert done.code == 78 and "the network knows no class 'hexagon' of the data" in said, said
+    assert "--class-guidance 0 measures samples without a class" in said
+
+
 def test_held_out_tokens_are_predicted_given_their_classes(
     conditional_run: Path, held_out_tokens: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 
 from model.addp import ADDP
@@ -69,8 +70,9 @@ def test_a_set_of_an_edit_goes_on_where_it_was_cut_off(
 ) -> None:
     """On two ranks, one after the other: the files are those of one rank."""
     ends = (images / "ellipse" / "000.png", images / "line" / "001.png")
-    edit = {"complete": images / "ellipse"} if kind == "complete" else {"between": ends}
-    options = {**edit, "frames": 4, "variants": 2, "steps": 4}
+    between = {"between": ends, "frames": 4}
+    edit = {"complete": images / "ellipse"} if kind == "complete" else between
+    options = {**edit, "variants": 2, "steps": 4}
     main(str(run), into=tmp_path / "whole", **options)
     whole = contents(tmp_path / "whole")
     assert len(whole) == 1 + (16 if kind == "complete" else 8)
@@ -106,3 +108,21 @@ def test_edits_that_cannot_be(run: Path, images: Path, tmp_path: Path) -> None:
         read_images(tmp_path / "empty")
     with pytest.raises(DataError, match=r"cannot read .*none.png: No such file"):
         read_images(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "without"),
+    [
+        ({"mask": "right"}, "--complete;"),
+        ({"complete": Path("a.png"), "frames": 8}, "--between;"),
+        ({"variants": 4}, "--complete or --between;"),
+        ({"container": "png"}, "--into;"),
+        ({"into": Path("set"), "zoom": 2}, "into makes a set of files"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(
+    options: dict[str, object], without: str
+) -> None:
+    """Also with the value that they have if they are not given."""
+    with pytest.raises(typer.BadParameter, match=without):
+        main("run", **options)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from model.documents import printable
 from model.errors import ConfigError
 
 
@@ -22,7 +23,7 @@ def labels_in(
     if unknown:
         raise ConfigError(
             f"{knowing} no class {unknown[0]!r} of the data, but "
-            f"{', '.join(known[:5])}{', ...' if len(known) > 5 else ''}"
+            f"{', '.join(map(printable, known[:5]))}{', ...' if len(known) > 5 else ''}"
         )
     if len(set(known)) < len(known) or len(set(of_data)) < len(of_data):
         raise ConfigError(

@@ -52,13 +52,21 @@ def measure(task: Task) -> Outcome:
         originals, queries = (_in_batches(patches, x, task.options.batch) for x in (images, copies))
         right[kind] = {}
         for prefix, cosine in _cosines(queries, originals):
-            # One that is as near as the original counts as nearer.
-            place = (cosine >= cosine.diagonal()[:, None]).sum(1).cpu()
+            place = places(cosine).cpu()
             right[kind] |= {f"{prefix}top{k}": place <= k for k in (1, _NEAREST)}
             if kind in (MAIN, "pixels") and not prefix:
                 nearest.append(cosine.topk(min(_NEAREST, len(images)), 1).indices.cpu())
     picture = _picture(images.cpu(), copies.cpu(), nearest)
     return Outcome({**shares(right), "images": len(images)}, {"nearest": picture})
+
+
+def places(cosine: Tensor) -> Tensor:
+    """Return the place of each copy's original, (N,) int64, 1 for the nearest. cosine: (N, N), a
+    row for each copy; its original has the same number.
+
+    One that is as near as the original counts as nearer; so does one whose cosine is not a number.
+    """
+    return (~(cosine < cosine.diagonal()[:, None])).sum(1)
 
 
 def _kinds(task: Task) -> Iterator[tuple[str, Patches]]:

@@ -7,14 +7,22 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from data_pipeline.storage import LocalStore
 from tests.trainer.evaluation.evaluating import codes, start
+from trainer.evaluation.measures.retrieval import places
 from trainer.evaluation.reporting.page import write_report
 from trainer.evaluation.results import read_results
 
 KINDS = ("untrained", "pixels", "colour")
+
+
+def test_what_is_as_near_or_no_number_counts_as_nearer() -> None:
+    cosine = torch.tensor([[0.9, 0.1, 0.2], [0.5, 0.5, 0.1], [0.3, 0.2, 0.1]])
+    assert places(cosine).tolist() == [1, 2, 3]
+    assert places(cosine * torch.nan).tolist() == [3, 3, 3]
 
 
 def test_altered_images_find_their_originals(run: Path, images: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from model.pictures import Picture, Pictures, as_images, opened, squares
 from model.predictor import TokenPredictor
 from model.sampler import Given, generated, given_tokens, told_beside
 from model.sampling_options import SamplerName, SamplingOptions
-from model.shipped import SAMPLER, shipped_folder
+from model.shipped import CLASSES, SAMPLER, shipped_folder
 from model.vq import VQTokenizer
 from model.weights import load_network
 from model.yaml_documents import parse_yaml
@@ -52,7 +52,7 @@ def load(
 
     Raises WeightsError, and ConfigError where there is no network or no such device.
     """
-    sampler: SamplerName = SAMPLER if path is None else "published"
+    usual: tuple[SamplerName, Asked] = ("published", ALL) if path else (SAMPLER, CLASSES)
     path = shipped_folder() if path is None else Path(path)
     folder = path if path.is_dir() else path.parent
     network = load_network(_network_file(path) if path.is_dir() else path, "addp")
@@ -65,7 +65,7 @@ def load(
     of_tokens, of_masks = (other and other.eval().to(where) for other in found)
     assert of_tokens is None or isinstance(of_tokens, VQTokenizer)
     assert of_masks is None or isinstance(of_masks, TokenPredictor)
-    return ImageModel(network.eval().to(where), of_tokens, of_masks, sampler)
+    return ImageModel(network.eval().to(where), of_tokens, of_masks, *usual)
 
 
 def _network_file(folder: Path) -> Path:
@@ -119,8 +119,8 @@ class ImageModel:
     picture.
 
     network, tokenizer, predictor: the networks themselves. Without the tokenizer there are features
-    only; without the predictor, generation from a given part starts from the mean code. sampler:
-    what the options of `sampling` have that are not given.
+    only; without the predictor, generation from a given part starts from the mean code. sampler,
+    usual_classes: what is taken where the options of `sampling`, or classes, are not given.
     """
 
     def __init__(
@@ -129,8 +129,10 @@ class ImageModel:
         tokenizer: VQTokenizer | None,
         predictor: TokenPredictor | None,
         sampler: SamplerName = "published",
+        usual_classes: Asked = ALL,
     ) -> None:
-        self.network, self.predictor, self.sampler = network, predictor, sampler
+        self.network, self.predictor = network, predictor
+        self.sampler, self.usual_classes = sampler, usual_classes
         self._tokenizer = tokenizer
 
     @property
@@ -185,17 +187,18 @@ class ImageModel:
         *,
         seed: int = 0,
         start: int = 0,
-        classes: Asked = ALL,
+        classes: Asked | None = None,
         sampling: SamplingOptions = SamplingOptions(),  # noqa: B008 (it is frozen)
     ) -> list[Image.Image]:
         """Generate the pictures start .. start+count-1 of a seed.
 
         classes: one or several of `self.classes`, by name or number; picture i is of the (i mod
         n)-th of n. "all" are those that the network knows, if it knows any; with "none", pictures
-        have no class. Raises ConfigError for a class that the network does not know.
+        have no class. None: all; of the network that ships, those that it draws best. Raises
+        ConfigError for a class that the network does not know.
         """
-        labels, sampling = labels_of(self.classes, classes), sampling.or_else(self.sampler)
-        images = []
+        labels = labels_of(self.classes, self.usual_classes if classes is None else classes)
+        sampling, images = sampling.or_else(self.sampler), []
         for first in range(start, start + count, _BATCH):
             size = min(_BATCH, start + count - first)
             told = labels_in_turn(labels, first, size) if labels else None

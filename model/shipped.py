@@ -19,6 +19,8 @@ from model.sampling_options import SamplerName
 SHIPPED = Path(__file__).with_name("emoji")
 TITLE = "the network that ships with addp: emoji of 32 x 32 pixels"
 SAMPLER: SamplerName = "clear"  # with which its pictures are best
+# Of its nine classes, those whose pictures people can name most often (docs/shipped.md).
+CLASSES = ("smileys-emotion", "people-body", "flags", "food-drink", "symbols")
 _SUMS = "SHA256SUMS"
 
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from typer.main import get_command
 
 from cluster import cli
+from model.shipped import CLASSES
 from tests.cluster.calling import MODULES, addp, commands, typed
 
 ROOT = Path(__file__).parents[2]
@@ -167,14 +168,15 @@ def test_pictures_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     done = addp("generate", "--count", 4, *few)
     assert (done.code, done.stdout) == (0, "samples/grid.png\n"), done.stderr
     assert done.stderr.startswith("without RUN, this is the network that ships with addp: emoji")
-    assert "32 x 32 pixels, with --class-guidance 2 --top-p 0.6\n" in done.stderr
+    assert "32 x 32 pixels, with --class-guidance 2 --top-p 0.6, and of the classes" in done.stderr
     grid = Path("samples/grid.png").read_bytes()
     assert addp("generate", "--count", 4, *few, "--sampler", "clear").code == 0
     assert Path("samples/grid.png").read_bytes() == grid
     done = addp("generate", "--count", 4, *few, "--top-p", 1)
-    assert "--class-guidance 2 --top-p 1\n" in done.stderr
+    assert "--class-guidance 2 --top-p 1, " in done.stderr
     stated = json.loads(Path("samples/grid.json").read_text())
     assert (stated["class_guidance"], stated["top_p"]) == (2, 1)
+    assert stated["classes"] == list(CLASSES)
     done = addp("generate", "--count", 2, "--batch", 2, *few, "--into", "set")
     assert (done.code, done.stdout) == (0, "set\n")
     one, other = (Path("set") / f"00000{number}.png" for number in range(2))

@@ -14,7 +14,7 @@ from data_pipeline.images.openmoji import render
 from model import ImageModel, SamplingOptions, load
 from model import shipped as module
 from model.errors import WeightsError
-from model.shipped import SHIPPED
+from model.shipped import CLASSES, SHIPPED
 from model.weights import read_state
 
 
@@ -56,10 +56,12 @@ def test_its_sampler_counts_where_no_other_option_is_given(shipped: ImageModel) 
     published = SamplingOptions(steps=2, sampler="published")
 
     def pixels(of: ImageModel, sampling: SamplingOptions) -> bytes:
-        return of.generate(1, sampling=sampling)[0].tobytes()
+        return of.generate(1, classes="flags", sampling=sampling)[0].tobytes()
 
     assert pixels(shipped, few) == pixels(folder, clear) != pixels(folder, few)
     assert pixels(shipped, published) == pixels(folder, few)
+    best = folder.generate(2, classes=CLASSES, sampling=clear)
+    assert [p.tobytes() for p in shipped.generate(2, sampling=few)] == [p.tobytes() for p in best]
 
 
 def test_its_tokens_tell_what_an_emoji_looks_like(shipped: ImageModel, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from model.sampling_options import SAMPLERS, SamplingOptions
-from model.shipped import SAMPLER, TITLE
+from model.shipped import CLASSES, SAMPLER, TITLE
 from trainer.config.options import (
     LocalRank,
     LocalTokenizer,
@@ -55,8 +55,8 @@ def main(
             metavar="NAME",
             help="generate this class of a network that learned classes, by its name or number, or "
             "all of them, or none; give it several times, and the images take turns, each class in "
-            "a row of the grid. If not given: all; with --complete and --between none, since what "
-            "is given says what it is",
+            "a row of the grid. If not given: all, or without RUN those that it draws best; with "
+            "--complete and --between none, since what is given says what it is",
         ),
     ] = None,
     weights: TrainedWeights = "raw",
@@ -86,8 +86,13 @@ def main(
     _check(run, samples.count, editing, output, world)
     if run is None:
         sampling = sampling.or_else(SAMPLER)
+        said = f"without RUN, this is {TITLE}, with {_options(sampling)}"
+        edits = editing.complete is not None or editing.between is not None
+        if not classes and not edits and sampling.class_guidance:
+            classes = list(CLASSES)
+            said += ", and of the classes that it draws best (--class all: of all)"
         if world.rank == 0:
-            print(f"without RUN, this is {TITLE}, with {_options(sampling)}", file=sys.stderr)
+            print(said, file=sys.stderr)
     from trainer.evaluation.generating import write_image, write_set
     from trainer.evaluation.trained import load_addp
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_pipeline.images.images import ImageEntry, read_image
+from data_pipeline.storage import LocalStore
 from model.errors import ConfigError, DataError
-from model.pictures import opened
 
 SKIN_TONES = frozenset({"1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"})
 _VARIATION_SELECTOR = "FE0F"  # written in some file names and not in others
@@ -40,11 +41,18 @@ def labelled_svgs() -> Iterator[tuple[Path, str]]:
             yield path, categories[code].replace(" & ", "-").replace(" ", "-").lower()
 
 
+def _side(root: Path, image: Path) -> int:
+    name = image.relative_to(root).as_posix()
+    entry = ImageEntry(name, 0, name, image.stat().st_size)
+    return read_image(LocalStore(root), entry).width
+
+
 def render(out: Path, size: int = 64, limit: int | None = None) -> int:
     """Write OUT/CATEGORY/CODE.png, `size` pixels square on white, and return the number of images.
 
     Existing files are kept. limit: at most so many images, spread over all of them (for tests).
-    Raises ConfigError where OUT holds images of another size.
+    Raises ConfigError where OUT holds images of another size, and DataError where the first of them
+    cannot be read.
     """
     import resvg_py
 
@@ -56,7 +64,7 @@ def render(out: Path, size: int = 64, limit: int | None = None) -> int:
     targets = [(svg, out / category / f"{svg.stem}.png") for svg, category in svgs]
     missing = [(svg, target) for svg, target in targets if not target.exists()]
     there = next((target for _, target in targets if target.exists()), None)
-    if there is not None and (side := opened(there)[0].width) != size:
+    if there is not None and (side := _side(out, there)) != size:
         raise ConfigError(
             f"{out} holds images of {side} pixels, and {size} are asked for; remove that folder, "
             "or name another one"

@@ -141,7 +141,7 @@ def test_images_of_a_class_that_the_network_does_not_know(
     (tmp_path / "images" / "hexagon").mkdir(parents=True)
     Image.new("RGB", (16, 16)).save(tmp_path / "images" / "hexagon" / "0.png")
     options = ("--suite", "samples", "--images", tmp_path / "images", "--work", tmp_path / "work")
-    done = addp("evaluate", conditional_run, *options)
+    done = addp("evaluate", copy_of(conditional_run, tmp_path / "run"), *options)
     said = " ".join(done.stderr.split())
     assert done.code == 78 and "the network knows no class 'hexagon' of the data" in said, said
     assert "--class-guidance 0 measures samples without a class" in said

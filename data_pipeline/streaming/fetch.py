@@ -3,6 +3,7 @@ straggler, and with its checksum compared on arrival."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -82,7 +83,10 @@ class Fetcher:
                     raise
                 self.incident({"event": "storage fault", "shard": entry.name, "error": str(error)})
                 if isinstance(error, AccessDenied):
-                    store = open_store(store.url)  # credentials may have been renewed meanwhile
+                    # Credentials may have been renewed meanwhile. A file of them that is just being
+                    # written may hold half of them: then the next look finds the rest.
+                    with contextlib.suppress(StorageError):
+                        store = open_store(store.url)
             except StorageError as error:
                 raise ShardDamaged(f"{error}") from error
             self._closing.wait(random.uniform(0.5, 1.0) * pause)

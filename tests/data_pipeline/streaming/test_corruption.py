@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -276,13 +275,20 @@ def test_credentials_that_expire_and_are_renewed(
     def credentials(secret: str) -> None:
         file.write_text(f"[default]\naws_access_key_id = {KEY}\naws_secret_access_key = {secret}\n")
 
+    def renewed() -> None:
+        """In two writes, between which others look at the file."""
+        file.write_text("[default")
+        seen = len(incidents)
+        until(lambda: len(incidents) > seen + 1)
+        credentials(SECRET)
+
     credentials(SECRET)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
     with reading(url, cache=cache, retry_seconds=30.0) as (reader, incidents):
         reader.shards[0].store = expired(url, credentials)
-        once(incidents, "access denied", partial(credentials, SECRET))
+        once(incidents, "access denied", renewed)
         assert sorted(epoch_of(reader)[0]) == everything
     assert any("access denied" in i.get("error", "") for i in incidents)
     with reading(url, cache=cache / "other", retry_seconds=1.0) as (reader, _):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,9 @@ def load(
 
     Raises WeightsError, and ConfigError where there is no network or no such device.
     """
-    usual: tuple[SamplerName, Asked] = ("published", ALL) if path else (SAMPLER, CLASSES)
+    usual: tuple[SamplerName, Asked] = ("published", ALL)
+    if path is None:
+        usual = SAMPLER, CLASSES
     path = shipped_folder() if path is None else Path(path)
     folder = path if path.is_dir() else path.parent
     network = load_network(_network_file(path) if path.is_dir() else path, "addp")
@@ -198,12 +201,7 @@ class ImageModel:
         ConfigError for a class that the network does not know.
         """
         labels = labels_of(self.classes, self.usual_classes if classes is None else classes)
-        sampling, images = sampling.or_else(self.sampler), []
-        for first in range(start, start + count, _BATCH):
-            size = min(_BATCH, start + count - first)
-            told = labels_in_turn(labels, first, size) if labels else None
-            images += self._generated(seed, first, size, sampling, None, told)
-        return images
+        return self._generated(seed, start, count, sampling.or_else(self.sampler), None, labels)
 
     def complete(
         self,
@@ -223,17 +221,12 @@ class ImageModel:
         DataError for a mask of another size, and where it masks nothing or everything; ConfigError
         for a name that is none, of a mask or a class.
         """
-        image, sampling = opened(picture), sampling.or_else(self.sampler)
+        image = opened(picture)
         unknown = unknown_tokens(mask, image[0].size, self.network.geometry).to(self._device)
         pixels = squares(image, self.network.geometry.image_size).to(self._device)
-        ids = known_tokens(self.tokenizer, pixels, unknown)
-        labels, images = labels_of(self.classes, classes), []
-        for first in range(0, count, _BATCH):
-            size = min(_BATCH, count - first)
-            told = labels_in_turn(labels, first, size) if labels else None
-            known = ids.expand(size, -1), unknown.expand(size, -1)
-            images += self._generated(seed, first, size, sampling, known, told)
-        return images
+        known = known_tokens(self.tokenizer, pixels, unknown), unknown[None]
+        labels = labels_of(self.classes, classes)
+        return self._generated(seed, 0, count, sampling.or_else(self.sampler), known, labels)
 
     def interpolate(
         self,
@@ -272,22 +265,30 @@ class ImageModel:
         count: int,
         sampling: SamplingOptions,
         known: tuple[Tensor, Tensor] | None,
-        classes: Tensor | None = None,
+        labels: Sequence[int] = (),
     ) -> list[Image.Image]:
-        """Generate samples. known: ids and which are unknown, as of `between`; None for nothing.
-        classes: labels, (count,), or None."""
-        given: Given | None = None
-        if known is not None:
-            told = told_beside(self.network, self.predictor, classes, sampling)
-            given = given_tokens(self.tokenizer, self.predictor, *known, told)
-        images = generated(
-            self.network,
-            self.tokenizer,
-            seed=seed,
-            start=start,
-            count=count,
-            sampling=sampling,
-            given=given,
-            classes=classes,
-        )
-        return as_images(images)
+        """Generate the samples start .. start+count-1. known: ids and which are unknown, (1, L)
+        each, of all of them; None for nothing. labels: of the classes that take turns; none for
+        samples without a class."""
+        images: list[Image.Image] = []
+        for first in range(start, start + count, _BATCH):
+            size = min(_BATCH, start + count - first)
+            classes = labels_in_turn(labels, first, size) if labels else None
+            given: Given | None = None
+            if known is not None:
+                ids, unknown = (part.expand(size, -1) for part in known)
+                told = told_beside(self.network, self.predictor, classes, sampling)
+                given = given_tokens(self.tokenizer, self.predictor, ids, unknown, told)
+            images += as_images(
+                generated(
+                    self.network,
+                    self.tokenizer,
+                    seed=seed,
+                    start=first,
+                    count=size,
+                    sampling=sampling,
+                    given=given,
+                    classes=classes,
+                )
+            )
+        return images

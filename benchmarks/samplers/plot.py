@@ -32,11 +32,11 @@ def draw(rows: list[dict[str, Any]], title: str, to: Path) -> None:
     colours = mpl.colormaps["tab20"].colors  # type: ignore[attr-defined]
     for axis, (metric, label) in zip(axes, panels.items(), strict=True):
         for place, family in enumerate(families):
-            points = sorted((b, group) for (f, b), group in groups.items() if f == family)
-            means = [mean([row[metric] for row in group]) for _, group in points]
+            points = {p: group for (f, p), group in sorted(groups.items()) if f == family}
+            means = [mean([row[metric] for row in group]) for group in points.values()]
             shift = 1 + 0.012 * (place - len(families) / 2)
             axis.errorbar(
-                [group[0]["passes"] * shift for _, group in points],
+                [passes * shift for passes in points],
                 [m.value for m in means],
                 [m.error for m in means],  # none is drawn of one seed, where it is NaN
                 label=family,
@@ -47,10 +47,10 @@ def draw(rows: list[dict[str, Any]], title: str, to: Path) -> None:
                 linewidth=2 if family == BASELINE else 1,
                 zorder=3 if family == BASELINE else 2,
             )
-        passes = sorted({group[0]["passes"] for group in groups.values()})
-        ends = (0.85 * passes[0], 1.18 * passes[-1])
+        numbers = sorted({passes for _, passes in groups})
+        ends = (0.85 * numbers[0], 1.18 * numbers[-1])
         axis.set(xscale="log", xlabel="network passes a sample", title=label, xlim=ends)
-        axis.set_xticks(passes, [str(p) for p in passes])
+        axis.set_xticks(numbers, [str(n) for n in numbers])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()

@@ -143,9 +143,10 @@ def stages(demo: Demo) -> list[Stage]:
     frozen = [f"{name}.weights={demo.network(name)}" for name in ("tokenizer", "predictor")]
     start = [f"addp.weights={demo.start / 'model.safetensors'}"] if demo.start else []
     size = demo.config("addp").geometry.image_size
-    views = ViewRecipe(size=size, views=_QUICK_VIEWS if demo.quick else _VIEWS, scale=_CROPS)
     if demo.start is not None:
         views = ViewRecipe.center(size)  # the network that ships has seen no other views
+    else:
+        views = ViewRecipe(size=size, views=_QUICK_VIEWS if demo.quick else _VIEWS, scale=_CROPS)
     road = [
         training(demo, "tokenizer", f"data.images={demo.images}"),
         _evaluation(demo, "tokenizer"),

@@ -87,8 +87,7 @@ def main(
     if run is None:
         sampling = sampling.or_else(SAMPLER)
         said = f"without RUN, this is {TITLE}, with {_options(sampling)}"
-        edits = editing.complete is not None or editing.between is not None
-        if not classes and not edits and sampling.class_guidance:
+        if not classes and not editing.given and sampling.class_guidance:
             classes = list(CLASSES)
             said += ", and of the classes that it draws best (--class all: of all)"
         if world.rank == 0:
@@ -114,7 +113,7 @@ def main(
             asked=classes or (),
         )
         beside = f"{made.with_suffix('.json')} says what it depends on"
-        if editing.complete is None and editing.between is None:
+        if not editing.given:
             beside += f", {made.with_name(made.stem + '-steps.png')} how the first ones came about"
         print(beside, file=sys.stderr)
     print(made)
@@ -130,11 +129,10 @@ def _check_together(samples: SetOptions, editing: EditOptions, output: Output, z
     """Refuse options that would change nothing, for lack of the one that they belong to. Raises
     typer.BadParameter."""
     given = samples.model_fields_set | editing.model_fields_set
-    completes, goes_between = editing.complete is not None, editing.between is not None
     for name, has_effect, needed in (
-        ("mask", completes, "--complete"),
-        ("frames", goes_between, "--between"),
-        ("variants", completes or goes_between, "--complete or --between"),
+        ("mask", editing.complete is not None, "--complete"),
+        ("frames", editing.between is not None, "--between"),
+        ("variants", editing.given, "--complete or --between"),
         ("container", output.into is not None, "--into"),
     ):
         if name in given and not has_effect:

@@ -238,6 +238,11 @@ class EditOptions(Settings):
         "--count and --batch",
     )
 
+    @property
+    def given(self) -> bool:
+        """Whether pictures are given at all."""
+        return self.complete is not None or self.between is not None
+
 
 def names_of(*models: type[Settings]) -> tuple[str, ...]:
     """The names of all fields of some models, but for those that stand for other ones."""

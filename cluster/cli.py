@@ -6,6 +6,8 @@ this file lists them. A command is imported when it is called.
 
 from __future__ import annotations
 
+import os
+
 import typer
 
 from cluster.commands import version
@@ -138,6 +140,8 @@ app.callback()(version.options)
 
 def main() -> None:
     """Run the command line, and exit as every entry point does."""
+    # Else Pydantic reads the metadata of every installed package, to find plugins of its own.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     run_entry(lambda: run_app(app, "addp"))  # the same name however it was started
 
 

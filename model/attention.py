@@ -34,22 +34,39 @@ AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 # one of float32, but not TF32 itself, which is off by 1e-3.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 _PROBE = (2, 33, 2)  # images, positions, heads
+_SCORES = 2**23  # that are in memory at a time, where nothing is kept for a backward pass
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    if dropout and q.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _sdpa_with_dropout_on_cpus(q, k, v, dropout)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # SDPA wants heads before positions
+    if q.device.type == "cpu" and not torch.compiler.is_compiling():
+        if dropout:
+            return _with_dropout_on_cpus(q, k, v, dropout).transpose(1, 2)
+        if q.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+            return _in_bf16_on_cpus(q, k, v).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(1, 2)
 
 
-def _sdpa_with_dropout_on_cpus(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def _with_dropout_on_cpus(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """What PyTorch's SDPA computes there, with a faster dropout and few passes over the weights:
     the small tensors carry the scales."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
+    weights = _weights(q, k)
     kept, scale = kept_elements(weights.shape, dropout)
-    return (masked(weights, kept) @ (v * scale)).transpose(1, 2)
+    return masked(weights, kept) @ (v * scale)
+
+
+def _in_bf16_on_cpus(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Two products and a softmax, which take half the time of SDPA's kernel for bf16 on a CPU.
+    Scores are rounded to bf16; docs/performance.md has what that does to a prediction."""
+    images = max(1, _SCORES // (q.shape[1] * q.shape[2] ** 2))
+    if len(q) <= images:
+        return _weights(q, k) @ v
+    parts = (x.split(images) for x in (q, k, v))  # type: ignore[no-untyped-call]
+    return torch.cat([_weights(*qk) @ v for *qk, v in zip(*parts, strict=True)])
+
+
+def _weights(q: Tensor, k: Tensor) -> Tensor:
+    return ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
 
 
 def _explicit(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:

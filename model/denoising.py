@@ -52,6 +52,7 @@ class FrozenNetworks(nn.Module):
         self.predictor = predictor
         self.eval()
         self.requires_grad_(False)
+        self._lay_out()
 
     @property
     def device(self) -> torch.device:
@@ -66,8 +67,23 @@ class FrozenNetworks(nn.Module):
         channels last; None: no longer."""
         compile_blocks(self.predictor, compiler)
         self._compiled_decode = compiler(VQTokenizer.decode) if compiler else None
-        layout = fast_layout(self.device, compiled=compiler is not None)
-        self.tokenizer.decoder.to(memory_format=layout)  # type: ignore[call-overload]
+        self._lay_out()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenNetworks:
+        """What `to` and its like call: another device may want another layout."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._lay_out()
+        return self
+
+    def _lay_out(self) -> None:
+        """Lay the decoder's weights out as its input will be; else each call would do it again."""
+        for weights in self.tokenizer.decoder.parameters():
+            if weights.ndim == 4:
+                weights.data = weights.data.contiguous(memory_format=self._layout)
+
+    @property
+    def _layout(self) -> torch.memory_format:
+        return fast_layout(self.device, compiled=self._compiled_decode is not None)
 
     @torch.no_grad()
     def forward(
@@ -86,6 +102,5 @@ class FrozenNetworks(nn.Module):
         unreliable = masks.mask_t.view(-1, 1, side, side)
         z_t = torch.where(unreliable, soft, self.tokenizer.embed(ids.long()))
         decode = self._compiled_decode or VQTokenizer.decode
-        layout = fast_layout(z_t.device, compiled=self._compiled_decode is not None)
-        x_t = decode(self.tokenizer, z_t.contiguous(memory_format=layout))
+        x_t = decode(self.tokenizer, z_t.contiguous(memory_format=self._layout))
         return NoisyImage(x_t, target, soft)

@@ -33,8 +33,8 @@ def _norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 def _silu(x: Tensor) -> Tensor:
-    """SiLU, in place if nothing is kept for a backward pass: fresh memory costs a CPU more than the
-    function itself."""
+    """SiLU, in place if nothing is kept for a backward pass, as other operators here are: fresh
+    memory costs a CPU more than the function itself."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
@@ -56,7 +56,8 @@ class ResidualBlock(nn.Module):
         h = self.conv2(_silu(self.norm2(h)))
         # An oddity of the original weights: where the width changes, the shortcut starts from the
         # block's own output.
-        return h + (self.nin_shortcut(h) if hasattr(self, "nin_shortcut") else x)
+        shortcut = self.nin_shortcut(h) if hasattr(self, "nin_shortcut") else x
+        return h + shortcut if torch.is_grad_enabled() else h.add_(shortcut)
 
 
 class _Level(nn.Module):

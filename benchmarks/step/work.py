@@ -22,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+import model.encoder
+import model.predictor
 import model.transformer
 from benchmarks.step.rates import Rates
 from benchmarks.step.variants import Networks, ReferenceForward, follow_ours, networks
@@ -172,6 +174,8 @@ def _masks(config: RunConfig, device: torch.device) -> DenoisingMasks:
 
 def _our_loss(config: RunConfig, made: Networks, counter: Counter) -> Tensor:
     patch.object(model.transformer, "attention", _attention).start()
+    for module in (model.encoder, model.predictor, model.transformer):
+        patch.object(module, "dropout", F.dropout).start()  # ours takes its draws from NumPy
     device = made.network.cls_token.device
     frozen = FrozenNetworks(made.tokenizer, made.predictor)
     follow_ours(frozen, made.network, counter)

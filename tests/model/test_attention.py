@@ -55,6 +55,20 @@ def test_backends_equal_the_formula(backend: str, shape: tuple[int, ...]) -> Non
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("at_once", [module._SCORES, 2 * 3 * 129**2, 1])
+def test_in_bfloat16_without_gradients(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, however many images are computed at a time."""
+    monkeypatch.setattr(module, "_SCORES", at_once)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 129, 3, 32).bfloat16() for _ in range(3))
+    with torch.no_grad():
+        ours = attention(q, k, v, backend="sdpa").double()
+    reference = by_hand(q.double(), k.double(), v.double())
+    assert ours.shape == reference.shape
+    limit = module.TOLERANCES[torch.bfloat16] * float(reference.abs().max())
+    assert float((ours - reference).abs().max()) < limit
+
+
 @pytest.mark.parametrize("backend", ["sdpa", "explicit"])
 def test_dropout_drops_the_same_in_both_passes(backend: str) -> None:
     """The result is linear in v, so that <gradient of v, v> is <weight, result>, whatever was

@@ -33,6 +33,7 @@ REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter_tensor", "reduce_scatter")
 
 MODES = [*(("bf16", stage) for stage in (1, 2, 3)), *(("bf16-mixed", stage) for stage in range(4))]
 STEPS = 3
+CLIP = 0.01  # the gradients are longer
 PRECISIONS = get_args(Precision)
 Seen = dict[tuple[str, int], dict[str, Any]]
 
@@ -85,6 +86,7 @@ def observe(arguments: list[str]) -> int:
             "precision": precision,
             "zero_stage": stage,
             "batch": {"global_batch": 16, "micro": 4},
+            "optimizer": {"clip": CLIP},
         }
         torch.manual_seed(0)
         network = Network()
@@ -96,6 +98,9 @@ def observe(arguments: list[str]) -> int:
             for step in batches
         ]
         watching = False
+        squares = [v.square().sum() for key, _, v in engine.owned() if key == "exp_avg"]
+        moments = torch.stack(squares).sum() if squares else torch.zeros(())
+        torch.distributed.all_reduce(moments)
         weights = [(f.weights().clone(), f.weights()) for f in engine.partition.held]
         nothing = [{"x": torch.full((4, 64), torch.nan if rank else 1.0)}] * 2  # on one rank only
         skipped = engine.optimizer_step(nothing, 1e-3, Stopwatch(False))
@@ -113,6 +118,7 @@ def observe(arguments: list[str]) -> int:
                 "seen": sorted(network.seen),
                 "losses": [float(result.loss) for result in results],
                 "norms": [float(result.norm) for result in results],
+                "moments": float(moments.sqrt()),
             }
         )
         summed.clear()
@@ -155,7 +161,16 @@ def test_stages_train_alike_in_mixed_precision(seen: Seen) -> None:
     for row in others:
         assert row["losses"] == pytest.approx(alone["losses"], rel=1e-6)
         assert row["norms"] == pytest.approx(alone["norms"], rel=1e-5)
+        assert row["moments"] == pytest.approx(alone["moments"], rel=1e-5)
     assert alone["losses"][-1] != alone["losses"][0]
+
+
+def test_clipped_gradients_are_as_long_as_they_may_be(seen: Seen) -> None:
+    """The norm is that before, and the optimizer sees what is clipped."""
+    for row in seen.values():
+        assert min(row["norms"]) > 2 * CLIP
+        longest = CLIP * (1 - 0.9**STEPS)  # the first of AdamW's betas
+        assert 0.5 * longest < row["moments"] <= 1.001 * longest, row
 
 
 def test_a_step_that_is_skipped_has_no_finite_norm(seen: Seen) -> None:

@@ -25,7 +25,7 @@ from trainer.distributed.meeting import LONG, join_ranks
 from trainer.distributed.world import own_cores, take_world
 from trainer.engine import deepspeed_internals as internals
 from trainer.engine.ema import WeightEMA
-from trainer.engine.optimizers import STATE, make_optimizer, parameter_groups, scales_by_itself
+from trainer.engine.optimizers import STATE, make_optimizer, parameter_groups, skips_by_itself
 from trainer.engine.partition import Fragment, Partition
 from trainer.engine.precision import MODES, Precision
 from trainer.engine.state_keys import EMA, WEIGHTS, Range
@@ -198,7 +198,7 @@ class Engine:
         self.ema = (
             WeightEMA(self.partition, config.ema_decay) if config.ema_decay is not None else None
         )
-        self._scales_by_itself = scales_by_itself(self._base)
+        self._skips_by_itself = skips_by_itself(self._base)
         # Updates so far, beside the weights: on the CPU where the optimizer is offloaded.
         offloaded = config.offload != "none"
         self._applied = torch.zeros(
@@ -254,16 +254,11 @@ class Engine:
         trained = [p for p in self._network.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         finite = norm.isfinite()
-        if self._scales_by_itself:
-            if self._clip:
-                # Its kernel divides the gradients, which would take a pass of its own.
-                excess = (norm + 1e-6) / self._clip
-                self._base.grad_scale = excess.clamp_min(1.0).float()  # type: ignore[attr-defined]
-            self._base.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
-            return norm, finite
         if self._clip:
             torch.nn.utils.clip_grads_with_norm_(trained, self._clip, norm)
-        if not finite:  # this waits for the device
+        if self._skips_by_itself:
+            self._base.found_inf = finite.logical_not().float()  # type: ignore[attr-defined]
+        elif not finite:  # this waits for the device
             for parameter in trained:
                 parameter.grad = None
         return norm, finite

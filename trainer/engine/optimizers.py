@@ -265,10 +265,9 @@ def make_optimizer(config: RunConfig, groups: list[dict[str, Any]], on_cuda: boo
     return optimizer
 
 
-def scales_by_itself(optimizer: Optimizer) -> bool:
-    """Whether a step of the optimizer divides the gradients by its attribute `grad_scale`, and
-    changes nothing where its `found_inf` is 1, both scalars on the device. So do PyTorch's fused
-    kernels, for its gradient scaler."""
+def skips_by_itself(optimizer: Optimizer) -> bool:
+    """Whether a step of the optimizer changes nothing where its attribute `found_inf`, a scalar on
+    the device, is 1. So do PyTorch's fused kernels, for its gradient scaler."""
     return isinstance(optimizer, AdamW)
 
 

@@ -105,7 +105,8 @@ class Crops:
 
     def spread(self, count: int) -> Chunk:
         """Read at most `count` images, spread evenly: a source lists one class after another."""
-        images = self._images[:: max(1, -(-len(self) // count))][:count]
+        count = min(count, len(self))
+        images = [self._images[i * len(self) // count] for i in range(count)]
         (chunk,) = self._read(iter([images]))
         return chunk
 

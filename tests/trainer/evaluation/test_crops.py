@@ -19,15 +19,13 @@ def crops(images: Path, crop: Crop) -> Crops:
     return Crops(LocalStore(images), listing.images, listing.classes, size=16, chunk=8, crop=crop)
 
 
-@pytest.mark.parametrize(("count", "of_each"), [(6, 2), (64, 20), (120, 40), (500, 40)])
-def test_a_few_images_are_of_all_classes(count: int, of_each: int, images: Path) -> None:
-    """The real ones beside samples: the first of a source would be of its first class."""
+@pytest.mark.parametrize("count", [6, 64, 119, 120, 500])
+def test_a_few_images_are_of_all_classes(count: int, images: Path) -> None:
+    """As many as were asked for, of 120. The first of a source would be of its first class."""
     chunk = crops(images, "own").spread(count)
-    assert chunk.labels.bincount().tolist() == [of_each] * 3 and chunk.pixels.shape[1:] == (
-        3,
-        16,
-        16,
-    )
+    of_each = chunk.labels.bincount().tolist()
+    assert sum(of_each) == min(count, 120) and max(of_each) - min(of_each) <= 1
+    assert chunk.pixels.shape[1:] == (3, 16, 16)
 
 
 def test_the_published_protocol_reads_every_image(images: Path, tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from trainer.evaluation.results import read_results
 from trainer.run_folder import TARGETS, RunFolder, write_json
 
 # What the encoder's features are measured by: name, benchmark, metric, what they have to be ahead
-# of, and whether all of the lead's interval has to lie above 0. On the demo's 185 images an interval
-# reaches 6 points each way, so that a lead of 2 to 7, as in the probes, is not always seen in one
-# training. What else they are compared with is shown.
+# of, and whether all of the lead's interval has to lie above 0. On 185 images an interval reaches 6
+# points each way, and the leads of the probes are 2 to 7 points: one training does not always show
+# them clearly. What else features are compared with is shown.
 _FEATURES = (
     ("original found (top 1)", "retrieval", "top1", ("untrained", "pixels", "colour"), True),
     ("kNN (k = 20)", "knn", "top1_k20", ("untrained",), False),

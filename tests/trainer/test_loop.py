@@ -30,6 +30,8 @@ METHODS = ("cpu", "numpy", "tolist")
 
 # It reads numbers of the host, that ranks have told each other.
 AGREEMENT = "trainer.distributed.collectives.Agreement.result"
+# On CPUs alone, where it reads a seed that the host's generator drew.
+DROPOUT = "model.dropout.kept_elements"
 JUDGES, CLIPS = (
     f"deepspeed.runtime.utils.{name}"
     for name in ("is_invalid_grad_norm", "clip_tensors_by_global_norm")
@@ -155,7 +157,7 @@ def counted(
 def test_a_step_reads_nothing_from_the_device(counted: Counted) -> None:
     for name, row in counted.items():
         ours = {function for function in row if not function.startswith("deepspeed.")}
-        assert ours == {AGREEMENT}, (name, row)
+        assert ours - {DROPOUT} == {AGREEMENT}, (name, row)
 
 
 def test_where_deepspeed_waits_is_known(counted: Counted) -> None:
